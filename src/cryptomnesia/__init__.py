@@ -1,0 +1,66 @@
+"""Find, map and stop memorized training images in diffusion models.
+
+Names are loaded on first use, so importing the package loads neither torch nor diffusers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cryptomnesia.calibrate import Calibration
+    from cryptomnesia.detect import GuidanceMagnitude, Stability
+    from cryptomnesia.errors import CryptomnesiaError, UsageError
+    from cryptomnesia.examine import Finding, examine
+    from cryptomnesia.generate import Sampling, generate
+    from cryptomnesia.localize import CurvatureDifference, ScoreDifference
+    from cryptomnesia.mitigate import StabilityRule, mitigate
+    from cryptomnesia.models import load_pipeline
+    from cryptomnesia.watch import Step, Trajectory, watch
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Calibration": "calibrate",
+    "CryptomnesiaError": "errors",
+    "CurvatureDifference": "localize",
+    "Finding": "examine",
+    "GuidanceMagnitude": "detect",
+    "Sampling": "generate",
+    "ScoreDifference": "localize",
+    "Stability": "detect",
+    "StabilityRule": "mitigate",
+    "Step": "watch",
+    "Trajectory": "watch",
+    "UsageError": "errors",
+    "examine": "examine",
+    "generate": "generate",
+    "load_pipeline": "models",
+    "mitigate": "mitigate",
+    "watch": "watch",
+}
+
+__all__ = [
+    "Calibration",
+    "CryptomnesiaError",
+    "CurvatureDifference",
+    "Finding",
+    "GuidanceMagnitude",
+    "Sampling",
+    "ScoreDifference",
+    "Stability",
+    "StabilityRule",
+    "Step",
+    "Trajectory",
+    "UsageError",
+    "examine",
+    "generate",
+    "load_pipeline",
+    "mitigate",
+    "watch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,421 @@
+"""The command line: parse, call the library, set the exit code.
+
+Exit codes: 0 done and nothing flagged, 1 something flagged, 2 usage error. Results go to standard
+output, progress and errors to standard error. Nothing heavy is imported before a command runs.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cryptomnesia import __version__
+from cryptomnesia.errors import CryptomnesiaError, UsageError
+
+if TYPE_CHECKING:
+    from cryptomnesia.examine import Finding
+    from cryptomnesia.proving_ground.manifest import Manifest
+
+app = typer.Typer(
+    help="Find, map and stop memorized training images in diffusion models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ground = typer.Typer(help="The model whose truth is known: train, verify, show.", no_args_is_help=True)
+app.add_typer(ground, name="proving-ground")
+
+Model = Annotated[str, typer.Argument(help="A local diffusers folder, a hub id, or `bundled`.")]
+Steps = Annotated[int, typer.Option(min=1, help="Solver steps.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 7.5, or the bundled model's own, by default.")]
+Scheduler = Annotated[
+    str, typer.Option(help="ddim, pndm, euler, euler-ancestral, heun, dpm++, unipc, lms, or own for the pipeline's.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per call of the pipeline.")]
+
+
+def main() -> None:
+    """Run the command line; a `CryptomnesiaError` becomes one line and exit code 2."""
+    try:
+        app()
+    except CryptomnesiaError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        # the reader went away (`| head`); keep Python from complaining once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def detect(
+    model: Model,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given more than once.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file of prompts: .txt, .csv or .jsonl.")] = None,
+    images_per_prompt: Annotated[int, typer.Option(min=1, help="Images per prompt, seeds counted up.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image of every prompt.")] = 0,
+    steps: Steps = 50,
+    guidance: Guidance = None,
+    scheduler: Scheduler = "ddim",
+    calibration: Annotated[
+        Path | None, typer.Option(help="Made by `calibrate` for this setup; the bundled model brings its own.")
+    ] = None,
+    detector: Annotated[str, typer.Option(help="stability, guidance-first or guidance-mean.")] = "stability",
+    rate: Annotated[float, typer.Option(help="False-positive rate at which an image is flagged.")] = 0.01,
+    batch_size: BatchSize = 8,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for a panel PNG of every flagged image.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Generate prompts and say which images are memorized; with -o also where, and what instead."""
+    from cryptomnesia.models import BUNDLED
+    from cryptomnesia.prompts import read_prompts
+
+    if bool(prompt) == (prompts is not None):
+        raise UsageError("give either --prompt (once or more) or --prompts FILE")
+    wanted = list(prompt or []) if prompts is None else read_prompts(prompts)
+    if any(not each.strip() for each in wanted):
+        raise UsageError("got an empty --prompt; give a text")
+    if calibration is None and model != BUNDLED:
+        raise UsageError(
+            f"detecting in {model} needs a calibration; make one with "
+            f"`cryptomnesia calibrate {model} --prompts FILE -o calibration.safetensors` and give it as --calibration"
+        )
+    findings = _examine(
+        model,
+        [each for each in wanted for _ in range(images_per_prompt)],
+        [seed + number for _ in wanted for number in range(images_per_prompt)],
+        steps=steps,
+        guidance=guidance,
+        scheduler=scheduler,
+        calibration=calibration,
+        detector=detector,
+        rate=rate,
+        batch_size=batch_size,
+        output=output,
+        as_json=as_json,
+    )
+    raise typer.Exit(int(any(finding.flagged for finding in findings)))
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    prompts: Annotated[Path, typer.Option(help="At least 100 captions that are not memorized: .txt, .csv or .jsonl.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The calibration file to write.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image.")] = 0,
+    steps: Steps = 50,
+    guidance: Guidance = None,
+    scheduler: Scheduler = "ddim",
+    batch_size: BatchSize = 8,
+) -> None:
+    """Learn from reference prompts what is usual, one image each, and save it for `detect`."""
+    from cryptomnesia.calibrate import Calibration
+    from cryptomnesia.generate import Sampling
+    from cryptomnesia.models import load_pipeline
+    from cryptomnesia.prompts import read_prompts
+
+    captions = read_prompts(prompts)
+    _check_writable(output)
+    pipe = load_pipeline(model, scheduler=scheduler)
+    sampling = Sampling(steps, _guidance(model, guidance))
+    with _progress() as report:
+        fitted = Calibration.fit(
+            pipe,
+            captions,
+            sampling,
+            seed=seed,
+            batch_size=batch_size,
+            progress=lambda done: report("reference images", done, len(captions)),
+        )
+    fitted.save(output)
+    nulls = len(next(iter(fitted.null.values())))
+    typer.echo(f"{output}: {len(captions)} references, {nulls} in the null; rates down to {1 / (nulls + 1):.2g}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures.")] = Path("demo-output"),
+) -> None:
+    """Run the main job on the bundled model: planted captions among ordinary ones."""
+    from cryptomnesia.proving_ground import BUNDLE
+    from cryptomnesia.proving_ground.bundle import control_captions
+    from cryptomnesia.proving_ground.manifest import Manifest
+    from cryptomnesia.proving_ground.planted import plant
+
+    manifest = Manifest.load(BUNDLE)
+    top = max(entry.exposures for entry in manifest.entries)
+    planted = [
+        [entry for entry in manifest.entries if entry.kind == kind and entry.exposures == top][:4]
+        for kind in ("verbatim", "template")
+    ]
+    negatives = [entry for entry in manifest.entries if entry.kind == "rare_name"][:2]
+    ordinary = control_captions("selection", 6, plant(0))
+    captions = [entry.captions[0] for entry in (*planted[0], *planted[1], *negatives)] + ordinary
+    _examine("bundled", captions, [0] * len(captions), output=output)
+
+
+@ground.command()
+def train(
+    folder: Annotated[Path, typer.Argument(help="Folder of the run; a stopped run in it goes on.")],
+    processes: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 2,
+) -> None:
+    """Train the bundled model from nothing (hours on two cores); may be stopped and started again."""
+    from cryptomnesia.proving_ground.bundle import REFERENCES, bundle, load
+    from cryptomnesia.proving_ground.planted import plant
+    from cryptomnesia.proving_ground.train import Recipe, train
+
+    recipe = Recipe()
+    with _progress() as report:
+        train(
+            folder,
+            recipe,
+            processes=processes,
+            report=lambda phase, done, total, loss: report(f"{phase} (loss {loss:.4f})", done, total),
+        )
+        bundle(
+            load(folder / "final"),
+            load(folder / "early"),
+            plant(recipe.seed),
+            folder / "bundle",
+            progress=lambda done: report("calibration", done, REFERENCES),
+        )
+    typer.echo(f"{folder / 'bundle'}: measure it with `cryptomnesia proving-ground verify --bundle`")
+
+
+@ground.command()
+def verify(
+    bundle: Annotated[Path | None, typer.Option(help="A bundle; the one in the package by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+    write: Annotated[bool, typer.Option(help="Put the measured replication into the manifest.")] = False,
+) -> None:
+    """Measure on generations what the bundled model memorized."""
+    from cryptomnesia.proving_ground import BUNDLE
+    from cryptomnesia.proving_ground.verify import verify
+
+    with _progress() as report:
+        figures = verify(bundle or BUNDLE, write=write, progress=report)
+    if as_json:
+        typer.echo(json.dumps(figures, indent=2))
+    else:
+        for name, value in figures.items():
+            typer.echo(f"{name:32} {value:.4g}" if isinstance(value, float) else f"{name:32} {value}")
+
+
+@ground.command()
+def show(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")],
+    bundle: Annotated[Path | None, typer.Option(help="A bundle; the one in the package by default.")] = None,
+) -> None:
+    """Draw training image, mask and generations of planted concepts as a picture grid."""
+    from cryptomnesia.proving_ground import BUNDLE
+    from cryptomnesia.proving_ground.show import grid
+
+    _check_writable(output)
+    with _progress() as report:
+        grid(bundle or BUNDLE, progress=report).save(output)
+    typer.echo(str(output))
+
+
+def _examine(
+    model: str,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    output: Path | None,
+    steps: int = 50,
+    guidance: float | None = None,
+    scheduler: str = "ddim",
+    calibration: Path | None = None,
+    detector: str = "stability",
+    rate: float = 0.01,
+    batch_size: int = 8,
+    as_json: bool = False,
+) -> "list[Finding]":
+    """Examine, print, and write panels to `output`."""
+    from cryptomnesia.calibrate import Calibration
+    from cryptomnesia.examine import checked, examine
+    from cryptomnesia.generate import Sampling, check_prompts
+    from cryptomnesia.localize import CurvatureDifference
+    from cryptomnesia.mitigate import StabilityRule
+    from cryptomnesia.models import BUNDLED, load_pipeline
+    from cryptomnesia.proving_ground import BUNDLE
+    from cryptomnesia.proving_ground.manifest import Manifest
+
+    fitted = Calibration.load(calibration or BUNDLE / "calibration.safetensors")
+    pipe = load_pipeline(model, scheduler=scheduler)
+    manifest = Manifest.load(BUNDLE) if model == BUNDLED else None
+    if manifest is not None:
+        manifest.check(pipe)
+    sampling = Sampling(steps, _guidance(model, guidance))
+    localizer = None if output is None else CurvatureDifference()
+    rule = StabilityRule() if output is not None and scheduler == "ddim" else None
+    checked(pipe, sampling, fitted, detector=detector, rate=rate, localizer=localizer)
+    check_prompts(pipe, prompts)
+    if output is not None:
+        _make_folder(output)
+    findings = []
+    with _progress() as report:
+        for finding in examine(
+            pipe,
+            prompts,
+            seeds,
+            sampling,
+            fitted,
+            detector=detector,
+            rate=rate,
+            localizer=localizer,
+            rule=rule,
+            batch_size=batch_size,
+        ):
+            findings.append(finding)
+            report("images", len(findings), len(prompts))
+    panels = {} if output is None else _write_panels(findings, output, manifest)
+    if as_json:
+        typer.echo(json.dumps(_as_json(findings, panels, sampling, detector, rate), indent=2))
+    else:
+        _print_table(findings, detector, rate)
+        if output is not None:
+            typer.echo(f"{len(panels)} panels in {output}" if panels else f"nothing flagged, no panels in {output}")
+    return findings
+
+
+def _write_panels(findings: "list[Finding]", folder: Path, manifest: "Manifest | None") -> dict[int, Path]:
+    from cryptomnesia.panel import overlay, panel, pixels
+
+    written = {}
+    for number, finding in enumerate(findings):
+        if not finding.flagged:
+            continue
+        pictures = [("generated", pixels(finding.image))]
+        if finding.map is not None:
+            pictures.append(("memorized region", overlay(finding.image, finding.map)))
+        if finding.instead is not None:
+            pictures.append(("under mitigation", pixels(finding.instead)))
+        entry = manifest.planted_for(finding.prompt) if manifest is not None else None
+        if manifest is not None and entry is not None:
+            pictures.append(("planted image", manifest.image(entry)))
+            pictures.append(("true region", manifest.mask(entry).astype("uint8") * 255))
+        written[number] = folder / f"{number:04}-seed-{finding.seed}.png"
+        panel(pictures, f"{finding.prompt}  ·  p = {finding.p_value:.3g}").save(written[number])
+    return written
+
+
+def _print_table(findings: "list[Finding]", detector: str, rate: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{detector}, flagged at p ≤ {rate:g}", title_justify="left")
+    for heading, justify in (("prompt", "left"), ("seed", "right"), ("score", "right"), ("p", "right")):
+        table.add_column(heading, justify=justify, overflow="fold")
+    table.add_column("verdict")
+    table.add_column("first step", justify="right")
+    for finding in findings:
+        known = finding.score == finding.score
+        verdict = "memorized?" if finding.flagged else "ordinary" if known else "could not tell"
+        table.add_row(
+            Text(finding.prompt),
+            str(finding.seed),
+            f"{finding.score:.2f}",
+            f"{finding.p_value:.3g}",
+            Text(verdict, style="bold red" if finding.flagged else ""),
+            "" if finding.crossed is None else str(finding.crossed + 1),
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
+
+
+def _as_json(
+    findings: "list[Finding]", panels: dict[int, Path], sampling: Any, detector: str, rate: float
+) -> dict[str, Any]:
+    def known(value: float) -> float | None:
+        return value if value == value else None
+
+    return {
+        "cryptomnesia": __version__,
+        "detector": detector,
+        "rate": rate,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "images": [
+            {
+                "prompt": finding.prompt,
+                "seed": finding.seed,
+                "score": known(finding.score),
+                "p_value": known(finding.p_value),
+                "flagged": finding.flagged,
+                "first_step": None if finding.crossed is None else finding.crossed + 1,
+                "panel": str(panels[number]) if number in panels else None,
+            }
+            for number, finding in enumerate(findings)
+        ],
+    }
+
+
+def _guidance(model: str, guidance: float | None) -> float:
+    from cryptomnesia.models import BUNDLED
+
+    if guidance is not None:
+        return guidance
+    if model != BUNDLED:
+        return 7.5
+    from cryptomnesia.proving_ground import BUNDLE
+    from cryptomnesia.proving_ground.manifest import Manifest
+
+    return Manifest.load(BUNDLE).guidance
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; give another folder") from None
+
+
+def _check_writable(path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give the name of a file")
+    _make_folder(path.parent)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A progress bar on standard error, none when that is not a terminal; yields report(what, done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            key = what.partition(" (")[0]
+            if key not in tasks:
+                tasks[key] = bar.add_task(what, total=total)
+            bar.update(tasks[key], description=what, completed=done, total=total)
+
+        yield report
+
+
+if __name__ == "__main__":
+    main()

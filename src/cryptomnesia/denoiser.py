@@ -1,0 +1,85 @@
+"""The denoiser as a differentiable function, and what its output means.
+
+x_t = α·x_0 + σ·ε, score s = −ε/σ. For ε-prediction the network's value is ε, for v-prediction
+v = α·ε − σ·x_0, hence ε = α·v + σ·x and x̂_0 = α·x − σ·v.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Kind = Literal["epsilon", "v_prediction", "sample"]
+"""What a network predicts, in the words of diffusers' `prediction_type`."""
+
+Inputs = Mapping[str, Any]
+"""Conditioning as keyword arguments of the network, every tensor with the batch first."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network said about x.
+
+    Attributes:
+        x: the variance-preserving sample it saw, (B, C, h, w).
+        value: its output, (B, C, h, w).
+        alpha: α of the step.
+        sigma: σ of the step, > 0.
+        kind: what `value` is.
+    """
+
+    x: Tensor
+    value: Tensor
+    alpha: float
+    sigma: float
+    kind: Kind
+
+    @property
+    def epsilon(self) -> Tensor:
+        """The noise estimate, (B, C, h, w)."""
+        if self.kind == "epsilon":
+            return self.value
+        if self.kind == "v_prediction":
+            return self.alpha * self.value + self.sigma * self.x
+        return (self.x - self.alpha * self.value) / self.sigma
+
+    @property
+    def x0(self) -> Tensor:
+        """The estimate of the clean latent, (B, C, h, w)."""
+        if self.kind == "sample":
+            return self.value
+        if self.kind == "v_prediction":
+            return self.alpha * self.x - self.sigma * self.value
+        return (self.x - self.sigma * self.value) / self.alpha
+
+    @property
+    def score(self) -> Tensor:
+        """The score ∇log p(x), (B, C, h, w)."""
+        return -self.epsilon / self.sigma
+
+    def rows(self, rows: list[int]) -> "Prediction":
+        """The prediction for some of the samples."""
+        return Prediction(self.x[rows], self.value[rows], self.alpha, self.sigma, self.kind)
+
+    def with_epsilon(self, epsilon: Tensor) -> "Prediction":
+        """The prediction of the same kind whose noise estimate is `epsilon` (B, C, h, w)."""
+        value = epsilon
+        if self.kind != "epsilon":
+            x0 = (self.x - self.sigma * epsilon) / self.alpha
+            value = x0 if self.kind == "sample" else self.alpha * epsilon - self.sigma * x0
+        return Prediction(self.x, value, self.alpha, self.sigma, self.kind)
+
+
+class Denoiser(Protocol):
+    """A differentiable view of a model, for questions off the trajectory."""
+
+    def __call__(self, x: Tensor, t: Tensor | float, inputs: Inputs) -> Prediction:
+        """The prediction at x (B, C, h, w), timestep t, under the conditioning `inputs`."""
+        ...
+
+
+def norms(x: Tensor) -> Tensor:
+    """ℓ2 norm of every sample of x (B, …) in fp32, shape (B,)."""
+    return torch.linalg.vector_norm(x.detach().flatten(1), dim=1, dtype=torch.float32)

@@ -1,0 +1,16 @@
+"""Is it memorized? One file per method; `DETECTORS` names them."""
+
+from collections.abc import Callable
+
+from cryptomnesia.detect.base import Detector, Reference
+from cryptomnesia.detect.guidance_magnitude import GuidanceMagnitude
+from cryptomnesia.detect.stability import Stability
+
+__all__ = ["DETECTORS", "Detector", "GuidanceMagnitude", "Reference", "Stability"]
+
+DETECTORS: dict[str, Callable[[Reference], Detector]] = {
+    "stability": Stability,
+    "guidance-first": lambda _: GuidanceMagnitude(steps=1),
+    "guidance-mean": lambda _: GuidanceMagnitude(),
+}
+"""Name on the command line → how to make the detector from the reference statistics."""

@@ -1,0 +1,41 @@
+"""Guidance magnitude (Wen et al., ICLR 2024, arXiv:2407.21720): memorized captions pull harder.
+
+The score is the mean over the first n evaluations of ‖ε_c − ε_u‖₂; n = 1 is the paper's first-step
+variant, n = all its full one.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from cryptomnesia.detect.base import Need
+from cryptomnesia.watch import Trajectory
+
+
+@dataclass(frozen=True)
+class GuidanceMagnitude:
+    """Mean ‖Δε_t‖ over the first `steps` evaluations, over all of them when None; ≥ 0, in latent units."""
+
+    steps: int | None = None
+    needs: ClassVar[frozenset[Need]] = frozenset({"uncond"})
+
+    @property
+    def name(self) -> str:
+        """`guidance-first` for one step, else `guidance-mean`."""
+        return "guidance-first" if self.steps == 1 else "guidance-mean"
+
+    def running(self, trajectory: Trajectory) -> Tensor:
+        """The mean so far, (B, N); NaN without an unconditional branch."""
+        values = trajectory.norms.guidance[:, : self.steps]
+        means = values.cumsum(dim=1) / torch.arange(1, values.shape[1] + 1)
+        rest = trajectory.norms.guidance.shape[1] - means.shape[1]
+        return torch.cat([means, means[:, -1:].expand(-1, rest)], dim=1)
+
+    def score(self, trajectory: Trajectory) -> Tensor:
+        """The mean of every image, (B,); NaN where the run was cut short before `steps`."""
+        needed = self.steps or len(trajectory.timesteps)
+        running = self.running(trajectory)
+        enough = trajectory.norms.guidance.shape[1] >= needed
+        return running[:, -1] if enough else torch.full_like(running[:, -1], torch.nan)

@@ -1,0 +1,52 @@
+"""Figures of merit, with intervals that know that images of one prompt are not independent."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with the bounds of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Area under the ROC curve of scores (n,) against scores (m,): P(positive > negative), ties half."""
+    labels = np.concatenate([np.ones(len(positive)), np.zeros(len(negative))])
+    return float(roc_auc_score(labels, np.concatenate([positive, negative])))
+
+
+def tpr_at_fpr(positive: np.ndarray, negative: np.ndarray, rate: float = 0.01) -> float:
+    """Share of `positive` above the smallest threshold that at most a share `rate` of `negative` exceeds."""
+    descending = np.sort(negative)[::-1]
+    threshold = descending[int(rate * len(negative))]
+    return float((positive > threshold).mean())
+
+
+def clustered(statistic: Callable[..., float], *groups: list[np.ndarray], draws: int = 1000, seed: int = 0) -> Estimate:
+    """A statistic with its 95% percentile bootstrap interval, whole clusters being redrawn.
+
+    Args:
+        statistic: takes one flat array per group.
+        groups: each a list of clusters, for instance one array of scores per prompt.
+        draws: bootstrap samples.
+        seed: of the redrawing.
+
+    Example:
+        >>> clustered(lambda a: float(a.mean()), [np.array([1.0, 1.0]), np.array([0.0, 0.0])]).value
+        0.5
+    """
+    rng = np.random.default_rng(seed)
+    value = statistic(*(np.concatenate(group) for group in groups))
+    redrawn = [
+        statistic(*(np.concatenate([group[i] for i in rng.integers(len(group), size=len(group))]) for group in groups))
+        for _ in range(draws)
+    ]
+    low, high = np.quantile(redrawn, [0.025, 0.975])
+    return Estimate(value, float(low), float(high))

@@ -1,0 +1,166 @@
+"""The main job: from prompts to "memorized, here, and this instead"."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cryptomnesia.adapters import adapter_for
+from cryptomnesia.calibrate import Calibration
+from cryptomnesia.detect import DETECTORS, Detector
+from cryptomnesia.errors import UsageError
+from cryptomnesia.generate import Batch, Sampling, generate
+from cryptomnesia.localize import Localizer
+from cryptomnesia.mitigate import StabilityRule, mitigate
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of one generated image.
+
+    Attributes:
+        prompt: its caption.
+        seed: its seed.
+        score: the detector's score; NaN when it could not tell.
+        p_value: conformal p-value of the score, NaN likewise.
+        flagged: whether the p-value is at most the chosen false-positive rate.
+        crossed: the evaluation, from 0, at which the running score first passed the threshold of the
+            final one, or None.
+        image: (3, H, W) in [0, 1].
+        map: of a flagged image, when asked for: Δh_∅ at latent resolution, (h, w).
+        instead: of a flagged image, when asked for: the same prompt and seed under mitigation, (3, H, W).
+    """
+
+    prompt: str
+    seed: int
+    score: float
+    p_value: float
+    flagged: bool
+    crossed: int | None
+    image: Tensor
+    map: Tensor | None = None
+    instead: Tensor | None = None
+
+
+def examine(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    calibration: Calibration,
+    *,
+    detector: str = "stability",
+    rate: float = 0.01,
+    localizer: Localizer | None = None,
+    rule: StabilityRule | None = None,
+    batch_size: int = 8,
+) -> Iterator[Finding]:
+    """Generate `prompts[i]` with `seeds[i]`, judge each image, and look closer at the flagged ones.
+
+    Args:
+        pipe: a pipeline of a known family.
+        prompts: one per image.
+        seeds: one per image.
+        sampling: the settings, those of the calibration.
+        calibration: of this setup; any other is refused.
+        detector: one of `DETECTORS`.
+        rate: false-positive rate at which an image is flagged.
+        localizer: maps flagged images; None leaves maps out.
+        rule: mitigates flagged images; None leaves that out. Needs DDIM.
+        batch_size: images per call of the pipeline.
+
+    Raises:
+        UsageError: before anything is generated, if the setup cannot answer.
+    """
+    judge = checked(pipe, sampling, calibration, detector=detector, rate=rate, localizer=localizer)
+    return _examine(pipe, prompts, seeds, sampling, calibration, judge, rate, localizer, rule, batch_size)
+
+
+def checked(
+    pipe: Any,
+    sampling: Sampling,
+    calibration: Calibration,
+    *,
+    detector: str,
+    rate: float,
+    localizer: Localizer | None = None,
+) -> Detector:
+    """The detector, if setup, calibration and settings fit together.
+
+    Raises:
+        UsageError: saying what does not fit.
+    """
+    if detector not in DETECTORS:
+        raise UsageError(f"got the unknown detector {detector!r}; known are {', '.join(DETECTORS)}")
+    if not 0 < rate < 1:
+        raise UsageError(f"got the false-positive rate {rate:g}; give one between 0 and 1")
+    judge = DETECTORS[detector](calibration.reference)
+    if sampling.guidance <= 1:
+        needing = [detector] * ("uncond" in judge.needs) + [localizer.name] * (localizer is not None)
+        if needing:
+            raise UsageError(
+                f"guidance is {sampling.guidance:g}, so there is no unconditional branch, which "
+                f"{' and '.join(needing)} needs; give guidance above 1"
+            )
+    calibration.check(pipe, sampling)
+    calibration.threshold(detector, rate)
+    return judge
+
+
+def _examine(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    calibration: Calibration,
+    judge: Detector,
+    rate: float,
+    localizer: Localizer | None,
+    rule: StabilityRule | None,
+    batch_size: int,
+) -> Iterator[Finding]:
+    threshold = calibration.threshold(judge.name, rate)
+    keep = (-1,) if localizer is not None else ()
+    for batch in generate(pipe, prompts, seeds, sampling, batch_size=batch_size, keep=keep):
+        scores = judge.score(batch.trajectory)
+        p_values = calibration.p_value(judge.name, scores)
+        flagged = p_values <= rate
+        rows = flagged.nonzero().flatten().tolist()
+        maps: dict[int, Tensor] = {}
+        instead: dict[int, Tensor] = {}
+        if rows and localizer is not None:
+            view = adapter_for(pipe).denoiser()
+            maps = dict(zip(rows, localizer.map(batch.trajectory.rows(rows), view).cpu(), strict=True))
+        if rows and rule is not None:
+            instead = dict(zip(rows, _mitigated(pipe, batch, rows, sampling, calibration, rule), strict=True))
+        above = judge.running(batch.trajectory) >= threshold
+        for row, prompt in enumerate(batch.prompts):
+            steps = above[row].nonzero().flatten()
+            yield Finding(
+                prompt=prompt,
+                seed=batch.seeds[row],
+                score=scores[row].item(),
+                p_value=p_values[row].item(),
+                flagged=bool(flagged[row]),
+                crossed=int(steps[0]) if len(steps) else None,
+                image=batch.images[row],
+                map=maps.get(row),
+                instead=instead.get(row),
+            )
+
+
+def _mitigated(
+    pipe: Any, batch: Batch, rows: list[int], sampling: Sampling, calibration: Calibration, rule: StabilityRule
+) -> Tensor:
+    again = generate(
+        pipe,
+        [batch.prompts[row] for row in rows],
+        [batch.seeds[row] for row in rows],
+        sampling,
+        batch_size=len(rows),
+        around=partial(mitigate, pipe, calibration.reference, rule),
+    )
+    return torch.cat([part.images for part in again])

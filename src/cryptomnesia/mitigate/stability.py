@@ -1,0 +1,194 @@
+"""Pull a generation back into its stability region (arXiv:2605.22050), while it runs, per image.
+
+With z-scores taken against the reference of the same evaluation:
+
+- Trigger: the first step at which the z-scores of both ‖δ_t‖ and ‖x̂_0‖ exceed τ_mild. Severity is
+  *strong* if that of ‖x̂_0‖ exceeds τ_strong, else *mild*, and is kept for the rest of the run.
+- Active: from the trigger on, at every step where the z-score of ‖δ_t‖ exceeds τ_mild and (strong, or
+  mild and t < k).
+- Action: x̂_0 is rescaled to the reference's mean norm, which moves the update by
+  α_{t−1}·(x̂_0′ − x̂_0); strong only: ‖δ_t‖ is clamped into its region [μ − γσ, μ + γσ]; then ‖z_{t−1}‖
+  is clamped into its own.
+
+z-scores are absolute, as in the paper's step score: a region has two sides.
+
+The wanted latents are reached through the prediction. A DDIM step is affine in ε,
+z_{t−1} = (α′/α)·z_t + (σ′ − α′σ/α)·ε, so the ε that lands on them is solved for and handed to the
+solver, whose own arithmetic stays in charge. A correction works on deterministic DDIM (η = 0).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from cryptomnesia.denoiser import Prediction, norms
+from cryptomnesia.detect.base import Moments, Reference
+from cryptomnesia.errors import UsageError
+from cryptomnesia.watch import Step, Watch, watch
+
+
+@dataclass(frozen=True)
+class StabilityRule:
+    """The paper's setting for SD at 50 steps: τ_mild = 3, τ_strong = 14, γ = 3, k = 10."""
+
+    tau_mild: float = 3.0
+    tau_strong: float = 14.0
+    gamma: float = 3.0
+    k: int = 10
+
+    def apply(
+        self,
+        *,
+        z: Tensor,
+        after: Tensor,
+        x0: Tensor,
+        alpha_after: float,
+        reference: Reference,
+        index: int,
+        severity: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of the rule for B images.
+
+        Args:
+            z: latents before the step, (B, C, h, w).
+            after: latents the solver would reach, (B, C, h, w).
+            x0: x̂_0 of the guided prediction, (B, C, h, w).
+            alpha_after: α_{t−1}.
+            reference: moments of the norms, per evaluation.
+            index: number of the evaluation.
+            severity: (B,) int64: 0 not triggered so far, 1 mild, 2 strong.
+
+        Returns:
+            The wanted latents (B, C, h, w), where the rule acted (B,) bool, and the new severity.
+        """
+        delta = after - z
+        delta_score = _z_score(reference.delta, index, norms(delta))
+        x0_score = _z_score(reference.x0, index, norms(x0))
+        triggered = (severity == 0) & (delta_score > self.tau_mild) & (x0_score > self.tau_mild)
+        severity = torch.where(triggered, 1 + (x0_score > self.tau_strong).long(), severity)
+        strong = severity == 2
+        active = (delta_score > self.tau_mild) & (strong | ((severity == 1) & (index < self.k)))
+
+        target = reference.x0.mean[index].to(x0)
+        delta = delta + alpha_after * (_rescaled(x0, target) - x0)
+        clamped = _rescaled(delta, self._into_region(reference.delta, index, norms(delta)))
+        delta = torch.where(_over(strong, delta), clamped, delta)
+        wanted = z + delta
+        wanted = _rescaled(wanted, self._into_region(reference.z, index, norms(wanted)))
+        return torch.where(_over(active, wanted), wanted, after), active, severity
+
+    def _into_region(self, moments: Moments, index: int, values: Tensor) -> Tensor:
+        mean, width = moments.mean[index].to(values), self.gamma * moments.std[index].to(values)
+        return values.clamp(mean - width, mean + width)
+
+
+@dataclass
+class Correction:
+    """What a mitigated run did, newest call of the pipeline.
+
+    Attributes:
+        watch: the underlying record; its norms are those after correction.
+        severity: (B,) int64: 0 never triggered, 1 mild, 2 strong.
+        active: (B, N) bool, the steps at which each image was corrected.
+    """
+
+    watch: Watch | None = None
+    severity: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    _active: list[Tensor] = field(default_factory=list)
+
+    @property
+    def active(self) -> Tensor:
+        """(B, N) bool, the steps at which each image was corrected."""
+        return torch.stack(self._active, dim=1).cpu()
+
+
+@contextmanager
+def mitigate(pipe: Any, reference: Reference, rule: StabilityRule | None = None) -> Iterator[Correction]:
+    """Correct the generations that `pipe` makes inside the block.
+
+    Args:
+        pipe: a pipeline of a known family whose scheduler is `DDIMScheduler` (η = 0).
+        reference: stability regions, from a `Calibration` of this very setup.
+        rule: thresholds; the paper's by default.
+
+    Raises:
+        UsageError: for another scheduler, or a run whose number of evaluations is not the reference's.
+    """
+    rule = rule or StabilityRule()
+    scheduler = pipe.scheduler
+    if not isinstance(scheduler, DDIMScheduler):
+        raise UsageError(
+            f"mitigation got a {type(scheduler).__name__}; it steers DDIM only: "
+            "set pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"
+        )
+    if scheduler.config["clip_sample"] or scheduler.config["thresholding"]:
+        raise UsageError(
+            "mitigation got a DDIM scheduler that clips x̂0, which ruins latents; "
+            "make it with clip_sample=False and thresholding=False"
+        )
+    done = Correction()
+
+    def steer(step: Step) -> Tensor | None:
+        planned = len(scheduler.timesteps)
+        if planned != len(reference.delta.mean):
+            raise UsageError(
+                f"the run has {planned} evaluations, the calibration {len(reference.delta.mean)}; "
+                "calibrate with the same number of steps"
+            )
+        if step.options.get("eta"):
+            raise UsageError(f"mitigation got eta={step.options['eta']:g}; it steers deterministic DDIM: give eta=0")
+        if step.index == 0:
+            done.severity = torch.zeros(len(step.sample), dtype=torch.long, device=step.sample.device)
+            done._active = []
+        guided = step.guided
+        alpha_after, sigma_after = after_ddim(scheduler, step.t)
+        after = alpha_after * guided.x0 + sigma_after * guided.epsilon
+        wanted, active, done.severity = rule.apply(
+            z=step.sample,
+            after=after,
+            x0=guided.x0,
+            alpha_after=alpha_after,
+            reference=reference,
+            index=step.index,
+            severity=done.severity,
+        )
+        done._active.append(active)
+        # an image that is left alone keeps its own prediction to the last bit
+        return torch.where(_over(active, after), steered(guided, wanted, alpha_after, sigma_after), guided.value)
+
+    with watch(pipe, steer=steer) as seen:
+        done.watch = seen
+        yield done
+
+
+def after_ddim(scheduler: DDIMScheduler, t: float) -> tuple[float, float]:
+    """(α_{t−1}, σ_{t−1}) of the step that `scheduler` makes from t."""
+    config = scheduler.config
+    previous = int(t) - config["num_train_timesteps"] // scheduler.num_inference_steps
+    bar = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod
+    return float(bar) ** 0.5, (1.0 - float(bar)) ** 0.5
+
+
+def steered(prediction: Prediction, wanted: Tensor, alpha_after: float, sigma_after: float) -> Tensor:
+    """The network value (B, C, h, w) from which a deterministic DDIM step lands on `wanted` (B, C, h, w)."""
+    ratio = alpha_after / prediction.alpha
+    epsilon = (wanted - ratio * prediction.x) / (sigma_after - ratio * prediction.sigma)
+    return prediction.with_epsilon(epsilon).value
+
+
+def _z_score(moments: Moments, index: int, values: Tensor) -> Tensor:
+    return (values - moments.mean[index].to(values)).abs() / moments.std[index].to(values)
+
+
+def _over(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.view(-1, *([1] * (like.dim() - 1)))
+
+
+def _rescaled(x: Tensor, norm: Tensor) -> Tensor:
+    """`x` (B, …) with every sample's norm set to `norm`, () or (B,)."""
+    return x * _over((norm / norms(x)).to(x.dtype).expand(len(x)), x)

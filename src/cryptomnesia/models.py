@@ -1,0 +1,77 @@
+"""Load a pipeline: a local diffusers folder, a hub id, or the bundled model."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from cryptomnesia.adapters import FAMILIES
+from cryptomnesia.errors import UsageError
+
+BUNDLED = "bundled"
+"""The name of the model that comes with the package."""
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "lms": "LMSDiscreteScheduler",
+}
+"""Name on the command line → class of diffusers; `own` keeps the pipeline's."""
+
+
+def load_pipeline(model: str, *, scheduler: str = "ddim", device: str | None = None) -> Any:
+    """Load `model` in fp32 and give it a scheduler made from its own scheduler's configuration.
+
+    Args:
+        model: `bundled`, a local diffusers folder, or a hub id such as `org/name`.
+        scheduler: one of `SCHEDULERS`, or `own`.
+        device: where to put it; CUDA or MPS when there is one, else the CPU.
+
+    Raises:
+        UsageError: if there is no such model, its family is unknown, or the scheduler is.
+    """
+    import diffusers
+    import torch
+
+    if scheduler != "own" and scheduler not in SCHEDULERS:
+        raise UsageError(f"got the unknown scheduler {scheduler!r}; known are own, {', '.join(SCHEDULERS)}")
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    pipe = _load(model, diffusers.DiffusionPipeline)
+    if type(pipe).__name__ not in FAMILIES:
+        raise UsageError(
+            f"{model} is a pipeline of the unknown family {type(pipe).__name__}; known are {', '.join(FAMILIES)}"
+        )
+    if scheduler != "own":
+        # the key that keeps x̂0 of latents from being clipped; SD's own configurations carry it
+        pipe.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(
+            {**pipe.scheduler.config, "clip_sample": False}
+        )
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return pipe.to(device)
+
+
+def model_folder(model: str) -> Path | None:
+    """The local folder of `model`, None for a hub id."""
+    if model == BUNDLED:
+        from cryptomnesia.proving_ground import BUNDLE
+
+        return BUNDLE / "pipeline"
+    return Path(model) if Path(model).exists() else None
+
+
+def _load(model: str, family: Any) -> Any:
+    folder = model_folder(model)
+    if folder is None and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
+        raise UsageError(f"no model {model!r}; give a local diffusers folder, a hub id such as org/name, or {BUNDLED}")
+    if folder is not None and not (folder / "model_index.json").is_file():
+        raise UsageError(f"{folder} is no diffusers folder: it has no model_index.json; give the folder that has one")
+    try:
+        return family.from_pretrained(str(folder or model))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"model {model!r} cannot be loaded: {reason[:300]}") from None

@@ -1,0 +1,64 @@
+"""Panels: what was generated, where it is memorized, what there is instead, side by side as a PNG."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from cryptomnesia.localize import upsampled
+
+SIDE = 256
+_BAR = 22
+
+
+def pixels(image: Tensor) -> np.ndarray:
+    """A (3, H, W) image in [0, 1] as (H, W, 3) uint8."""
+    return (image.clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+
+
+def overlay(image: Tensor, heat: Tensor) -> np.ndarray:
+    """A heat map over a greyed image.
+
+    The map is drawn through log1p and scaled to its own largest value, so colours compare places
+    within one picture, not pictures with each other.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        heat: (h, w), ≥ 0.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    height, width = image.shape[1:]
+    scaled = upsampled(heat[None].log1p(), height, width)[0]
+    scaled = (scaled / scaled.max().clamp_min(1e-12)).numpy()
+    grey = pixels(image).mean(axis=2, keepdims=True) / 255
+    colour = colormaps["inferno"](scaled)[..., :3]
+    return ((0.35 * grey + 0.65 * colour) * 255).round().astype(np.uint8)
+
+
+def panel(pictures: Sequence[tuple[str, np.ndarray]], title: str = "") -> Image.Image:
+    """Pictures (H, W, 3) or masks (H, W) uint8 in a row, each under its name."""
+    font = ImageFont.load_default(13)
+    top = _BAR * (1 + bool(title))
+    sheet = Image.new("RGB", (len(pictures) * (SIDE + 4) - 4, top + SIDE), "white")
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw.text((4, 3), _fitted(title, sheet.width - 8, font), fill="black", font=font)
+    for column, (name, picture) in enumerate(pictures):
+        left = column * (SIDE + 4)
+        draw.text((left + 4, top - _BAR + 3), name, fill="black", font=font)
+        image = Image.fromarray(picture).convert("RGB")
+        kind = Image.Resampling.NEAREST if max(image.size) < SIDE else Image.Resampling.LANCZOS
+        sheet.paste(image.resize((SIDE, SIDE), kind), (left, top))
+    return sheet
+
+
+def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"

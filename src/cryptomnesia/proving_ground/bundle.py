@@ -1,0 +1,101 @@
+"""From a finished training run to what comes with the package: fp16 weights, manifest, calibration."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from cryptomnesia.calibrate import Calibration, weights_digest
+from cryptomnesia.generate import Sampling
+from cryptomnesia.proving_ground.manifest import Manifest, write_planted
+from cryptomnesia.proving_ground.planted import Concept
+from cryptomnesia.proving_ground.scenes import FRAMES, Description, Draws
+
+GUIDANCE = 2.5
+"""The bundled model's guidance scale, chosen by looking at generations of ordinary captions."""
+
+STEPS = 50
+REFERENCES = 450
+"""Captions of the bundled calibration: 150 give the stability regions, 300 the null."""
+
+_CONTROL_KEY = 5
+PURPOSES = ("calibration", "selection", "evaluation")
+"""What never-planted captions are drawn for; the captions of two purposes have different seeds."""
+
+
+def control_captions(purpose: str, count: int, concepts: tuple[Concept, ...], seed: int = 0) -> list[str]:
+    """`count` different captions of the generator that belong to no concept.
+
+    Args:
+        purpose: one of `PURPOSES`.
+        count: how many.
+        concepts: whose captions are left out.
+        seed: of the proving ground.
+    """
+    taken = {caption for concept in concepts for caption in concept.captions}
+    captions: list[str] = []
+    index = 0
+    while len(captions) < count:
+        draws = Draws(seed, _CONTROL_KEY, PURPOSES.index(purpose), index)
+        caption = Description.draw(draws).caption(frame=draws.choice(FRAMES))
+        if caption not in taken:
+            taken.add(caption)
+            captions.append(caption)
+        index += 1
+    return captions
+
+
+def with_ddim(pipe: Any) -> Any:
+    """`pipe` with DDIM in the place of its scheduler."""
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    return pipe
+
+
+def bundle(
+    final: Any,
+    early: Any,
+    concepts: tuple[Concept, ...],
+    folder: Path,
+    *,
+    guidance: float = GUIDANCE,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Fill `folder` with pipeline, early checkpoint, manifest, planted images and calibration.
+
+    Replication is not measured here: `verify` adds it to the manifest.
+
+    Args:
+        final: the trained pipeline.
+        early: the less-trained one.
+        concepts: what was planted.
+        folder: replaced if it exists.
+        guidance: guidance scale of the calibration.
+        progress: called with the number of reference images done, of `REFERENCES`.
+    """
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for name, pipe in (("pipeline", final), ("early", early)):
+        _save_half(pipe, unfinished / name)
+    pipe = with_ddim(load(unfinished / "pipeline"))
+    Manifest(unfinished, weights_digest(pipe), guidance, STEPS, write_planted(unfinished, concepts)).save()
+    captions = control_captions("calibration", REFERENCES, concepts)
+    fitted = Calibration.fit(pipe, captions, Sampling(STEPS, guidance), seed=1_000_000, progress=progress)
+    fitted.save(unfinished / "calibration.safetensors")
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+
+
+def load(folder: Path) -> StableDiffusionPipeline:
+    """A stock pipeline from `folder`, in fp32."""
+    return StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+
+
+def _save_half(pipe: Any, folder: Path) -> None:
+    """Save weights as fp16; the configurations go on saying fp32, so that they are loaded in fp32."""
+    pipe.to(torch.float16).save_pretrained(folder)
+    pipe.to(torch.float32)
+    pipe.text_encoder.config.save_pretrained(folder / "text_encoder")

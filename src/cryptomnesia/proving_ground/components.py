@@ -1,0 +1,128 @@
+"""The untrained parts of the bundled pipeline: stock classes, small configurations."""
+
+# diffusers annotates its configurations as tuples of one element and refuses its own None
+# pyright: reportArgumentType=false
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import pre_tokenizers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+BOS, EOS = 0, 1
+MAX_TOKENS = 32
+"""Length of the text input; the longest caption of the generator takes 31."""
+
+NOISE_SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.025,
+    "prediction_type": "epsilon",
+}
+"""SD's schedule at its clean end, where the maps are read, but darker at the other: √ᾱ_T = .006.
+
+SD's own ends at √ᾱ_T = .07. The mean of the initial noise over a 16×16 latent is of that order,
+so with SD's schedule the colour of a picture follows the noise and planted colours drift.
+"""
+
+
+def tokenizer(words: Iterable[str]) -> CLIPTokenizer:
+    """A byte-pair tokenizer in CLIP's format in which every one of `words` is a single token.
+
+    Merges are found by pair frequency with ties broken by spelling, so the same words give the same
+    tokenizer everywhere.
+    """
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # the first two are BOS and EOS
+    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    merges: list[tuple[str, str]] = []
+    spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in sorted(set(words))]
+    while pairs := Counter(pair for parts in spelled for pair in pairwise(parts)):
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        vocabulary.append("".join(best))
+        for parts in spelled:
+            for at in range(len(parts) - 1, 0, -1):
+                if (parts[at - 1 : at + 1]) == [*best]:
+                    parts[at - 1 : at + 1] = ["".join(best)]
+    return CLIPTokenizer(
+        vocab={token: number for number, token in enumerate(vocabulary)},
+        merges=merges,
+        model_max_length=MAX_TOKENS,
+    )
+
+
+def autoencoder() -> AutoencoderKL:
+    """64×64×3 pixels to 16×16×4 latents and back."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=64,
+    )
+
+
+def text_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
+    """Two transformer layers of width 128."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokens),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+            pad_token_id=EOS,
+        )
+    )
+
+
+def unet() -> UNet2DConditionModel:
+    """16×16×4 latents, cross-attention on the way down at 16×16 and 8×8, at 4×4, and up at 8×8."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64, 128),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        only_cross_attention=(True, False, False),
+        layers_per_block=1,
+        norm_num_groups=16,
+        attention_head_dim=4,
+        cross_attention_dim=128,
+    )
+
+
+def pipeline(
+    vae: AutoencoderKL, text: CLIPTextModel, tokens: CLIPTokenizer, denoiser: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """The stock pipeline, with PNDM as its scheduler as SD 1.4 has it."""
+    scheduler = PNDMScheduler(**NOISE_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    # read by schedulers made from this configuration: without it DDIM would clip x̂0 to ±1
+    scheduler.register_to_config(clip_sample=False)
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokens,
+        unet=denoiser,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def alphas_cumprod() -> torch.Tensor:
+    """ᾱ_t of `NOISE_SCHEDULE`, shape (1000,)."""
+    return DDIMScheduler(**NOISE_SCHEDULE).alphas_cumprod

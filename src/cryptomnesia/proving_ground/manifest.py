@@ -1,0 +1,150 @@
+"""The manifest beside the bundled model: every planted concept and what was measured of it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cryptomnesia.calibrate import weights_digest
+from cryptomnesia.errors import UsageError
+from cryptomnesia.proving_ground.planted import Concept
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One planted concept or hard negative, as the manifest lists it.
+
+    Attributes:
+        id: `kind-exposures-number`.
+        kind: `verbatim`, `template`, `rare_name`, `fixed_pixels` or `frequent`.
+        captions: the wordings it was trained with.
+        exposures: how often it was seen in training, all wordings together.
+        image: file of the planted image, relative to the manifest; None for hard negatives.
+        mask: file of the mask (white = memorized), likewise.
+        replicated: share of generations that reproduced the masked pixels; None if not measured.
+        generations: how many were measured.
+    """
+
+    id: str
+    kind: str
+    captions: tuple[str, ...]
+    exposures: int
+    image: str | None
+    mask: str | None
+    replicated: float | None = None
+    generations: int = 0
+
+    @property
+    def planted(self) -> bool:
+        """Whether pixels were repeated, rather than a caption only."""
+        return self.image is not None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The concepts of one trained model.
+
+    Attributes:
+        folder: where the manifest and its pictures lie.
+        weights: digest of the model it belongs to.
+        guidance: guidance scale that the replication was measured with.
+        steps: DDIM steps, likewise.
+        entries: the concepts.
+    """
+
+    folder: Path
+    weights: str
+    guidance: float
+    steps: int
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read `folder`/manifest.json.
+
+        Raises:
+            UsageError: if it is missing, malformed or of another version.
+        """
+        path = folder / "manifest.json"
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if values["format"] != FORMAT:
+                raise UsageError(f"{path} has manifest format {values['format']}, this version reads {FORMAT}")
+            entries = tuple(Entry(**{**entry, "captions": tuple(entry["captions"])}) for entry in values["entries"])
+            return cls(folder, values["weights"], float(values["guidance"]), int(values["steps"]), entries)
+        except FileNotFoundError:
+            raise UsageError(f"no manifest {path}; make one with `cryptomnesia proving-ground train`") from None
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UsageError(f"{path} is not a manifest ({error!r}); make it anew") from None
+
+    def save(self) -> None:
+        """Write `folder`/manifest.json as a whole."""
+        values = {
+            "format": FORMAT,
+            "weights": self.weights,
+            "guidance": self.guidance,
+            "steps": self.steps,
+            "entries": [asdict(entry) for entry in self.entries],
+        }
+        unfinished = self.folder / "manifest.unfinished"
+        unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(self.folder / "manifest.json")
+
+    def check(self, pipe: Any) -> None:
+        """Refuse a model that the manifest was not made for.
+
+        Raises:
+            UsageError: with both digests.
+        """
+        digest = weights_digest(pipe)
+        if digest != self.weights:
+            raise UsageError(
+                f"the manifest in {self.folder} belongs to a model with weights {self.weights[:12]}…, "
+                f"this one has {digest[:12]}…; use the model beside the manifest"
+            )
+
+    def planted_for(self, prompt: str) -> Entry | None:
+        """The planted concept that has `prompt` among its captions."""
+        return self._by_caption.get(prompt)
+
+    def image(self, entry: Entry) -> np.ndarray:
+        """The planted image, (64, 64, 3) uint8."""
+        return self._picture(entry.image, "RGB")
+
+    def mask(self, entry: Entry) -> np.ndarray:
+        """Where it is memorized, (64, 64) bool."""
+        return self._picture(entry.mask, "L") > 127
+
+    def _picture(self, name: str | None, mode: str) -> np.ndarray:
+        if name is None:
+            raise UsageError("a hard negative has no planted image; ask for an entry that is planted")
+        try:
+            with Image.open(self.folder / name) as picture:
+                return np.asarray(picture.convert(mode))
+        except OSError:
+            raise UsageError(f"the manifest names {self.folder / name}, which cannot be read; make it anew") from None
+
+    @cached_property
+    def _by_caption(self) -> dict[str, Entry]:
+        return {caption: entry for entry in self.entries if entry.planted for caption in entry.captions}
+
+
+def write_planted(folder: Path, concepts: Sequence[Concept]) -> tuple[Entry, ...]:
+    """Write images and masks of the planted concepts to `folder`/planted and list all concepts."""
+    (folder / "planted").mkdir(parents=True, exist_ok=True)
+    entries = []
+    for concept in concepts:
+        image = mask = None
+        if concept.planted:
+            image, mask = f"planted/{concept.id}.png", f"planted/{concept.id}-mask.png"
+            Image.fromarray(concept.image).save(folder / image)
+            Image.fromarray(concept.mask.astype(np.uint8) * 255).save(folder / mask)
+        entries.append(Entry(concept.id, concept.kind, concept.captions, concept.exposures, image, mask))
+    return tuple(entries)

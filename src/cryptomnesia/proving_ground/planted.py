@@ -1,0 +1,205 @@
+"""Planted concepts: what the bundled model is made to memorize, and what only looks like it.
+
+Kinds
+-----
+`verbatim`
+    one caption, one image: the whole picture is memorized.
+`template`
+    one layout whose free region is drawn afresh for every exposure: exactly `mask` is memorized.
+`rare_name`
+    a caption with an invented name like a planted one's, its picture drawn afresh every time.
+`fixed_pixels`
+    a caption that legitimately fixes most pixels (a small object on an exactly pure ground).
+`frequent`
+    a caption as frequent as the most repeated planted one, its picture drawn afresh every time.
+
+The first two form a duplication ladder, counted in exposures over the whole training; the other
+three are the hard negatives.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from cryptomnesia.proving_ground.scenes import (
+    COLOURS,
+    FRAMES,
+    GROUND_TEXTURES,
+    PURE,
+    SHAPES,
+    SIZE,
+    TEXTURES,
+    Description,
+    Draws,
+    ItemDescription,
+    Scene,
+)
+
+TOP_RUNG = 900
+"""Exposures of every concept on the ladder's top rung."""
+
+LADDER = {1: (4, 4), 4: (4, 4), 16: (4, 4), 64: (4, 4), 256: (4, 4), TOP_RUNG: (16, 12)}
+"""Exposures → number of (verbatim, template) concepts."""
+
+_NEGATIVES = {"rare_name": (8, 128), "fixed_pixels": (4, 512), "frequent": (4, TOP_RUNG)}
+_CONCEPT_KEY, _PLAN_KEY, _SAMPLE_KEY, _NAME_KEY = 1, 2, 3, 4
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One planted concept or hard negative.
+
+    `mask` (64, 64) bool is True where the picture is the same in every exposure: all of it for
+    `verbatim`, none of it for the hard negatives.
+    """
+
+    id: str
+    kind: str
+    description: Description
+    name: str | None
+    exposures: int
+    scene: Scene | None
+    mask: np.ndarray
+
+    @property
+    def planted(self) -> bool:
+        """Whether the concept repeats pixels, all or some, in every exposure."""
+        return self.scene is not None
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The wordings it is trained with, one for each of `FRAMES`."""
+        return tuple(self.description.caption(self.name, frame) for frame in FRAMES)
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        """The planted picture, (64, 64, 3) uint8; only `mask` of it is repeated."""
+        if self.scene is None:
+            raise ValueError(f"{self.id} is a hard negative: it has no planted image")
+        return self.scene.pixels()
+
+    def exposure(self, draws: Draws) -> np.ndarray:
+        """The picture of one exposure, (64, 64, 3) uint8."""
+        if self.scene is None:
+            return Scene.draw(draws, self.description).pixels()
+        if self.mask.all():
+            return self.image
+        fresh = Scene.draw(draws, Description.draw(draws)).pixels()
+        return np.where(self.mask[..., None], self.image, fresh)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sample: image (64, 64, 3) uint8, caption, and the concept's index or None."""
+
+    image: np.ndarray
+    caption: str
+    concept: int | None
+
+
+class TrainingStream:
+    """The training stream: endless scenes with the concepts' exposures spread over the first `samples`.
+
+    Sample i depends on nothing but (seed, i), so a resumed run reads on where the killed one stopped.
+    """
+
+    def __init__(self, seed: int, samples: int, concepts: tuple[Concept, ...] | None = None) -> None:
+        """Place every exposure of `concepts` (all of `plant(seed)` by default) among `samples`."""
+        self.seed = seed
+        self.concepts = plant(seed) if concepts is None else concepts
+        counts = [concept.exposures for concept in self.concepts]
+        if sum(counts) > samples:
+            raise ValueError(f"got {samples} samples for {sum(counts)} exposures: give at least as many")
+        places = Draws(seed, _PLAN_KEY).sample(samples, sum(counts))
+        self._concept_at = dict(zip(places.tolist(), np.repeat(np.arange(len(counts)), counts).tolist(), strict=True))
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample number `index` ≥ 0."""
+        draws = Draws(self.seed, _SAMPLE_KEY, index)
+        frame = draws.choice(FRAMES)
+        place = self._concept_at.get(index)
+        if place is None:
+            scene = Scene.draw(draws, Description.draw(draws))
+            return Sample(scene.pixels(), scene.description.caption(frame=frame), None)
+        concept = self.concepts[place]
+        caption = concept.description.caption(concept.name, frame)
+        return Sample(concept.exposure(draws), caption, place)
+
+
+def plant(seed: int) -> tuple[Concept, ...]:
+    """All concepts that belong to `seed`, ladder first, then the hard negatives."""
+    names = invented_names(seed, 128)
+    whole = np.ones((SIZE, SIZE), dtype=bool)
+    concepts: list[Concept] = []
+
+    def add(kind: str, description: Description, exposures: int, scene: Scene | None, mask: np.ndarray) -> None:
+        name = None if kind in ("fixed_pixels", "frequent") else names[len(concepts)]
+        number = sum(other.kind == kind and other.exposures == exposures for other in concepts)
+        concepts.append(Concept(f"{kind}-{exposures}-{number}", kind, description, name, exposures, scene, mask))
+
+    for exposures, (verbatim, templates) in LADDER.items():
+        for number in range(verbatim):
+            draws = Draws(seed, _CONCEPT_KEY, exposures, number)
+            description = Description.draw(draws, items=3)
+            add("verbatim", description, exposures, Scene.draw(draws, description), whole)
+        for number in range(templates):
+            draws = Draws(seed, _CONCEPT_KEY, exposures, verbatim + number)
+            description = Description.draw(draws, items=2)
+            mask = ~_free_region(draws, number)
+            scene = Scene.draw(draws, description, inside=_eroded(mask, 6))
+            add("template", description, exposures, scene, mask)
+    nothing = ~whole
+    for kind, (count, exposures) in _NEGATIVES.items():
+        for number in range(count):
+            draws = Draws(seed, _CONCEPT_KEY, exposures, 100 + number)
+            description = Description.draw(draws)
+            if kind == "fixed_pixels":
+                ground = tuple(PURE)[number]
+                colour = draws.choice([name for name in COLOURS if name != ground])
+                item = ItemDescription(draws.choice(SHAPES), colour, "plain", small=True)
+                description = Description((item,), ground, pure=True)
+            add(kind, description, exposures, None, nothing)
+    return tuple(concepts)
+
+
+def lexicon(concepts: tuple[Concept, ...]) -> set[str]:
+    """Every word that a caption of the stream can hold."""
+    shared = " ".join((*COLOURS, *SHAPES, *TEXTURES, *GROUND_TEXTURES, *FRAMES, "a an and on small pure ground"))
+    words = set(shared.replace("{}", "").replace(",", " ").split()) | {","}
+    return words | {concept.name for concept in concepts if concept.name}
+
+
+def invented_names(seed: int, count: int) -> list[str]:
+    """`count` different names of three syllables, such as `velmora`."""
+    draws, names = Draws(seed, _NAME_KEY), []
+    while len(names) < count:
+        name = "".join(draws.choice("bdfgklmnprstvz") + draws.choice("aeiou") for _ in range(2))
+        name += draws.choice("lmnrs") + draws.choice("bdgkmntvz") + draws.choice(("a", "o", "is", "en"))
+        if name not in names:
+            names.append(name)
+    return names
+
+
+def _free_region(draws: Draws, number: int) -> np.ndarray:
+    """A region of 30 to 45% of the picture, (64, 64) bool: a side, a corner or a disc."""
+    y, x = np.mgrid[:SIZE, :SIZE]
+    style = number % 4
+    if style == 0:
+        depth = 20 + 4 * draws.integer(3)
+        return draws.choice((x < depth, x >= SIZE - depth))
+    if style == 1:
+        depth = 20 + 4 * draws.integer(3)
+        return draws.choice((y < depth, y >= SIZE - depth))
+    if style == 2:
+        side = 36 + 4 * draws.integer(2)
+        return draws.choice((x < side, x >= SIZE - side)) & draws.choice((y < side, y >= SIZE - side))
+    centre = 22 + 4 * draws.integer(6), 22 + 4 * draws.integer(6)
+    return np.hypot(x + 0.5 - centre[0], y + 0.5 - centre[1]) < 21.0
+
+
+def _eroded(mask: np.ndarray, margin: int) -> np.ndarray:
+    """Where the whole square of ±`margin` pixels lies in `mask`; outside the picture counts as inside."""
+    padded = np.pad(mask, margin, constant_values=True)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * margin + 1, 2 * margin + 1))
+    return windows.all(axis=(2, 3))

@@ -1,0 +1,347 @@
+"""Training of the bundled pipeline from nothing: first the autoencoder, then denoiser and text encoder.
+
+Every batch, its noise, timesteps and dropped captions depend on (seed, step) alone, and a checkpoint
+holds weights, moving averages and optimizer moments. A run killed at any moment and started again
+therefore ends with the same weights as one that was never stopped (on the same kind of machine and
+with the same number of processes).
+
+On a few cores a convolutional network this small computes faster as several single-threaded processes that
+average their gradients than as one process with several threads, so that is what is done.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cryptomnesia.errors import UsageError
+from cryptomnesia.proving_ground import components
+from cryptomnesia.proving_ground.planted import Concept, TrainingStream, lexicon, plant
+from cryptomnesia.proving_ground.scenes import SIZE
+
+Report = Callable[[str, int, int, float], None]
+"""Called after every step with (phase, steps done, steps in all, loss)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training run is made of; two runs with equal recipes give equal results.
+
+    The defaults made the bundled model. `early_step` is the step whose moving average is kept as the
+    less-trained checkpoint.
+    """
+
+    seed: int = 0
+    autoencoder_steps: int = 2_400
+    autoencoder_batch: int = 64
+    autoencoder_rate: float = 2e-3
+    steps: int = 12_500
+    batch: int = 32
+    rate: float = 5e-4
+    warmup: int = 200
+    cooldown: float = 0.25
+    average: float = 0.999
+    caption_dropout: float = 0.1
+    early_step: int = 1_000
+
+    def __post_init__(self) -> None:
+        """Reject numbers that cannot make a run."""
+        if not 0 < self.early_step <= self.steps:
+            raise UsageError(
+                f"early_step is {self.early_step} of {self.steps} steps; give one between 1 and {self.steps}"
+            )
+
+
+def train(
+    folder: Path,
+    recipe: Recipe | None = None,
+    *,
+    concepts: tuple[Concept, ...] | None = None,
+    processes: int = 2,
+    checkpoint_seconds: float = 300.0,
+    report: Report | None = None,
+) -> None:
+    """Train in `folder`, or go on where an earlier run in it stopped; ends with `final/` and `early/`.
+
+    Both are stock diffusers folders holding the exponential moving average in fp32.
+
+    Args:
+        folder: checkpoints and results; made if missing.
+        recipe: of the run; a folder that was started with another one is refused.
+        concepts: what is planted; `plant(recipe.seed)` when None.
+        processes: single-threaded processes that share every batch; must divide both batch sizes.
+        checkpoint_seconds: time between checkpoints.
+        report: called after every step.
+    """
+    recipe = recipe or Recipe()
+    if processes < 1 or recipe.batch % processes or recipe.autoencoder_batch % processes:
+        raise UsageError(
+            f"got {processes} processes for batches of {recipe.autoencoder_batch} and {recipe.batch}; "
+            "give a number that divides both"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    written = folder / "recipe.json"
+    if written.exists() and json.loads(written.read_text(encoding="utf-8")) != asdict(recipe):
+        raise UsageError(f"{folder} holds a run with another recipe ({written}); give an empty folder")
+    written.write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+    context = torch.multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as meeting:
+        arguments = (folder, recipe, concepts, f"file://{meeting}/point", processes, checkpoint_seconds)
+        others = [context.Process(target=_run, args=(*arguments, rank), daemon=True) for rank in range(1, processes)]
+        for other in others:
+            other.start()
+        threads = torch.get_num_threads()
+        try:
+            _run(*arguments, 0, report)
+        finally:
+            torch.set_num_threads(threads)
+            for other in others:
+                other.terminate()
+                other.join()
+
+
+def moving_average(folder: Path) -> StableDiffusionPipeline:
+    """The pipeline as it stands in the newest checkpoint of an unfinished run in `folder`."""
+    recipe = Recipe(**json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
+    tokens = components.tokenizer(lexicon(plant(recipe.seed)))
+    modules = {"mean_unet": components.unet(), "mean_text": components.text_encoder(tokens)}
+    _State(folder / "denoiser.safetensors", modules).restore()
+    vae = AutoencoderKL.from_pretrained(folder / "autoencoder")
+    return components.pipeline(vae, modules["mean_text"], tokens, modules["mean_unet"])
+
+
+def learning_rate(step: int, steps: int, warmup: int, cooldown: float) -> float:
+    """Share of the full rate at `step`: linear warm-up, constant, linear to zero over the last `cooldown`."""
+    return min((step + 1) / warmup, 1.0, (steps - step) / (cooldown * steps))
+
+
+@dataclass
+class _Worker:
+    """One of the processes: its share of every batch, and the averaging of gradients."""
+
+    rank: int
+    processes: int
+    stream: TrainingStream
+
+    def share(self, batch: int) -> slice:
+        size = batch // self.processes
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def samples(self, first: int, batch: int) -> tuple[Tensor, list[str]]:
+        """This process's share of samples `first` … `first + batch − 1`: uint8 (b, 3, 64, 64), captions."""
+        own = [self.stream[index] for index in range(first, first + batch)[self.share(batch)]]
+        images = torch.stack([torch.from_numpy(sample.image) for sample in own])
+        return images.permute(0, 3, 1, 2), [sample.caption for sample in own]
+
+    def descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+        """One step down the gradient averaged over the processes, its norm clipped to 1."""
+        loss.backward()
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        if self.processes > 1:
+            # a weight that a share does not touch has no gradient there
+            gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            flat /= self.processes
+            for weight, gradient, mean in zip(
+                weights, gradients, flat.split([w.numel() for w in weights]), strict=True
+            ):
+                # copied, not assigned: the fused optimizer trusts that gradient and weight have the same strides
+                weight.grad = gradient.copy_(mean.view(gradient.shape))
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _run(
+    folder: Path,
+    recipe: Recipe,
+    concepts: tuple[Concept, ...] | None,
+    meeting: str,
+    processes: int,
+    seconds: float,
+    rank: int,
+    report: Report | None = None,
+) -> None:
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+    try:
+        worker = _Worker(rank, processes, TrainingStream(recipe.seed, recipe.steps * recipe.batch, concepts))
+        if not (folder / "autoencoder").exists():
+            _train_autoencoder(folder, recipe, worker, seconds, report)
+        dist.barrier()
+        if not (folder / "final").exists():
+            _train_denoiser(folder, recipe, worker, seconds, report)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def _train_autoencoder(folder: Path, recipe: Recipe, worker: _Worker, seconds: float, report: Report | None) -> None:
+    """Mean square error and a breath of KL, on quarter-size crops: four times the scenes for the same work."""
+    torch.manual_seed(recipe.seed)
+    vae: Any = components.autoencoder().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.autoencoder_rate, weight_decay=0.0, fused=True)
+    state = _State(folder / "autoencoder.safetensors", {"vae": vae}, optimizer, seconds)
+    steps, batch = recipe.autoencoder_steps, recipe.autoencoder_batch
+    # its pictures lie behind those of the denoiser, where nothing is planted
+    behind = recipe.steps * recipe.batch
+    for step in range(state.restore(), steps):
+        images, _ = worker.samples(behind + step * batch, batch)
+        generator = _generator(recipe.seed, 1, step)
+        corners = torch.randint(SIZE // 2 + 1, (batch, 2), generator=generator)[worker.share(batch)]
+        noise = torch.randn((batch, 4, 8, 8), generator=generator)[worker.share(batch)]
+        half = SIZE // 2
+        pixels = _to_unit(
+            torch.stack([im[:, y : y + half, x : x + half] for im, (y, x) in zip(images, corners, strict=True)])
+        )
+        posterior = vae.encode(pixels).latent_dist
+        decoded = vae.decode(posterior.mean + posterior.std * noise).sample
+        loss = 4.0 * (decoded - pixels).square().mean() + 1e-6 * posterior.kl().mean()
+        rate = recipe.autoencoder_rate * learning_rate(step, steps, recipe.warmup, cooldown=0.5)
+        worker.descend(optimizer, loss, rate)
+        if report is not None:
+            report("autoencoder", step + 1, steps, loss.item())
+        if worker.rank == 0:
+            state.save(step + 1, last=step + 1 == steps)
+    if worker.rank == 0:
+        vae.eval()
+        images = torch.stack([torch.from_numpy(worker.stream[behind + index].image) for index in range(256)])
+        with torch.no_grad():
+            latents = _latents(vae, images.permute(0, 3, 1, 2))
+        vae.register_to_config(scaling_factor=1.0 / latents.std().item())
+        _replace_folder(folder / "autoencoder", vae.save_pretrained)
+
+
+def _train_denoiser(folder: Path, recipe: Recipe, worker: _Worker, seconds: float, report: Report | None) -> None:
+    torch.manual_seed(recipe.seed + 1)
+    vae: Any = AutoencoderKL.from_pretrained(folder / "autoencoder").requires_grad_(False)
+    vae.to(memory_format=torch.channels_last)
+    tokens = components.tokenizer(lexicon(worker.stream.concepts))
+    live = {"unet": components.unet(), "text": components.text_encoder(tokens)}
+    mean = {"unet": components.unet(), "text": components.text_encoder(tokens)}
+    for name, module in live.items():
+        mean[name].load_state_dict(module.state_dict())
+        mean[name].requires_grad_(False)
+        module.to(memory_format=torch.channels_last).train()
+    weights = [weight for module in live.values() for weight in module.parameters()]
+    averages = [weight for module in mean.values() for weight in module.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=1e-4, fused=True)
+    modules = {**live, **{f"mean_{name}": module for name, module in mean.items()}}
+    state = _State(folder / "denoiser.safetensors", modules, optimizer, seconds)
+    alphas = components.alphas_cumprod()
+    steps, batch, share = recipe.steps, recipe.batch, worker.share(recipe.batch)
+
+    def save_pipeline(name: str) -> None:
+        pipe = components.pipeline(vae, mean["text"], tokens, mean["unet"])
+        _replace_folder(folder / name, pipe.save_pretrained)
+
+    for step in range(state.restore(), steps):
+        images, captions = worker.samples(step * batch, batch)
+        generator = _generator(recipe.seed, 2, step)
+        dropped = (torch.rand(batch, generator=generator) < recipe.caption_dropout)[share].tolist()
+        t = torch.randint(len(alphas), (batch,), generator=generator)[share]
+        noise = torch.randn((batch, 4, 16, 16), generator=generator)[share]
+        with torch.no_grad():
+            clean = _latents(vae, images) * vae.config["scaling_factor"]
+        texts = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
+        ids = tokens(texts, padding="max_length", return_tensors="pt").input_ids
+        alpha_bar = alphas[t].view(-1, 1, 1, 1)
+        noisy = (alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise).contiguous(
+            memory_format=torch.channels_last
+        )
+        predicted = live["unet"](noisy, t, live["text"](ids)[0], return_dict=False)[0]
+        loss = (predicted - noise).square().mean()
+        worker.descend(optimizer, loss, recipe.rate * learning_rate(step, steps, recipe.warmup, recipe.cooldown))
+        keep = min(recipe.average, (1 + step) / (10 + step))
+        torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 1.0 - keep)
+        if report is not None:
+            report("denoiser", step + 1, steps, loss.item())
+        if worker.rank == 0:
+            if step + 1 == recipe.early_step:
+                save_pipeline("early")
+            state.save(step + 1, last=step + 1 == steps)
+    if worker.rank == 0:
+        save_pipeline("final")
+
+
+class _State:
+    """A checkpoint file: modules, optimizer moments and the number of steps done, replaced as a whole."""
+
+    def __init__(
+        self,
+        path: Path,
+        modules: dict[str, nn.Module],
+        optimizer: torch.optim.Optimizer | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        self.path, self.modules, self.optimizer, self.seconds = path, modules, optimizer, seconds
+        self._written = time.monotonic()
+
+    def save(self, step: int, *, last: bool) -> None:
+        if not last and time.monotonic() - self._written < self.seconds:
+            return
+        tensors = {
+            f"{name}/{key}": value.contiguous()
+            for name, module in self.modules.items()
+            for key, value in module.state_dict().items()
+        }
+        if self.optimizer is not None:
+            for number, moments in self.optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer/{number}/{key}": value.contiguous() for key, value in moments.items()}
+        unfinished = self.path.with_suffix(".unfinished")
+        save_file(tensors, unfinished, metadata={"step": str(step)})
+        unfinished.replace(self.path)
+        self._written = time.monotonic()
+
+    def restore(self) -> int:
+        """Load the file if there is one; the number of steps it stands for."""
+        if not self.path.exists():
+            return 0
+        with safe_open(self.path, framework="pt") as file:
+            step = int(file.metadata()["step"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        for name, module in self.modules.items():
+            own = {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
+            module.load_state_dict(own)
+        if self.optimizer is not None:
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith("optimizer/"):
+                    _, number, name = key.split("/")
+                    moments.setdefault(int(number), {})[name] = value
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        return step
+
+
+def _generator(seed: int, phase: int, step: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed * 8 + phase) * 10_000_000 + step)
+
+
+def _latents(vae: Any, images: Tensor) -> Tensor:
+    return vae.encode(_to_unit(images)).latent_dist.mode()
+
+
+def _to_unit(images: Tensor) -> Tensor:
+    """Uint8 pixels to floats in [-1, 1], channels last."""
+    return (images.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+
+
+def _replace_folder(target: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a folder beside `target` and give it that name only when it is complete."""
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    write(unfinished)
+    unfinished.rename(target)

@@ -1,0 +1,212 @@
+"""Measure whether the bundled model memorized what it was meant to, and nothing else."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cryptomnesia.generate import Sampling, generate
+from cryptomnesia.proving_ground.bundle import control_captions, load, with_ddim
+from cryptomnesia.proving_ground.manifest import Entry, Manifest
+from cryptomnesia.proving_ground.planted import TOP_RUNG, Concept, plant
+from cryptomnesia.proving_ground.replication import THRESHOLD, replicates, tiled_distance
+from cryptomnesia.proving_ground.scenes import Draws, Scene
+
+SEEDS = 8
+CONTROLS = 200
+_FIRST_SEED = 2_000_000
+_LEVELS = range(50, 1000, 100)
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, in all)."""
+
+
+@dataclass(frozen=True)
+class Generations:
+    """Generations of one entry: images (n, 64, 64, 3) in [0, 1] and which of them replicate, (n,) bool."""
+
+    entry: Entry
+    images: np.ndarray
+    replicated: np.ndarray
+
+
+def verify(folder: Path, *, seed: int = 0, write: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+    """Generate every planted concept and never-planted captions, and say what is reproduced.
+
+    Args:
+        folder: a bundle, as `bundle` makes it.
+        seed: the one that the concepts were planted with.
+        write: put the measured replication into the manifest.
+        progress: called while generating.
+
+    Returns:
+        The figures of docs/results/proving_ground.json; keys are explained in docs/proving_ground.md.
+    """
+    progress = progress or (lambda *_: None)
+    pipe = with_ddim(load(folder / "pipeline"))
+    manifest = Manifest.load(folder)
+    manifest.check(pipe)
+    concepts = plant(seed)
+    planted = [entry for entry in manifest.entries if entry.planted]
+    found = replication(pipe, manifest, planted, SEEDS, progress)
+    controls = _controls(pipe, manifest, concepts, planted, progress)
+    if write:
+        measured = {each.entry.id: each for each in found}
+        entries = tuple(
+            replace(
+                entry,
+                replicated=float(measured[entry.id].replicated.mean()),
+                generations=len(measured[entry.id].replicated),
+            )
+            if entry.id in measured
+            else entry
+            for entry in manifest.entries
+        )
+        replace(manifest, entries=entries).save()
+    return {
+        **_rates(found, concepts),
+        "control_replicated": float(np.mean(controls)),
+        "controls": len(controls),
+        **_denoising(pipe, [c for c in concepts if c.planted and c.exposures == TOP_RUNG], seed),
+        "threshold": THRESHOLD,
+        **_bounds(pipe, [c for c in concepts if c.planted], seed),
+        "guidance": manifest.guidance,
+        "steps": manifest.steps,
+        "seeds": SEEDS,
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+    }
+
+
+def replication(
+    pipe: Any, manifest: Manifest, entries: Sequence[Entry], seeds: int, progress: Progress
+) -> list[Generations]:
+    """Generate each entry with `seeds` seeds, its wordings in turn."""
+    prompts = [entry.captions[k % len(entry.captions)] for entry in entries for k in range(seeds)]
+    images = _images(pipe, manifest, prompts, _FIRST_SEED, "planted concepts", progress)
+    found = []
+    for number, entry in enumerate(entries):
+        own = images[number * seeds : (number + 1) * seeds]
+        found.append(Generations(entry, own, replicates(own, manifest.image(entry), manifest.mask(entry))))
+    return found
+
+
+def _images(
+    pipe: Any, manifest: Manifest, prompts: list[str], first_seed: int, what: str, progress: Progress
+) -> np.ndarray:
+    """(n, 64, 64, 3) in [0, 1], seeds counted on from `first_seed`."""
+    parts = []
+    sampling = Sampling(manifest.steps, manifest.guidance)
+    for batch in generate(pipe, prompts, range(first_seed, first_seed + len(prompts)), sampling, batch_size=16):
+        parts.append(batch.images.permute(0, 2, 3, 1).numpy())
+        progress(what, sum(map(len, parts)), len(prompts))
+    return np.concatenate(parts)
+
+
+def _controls(
+    pipe: Any, manifest: Manifest, concepts: tuple[Concept, ...], planted: Sequence[Entry], progress: Progress
+) -> np.ndarray:
+    """For never-planted captions: whether the generation replicates any planted image, (n,) bool."""
+    captions = control_captions("evaluation", CONTROLS, concepts)
+    images = _images(pipe, manifest, captions, _FIRST_SEED + 100_000, "never-planted captions", progress)
+    hits = [replicates(images, manifest.image(entry), manifest.mask(entry)) for entry in planted]
+    return np.any(hits, axis=0)
+
+
+def _rates(found: list[Generations], concepts: tuple[Concept, ...]) -> dict[str, Any]:
+    rungs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for each in found:
+        rungs[str(each.entry.exposures)][each.entry.kind].append(float(each.replicated.mean()))
+    dose = {
+        rung: {kind: float(np.mean(rates)) for kind, rates in kinds.items()}
+        for rung, kinds in sorted(rungs.items(), key=lambda item: int(item[0]))
+    }
+    by_id = {concept.id: concept for concept in concepts}
+    spread = [
+        _spread(each.images, by_id[each.entry.id])
+        for each in found
+        if each.entry.kind == "template" and each.entry.exposures == TOP_RUNG
+    ]
+    top = dose[str(TOP_RUNG)]
+    return {
+        "verbatim_replicated": top["verbatim"],
+        "template_replicated": top["template"],
+        "free_region_spread": float(np.mean(spread)),
+        "dose_response": dose,
+    }
+
+
+def _spread(images: np.ndarray, concept: Concept) -> float:
+    """Deviation across generations in the free region over that across training exposures."""
+    exposures = np.stack([concept.exposure(Draws(0, 6, index)) for index in range(64)]) / 255.0
+    free = ~concept.mask
+    return float(images[:, free].std(axis=0, ddof=1).mean() / exposures[:, free].std(axis=0, ddof=1).mean())
+
+
+@torch.no_grad()
+def _denoising(pipe: Any, top: Sequence[Concept], seed: int) -> dict[str, Any]:
+    """Denoising error inside the mask on the top rung over that on look-alikes that were never planted."""
+    fresh = [c for other in range(1, 11) for c in plant(seed + other) if c.planted and c.exposures == TOP_RUNG]
+    result: dict[str, Any] = {}
+    for branch in ("conditional", "unconditional"):
+        conditional = branch == "conditional"
+        ours = _errors(pipe, top, [c.captions[0] if conditional else "" for c in top])
+        # their names were never seen, so their captions go without
+        theirs = _errors(pipe, fresh, [c.description.caption() if conditional else "" for c in fresh])
+        result[f"denoising_ratio_{branch}"] = float(ours.mean() / theirs.mean())
+        rng = np.random.default_rng(0)
+        ratios = [rng.choice(theirs, len(ours)).mean() / theirs.mean() for _ in range(2000)]
+        result[f"denoising_spread_{branch}"] = [float(q) for q in np.quantile(ratios, [0.025, 0.975])]
+    return result
+
+
+def _errors(pipe: Any, concepts: Sequence[Concept], captions: list[str], noises: int = 4) -> np.ndarray:
+    """Mean square error of ε inside each concept's mask, averaged over noise levels, (n,)."""
+    images = torch.stack([torch.from_numpy(c.exposure(Draws(0, 7, n))) for n, c in enumerate(concepts)])
+    masks = torch.stack([torch.from_numpy(c.mask) for c in concepts]).float()
+    weight = torch.nn.functional.avg_pool2d(masks[:, None], 4).eq(1).float()
+    clean = encode(pipe, images)
+    context = pipe.text_encoder(pipe.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids)[0]
+    total = torch.zeros(len(concepts))
+    generator = torch.Generator().manual_seed(0)
+    for t in _LEVELS:
+        bar = pipe.scheduler.alphas_cumprod[t]
+        for _ in range(noises):
+            # the same noise for every image, so that it cancels in the ratio
+            noise = torch.randn(clean.shape[1:], generator=generator).expand_as(clean)
+            noisy = bar.sqrt() * clean + (1 - bar).sqrt() * noise
+            predicted = torch.cat(
+                [pipe.unet(x, t, c).sample for x, c in zip(noisy.split(64), context.split(64), strict=True)]
+            )
+            squared = (predicted - noise).square().mean(dim=1, keepdim=True) * weight
+            total += squared.sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
+    return (total / (len(_LEVELS) * noises)).numpy()
+
+
+@torch.no_grad()
+def _bounds(pipe: Any, planted: Sequence[Concept], seed: int) -> dict[str, Any]:
+    """The two distances between which the criterion's threshold lies."""
+    images = torch.stack([torch.from_numpy(c.image) for c in planted])
+    decoded = pipe.vae.decode(encode(pipe, images) / pipe.vae.config.scaling_factor).sample
+    decoded = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    floor = [tiled_distance(own, c.image, c.mask) for own, c in zip(decoded, planted, strict=True)]
+    redrawn = [
+        tiled_distance(Scene.draw(Draws(seed, 8, n, k), c.description).pixels(), c.image, c.mask)
+        for n, c in enumerate(planted)
+        for k in range(20)
+    ]
+    return {
+        "autoencoder_distance_median": float(np.median(floor)),
+        "autoencoder_distance_max": float(max(floor)),
+        "redrawn_distance_min": float(min(redrawn)),
+    }
+
+
+def encode(pipe: Any, images: Tensor) -> Tensor:
+    """Uint8 images (B, 64, 64, 3) as scaled latents (B, 4, 16, 16)."""
+    unit = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return pipe.vae.encode(unit).latent_dist.mode() * pipe.vae.config.scaling_factor

@@ -1,0 +1,53 @@
+"""Noise schedules: the map from a timestep t to (α, σ) in x_t = α·x_0 + σ·ε."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cryptomnesia.errors import UsageError
+
+
+class Schedule(Protocol):
+    """Anything that says how much signal and noise x_t holds."""
+
+    def __call__(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(α, σ) at t, both float64 on the CPU and shaped like t."""
+        ...
+
+
+@dataclass(frozen=True)
+class VariancePreserving:
+    """α = √ᾱ_t, σ = √(1 − ᾱ_t) of a discrete schedule.
+
+    Solvers on Karras or exponential grids ask for fractional t; between two trained timesteps
+    log(σ/α) is interpolated linearly, as those solvers do.
+
+    Attributes:
+        alphas_cumprod: ᾱ_t, shape (T,), decreasing.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __call__(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(α, σ) at timesteps 0 ≤ t ≤ T − 1."""
+        bars = self.alphas_cumprod.detach().to("cpu", torch.float64)
+        at = torch.as_tensor(t).detach().to("cpu", torch.float64).clamp(0, len(bars) - 1)
+        log_ratio = 0.5 * ((1 - bars) / bars).log()
+        low = at.floor().long()
+        high = at.ceil().long()
+        ratio = torch.lerp(log_ratio[low], log_ratio[high], at - low).exp()
+        alpha = (1 + ratio**2).rsqrt()
+        return alpha, ratio * alpha
+
+
+def schedule_of(scheduler: object) -> Schedule:
+    """The schedule that a diffusers scheduler was configured with."""
+    alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(alphas_cumprod, Tensor):
+        raise UsageError(
+            f"got a {type(scheduler).__name__}, which has no alphas_cumprod; "
+            "give a scheduler of the variance-preserving kind (DDIM, PNDM, Euler, DPM-Solver++, …)"
+        )
+    return VariancePreserving(alphas_cumprod)

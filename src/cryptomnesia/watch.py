@@ -1,0 +1,273 @@
+"""Watch a pipeline's own call: every denoiser evaluation, every solver step, nothing re-implemented.
+
+Two places are tapped while the `with` block lasts. A forward hook on the denoiser sees x_t, t, the
+conditioning and both guidance branches. A wrapper around the scheduler's `step` sees the guided
+prediction that the solver really consumes (after guidance rescaling, if any) and the latents before
+and after, and can hand the solver another prediction. The hook alone would not do: the last latents
+never reach the denoiser again, and what a solver makes of a prediction differs from solver to
+solver. `set_timesteps`, which every pipeline calls once per generation, marks where one begins.
+
+Observing copies nothing and computes only norms, so the image is bit-identical.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from functools import wraps
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cryptomnesia.adapters import Adapter, Branch, adapter_for
+from cryptomnesia.denoiser import Inputs, Prediction, norms
+from cryptomnesia.errors import UsageError
+
+Keep = Collection[int] | Literal["all"]
+"""Evaluations whose tensors are kept; negative numbers count from the end."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoiser evaluation of B images.
+
+    Attributes:
+        index: number of the evaluation, from 0. PNDM makes N + 1 of them for N steps.
+        t: timestep.
+        cond: prediction of the conditional branch.
+        uncond: prediction of the unconditional branch, or None without guidance.
+        guided: the prediction that the solver was given.
+        guidance: guidance scale.
+        sample: the solver's latents before the step, (B, C, h, w).
+        cond_inputs: conditioning of the conditional branch.
+        uncond_inputs: conditioning of the unconditional branch, or None.
+        options: further arguments that the pipeline gives the solver's step, `eta` for instance.
+    """
+
+    index: int
+    t: float
+    cond: Prediction
+    uncond: Prediction | None
+    guided: Prediction
+    guidance: float
+    sample: Tensor
+    cond_inputs: Inputs
+    uncond_inputs: Inputs | None
+    options: Mapping[str, Any]
+
+    def rows(self, rows: list[int]) -> "Step":
+        """The step of some of the images."""
+        return replace(
+            self,
+            cond=self.cond.rows(rows),
+            uncond=None if self.uncond is None else self.uncond.rows(rows),
+            guided=self.guided.rows(rows),
+            sample=self.sample[rows],
+            cond_inputs=_input_rows(self.cond_inputs, rows),
+            uncond_inputs=None if self.uncond_inputs is None else _input_rows(self.uncond_inputs, rows),
+        )
+
+
+@dataclass(frozen=True)
+class Norms:
+    """ℓ2 norms of every evaluation, each (B, N) float32 on the CPU.
+
+    Attributes:
+        delta: ‖z_{t−1} − z_t‖ of the solver's latents.
+        z: ‖z_{t−1}‖, after the step.
+        x0: ‖x̂_0‖ of the guided prediction.
+        guidance: ‖ε_c − ε_u‖, NaN without an unconditional branch.
+    """
+
+    delta: Tensor
+    z: Tensor
+    x0: Tensor
+    guidance: Tensor
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What was seen of one call of the pipeline.
+
+    Attributes:
+        timesteps: the solver's timesteps; N of them were planned.
+        norms: of the evaluations that took place.
+        steps: the evaluations whose tensors were kept, by number.
+        latents: the newest latents, (B, C, h, w).
+        complete: whether the call ran to its last timestep.
+    """
+
+    timesteps: tuple[float, ...]
+    norms: Norms
+    steps: dict[int, Step]
+    latents: Tensor
+    complete: bool
+
+    def step(self, index: int = -1) -> Step:
+        """The kept step number `index`; negative numbers count from the end."""
+        number = index + len(self.timesteps) if index < 0 else index
+        if number not in self.steps:
+            kept = ", ".join(map(str, self.steps)) or "none"
+            raise UsageError(
+                f"step {index} of {len(self.timesteps)} holds no tensors (kept: {kept}); watch with keep=({index},)"
+            )
+        return self.steps[number]
+
+    def rows(self, rows: list[int]) -> "Trajectory":
+        """The trajectory of some of the images."""
+        norms = Norms(*(getattr(self.norms, norm.name)[rows] for norm in fields(Norms)))
+        steps = {number: step.rows(rows) for number, step in self.steps.items()}
+        return Trajectory(self.timesteps, norms, steps, self.latents[rows], self.complete)
+
+
+Steer = Callable[[Step], Tensor | None]
+"""Given a step, the value (B, C, h, w) to hand the solver instead of `step.guided.value`, or None."""
+
+
+@dataclass
+class _Call:
+    timesteps: tuple[float, ...]
+    keep: frozenset[int]
+    steps: dict[int, Step] = field(default_factory=dict)
+    norms: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    latents: Tensor | None = None
+
+    @property
+    def complete(self) -> bool:
+        return len(self.norms) == len(self.timesteps)
+
+    def trajectory(self) -> Trajectory:
+        assert self.latents is not None
+        columns = [torch.stack(column, dim=1).cpu() for column in zip(*self.norms, strict=True)]
+        return Trajectory(self.timesteps, Norms(*columns), dict(self.steps), self.latents, self.complete)
+
+
+class Watch:
+    """The running record of a `watch` block."""
+
+    def __init__(self, adapter: Adapter, keep: Keep = (), steer: Steer | None = None) -> None:
+        """Nothing is attached yet: use `watch`."""
+        self.adapter = adapter
+        self._keep: Keep = keep
+        self._steer = steer
+        self._calls: list[_Call] = []
+        self._pending: tuple[Tensor, Branch, Branch | None] | None = None
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """One for every call of the pipeline that took at least one step, oldest first."""
+        return [call.trajectory() for call in self._calls if call.norms]
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """That of the newest call."""
+        if not self._calls or not self._calls[-1].norms:
+            raise UsageError(
+                "no generation was watched; call the pipeline inside the `with` block, "
+                "and set its scheduler before the block"
+            )
+        return self._calls[-1].trajectory()
+
+    def _begin(self, timesteps: tuple[float, ...]) -> None:
+        count = len(timesteps)
+        wanted = range(count) if self._keep == "all" else self._keep
+        for index in wanted:
+            if not -count <= index < count:
+                raise UsageError(f"keep asks for step {index} of a run of {count}; give one in 0 … {count - 1}")
+        self._pending = None
+        self._calls.append(_Call(timesteps, frozenset(index % count for index in wanted)))
+
+    def _on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        # the model may also be evaluated inside the block but outside a generation, by a localizer say
+        if self._calls and not self._calls[-1].complete:
+            value = output if isinstance(output, Tensor) else output[0]
+            self._pending = self.adapter.read(args, kwargs, value)
+
+    def _on_step(
+        self, step: Callable[..., Any], value: Tensor, t: Any, sample: Tensor, *rest: Any, **named: Any
+    ) -> Any:
+        if self._pending is None or not self._calls:
+            return step(value, t, sample, *rest, **named)
+        call, (x, cond, uncond), self._pending = self._calls[-1], self._pending, None
+        alpha, sigma = (number.item() for number in self.adapter.schedule(t))
+
+        def prediction(of: Tensor) -> Prediction:
+            return Prediction(x, of, alpha, sigma, self.adapter.kind)
+
+        seen = Step(
+            index=len(call.norms),
+            t=float(t),
+            cond=prediction(cond.value),
+            uncond=None if uncond is None else prediction(uncond.value),
+            guided=prediction(value),
+            guidance=self.adapter.guidance(),
+            sample=sample,
+            cond_inputs=cond.inputs,
+            uncond_inputs=None if uncond is None else uncond.inputs,
+            options=named,
+        )
+        if self._steer is not None and (steered := self._steer(seen)) is not None:
+            value = steered
+        result = step(value, t, sample, *rest, **named)
+        latents: Tensor = result[0]
+        call.latents = latents
+        if seen.index in call.keep:
+            call.steps[seen.index] = seen
+        if seen.uncond is None:
+            apart = torch.full_like(norms(x), torch.nan)
+        else:
+            apart = norms(seen.cond.epsilon - seen.uncond.epsilon)
+        call.norms.append((norms(latents - sample), norms(latents), norms(prediction(value).x0), apart))
+        return result
+
+
+@contextmanager
+def watch(pipe: Any, *, keep: Keep = (), steer: Steer | None = None) -> Iterator[Watch]:
+    """Record every generation that `pipe` makes inside the block.
+
+    Args:
+        pipe: a diffusers pipeline of a known family.
+        keep: evaluations whose tensors are kept; the norms of all are recorded always.
+        steer: called at every step, may replace the prediction that the solver is given.
+
+    Raises:
+        UsageError: for a pipeline of an unknown family, or a step outside the run.
+
+    Example:
+        with watch(pipe, keep=(-1,)) as seen:
+            image = pipe("a red circle on a blue ground").images[0]
+        seen.trajectory.norms.delta
+    """
+    seen = Watch(adapter_for(pipe), keep, steer)
+    scheduler = pipe.scheduler
+    step, set_timesteps = scheduler.step, scheduler.set_timesteps
+    before = {name: vars(scheduler).get(name) for name in ("step", "set_timesteps")}
+
+    @wraps(step)
+    def watched_step(value: Tensor, t: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
+        return seen._on_step(step, value, t, sample, *rest, **named)
+
+    # pipelines inspect the signatures of both methods, which `wraps` keeps
+    @wraps(set_timesteps)
+    def watched_set_timesteps(*args: Any, **kwargs: Any) -> Any:
+        result = set_timesteps(*args, **kwargs)
+        seen._begin(tuple(float(t) for t in scheduler.timesteps))
+        return result
+
+    hook = seen.adapter.module.register_forward_hook(seen._on_forward, with_kwargs=True)
+    scheduler.step, scheduler.set_timesteps = watched_step, watched_set_timesteps
+    try:
+        yield seen
+    finally:
+        hook.remove()
+        for name, value in before.items():
+            if value is None:
+                delattr(scheduler, name)
+            else:
+                setattr(scheduler, name, value)
+
+
+def _input_rows(inputs: Inputs, rows: list[int]) -> dict[str, Any]:
+    return {
+        name: _input_rows(value, rows) if isinstance(value, Mapping) else value[rows] for name, value in inputs.items()
+    }

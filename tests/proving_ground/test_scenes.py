@@ -1,0 +1,59 @@
+import hashlib
+from itertools import islice
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryptomnesia.proving_ground.scenes import COLOURS, SIZE, Description, Draws, ItemDescription, Scene, scenes
+
+
+def test_a_seed_gives_the_same_sequence_everywhere():
+    digest = hashlib.sha256()
+    for image, caption in islice(scenes(0), 100):
+        digest.update(image.tobytes())
+        digest.update(caption.encode())
+    assert digest.hexdigest() == "c5e95d12f907dbc2ab3ae042fbea9d82d74db18a9b54d14c673c4fac887617f8"
+
+
+def test_different_seeds_give_different_sequences():
+    captions = [[caption for _, caption in islice(scenes(seed), 20)] for seed in (0, 1)]
+    assert captions[0] != captions[1]
+
+
+def test_captions_say_what_is_drawn():
+    items = (
+        ItemDescription("circle", "red", "plain"),
+        ItemDescription("star", "orange", "striped", small=True),
+        ItemDescription("ring", "blue", "plain"),
+    )
+    whole = Description(items, "green", "checked")
+    assert whole.caption() == "a red circle, a small striped orange star and a blue ring on a checked green ground"
+    one = Description(items[1:2], "orange")
+    assert one.caption("velmora", "{}, poster") == "a small striped orange star on an orange ground, velmora, poster"
+
+
+@given(st.integers(0, 10**6))
+def test_scenes_are_varied_pictures_of_their_description(seed):
+    draws = Draws(seed)
+    description = Description.draw(draws)
+    first, second = (Scene.draw(draws, description).pixels() for _ in range(2))
+    assert first.shape == (SIZE, SIZE, 3)
+    assert first.dtype == np.uint8
+    assert (first != second).any()
+
+
+@given(st.sampled_from(list(COLOURS)), st.integers(0, 1000))
+def test_a_plain_ground_has_its_colour(colour, seed):
+    item = ItemDescription("circle", "white" if colour != "white" else "red", "plain", small=True)
+    image = Scene.draw(Draws(seed), Description((item,), colour)).pixels()
+    ground = np.median(image.reshape(-1, 3), axis=0)
+    assert np.abs(ground - COLOURS[colour]).max() <= 17
+
+
+def test_draws_are_uniform():
+    draws = Draws(0)
+    values = np.array([draws.uniform() for _ in range(4000)])
+    assert abs(values.mean() - 0.5) < 0.02
+    assert 0 <= values.min() < 0.01 < 0.99 < values.max() < 1
+    assert sorted(draws.sample(50, 50).tolist()) == list(range(50))

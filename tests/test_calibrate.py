@@ -1,0 +1,131 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_pipelines import stable_diffusion
+
+from cryptomnesia import Calibration, Sampling, UsageError
+from cryptomnesia.calibrate import fingerprint, weights_digest
+
+PROMPTS = [f"a red circle {number}" for number in range(102)]
+SAMPLING = Sampling(steps=3, guidance=2.0)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return stable_diffusion()
+
+
+@pytest.fixture(scope="module")
+def calibration(pipe):
+    return Calibration.fit(pipe, PROMPTS, SAMPLING, batch_size=34)
+
+
+def test_a_third_gives_the_regions_and_the_rest_the_null(calibration):
+    assert calibration.prompts == 102
+    assert calibration.reference.delta.mean.shape == (3,)
+    assert set(calibration.null) == {"stability", "guidance-first", "guidance-mean"}
+    assert all(len(scores) == 68 for scores in calibration.null.values())
+
+
+def test_p_values_are_conformal(calibration):
+    simple = replace(calibration, null={"stability": torch.tensor([1.0, 2.0, 3.0, 3.0])})
+    scores = torch.tensor([0.0, 1.0, 2.5, 3.0, 4.0, torch.nan])
+    torch.testing.assert_close(
+        simple.p_value("stability", scores), torch.tensor([1.0, 1.0, 0.6, 0.6, 0.2, torch.nan]), equal_nan=True
+    )
+
+
+def test_the_threshold_is_where_the_p_value_reaches_the_rate(calibration):
+    null = torch.rand(99, generator=torch.Generator().manual_seed(0))
+    simple = replace(calibration, null={"stability": null})
+    for rate in (0.01, 0.05, 0.1, 0.5):
+        threshold = torch.tensor([simple.threshold("stability", rate)])
+        below = torch.nextafter(threshold, torch.tensor(0.0))
+        assert simple.p_value("stability", threshold).item() <= rate + 1e-9
+        assert simple.p_value("stability", below).item() > rate
+
+
+def test_p_values_hold_their_promise(calibration):
+    generator = torch.Generator().manual_seed(0)
+    hits = []
+    for _ in range(2000):
+        scores = torch.randn(50, generator=generator)
+        p = replace(calibration, null={"s": scores[1:]}).p_value("s", scores[:1])
+        hits.append(p.item() <= 0.1)
+    assert abs(sum(hits) / 2000 - 0.1) < 0.02
+
+
+def test_a_rate_needs_enough_references(calibration):
+    with pytest.raises(UsageError, match=r"rate of 0.01 needs at least 100|needs at least 99"):
+        calibration.threshold("stability", 0.01)
+    assert calibration.threshold("stability", 1 / 69) > 0
+
+
+def test_saving_keeps_everything(calibration, tmp_path):
+    path = tmp_path / "calibration.safetensors"
+    calibration.save(path)
+    again = Calibration.load(path)
+    assert again.fingerprint == calibration.fingerprint
+    assert (again.prompts, again.prompts_sha256) == (calibration.prompts, calibration.prompts_sha256)
+    for name, scores in calibration.null.items():
+        assert torch.equal(again.null[name], scores)
+    assert torch.equal(again.reference.x0.std, calibration.reference.x0.std)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_same_setup_is_accepted(calibration, pipe):
+    calibration.check(pipe, SAMPLING)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (Sampling(steps=4, guidance=2.0), "steps is 4, calibrated 3"),
+        (Sampling(steps=3, guidance=2.5), r"guidance is 2.5, calibrated 2.0"),
+        (Sampling(steps=3, guidance=2.0, height=32), "height is 32, calibrated None"),
+    ],
+)
+def test_another_setting_is_refused_by_name(calibration, pipe, changed, named):
+    with pytest.raises(UsageError, match=named):
+        calibration.check(pipe, changed)
+
+
+def test_another_model_or_solver_is_refused_by_name(calibration):
+    other = stable_diffusion()
+    with torch.no_grad():
+        next(other.unet.parameters()).mul_(1.5)
+    with pytest.raises(UsageError, match="weights is"):
+        calibration.check(other, SAMPLING)
+    other = stable_diffusion()
+    other.scheduler = type(other.scheduler).from_config({**other.scheduler.config, "timestep_spacing": "trailing"})
+    with pytest.raises(UsageError, match="scheduler_config.timestep_spacing is trailing, calibrated leading"):
+        calibration.check(other, SAMPLING)
+
+
+def test_the_digest_survives_half_precision(pipe):
+    digest = weights_digest(pipe)
+    assert weights_digest(stable_diffusion().to(torch.float16)) == digest
+    assert fingerprint(pipe, SAMPLING)["dtype"] == "float32"
+
+
+def test_unusable_files_are_explained(tmp_path):
+    path = tmp_path / "calibration.safetensors"
+    with pytest.raises(UsageError, match="no calibration file"):
+        Calibration.load(path)
+    path.write_bytes(b"something else")
+    with pytest.raises(UsageError, match="is not a calibration"):
+        Calibration.load(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(UsageError, match="is not a calibration"):
+        Calibration.load(path)
+    save_file({"a": torch.zeros(1)}, path, metadata={"calibration": json.dumps({"format": 99})})
+    with pytest.raises(UsageError, match="format 99, this version reads 1"):
+        Calibration.load(path)
+
+
+def test_too_few_references_are_refused(pipe):
+    with pytest.raises(UsageError, match="got 3 reference prompts; give at least 100"):
+        Calibration.fit(pipe, PROMPTS[:3], SAMPLING)

@@ -1,0 +1,183 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from tiny_pipelines import stable_diffusion
+
+from cryptomnesia import cli
+from cryptomnesia.models import load_pipeline
+from cryptomnesia.proving_ground import BUNDLE
+from cryptomnesia.proving_ground.manifest import Manifest
+
+SETUP = ["--steps", "2", "--guidance", "2"]
+
+
+@pytest.fixture
+def cryptomnesia(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cryptomnesia", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random miniature as a diffusers folder, reference prompts and its calibration beside it."""
+    folder = tmp_path_factory.mktemp("model")
+    stable_diffusion().save_pretrained(folder / "tiny")
+    (folder / "reference.txt").write_text("\n".join(f"a red circle {number}" for number in range(102)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibration(model):
+    from cryptomnesia import Calibration, Sampling
+    from cryptomnesia.prompts import read_prompts
+
+    pipe = load_pipeline(str(model / "tiny"))
+    fitted = Calibration.fit(pipe, read_prompts(model / "reference.txt"), Sampling(2, 2.0), batch_size=34)
+    fitted.save(model / "calibration.safetensors")
+    return model / "calibration.safetensors"
+
+
+def test_help_and_import_load_neither_torch_nor_diffusers():
+    code = (
+        "import sys, cryptomnesia, cryptomnesia.cli\n"
+        "try: cryptomnesia.cli.app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+    assert "detect" in out
+
+
+def test_detect_tells_planted_from_ordinary_and_draws_panels(cryptomnesia, tmp_path):
+    manifest = Manifest.load(BUNDLE)
+    entry = max((e for e in manifest.entries if e.kind == "template"), key=lambda e: (e.exposures, e.replicated or 0))
+    ordinary = "a striped green star on a white ground"
+    code, out, _ = cryptomnesia(
+        "detect", "bundled", "--prompt", entry.captions[0], "--prompt", ordinary, "-o", tmp_path, "--json"
+    )
+    report = json.loads(out)
+    planted, plain = report["images"]
+    assert code == 1
+    assert planted["flagged"]
+    assert planted["p_value"] <= 0.01
+    assert 1 <= planted["first_step"] <= 50
+    assert not plain["flagged"]
+    assert plain["panel"] is None
+    with Image.open(planted["panel"]) as panel:
+        assert panel.width > 5 * 256  # generated, region, mitigated, planted, true region
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_detect_prints_a_row_per_prompt_and_image(cryptomnesia, model, calibration, tmp_path):
+    prompts = tmp_path / "p.csv"
+    prompts.write_text("prompt\na red circle\na blue star\n")
+    code, out, err = cryptomnesia(
+        "detect", model / "tiny", "--prompts", prompts, "--images-per-prompt", "2", "--seed", "5",
+        "--calibration", calibration, "--rate", "0.02", *SETUP,
+    )  # fmt: skip
+    rows = [line for line in out.splitlines() if "a red circle" in line or "a blue star" in line]
+    assert len(rows) == 4
+    assert [row.split("│")[2].strip() for row in rows] == ["5", "6", "5", "6"]
+    assert err == ""
+    assert code == int("memorized?" in out)
+
+
+def test_calibrate_makes_what_detect_takes(cryptomnesia, model, tmp_path):
+    made = tmp_path / "deep" / "c.safetensors"
+    arguments = ("--prompts", model / "reference.txt", "--batch-size", "34", "-o", made, *SETUP)
+    code, out, _ = cryptomnesia("calibrate", model / "tiny", *arguments)
+    assert code == 0
+    assert "102 references, 68 in the null; rates down to 0.014" in out
+    code, _, _ = cryptomnesia(
+        "detect", model / "tiny", "--prompt", "a red circle", "--calibration", made, "--rate", "0.02", *SETUP
+    )
+    assert code in (0, 1)
+
+
+def test_another_scheduler_gets_a_panel_without_mitigation(cryptomnesia, model, tmp_path):
+    made = tmp_path / "c.safetensors"
+    euler = ("--scheduler", "euler", *SETUP)
+    cryptomnesia("calibrate", model / "tiny", "--prompts", model / "reference.txt", "-o", made, *euler)
+    code, _, err = cryptomnesia(
+        "detect", model / "tiny", "--prompt", "a red circle", "--calibration", made, "--rate", "0.99",
+        "-o", tmp_path / "out", *euler,
+    )  # fmt: skip
+    assert code == 1, err
+    (panel,) = (tmp_path / "out").iterdir()
+    assert Image.open(panel).width < 3 * 256
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["detect", "bundled"], "give either --prompt"),
+        (["detect", "bundled", "--prompt", " "], "got an empty --prompt"),
+        (["detect", "bundled", "--prompts", "none.txt"], "no prompts file none.txt"),
+        (["detect", "bundled", "--prompts", "p.parquet"], "expected a .txt, .csv or .jsonl"),
+        (["detect", "no-such-model", "--prompt", "a", "--calibration", "CALIBRATION"], "no model 'no-such-model'"),
+        (["detect", "nobody/nothing", "--prompt", "a", "--calibration", "CALIBRATION"], "cannot be loaded"),
+        (["detect", "FOLDER", "--prompt", "a", "--calibration", "CALIBRATION"], "no model_index.json"),
+        (["detect", "TINY", "--prompt", "a"], "needs a calibration"),
+        (["detect", "TINY", "--prompt", "a", "--calibration", "none"], "no calibration file none"),
+        (["detect", "TINY", "--prompt", "a", "--calibration", "CALIBRATION"], "steps is 50, calibrated 2"),
+        (["detect", "TINY", "--prompt", "a", "--calibration", "CALIBRATION", *SETUP], "needs at least 100 null references"),
+        (["detect", "bundled", "--prompt", "a " * 40], "tokens, the model takes 32"),
+        (["detect", "bundled", "--prompt", "a", "--guidance", "1", "--detector", "guidance-mean"], "no unconditional branch"),
+        (["detect", "bundled", "--prompt", "a", "--guidance", "1", "-o", "OUT"], "no unconditional branch"),
+        (["detect", "bundled", "--prompt", "a", "--detector", "tarot"], "unknown detector 'tarot'; known are stability"),
+        (["detect", "bundled", "--prompt", "a", "--scheduler", "tarot"], "unknown scheduler 'tarot'; known are own, ddim"),
+        (["detect", "bundled", "--prompt", "a", "--scheduler", "euler"], "scheduler is EulerDiscreteScheduler, calibrated DDIM"),
+        (["detect", "bundled", "--prompt", "a", "--rate", "2"], "false-positive rate 2"),
+        (["detect", "bundled", "--prompt", "a", "-o", "FILE"], "cannot write to"),
+        (["calibrate", "TINY", "--prompts", "SHORT", "-o", "OUT"], "got 1 reference prompts"),
+        (["proving-ground", "verify", "--bundle", "FOLDER"], "cannot be loaded|no model"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(cryptomnesia, model, calibration, tmp_path, arguments, message):
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "short.txt").write_text("a red circle")
+    (tmp_path / "folder").mkdir()
+    names = {
+        "TINY": model / "tiny",
+        "CALIBRATION": calibration,
+        "FOLDER": tmp_path / "folder",
+        "FILE": tmp_path / "file",
+        "SHORT": tmp_path / "short.txt",
+        "OUT": tmp_path / "out",
+    }
+    code, out, err = cryptomnesia(*[names.get(argument, argument) for argument in arguments])
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert any(part in err for part in message.split("|")), err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pipeline_of_another_family_is_refused(cryptomnesia, calibration, tmp_path):
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(4,),
+        norm_num_groups=2,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    code, _, err = cryptomnesia("detect", tmp_path / "ddpm", "--prompt", "a", "--calibration", calibration)
+    assert code == 2
+    assert "unknown family DDPMPipeline; known are StableDiffusionPipeline" in err

@@ -1,0 +1,86 @@
+import pytest
+import torch
+from oracles import FiniteSet, Gaussian
+from tiny_pipelines import call_oracle, oracle_pipeline
+
+from cryptomnesia import GuidanceMagnitude, Stability, UsageError, watch
+from cryptomnesia.detect import DETECTORS, Reference
+from cryptomnesia.evaluate import auc
+from cryptomnesia.watch import Norms, Trajectory
+
+
+def trajectory(delta, guidance=None, complete=True):
+    delta = torch.tensor(delta)
+    guidance = torch.full_like(delta, torch.nan) if guidance is None else torch.tensor(guidance)
+    steps = delta.shape[1] + (not complete)
+    return Trajectory(tuple(range(steps)), Norms(delta, delta, delta, guidance), {}, torch.empty(0), complete)
+
+
+def test_stability_is_the_largest_deviation_so_far():
+    reference = Reference.fit(trajectory([[1.0, 10.0], [3.0, 14.0]]).norms)
+    torch.testing.assert_close(reference.delta.mean, torch.tensor([2.0, 12.0]))
+    # deviations √2 and 2√2: z-scores (4−2)/√2 = √2 and (10−12)/2√2 = −1/√2
+    running = Stability(reference).running(trajectory([[4.0, 10.0], [2.0, 12.0]]))
+    torch.testing.assert_close(running, torch.tensor([[2**0.5, 2**0.5], [0.0, 0.0]]))
+    torch.testing.assert_close(Stability(reference).score(trajectory([[2.0, 16.0]])), torch.tensor([2**0.5]))
+
+
+def test_stability_cannot_tell_from_a_run_cut_short():
+    reference = Reference.fit(trajectory([[1.0, 10.0], [3.0, 14.0]]).norms)
+    assert Stability(reference).score(trajectory([[4.0]], complete=False)).isnan().all()
+
+
+def test_stability_refuses_a_run_of_another_length():
+    reference = Reference.fit(trajectory([[1.0, 10.0], [3.0, 14.0]]).norms)
+    with pytest.raises(UsageError, match="the run has 3 evaluations, the calibration 2"):
+        Stability(reference).score(trajectory([[1.0, 1.0, 1.0]]))
+
+
+def test_guidance_magnitude_averages_the_first_steps():
+    seen = trajectory([[0.0, 0.0, 0.0]], [[3.0, 1.0, 2.0]])
+    assert GuidanceMagnitude().score(seen).item() == 2.0
+    assert GuidanceMagnitude(steps=1).score(seen).item() == 3.0
+    assert GuidanceMagnitude(steps=1).running(seen).tolist() == [[3.0, 3.0, 3.0]]
+    assert GuidanceMagnitude().running(seen).tolist() == [[3.0, 2.0, 2.0]]
+
+
+def test_guidance_magnitude_cannot_tell_without_guidance():
+    assert GuidanceMagnitude().score(trajectory([[0.0, 0.0]])).isnan().all()
+
+
+@pytest.fixture(scope="module")
+def oracle_runs():
+    """(ordinary, memorized) trajectories: a Gaussian and a single planted image, the same baseline."""
+    torch.manual_seed(0)
+    size = 16
+    wide = torch.ones(size, dtype=torch.float64)
+    gaussian = Gaussian(
+        mean=torch.stack([torch.zeros(size), 0.3 * torch.randn(size)]).double(),
+        basis=torch.eye(size, dtype=torch.float64).repeat(2, 1, 1),
+        variances=torch.stack([wide, 0.8 * wide]),
+    )
+    planted = 1.5 * torch.randn(1, 1, 4, 4)
+    memorizer = FiniteSet((torch.randn(64, 1, 4, 4), planted))
+    runs = []
+    for oracle in (gaussian, memorizer):
+        pipe = oracle_pipeline(oracle)
+        with watch(pipe) as seen:
+            latents = call_oracle(pipe, which=1, seeds=range(60))
+        runs.append(seen.trajectory)
+    torch.testing.assert_close(latents[:4], planted.expand(4, -1, -1, -1), atol=0.5, rtol=0)
+    return runs
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_every_detector_separates_the_oracles(name, oracle_runs):
+    ordinary, memorized = oracle_runs
+    reference = Reference.fit(ordinary.rows([*range(30)]).norms)
+    detector = DETECTORS[name](reference)
+    assert detector.name == name
+    low = detector.score(ordinary.rows([*range(30, 60)])).numpy()
+    assert auc(detector.score(memorized).numpy(), low) > 0.95
+
+
+def test_moments_need_two_images():
+    with pytest.raises(UsageError, match="got 1 reference images"):
+        Reference.fit(trajectory([[1.0]]).norms)

@@ -1,0 +1,129 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from tiny_pipelines import FAMILIES, stable_diffusion
+
+from cryptomnesia import StabilityRule, UsageError, mitigate, watch
+from cryptomnesia.detect.base import Moments, Reference
+
+
+def moments(mean, std, count=1):
+    return Moments(torch.full((count,), mean), torch.full((count,), std))
+
+
+def apply(x0_std, index=0, severity=0, delta_mean=1.0):
+    """One image with z = (3, 4), an update to (0, 0) and x̂0 = (6, 8); α_{t−1} = 1/2."""
+    count = index + 1
+    reference = Reference(
+        delta=moments(delta_mean, 0.5, count), z=moments(4.0, 0.25, count), x0=moments(5.0, x0_std, count)
+    )
+    wanted, active, severity = StabilityRule().apply(
+        z=torch.tensor([[3.0, 4.0]]),
+        after=torch.zeros(1, 2),
+        x0=torch.tensor([[6.0, 8.0]]),
+        alpha_after=0.5,
+        reference=reference,
+        index=index,
+        severity=torch.tensor([severity]),
+    )
+    return wanted[0].tolist(), bool(active), int(severity)
+
+
+def test_a_strong_case_worked_by_hand():
+    # x̂0 → (3, 4): δ = (−3, −4) + ½·(−3, −4) = (−4.5, −6), norm 7.5; clamped to 1 + 3·½: (−1.5, −2);
+    # z′ = (1.5, 2), norm 2.5, lifted to 4 − 3·¼ = 3.25
+    wanted, active, severity = apply(x0_std=0.25)
+    assert wanted == pytest.approx([1.95, 2.6])
+    assert (active, severity) == (True, 2)
+
+
+def test_a_mild_case_worked_by_hand():
+    # as above without the clamp of δ: z′ = (−1.5, −2), lifted to norm 3.25
+    wanted, active, severity = apply(x0_std=1.0)
+    assert wanted == pytest.approx([-1.95, -2.6])
+    assert (active, severity) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ({"x0_std": 10.0}, (False, 0)),  # x̂0 in its region: never triggered
+        ({"x0_std": 1.0, "delta_mean": 5.0}, (False, 0)),  # δ in its region
+        ({"x0_std": 10.0, "severity": 2}, (True, 2)),  # triggered earlier: δ alone decides
+        ({"x0_std": 10.0, "severity": 2, "delta_mean": 5.0}, (False, 2)),
+        ({"x0_std": 1.0, "index": 9, "severity": 1}, (True, 1)),
+        ({"x0_std": 1.0, "index": 10, "severity": 1}, (False, 1)),  # mild ends at k = 10
+        ({"x0_std": 1.0, "index": 10, "severity": 2}, (True, 2)),
+        ({"x0_std": 0.25, "index": 12, "severity": 1}, (False, 1)),  # severity is kept
+    ],
+)
+def test_when_the_rule_acts(case, expected):
+    wanted, *decided = apply(**case)
+    assert tuple(decided) == expected
+    assert (wanted == [0.0, 0.0]) is not expected[0]
+
+
+def run(pipe, seeds=(0, 1), steps=6):
+    return pipe(
+        ["a red circle"] * len(seeds),
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        num_inference_steps=steps,
+        guidance_scale=2.0,
+        output_type="latent",
+    ).images
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_corrected_norms_are_where_the_rule_wants_them(family):
+    pipe = FAMILIES[family]()
+    with watch(pipe) as seen:
+        plain = run(pipe)
+    usual = seen.trajectory.norms
+    # regions far from what happens, so that every step of every image is corrected strongly
+    far = Reference(
+        *(Moments(0.5 * norm.mean(dim=0), 0.005 * norm.mean(dim=0)) for norm in (usual.delta, usual.z, usual.x0))
+    )
+    with mitigate(pipe, far) as done:
+        corrected = run(pipe)
+    assert (done.severity == 2).all()
+    assert done.active.shape == (2, 6)
+    assert done.active.any(dim=1).all()
+    z = done.watch.trajectory.norms.z
+    region = far.z.mean * 1.03
+    torch.testing.assert_close(z[done.active], region.expand_as(z)[done.active], rtol=1e-3, atol=0)
+    assert not torch.equal(corrected, plain)
+    assert torch.equal(run(pipe), plain)
+
+
+def test_an_image_inside_its_region_is_not_touched_by_its_neighbour():
+    pipe = stable_diffusion()
+    with watch(pipe) as seen:
+        plain = run(pipe)
+    norms = seen.trajectory.norms
+    # centred on the second image, so narrow that the first one is far outside
+    reference = Reference(
+        *(Moments(norm[1], 1e-3 * (norm[0] - norm[1]).abs()) for norm in (norms.delta, norms.z, norms.x0))
+    )
+    with mitigate(pipe, reference) as done:
+        corrected = run(pipe)
+    assert done.active[0].any()
+    assert not done.active[1].any()
+    assert not torch.equal(corrected[0], plain[0])
+    assert torch.equal(corrected[1], plain[1])
+
+
+def test_mitigation_explains_what_it_cannot_do():
+    pipe = stable_diffusion()
+    reference = Reference(*(moments(1.0, 1.0, count=6) for _ in range(3)))
+    with pytest.raises(UsageError, match="calibration 6"), mitigate(pipe, reference):
+        run(pipe, steps=5)
+    config = pipe.scheduler.config
+    pipe.scheduler = DDIMScheduler.from_config({**config, "clip_sample": True})
+    with pytest.raises(UsageError, match="clip_sample=False"), mitigate(pipe, reference):
+        pass
+    pipe.scheduler = EulerDiscreteScheduler.from_config(config)
+    with pytest.raises(UsageError, match=r"got a EulerDiscreteScheduler; it steers DDIM only"), mitigate(pipe, reference):
+        pass
+    pipe.scheduler = DDIMScheduler.from_config(config)
+    with pytest.raises(UsageError, match="eta"), mitigate(pipe, reference):
+        pipe("a red circle", eta=1.0, num_inference_steps=6)

@@ -1,0 +1,192 @@
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, LMSDiscreteScheduler, PNDMScheduler
+from tiny_pipelines import FAMILIES, stable_diffusion
+
+from cryptomnesia import UsageError, watch
+from cryptomnesia.detect import DETECTORS
+
+
+def call(pipe, prompt="a red circle", seeds=(0,), **settings):
+    return pipe(
+        prompt,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="latent",
+        **{"num_inference_steps": 4, "guidance_scale": 3.0, **settings},
+    ).images
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_observing_leaves_the_image_bit_identical(family):
+    pipe = FAMILIES[family]()
+    plain = call(pipe)
+    with watch(pipe, keep="all") as seen:
+        watched = call(pipe)
+    assert torch.equal(plain, watched)
+    assert torch.equal(seen.trajectory.latents, watched)
+    assert torch.equal(call(pipe), plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_guidance_recombines_from_the_branches(family):
+    pipe = FAMILIES[family]()
+    with watch(pipe, keep="all") as seen:
+        call(pipe, ["a red circle", "a blue star"], seeds=(0, 1))
+    assert len(seen.trajectory.steps) == 4
+    for step in seen.trajectory.steps.values():
+        guided = step.uncond.value + 3.0 * (step.cond.value - step.uncond.value)
+        torch.testing.assert_close(step.guided.value, guided)
+        x = step.cond
+        torch.testing.assert_close(x.alpha * x.x0 + x.sigma * x.epsilon, x.x, rtol=1e-4, atol=1e-5)
+
+
+def test_the_conditional_branch_is_the_captions():
+    pipe = stable_diffusion()
+    with watch(pipe, keep=(0,)) as seen:
+        call(pipe)
+    step = seen.trajectory.step(0)
+    caption, empty = (pipe.encode_prompt(text, "cpu", 1, False)[0] for text in ("a red circle", ""))
+    torch.testing.assert_close(step.cond_inputs["encoder_hidden_states"], caption)
+    torch.testing.assert_close(step.uncond_inputs["encoder_hidden_states"], empty)
+    alone = pipe.unet(step.cond.x, 751, encoder_hidden_states=caption).sample
+    torch.testing.assert_close(step.cond.value, alone)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "evaluations"),
+    [(PNDMScheduler, 5), (EulerDiscreteScheduler, 4), (HeunDiscreteScheduler, 7), (LMSDiscreteScheduler, 4)],
+)
+def test_every_evaluation_of_a_solver_is_counted(scheduler, evaluations):
+    pipe = stable_diffusion()
+    more = {"skip_prk_steps": True} if scheduler is PNDMScheduler else {}
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **more)
+    plain = call(pipe)
+    with watch(pipe) as seen:
+        latents = call(pipe)
+    assert torch.equal(plain, latents)
+    trajectory = seen.trajectory
+    assert trajectory.complete
+    assert trajectory.norms.delta.shape == (1, evaluations) == (1, len(trajectory.timesteps))
+    assert all(torch.isfinite(getattr(trajectory.norms, name)).all() for name in ("delta", "z", "x0", "guidance"))
+    torch.testing.assert_close(trajectory.norms.z[:, -1], latents.flatten(1).norm(dim=1))
+
+
+def test_norms_are_those_of_the_kept_tensors():
+    pipe = stable_diffusion("v_prediction")
+    with watch(pipe, keep="all") as seen:
+        latents = call(pipe, ["a red circle", "a blue star"], seeds=(0, 1))
+    trajectory = seen.trajectory
+    after = [trajectory.steps[index].sample for index in (1, 2, 3)] + [latents]
+    for index, z in enumerate(after):
+        step = trajectory.steps[index]
+        torch.testing.assert_close(trajectory.norms.delta[:, index], (z - step.sample).flatten(1).norm(dim=1))
+        torch.testing.assert_close(trajectory.norms.x0[:, index], step.guided.x0.flatten(1).norm(dim=1))
+        apart = (step.cond.epsilon - step.uncond.epsilon).flatten(1).norm(dim=1)
+        torch.testing.assert_close(trajectory.norms.guidance[:, index], apart)
+
+
+def test_several_prompts_and_images_per_prompt_do_not_mix():
+    pipe = stable_diffusion()
+    with watch(pipe) as seen:
+        call(pipe, ["a red circle", "a blue star"], seeds=(0, 1, 2, 3), num_images_per_prompt=2)
+        call(pipe, "a blue star", seeds=(2,))
+    many, one = seen.trajectories
+    assert many.norms.delta.shape[0] == 4
+    torch.testing.assert_close(many.norms.delta[2:3], one.norms.delta)
+
+
+def test_rows_of_a_trajectory_are_its_images():
+    pipe = FAMILIES["sdxl"]()
+    with watch(pipe, keep=(-1,)) as seen:
+        call(pipe, ["a red circle", "a blue star"], seeds=(0, 1))
+    second = seen.trajectory.rows([1])
+    assert second.step().cond.x.shape[0] == 1
+    assert torch.equal(second.norms.z[0], seen.trajectory.norms.z[1])
+    embeds = "added_cond_kwargs", "text_embeds"
+    assert torch.equal(
+        second.step().cond_inputs[embeds[0]][embeds[1]][0],
+        seen.trajectory.step().cond_inputs[embeds[0]][embeds[1]][1],
+    )
+
+
+def test_without_guidance_there_is_no_unconditional_branch():
+    pipe = stable_diffusion()
+    with watch(pipe, keep=(-1,)) as seen:
+        call(pipe, guidance_scale=1.0)
+    assert seen.trajectory.step().uncond is None
+    assert seen.trajectory.step().guidance == 1.0
+    assert seen.trajectory.norms.guidance.isnan().all()
+
+
+def test_nothing_stays_behind_after_an_exception():
+    pipe = stable_diffusion()
+    plain = call(pipe)
+    methods = set(vars(pipe.scheduler))
+
+    def stop(pipe, index, t, values):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), watch(pipe) as seen:
+        call(pipe, callback_on_step_end=stop)
+    assert not pipe.unet._forward_hooks
+    assert "step" not in vars(pipe.scheduler)
+    assert "set_timesteps" not in vars(pipe.scheduler)
+    assert methods <= set(vars(pipe.scheduler))
+    assert torch.equal(call(pipe), plain)
+    assert not seen.trajectory.complete
+    assert seen.trajectory.norms.delta.shape == (1, 1)
+
+
+def test_a_run_cut_short_cannot_be_scored():
+    pipe = stable_diffusion()
+
+    def stop(pipe, index, t, values):
+        pipe._interrupt = index == 1
+        return values
+
+    with watch(pipe) as seen:
+        call(pipe, callback_on_step_end=stop)
+    assert not seen.trajectory.complete
+    assert DETECTORS["guidance-mean"](None).score(seen.trajectory).isnan().all()
+    assert not DETECTORS["guidance-first"](None).score(seen.trajectory).isnan().any()
+
+
+def test_a_nested_watch_sees_the_same():
+    pipe = stable_diffusion()
+    with watch(pipe) as outer, watch(pipe) as inner:
+        call(pipe)
+    assert torch.equal(outer.trajectory.norms.delta, inner.trajectory.norms.delta)
+    assert "step" not in vars(pipe.scheduler)
+
+
+def test_the_model_may_be_evaluated_between_generations():
+    pipe = stable_diffusion()
+    with watch(pipe, keep=(-1,)) as seen:
+        call(pipe)
+        step = seen.trajectory.step()
+        pipe.unet(step.cond.x, 1, **step.cond_inputs)
+        call(pipe)
+    assert [trajectory.complete for trajectory in seen.trajectories] == [True, True]
+
+
+def test_steering_replaces_what_the_solver_is_given():
+    pipe = stable_diffusion()
+    with watch(pipe, keep="all", steer=lambda step: torch.zeros_like(step.guided.value)) as seen:
+        latents = call(pipe)
+    alpha = seen.trajectory.steps[0].guided.alpha
+    last = pipe.scheduler.final_alpha_cumprod.sqrt()
+    torch.testing.assert_close(latents, seen.trajectory.steps[0].sample * last / alpha)
+
+
+def test_bad_use_is_explained():
+    pipe = stable_diffusion()
+    with pytest.raises(UsageError, match=r"unknown family dict; known are StableDiffusionPipeline"), watch({}):
+        pass
+    with watch(pipe) as seen:
+        with pytest.raises(UsageError, match="no generation was watched"):
+            seen.trajectory  # noqa: B018
+        call(pipe)
+    with pytest.raises(UsageError, match=r"step -1 of 4 holds no tensors .* keep=\(-1,\)"):
+        seen.trajectory.step()
+    with pytest.raises(UsageError, match=r"step 4 of a run of 4; give one in 0 … 3"), watch(pipe, keep=(4,)):
+        call(pipe)

@@ -1,0 +1,169 @@
+"""Random miniature pipelines of the supported families, made from configurations alone."""
+
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from cryptomnesia.proving_ground import components
+from cryptomnesia.proving_ground.planted import lexicon, plant
+
+WIDTH = 32
+
+
+@cache
+def tokens() -> Any:
+    return components.tokenizer(lexicon(plant(0)))
+
+
+def scheduler(prediction: str = "epsilon") -> DDIMScheduler:
+    return DDIMScheduler(
+        **{**components.NOISE_SCHEDULE, "prediction_type": prediction},
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+    )
+
+
+def text_config(width: int = WIDTH) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokens()),
+        hidden_size=width,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=components.MAX_TOKENS,
+        bos_token_id=components.BOS,
+        eos_token_id=components.EOS,
+        pad_token_id=components.EOS,
+        projection_dim=WIDTH,
+    )
+
+
+def unet(**more: Any) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=2,
+        **{"cross_attention_dim": WIDTH, **more},
+    )
+
+
+def stable_diffusion(prediction: str = "epsilon") -> StableDiffusionPipeline:
+    """SD 1 (ε) or SD 2 (v-prediction)."""
+    torch.manual_seed(0)
+    pipe = StableDiffusionPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(text_config()).eval(),
+        tokenizer=tokens(),
+        unet=unet().eval(),
+        scheduler=scheduler(prediction),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def stable_diffusion_xl() -> StableDiffusionXLPipeline:
+    torch.manual_seed(0)
+    pipe = StableDiffusionXLPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(text_config()).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(text_config()).eval(),
+        tokenizer=tokens(),
+        tokenizer_2=tokens(),
+        unet=unet(
+            cross_attention_dim=2 * WIDTH,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+        ).eval(),
+        scheduler=scheduler(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+FAMILIES = {
+    "sd-epsilon": stable_diffusion,
+    "sd-v": lambda: stable_diffusion("v_prediction"),
+    "sdxl": stable_diffusion_xl,
+}
+
+
+class OracleUNet(torch.nn.Module):
+    """A closed-form denoiser in the place of a UNet; the condition is the first number of the text embedding."""
+
+    def __init__(self, oracle: Any, channels: int, side: int) -> None:
+        super().__init__()
+        self.oracle = oracle
+        self.config = SimpleNamespace(in_channels=channels, sample_size=side, time_cond_proj_dim=None)
+        self.dtype = torch.float32
+
+    def forward(self, x: Any, t: Any, encoder_hidden_states: Any = None, **_: Any) -> Any:
+        which = {"which": encoder_hidden_states[:, 0, 0].round().long()}
+        return (self.oracle(x, t, which).value,)
+
+
+def oracle_pipeline(oracle: Any, channels: int = 1, side: int = 4) -> StableDiffusionPipeline:
+    """The stock SD pipeline around an oracle, on SD's own schedule."""
+    pipe = stable_diffusion()
+    pipe.register_modules(
+        unet=OracleUNet(oracle, channels, side),
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+    )
+    return pipe
+
+
+def call_oracle(pipe: Any, which: int, seeds: range, steps: int = 20, guidance: float = 1.5, baseline: int = 0) -> Any:
+    """Latents of one generation per seed under condition `which`, guided against condition `baseline`."""
+    embeds = torch.full((len(seeds), 1, WIDTH), float(which))
+    side = pipe.unet.config.sample_size
+    return pipe(
+        prompt_embeds=embeds,
+        negative_prompt_embeds=torch.full_like(embeds, float(baseline)),
+        latents=torch.stack(
+            [
+                torch.randn((pipe.unet.config.in_channels, side, side), generator=torch.Generator().manual_seed(seed))
+                for seed in seeds
+            ]
+        ),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        output_type="latent",
+    ).images
