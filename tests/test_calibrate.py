@@ -4,10 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_pipelines import stable_diffusion
 
 from cryptomnesia import Calibration, Sampling, UsageError
 from cryptomnesia.calibrate import fingerprint, weights_digest
+from tiny_pipelines import stable_diffusion
 
 PROMPTS = [f"a red circle {number}" for number in range(102)]
 SAMPLING = Sampling(steps=3, guidance=2.0)

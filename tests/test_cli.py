@@ -4,12 +4,12 @@ import sys
 
 import pytest
 from PIL import Image
-from tiny_pipelines import stable_diffusion
 
 from cryptomnesia import cli
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
+from tiny_pipelines import stable_diffusion
 
 SETUP = ["--steps", "2", "--guidance", "2"]
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from oracles import FiniteSet, Gaussian
-from tiny_pipelines import call_oracle, oracle_pipeline
 
 from cryptomnesia import GuidanceMagnitude, Stability, UsageError, watch
 from cryptomnesia.detect import DETECTORS, Reference
 from cryptomnesia.evaluate import auc
-from cryptomnesia.watch import Norms, Trajectory
+from cryptomnesia.trajectory import Norms, Trajectory
+from oracles import FiniteSet, Gaussian
+from tiny_pipelines import call_oracle, oracle_pipeline
 
 
 def trajectory(delta, guidance=None, complete=True):

@@ -1,15 +1,15 @@
 import pytest
 import torch
-from oracles import FiniteSet, Gaussian
 from scipy.linalg import hadamard
 from scipy.stats import ortho_group
 from sklearn.metrics import roc_auc_score
-from tiny_pipelines import FAMILIES, call_oracle, oracle_pipeline, stable_diffusion
 
 from cryptomnesia import CurvatureDifference, ScoreDifference, UsageError, watch
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.localize import upsampled
 from cryptomnesia.localize.curvature import jacobian_diagonal, rademacher
+from oracles import FiniteSet, Gaussian
+from tiny_pipelines import FAMILIES, call_oracle, oracle_pipeline, stable_diffusion
 
 SIZE = 16
 PLANTED = torch.zeros(4, 4, dtype=torch.bool)

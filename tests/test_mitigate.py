@@ -1,10 +1,10 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
-from tiny_pipelines import FAMILIES, stable_diffusion
 
-from cryptomnesia import StabilityRule, UsageError, mitigate, watch
+from cryptomnesia import StabilityRule, UsageError, stabilize, watch
 from cryptomnesia.detect.base import Moments, Reference
+from tiny_pipelines import FAMILIES, stable_diffusion
 
 
 def moments(mean, std, count=1):
@@ -83,14 +83,15 @@ def test_corrected_norms_are_where_the_rule_wants_them(family):
     far = Reference(
         *(Moments(0.5 * norm.mean(dim=0), 0.005 * norm.mean(dim=0)) for norm in (usual.delta, usual.z, usual.x0))
     )
-    with mitigate(pipe, far) as done:
+    with stabilize(pipe, far) as done:
         corrected = run(pipe)
     assert (done.severity == 2).all()
     assert done.active.shape == (2, 6)
     assert done.active.any(dim=1).all()
     z = done.watch.trajectory.norms.z
-    region = far.z.mean * 1.03
-    torch.testing.assert_close(z[done.active], region.expand_as(z)[done.active], rtol=1e-3, atol=0)
+    deviation = ((z - far.z.mean).abs() / far.z.std)[done.active]
+    assert (deviation < 3.01).all()  # γ = 3 and the rounding of the solver's own arithmetic
+    assert (deviation > 2.99).any()
     assert not torch.equal(corrected, plain)
     assert torch.equal(run(pipe), plain)
 
@@ -104,7 +105,7 @@ def test_an_image_inside_its_region_is_not_touched_by_its_neighbour():
     reference = Reference(
         *(Moments(norm[1], 1e-3 * (norm[0] - norm[1]).abs()) for norm in (norms.delta, norms.z, norms.x0))
     )
-    with mitigate(pipe, reference) as done:
+    with stabilize(pipe, reference) as done:
         corrected = run(pipe)
     assert done.active[0].any()
     assert not done.active[1].any()
@@ -115,15 +116,18 @@ def test_an_image_inside_its_region_is_not_touched_by_its_neighbour():
 def test_mitigation_explains_what_it_cannot_do():
     pipe = stable_diffusion()
     reference = Reference(*(moments(1.0, 1.0, count=6) for _ in range(3)))
-    with pytest.raises(UsageError, match="calibration 6"), mitigate(pipe, reference):
+    with pytest.raises(UsageError, match="calibration 6"), stabilize(pipe, reference):
         run(pipe, steps=5)
     config = pipe.scheduler.config
     pipe.scheduler = DDIMScheduler.from_config({**config, "clip_sample": True})
-    with pytest.raises(UsageError, match="clip_sample=False"), mitigate(pipe, reference):
+    with pytest.raises(UsageError, match="clip_sample=False"), stabilize(pipe, reference):
         pass
     pipe.scheduler = EulerDiscreteScheduler.from_config(config)
-    with pytest.raises(UsageError, match=r"got a EulerDiscreteScheduler; it steers DDIM only"), mitigate(pipe, reference):
+    with (
+        pytest.raises(UsageError, match=r"got a EulerDiscreteScheduler; it steers DDIM only"),
+        stabilize(pipe, reference),
+    ):
         pass
     pipe.scheduler = DDIMScheduler.from_config(config)
-    with pytest.raises(UsageError, match="eta"), mitigate(pipe, reference):
+    with pytest.raises(UsageError, match="eta"), stabilize(pipe, reference):
         pipe("a red circle", eta=1.0, num_inference_steps=6)

@@ -9,7 +9,9 @@ from cryptomnesia import UsageError
 from cryptomnesia.prompts import read_prompts
 
 TEXTS = st.lists(
-    st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters="\ufeff"), min_size=1).filter(lambda text: text.strip()),
+    st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters="\ufeff"), min_size=1).filter(
+        lambda text: text.strip()
+    ),
     min_size=1,
 )
 

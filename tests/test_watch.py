@@ -1,10 +1,10 @@
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, LMSDiscreteScheduler, PNDMScheduler
-from tiny_pipelines import FAMILIES, stable_diffusion
 
 from cryptomnesia import UsageError, watch
 from cryptomnesia.detect import DETECTORS
+from tiny_pipelines import FAMILIES, stable_diffusion
 
 
 def call(pipe, prompt="a red circle", seeds=(0,), **settings):

@@ -126,7 +126,7 @@ class OracleUNet(torch.nn.Module):
         super().__init__()
         self.oracle = oracle
         self.config = SimpleNamespace(in_channels=channels, sample_size=side, time_cond_proj_dim=None)
-        self.dtype = torch.float32
+        self.dtype, self.device = torch.float32, torch.device("cpu")
 
     def forward(self, x: Any, t: Any, encoder_hidden_states: Any = None, **_: Any) -> Any:
         which = {"which": encoder_hidden_states[:, 0, 0].round().long()}
@@ -150,7 +150,7 @@ def oracle_pipeline(oracle: Any, channels: int = 1, side: int = 4) -> StableDiff
     return pipe
 
 
-def call_oracle(pipe: Any, which: int, seeds: range, steps: int = 20, guidance: float = 1.5, baseline: int = 0) -> Any:
+def call_oracle(pipe: Any, which: int, seeds: range, steps: int = 20, guidance: float = 1.01, baseline: int = 0) -> Any:
     """Latents of one generation per seed under condition `which`, guided against condition `baseline`."""
     embeds = torch.full((len(seeds), 1, WIDTH), float(which))
     side = pipe.unet.config.sample_size

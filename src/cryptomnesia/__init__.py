@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from cryptomnesia.calibrate import Calibration
     from cryptomnesia.detect import GuidanceMagnitude, Stability
     from cryptomnesia.errors import CryptomnesiaError, UsageError
-    from cryptomnesia.examine import Finding, examine
-    from cryptomnesia.generate import Sampling, generate
+    from cryptomnesia.findings import Finding, examine
     from cryptomnesia.localize import CurvatureDifference, ScoreDifference
-    from cryptomnesia.mitigate import StabilityRule, mitigate
+    from cryptomnesia.mitigate import StabilityRule, stabilize
     from cryptomnesia.models import load_pipeline
-    from cryptomnesia.watch import Step, Trajectory, watch
+    from cryptomnesia.sampling import Sampling, generate
+    from cryptomnesia.trajectory import Step, Trajectory, watch
 
 __version__ = "0.1.0"
 
@@ -23,20 +23,20 @@ _HOMES = {
     "Calibration": "calibrate",
     "CryptomnesiaError": "errors",
     "CurvatureDifference": "localize",
-    "Finding": "examine",
+    "Finding": "findings",
     "GuidanceMagnitude": "detect",
-    "Sampling": "generate",
+    "Sampling": "sampling",
     "ScoreDifference": "localize",
     "Stability": "detect",
     "StabilityRule": "mitigate",
-    "Step": "watch",
-    "Trajectory": "watch",
+    "Step": "trajectory",
+    "Trajectory": "trajectory",
     "UsageError": "errors",
-    "examine": "examine",
-    "generate": "generate",
+    "examine": "findings",
+    "generate": "sampling",
     "load_pipeline": "models",
-    "mitigate": "mitigate",
-    "watch": "watch",
+    "stabilize": "mitigate",
+    "watch": "trajectory",
 }
 
 __all__ = [
@@ -55,7 +55,7 @@ __all__ = [
     "examine",
     "generate",
     "load_pipeline",
-    "mitigate",
+    "stabilize",
     "watch",
 ]
 

@@ -26,8 +26,8 @@ import cryptomnesia
 from cryptomnesia.detect import DETECTORS, Reference
 from cryptomnesia.detect.base import Moments
 from cryptomnesia.errors import UsageError
-from cryptomnesia.generate import Sampling, generate
-from cryptomnesia.watch import Norms, Trajectory
+from cryptomnesia.sampling import Sampling, generate
+from cryptomnesia.trajectory import Norms, Trajectory
 
 FORMAT = 1
 """Version of the file layout."""

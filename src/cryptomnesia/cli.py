@@ -18,7 +18,7 @@ from cryptomnesia import __version__
 from cryptomnesia.errors import CryptomnesiaError, UsageError
 
 if TYPE_CHECKING:
-    from cryptomnesia.examine import Finding
+    from cryptomnesia.findings import Finding
     from cryptomnesia.proving_ground.manifest import Manifest
 
 app = typer.Typer(
@@ -124,9 +124,9 @@ def calibrate(
 ) -> None:
     """Learn from reference prompts what is usual, one image each, and save it for `detect`."""
     from cryptomnesia.calibrate import Calibration
-    from cryptomnesia.generate import Sampling
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.prompts import read_prompts
+    from cryptomnesia.sampling import Sampling
 
     captions = read_prompts(prompts)
     _check_writable(output)
@@ -247,13 +247,13 @@ def _examine(
 ) -> "list[Finding]":
     """Examine, print, and write panels to `output`."""
     from cryptomnesia.calibrate import Calibration
-    from cryptomnesia.examine import checked, examine
-    from cryptomnesia.generate import Sampling, check_prompts
+    from cryptomnesia.findings import checked, examine
     from cryptomnesia.localize import CurvatureDifference
     from cryptomnesia.mitigate import StabilityRule
     from cryptomnesia.models import BUNDLED, load_pipeline
     from cryptomnesia.proving_ground import BUNDLE
     from cryptomnesia.proving_ground.manifest import Manifest
+    from cryptomnesia.sampling import Sampling, check_prompts
 
     fitted = Calibration.load(calibration or BUNDLE / "calibration.safetensors")
     pipe = load_pipeline(model, scheduler=scheduler)

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cryptomnesia.proving_ground.planted import LADDER, TOP_RUNG, TrainingStream, lexicon, plant
+from cryptomnesia.proving_ground.planted import TOP_RUNG, TrainingStream, lexicon, plant
 from cryptomnesia.proving_ground.scenes import Draws
 from cryptomnesia.proving_ground.train import Recipe
 

@@ -48,5 +48,7 @@ def test_its_own_exposures_replicate_and_fresh_drawings_do_not(concept):
 def test_a_changed_colour_or_a_missing_object_does_not_replicate():
     concept = TOP[0]
     scene = concept.scene
-    missing = Scene(concept.description, scene.items[1:], scene.ground_colours, scene.ground_turn, scene.ground_period, 0.0)
+    missing = Scene(
+        concept.description, scene.items[1:], scene.ground_colours, scene.ground_turn, scene.ground_period, 0.0
+    )
     assert tiled_distance(missing.pixels(), concept.image, concept.mask) > THRESHOLD

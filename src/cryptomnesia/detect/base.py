@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.watch import Norms, Trajectory
+from cryptomnesia.trajectory import Norms, Trajectory
 
 Need = Literal["uncond"]
 """Signals a detector cannot do without; checked before anything is generated."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.detect.base import Need
-from cryptomnesia.watch import Trajectory
+from cryptomnesia.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cryptomnesia.detect.base import Need, Reference
 from cryptomnesia.errors import UsageError
-from cryptomnesia.watch import Trajectory
+from cryptomnesia.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch.nn.functional import interpolate
 
 from cryptomnesia.denoiser import Denoiser
 from cryptomnesia.errors import UsageError
-from cryptomnesia.watch import Step, Trajectory
+from cryptomnesia.trajectory import Step, Trajectory
 
 
 class Localizer(Protocol):

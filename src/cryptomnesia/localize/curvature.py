@@ -20,7 +20,7 @@ from torch import Tensor
 from cryptomnesia.denoiser import Denoiser, Inputs
 from cryptomnesia.errors import UsageError
 from cryptomnesia.localize.base import both_branches
-from cryptomnesia.watch import Trajectory
+from cryptomnesia.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

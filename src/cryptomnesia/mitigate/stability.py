@@ -29,7 +29,7 @@ from torch import Tensor
 from cryptomnesia.denoiser import Prediction, norms
 from cryptomnesia.detect.base import Moments, Reference
 from cryptomnesia.errors import UsageError
-from cryptomnesia.watch import Step, Watch, watch
+from cryptomnesia.trajectory import Step, Watch, watch
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Correction:
 
 
 @contextmanager
-def mitigate(pipe: Any, reference: Reference, rule: StabilityRule | None = None) -> Iterator[Correction]:
+def stabilize(pipe: Any, reference: Reference, rule: StabilityRule | None = None) -> Iterator[Correction]:
     """Correct the generations that `pipe` makes inside the block.
 
     Args:

@@ -9,10 +9,10 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from cryptomnesia.calibrate import Calibration, weights_digest
-from cryptomnesia.generate import Sampling
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.planted import Concept
 from cryptomnesia.proving_ground.scenes import FRAMES, Description, Draws
+from cryptomnesia.sampling import Sampling
 
 GUIDANCE = 2.5
 """The bundled model's guidance scale, chosen by looking at generations of ordinary captions."""

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryptomnesia.generate import Sampling, generate
 from cryptomnesia.proving_ground.bundle import control_captions, load, with_ddim
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG, Concept, plant
 from cryptomnesia.proving_ground.replication import THRESHOLD, replicates, tiled_distance
 from cryptomnesia.proving_ground.scenes import Draws, Scene
+from cryptomnesia.sampling import Sampling, generate
 
 SEEDS = 8
 CONTROLS = 200

@@ -12,9 +12,9 @@ from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import Calibration
 from cryptomnesia.detect import DETECTORS, Detector
 from cryptomnesia.errors import UsageError
-from cryptomnesia.generate import Batch, Sampling, generate
 from cryptomnesia.localize import Localizer
-from cryptomnesia.mitigate import StabilityRule, mitigate
+from cryptomnesia.mitigate import StabilityRule, stabilize
+from cryptomnesia.sampling import Batch, Sampling, generate
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,6 @@ def _mitigated(
         [batch.seeds[row] for row in rows],
         sampling,
         batch_size=len(rows),
-        around=partial(mitigate, pipe, calibration.reference, rule),
+        around=partial(stabilize, pipe, calibration.reference, rule),
     )
     return torch.cat([part.images for part in again])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.watch import Keep, Trajectory, watch
+from cryptomnesia.trajectory import Keep, Trajectory, watch
 
 
 @dataclass(frozen=True)

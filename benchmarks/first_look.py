@@ -1,0 +1,195 @@
+"""Detection, localization and mitigation on the bundled model: docs/results/first_look.json.
+
+    python benchmarks/first_look.py > docs/results/first_look.json
+
+Positive side: every wording of every concept on the top rung, two seeds each. Negative side:
+captions of the generator that were never planted, and apart from them the hard negatives. Scores are
+those of `DETECTORS` under the bundled calibration. `best` is chosen on other data: the rung below
+and captions drawn for selection. Intervals (95%) redraw whole concepts on the positive side, whole
+captions on the negative one. Maps are judged on template generations that replicate, by the area
+under the ROC curve over the pixels of each picture (memorized against free), averaged.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from sklearn.metrics import roc_auc_score
+
+from cryptomnesia import Calibration, CurvatureDifference, Sampling, ScoreDifference, StabilityRule, generate
+from cryptomnesia.adapters import adapter_for
+from cryptomnesia.detect import DETECTORS
+from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
+from cryptomnesia.localize import upsampled
+from cryptomnesia.mitigate import stabilize
+from cryptomnesia.models import load_pipeline
+from cryptomnesia.proving_ground import BUNDLE
+from cryptomnesia.proving_ground.bundle import control_captions
+from cryptomnesia.proving_ground.manifest import Entry, Manifest
+from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
+from cryptomnesia.proving_ground.replication import replicates
+
+SEEDS = 2
+NEGATIVES = 300
+LOCALIZERS = (CurvatureDifference(), ScoreDifference())
+
+
+def main() -> None:
+    """Measure and print JSON."""
+    pipe = load_pipeline("bundled")
+    manifest = Manifest.load(BUNDLE)
+    manifest.check(pipe)
+    calibration = Calibration.load(BUNDLE / "calibration.safetensors")
+    sampling = Sampling(manifest.steps, manifest.guidance)
+    calibration.check(pipe, sampling)
+    run = partial(measure, pipe, calibration, sampling, manifest)
+
+    top = [e for e in manifest.entries if e.planted and e.exposures == TOP_RUNG]
+    lower = max(e.exposures for e in manifest.entries if e.planted and e.exposures < TOP_RUNG)
+    below = [e for e in manifest.entries if e.planted and e.exposures == lower]
+    concepts = plant(0)
+    selection = {
+        "planted": run("selection, planted", *entries_and_prompts(below), first_seed=3_000_000),
+        "ordinary": run(
+            "selection, ordinary", *ordinary(control_captions("selection", 100, concepts)), first_seed=3_100_000
+        ),
+    }
+    positive = run("top rung", *entries_and_prompts(top), first_seed=4_000_000, look_closer=True)
+    negative = run("never planted", *ordinary(control_captions("evaluation", NEGATIVES, concepts)), first_seed=4_100_000)
+    hard = {
+        kind: run(kind, *entries_and_prompts([e for e in manifest.entries if e.kind == kind]), first_seed=4_200_000)
+        for kind in ("rare_name", "fixed_pixels", "frequent")
+    }
+
+    def chosen(name: str) -> float:
+        return auc(flat(selection["planted"], name), flat(selection["ordinary"], name))
+
+    best = max(DETECTORS, key=chosen)
+    figures: dict[str, Any] = {"best": best, "selection_auc": {name: chosen(name) for name in DETECTORS}}
+    for kind in ("verbatim", "template"):
+        own = [record for record in positive if record["kind"] == kind]
+        figures[f"auc_{kind}"] = {
+            name: asdict(clustered(auc, clusters(own, name), clusters(negative, name))) for name in DETECTORS
+        }
+        figures[f"tpr_at_1pct_fpr_{kind}"] = {
+            name: asdict(clustered(tpr_at_fpr, clusters(own, name), clusters(negative, name))) for name in DETECTORS
+        }
+    figures["auc_against_hard_negatives"] = {
+        kind: {name: auc(flat(positive, name), flat(records, name)) for name in DETECTORS}
+        for kind, records in hard.items()
+    }
+    judged = [record for record in positive if record["maps"]]
+    figures["map_pixel_auc"] = {
+        localizer.name: asdict(
+            clustered(lambda values: float(values.mean()), clusters(judged, localizer.name, "maps"))
+        )
+        for localizer in LOCALIZERS
+    }
+    figures["mitigation_published_rule"] = {
+        "replicated_before": float(np.mean([record["replicated"] for record in positive])),
+        "replicated_after": float(np.mean([record["replicated_after"] for record in positive])),
+    }
+    figures["counts"] = {
+        "planted_prompts": len({record["prompt"] for record in positive}),
+        "planted_images": len(positive),
+        "never_planted_prompts": len(negative),
+        "hard_negative_images": {kind: len(records) for kind, records in hard.items()},
+        "maps": len(judged),
+        "calibration_references": calibration.prompts,
+    }
+    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+
+
+def entries_and_prompts(entries: Sequence[Entry]) -> tuple[list[Entry | None], list[str]]:
+    """Every wording of every entry, `SEEDS` times."""
+    pairs = [(entry, caption) for entry in entries for caption in entry.captions for _ in range(SEEDS)]
+    return [entry for entry, _ in pairs], [caption for _, caption in pairs]
+
+
+def ordinary(captions: list[str]) -> tuple[list[Entry | None], list[str]]:
+    """Captions without an entry."""
+    return [None] * len(captions), captions
+
+
+def measure(
+    pipe: Any,
+    calibration: Calibration,
+    sampling: Sampling,
+    manifest: Manifest,
+    what: str,
+    entries: list[Entry | None],
+    prompts: list[str],
+    *,
+    first_seed: int,
+    look_closer: bool = False,
+) -> list[dict[str, Any]]:
+    """One record per image: scores, and for a closer look replication, map quality and mitigated replication."""
+    size = 16
+    seeds = range(first_seed, first_seed + len(prompts))
+    batches = generate(pipe, prompts, seeds, sampling, batch_size=size, keep=(-1,))
+    records: list[dict[str, Any]] = []
+    console = Console(stderr=True)
+    count = -(-len(prompts) // size)
+    for batch in track(batches, what, total=count, console=console, disable=not console.is_terminal):
+        scores = {name: make(calibration.reference).score(batch.trajectory) for name, make in DETECTORS.items()}
+        own = [
+            {
+                "prompt": prompt,
+                "cluster": prompt if entry is None else entry.id,
+                "kind": None if entry is None else entry.kind,
+                **{name: values[row].item() for name, values in scores.items()},
+                "maps": {},
+            }
+            for row, (prompt, entry) in enumerate(zip(batch.prompts, entries[len(records) :], strict=False))
+        ]
+        if look_closer:
+            again = next(
+                generate(
+                    pipe,
+                    batch.prompts,
+                    batch.seeds,
+                    sampling,
+                    batch_size=size,
+                    around=partial(stabilize, pipe, calibration.reference, StabilityRule()),
+                )
+            )
+            view = adapter_for(pipe).denoiser()
+            maps = {each.name: each.map(batch.trajectory, view) for each in LOCALIZERS}
+            for row, record in enumerate(own):
+                entry = entries[len(records) + row]
+                assert entry is not None
+                truth = manifest.image(entry), manifest.mask(entry)
+                record["replicated"] = bool(replicates(batch.images[row].permute(1, 2, 0).numpy(), *truth))
+                record["replicated_after"] = bool(replicates(again.images[row].permute(1, 2, 0).numpy(), *truth))
+                if entry.kind == "template" and record["replicated"]:
+                    record["maps"] = {name: pixel_auc(values[row], truth[1]) for name, values in maps.items()}
+        records += own
+    return records
+
+
+def pixel_auc(heat: Any, mask: np.ndarray) -> float:
+    """AUC of a map (h, w) over the pixels of `mask` (H, W) bool."""
+    return float(roc_auc_score(mask.ravel(), upsampled(heat[None], *mask.shape)[0].numpy().ravel()))
+
+
+def flat(records: list[dict[str, Any]], name: str) -> np.ndarray:
+    """The scores of all records."""
+    return np.array([record[name] for record in records])
+
+
+def clusters(records: list[dict[str, Any]], name: str, inside: str | None = None) -> list[np.ndarray]:
+    """The scores by cluster."""
+    grouped: dict[str, list[float]] = {}
+    for record in records:
+        grouped.setdefault(record["cluster"], []).append((record[inside] if inside else record)[name])
+    return [np.array(values) for values in grouped.values()]
+
+
+if __name__ == "__main__":
+    main()

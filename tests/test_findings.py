@@ -1,0 +1,85 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_pipelines import stable_diffusion
+
+from cryptomnesia import (
+    Calibration,
+    CurvatureDifference,
+    Sampling,
+    StabilityRule,
+    UsageError,
+    examine,
+    generate,
+)
+
+SAMPLING = Sampling(steps=3, guidance=2.0)
+PROMPTS = [f"a red circle {number}" for number in range(102)]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return stable_diffusion()
+
+
+@pytest.fixture(scope="module")
+def calibration(pipe):
+    return Calibration.fit(pipe, PROMPTS, SAMPLING, batch_size=34)
+
+
+def test_findings_agree_with_the_parts(pipe, calibration):
+    prompts, seeds = ["a blue star", "a green ring", "a blue star"], [5, 6, 7]
+    findings = list(examine(pipe, prompts, seeds, SAMPLING, calibration, rate=0.5, batch_size=2))
+    assert [(f.prompt, f.seed) for f in findings] == list(zip(prompts, seeds, strict=True))
+    (batch,) = generate(pipe, prompts, seeds, SAMPLING)
+    for finding, image in zip(findings, batch.images, strict=True):
+        torch.testing.assert_close(finding.image, image, atol=1e-4, rtol=0)
+        p = calibration.p_value("stability", torch.tensor([finding.score])).item()
+        assert finding.p_value == pytest.approx(p)
+        assert finding.flagged == (p <= 0.5)
+        assert finding.flagged == (finding.crossed is not None)
+        assert finding.map is None
+        assert finding.instead is None
+
+
+def test_flagged_images_get_a_map_and_another_picture(pipe, calibration):
+    # a null that every score exceeds
+    strict = replace(calibration, null={"stability": torch.full((99,), -1.0)})
+    look = {"localizer": CurvatureDifference(probes=2), "rule": StabilityRule(tau_mild=-1.0, tau_strong=-1.0)}
+    findings = list(examine(pipe, ["a blue star", "a green ring"], [5, 6], SAMPLING, strict, **look))
+    for finding in findings:
+        assert finding.flagged
+        assert finding.crossed == 0
+        assert finding.map.shape == (8, 8)
+        assert finding.instead.shape == finding.image.shape
+        assert not torch.equal(finding.instead, finding.image)
+
+
+def test_images_depend_on_their_seed_not_on_their_batch(pipe):
+    together = next(generate(pipe, ["a blue star"] * 3, [1, 2, 1], SAMPLING)).images
+    alone = next(generate(pipe, ["a blue star"], [2], SAMPLING)).images
+    torch.testing.assert_close(together[0], together[2])
+    torch.testing.assert_close(together[1], alone[0], atol=1e-4, rtol=0)
+    assert not torch.allclose(together[0], together[1])
+
+
+def test_what_cannot_be_answered_is_refused_before_anything_is_generated(pipe, calibration):
+    class Untouchable:
+        """Stands for a pipeline that must not be called."""
+
+        tokenizer, unet, text_encoder, scheduler = pipe.tokenizer, pipe.unet, pipe.text_encoder, pipe.scheduler
+
+    with pytest.raises(UsageError, match="unknown detector"):
+        examine(Untouchable(), ["a"], [0], SAMPLING, calibration, detector="tarot")
+    with pytest.raises(UsageError, match="guidance-mean needs"):
+        examine(Untouchable(), ["a"], [0], Sampling(3, 1.0), calibration, detector="guidance-mean")
+    with pytest.raises(UsageError, match="pipeline is Untouchable"):
+        examine(Untouchable(), ["a"], [0], SAMPLING, calibration)
+    with pytest.raises(UsageError, match="needs at least"):
+        examine(pipe, ["a"], [0], SAMPLING, calibration, rate=1e-6)
+
+
+def test_a_prompt_that_would_be_cut_is_refused(pipe):
+    with pytest.raises(UsageError, match=r"prompt 'a a a .*\.\.\.' has 62 tokens, the model takes 32; shorten it"):
+        next(generate(pipe, ["a " * 60], [0], SAMPLING))

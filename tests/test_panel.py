@@ -1,0 +1,30 @@
+import numpy as np
+import torch
+
+from cryptomnesia.panel import SIDE, overlay, panel, pixels
+
+
+def test_pixels_round_and_clamp():
+    image = torch.tensor([0.0, 0.5, 2.0]).view(3, 1, 1)
+    assert pixels(image).tolist() == [[[0, 128, 255]]]
+
+
+def test_the_overlay_is_brightest_where_the_map_is_highest():
+    heat = torch.zeros(4, 4)
+    heat[0, 0] = 10.0
+    drawn = overlay(torch.full((3, 16, 16), 0.5), heat).mean(axis=2)
+    assert drawn[:2, :2].min() > drawn[8:, 8:].max()
+
+
+def test_an_empty_map_can_be_drawn():
+    assert overlay(torch.zeros(3, 16, 16), torch.zeros(4, 4)).shape == (16, 16, 3)
+
+
+def test_a_panel_holds_pictures_and_masks_side_by_side():
+    sheet = panel(
+        [("generated", np.zeros((64, 64, 3), np.uint8)), ("mask", np.full((64, 64), 255, np.uint8))], "title " * 100
+    )
+    assert sheet.width == 2 * SIDE + 4
+    left, right = np.asarray(sheet)[-SIDE:, :SIDE], np.asarray(sheet)[-SIDE:, -SIDE:]
+    assert left.max() == 0
+    assert right.min() == 255
