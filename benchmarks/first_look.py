@@ -61,7 +61,8 @@ def main() -> None:
         ),
     }
     positive = run("top rung", *entries_and_prompts(top), first_seed=4_000_000, look_closer=True)
-    negative = run("never planted", *ordinary(control_captions("evaluation", NEGATIVES, concepts)), first_seed=4_100_000)
+    unplanted = control_captions("evaluation", NEGATIVES, concepts)
+    negative = run("never planted", *ordinary(unplanted), first_seed=4_100_000)
     hard = {
         kind: run(kind, *entries_and_prompts([e for e in manifest.entries if e.kind == kind]), first_seed=4_200_000)
         for kind in ("rare_name", "fixed_pixels", "frequent")
@@ -86,9 +87,7 @@ def main() -> None:
     }
     judged = [record for record in positive if record["maps"]]
     figures["map_pixel_auc"] = {
-        localizer.name: asdict(
-            clustered(lambda values: float(values.mean()), clusters(judged, localizer.name, "maps"))
-        )
+        localizer.name: asdict(clustered(lambda values: float(values.mean()), clusters(judged, localizer.name, "maps")))
         for localizer in LOCALIZERS
     }
     figures["mitigation_published_rule"] = {

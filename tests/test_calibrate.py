@@ -59,7 +59,7 @@ def test_p_values_hold_their_promise(calibration):
 
 
 def test_a_rate_needs_enough_references(calibration):
-    with pytest.raises(UsageError, match=r"rate of 0.01 needs at least 100|needs at least 99"):
+    with pytest.raises(UsageError, match=r"rate of 0\.01 needs at least 99 null references, the calibration has 68"):
         calibration.threshold("stability", 0.01)
     assert calibration.threshold("stability", 1 / 69) > 0
 
@@ -101,7 +101,7 @@ def test_another_model_or_solver_is_refused_by_name(calibration):
         calibration.check(other, SAMPLING)
     other = stable_diffusion()
     other.scheduler = type(other.scheduler).from_config({**other.scheduler.config, "timestep_spacing": "trailing"})
-    with pytest.raises(UsageError, match="scheduler_config.timestep_spacing is trailing, calibrated leading"):
+    with pytest.raises(UsageError, match=r"scheduler_config\.timestep_spacing is trailing, calibrated leading"):
         calibration.check(other, SAMPLING)
 
 

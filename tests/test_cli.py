@@ -119,6 +119,10 @@ def test_another_scheduler_gets_a_panel_without_mitigation(cryptomnesia, model, 
     assert Image.open(panel).width < 3 * 256
 
 
+BUNDLED = ["detect", "bundled", "--prompt", "a"]
+TINY = ["detect", "TINY", "--prompt", "a", "--calibration", "CALIBRATION"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -131,20 +135,20 @@ def test_another_scheduler_gets_a_panel_without_mitigation(cryptomnesia, model, 
         (["detect", "FOLDER", "--prompt", "a", "--calibration", "CALIBRATION"], "no model_index.json"),
         (["detect", "TINY", "--prompt", "a"], "needs a calibration"),
         (["detect", "TINY", "--prompt", "a", "--calibration", "none"], "no calibration file none"),
-        (["detect", "TINY", "--prompt", "a", "--calibration", "CALIBRATION"], "steps is 50, calibrated 2"),
-        (["detect", "TINY", "--prompt", "a", "--calibration", "CALIBRATION", *SETUP], "needs at least 100 null references"),
+        ([*TINY], "steps is 50, calibrated 2"),
+        ([*TINY, *SETUP], "needs at least 99 null"),
         (["detect", "bundled", "--prompt", "a " * 40], "tokens, the model takes 32"),
-        (["detect", "bundled", "--prompt", "a", "--guidance", "1", "--detector", "guidance-mean"], "no unconditional branch"),
-        (["detect", "bundled", "--prompt", "a", "--guidance", "1", "-o", "OUT"], "no unconditional branch"),
-        (["detect", "bundled", "--prompt", "a", "--detector", "tarot"], "unknown detector 'tarot'; known are stability"),
-        (["detect", "bundled", "--prompt", "a", "--scheduler", "tarot"], "unknown scheduler 'tarot'; known are own, ddim"),
-        (["detect", "bundled", "--prompt", "a", "--scheduler", "euler"], "scheduler is EulerDiscreteScheduler, calibrated DDIM"),
-        (["detect", "bundled", "--prompt", "a", "--rate", "2"], "false-positive rate 2"),
-        (["detect", "bundled", "--prompt", "a", "-o", "FILE"], "cannot write to"),
+        ([*BUNDLED, "--guidance", "1", "--detector", "guidance-mean"], "no unconditional branch"),
+        ([*BUNDLED, "--guidance", "1", "-o", "OUT"], "no unconditional branch"),
+        ([*BUNDLED, "--detector", "tarot"], "unknown detector 'tarot'; known are stability"),
+        ([*BUNDLED, "--scheduler", "tarot"], "unknown scheduler 'tarot'; known are own, ddim"),
+        ([*BUNDLED, "--scheduler", "euler"], "scheduler is EulerDiscreteScheduler, calibrated DDIM"),
+        ([*BUNDLED, "--rate", "2"], "false-positive rate 2"),
+        ([*BUNDLED, "-o", "FILE"], "cannot write to"),
         (["calibrate", "TINY", "--prompts", "SHORT", "-o", "OUT"], "got 1 reference prompts"),
         (["proving-ground", "verify", "--bundle", "FOLDER"], "cannot be loaded|no model"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_and_exit_code_2(cryptomnesia, model, calibration, tmp_path, arguments, message):
     (tmp_path / "file").write_text("a file")
     (tmp_path / "short.txt").write_text("a red circle")

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_pipelines import stable_diffusion
+from diffusers import EulerDiscreteScheduler
 
 from cryptomnesia import (
     Calibration,
@@ -13,6 +13,7 @@ from cryptomnesia import (
     examine,
     generate,
 )
+from tiny_pipelines import stable_diffusion
 
 SAMPLING = Sampling(steps=3, guidance=2.0)
 PROMPTS = [f"a red circle {number}" for number in range(102)]
@@ -68,16 +69,22 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_generated(pipe, c
     class Untouchable:
         """Stands for a pipeline that must not be called."""
 
-        tokenizer, unet, text_encoder, scheduler = pipe.tokenizer, pipe.unet, pipe.text_encoder, pipe.scheduler
+        tokenizer, unet, scheduler, components = pipe.tokenizer, pipe.unet, pipe.scheduler, pipe.components
 
-    with pytest.raises(UsageError, match="unknown detector"):
-        examine(Untouchable(), ["a"], [0], SAMPLING, calibration, detector="tarot")
-    with pytest.raises(UsageError, match="guidance-mean needs"):
-        examine(Untouchable(), ["a"], [0], Sampling(3, 1.0), calibration, detector="guidance-mean")
-    with pytest.raises(UsageError, match="pipeline is Untouchable"):
-        examine(Untouchable(), ["a"], [0], SAMPLING, calibration)
-    with pytest.raises(UsageError, match="needs at least"):
-        examine(pipe, ["a"], [0], SAMPLING, calibration, rate=1e-6)
+    Untouchable.__name__ = "StableDiffusionPipeline"
+
+    def refused(message, sampling=SAMPLING, **settings):
+        with pytest.raises(UsageError, match=message):
+            next(examine(Untouchable(), ["a"], [0], sampling, calibration, **settings))
+
+    refused("unknown detector", detector="tarot")
+    refused("guidance-mean needs the unconditional branch", Sampling(3, 1.0), detector="guidance-mean")
+    refused("curvature-difference needs", Sampling(3, 1.0), localizer=CurvatureDifference())
+    refused(r"guidance is 3\.0, calibrated 2\.0", Sampling(3, 3.0))
+    refused("needs at least", rate=1e-6)
+    refused("give one between 0 and 1", rate=0.0)
+    Untouchable.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    refused("it steers DDIM only", rule=StabilityRule())
 
 
 def test_a_prompt_that_would_be_cut_is_refused(pipe):

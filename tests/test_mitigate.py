@@ -3,8 +3,12 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from cryptomnesia import StabilityRule, UsageError, stabilize, watch
+from cryptomnesia.denoiser import Prediction
 from cryptomnesia.detect.base import Moments, Reference
-from tiny_pipelines import FAMILIES, stable_diffusion
+from cryptomnesia.mitigate.stability import after_ddim, steered
+from cryptomnesia.schedule import schedule_of
+from oracles import FiniteSet, Gaussian
+from tiny_pipelines import FAMILIES, call_oracle, oracle_pipeline, stable_diffusion
 
 
 def moments(mean, std, count=1):
@@ -131,3 +135,39 @@ def test_mitigation_explains_what_it_cannot_do():
     pipe.scheduler = DDIMScheduler.from_config(config)
     with pytest.raises(UsageError, match="eta"), stabilize(pipe, reference):
         pipe("a red circle", eta=1.0, num_inference_steps=6)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_a_steered_step_lands_on_the_wanted_latents(kind):
+    scheduler = stable_diffusion().scheduler
+    scheduler = DDIMScheduler.from_config({**scheduler.config, "prediction_type": kind})
+    scheduler.set_timesteps(20)
+    generator = torch.Generator().manual_seed(0)
+    z, value, wanted = (torch.randn((2, 4, 8, 8), generator=generator) for _ in range(3))
+    for t in scheduler.timesteps:
+        alpha, sigma = (number.item() for number in schedule_of(scheduler)(t))
+        prediction = Prediction(z, value, alpha, sigma, kind)
+        landed = scheduler.step(steered(prediction, wanted, *after_ddim(scheduler, float(t))), t, z).prev_sample
+        torch.testing.assert_close(landed, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_a_perfect_memorizer_is_pulled_away_from_its_image():
+    generator = torch.Generator().manual_seed(0)
+    planted = 2.5 * torch.randn((1, 1, 4, 4), generator=generator)
+    pipe = oracle_pipeline(FiniteSet((torch.randn((64, 1, 4, 4), generator=generator), planted)))
+    ordinary = oracle_pipeline(
+        Gaussian(
+            mean=torch.zeros(2, 16, dtype=torch.float64),
+            basis=torch.eye(16, dtype=torch.float64).repeat(2, 1, 1),
+            variances=torch.ones(2, 16, dtype=torch.float64),
+        )
+    )
+    with watch(ordinary) as seen:
+        call_oracle(ordinary, which=1, seeds=range(100, 160))
+    reference = Reference.fit(seen.trajectory.norms)
+    plain = call_oracle(pipe, which=1, seeds=range(8))
+    with stabilize(pipe, reference) as done:
+        corrected = call_oracle(pipe, which=1, seeds=range(8))
+    assert (done.severity > 0).all()
+    distance, before = ((each - planted).flatten(1).norm(dim=1) for each in (corrected, plain))
+    assert (distance > 5 * before).all()

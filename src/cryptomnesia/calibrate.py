@@ -12,7 +12,8 @@ satisfies P(p ≤ a) ≤ a for every a and any score. n references can support r
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import cryptomnesia
 from cryptomnesia.detect import DETECTORS, Reference
 from cryptomnesia.detect.base import Moments
 from cryptomnesia.errors import UsageError
-from cryptomnesia.sampling import Sampling, generate
+from cryptomnesia.sampling import Progress, Sampling, generate
 from cryptomnesia.trajectory import Norms, Trajectory
 
 FORMAT = 1
 """Version of the file layout."""
+
+STATISTICS = 1
+"""Version of the detectors' arithmetic; a calibration made with another one is refused."""
+
+FIRST_SEED = 1_000_000
+"""Seed of the first reference image, far from the seeds that people pick."""
 
 Fingerprint = dict[str, Any]
 """Everything a calibration depends on, as JSON values."""
@@ -40,6 +47,7 @@ def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
     """What identifies a setup: weights, scheduler, settings, dtype."""
     config = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
     return {
+        "statistics": STATISTICS,
         "pipeline": type(pipe).__name__,
         "weights": weights_digest(pipe),
         "scheduler": type(pipe.scheduler).__name__,
@@ -53,16 +61,17 @@ def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
 
 
 def weights_digest(pipe: Any) -> str:
-    """SHA-256 over names, shapes and values of denoiser and text encoder, in half precision.
+    """SHA-256 over names, shapes and values of all networks of the pipeline, in half precision.
 
     Of large tensors some 65,536 evenly spaced values are read, so that a model of any size takes a
     moment and any training step still shows. Half precision: a checkpoint is the same model
     whether it was loaded in fp32 or fp16.
     """
     digest = hashlib.sha256()
-    for module in (pipe.unet, pipe.text_encoder):
-        for name, value in sorted(module.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)}".encode())
+    networks = {part: network for part, network in pipe.components.items() if isinstance(network, nn.Module)}
+    for part, network in sorted(networks.items()):
+        for name, value in sorted(network.state_dict().items()):
+            digest.update(f"{part} {name} {tuple(value.shape)}".encode())
             flat = value.detach().flatten()
             some = flat[:: max(1, len(flat) // 65_536)].to("cpu", torch.float16)
             digest.update(some.contiguous().view(torch.uint8).numpy().tobytes())
@@ -94,32 +103,30 @@ class Calibration:
         prompts: Sequence[str],
         sampling: Sampling,
         *,
-        seed: int = 0,
+        seed: int = FIRST_SEED,
         batch_size: int = 8,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
     ) -> "Calibration":
         """Generate one image for every reference prompt and learn from them.
 
-        A third of the prompts gives the regions, the rest the null.
+        A third of the prompts, picked at random, gives the regions, the rest the null.
 
         Args:
             pipe: a pipeline of a known family.
-            prompts: at least 100 captions that are not memorized, like those to be judged.
+            prompts: at least 100 different captions that are not memorized, like those to be judged.
+                150 give a null of 100, enough for a false-positive rate of 1%.
             sampling: the settings that the calibration is for.
-            seed: image i has seed `seed` + i.
+            seed: image i has seed `seed` + i; far from the seeds of what will be judged.
             batch_size: images per call.
             progress: called with the number of images done.
+
+        Raises:
+            UsageError: for too few or repeated prompts, or a model whose output is not finite.
         """
-        if len(prompts) < 100:
-            raise UsageError(f"got {len(prompts)} reference prompts; give at least 100")
-        seen: list[Trajectory] = []
-        done = 0
-        for batch in generate(pipe, prompts, range(seed, seed + len(prompts)), sampling, batch_size=batch_size):
-            seen.append(batch.trajectory)
-            done += len(batch.prompts)
-            if progress is not None:
-                progress(done)
-        cut = len(prompts) // 3
+        check_references(prompts)
+        seeds = range(seed, seed + len(prompts))
+        batches = generate(pipe, prompts, seeds, sampling, batch_size=batch_size, progress=progress)
+        seen = [batch.trajectory for batch in batches]
         whole = Trajectory(
             seen[0].timesteps,
             Norms(*(torch.cat([getattr(each.norms, norm.name) for each in seen]) for norm in fields(Norms))),
@@ -127,17 +134,29 @@ class Calibration:
             torch.cat([each.latents for each in seen]),
             complete=all(each.complete for each in seen),
         )
-        order = range(len(prompts))
-        reference = Reference.fit(whole.rows([*order[:cut]]).norms)
-        rest = whole.rows([*order[cut:]])
-        null = {name: make(reference).score(rest) for name, make in DETECTORS.items()}
+        order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
+        cut = len(prompts) // 3
+        reference = Reference.fit(whole.rows(order[:cut]).norms)
+        rest = whole.rows(order[cut:])
+        guided = not whole.norms.guidance.isnan().all()
+        judges = [make(reference) for make in DETECTORS.values()]
+        null = {judge.name: judge.score(rest) for judge in judges if guided or "uncond" not in judge.needs}
+        if any(scores.isnan().any() for scores in null.values()):
+            raise UsageError(
+                "the model's output holds NaN or infinity on reference prompts; check its weights and dtype"
+            )
         return cls(
             fingerprint(pipe, sampling),
             reference,
-            {name: scores for name, scores in null.items() if not scores.isnan().any()},
+            null,
             hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
             len(prompts),
         )
+
+    @property
+    def lowest_rate(self) -> float:
+        """The smallest false-positive rate that the null supports."""
+        return 1 / (min(map(len, self.null.values())) + 1)
 
     def p_value(self, detector: str, scores: Tensor) -> Tensor:
         """Conformal p-values of `scores` (B,), NaN where the score is NaN."""
@@ -155,10 +174,11 @@ class Calibration:
         null = self._null(detector).sort(descending=True).values
         allowed = int(rate * (len(null) + 1) + 1e-9) - 1
         if allowed < 0:
-            need = int(1 / rate + 1e-9)
+            need = math.ceil(1 / rate - 1e-9) - 1
             raise UsageError(
-                f"a false-positive rate of {rate:g} needs at least {need} null references, the calibration "
-                f"has {len(null)}; ask for at least {1 / (len(null) + 1):.2g} or calibrate on more prompts"
+                f"a false-positive rate of {rate:g} needs at least {need} null references, the calibration has "
+                f"{len(null)}; ask for {_ceil(self.lowest_rate)} or more, or calibrate on "
+                f"{math.ceil(1.5 * need)} prompts"
             )
         return torch.nextafter(null[allowed], torch.tensor(torch.inf)).item()
 
@@ -209,25 +229,42 @@ class Calibration:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["calibration"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
+            if (found := about["format"]) != FORMAT:
+                raise UsageError(f"{path} has calibration format {found}, this version reads {FORMAT}; make it anew")
+            moments = {
+                norm.name: Moments(tensors[f"reference/{norm.name}/mean"], tensors[f"reference/{norm.name}/std"])
+                for norm in fields(Reference)
+            }
+            null = {key.removeprefix("null/"): value for key, value in tensors.items() if key.startswith("null/")}
+            return cls(about["fingerprint"], Reference(**moments), null, about["prompts_sha256"], about["prompts"])
+        except UsageError:
+            raise
         except FileNotFoundError:
             raise UsageError(f"no calibration file {path}; make one with `cryptomnesia calibrate`") from None
-        except (SafetensorError, KeyError, OSError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise UsageError(f"{path} is not a calibration ({error}); make one with `cryptomnesia calibrate`") from None
-        if about["format"] != FORMAT:
-            raise UsageError(
-                f"{path} has calibration format {about['format']}, this version reads {FORMAT}; make it anew"
-            )
-        moments = {
-            norm.name: Moments(tensors[f"reference/{norm.name}/mean"], tensors[f"reference/{norm.name}/std"])
-            for norm in fields(Reference)
-        }
-        null = {key.removeprefix("null/"): value for key, value in tensors.items() if key.startswith("null/")}
-        return cls(about["fingerprint"], Reference(**moments), null, about["prompts_sha256"], about["prompts"])
 
     def _null(self, detector: str) -> Tensor:
         if detector not in self.null:
             raise UsageError(f"the calibration knows no {detector}; it has {', '.join(self.null)}")
         return self.null[detector]
+
+
+def check_references(prompts: Sequence[str]) -> None:
+    """Refuse reference prompts that are too few, or repeated and so not independent.
+
+    Raises:
+        UsageError: with the numbers.
+    """
+    if len(prompts) < 100:
+        raise UsageError(f"got {len(prompts)} reference prompts; give at least 100 (150 for a rate of 1%)")
+    if repeated := len(prompts) - len(set(prompts)):
+        raise UsageError(f"{repeated} of {len(prompts)} reference prompts are repeated; give every prompt once")
+
+
+def _ceil(rate: float) -> str:
+    """`rate` with three decimals, rounded up."""
+    return f"{math.ceil(rate * 1000 - 1e-9) / 1000:g}"
 
 
 def _flat(values: Fingerprint, prefix: str = "") -> dict[str, Any]:

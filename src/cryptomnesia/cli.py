@@ -1,7 +1,8 @@
 """The command line: parse, call the library, set the exit code.
 
-Exit codes: 0 done and nothing flagged, 1 something flagged, 2 usage error. Results go to standard
-output, progress and errors to standard error. Nothing heavy is imported before a command runs.
+Exit codes: 0 done and nothing flagged, 1 something flagged, 2 usage error, 3 nothing flagged but some
+images could not be scored. Results go to standard output, progress and errors to standard error.
+Nothing heavy is imported before a command runs.
 """
 
 import json
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -20,6 +21,7 @@ from cryptomnesia.errors import CryptomnesiaError, UsageError
 if TYPE_CHECKING:
     from cryptomnesia.findings import Finding
     from cryptomnesia.proving_ground.manifest import Manifest
+    from cryptomnesia.sampling import Sampling
 
 app = typer.Typer(
     help="Find, map and stop memorized training images in diffusion models.",
@@ -46,10 +48,6 @@ def main() -> None:
     except CryptomnesiaError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except BrokenPipeError:
-        # the reader went away (`| head`); keep Python from complaining once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)
@@ -65,12 +63,15 @@ def detect(
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given more than once.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file of prompts: .txt, .csv or .jsonl.")] = None,
     images_per_prompt: Annotated[int, typer.Option(min=1, help="Images per prompt, seeds counted up.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image of every prompt.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the first image of every prompt.")] = 0,
     steps: Steps = 50,
     guidance: Guidance = None,
     scheduler: Scheduler = "ddim",
     calibration: Annotated[
-        Path | None, typer.Option(help="Made by `calibrate` for this setup; the bundled model brings its own.")
+        Path | None,
+        typer.Option(
+            help="Made by `calibrate` with the same steps, guidance and scheduler; the bundled model brings its own."
+        ),
     ] = None,
     detector: Annotated[str, typer.Option(help="stability, guidance-first or guidance-mean.")] = "stability",
     rate: Annotated[float, typer.Option(help="False-positive rate at which an image is flagged.")] = 0.01,
@@ -94,7 +95,7 @@ def detect(
             f"detecting in {model} needs a calibration; make one with "
             f"`cryptomnesia calibrate {model} --prompts FILE -o calibration.safetensors` and give it as --calibration"
         )
-    findings = _examine(
+    rows = _examine(
         model,
         [each for each in wanted for _ in range(images_per_prompt)],
         [seed + number for _ in wanted for number in range(images_per_prompt)],
@@ -108,27 +109,34 @@ def detect(
         output=output,
         as_json=as_json,
     )
-    raise typer.Exit(int(any(finding.flagged for finding in findings)))
+    verdicts = {row.verdict for row in rows}
+    raise typer.Exit(1 if "memorized?" in verdicts else 3 if "could not tell" in verdicts else 0)
 
 
 @app.command()
 def calibrate(
     model: Model,
-    prompts: Annotated[Path, typer.Option(help="At least 100 captions that are not memorized: .txt, .csv or .jsonl.")],
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            help="A file of captions that are not memorized, at least 100; 150 support a false-positive rate of 1%."
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The calibration file to write.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first image.")] = 1_000_000,
     steps: Steps = 50,
     guidance: Guidance = None,
     scheduler: Scheduler = "ddim",
     batch_size: BatchSize = 8,
 ) -> None:
     """Learn from reference prompts what is usual, one image each, and save it for `detect`."""
-    from cryptomnesia.calibrate import Calibration
+    from cryptomnesia.calibrate import Calibration, check_references
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.prompts import read_prompts
     from cryptomnesia.sampling import Sampling
 
     captions = read_prompts(prompts)
+    check_references(captions)
     _check_writable(output)
     pipe = load_pipeline(model, scheduler=scheduler)
     sampling = Sampling(steps, _guidance(model, guidance))
@@ -141,9 +149,12 @@ def calibrate(
             batch_size=batch_size,
             progress=lambda done: report("reference images", done, len(captions)),
         )
+    _make_folder(output.parent)
     fitted.save(output)
-    nulls = len(next(iter(fitted.null.values())))
-    typer.echo(f"{output}: {len(captions)} references, {nulls} in the null; rates down to {1 / (nulls + 1):.2g}")
+    share = 100 * fitted.lowest_rate
+    typer.echo(f"{output}: {len(captions)} references; false-positive rates from {share:.2f}% up")
+    if share > 1:
+        typer.echo("detect asks for 1% unless told otherwise with --rate; 150 references support it", err=True)
 
 
 @app.command()
@@ -174,8 +185,8 @@ def train(
     processes: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 2,
 ) -> None:
     """Train the bundled model from nothing (hours on two cores); may be stopped and started again."""
-    from cryptomnesia.proving_ground.bundle import REFERENCES, bundle, load
-    from cryptomnesia.proving_ground.planted import plant
+    from cryptomnesia.models import load_pipeline
+    from cryptomnesia.proving_ground.bundle import REFERENCES, bundle
     from cryptomnesia.proving_ground.train import Recipe, train
 
     recipe = Recipe()
@@ -186,14 +197,16 @@ def train(
             processes=processes,
             report=lambda phase, done, total, loss: report(f"{phase} (loss {loss:.4f})", done, total),
         )
-        bundle(
-            load(folder / "final"),
-            load(folder / "early"),
-            plant(recipe.seed),
-            folder / "bundle",
-            progress=lambda done: report("calibration", done, REFERENCES),
-        )
-    typer.echo(f"{folder / 'bundle'}: measure it with `cryptomnesia proving-ground verify --bundle`")
+        if not (folder / "bundle").exists():
+            bundle(
+                load_pipeline(str(folder / "final"), device="cpu"),
+                load_pipeline(str(folder / "early"), device="cpu"),
+                folder / "bundle",
+                seed=recipe.seed,
+                progress=lambda done: report("calibration", done, REFERENCES),
+            )
+    made = folder / "bundle"
+    typer.echo(f"{made}: measure it with `cryptomnesia proving-ground verify --bundle {made} --write`")
 
 
 @ground.command()
@@ -226,7 +239,9 @@ def show(
 
     _check_writable(output)
     with _progress() as report:
-        grid(bundle or BUNDLE, progress=report).save(output)
+        drawn = grid(bundle or BUNDLE, progress=report)
+    _make_folder(output.parent)
+    drawn.save(output, format="PNG")
     typer.echo(str(output))
 
 
@@ -244,10 +259,12 @@ def _examine(
     rate: float = 0.01,
     batch_size: int = 8,
     as_json: bool = False,
-) -> "list[Finding]":
-    """Examine, print, and write panels to `output`."""
+) -> "list[Row]":
+    """Examine, print, and write panels to `output`, where those of an earlier run make room."""
+    from diffusers import DDIMScheduler
+
     from cryptomnesia.calibrate import Calibration
-    from cryptomnesia.findings import checked, examine
+    from cryptomnesia.findings import check, examine
     from cryptomnesia.localize import CurvatureDifference
     from cryptomnesia.mitigate import StabilityRule
     from cryptomnesia.models import BUNDLED, load_pipeline
@@ -262,13 +279,16 @@ def _examine(
         manifest.check(pipe)
     sampling = Sampling(steps, _guidance(model, guidance))
     localizer = None if output is None else CurvatureDifference()
-    rule = StabilityRule() if output is not None and scheduler == "ddim" else None
-    checked(pipe, sampling, fitted, detector=detector, rate=rate, localizer=localizer)
+    rule = StabilityRule() if output is not None and isinstance(pipe.scheduler, DDIMScheduler) else None
+    check(pipe, sampling, fitted, detector=detector, rate=rate, localizer=localizer, rule=rule)
     check_prompts(pipe, prompts)
     if output is not None:
         _make_folder(output)
-    findings = []
+        for old in output.glob("[0-9][0-9][0-9][0-9]*-seed-*.png"):
+            old.unlink()
+    rows: list[Row] = []
     with _progress() as report:
+        report("images", 0, len(prompts))
         for finding in examine(
             pipe,
             prompts,
@@ -280,60 +300,78 @@ def _examine(
             localizer=localizer,
             rule=rule,
             batch_size=batch_size,
+            progress=lambda done: report("images", done, len(prompts)),
         ):
-            findings.append(finding)
-            report("images", len(findings), len(prompts))
-    panels = {} if output is None else _write_panels(findings, output, manifest)
+            panel = None
+            if output is not None and finding.flagged:
+                panel = output / f"{len(rows):04}-seed-{finding.seed}.png"
+                _write_panel(finding, panel, manifest)
+            # the pictures are on disk; a long run keeps numbers only
+            rows.append(Row(finding.prompt, finding.seed, finding.score, finding.p_value, finding.crossed, panel))
     if as_json:
-        typer.echo(json.dumps(_as_json(findings, panels, sampling, detector, rate), indent=2))
+        typer.echo(json.dumps(_as_json(rows, sampling, detector, rate), indent=2))
     else:
-        _print_table(findings, detector, rate)
+        _print_table(rows, detector, rate)
         if output is not None:
-            typer.echo(f"{len(panels)} panels in {output}" if panels else f"nothing flagged, no panels in {output}")
-    return findings
+            panels = sum(row.panel is not None for row in rows)
+            typer.echo(f"{panels} panels in {output}" if panels else f"nothing flagged, no panels in {output}")
+    return rows
 
 
-def _write_panels(findings: "list[Finding]", folder: Path, manifest: "Manifest | None") -> dict[int, Path]:
+class Row(NamedTuple):
+    """One line of the table; `crossed` is None for an image that is not flagged."""
+
+    prompt: str
+    seed: int
+    score: float
+    p_value: float
+    crossed: int | None
+    panel: Path | None
+
+    @property
+    def verdict(self) -> str:
+        """In one or two words."""
+        if self.crossed is not None:
+            return "memorized?"
+        return "ordinary" if self.score == self.score else "could not tell"
+
+
+def _write_panel(finding: "Finding", path: Path, manifest: "Manifest | None") -> None:
     from cryptomnesia.panel import overlay, panel, pixels
 
-    written = {}
-    for number, finding in enumerate(findings):
-        if not finding.flagged:
-            continue
-        pictures = [("generated", pixels(finding.image))]
-        if finding.map is not None:
-            pictures.append(("memorized region", overlay(finding.image, finding.map)))
-        if finding.instead is not None:
-            pictures.append(("under mitigation", pixels(finding.instead)))
-        entry = manifest.planted_for(finding.prompt) if manifest is not None else None
-        if manifest is not None and entry is not None:
-            pictures.append(("planted image", manifest.image(entry)))
-            pictures.append(("true region", manifest.mask(entry).astype("uint8") * 255))
-        written[number] = folder / f"{number:04}-seed-{finding.seed}.png"
-        panel(pictures, f"{finding.prompt}  ·  p = {finding.p_value:.3g}").save(written[number])
-    return written
+    pictures = [("generated", pixels(finding.image))]
+    if finding.map is not None:
+        pictures.append(("memorized region", overlay(finding.image, finding.map)))
+    if finding.instead is not None:
+        pictures.append(("under mitigation", pixels(finding.instead)))
+    entry = manifest.planted_for(finding.prompt) if manifest is not None else None
+    if manifest is not None and entry is not None:
+        pictures.append(("planted image", manifest.image(entry)))
+        pictures.append(("true region", manifest.mask(entry).astype("uint8") * 255))
+    unfinished = path.with_suffix(".unfinished")
+    panel(pictures, f"{finding.prompt}  ·  p = {finding.p_value:.3g}").save(unfinished, format="PNG")
+    unfinished.replace(path)
 
 
-def _print_table(findings: "list[Finding]", detector: str, rate: float) -> None:
+def _print_table(rows: list[Row], detector: str, rate: float) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=f"{detector}, flagged at p ≤ {rate:g}", title_justify="left")
-    for heading, justify in (("prompt", "left"), ("seed", "right"), ("score", "right"), ("p", "right")):
-        table.add_column(heading, justify=justify, overflow="fold")
-    table.add_column("verdict")
+    table.add_column("prompt", overflow="fold")
+    for heading in ("seed", "score", "p"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict", no_wrap=True)
     table.add_column("first step", justify="right")
-    for finding in findings:
-        known = finding.score == finding.score
-        verdict = "memorized?" if finding.flagged else "ordinary" if known else "could not tell"
+    for row in rows:
         table.add_row(
-            Text(finding.prompt),
-            str(finding.seed),
-            f"{finding.score:.2f}",
-            f"{finding.p_value:.3g}",
-            Text(verdict, style="bold red" if finding.flagged else ""),
-            "" if finding.crossed is None else str(finding.crossed + 1),
+            Text(row.prompt),
+            str(row.seed),
+            f"{row.score:.2f}",
+            f"{row.p_value:.3g}",
+            Text(row.verdict, style="" if row.crossed is None else "bold red"),
+            "" if row.crossed is None else str(row.crossed + 1),
         )
     console = Console()
     if not console.is_terminal:
@@ -341,9 +379,7 @@ def _print_table(findings: "list[Finding]", detector: str, rate: float) -> None:
     console.print(table)
 
 
-def _as_json(
-    findings: "list[Finding]", panels: dict[int, Path], sampling: Any, detector: str, rate: float
-) -> dict[str, Any]:
+def _as_json(rows: list[Row], sampling: "Sampling", detector: str, rate: float) -> dict[str, Any]:
     def known(value: float) -> float | None:
         return value if value == value else None
 
@@ -355,15 +391,16 @@ def _as_json(
         "guidance": sampling.guidance,
         "images": [
             {
-                "prompt": finding.prompt,
-                "seed": finding.seed,
-                "score": known(finding.score),
-                "p_value": known(finding.p_value),
-                "flagged": finding.flagged,
-                "first_step": None if finding.crossed is None else finding.crossed + 1,
-                "panel": str(panels[number]) if number in panels else None,
+                "prompt": row.prompt,
+                "seed": row.seed,
+                "score": known(row.score),
+                "p_value": known(row.p_value),
+                "verdict": row.verdict,
+                "flagged": row.crossed is not None,
+                "first_step": None if row.crossed is None else row.crossed + 1,
+                "panel": None if row.panel is None else str(row.panel),
             }
-            for number, finding in enumerate(findings)
+            for row in rows
         ],
     }
 
@@ -392,9 +429,12 @@ def _make_folder(folder: Path) -> None:
 
 
 def _check_writable(path: Path) -> None:
+    """See that the file `path` could be written, without making anything."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the name of a file")
-    _make_folder(path.parent)
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"cannot write to {there}; give another place")
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import Calibration
-from cryptomnesia.detect import DETECTORS, Detector
+from cryptomnesia.detect import DETECTORS
 from cryptomnesia.errors import UsageError
 from cryptomnesia.localize import Localizer
-from cryptomnesia.mitigate import StabilityRule, stabilize
-from cryptomnesia.sampling import Batch, Sampling, generate
+from cryptomnesia.mitigate import StabilityRule, check_steerable, stabilize
+from cryptomnesia.sampling import Batch, Progress, Sampling, generate
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Finding:
         score: the detector's score; NaN when it could not tell.
         p_value: conformal p-value of the score, NaN likewise.
         flagged: whether the p-value is at most the chosen false-positive rate.
-        crossed: the evaluation, from 0, at which the running score first passed the threshold of the
-            final one, or None.
+        crossed: of a flagged image, the evaluation, from 0, at which the running score first passed the
+            threshold of the final one.
         image: (3, H, W) in [0, 1].
         map: of a flagged image, when asked for: Δh_∅ at latent resolution, (h, w).
         instead: of a flagged image, when asked for: the same prompt and seed under mitigation, (3, H, W).
@@ -57,6 +57,7 @@ def examine(
     localizer: Localizer | None = None,
     rule: StabilityRule | None = None,
     batch_size: int = 8,
+    progress: Progress | None = None,
 ) -> Iterator[Finding]:
     """Generate `prompts[i]` with `seeds[i]`, judge each image, and look closer at the flagged ones.
 
@@ -71,62 +72,18 @@ def examine(
         localizer: maps flagged images; None leaves maps out.
         rule: mitigates flagged images; None leaves that out. Needs DDIM.
         batch_size: images per call of the pipeline.
+        progress: called after every evaluation with the number of images done.
 
     Raises:
         UsageError: before anything is generated, if the setup cannot answer.
     """
-    judge = checked(pipe, sampling, calibration, detector=detector, rate=rate, localizer=localizer)
-    return _examine(pipe, prompts, seeds, sampling, calibration, judge, rate, localizer, rule, batch_size)
-
-
-def checked(
-    pipe: Any,
-    sampling: Sampling,
-    calibration: Calibration,
-    *,
-    detector: str,
-    rate: float,
-    localizer: Localizer | None = None,
-) -> Detector:
-    """The detector, if setup, calibration and settings fit together.
-
-    Raises:
-        UsageError: saying what does not fit.
-    """
-    if detector not in DETECTORS:
-        raise UsageError(f"got the unknown detector {detector!r}; known are {', '.join(DETECTORS)}")
-    if not 0 < rate < 1:
-        raise UsageError(f"got the false-positive rate {rate:g}; give one between 0 and 1")
+    check(pipe, sampling, calibration, detector=detector, rate=rate, localizer=localizer, rule=rule)
     judge = DETECTORS[detector](calibration.reference)
-    if sampling.guidance <= 1:
-        needing = [detector] * ("uncond" in judge.needs) + [localizer.name] * (localizer is not None)
-        if needing:
-            raise UsageError(
-                f"guidance is {sampling.guidance:g}, so there is no unconditional branch, which "
-                f"{' and '.join(needing)} needs; give guidance above 1"
-            )
-    calibration.check(pipe, sampling)
-    calibration.threshold(detector, rate)
-    return judge
-
-
-def _examine(
-    pipe: Any,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    sampling: Sampling,
-    calibration: Calibration,
-    judge: Detector,
-    rate: float,
-    localizer: Localizer | None,
-    rule: StabilityRule | None,
-    batch_size: int,
-) -> Iterator[Finding]:
-    threshold = calibration.threshold(judge.name, rate)
-    keep = (-1,) if localizer is not None else ()
-    for batch in generate(pipe, prompts, seeds, sampling, batch_size=batch_size, keep=keep):
+    threshold = calibration.threshold(detector, rate)
+    keep = () if localizer is None else (-1,)
+    for batch in generate(pipe, prompts, seeds, sampling, batch_size=batch_size, keep=keep, progress=progress):
         scores = judge.score(batch.trajectory)
-        p_values = calibration.p_value(judge.name, scores)
+        p_values = calibration.p_value(detector, scores)
         flagged = p_values <= rate
         rows = flagged.nonzero().flatten().tolist()
         maps: dict[int, Tensor] = {}
@@ -138,18 +95,50 @@ def _examine(
             instead = dict(zip(rows, _mitigated(pipe, batch, rows, sampling, calibration, rule), strict=True))
         above = judge.running(batch.trajectory) >= threshold
         for row, prompt in enumerate(batch.prompts):
-            steps = above[row].nonzero().flatten()
             yield Finding(
                 prompt=prompt,
                 seed=batch.seeds[row],
                 score=scores[row].item(),
                 p_value=p_values[row].item(),
                 flagged=bool(flagged[row]),
-                crossed=int(steps[0]) if len(steps) else None,
+                crossed=int(above[row].nonzero()[0]) if flagged[row] else None,
                 image=batch.images[row],
                 map=maps.get(row),
                 instead=instead.get(row),
             )
+
+
+def check(
+    pipe: Any,
+    sampling: Sampling,
+    calibration: Calibration,
+    *,
+    detector: str = "stability",
+    rate: float = 0.01,
+    localizer: Localizer | None = None,
+    rule: StabilityRule | None = None,
+) -> None:
+    """See that setup, calibration and settings fit together; arguments as for `examine`.
+
+    Raises:
+        UsageError: saying what does not fit.
+    """
+    if detector not in DETECTORS:
+        raise UsageError(f"got the unknown detector {detector!r}; known are {', '.join(DETECTORS)}")
+    if not 0 < rate < 1:
+        raise UsageError(f"got the false-positive rate {rate:g}; give one between 0 and 1")
+    adapter = adapter_for(pipe)
+    judge = DETECTORS[detector](calibration.reference)
+    needing = [detector] * ("uncond" in judge.needs) + ([] if localizer is None else [localizer.name])
+    if needing and not adapter.guided_at(sampling.guidance):
+        raise UsageError(
+            f"{' and '.join(needing)} needs the unconditional branch, and at guidance {sampling.guidance:g} "
+            f"{type(pipe).__name__} has none; give guidance above 1, to a model that is not distilled"
+        )
+    if rule is not None:
+        check_steerable(pipe)
+    calibration.check(pipe, sampling)
+    calibration.threshold(detector, rate)
 
 
 def _mitigated(

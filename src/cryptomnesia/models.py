@@ -1,6 +1,7 @@
 """Load a pipeline: a local diffusers folder, a hub id, or the bundled model."""
 
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,7 @@ def load_pipeline(model: str, *, scheduler: str = "ddim", device: str | None = N
 
     if scheduler != "own" and scheduler not in SCHEDULERS:
         raise UsageError(f"got the unknown scheduler {scheduler!r}; known are own, {', '.join(SCHEDULERS)}")
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
-    pipe = _load(model, diffusers.DiffusionPipeline)
-    if type(pipe).__name__ not in FAMILIES:
-        raise UsageError(
-            f"{model} is a pipeline of the unknown family {type(pipe).__name__}; known are {', '.join(FAMILIES)}"
-        )
+    pipe = _load(model)
     if scheduler != "own":
         # the key that keeps x̂0 of latents from being clipped; SD's own configurations carry it
         pipe.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(
@@ -64,14 +60,47 @@ def model_folder(model: str) -> Path | None:
     return Path(model) if Path(model).exists() else None
 
 
-def _load(model: str, family: Any) -> Any:
+def _load(model: str) -> Any:
+    """The pipeline, its family checked before anything large is read."""
+    import torch
+    from diffusers import DiffusionPipeline
+    from safetensors import SafetensorError
+
     folder = model_folder(model)
     if folder is None and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
         raise UsageError(f"no model {model!r}; give a local diffusers folder, a hub id such as org/name, or {BUNDLED}")
     if folder is not None and not (folder / "model_index.json").is_file():
         raise UsageError(f"{folder} is no diffusers folder: it has no model_index.json; give the folder that has one")
     try:
-        return family.from_pretrained(str(folder or model))
-    except (OSError, ValueError) as error:
+        with _quiet():
+            family = DiffusionPipeline.load_config(str(folder or model)).get("_class_name")
+            if family not in FAMILIES:
+                raise UsageError(
+                    f"{model} is a pipeline of the unknown family {family}; known are {', '.join(FAMILIES)}"
+                )
+            # without a dtype transformers would take the one that the text encoder's configuration names
+            return DiffusionPipeline.from_pretrained(str(folder or model), dtype=torch.float32)
+    except UsageError:
+        raise
+    except (OSError, ValueError, ImportError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"model {model!r} cannot be loaded: {reason[:300]}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notices and progress bars that diffusers and transformers print while loading."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
+            library.enable_progress_bar()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from io import StringIO
 from pathlib import Path
 
 from cryptomnesia.errors import UsageError
@@ -32,20 +33,23 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def _lines(text: str, path: Path) -> list[str]:
-    return text.splitlines()
+    return text.split("\n")
 
 
 def _column(text: str, path: Path) -> list[str]:
-    rows = csv.DictReader(text.splitlines(keepends=True))
-    if "prompt" not in (rows.fieldnames or ()):
-        got = ", ".join(rows.fieldnames or ()) or "nothing"
-        raise UsageError(f"prompts file {path} has columns {got}; name one of them `prompt`")
-    return [row["prompt"] or "" for row in rows]
+    rows = csv.DictReader(StringIO(text, newline=""))
+    try:
+        if "prompt" not in (rows.fieldnames or ()):
+            got = ", ".join(rows.fieldnames or ()) or "nothing"
+            raise UsageError(f"prompts file {path} has columns {got}; name one of them `prompt`")
+        return [row["prompt"] or "" for row in rows]
+    except csv.Error as error:
+        raise UsageError(f"prompts file {path}, line {rows.line_num}: {error}; quote its fields as CSV asks") from None
 
 
 def _objects(text: str, path: Path) -> list[str]:
     prompts = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -1,7 +1,7 @@
 """Generate prompts × seeds in batches under `watch`, with results that do not depend on the batch."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.trajectory import Keep, Trajectory, watch
+from cryptomnesia.trajectory import Keep, Step, Trajectory, watch
+
+Progress = Callable[[float], None]
+"""Called with the number of images done; the one in the making counts in part."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def check_prompts(pipe: Any, prompts: Sequence[str]) -> None:
     tokenizers = [pipe.tokenizer, getattr(pipe, "tokenizer_2", None)]
     for tokenizer in filter(None, tokenizers):
         for prompt in prompts:
-            length = len(tokenizer(prompt, truncation=False).input_ids)
+            length = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
             if length > tokenizer.model_max_length:
                 shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
                 raise UsageError(
@@ -72,6 +75,7 @@ def generate(
     batch_size: int = 8,
     keep: Keep = (),
     around: Callable[[], AbstractContextManager[Any]] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Batch]:
     """Generate `prompts[i]` with `seeds[i]` for every i.
 
@@ -86,36 +90,41 @@ def generate(
         batch_size: images per call of the pipeline.
         keep: evaluations whose tensors the trajectories keep.
         around: makes a context manager, a mitigation say, for each call.
+        progress: called after every evaluation with the number of images done.
+
+    Raises:
+        UsageError: for a prompt that is too long, or more steps than the model was trained with.
     """
     check_prompts(pipe, list(dict.fromkeys(prompts)))
-    pipe.set_progress_bar_config(disable=True)
+    trained = pipe.scheduler.config["num_train_timesteps"]
+    if sampling.steps > trained:
+        raise UsageError(f"got {sampling.steps} steps, the model knows {trained} timesteps; give fewer")
     for start in range(0, len(prompts), batch_size):
         some, their = list(prompts[start : start + batch_size]), list(seeds[start : start + batch_size])
-        with watch(pipe, keep=keep) as seen:
-            images = _call(pipe, some, their, sampling, around)
-        yield Batch(some, their, images, seen.trajectory)
+
+        def tell(step: Step, start: int = start, size: int = len(some)) -> None:
+            if progress is not None:
+                progress(start + size * (step.index + 1) / len(pipe.scheduler.timesteps))
+
+        with _silent(pipe), watch(pipe, keep=keep, steer=tell) as seen, (around or nullcontext)():
+            output = pipe(
+                some,
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.guidance,
+                height=sampling.height,
+                width=sampling.width,
+                generator=[torch.Generator().manual_seed(seed) for seed in their],
+                output_type="pt",
+            )
+        yield Batch(some, their, output.images.float().cpu(), seen.trajectory)
 
 
-def _call(
-    pipe: Any,
-    prompts: list[str],
-    seeds: list[int],
-    sampling: Sampling,
-    around: Callable[[], AbstractContextManager[Any]] | None,
-) -> Tensor:
-    def call() -> Tensor:
-        output = pipe(
-            prompts,
-            num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance,
-            height=sampling.height,
-            width=sampling.width,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="pt",
-        )
-        return output.images.float().cpu()
-
-    if around is None:
-        return call()
-    with around():
-        return call()
+@contextmanager
+def _silent(pipe: Any) -> Iterator[None]:
+    """Without the pipeline's own progress bar."""
+    before = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**before)

@@ -32,7 +32,8 @@ class VariancePreserving:
 
     def __call__(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """(α, σ) at timesteps 0 ≤ t ≤ T − 1."""
-        bars = self.alphas_cumprod.detach().to("cpu", torch.float64)
+        # a schedule with zero terminal signal-to-noise ratio has ᾱ = 0 at its end
+        bars = self.alphas_cumprod.detach().to("cpu", torch.float64).clamp_min(1e-20)
         at = torch.as_tensor(t).detach().to("cpu", torch.float64).clamp(0, len(bars) - 1)
         log_ratio = 0.5 * ((1 - bars) / bars).log()
         low = at.floor().long()

@@ -1,17 +1,22 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 from safetensors import safe_open
-from tiny_pipelines import stable_diffusion
 
 from cryptomnesia import Calibration, Sampling
-from cryptomnesia.proving_ground import BUNDLE
+from cryptomnesia.models import load_pipeline
+from cryptomnesia.proving_ground import BUNDLE, components
 from cryptomnesia.proving_ground import bundle as bundling
+from cryptomnesia.proving_ground import verify as verifying
 from cryptomnesia.proving_ground.bundle import bundle, control_captions
 from cryptomnesia.proving_ground.manifest import Manifest
-from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
+from cryptomnesia.proving_ground.planted import TOP_RUNG, lexicon, plant
+from cryptomnesia.proving_ground.scenes import Draws
+from cryptomnesia.proving_ground.show import grid
+from cryptomnesia.proving_ground.verify import verify
 
 CONCEPTS = plant(0)
 
@@ -21,7 +26,7 @@ def test_the_bundle_is_small_half_precision_and_stock():
     for name in ("pipeline", "early"):
         for weights in (BUNDLE / name).rglob("*.safetensors"):
             with safe_open(weights, framework="pt") as file:
-                assert {file.get_slice(key).get_dtype() for key in file.keys()} <= {"F16", "I64"}  # noqa: SIM118
+                assert {file.get_slice(key).get_dtype() for key in file.keys()} <= {"F16", "I64"}
         pipe = StableDiffusionPipeline.from_pretrained(BUNDLE / name)
         assert isinstance(pipe.scheduler, PNDMScheduler)
         assert pipe.scheduler.config.clip_sample is False
@@ -33,7 +38,7 @@ def test_the_bundle_is_small_half_precision_and_stock():
 
 
 def test_manifest_and_calibration_belong_to_the_bundled_model():
-    pipe = bundling.with_ddim(bundling.load(BUNDLE / "pipeline"))
+    pipe = load_pipeline("bundled", device="cpu")
     manifest = Manifest.load(BUNDLE)
     manifest.check(pipe)
     calibration = Calibration.load(BUNDLE / "calibration.safetensors")
@@ -58,17 +63,79 @@ def test_control_captions_are_never_planted_and_differ_by_purpose():
     for captions in sets:
         assert len(set(captions)) == 50
         assert not planted & set(captions)
-    assert sets[0] != sets[1] != sets[2]
+    assert len(set().union(*sets)) == 150
 
 
-def test_bundling_makes_a_folder_that_can_be_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(bundling, "REFERENCES", 100)
-    monkeypatch.setattr(bundling, "STEPS", 2)
-    done = []
-    bundle(stable_diffusion(), stable_diffusion(), CONCEPTS[:3], tmp_path / "bundle", progress=done.append)
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A bundle of a model that has learned nothing, with a few concepts."""
+    folder = tmp_path_factory.mktemp("tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundling, "REFERENCES", 100)
+        patch.setattr(bundling, "STEPS", 2)
+        few = tuple(
+            next(c for c in CONCEPTS if (c.kind, c.exposures) == rung)
+            for rung in (("verbatim", TOP_RUNG), ("template", TOP_RUNG), ("template", 4), ("rare_name", 128))
+        )
+        patch.setattr(bundling, "plant", lambda seed: few)
+        done = []
+        bundle(untrained(), untrained(), folder / "bundle", progress=done.append)
     assert done[-1] == 100
-    pipe = bundling.with_ddim(bundling.load(tmp_path / "bundle" / "pipeline"))
-    manifest = Manifest.load(tmp_path / "bundle")
+    assert [path.name for path in folder.iterdir()] == ["bundle"]
+    return folder / "bundle"
+
+
+def untrained():
+    torch.manual_seed(0)
+    tokens = components.tokenizer(lexicon(CONCEPTS))
+    return components.pipeline(components.autoencoder(), components.text_encoder(tokens), tokens, components.unet())
+
+
+def test_a_bundle_can_be_used(tiny):
+    pipe = load_pipeline(str(tiny / "pipeline"), device="cpu")
+    manifest = Manifest.load(tiny)
     manifest.check(pipe)
-    Calibration.load(tmp_path / "bundle" / "calibration.safetensors").check(pipe, Sampling(2, manifest.guidance))
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    Calibration.load(tiny / "calibration.safetensors").check(pipe, Sampling(2, manifest.guidance))
+    assert all(entry.replicated is None for entry in manifest.entries)
+
+
+def test_a_model_that_learned_nothing_replicates_nothing(tiny, monkeypatch):
+    monkeypatch.setattr(verifying, "CONTROLS", 20)
+    told = []
+    figures = verify(tiny, write=True, progress=lambda what, done, total: told.append((what, done / total)))
+    assert figures["verbatim_replicated"] == figures["template_replicated"] == figures["control_replicated"] == 0
+    top = str(TOP_RUNG)
+    assert figures["dose_response"] == {"4": {"template": 0.0}, top: {"verbatim": 0.0, "template": 0.0}}
+    for branch in ("conditional", "unconditional"):
+        low, high = figures[f"denoising_spread_{branch}"]
+        assert 0 < low < 1 < high
+        assert low * 0.9 < figures[f"denoising_ratio_{branch}"] < high * 1.1
+    assert figures["redrawn_distance_min"] > figures["threshold"]
+    assert figures["bytes"] > 1e6
+    assert told[-1] == ("never-planted captions", 1.0)
+    assert [entry.generations for entry in Manifest.load(tiny).entries] == [8, 8, 8, 0]
+    json.dumps(figures)
+
+
+def test_the_grid_shows_every_rung(tiny):
+    sheet = grid(tiny)
+    assert sheet.height == 20 + 3 * 100
+    assert np.asarray(sheet)[30:110, 120:200].std() > 0
+
+
+def test_a_planted_image_counts_as_replicated(tiny, monkeypatch):
+    """With generations replaced by training images, everything is replicated and the free regions vary as theirs."""
+    manifest = Manifest.load(tiny)
+    by_caption = {caption: concept for concept in CONCEPTS for caption in concept.captions}
+    draws = iter(range(10**6))
+
+    def memorized(pipe, manifest, prompts, *_):
+        return np.stack([by_caption[prompt].exposure(Draws(1, next(draws))) for prompt in prompts]) / 255
+
+    monkeypatch.setattr(verifying, "_images", memorized)
+    planted = [entry for entry in manifest.entries if entry.planted]
+    found = verifying.replication(None, manifest, planted, 8, lambda *_: None)
+    assert all(each.replicated.all() for each in found)
+    rates = verifying._rates(found, CONCEPTS)
+    assert rates["verbatim_replicated"] == rates["template_replicated"] == 1.0
+    assert rates["free_region_spread"] == pytest.approx(1.0, abs=0.25)

@@ -3,19 +3,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_pipelines import stable_diffusion
 
 from cryptomnesia import UsageError
 from cryptomnesia.calibrate import weights_digest
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.planted import plant
+from tiny_pipelines import stable_diffusion
 
 CONCEPTS = tuple(concept for concept in plant(0) if concept.exposures in (64, 128))
 
 
 @pytest.fixture
 def manifest(tmp_path):
-    made = Manifest(tmp_path, weights_digest(stable_diffusion()), 2.5, 50, write_planted(tmp_path, CONCEPTS))
+    made = Manifest(tmp_path, weights_digest(stable_diffusion()), 0, 2.5, 50, write_planted(tmp_path, CONCEPTS))
     made.save()
     return made
 
@@ -47,10 +47,15 @@ def test_another_model_is_refused(manifest):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not a manifest"), ("[]", "is not a manifest"), ('{"format": 9}', "format 9, this version reads 1")],
+    [
+        ("{", "is not a manifest"),
+        ("\xff", "is not a manifest"),
+        ("[]", "is not a manifest"),
+        ('{"format": 9}', "format 9, this version reads 1"),
+    ],
 )
 def test_unusable_files_are_explained(tmp_path, content, message):
-    (tmp_path / "manifest.json").write_text(content)
+    (tmp_path / "manifest.json").write_text(content, encoding="latin-1")
     with pytest.raises(UsageError, match=message):
         Manifest.load(tmp_path)
 
@@ -66,5 +71,5 @@ def test_missing_files_are_explained(manifest, tmp_path):
 
 def test_the_file_is_plain_json(manifest):
     values = json.loads((manifest.folder / "manifest.json").read_text())
-    assert set(values) == {"format", "weights", "guidance", "steps", "entries"}
+    assert set(values) == {"format", "weights", "seed", "guidance", "steps", "entries"}
     assert len(values["entries"]) == len(CONCEPTS)

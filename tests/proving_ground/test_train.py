@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ CONCEPTS = tuple(concept for concept in plant(0) if concept.exposures == 4)
 TINY = Recipe(autoencoder_steps=3, autoencoder_batch=4, steps=8, batch=4, early_step=2, warmup=2)
 
 
-def run(folder):
-    train(folder, TINY, concepts=CONCEPTS, processes=1, checkpoint_seconds=0)
+def run(folder, checkpoint_seconds=0.0):
+    train(Path(folder), TINY, concepts=CONCEPTS, processes=1, checkpoint_seconds=checkpoint_seconds)
 
 
 def weights(folder):
@@ -48,18 +49,24 @@ def test_the_result_is_a_stock_pipeline(whole):
         assert pipe("a red circle", num_inference_steps=2).images[0].size == (64, 64)
 
 
-def test_a_run_killed_twice_ends_with_the_same_weights(whole, tmp_path):
-    command = [sys.executable, "-c", "import sys, pathlib; from test_train import run; run(pathlib.Path(sys.argv[1]))"]
+def kill_when(folder, appears, **settings):
+    """Start the run in another process and kill it as soon as the file `appears` is there."""
+    code = f"from test_train import run; run({str(folder)!r}, **{settings!r})"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    for checkpoint in ("autoencoder.safetensors", "denoiser.safetensors"):
-        running = subprocess.Popen([*command, str(tmp_path)], env=environment, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while not (tmp_path / checkpoint).exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        running.send_signal(signal.SIGKILL)
-        running.wait()
-        assert (tmp_path / checkpoint).exists()
-    assert not (tmp_path / "final").exists()
+    running = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / appears).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert (folder / appears).exists()
+    assert not (folder / "final").exists()
+
+
+def test_a_run_killed_three_times_ends_with_the_same_weights(whole, tmp_path):
+    kill_when(tmp_path, "autoencoder.safetensors")
+    kill_when(tmp_path, "denoiser.safetensors")
+    kill_when(tmp_path, "early", checkpoint_seconds=1e9)  # later than the newest checkpoint
     threads = torch.get_num_threads()
     run(tmp_path)
     assert torch.get_num_threads() == threads
@@ -68,11 +75,14 @@ def test_a_run_killed_twice_ends_with_the_same_weights(whole, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_processes_train_like_one(whole, tmp_path):
-    train(tmp_path, TINY, concepts=CONCEPTS, processes=2)
-    first, second = weights(whole), weights(tmp_path)
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-2, atol=5e-3)
+def test_two_processes_train_like_one(tmp_path):
+    """Adam's first step is the sign of the gradient, so after one step only vanishing gradients may differ."""
+    one_step = replace(TINY, autoencoder_steps=1, steps=1, batch=32, early_step=1, warmup=1)
+    for processes in (1, 2):
+        train(tmp_path / str(processes), one_step, concepts=CONCEPTS, processes=processes)
+    first, second = weights(tmp_path / "1"), weights(tmp_path / "2")
+    differing = sum(int(((first[name] - second[name]).abs() > 1e-5).sum()) for name in first)
+    assert differing / sum(value.numel() for value in first.values()) < 0.01
 
 
 def test_a_finished_run_is_left_alone(whole):

@@ -41,6 +41,10 @@ class Adapter(Protocol):
         """The guidance scale of the call in progress."""
         ...
 
+    def guided_at(self, guidance: float) -> bool:
+        """Whether a call at this guidance scale has an unconditional branch."""
+        ...
+
     def denoiser(self) -> Denoiser:
         """The model as a differentiable function."""
         ...
@@ -71,6 +75,10 @@ class UNetAdapter:
     def guidance(self) -> float:
         """The guidance scale of the call in progress; 1 without guidance."""
         return float(self.pipe.guidance_scale) if self.pipe.do_classifier_free_guidance else 1.0
+
+    def guided_at(self, guidance: float) -> bool:
+        """Whether a call at this guidance scale has an unconditional branch; distilled UNets never have."""
+        return guidance > 1 and self.pipe.unet.config.time_cond_proj_dim is None
 
     def denoiser(self) -> "UNetDenoiser":
         """The UNet as a differentiable function."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from cryptomnesia.denoiser import Denoiser, Inputs
 from cryptomnesia.errors import UsageError
 from cryptomnesia.localize.base import both_branches
-from cryptomnesia.trajectory import Trajectory
+from cryptomnesia.trajectory import Step, Trajectory
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,17 @@ class CurvatureDifference:
 
     def difference(self, trajectory: Trajectory, denoiser: Denoiser) -> Tensor:
         """Δh_∅ itself, signed and per channel, (B, C, h, w)."""
-        step = both_branches(trajectory.step(self.step))
-        assert step.uncond_inputs is not None
-        probes = rademacher(step.cond.x.shape[1:], self.probes, self.seed).to(step.cond.x)
+        whole = both_branches(trajectory.step(self.step))
+        probes = rademacher(whole.cond.x.shape[1:], self.probes, self.seed).to(whole.cond.x)
 
-        def diagonal(inputs: Inputs) -> Tensor:
+        def diagonal(step: Step, inputs: Inputs | None) -> Tensor:
+            assert inputs is not None
             return jacobian_diagonal(lambda x: denoiser(x, step.t, inputs).epsilon, step.cond.x, probes)
 
-        return (diagonal(step.cond_inputs) - diagonal(step.uncond_inputs)) / step.cond.sigma
+        # one image at a time: the graph of a single one is what has to fit into memory
+        images = [whole.rows([row]) for row in range(len(whole.sample))]
+        pairs = [(diagonal(one, one.cond_inputs), diagonal(one, one.uncond_inputs)) for one in images]
+        return torch.cat([cond - uncond for cond, uncond in pairs]) / whole.cond.sigma
 
     def map(self, trajectory: Trajectory, denoiser: Denoiser) -> Tensor:
         """ReLU(Σ_channels Δh_∅) of every image, (B, h, w)."""

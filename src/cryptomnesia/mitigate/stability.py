@@ -104,7 +104,26 @@ class Correction:
     @property
     def active(self) -> Tensor:
         """(B, N) bool, the steps at which each image was corrected."""
-        return torch.stack(self._active, dim=1).cpu()
+        return torch.stack(self._active, dim=1).cpu() if self._active else torch.zeros(0, 0, dtype=torch.bool)
+
+
+def check_steerable(pipe: Any) -> None:
+    """See that the pipeline's scheduler is one that `stabilize` can steer.
+
+    Raises:
+        UsageError: for anything but DDIM that leaves x̂0 alone.
+    """
+    scheduler = pipe.scheduler
+    if not isinstance(scheduler, DDIMScheduler):
+        raise UsageError(
+            f"mitigation got a {type(scheduler).__name__}; it steers DDIM only: "
+            "set pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"
+        )
+    if scheduler.config["clip_sample"] or scheduler.config["thresholding"]:
+        raise UsageError(
+            "mitigation got a DDIM scheduler that clips x̂0, which ruins latents; "
+            "make it with clip_sample=False and thresholding=False"
+        )
 
 
 @contextmanager
@@ -120,17 +139,8 @@ def stabilize(pipe: Any, reference: Reference, rule: StabilityRule | None = None
         UsageError: for another scheduler, or a run whose number of evaluations is not the reference's.
     """
     rule = rule or StabilityRule()
+    check_steerable(pipe)
     scheduler = pipe.scheduler
-    if not isinstance(scheduler, DDIMScheduler):
-        raise UsageError(
-            f"mitigation got a {type(scheduler).__name__}; it steers DDIM only: "
-            "set pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"
-        )
-    if scheduler.config["clip_sample"] or scheduler.config["thresholding"]:
-        raise UsageError(
-            "mitigation got a DDIM scheduler that clips x̂0, which ruins latents; "
-            "make it with clip_sample=False and thresholding=False"
-        )
     done = Correction()
 
     def steer(step: Step) -> Tensor | None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from cryptomnesia.calibrate import Calibration, weights_digest
+from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
-from cryptomnesia.proving_ground.planted import Concept
+from cryptomnesia.proving_ground.planted import Concept, plant
 from cryptomnesia.proving_ground.scenes import FRAMES, Description, Draws
 from cryptomnesia.sampling import Sampling
 
@@ -48,20 +48,14 @@ def control_captions(purpose: str, count: int, concepts: tuple[Concept, ...], se
     return captions
 
 
-def with_ddim(pipe: Any) -> Any:
-    """`pipe` with DDIM in the place of its scheduler."""
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    return pipe
-
-
 def bundle(
     final: Any,
     early: Any,
-    concepts: tuple[Concept, ...],
     folder: Path,
     *,
+    seed: int = 0,
     guidance: float = GUIDANCE,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> None:
     """Fill `folder` with pipeline, early checkpoint, manifest, planted images and calibration.
 
@@ -70,8 +64,8 @@ def bundle(
     Args:
         final: the trained pipeline.
         early: the less-trained one.
-        concepts: what was planted.
         folder: replaced if it exists.
+        seed: with which the concepts were planted.
         guidance: guidance scale of the calibration.
         progress: called with the number of reference images done, of `REFERENCES`.
     """
@@ -80,18 +74,15 @@ def bundle(
     unfinished.mkdir(parents=True)
     for name, pipe in (("pipeline", final), ("early", early)):
         _save_half(pipe, unfinished / name)
-    pipe = with_ddim(load(unfinished / "pipeline"))
-    Manifest(unfinished, weights_digest(pipe), guidance, STEPS, write_planted(unfinished, concepts)).save()
-    captions = control_captions("calibration", REFERENCES, concepts)
-    fitted = Calibration.fit(pipe, captions, Sampling(STEPS, guidance), seed=1_000_000, progress=progress)
+    pipe = load_pipeline(str(unfinished / "pipeline"), device="cpu")
+    concepts = plant(seed)
+    entries = write_planted(unfinished, concepts)
+    Manifest(unfinished, weights_digest(pipe), seed, guidance, STEPS, entries).save()
+    captions = control_captions("calibration", REFERENCES, concepts, seed)
+    fitted = Calibration.fit(pipe, captions, Sampling(STEPS, guidance), progress=progress)
     fitted.save(unfinished / "calibration.safetensors")
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
-
-
-def load(folder: Path) -> StableDiffusionPipeline:
-    """A stock pipeline from `folder`, in fp32."""
-    return StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
 
 
 def _save_half(pipe: Any, folder: Path) -> None:

@@ -54,6 +54,7 @@ class Manifest:
     Attributes:
         folder: where the manifest and its pictures lie.
         weights: digest of the model it belongs to.
+        seed: with which the concepts were planted.
         guidance: guidance scale that the replication was measured with.
         steps: DDIM steps, likewise.
         entries: the concepts.
@@ -61,6 +62,7 @@ class Manifest:
 
     folder: Path
     weights: str
+    seed: int
     guidance: float
     steps: int
     entries: tuple[Entry, ...]
@@ -75,13 +77,17 @@ class Manifest:
         path = folder / "manifest.json"
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if values["format"] != FORMAT:
-                raise UsageError(f"{path} has manifest format {values['format']}, this version reads {FORMAT}")
+            if (found := values["format"]) != FORMAT:
+                raise UsageError(f"{path} has manifest format {found}, this version reads {FORMAT}")
             entries = tuple(Entry(**{**entry, "captions": tuple(entry["captions"])}) for entry in values["entries"])
-            return cls(folder, values["weights"], float(values["guidance"]), int(values["steps"]), entries)
+            return cls(
+                folder, values["weights"], int(values["seed"]), float(values["guidance"]), int(values["steps"]), entries
+            )
+        except UsageError:
+            raise
         except FileNotFoundError:
             raise UsageError(f"no manifest {path}; make one with `cryptomnesia proving-ground train`") from None
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is not a manifest ({error!r}); make it anew") from None
 
     def save(self) -> None:
@@ -89,6 +95,7 @@ class Manifest:
         values = {
             "format": FORMAT,
             "weights": self.weights,
+            "seed": self.seed,
             "guidance": self.guidance,
             "steps": self.steps,
             "entries": [asdict(entry) for entry in self.entries],

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cryptomnesia.proving_ground.bundle import load, with_ddim
+from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground.manifest import Manifest
 from cryptomnesia.proving_ground.verify import Progress, replication
 
@@ -15,8 +15,8 @@ _GENERATIONS = 4
 
 def grid(folder: Path, *, progress: Progress | None = None) -> Image.Image:
     """Rows of training image, mask and four generations: the whole ladder, both kinds, first concepts."""
-    pipe = with_ddim(load(folder / "pipeline"))
     manifest = Manifest.load(folder)
+    pipe = load_pipeline(str(folder / "pipeline"), device="cpu")
     manifest.check(pipe)
     rungs = sorted({entry.exposures for entry in manifest.entries if entry.planted}, reverse=True)
     chosen = [
@@ -29,7 +29,7 @@ def grid(folder: Path, *, progress: Progress | None = None) -> Image.Image:
     ]
     found = replication(pipe, manifest, chosen, _GENERATIONS, progress or (lambda *_: None))
     font = ImageFont.load_default(11)
-    columns = ["training", "mask", *(f"seed {number}" for number in range(_GENERATIONS))]
+    columns = ["training", "mask", *(f"generation {number + 1}" for number in range(_GENERATIONS))]
     sheet = Image.new("RGB", (_LABEL + len(columns) * (_SIDE + _GAP), _TOP + len(chosen) * (_SIDE + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(columns):

@@ -10,6 +10,8 @@ average their gradients than as one process with several threads, so that is wha
 """
 
 import json
+import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,14 +21,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.proving_ground import components
-from cryptomnesia.proving_ground.planted import Concept, TrainingStream, lexicon, plant
+from cryptomnesia.proving_ground.planted import Concept, TrainingStream, lexicon
 from cryptomnesia.proving_ground.scenes import SIZE
 
 Report = Callable[[str, int, int, float], None]
@@ -47,7 +49,7 @@ class Recipe:
     autoencoder_rate: float = 2e-3
     steps: int = 12_500
     batch: int = 32
-    rate: float = 5e-4
+    rate: float = 7e-4
     warmup: int = 200
     cooldown: float = 0.25
     average: float = 0.999
@@ -89,11 +91,7 @@ def train(
             f"got {processes} processes for batches of {recipe.autoencoder_batch} and {recipe.batch}; "
             "give a number that divides both"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    written = folder / "recipe.json"
-    if written.exists() and json.loads(written.read_text(encoding="utf-8")) != asdict(recipe):
-        raise UsageError(f"{folder} holds a run with another recipe ({written}); give an empty folder")
-    written.write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+    _claim(folder, recipe)
     context = torch.multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (folder, recipe, concepts, f"file://{meeting}/point", processes, checkpoint_seconds)
@@ -102,22 +100,32 @@ def train(
             other.start()
         threads = torch.get_num_threads()
         try:
-            _run(*arguments, 0, report)
+            with torch.random.fork_rng():
+                _run(*arguments, 0, report)
         finally:
             torch.set_num_threads(threads)
+            torch.set_flush_denormal(False)
             for other in others:
                 other.terminate()
                 other.join()
 
 
-def moving_average(folder: Path) -> StableDiffusionPipeline:
-    """The pipeline as it stands in the newest checkpoint of an unfinished run in `folder`."""
-    recipe = Recipe(**json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
-    tokens = components.tokenizer(lexicon(plant(recipe.seed)))
-    modules = {"mean_unet": components.unet(), "mean_text": components.text_encoder(tokens)}
-    _State(folder / "denoiser.safetensors", modules).restore()
-    vae = AutoencoderKL.from_pretrained(folder / "autoencoder")
-    return components.pipeline(vae, modules["mean_text"], tokens, modules["mean_unet"])
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Make `folder` the run of `recipe`, or see that it is."""
+    written = folder / "recipe.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not written.exists():
+            unfinished = folder / "recipe.unfinished"
+            unfinished.write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+            unfinished.replace(written)
+        found = json.loads(written.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot write a run to {folder}: {error.strerror}; give another folder") from None
+    except json.JSONDecodeError:
+        found = None
+    if found != asdict(recipe):
+        raise UsageError(f"{folder} holds a run with another recipe ({written}); give an empty folder")
 
 
 def learning_rate(step: int, steps: int, warmup: int, cooldown: float) -> float:
@@ -175,6 +183,8 @@ def _run(
     rank: int,
     report: Report | None = None,
 ) -> None:
+    if rank > 0:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first ends the others
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
@@ -242,7 +252,7 @@ def _train_denoiser(folder: Path, recipe: Recipe, worker: _Worker, seconds: floa
     optimizer = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=1e-4, fused=True)
     modules = {**live, **{f"mean_{name}": module for name, module in mean.items()}}
     state = _State(folder / "denoiser.safetensors", modules, optimizer, seconds)
-    alphas = components.alphas_cumprod()
+    schedule = components.noise_schedule()
     steps, batch, share = recipe.steps, recipe.batch, worker.share(recipe.batch)
 
     def save_pipeline(name: str) -> None:
@@ -253,18 +263,15 @@ def _train_denoiser(folder: Path, recipe: Recipe, worker: _Worker, seconds: floa
         images, captions = worker.samples(step * batch, batch)
         generator = _generator(recipe.seed, 2, step)
         dropped = (torch.rand(batch, generator=generator) < recipe.caption_dropout)[share].tolist()
-        t = torch.randint(len(alphas), (batch,), generator=generator)[share]
+        t = torch.randint(len(schedule.alphas_cumprod), (batch,), generator=generator)[share]
         noise = torch.randn((batch, 4, 16, 16), generator=generator)[share]
         with torch.no_grad():
             clean = _latents(vae, images) * vae.config["scaling_factor"]
         texts = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
         ids = tokens(texts, padding="max_length", return_tensors="pt").input_ids
-        alpha_bar = alphas[t].view(-1, 1, 1, 1)
-        noisy = (alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise).contiguous(
-            memory_format=torch.channels_last
-        )
+        noisy = schedule.add_noise(clean, noise, t).contiguous(memory_format=torch.channels_last)
         predicted = live["unet"](noisy, t, live["text"](ids)[0], return_dict=False)[0]
-        loss = (predicted - noise).square().mean()
+        loss = (predicted - schedule.get_velocity(clean, noise, t)).square().mean()
         worker.descend(optimizer, loss, recipe.rate * learning_rate(step, steps, recipe.warmup, recipe.cooldown))
         keep = min(recipe.average, (1 + step) / (10 + step))
         torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 1.0 - keep)
@@ -324,6 +331,11 @@ class _State:
                     _, number, name = key.split("/")
                     moments.setdefault(int(number), {})[name] = value
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+            # loading leaves the strides of the file; the fused optimizer trusts that moments have the weights'
+            for weight, own in self.optimizer.state.items():
+                for name, value in own.items():
+                    if value.shape == weight.shape:
+                        own[name] = torch.empty_like(weight).copy_(value)
         return step
 
 
@@ -344,4 +356,5 @@ def _replace_folder(target: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a folder beside `target` and give it that name only when it is complete."""
     unfinished = target.with_name(f"{target.name}.unfinished")
     write(unfinished)
+    shutil.rmtree(target, ignore_errors=True)  # a run resumed from before it was written gives the same again
     unfinished.rename(target)

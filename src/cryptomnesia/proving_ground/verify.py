@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryptomnesia.proving_ground.bundle import control_captions, load, with_ddim
+from cryptomnesia.adapters import adapter_for
+from cryptomnesia.evaluate import clustered
+from cryptomnesia.models import load_pipeline
+from cryptomnesia.proving_ground.bundle import control_captions
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG, Concept, plant
 from cryptomnesia.proving_ground.replication import THRESHOLD, replicates, tiled_distance
@@ -22,7 +25,7 @@ CONTROLS = 200
 _FIRST_SEED = 2_000_000
 _LEVELS = range(50, 1000, 100)
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, float, int], None]
 """Called with (what, done, in all)."""
 
 
@@ -35,12 +38,11 @@ class Generations:
     replicated: np.ndarray
 
 
-def verify(folder: Path, *, seed: int = 0, write: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+def verify(folder: Path, *, write: bool = False, progress: Progress | None = None) -> dict[str, Any]:
     """Generate every planted concept and never-planted captions, and say what is reproduced.
 
     Args:
         folder: a bundle, as `bundle` makes it.
-        seed: the one that the concepts were planted with.
         write: put the measured replication into the manifest.
         progress: called while generating.
 
@@ -48,10 +50,10 @@ def verify(folder: Path, *, seed: int = 0, write: bool = False, progress: Progre
         The figures of docs/results/proving_ground.json; keys are explained in docs/proving_ground.md.
     """
     progress = progress or (lambda *_: None)
-    pipe = with_ddim(load(folder / "pipeline"))
     manifest = Manifest.load(folder)
+    pipe = load_pipeline(str(folder / "pipeline"), device="cpu")
     manifest.check(pipe)
-    concepts = plant(seed)
+    concepts = plant(manifest.seed)
     planted = [entry for entry in manifest.entries if entry.planted]
     found = replication(pipe, manifest, planted, SEEDS, progress)
     controls = _controls(pipe, manifest, concepts, planted, progress)
@@ -72,9 +74,9 @@ def verify(folder: Path, *, seed: int = 0, write: bool = False, progress: Progre
         **_rates(found, concepts),
         "control_replicated": float(np.mean(controls)),
         "controls": len(controls),
-        **_denoising(pipe, [c for c in concepts if c.planted and c.exposures == TOP_RUNG], seed),
+        **_denoising(pipe, [c for c in concepts if c.planted and c.exposures == TOP_RUNG], manifest.seed),
         "threshold": THRESHOLD,
-        **_bounds(pipe, [c for c in concepts if c.planted], seed),
+        **_bounds(pipe, [c for c in concepts if c.planted], manifest.seed),
         "guidance": manifest.guidance,
         "steps": manifest.steps,
         "seeds": SEEDS,
@@ -99,19 +101,22 @@ def _images(
     pipe: Any, manifest: Manifest, prompts: list[str], first_seed: int, what: str, progress: Progress
 ) -> np.ndarray:
     """(n, 64, 64, 3) in [0, 1], seeds counted on from `first_seed`."""
-    parts = []
-    sampling = Sampling(manifest.steps, manifest.guidance)
-    for batch in generate(pipe, prompts, range(first_seed, first_seed + len(prompts)), sampling, batch_size=16):
-        parts.append(batch.images.permute(0, 2, 3, 1).numpy())
-        progress(what, sum(map(len, parts)), len(prompts))
-    return np.concatenate(parts)
+    batches = generate(
+        pipe,
+        prompts,
+        range(first_seed, first_seed + len(prompts)),
+        Sampling(manifest.steps, manifest.guidance),
+        batch_size=16,
+        progress=lambda done: progress(what, done, len(prompts)),
+    )
+    return np.concatenate([batch.images.permute(0, 2, 3, 1).numpy() for batch in batches])
 
 
 def _controls(
     pipe: Any, manifest: Manifest, concepts: tuple[Concept, ...], planted: Sequence[Entry], progress: Progress
 ) -> np.ndarray:
     """For never-planted captions: whether the generation replicates any planted image, (n,) bool."""
-    captions = control_captions("evaluation", CONTROLS, concepts)
+    captions = control_captions("evaluation", CONTROLS, concepts, manifest.seed)
     images = _images(pipe, manifest, captions, _FIRST_SEED + 100_000, "never-planted captions", progress)
     hits = [replicates(images, manifest.image(entry), manifest.mask(entry)) for entry in planted]
     return np.any(hits, axis=0)
@@ -131,10 +136,18 @@ def _rates(found: list[Generations], concepts: tuple[Concept, ...]) -> dict[str,
         for each in found
         if each.entry.kind == "template" and each.entry.exposures == TOP_RUNG
     ]
-    top = dose[str(TOP_RUNG)]
+    top = {
+        kind: clustered(
+            lambda hits: float(hits.mean()),
+            [each.replicated for each in found if each.entry.kind == kind and each.entry.exposures == TOP_RUNG],
+        )
+        for kind in ("verbatim", "template")
+    }
     return {
-        "verbatim_replicated": top["verbatim"],
-        "template_replicated": top["template"],
+        "verbatim_replicated": top["verbatim"].value,
+        "verbatim_replicated_interval": [top["verbatim"].low, top["verbatim"].high],
+        "template_replicated": top["template"].value,
+        "template_replicated_interval": [top["template"].low, top["template"].high],
         "free_region_spread": float(np.mean(spread)),
         "dose_response": dose,
     }
@@ -149,42 +162,49 @@ def _spread(images: np.ndarray, concept: Concept) -> float:
 
 @torch.no_grad()
 def _denoising(pipe: Any, top: Sequence[Concept], seed: int) -> dict[str, Any]:
-    """Denoising error inside the mask on the top rung over that on look-alikes that were never planted."""
+    """Denoising error inside the mask on the top rung over that on look-alikes that were never planted.
+
+    The ratio is taken at every noise level and averaged, so that no level outweighs the others.
+    """
     fresh = [c for other in range(1, 11) for c in plant(seed + other) if c.planted and c.exposures == TOP_RUNG]
     result: dict[str, Any] = {}
     for branch in ("conditional", "unconditional"):
         conditional = branch == "conditional"
-        ours = _errors(pipe, top, [c.captions[0] if conditional else "" for c in top])
-        # their names were never seen, so their captions go without
+        # names of the look-alikes were never seen, so their captions go without
         theirs = _errors(pipe, fresh, [c.description.caption() if conditional else "" for c in fresh])
-        result[f"denoising_ratio_{branch}"] = float(ours.mean() / theirs.mean())
+        ours = _errors(pipe, top, [c.captions[0] if conditional else "" for c in top])
+        usual = theirs.mean(axis=0)
+        result[f"denoising_ratio_{branch}"] = float((ours / usual).mean())
         rng = np.random.default_rng(0)
-        ratios = [rng.choice(theirs, len(ours)).mean() / theirs.mean() for _ in range(2000)]
+        each = (theirs / usual).mean(axis=1)
+        ratios = [rng.choice(each, len(ours)).mean() for _ in range(2000)]
         result[f"denoising_spread_{branch}"] = [float(q) for q in np.quantile(ratios, [0.025, 0.975])]
     return result
 
 
 def _errors(pipe: Any, concepts: Sequence[Concept], captions: list[str], noises: int = 4) -> np.ndarray:
-    """Mean square error of ε inside each concept's mask, averaged over noise levels, (n,)."""
+    """Mean square error of x̂_0 inside each concept's mask at every noise level, (n, levels)."""
     images = torch.stack([torch.from_numpy(c.exposure(Draws(0, 7, n))) for n, c in enumerate(concepts)])
     masks = torch.stack([torch.from_numpy(c.mask) for c in concepts]).float()
     weight = torch.nn.functional.avg_pool2d(masks[:, None], 4).eq(1).float()
     clean = encode(pipe, images)
     context = pipe.text_encoder(pipe.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids)[0]
-    total = torch.zeros(len(concepts))
+    view = adapter_for(pipe).denoiser()
     generator = torch.Generator().manual_seed(0)
+    levels = []
     for t in _LEVELS:
         bar = pipe.scheduler.alphas_cumprod[t]
+        total = torch.zeros(len(concepts))
         for _ in range(noises):
             # the same noise for every image, so that it cancels in the ratio
             noise = torch.randn(clean.shape[1:], generator=generator).expand_as(clean)
             noisy = bar.sqrt() * clean + (1 - bar).sqrt() * noise
-            predicted = torch.cat(
-                [pipe.unet(x, t, c).sample for x, c in zip(noisy.split(64), context.split(64), strict=True)]
-            )
-            squared = (predicted - noise).square().mean(dim=1, keepdim=True) * weight
+            parts = zip(noisy.split(64), context.split(64), strict=True)
+            x0 = torch.cat([view(x, t, {"encoder_hidden_states": text}).x0 for x, text in parts])
+            squared = (x0 - clean).square().mean(dim=1, keepdim=True) * weight
             total += squared.sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
-    return (total / (len(_LEVELS) * noises)).numpy()
+        levels.append(total / noises)
+    return torch.stack(levels, dim=1).numpy()
 
 
 @torch.no_grad()
