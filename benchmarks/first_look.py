@@ -2,12 +2,13 @@
 
     python benchmarks/first_look.py > docs/results/first_look.json
 
-Positive side: every wording of every concept on the top rung, two seeds each. Negative side:
-captions of the generator that were never planted, and apart from them the hard negatives. Scores are
+Positive side: every wording of every concept on the top rung (112 prompts), two seeds each. Negative
+side: captions of the generator that were never planted, and apart from them the hard negatives. Scores are
 those of `DETECTORS` under the bundled calibration. `best` is chosen on other data: the rung below
 and captions drawn for selection. Intervals (95%) redraw whole concepts on the positive side, whole
 captions on the negative one. Maps are judged on template generations that replicate, by the area
-under the ROC curve over the pixels of each picture (memorized against free), averaged.
+under the ROC curve over the pixels of each picture (memorized against free), averaged. A percentile interval shrinks to a point where every redrawn figure is 1: it then says that no
+cluster disagreed, not that none could.
 """
 
 import json
@@ -42,7 +43,7 @@ LOCALIZERS = (CurvatureDifference(), ScoreDifference())
 
 def main() -> None:
     """Measure and print JSON."""
-    pipe = load_pipeline("bundled")
+    pipe = load_pipeline("bundled", device="cpu")
     manifest = Manifest.load(BUNDLE)
     manifest.check(pipe)
     calibration = Calibration.load(BUNDLE / "calibration.safetensors")
@@ -64,8 +65,12 @@ def main() -> None:
     unplanted = control_captions("evaluation", NEGATIVES, concepts)
     negative = run("never planted", *ordinary(unplanted), first_seed=4_100_000)
     hard = {
-        kind: run(kind, *entries_and_prompts([e for e in manifest.entries if e.kind == kind]), first_seed=4_200_000)
-        for kind in ("rare_name", "fixed_pixels", "frequent")
+        kind: run(
+            kind,
+            *entries_and_prompts([e for e in manifest.entries if e.kind == kind]),
+            first_seed=4_200_000 + 100_000 * number,
+        )
+        for number, kind in enumerate(("rare_name", "fixed_pixels", "frequent"))
     }
 
     def chosen(name: str) -> float:
@@ -73,8 +78,8 @@ def main() -> None:
 
     best = max(DETECTORS, key=chosen)
     figures: dict[str, Any] = {"best": best, "selection_auc": {name: chosen(name) for name in DETECTORS}}
-    for kind in ("verbatim", "template"):
-        own = [record for record in positive if record["kind"] == kind]
+    for kind in ("planted", "verbatim", "template"):
+        own = [record for record in positive if kind in ("planted", record["kind"])]
         figures[f"auc_{kind}"] = {
             name: asdict(clustered(auc, clusters(own, name), clusters(negative, name))) for name in DETECTORS
         }
@@ -91,11 +96,14 @@ def main() -> None:
         for localizer in LOCALIZERS
     }
     figures["mitigation_published_rule"] = {
-        "replicated_before": float(np.mean([record["replicated"] for record in positive])),
-        "replicated_after": float(np.mean([record["replicated_after"] for record in positive])),
+        name: asdict(clustered(lambda hits: float(hits.mean()), clusters(positive, name)))
+        for name in ("replicated", "replicated_after")
     }
     figures["counts"] = {
-        "planted_prompts": len({record["prompt"] for record in positive}),
+        "planted_prompts": {
+            kind: len({record["prompt"] for record in positive if record["kind"] == kind})
+            for kind in ("verbatim", "template")
+        },
         "planted_images": len(positive),
         "never_planted_prompts": len(negative),
         "hard_negative_images": {kind: len(records) for kind, records in hard.items()},

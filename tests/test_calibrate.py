@@ -34,7 +34,9 @@ def test_p_values_are_conformal(calibration):
     simple = replace(calibration, null={"stability": torch.tensor([1.0, 2.0, 3.0, 3.0])})
     scores = torch.tensor([0.0, 1.0, 2.5, 3.0, 4.0, torch.nan])
     torch.testing.assert_close(
-        simple.p_value("stability", scores), torch.tensor([1.0, 1.0, 0.6, 0.6, 0.2, torch.nan]), equal_nan=True
+        simple.p_value("stability", scores),
+        torch.tensor([1.0, 1.0, 0.6, 0.6, 0.2, torch.nan], dtype=torch.float64),
+        equal_nan=True,
     )
 
 
@@ -44,7 +46,7 @@ def test_the_threshold_is_where_the_p_value_reaches_the_rate(calibration):
     for rate in (0.01, 0.05, 0.1, 0.5):
         threshold = torch.tensor([simple.threshold("stability", rate)])
         below = torch.nextafter(threshold, torch.tensor(0.0))
-        assert simple.p_value("stability", threshold).item() <= rate + 1e-9
+        assert simple.p_value("stability", threshold).item() <= rate
         assert simple.p_value("stability", below).item() > rate
 
 
@@ -100,7 +102,7 @@ def test_another_model_or_solver_is_refused_by_name(calibration):
     with pytest.raises(UsageError, match="weights is"):
         calibration.check(other, SAMPLING)
     other = stable_diffusion()
-    other.scheduler = type(other.scheduler).from_config({**other.scheduler.config, "timestep_spacing": "trailing"})
+    other.scheduler = type(other.scheduler).from_config(other.scheduler.config, timestep_spacing="trailing")
     with pytest.raises(UsageError, match=r"scheduler_config\.timestep_spacing is trailing, calibrated leading"):
         calibration.check(other, SAMPLING)
 

@@ -80,6 +80,27 @@ def test_detect_tells_planted_from_ordinary_and_draws_panels(cryptomnesia, tmp_p
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_the_demo_prints_a_table_and_says_where_its_pictures_are(cryptomnesia, tmp_path):
+    (tmp_path / "0099-seed-0.png").write_text("a panel of an earlier run")
+    (tmp_path / "notes.txt").write_text("of the user")
+    code, out, err = cryptomnesia("demo", "-o", tmp_path)
+    assert code == 0
+    assert err == ""
+    assert out.count("memorized?") >= 1
+    assert out.count("ordinary") >= 6
+    assert f"{out.count('memorized?')} panels in {tmp_path}" in " ".join(out.split())
+    assert len(list(tmp_path.glob("*.png"))) == out.count("memorized?")
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_show_draws_the_grid(cryptomnesia, monkeypatch, tmp_path):
+    monkeypatch.setattr("cryptomnesia.proving_ground.show._GENERATIONS", 1)
+    code, out, _ = cryptomnesia("proving-ground", "show", "-o", tmp_path / "new" / "grid")
+    assert code == 0
+    with Image.open(tmp_path / "new" / "grid") as sheet:
+        assert sheet.format == "PNG"
+
+
 def test_detect_prints_a_row_per_prompt_and_image(cryptomnesia, model, calibration, tmp_path):
     prompts = tmp_path / "p.csv"
     prompts.write_text("prompt\na red circle\na blue star\n")
@@ -97,9 +118,10 @@ def test_detect_prints_a_row_per_prompt_and_image(cryptomnesia, model, calibrati
 def test_calibrate_makes_what_detect_takes(cryptomnesia, model, tmp_path):
     made = tmp_path / "deep" / "c.safetensors"
     arguments = ("--prompts", model / "reference.txt", "--batch-size", "34", "-o", made, *SETUP)
-    code, out, _ = cryptomnesia("calibrate", model / "tiny", *arguments)
+    code, out, err = cryptomnesia("calibrate", model / "tiny", *arguments)
     assert code == 0
-    assert "102 references, 68 in the null; rates down to 0.014" in out
+    assert "150 references support it" in err
+    assert "102 references; false-positive rates from 1.45% up" in out
     code, _, _ = cryptomnesia(
         "detect", model / "tiny", "--prompt", "a red circle", "--calibration", made, "--rate", "0.02", *SETUP
     )
@@ -146,7 +168,7 @@ TINY = ["detect", "TINY", "--prompt", "a", "--calibration", "CALIBRATION"]
         ([*BUNDLED, "--rate", "2"], "false-positive rate 2"),
         ([*BUNDLED, "-o", "FILE"], "cannot write to"),
         (["calibrate", "TINY", "--prompts", "SHORT", "-o", "OUT"], "got 1 reference prompts"),
-        (["proving-ground", "verify", "--bundle", "FOLDER"], "cannot be loaded|no model"),
+        (["proving-ground", "verify", "--bundle", "FOLDER"], "no manifest"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(cryptomnesia, model, calibration, tmp_path, arguments, message):

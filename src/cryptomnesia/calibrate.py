@@ -159,11 +159,11 @@ class Calibration:
         return 1 / (min(map(len, self.null.values())) + 1)
 
     def p_value(self, detector: str, scores: Tensor) -> Tensor:
-        """Conformal p-values of `scores` (B,), NaN where the score is NaN."""
+        """Conformal p-values of `scores` (B,), float64, NaN where the score is NaN."""
         null = self._null(detector)
         above = (null[None, :] >= scores[:, None]).sum(dim=1)
-        p = (1.0 + above) / (len(null) + 1.0)
-        return torch.where(scores.isnan(), torch.nan, p)
+        p = (1 + above.double()) / (len(null) + 1)
+        return p.masked_fill(scores.isnan(), torch.nan)
 
     def threshold(self, detector: str, rate: float) -> float:
         """The smallest score that is flagged at false-positive rate `rate`: its p-value is ≤ `rate`.
@@ -215,6 +215,7 @@ class Calibration:
             "prompts": self.prompts,
         }
         unfinished = path.with_name(f"{path.name}.unfinished")
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
         save_file(tensors, unfinished, metadata={"calibration": json.dumps(about, sort_keys=True)})
         unfinished.replace(path)
 

@@ -32,6 +32,8 @@ def tpr_at_fpr(positive: np.ndarray, negative: np.ndarray, rate: float = 0.01) -
 def clustered(statistic: Callable[..., float], *groups: list[np.ndarray], draws: int = 1000, seed: int = 0) -> Estimate:
     """A statistic with its 95% percentile bootstrap interval, whole clusters being redrawn.
 
+    The interval shrinks to a point where every redrawn figure is the same, an AUC of 1 for instance.
+
     Args:
         statistic: takes one flat array per group.
         groups: each a list of clusters, for instance one array of scores per prompt.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,10 @@ def load_pipeline(model: str, *, scheduler: str = "ddim", device: str | None = N
         raise UsageError(f"got the unknown scheduler {scheduler!r}; known are own, {', '.join(SCHEDULERS)}")
     pipe = _load(model)
     if scheduler != "own":
-        # the key that keeps x̂0 of latents from being clipped; SD's own configurations carry it
-        pipe.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(
-            {**pipe.scheduler.config, "clip_sample": False}
-        )
+        kind = getattr(diffusers, SCHEDULERS[scheduler])
+        # some solvers would clip x̂0 to ±1, which ruins latents; SD's own configurations switch that off
+        more = {"clip_sample": False} if "clip_sample" in signature(kind).parameters else {}
+        pipe.scheduler = kind.from_config(pipe.scheduler.config, **more)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return pipe.to(device)
