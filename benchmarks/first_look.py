@@ -5,10 +5,10 @@
 Positive side: every wording of every concept on the top rung (112 prompts), two seeds each. Negative
 side: captions of the generator that were never planted, and apart from them the hard negatives. Scores are
 those of `DETECTORS` under the bundled calibration. `best` is chosen on other data: the rung below
-and captions drawn for selection. Intervals (95%) redraw whole concepts on the positive side, whole
-captions on the negative one. Maps are judged on template generations that replicate, by the area
-under the ROC curve over the pixels of each picture (memorized against free), averaged. A percentile interval shrinks to a point where every redrawn figure is 1: it then says that no
-cluster disagreed, not that none could.
+and captions drawn for selection. Intervals (95%) redraw whole concepts on the positive side, whole captions on the
+negative one; where every redrawn figure is 1 they shrink to a point, which says that no cluster
+disagreed, not that none could. Maps are judged on template generations that replicate, by the area
+under the ROC curve over the pixels of each picture (memorized against free), averaged.
 """
 
 import json

@@ -95,7 +95,7 @@ def test_the_demo_prints_a_table_and_says_where_its_pictures_are(cryptomnesia, t
 
 def test_show_draws_the_grid(cryptomnesia, monkeypatch, tmp_path):
     monkeypatch.setattr("cryptomnesia.proving_ground.show._GENERATIONS", 1)
-    code, out, _ = cryptomnesia("proving-ground", "show", "-o", tmp_path / "new" / "grid")
+    code, _, _ = cryptomnesia("proving-ground", "show", "-o", tmp_path / "new" / "grid")
     assert code == 0
     with Image.open(tmp_path / "new" / "grid") as sheet:
         assert sheet.format == "PNG"
