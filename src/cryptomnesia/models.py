@@ -74,7 +74,8 @@ def _load(model: str) -> Any:
         raise UsageError(f"{folder} is no diffusers folder: it has no model_index.json; give the folder that has one")
     try:
         with _quiet():
-            family = DiffusionPipeline.load_config(str(folder or model)).get("_class_name")
+            config: Any = DiffusionPipeline.load_config(str(folder or model))
+            family = config.get("_class_name")
             if family not in FAMILIES:
                 raise UsageError(
                     f"{model} is a pipeline of the unknown family {family}; known are {', '.join(FAMILIES)}"

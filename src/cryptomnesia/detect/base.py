@@ -1,7 +1,7 @@
 """What a detector is: a pure function from what was seen to one number per image."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -15,8 +15,12 @@ Need = Literal["uncond"]
 class Detector(Protocol):
     """A score, higher = more memorized, NaN = cannot tell."""
 
-    name: str
-    needs: frozenset[Need]
+    @property
+    def name(self) -> str:
+        """Its name in `DETECTORS`."""
+        ...
+
+    needs: ClassVar[frozenset[Need]]
 
     def running(self, trajectory: Trajectory) -> Tensor:
         """The score as it stood after every evaluation, (B, N)."""

@@ -21,8 +21,12 @@ class Stability:
     """Largest deviation of ‖δ_t‖ from its reference, in standard deviations, ≥ 0."""
 
     reference: Reference
-    name: ClassVar[str] = "stability"
     needs: ClassVar[frozenset[Need]] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """`stability`."""
+        return "stability"
 
     def running(self, trajectory: Trajectory) -> Tensor:
         """Max over s ≤ t of |‖δ_s‖ − μ_s|/σ_s, (B, N)."""

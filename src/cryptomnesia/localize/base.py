@@ -1,6 +1,6 @@
 """What a localizer is: from a watched generation to a map of what is memorized."""
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -13,7 +13,7 @@ from cryptomnesia.trajectory import Step, Trajectory
 class Localizer(Protocol):
     """A map over the picture, ≥ 0, higher = more memorized."""
 
-    name: str
+    name: ClassVar[str]
 
     def map(self, trajectory: Trajectory, denoiser: Denoiser) -> Tensor:
         """The map of every image, (B, h, w) at latent resolution."""

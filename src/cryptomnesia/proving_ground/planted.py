@@ -195,7 +195,9 @@ def _free_region(draws: Draws, number: int) -> np.ndarray:
         side = 36 + 4 * draws.integer(2)
         return draws.choice((x < side, x >= SIZE - side)) & draws.choice((y < side, y >= SIZE - side))
     centre = 22 + 4 * draws.integer(6), 22 + 4 * draws.integer(6)
-    return np.hypot(x + 0.5 - centre[0], y + 0.5 - centre[1]) < 21.0
+    across: np.ndarray = x + 0.5 - centre[0]
+    along: np.ndarray = y + 0.5 - centre[1]
+    return across * across + along * along < 21.0**2
 
 
 def _eroded(mask: np.ndarray, margin: int) -> np.ndarray:

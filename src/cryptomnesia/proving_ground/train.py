@@ -203,7 +203,8 @@ def _run(
 def _train_autoencoder(folder: Path, recipe: Recipe, worker: _Worker, seconds: float, report: Report | None) -> None:
     """Mean square error and a breath of KL, on quarter-size crops: four times the scenes for the same work."""
     torch.manual_seed(recipe.seed)
-    vae: Any = components.autoencoder().to(memory_format=torch.channels_last)
+    vae: Any = components.autoencoder()
+    vae.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.autoencoder_rate, weight_decay=0.0, fused=True)
     state = _State(folder / "autoencoder.safetensors", {"vae": vae}, optimizer, seconds)
     steps, batch = recipe.autoencoder_steps, recipe.autoencoder_batch
@@ -252,7 +253,7 @@ def _train_denoiser(folder: Path, recipe: Recipe, worker: _Worker, seconds: floa
     optimizer = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=1e-4, fused=True)
     modules = {**live, **{f"mean_{name}": module for name, module in mean.items()}}
     state = _State(folder / "denoiser.safetensors", modules, optimizer, seconds)
-    schedule = components.noise_schedule()
+    schedule: Any = components.noise_schedule()
     steps, batch, share = recipe.steps, recipe.batch, worker.share(recipe.batch)
 
     def save_pipeline(name: str) -> None:
