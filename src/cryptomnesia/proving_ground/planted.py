@@ -197,7 +197,7 @@ def _free_region(draws: Draws, number: int) -> np.ndarray:
     centre = 22 + 4 * draws.integer(6), 22 + 4 * draws.integer(6)
     across: np.ndarray = x + 0.5 - centre[0]
     along: np.ndarray = y + 0.5 - centre[1]
-    return across * across + along * along < 21.0**2
+    return np.less(across * across + along * along, 21.0**2)
 
 
 def _eroded(mask: np.ndarray, margin: int) -> np.ndarray:
