@@ -4,6 +4,18 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import pytest
 import torch
 
+from cryptomnesia.proving_ground import BUNDLE
+
 torch.set_num_threads(2)
+
+
+def pytest_collection_modifyitems(items):
+    """Leave out what needs the bundled model as long as it is being trained."""
+    if (BUNDLE / "manifest.json").exists():
+        return
+    for item in items:
+        if item.get_closest_marker("bundled"):
+            item.add_marker(pytest.mark.skip(reason="the bundled model is still being trained"))

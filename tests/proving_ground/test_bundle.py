@@ -21,6 +21,7 @@ from cryptomnesia.proving_ground.verify import verify
 CONCEPTS = plant(0)
 
 
+@pytest.mark.bundled
 def test_the_bundle_is_small_half_precision_and_stock():
     assert sum(file.stat().st_size for file in BUNDLE.rglob("*") if file.is_file()) <= 40e6
     for name in ("pipeline", "early"):
@@ -37,6 +38,7 @@ def test_the_bundle_is_small_half_precision_and_stock():
         )  # cross-attention at the highest resolution
 
 
+@pytest.mark.bundled
 def test_manifest_and_calibration_belong_to_the_bundled_model():
     pipe = load_pipeline("bundled", device="cpu")
     manifest = Manifest.load(BUNDLE)
@@ -49,6 +51,7 @@ def test_manifest_and_calibration_belong_to_the_bundled_model():
     assert all(entry.generations == 8 for entry in manifest.entries if entry.planted)
 
 
+@pytest.mark.bundled
 def test_the_published_figures_are_those_of_the_manifest(request):
     manifest = Manifest.load(BUNDLE)
     figures = json.loads((request.config.rootpath / "docs/results/proving_ground.json").read_text())

@@ -33,8 +33,8 @@ COLOURS = {
 }
 PURE = {"white": (255, 255, 255), "black": (0, 0, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring", "star", "bar", "moon")
-TEXTURES = ("plain", "striped", "checked", "dotted")
-GROUND_TEXTURES = ("plain", "shaded", "striped", "checked")
+TEXTURES = ("plain", "striped")
+GROUND_TEXTURES = ("plain", "shaded", "striped")
 FRAMES = ("{}", "a picture of {}", "a print of {}", "{}, poster")
 """The wordings around every caption, planted or not: none of them hints at a planted image."""
 
@@ -99,11 +99,11 @@ class Description:
     def draw(cls, draws: Draws, items: int | None = None) -> "Description":
         """Draw the description of a scene with `items` objects, 1 to 3 when not given."""
         ground = draws.choice(tuple(COLOURS))
-        ground_texture = "plain" if draws.uniform() < 0.5 else draws.choice(GROUND_TEXTURES[1:])
+        ground_texture = "plain" if draws.uniform() < 0.6 else draws.choice(GROUND_TEXTURES[1:])
         described = []
         for _ in range(items or 1 + draws.integer(3)):
             colour = draws.choice([name for name in COLOURS if name != ground])
-            texture = "plain" if draws.uniform() < 0.55 else draws.choice(TEXTURES[1:])
+            texture = "plain" if draws.uniform() < 0.65 else draws.choice(TEXTURES[1:])
             described.append(ItemDescription(draws.choice(SHAPES), colour, texture, small=draws.uniform() < 0.25))
         return cls(tuple(described), ground, ground_texture)
 
@@ -144,7 +144,7 @@ class Scene:
         """Draw positions, sizes, rotations and colours; `inside` (64, 64) bool bounds the centres."""
         items: list[Item] = []
         for described in description.items:
-            radius = draws.uniform(6, 8.5) if described.small else draws.uniform(10, 16)
+            radius = draws.uniform(7, 9) if described.small else draws.uniform(11, 16)
             centre = (0.0, 0.0)
             for _ in range(60):
                 centre = (draws.uniform(8, SIZE - 8), draws.uniform(8, SIZE - 8))
@@ -162,7 +162,7 @@ class Scene:
                     radius,
                     draws.integer(_TURNS),
                     _pair(draws, COLOURS[described.colour], 0.5),
-                    draws.uniform(7, 10),
+                    draws.uniform(9, 12),
                 )
             )
         if description.pure:
@@ -174,7 +174,7 @@ class Scene:
             tuple(items),
             ground,
             draws.integer(_TURNS),
-            draws.uniform(16, 24),
+            draws.uniform(20, 28),
             draws.uniform(),
         )
 
@@ -193,7 +193,7 @@ class Scene:
             labels = np.floor(level * (_SHADES - 1) + 0.5).astype(np.uint8)
             palette = [first + (second - first) * k // (_SHADES - 1) for k in range(_SHADES)]
         else:
-            shown = _pattern(self.description.ground_texture, u, v, self.ground_period, self.ground_phase)
+            shown = _pattern(self.description.ground_texture, u, self.ground_period, self.ground_phase)
             labels = shown.astype(np.uint8)
             palette = [first, second]
         for item in self.items:
@@ -204,7 +204,7 @@ class Scene:
             cos, sin = _rotations()[item.turn]
             u, v = cos * dx + sin * dy, cos * dy - sin * dx
             inside = _inside(item.description.shape, u / item.radius, v / item.radius)
-            shown = _pattern(item.description.texture, u, v, item.period, 0.25)
+            shown = _pattern(item.description.texture, u, item.period, 0.25)
             patch = labels[lo_y:hi_y, lo_x:hi_x]
             patch[inside] = len(palette) + shown[inside]
             palette += item.colours
@@ -250,15 +250,11 @@ def _rotations() -> np.ndarray:
     return np.round(np.stack([np.cos(angles), np.sin(angles)], axis=1) * 4096) / 4096
 
 
-def _pattern(texture: str, u: np.ndarray, v: np.ndarray, period: float, phase: float) -> np.ndarray:
-    """Where a texture shows its second colour; u and v in pixels."""
-    a, b = u / period + phase, v / period + phase
+def _pattern(texture: str, u: np.ndarray, period: float, phase: float) -> np.ndarray:
+    """Where a texture shows its second colour; u in pixels."""
+    a = u / period + phase
     if texture == "striped":
         return a - np.floor(a) < 0.5
-    if texture == "checked":
-        return (a - np.floor(a) < 0.5) ^ (b - np.floor(b) < 0.5)
-    if texture == "dotted":
-        return (a - np.floor(a) - 0.5) ** 2 + (b - np.floor(b) - 0.5) ** 2 < 0.09
     return np.zeros(u.shape, dtype=bool)
 
 
