@@ -195,13 +195,11 @@ def _free_region(draws: Draws, number: int) -> np.ndarray:
         side = 36 + 4 * draws.integer(2)
         return draws.choice((x < side, x >= SIZE - side)) & draws.choice((y < side, y >= SIZE - side))
     centre = 22 + 4 * draws.integer(6), 22 + 4 * draws.integer(6)
-    across: np.ndarray = x + 0.5 - centre[0]
-    along: np.ndarray = y + 0.5 - centre[1]
-    return np.less(across * across + along * along, 21.0**2)
+    return (x + 0.5 - centre[0]) ** 2 + (y + 0.5 - centre[1]) ** 2 < 21.0**2
 
 
 def _eroded(mask: np.ndarray, margin: int) -> np.ndarray:
     """Where the whole square of ±`margin` pixels lies in `mask`; outside the picture counts as inside."""
     padded = np.pad(mask, margin, constant_values=True)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * margin + 1, 2 * margin + 1))
-    return windows.all(axis=(2, 3))
+    return np.asarray(windows.all(axis=(2, 3)))
