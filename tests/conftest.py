@@ -9,7 +9,7 @@ import torch
 
 from cryptomnesia.proving_ground import BUNDLE
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # miniatures gain nothing from more, and a busy machine would stall them
 
 
 def pytest_collection_modifyitems(items):
