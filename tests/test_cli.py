@@ -141,7 +141,8 @@ def test_another_scheduler_gets_a_panel_without_mitigation(cryptomnesia, model, 
     )  # fmt: skip
     assert code == 1, err
     (panel,) = (tmp_path / "out").iterdir()
-    assert Image.open(panel).width < 3 * 256
+    with Image.open(panel) as picture:
+        assert picture.width < 3 * 256
 
 
 BUNDLED = ["detect", "bundled", "--prompt", "a"]
@@ -218,8 +219,8 @@ def test_a_pipeline_of_another_family_is_refused(cryptomnesia, calibration, tmp_
 
     unet = UNet2DModel(
         sample_size=8,
-        block_out_channels=(4,),
-        norm_num_groups=2,
+        block_out_channels=(8,),
+        norm_num_groups=4,
         layers_per_block=1,
         down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),

@@ -104,6 +104,7 @@ def test_a_bundle_can_be_used(tiny):
 
 def test_a_model_that_learned_nothing_replicates_nothing(tiny, monkeypatch):
     monkeypatch.setattr(verifying, "CONTROLS", 20)
+    monkeypatch.setattr(verifying, "_LEVELS", (150, 850))
     told = []
     figures = verify(tiny, write=True, progress=lambda what, done, total: told.append((what, done / total)))
     assert figures["verbatim_replicated"] == figures["template_replicated"] == figures["control_replicated"] == 0

@@ -16,7 +16,7 @@ and the smallest distance from a planted image to a fresh drawing of its own cap
 import numpy as np
 
 TILE = 16
-THRESHOLD = 0.15
+THRESHOLD = 0.12
 
 
 def tiled_distance(images: np.ndarray, planted: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -166,7 +166,7 @@ def _denoising(pipe: Any, top: Sequence[Concept], seed: int) -> dict[str, Any]:
 
     The ratio is taken at every noise level and averaged, so that no level outweighs the others.
     """
-    fresh = [c for other in range(1, 11) for c in plant(seed + other) if c.planted and c.exposures == TOP_RUNG]
+    fresh = [c for other in range(1, 6) for c in plant(seed + other) if c.planted and c.exposures == TOP_RUNG]
     result: dict[str, Any] = {}
     for branch in ("conditional", "unconditional"):
         conditional = branch == "conditional"
@@ -182,7 +182,7 @@ def _denoising(pipe: Any, top: Sequence[Concept], seed: int) -> dict[str, Any]:
     return result
 
 
-def _errors(pipe: Any, concepts: Sequence[Concept], captions: list[str], noises: int = 4) -> np.ndarray:
+def _errors(pipe: Any, concepts: Sequence[Concept], captions: list[str], noises: int = 2) -> np.ndarray:
     """Mean square error of x̂_0 inside each concept's mask at every noise level, (n, levels)."""
     images = torch.stack([torch.from_numpy(c.exposure(Draws(0, 7, n))) for n, c in enumerate(concepts)])
     masks = torch.stack([torch.from_numpy(c.mask) for c in concepts]).float()
