@@ -79,7 +79,8 @@ def test_saving_keeps_everything(calibration, tmp_path):
 
 
 def test_the_same_setup_is_accepted(calibration, pipe):
-    calibration.check(pipe, SAMPLING)
+    assert calibration.check(pipe, SAMPLING) is None  # raises otherwise
+    assert calibration.fingerprint == fingerprint(pipe, SAMPLING)
 
 
 @pytest.mark.parametrize(

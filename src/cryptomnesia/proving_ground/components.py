@@ -26,7 +26,7 @@ NOISE_SCHEDULE = {
 
 SD's own ends at √ᾱ_T = .07. The mean of the initial noise over a 16×16 latent is of that order,
 so with SD's schedule the colour of a picture follows the noise and planted colours drift. At a dark
-end ε is nearly x itself: an ε-predictor of this size had learned nothing of its captions after 1,200
+end ε is nearly x itself: an ε-predictor of this size had learned nothing of its captions after 1,000
 steps (an error of .01 in ε is one of 160 in x̂_0). So the network predicts v, as SD 2 does.
 """
 
