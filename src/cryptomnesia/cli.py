@@ -8,20 +8,15 @@ Nothing heavy is imported before a command runs.
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated
 
 import typer
 
 from cryptomnesia import __version__
 from cryptomnesia.errors import CryptomnesiaError, UsageError
-
-if TYPE_CHECKING:
-    from cryptomnesia.findings import Finding
-    from cryptomnesia.proving_ground.manifest import Manifest
-    from cryptomnesia.sampling import Sampling
+from cryptomnesia.report.console import print_table, progress_bar
+from cryptomnesia.report.rows import Row, to_json
 
 app = typer.Typer(
     help="Find, map and stop memorized training images in diffusion models.",
@@ -140,7 +135,7 @@ def calibrate(
     _check_writable(output)
     pipe = load_pipeline(model, scheduler=scheduler)
     sampling = Sampling(steps, _guidance(model, guidance))
-    with _progress() as report:
+    with progress_bar() as report:
         fitted = Calibration.fit(
             pipe,
             captions,
@@ -190,7 +185,7 @@ def train(
     from cryptomnesia.proving_ground.train import Recipe, train
 
     recipe = Recipe()
-    with _progress() as report:
+    with progress_bar() as report:
         train(
             folder,
             recipe,
@@ -219,7 +214,7 @@ def verify(
     from cryptomnesia.proving_ground import BUNDLE
     from cryptomnesia.proving_ground.verify import verify
 
-    with _progress() as report:
+    with progress_bar() as report:
         figures = verify(bundle or BUNDLE, write=write, progress=report)
     if as_json:
         typer.echo(json.dumps(figures, indent=2))
@@ -238,7 +233,7 @@ def show(
     from cryptomnesia.proving_ground.show import grid
 
     _check_writable(output)
-    with _progress() as report:
+    with progress_bar() as report:
         drawn = grid(bundle or BUNDLE, progress=report)
     _make_folder(output.parent)
     drawn.save(output, format="PNG")
@@ -259,7 +254,7 @@ def _examine(
     rate: float = 0.01,
     batch_size: int = 8,
     as_json: bool = False,
-) -> "list[Row]":
+) -> list[Row]:
     """Examine, print, and write panels to `output`, where those of an earlier run make room."""
     from diffusers import DDIMScheduler
 
@@ -268,6 +263,7 @@ def _examine(
     from cryptomnesia.localize import CurvatureDifference
     from cryptomnesia.mitigate import StabilityRule
     from cryptomnesia.models import BUNDLED, load_pipeline
+    from cryptomnesia.panel import write_panel
     from cryptomnesia.proving_ground import BUNDLE
     from cryptomnesia.proving_ground.manifest import Manifest
     from cryptomnesia.sampling import Sampling, check_prompts
@@ -287,7 +283,7 @@ def _examine(
         for old in output.glob("[0-9][0-9][0-9][0-9]*-seed-*.png"):
             old.unlink()
     rows: list[Row] = []
-    with _progress() as report:
+    with progress_bar() as report:
         report("images", 0, len(prompts))
         for finding in examine(
             pipe,
@@ -305,104 +301,17 @@ def _examine(
             panel = None
             if output is not None and finding.flagged:
                 panel = output / f"{len(rows):04}-seed-{finding.seed}.png"
-                _write_panel(finding, panel, manifest)
+                write_panel(panel, finding, manifest)
             # the pictures are on disk; a long run keeps numbers only
             rows.append(Row(finding.prompt, finding.seed, finding.score, finding.p_value, finding.crossed, panel))
     if as_json:
-        typer.echo(json.dumps(_as_json(rows, sampling, detector, rate), indent=2))
+        typer.echo(json.dumps(to_json(rows, sampling, detector, rate), indent=2))
     else:
-        _print_table(rows, detector, rate)
+        print_table(rows, detector, rate)
         if output is not None:
             panels = sum(row.panel is not None for row in rows)
             typer.echo(f"{panels} panels in {output}" if panels else f"nothing flagged, no panels in {output}")
     return rows
-
-
-class Row(NamedTuple):
-    """One line of the table; `crossed` is None for an image that is not flagged."""
-
-    prompt: str
-    seed: int
-    score: float
-    p_value: float
-    crossed: int | None
-    panel: Path | None
-
-    @property
-    def verdict(self) -> str:
-        """In one or two words."""
-        if self.crossed is not None:
-            return "memorized?"
-        return "ordinary" if self.score == self.score else "could not tell"
-
-
-def _write_panel(finding: "Finding", path: Path, manifest: "Manifest | None") -> None:
-    from cryptomnesia.panel import overlay, panel, pixels
-
-    pictures = [("generated", pixels(finding.image))]
-    if finding.map is not None:
-        pictures.append(("memorized region", overlay(finding.image, finding.map)))
-    if finding.instead is not None:
-        pictures.append(("under mitigation", pixels(finding.instead)))
-    entry = manifest.planted_for(finding.prompt) if manifest is not None else None
-    if manifest is not None and entry is not None:
-        pictures.append(("planted image", manifest.image(entry)))
-        pictures.append(("true region", manifest.mask(entry).astype("uint8") * 255))
-    unfinished = path.with_suffix(".unfinished")
-    panel(pictures, f"{finding.prompt}  ·  p = {finding.p_value:.3g}").save(unfinished, format="PNG")
-    unfinished.replace(path)
-
-
-def _print_table(rows: list[Row], detector: str, rate: float) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=f"{detector}, flagged at p ≤ {rate:g}", title_justify="left")
-    table.add_column("prompt", overflow="fold")
-    for heading in ("seed", "score", "p"):
-        table.add_column(heading, justify="right")
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("first step", justify="right")
-    for row in rows:
-        table.add_row(
-            Text(row.prompt),
-            str(row.seed),
-            f"{row.score:.2f}",
-            f"{row.p_value:.3g}",
-            Text(row.verdict, style="" if row.crossed is None else "bold red"),
-            "" if row.crossed is None else str(row.crossed + 1),
-        )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table)
-
-
-def _as_json(rows: list[Row], sampling: "Sampling", detector: str, rate: float) -> dict[str, Any]:
-    def known(value: float) -> float | None:
-        return value if value == value else None
-
-    return {
-        "cryptomnesia": __version__,
-        "detector": detector,
-        "rate": rate,
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "images": [
-            {
-                "prompt": row.prompt,
-                "seed": row.seed,
-                "score": known(row.score),
-                "p_value": known(row.p_value),
-                "verdict": row.verdict,
-                "flagged": row.crossed is not None,
-                "first_step": None if row.crossed is None else row.crossed + 1,
-                "panel": None if row.panel is None else str(row.panel),
-            }
-            for row in rows
-        ],
-    }
 
 
 def _guidance(model: str, guidance: float | None) -> float:
@@ -435,26 +344,6 @@ def _check_writable(path: Path) -> None:
     there = next(folder for folder in path.absolute().parents if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"cannot write to {there}; give another place")
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A progress bar on standard error, none when that is not a terminal; yields report(what, done, total)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            key = what.partition(" (")[0]
-            if key not in tasks:
-                tasks[key] = bar.add_task(what, total=total)
-            bar.update(tasks[key], description=what, completed=done, total=total)
-
-        yield report
 
 
 if __name__ == "__main__":

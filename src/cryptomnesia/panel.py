@@ -1,13 +1,16 @@
 """Panels: what was generated, where it is memorized, what there is instead, side by side as a PNG."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from cryptomnesia.findings import Finding
 from cryptomnesia.localize import upsampled
+from cryptomnesia.proving_ground.manifest import Manifest
 
 SIDE = 256
 _BAR = 22
@@ -54,6 +57,28 @@ def panel(pictures: Sequence[tuple[str, np.ndarray]], title: str = "") -> Image.
         kind = Image.Resampling.NEAREST if max(image.size) < SIDE else Image.Resampling.LANCZOS
         sheet.paste(image.resize((SIDE, SIDE), kind), (left, top))
     return sheet
+
+
+def write_panel(path: Path, finding: Finding, manifest: Manifest | None = None) -> None:
+    """Write the panel of a finding as a PNG: image, map, image under mitigation, as far as there are any.
+
+    Args:
+        path: the file, replaced as a whole.
+        finding: what to draw.
+        manifest: of the bundled model, whose planted image and true mask join those of a planted caption.
+    """
+    pictures = [("generated", pixels(finding.image))]
+    if finding.map is not None:
+        pictures.append(("memorized region", overlay(finding.image, finding.map)))
+    if finding.instead is not None:
+        pictures.append(("under mitigation", pixels(finding.instead)))
+    entry = None if manifest is None else manifest.planted_for(finding.prompt)
+    if manifest is not None and entry is not None:
+        pictures.append(("planted image", manifest.image(entry)))
+        pictures.append(("true region", manifest.mask(entry).astype(np.uint8) * 255))
+    unfinished = path.with_suffix(".unfinished")
+    panel(pictures, f"{finding.prompt}  ·  p = {finding.p_value:.3g}").save(unfinished, format="PNG")
+    unfinished.replace(path)
 
 
 def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
