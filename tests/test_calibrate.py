@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cryptomnesia import Calibration, Sampling, UsageError
@@ -27,11 +28,11 @@ def test_a_third_gives_the_regions_and_the_rest_the_null(calibration):
     assert calibration.prompts == 102
     assert calibration.reference.delta.mean.shape == (3,)
     assert set(calibration.null) == {"stability", "guidance-first", "guidance-mean"}
-    assert all(len(scores) == 68 for scores in calibration.null.values())
+    assert all(scores.shape == (68, 3) for scores in calibration.null.values())
 
 
 def test_p_values_are_conformal(calibration):
-    simple = replace(calibration, null={"stability": torch.tensor([1.0, 2.0, 3.0, 3.0])})
+    simple = replace(calibration, null={"stability": torch.tensor([1.0, 2.0, 3.0, 3.0])[:, None]})
     scores = torch.tensor([0.0, 1.0, 2.5, 3.0, 4.0, torch.nan])
     torch.testing.assert_close(
         simple.p_value("stability", scores),
@@ -42,7 +43,7 @@ def test_p_values_are_conformal(calibration):
 
 def test_the_threshold_is_where_the_p_value_reaches_the_rate(calibration):
     null = torch.rand(99, generator=torch.Generator().manual_seed(0))
-    simple = replace(calibration, null={"stability": null})
+    simple = replace(calibration, null={"stability": null[:, None]})
     for rate in (0.01, 0.05, 0.1, 0.5):
         threshold = torch.tensor([simple.threshold("stability", rate)])
         below = torch.nextafter(threshold, torch.tensor(0.0))
@@ -55,9 +56,19 @@ def test_p_values_hold_their_promise(calibration):
     hits = []
     for _ in range(2000):
         scores = torch.randn(50, generator=generator)
-        p = replace(calibration, null={"s": scores[1:]}).p_value("s", scores[:1])
+        p = replace(calibration, null={"s": scores[1:, None]}).p_value("s", scores[:1])
         hits.append(p.item() <= 0.1)
     assert abs(sum(hits) / 2000 - 0.1) < 0.02
+
+
+def test_a_running_score_is_judged_against_the_null_of_the_same_evaluation(calibration):
+    simple = replace(calibration, null={"stability": torch.tensor([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]])})
+    score = torch.tensor([4.0])
+    assert simple.p_value("stability", score, 0).item() == 0.25
+    assert simple.p_value("stability", score).item() == 1.0
+    assert simple.threshold("stability", 0.25, 0) == pytest.approx(3.0)
+    with pytest.raises(UsageError, match=r"got evaluation 2 of a run of 2; give one in 0 … 1"):
+        simple.p_value("stability", score, 2)
 
 
 def test_a_rate_needs_enough_references(calibration):
@@ -126,6 +137,20 @@ def test_unusable_files_are_explained(tmp_path):
         Calibration.load(path)
     save_file({"a": torch.zeros(1)}, path, metadata={"calibration": json.dumps({"format": 99})})
     with pytest.raises(UsageError, match="format 99, this version reads 1"):
+        Calibration.load(path)
+
+
+def test_an_edited_file_is_refused(calibration, tmp_path):
+    path = tmp_path / "calibration.safetensors"
+    calibration.save(path)
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()["calibration"]
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    save_file({**tensors, "null/stability": tensors["null/stability"] * 2}, path, metadata={"calibration": about})
+    with pytest.raises(UsageError, match="damaged or edited"):
+        Calibration.load(path)
+    save_file(tensors, path, metadata={"calibration": about.replace('"prompts": 102', '"prompts": 1020')})
+    with pytest.raises(UsageError, match="damaged or edited"):
         Calibration.load(path)
 
 

@@ -8,6 +8,8 @@ the reference ones, so the conformal p-value
     p = (1 + #{null ≥ s})/(n + 1)
 
 satisfies P(p ≤ a) ≤ a for every a and any score. n references can support rates down to 1/(n + 1).
+The null is kept for every evaluation, so a running score can be judged early, against the running
+scores of the references at the same place. The promise holds for one look, at a place chosen beforehand.
 """
 
 import hashlib
@@ -85,7 +87,7 @@ class Calibration:
     Attributes:
         fingerprint: the setup.
         reference: moments of the norms per evaluation.
-        null: detector name → scores of the second part of the references, each (n,).
+        null: detector name → running scores of the second part of the references, each (n, N).
         prompts_sha256: hash of the reference prompts.
         prompts: how many of them there were.
     """
@@ -140,7 +142,7 @@ class Calibration:
         rest = whole.rows(order[cut:])
         guided = not whole.norms.guidance.isnan().all()
         judges = [make(reference) for make in DETECTORS.values()]
-        null = {judge.name: judge.score(rest) for judge in judges if guided or "uncond" not in judge.needs}
+        null = {judge.name: judge.running(rest) for judge in judges if guided or "uncond" not in judge.needs}
         if any(scores.isnan().any() for scores in null.values()):
             raise UsageError(
                 "the model's output holds NaN or infinity on reference prompts; check its weights and dtype"
@@ -158,20 +160,20 @@ class Calibration:
         """The smallest false-positive rate that the null supports."""
         return 1 / (min(map(len, self.null.values())) + 1)
 
-    def p_value(self, detector: str, scores: Tensor) -> Tensor:
-        """Conformal p-values of `scores` (B,), float64, NaN where the score is NaN."""
-        null = self._null(detector)
+    def p_value(self, detector: str, scores: Tensor, evaluation: int = -1) -> Tensor:
+        """Conformal p-values of the scores (B,) after an evaluation, float64; NaN for a score of NaN."""
+        null = self._null(detector, evaluation)
         above = (null[None, :] >= scores[:, None]).sum(dim=1)
         p = (1 + above.double()) / (len(null) + 1)
         return p.masked_fill(scores.isnan(), torch.nan)
 
-    def threshold(self, detector: str, rate: float) -> float:
-        """The smallest score that is flagged at false-positive rate `rate`: its p-value is ≤ `rate`.
+    def threshold(self, detector: str, rate: float, evaluation: int = -1) -> float:
+        """The smallest score after an evaluation that is flagged at `rate`: its p-value is ≤ `rate`.
 
         Raises:
             UsageError: if the references are too few for that rate.
         """
-        null = self._null(detector).sort(descending=True).values
+        null = self._null(detector, evaluation).sort(descending=True).values
         allowed = int(rate * (len(null) + 1) + 1e-9) - 1
         if allowed < 0:
             need = math.ceil(1 / rate - 1e-9) - 1
@@ -207,15 +209,16 @@ class Calibration:
         for norm in fields(Reference):
             moments: Moments = getattr(self.reference, norm.name)
             tensors |= {f"reference/{norm.name}/mean": moments.mean, f"reference/{norm.name}/std": moments.std}
-        about = {
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
+        about: dict[str, Any] = {
             "format": FORMAT,
             "cryptomnesia": cryptomnesia.__version__,
             "fingerprint": self.fingerprint,
             "prompts_sha256": self.prompts_sha256,
             "prompts": self.prompts,
         }
+        about["content"] = _content(about, tensors)
         unfinished = path.with_name(f"{path.name}.unfinished")
-        tensors = {name: value.contiguous() for name, value in tensors.items()}
         save_file(tensors, unfinished, metadata={"calibration": json.dumps(about, sort_keys=True)})
         unfinished.replace(path)
 
@@ -224,7 +227,7 @@ class Calibration:
         """Read what `save` wrote.
 
         Raises:
-            UsageError: for a file that is missing, not a calibration, or of another version.
+            UsageError: for a file that is missing, not a calibration, edited by hand, or of another version.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -232,6 +235,8 @@ class Calibration:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
             if (found := about["format"]) != FORMAT:
                 raise UsageError(f"{path} has calibration format {found}, this version reads {FORMAT}; make it anew")
+            if about.pop("content") != _content(about, tensors):
+                raise UsageError(f"{path} was damaged or edited after it was made; make it anew")
             moments = {
                 norm.name: Moments(tensors[f"reference/{norm.name}/mean"], tensors[f"reference/{norm.name}/std"])
                 for norm in fields(Reference)
@@ -245,10 +250,16 @@ class Calibration:
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise UsageError(f"{path} is not a calibration ({error}); make one with `cryptomnesia calibrate`") from None
 
-    def _null(self, detector: str) -> Tensor:
+    def _null(self, detector: str, evaluation: int) -> Tensor:
+        """Scores of the references after an evaluation, (n,)."""
         if detector not in self.null:
             raise UsageError(f"the calibration knows no {detector}; it has {', '.join(self.null)}")
-        return self.null[detector]
+        null = self.null[detector]
+        if not -null.shape[1] <= evaluation < null.shape[1]:
+            raise UsageError(
+                f"got evaluation {evaluation} of a run of {null.shape[1]}; give one in 0 … {null.shape[1] - 1}"
+            )
+        return null[:, evaluation]
 
 
 def check_references(prompts: Sequence[str]) -> None:
@@ -261,6 +272,15 @@ def check_references(prompts: Sequence[str]) -> None:
         raise UsageError(f"got {len(prompts)} reference prompts; give at least 100 (150 for a rate of 1%)")
     if repeated := len(prompts) - len(set(prompts)):
         raise UsageError(f"{repeated} of {len(prompts)} reference prompts are repeated; give every prompt once")
+
+
+def _content(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of everything in the file."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _ceil(rate: float) -> str:
