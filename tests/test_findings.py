@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import LCMScheduler
 
 from cryptomnesia import (
     Calibration,
@@ -83,8 +83,8 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_generated(pipe, c
     refused(r"guidance is 3\.0, calibrated 2\.0", Sampling(3, 3.0))
     refused("needs at least", rate=1e-6)
     refused("give one between 0 and 1", rate=0.0)
-    Untouchable.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    refused("it steers DDIM only", rule=StabilityRule())
+    Untouchable.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    refused("cannot steer a LCMScheduler", rule=StabilityRule())
 
 
 def test_a_prompt_that_would_be_cut_is_refused(pipe):

@@ -171,7 +171,7 @@ def test_the_model_may_be_evaluated_between_generations():
 
 def test_steering_replaces_what_the_solver_is_given():
     pipe = stable_diffusion()
-    with watch(pipe, keep="all", steer=lambda step: torch.zeros_like(step.guided.value)) as seen:
+    with watch(pipe, keep="all", steer=lambda step, solver: torch.zeros_like(step.guided.value)) as seen:
         latents = call(pipe)
     alpha = seen.trajectory.steps[0].guided.alpha
     last = pipe.scheduler.final_alpha_cumprod.sqrt()

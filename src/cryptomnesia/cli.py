@@ -256,8 +256,6 @@ def _examine(
     as_json: bool = False,
 ) -> list[Row]:
     """Examine, print, and write panels to `output`, where those of an earlier run make room."""
-    from diffusers import DDIMScheduler
-
     from cryptomnesia.calibrate import Calibration
     from cryptomnesia.findings import check, examine
     from cryptomnesia.localize import CurvatureDifference
@@ -267,6 +265,7 @@ def _examine(
     from cryptomnesia.proving_ground import BUNDLE
     from cryptomnesia.proving_ground.manifest import Manifest
     from cryptomnesia.sampling import Sampling, check_prompts
+    from cryptomnesia.solver import STEERABLE
 
     fitted = Calibration.load(calibration or BUNDLE / "calibration.safetensors")
     pipe = load_pipeline(model, scheduler=scheduler)
@@ -275,7 +274,7 @@ def _examine(
         manifest.check(pipe)
     sampling = Sampling(steps, _guidance(model, guidance))
     localizer = None if output is None else CurvatureDifference()
-    rule = StabilityRule() if output is not None and isinstance(pipe.scheduler, DDIMScheduler) else None
+    rule = StabilityRule() if output is not None and type(pipe.scheduler).__name__ in STEERABLE else None
     check(pipe, sampling, fitted, detector=detector, rate=rate, localizer=localizer, rule=rule)
     check_prompts(pipe, prompts)
     if output is not None:

@@ -13,8 +13,9 @@ from cryptomnesia.calibrate import Calibration
 from cryptomnesia.detect import DETECTORS
 from cryptomnesia.errors import UsageError
 from cryptomnesia.localize import Localizer
-from cryptomnesia.mitigate import StabilityRule, check_steerable, stabilize
+from cryptomnesia.mitigate import StabilityRule, stabilize
 from cryptomnesia.sampling import Batch, Progress, Sampling, generate
+from cryptomnesia.solver import check_steerable
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def examine(
         detector: one of `DETECTORS`.
         rate: false-positive rate at which an image is flagged.
         localizer: maps flagged images; None leaves maps out.
-        rule: mitigates flagged images; None leaves that out. Needs DDIM.
+        rule: mitigates flagged images; None leaves that out.
         batch_size: images per call of the pipeline.
         progress: called after every evaluation with the number of images done.
 
@@ -136,7 +137,7 @@ def check(
             f"{type(pipe).__name__} has none; give guidance above 1, to a model that is not distilled"
         )
     if rule is not None:
-        check_steerable(pipe)
+        check_steerable(pipe.scheduler)
     calibration.check(pipe, sampling)
     calibration.threshold(detector, rate)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.solver import SolverStep
 from cryptomnesia.trajectory import Keep, Step, Trajectory, watch
 
 Progress = Callable[[float], None]
@@ -102,7 +103,7 @@ def generate(
     for start in range(0, len(prompts), batch_size):
         some, their = list(prompts[start : start + batch_size]), list(seeds[start : start + batch_size])
 
-        def tell(step: Step, start: int = start, size: int = len(some)) -> None:
+        def tell(step: Step, _: SolverStep, start: int = start, size: int = len(some)) -> None:
             if progress is not None:
                 progress(start + size * (step.index + 1) / len(pipe.scheduler.timesteps))
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
+from threading import get_ident
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from cryptomnesia.adapters import Adapter, Branch, adapter_for
 from cryptomnesia.denoiser import Inputs, Prediction, norms
 from cryptomnesia.errors import UsageError
+from cryptomnesia.solver import VARIANCE_EXPLODING, SolverStep
 
 Keep = Collection[int] | Literal["all"]
 """Evaluations whose tensors are kept; negative numbers count from the end."""
@@ -120,8 +122,9 @@ class Trajectory:
         return Trajectory(self.timesteps, norms, steps, self.latents[rows], self.complete)
 
 
-Steer = Callable[[Step], Tensor | None]
-"""Given a step, the value (B, C, h, w) to hand the solver instead of `step.guided.value`, or None."""
+Steer = Callable[[Step, SolverStep], Tensor | None]
+"""Given an evaluation and the solver step that it is for, the value (B, C, h, w) to hand the solver instead
+of `step.guided.value`, or None."""
 
 
 @dataclass
@@ -131,6 +134,7 @@ class _Call:
     steps: dict[int, Step] = field(default_factory=dict)
     norms: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
     latents: Tensor | None = None
+    thread: int = field(default_factory=get_ident)
 
     @property
     def complete(self) -> bool:
@@ -179,12 +183,23 @@ class Watch:
 
     def _on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # the model may also be evaluated inside the block but outside a generation, by a localizer say
-        if self._calls and not self._calls[-1].complete:
+        # and by another pipeline that shares it, in another thread
+        call = self._calls[-1] if self._calls else None
+        if call is not None and not call.complete and call.thread == get_ident():
             value = output if isinstance(output, Tensor) else output[0]
             self._pending = self.adapter.read(args, kwargs, value)
 
+    def _alpha_after(self, scheduler: Any, call: _Call) -> float:
+        """The factor of x_0 in the latents that the step in progress leads to."""
+        if type(scheduler).__name__ in VARIANCE_EXPLODING:
+            return 1.0
+        following = len(call.norms) + 1
+        if following < len(call.timesteps):
+            return self.adapter.schedule(call.timesteps[following])[0].item()
+        return float(getattr(scheduler, "final_alpha_cumprod", 1.0)) ** 0.5
+
     def _on_step(
-        self, step: Callable[..., Any], value: Tensor, t: Any, sample: Tensor, *rest: Any, **named: Any
+        self, scheduler: Any, step: Callable[..., Any], value: Tensor, t: Any, sample: Tensor, *rest: Any, **named: Any
     ) -> Any:
         if self._pending is None or not self._calls:
             return step(value, t, sample, *rest, **named)
@@ -206,8 +221,11 @@ class Watch:
             uncond_inputs=None if uncond is None else uncond.inputs,
             options=named,
         )
-        if self._steer is not None and (steered := self._steer(seen)) is not None:
-            value = steered
+        if self._steer is not None:
+            steered = self._steer(
+                seen, SolverStep(scheduler, (t, sample, *rest), named, self._alpha_after(scheduler, call))
+            )
+            value = value if steered is None else steered
         result = step(value, t, sample, *rest, **named)
         latents: Tensor = result[0]
         call.latents = latents
@@ -228,7 +246,7 @@ def watch(pipe: Any, *, keep: Keep = (), steer: Steer | None = None) -> Iterator
     Args:
         pipe: a diffusers pipeline of a known family.
         keep: evaluations whose tensors are kept; the norms of all are recorded always.
-        steer: called at every step, may replace the prediction that the solver is given.
+        steer: called at every evaluation, may replace the prediction that the solver is given.
 
     Raises:
         UsageError: for a pipeline of an unknown family, or a step outside the run.
@@ -245,7 +263,9 @@ def watch(pipe: Any, *, keep: Keep = (), steer: Steer | None = None) -> Iterator
 
     @wraps(step)
     def watched_step(value: Tensor, t: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
-        return seen._on_step(step, value, t, sample, *rest, **named)
+        return seen._on_step(scheduler, step, value, t, sample, *rest, **named)
+
+    watched_step.unwatched = step  # type: ignore[attr-defined]
 
     # pipelines inspect the signatures of both methods, which `wraps` keeps
     @wraps(set_timesteps)

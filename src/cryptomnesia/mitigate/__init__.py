@@ -1,5 +1,5 @@
 """What instead? Each mitigation is a context manager around the user's own call."""
 
-from cryptomnesia.mitigate.stability import Correction, StabilityRule, check_steerable, stabilize
+from cryptomnesia.mitigate.stability import Correction, StabilityRule, stabilize
 
-__all__ = ["Correction", "StabilityRule", "check_steerable", "stabilize"]
+__all__ = ["Correction", "StabilityRule", "stabilize"]

@@ -12,9 +12,8 @@ With z-scores taken against the reference of the same evaluation:
 
 z-scores are absolute, as in the paper's step score: a region has two sides.
 
-The wanted latents are reached through the prediction. A DDIM step is affine in ε,
-z_{t−1} = (α′/α)·z_t + (σ′ − α′σ/α)·ε, so the ε that lands on them is solved for and handed to the
-solver, whose own arithmetic stays in charge. A correction works on deterministic DDIM (η = 0).
+The wanted latents are reached through the prediction (`cryptomnesia.solver`): the one that lands on them
+is handed to the solver, whose own arithmetic and history stay in charge.
 """
 
 from collections.abc import Iterator
@@ -23,12 +22,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
-from cryptomnesia.denoiser import Prediction, norms
+from cryptomnesia.denoiser import norms
 from cryptomnesia.detect.base import Moments, Reference
 from cryptomnesia.errors import UsageError
+from cryptomnesia.solver import SolverStep, check_steerable
 from cryptomnesia.trajectory import Step, Watch, watch
 
 
@@ -107,88 +106,57 @@ class Correction:
         return torch.stack(self._active, dim=1).cpu() if self._active else torch.zeros(0, 0, dtype=torch.bool)
 
 
-def check_steerable(pipe: Any) -> None:
-    """See that the pipeline's scheduler is one that `stabilize` can steer.
-
-    Raises:
-        UsageError: for anything but DDIM that leaves x̂0 alone.
-    """
-    scheduler = pipe.scheduler
-    if not isinstance(scheduler, DDIMScheduler):
-        raise UsageError(
-            f"mitigation got a {type(scheduler).__name__}; it steers DDIM only: "
-            "set pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"
-        )
-    if scheduler.config["clip_sample"] or scheduler.config["thresholding"]:
-        raise UsageError(
-            "mitigation got a DDIM scheduler that clips x̂0, which ruins latents; "
-            "make it with clip_sample=False and thresholding=False"
-        )
-
-
 @contextmanager
 def stabilize(pipe: Any, reference: Reference, rule: StabilityRule | None = None) -> Iterator[Correction]:
     """Correct the generations that `pipe` makes inside the block.
 
     Args:
-        pipe: a pipeline of a known family whose scheduler is `DDIMScheduler` (η = 0).
+        pipe: a pipeline of a known family, with a scheduler that can be steered.
         reference: stability regions, from a `Calibration` of this very setup.
         rule: thresholds; the paper's by default.
 
     Raises:
-        UsageError: for another scheduler, or a run whose number of evaluations is not the reference's.
+        UsageError: for a scheduler that cannot be steered, or a run whose number of evaluations is not
+            the reference's.
     """
     rule = rule or StabilityRule()
-    check_steerable(pipe)
-    scheduler = pipe.scheduler
+    check_steerable(pipe.scheduler)
     done = Correction()
 
-    def steer(step: Step) -> Tensor | None:
-        planned = len(scheduler.timesteps)
+    def steer(step: Step, solver: SolverStep) -> Tensor | None:
+        planned = len(pipe.scheduler.timesteps)
         if planned != len(reference.delta.mean):
             raise UsageError(
                 f"the run has {planned} evaluations, the calibration {len(reference.delta.mean)}; "
                 "calibrate with the same number of steps"
             )
-        if step.options.get("eta"):
-            raise UsageError(f"mitigation got eta={step.options['eta']:g}; it steers deterministic DDIM: give eta=0")
+        guided = step.guided
         if step.index == 0:
             done.severity = torch.zeros(len(step.sample), dtype=torch.long, device=step.sample.device)
             done._active = []
-        guided = step.guided
-        alpha_after, sigma_after = after_ddim(scheduler, step.t)
-        after = alpha_after * guided.x0 + sigma_after * guided.epsilon
+        x0_score = _z_score(reference.x0, step.index, norms(guided.x0))
+        if not (done.severity.bool() | (x0_score > rule.tau_mild)).any():
+            done._active.append(torch.zeros_like(x0_score, dtype=torch.bool))
+            return None
+        after = solver.after(guided.value)
         wanted, active, done.severity = rule.apply(
             z=step.sample,
             after=after,
             x0=guided.x0,
-            alpha_after=alpha_after,
+            alpha_after=solver.alpha_after,
             reference=reference,
             index=step.index,
             severity=done.severity,
         )
         done._active.append(active)
+        if not active.any():
+            return None
         # an image that is left alone keeps its own prediction to the last bit
-        return torch.where(_over(active, after), steered(guided, wanted, alpha_after, sigma_after), guided.value)
+        return torch.where(_over(active, after), solver.landing(guided.value, after, wanted), guided.value)
 
     with watch(pipe, steer=steer) as seen:
         done.watch = seen
         yield done
-
-
-def after_ddim(scheduler: DDIMScheduler, t: float) -> tuple[float, float]:
-    """(α_{t−1}, σ_{t−1}) of the step that `scheduler` makes from t."""
-    config = scheduler.config
-    previous = int(t) - config["num_train_timesteps"] // scheduler.num_inference_steps
-    bar = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod
-    return float(bar) ** 0.5, (1.0 - float(bar)) ** 0.5
-
-
-def steered(prediction: Prediction, wanted: Tensor, alpha_after: float, sigma_after: float) -> Tensor:
-    """The network value (B, C, h, w) from which a deterministic DDIM step lands on `wanted` (B, C, h, w)."""
-    ratio = alpha_after / prediction.alpha
-    epsilon = (wanted - ratio * prediction.x) / (sigma_after - ratio * prediction.sigma)
-    return prediction.with_epsilon(epsilon).value
 
 
 def _z_score(moments: Moments, index: int, values: Tensor) -> Tensor:
