@@ -8,20 +8,7 @@ from safetensors.torch import save_file
 
 from cryptomnesia import Calibration, Sampling, UsageError
 from cryptomnesia.calibrate import fingerprint, weights_digest
-from tiny_pipelines import stable_diffusion
-
-PROMPTS = [f"a red circle {number}" for number in range(102)]
-SAMPLING = Sampling(steps=3, guidance=2.0)
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return stable_diffusion()
-
-
-@pytest.fixture(scope="module")
-def calibration(pipe):
-    return Calibration.fit(pipe, PROMPTS, SAMPLING, batch_size=34)
+from tiny_pipelines import PROMPTS, SAMPLING, stable_diffusion
 
 
 def test_a_third_gives_the_regions_and_the_rest_the_null(calibration):

@@ -5,7 +5,6 @@ import torch
 from diffusers import LCMScheduler
 
 from cryptomnesia import (
-    Calibration,
     CurvatureDifference,
     Sampling,
     StabilityRule,
@@ -13,20 +12,7 @@ from cryptomnesia import (
     examine,
     generate,
 )
-from tiny_pipelines import stable_diffusion
-
-SAMPLING = Sampling(steps=3, guidance=2.0)
-PROMPTS = [f"a red circle {number}" for number in range(102)]
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return stable_diffusion()
-
-
-@pytest.fixture(scope="module")
-def calibration(pipe):
-    return Calibration.fit(pipe, PROMPTS, SAMPLING, batch_size=34)
+from tiny_pipelines import SAMPLING
 
 
 def test_findings_agree_with_the_parts(pipe, calibration):

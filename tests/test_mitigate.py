@@ -85,12 +85,13 @@ def corrected_everywhere(pipe, run):
     far = Reference(
         *(Moments(0.5 * norm.mean(dim=0), 0.005 * norm.mean(dim=0)) for norm in (usual.delta, usual.z, usual.x0))
     )
-    with stabilize(pipe, far) as done:
+    with stabilize(pipe, far) as (done, seen):
         corrected = run(pipe)
     assert (done.severity == 2).all()
     assert done.active.shape == usual.z.shape
     assert done.active.any(dim=1).all()
-    z = done.watch.trajectory.norms.z
+    torch.testing.assert_close(done.as_proposed(seen.trajectory).norms.delta[:, 0], usual.delta[:, 0])
+    z = seen.trajectory.norms.z
     deviation = ((z - far.z.mean).abs() / far.z.std)[done.active]
     assert (deviation < 3.01).all()  # γ = 3 and the rounding of the solver's own arithmetic
     assert (deviation > 2.99).any()
@@ -117,7 +118,7 @@ def test_an_image_inside_its_region_is_not_touched_by_its_neighbour():
     reference = Reference(
         *(Moments(norm[1], 1e-3 * (norm[0] - norm[1]).abs()) for norm in (norms.delta, norms.z, norms.x0))
     )
-    with stabilize(pipe, reference) as done:
+    with stabilize(pipe, reference) as (done, _):
         corrected = run(pipe)
     assert done.active[0].any()
     assert not done.active[1].any()
@@ -154,7 +155,7 @@ def test_a_perfect_memorizer_is_pulled_away_from_its_image():
         call_oracle(ordinary, which=1, seeds=range(100, 160))
     reference = Reference.fit(seen.trajectory.norms)
     plain = call_oracle(pipe, which=1, seeds=range(8))
-    with stabilize(pipe, reference) as done:
+    with stabilize(pipe, reference) as (done, _):
         corrected = call_oracle(pipe, which=1, seeds=range(8))
     assert (done.severity > 0).all()
     distance, before = ((each - planted).flatten(1).norm(dim=1) for each in (corrected, plain))

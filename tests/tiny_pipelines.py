@@ -14,10 +14,13 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from cryptomnesia import Sampling
 from cryptomnesia.proving_ground import components
 from cryptomnesia.proving_ground.planted import lexicon, plant
 
 WIDTH = 32
+SAMPLING = Sampling(steps=3, guidance=2.0)
+PROMPTS = [f"a red circle {number}" for number in range(102)]
 
 
 @cache

@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from cryptomnesia.detect import GuidanceMagnitude, Stability
     from cryptomnesia.errors import CryptomnesiaError, UsageError
     from cryptomnesia.findings import Finding, examine
+    from cryptomnesia.guarding import Guard, Verdict, guard
     from cryptomnesia.localize import CurvatureDifference, ScoreDifference
     from cryptomnesia.mitigate import StabilityRule, stabilize
     from cryptomnesia.models import load_pipeline
-    from cryptomnesia.sampling import Sampling, generate
+    from cryptomnesia.sampling import generate
+    from cryptomnesia.settings import Sampling
     from cryptomnesia.trajectory import Step, Trajectory, watch
 
 __version__ = "0.1.0"
@@ -24,16 +26,19 @@ _HOMES = {
     "CryptomnesiaError": "errors",
     "CurvatureDifference": "localize",
     "Finding": "findings",
+    "Guard": "guarding",
     "GuidanceMagnitude": "detect",
-    "Sampling": "sampling",
+    "Sampling": "settings",
     "ScoreDifference": "localize",
     "Stability": "detect",
     "StabilityRule": "mitigate",
     "Step": "trajectory",
     "Trajectory": "trajectory",
     "UsageError": "errors",
+    "Verdict": "guarding",
     "examine": "findings",
     "generate": "sampling",
+    "guard": "guarding",
     "load_pipeline": "models",
     "stabilize": "mitigate",
     "watch": "trajectory",
@@ -44,6 +49,7 @@ __all__ = [
     "CryptomnesiaError",
     "CurvatureDifference",
     "Finding",
+    "Guard",
     "GuidanceMagnitude",
     "Sampling",
     "ScoreDifference",
@@ -52,8 +58,10 @@ __all__ = [
     "Step",
     "Trajectory",
     "UsageError",
+    "Verdict",
     "examine",
     "generate",
+    "guard",
     "load_pipeline",
     "stabilize",
     "watch",

@@ -29,7 +29,8 @@ import cryptomnesia
 from cryptomnesia.detect import DETECTORS, Reference
 from cryptomnesia.detect.base import Moments
 from cryptomnesia.errors import UsageError
-from cryptomnesia.sampling import Progress, Sampling, generate
+from cryptomnesia.sampling import Progress, generate
+from cryptomnesia.settings import Sampling
 from cryptomnesia.trajectory import Norms, Trajectory
 
 FORMAT = 1
@@ -45,19 +46,20 @@ Fingerprint = dict[str, Any]
 """Everything a calibration depends on, as JSON values."""
 
 
-def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
-    """What identifies a setup: weights, scheduler, settings, dtype."""
+def fingerprint(pipe: Any, sampling: Sampling, weights: str | None = None) -> Fingerprint:
+    """What identifies a setup: weights (their digest, if already known), scheduler, settings, dtype."""
     config = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
     return {
         "statistics": STATISTICS,
         "pipeline": type(pipe).__name__,
-        "weights": weights_digest(pipe),
+        "weights": weights or weights_digest(pipe),
         "scheduler": type(pipe.scheduler).__name__,
         "scheduler_config": json.loads(json.dumps(config, default=str, sort_keys=True)),
         "steps": sampling.steps,
         "guidance": float(sampling.guidance),
         "height": sampling.height,
         "width": sampling.width,
+        "options": json.loads(json.dumps(dict(sampling.options), default=str, sort_keys=True)),
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
     }
 
@@ -156,6 +158,11 @@ class Calibration:
         )
 
     @property
+    def sampling(self) -> Sampling:
+        """The settings that the calibration is for."""
+        return Sampling(**{each.name: self.fingerprint[each.name] for each in fields(Sampling)})
+
+    @property
     def lowest_rate(self) -> float:
         """The smallest false-positive rate that the null supports."""
         return 1 / (min(map(len, self.null.values())) + 1)
@@ -184,13 +191,18 @@ class Calibration:
             )
         return torch.nextafter(null[allowed], torch.tensor(torch.inf)).item()
 
-    def check(self, pipe: Any, sampling: Sampling) -> None:
+    def check(self, pipe: Any, sampling: Sampling, weights: str | None = None) -> None:
         """Refuse any other setup.
+
+        Args:
+            pipe: the pipeline.
+            sampling: the settings.
+            weights: `weights_digest` of the pipeline, if already known.
 
         Raises:
             UsageError: naming everything that differs.
         """
-        now = fingerprint(pipe, sampling)
+        now = fingerprint(pipe, sampling, weights)
         flat_then, flat_now = _flat(self.fingerprint), _flat(now)
         differing = [
             f"{key} is {_short(flat_now.get(key))}, calibrated {_short(flat_then.get(key))}"

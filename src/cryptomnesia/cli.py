@@ -128,7 +128,7 @@ def calibrate(
     from cryptomnesia.calibrate import Calibration, check_references
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.prompts import read_prompts
-    from cryptomnesia.sampling import Sampling
+    from cryptomnesia.settings import Sampling
 
     captions = read_prompts(prompts)
     check_references(captions)
@@ -264,7 +264,8 @@ def _examine(
     from cryptomnesia.panel import write_panel
     from cryptomnesia.proving_ground import BUNDLE
     from cryptomnesia.proving_ground.manifest import Manifest
-    from cryptomnesia.sampling import Sampling, check_prompts
+    from cryptomnesia.sampling import check_prompts
+    from cryptomnesia.settings import Sampling
     from cryptomnesia.solver import STEERABLE
 
     fitted = Calibration.load(calibration or BUNDLE / "calibration.safetensors")

@@ -14,7 +14,8 @@ from cryptomnesia.detect import DETECTORS
 from cryptomnesia.errors import UsageError
 from cryptomnesia.localize import Localizer
 from cryptomnesia.mitigate import StabilityRule, stabilize
-from cryptomnesia.sampling import Batch, Progress, Sampling, generate
+from cryptomnesia.sampling import Batch, Progress, generate
+from cryptomnesia.settings import Sampling
 from cryptomnesia.solver import check_steerable
 
 

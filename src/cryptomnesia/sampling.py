@@ -9,28 +9,11 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.solver import SolverStep
-from cryptomnesia.trajectory import Keep, Step, Trajectory, watch
+from cryptomnesia.settings import PER_PROMPT, Sampling
+from cryptomnesia.trajectory import Keep, Trajectory, watch
 
 Progress = Callable[[float], None]
 """Called with the number of images done; the one in the making counts in part."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """The settings of a generation that a calibration is bound to.
-
-    Attributes:
-        steps: solver steps.
-        guidance: guidance scale; 1 switches the unconditional branch off.
-        height: of the picture in pixels, the model's own when None.
-        width: likewise.
-    """
-
-    steps: int = 50
-    guidance: float = 7.5
-    height: int | None = None
-    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,11 +86,11 @@ def generate(
     for start in range(0, len(prompts), batch_size):
         some, their = list(prompts[start : start + batch_size]), list(seeds[start : start + batch_size])
 
-        def tell(step: Step, _: SolverStep, start: int = start, size: int = len(some)) -> None:
+        def tell(done: int, start: int = start, size: int = len(some)) -> None:
             if progress is not None:
-                progress(start + size * (step.index + 1) / len(pipe.scheduler.timesteps))
+                progress(start + size * done / len(pipe.scheduler.timesteps))
 
-        with _silent(pipe), watch(pipe, keep=keep, steer=tell) as seen, (around or nullcontext)():
+        with _silent(pipe), watch(pipe, keep=keep, after_step=tell) as seen, (around or nullcontext)():
             output = pipe(
                 some,
                 num_inference_steps=sampling.steps,
@@ -116,6 +99,10 @@ def generate(
                 width=sampling.width,
                 generator=[torch.Generator().manual_seed(seed) for seed in their],
                 output_type="pt",
+                **{
+                    name: [value] * len(some) if name in PER_PROMPT and isinstance(value, str) else value
+                    for name, value in sampling.options.items()
+                },
             )
         yield Batch(some, their, output.images.float().cpu(), seen.trajectory)
 

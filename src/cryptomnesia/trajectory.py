@@ -35,6 +35,7 @@ class Step:
 
     Attributes:
         index: number of the evaluation, from 0. PNDM makes N + 1 of them for N steps.
+        planned: how many evaluations the run is to have.
         t: timestep.
         cond: prediction of the conditional branch.
         uncond: prediction of the unconditional branch, or None without guidance.
@@ -47,6 +48,7 @@ class Step:
     """
 
     index: int
+    planned: int
     t: float
     cond: Prediction
     uncond: Prediction | None
@@ -149,11 +151,18 @@ class _Call:
 class Watch:
     """The running record of a `watch` block."""
 
-    def __init__(self, adapter: Adapter, keep: Keep = (), steer: Steer | None = None) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        keep: Keep = (),
+        steer: Steer | None = None,
+        after_step: Callable[[int], None] | None = None,
+    ) -> None:
         """Nothing is attached yet: use `watch`."""
         self.adapter = adapter
         self._keep: Keep = keep
         self._steer = steer
+        self._after_step = after_step
         self._calls: list[_Call] = []
         self._pending: tuple[Tensor, Branch, Branch | None] | None = None
 
@@ -211,6 +220,7 @@ class Watch:
 
         seen = Step(
             index=len(call.norms),
+            planned=len(call.timesteps),
             t=float(t),
             cond=prediction(cond.value),
             uncond=None if uncond is None else prediction(uncond.value),
@@ -236,17 +246,26 @@ class Watch:
         else:
             apart = norms(seen.cond.epsilon - seen.uncond.epsilon)
         call.norms.append((norms(latents - sample), norms(latents), norms(prediction(value).x0), apart))
+        if self._after_step is not None:
+            self._after_step(len(call.norms))
         return result
 
 
 @contextmanager
-def watch(pipe: Any, *, keep: Keep = (), steer: Steer | None = None) -> Iterator[Watch]:
+def watch(
+    pipe: Any,
+    *,
+    keep: Keep = (),
+    steer: Steer | None = None,
+    after_step: Callable[[int], None] | None = None,
+) -> Iterator[Watch]:
     """Record every generation that `pipe` makes inside the block.
 
     Args:
         pipe: a diffusers pipeline of a known family.
         keep: evaluations whose tensors are kept; the norms of all are recorded always.
         steer: called at every evaluation, may replace the prediction that the solver is given.
+        after_step: called after every solver step with the number of evaluations done.
 
     Raises:
         UsageError: for a pipeline of an unknown family, or a step outside the run.
@@ -256,7 +275,7 @@ def watch(pipe: Any, *, keep: Keep = (), steer: Steer | None = None) -> Iterator
             image = pipe("a red circle on a blue ground").images[0]
         seen.trajectory.norms.delta
     """
-    seen = Watch(adapter_for(pipe), keep, steer)
+    seen = Watch(adapter_for(pipe), keep, steer, after_step)
     scheduler = pipe.scheduler
     step, set_timesteps = scheduler.step, scheduler.set_timesteps
     before = {name: vars(scheduler).get(name) for name in ("step", "set_timesteps")}

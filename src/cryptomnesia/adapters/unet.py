@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cryptomnesia.denoiser import Denoiser, Inputs, Kind, Prediction
 from cryptomnesia.errors import UsageError
 from cryptomnesia.schedule import Schedule, schedule_of
+from cryptomnesia.settings import Sampling, sampling_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Adapter(Protocol):
 
     def guided_at(self, guidance: float) -> bool:
         """Whether a call at this guidance scale has an unconditional branch."""
+        ...
+
+    def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
+        """The settings of a call of the pipeline with the arguments `given`."""
         ...
 
     def denoiser(self) -> Denoiser:
@@ -79,6 +84,13 @@ class UNetAdapter:
     def guided_at(self, guidance: float) -> bool:
         """Whether a call at this guidance scale has an unconditional branch; distilled UNets never have."""
         return guidance > 1 and self.pipe.unet.config.time_cond_proj_dim is None
+
+    def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
+        """The settings of a call of the pipeline with the arguments `given`."""
+        size = self.pipe.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        scale = self.pipe.vae_scale_factor
+        return sampling_of(given, defaults, guidance="guidance_scale", native=(height * scale, width * scale))
 
     def denoiser(self) -> "UNetDenoiser":
         """The UNet as a differentiable function."""

@@ -18,7 +18,7 @@ is handed to the solver, whose own arithmetic and history stay in charge.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from cryptomnesia.denoiser import norms
 from cryptomnesia.detect.base import Moments, Reference
 from cryptomnesia.errors import UsageError
 from cryptomnesia.solver import SolverStep, check_steerable
-from cryptomnesia.trajectory import Step, Watch, watch
+from cryptomnesia.trajectory import Step, Trajectory, Watch, watch
 
 
 @dataclass(frozen=True)
@@ -86,28 +86,74 @@ class StabilityRule:
         return values.clamp(mean - width, mean + width)
 
 
-@dataclass
 class Correction:
-    """What a mitigated run did, newest call of the pipeline.
+    """The rule at work on a pipeline's calls; what it says is of the newest one.
 
     Attributes:
-        watch: the underlying record; its norms are those after correction.
         severity: (B,) int64: 0 never triggered, 1 mild, 2 strong.
-        active: (B, N) bool, the steps at which each image was corrected.
     """
 
-    watch: Watch | None = None
-    severity: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
-    _active: list[Tensor] = field(default_factory=list)
+    def __init__(self, reference: Reference, rule: StabilityRule | None = None) -> None:
+        """`steer` is to be given to `watch`; `stabilize` does so."""
+        self.reference = reference
+        self.rule = rule or StabilityRule()
+        self.severity = torch.zeros(0, dtype=torch.long)
+        self._active: list[Tensor] = []
+        self._proposed: list[Tensor | None] = []
 
     @property
     def active(self) -> Tensor:
-        """(B, N) bool, the steps at which each image was corrected."""
+        """(B, N) bool, the evaluations at which each image was corrected."""
         return torch.stack(self._active, dim=1).cpu() if self._active else torch.zeros(0, 0, dtype=torch.bool)
+
+    def as_proposed(self, trajectory: Trajectory) -> Trajectory:
+        """The trajectory with ‖δ‖ as the solver proposed it at each evaluation, before correction.
+
+        A corrected update lies in its region, so only the proposed ones tell how far a run strayed.
+        """
+        delta = trajectory.norms.delta.clone()
+        for index, proposed in enumerate(self._proposed):
+            if proposed is not None:
+                delta[:, index] = proposed.cpu()
+        return replace(trajectory, norms=replace(trajectory.norms, delta=delta))
+
+    def steer(self, step: Step, solver: SolverStep) -> Tensor | None:
+        """The prediction (B, C, h, w) that lands where the rule wants the images, None where it wants nothing."""
+        if step.planned != len(self.reference.delta.mean):
+            raise UsageError(
+                f"the run has {step.planned} evaluations, the calibration {len(self.reference.delta.mean)}; "
+                "calibrate with the same number of steps"
+            )
+        guided = step.guided
+        if step.index == 0:
+            self.severity = torch.zeros(len(step.sample), dtype=torch.long, device=step.sample.device)
+            self._active, self._proposed = [], []
+        x0_score = _z_score(self.reference.x0, step.index, norms(guided.x0))
+        if not (self.severity.bool() | (x0_score > self.rule.tau_mild)).any():
+            # most steps of most runs: nothing can be active, so the solver need not be asked
+            self._active.append(torch.zeros_like(x0_score, dtype=torch.bool))
+            self._proposed.append(None)
+            return None
+        after = solver.after(guided.value)
+        self._proposed.append(norms(after - step.sample))
+        wanted, active, self.severity = self.rule.apply(
+            z=step.sample,
+            after=after,
+            x0=guided.x0,
+            alpha_after=solver.alpha_after,
+            reference=self.reference,
+            index=step.index,
+            severity=self.severity,
+        )
+        self._active.append(active)
+        if not active.any():
+            return None
+        # an image that is left alone keeps its own prediction to the last bit
+        return torch.where(_over(active, after), solver.landing(guided.value, after, wanted), guided.value)
 
 
 @contextmanager
-def stabilize(pipe: Any, reference: Reference, rule: StabilityRule | None = None) -> Iterator[Correction]:
+def stabilize(pipe: Any, reference: Reference, rule: StabilityRule | None = None) -> Iterator[tuple[Correction, Watch]]:
     """Correct the generations that `pipe` makes inside the block.
 
     Args:
@@ -115,48 +161,17 @@ def stabilize(pipe: Any, reference: Reference, rule: StabilityRule | None = None
         reference: stability regions, from a `Calibration` of this very setup.
         rule: thresholds; the paper's by default.
 
+    Yields:
+        What the rule did, and the record of the corrected runs.
+
     Raises:
         UsageError: for a scheduler that cannot be steered, or a run whose number of evaluations is not
             the reference's.
     """
-    rule = rule or StabilityRule()
     check_steerable(pipe.scheduler)
-    done = Correction()
-
-    def steer(step: Step, solver: SolverStep) -> Tensor | None:
-        planned = len(pipe.scheduler.timesteps)
-        if planned != len(reference.delta.mean):
-            raise UsageError(
-                f"the run has {planned} evaluations, the calibration {len(reference.delta.mean)}; "
-                "calibrate with the same number of steps"
-            )
-        guided = step.guided
-        if step.index == 0:
-            done.severity = torch.zeros(len(step.sample), dtype=torch.long, device=step.sample.device)
-            done._active = []
-        x0_score = _z_score(reference.x0, step.index, norms(guided.x0))
-        if not (done.severity.bool() | (x0_score > rule.tau_mild)).any():
-            done._active.append(torch.zeros_like(x0_score, dtype=torch.bool))
-            return None
-        after = solver.after(guided.value)
-        wanted, active, done.severity = rule.apply(
-            z=step.sample,
-            after=after,
-            x0=guided.x0,
-            alpha_after=solver.alpha_after,
-            reference=reference,
-            index=step.index,
-            severity=done.severity,
-        )
-        done._active.append(active)
-        if not active.any():
-            return None
-        # an image that is left alone keeps its own prediction to the last bit
-        return torch.where(_over(active, after), solver.landing(guided.value, after, wanted), guided.value)
-
-    with watch(pipe, steer=steer) as seen:
-        done.watch = seen
-        yield done
+    done = Correction(reference, rule)
+    with watch(pipe, steer=done.steer) as seen:
+        yield done, seen
 
 
 def _z_score(moments: Moments, index: int, values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.planted import Concept, plant
 from cryptomnesia.proving_ground.scenes import FRAMES, Description, Draws
-from cryptomnesia.sampling import Sampling
+from cryptomnesia.settings import Sampling
 
 GUIDANCE = 2.5
 """The bundled model's guidance scale, chosen by looking at generations of ordinary captions."""

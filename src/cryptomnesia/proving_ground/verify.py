@@ -18,7 +18,8 @@ from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG, Concept, plant
 from cryptomnesia.proving_ground.replication import THRESHOLD, replicates, tiled_distance
 from cryptomnesia.proving_ground.scenes import Draws, Scene
-from cryptomnesia.sampling import Sampling, generate
+from cryptomnesia.sampling import generate
+from cryptomnesia.settings import Sampling
 
 SEEDS = 8
 CONTROLS = 200

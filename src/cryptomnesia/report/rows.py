@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cryptomnesia import __version__
 
 if TYPE_CHECKING:
-    from cryptomnesia.sampling import Sampling
+    from cryptomnesia.settings import Sampling
 
 
 class Row(NamedTuple):

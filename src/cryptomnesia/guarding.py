@@ -1,0 +1,352 @@
+"""Guard a pipeline: judge every image that it makes, and do about it what a policy says.
+
+The user's own pipeline stays in use. While a guard is attached the pipeline is an instance of a subclass of its
+class with the same name, whose `__call__` runs the original under `watch`, judges what came out and,
+where the policy says so, withholds images, makes them again or has the run corrected. Nothing global
+is touched, so pipelines that are guarded in different threads do not see each other.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any, Literal, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cryptomnesia.adapters import adapter_for
+from cryptomnesia.calibrate import Calibration, weights_digest
+from cryptomnesia.detect import DETECTORS
+from cryptomnesia.errors import UsageError
+from cryptomnesia.mitigate import Correction, StabilityRule
+from cryptomnesia.settings import PER_PROMPT
+from cryptomnesia.solver import check_steerable
+from cryptomnesia.trajectory import Trajectory, watch
+
+Policy = Literal["observe", "mitigate", "block", "regenerate"]
+"""`observe`: say so. `mitigate`: correct the run while it goes on. `block`: return a black image instead. `regenerate`:
+try other seeds, at most `retries`, then mitigate."""
+
+Action = Literal["none", "mitigated", "withheld", "regenerated"]
+
+SEVERITIES = ("none", "mild", "strong")
+
+_SEED_STRIDE = 1_000_003
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a guard found out about one image of a call, and what it did.
+
+    Attributes:
+        image: its place in the call's output.
+        score: the detector's score of the image as first generated; NaN when it could not tell.
+        p_value: conformal p-value of the score, NaN likewise.
+        flagged: whether the p-value is at most the guard's false-positive rate.
+        crossed: of a flagged image, the evaluation, from 0, at which the running score first passed the threshold.
+        severity: of the correction: `none`, `mild` or `strong`.
+        corrected: the evaluations at which the run was corrected.
+        retried: p-values of the images generated after the first one.
+        action: what became of the image: `none`, `mitigated`, `withheld` or `regenerated`.
+        reason: why, in words.
+    """
+
+    image: int
+    score: float
+    p_value: float
+    flagged: bool
+    crossed: int | None
+    severity: str
+    corrected: tuple[int, ...]
+    retried: tuple[float, ...]
+    action: Action
+    reason: str
+
+    @property
+    def clean(self) -> bool:
+        """Whether the image could be judged and was not flagged."""
+        return not self.flagged and self.p_value == self.p_value
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One call of the original pipeline."""
+
+    output: Any
+    trajectory: Trajectory
+    correction: Correction | None
+    verdicts: tuple[Verdict, ...]
+
+
+class Guard:
+    """A pipeline's guard; attach it for as long as a service runs, or use `guard` as a context manager.
+
+    Attributes:
+        verdicts: one per image of the newest call.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        calibration: Calibration,
+        *,
+        policy: Policy = "observe",
+        detector: str = "stability",
+        rate: float = 0.01,
+        rule: StabilityRule | None = None,
+        decide_by: int | None = None,
+        retries: int = 3,
+        on_verdict: Callable[[Verdict], None] | None = None,
+    ) -> None:
+        """See that everything fits together; nothing is attached yet.
+
+        Args:
+            pipe: a pipeline of a known family.
+            calibration: of this setup; calls with other settings are refused.
+            policy: what to do about flagged images.
+            detector: one of `DETECTORS`.
+            rate: false-positive rate at which an image is flagged.
+            rule: of the mitigation, the published one when None.
+            decide_by: judge every image after this many evaluations rather than at the end. When all
+                images of a call are flagged then and would not be returned, the rest of the
+                run is not computed.
+            retries: other seeds to try under `regenerate`.
+            on_verdict: called with every verdict, before the call returns.
+
+        Raises:
+            UsageError: saying what does not fit.
+        """
+        if policy not in get_args(Policy):
+            raise UsageError(f"got the unknown policy {policy!r}; known are {', '.join(get_args(Policy))}")
+        if detector not in DETECTORS:
+            raise UsageError(f"got the unknown detector {detector!r}; known are {', '.join(DETECTORS)}")
+        if not 0 < rate < 1:
+            raise UsageError(f"got the false-positive rate {rate:g}; give one between 0 and 1")
+        if retries < 1:
+            raise UsageError(f"got {retries} retries; give at least 1, or another policy than regenerate")
+        evaluations = len(calibration.reference.delta.mean)
+        if decide_by is not None and not 1 <= decide_by <= evaluations:
+            raise UsageError(f"got decide_by={decide_by} of {evaluations} evaluations; give one in 1 … {evaluations}")
+        adapter_for(pipe)
+        if policy in ("mitigate", "regenerate"):
+            check_steerable(pipe.scheduler)
+        self.pipe = pipe
+        self.calibration = calibration
+        self.policy = policy
+        self.rate = rate
+        self.rule = rule or StabilityRule()
+        self.retries = retries
+        self.on_verdict = on_verdict
+        self.verdicts: tuple[Verdict, ...] = ()
+        self._judge = DETECTORS[detector](calibration.reference)
+        self._last = (decide_by or evaluations) - 1
+        self._early = decide_by is not None and policy in ("block", "regenerate")
+        self._threshold = calibration.threshold(detector, rate, self._last)
+        self._weights = weights_digest(pipe)
+        calibration.check(pipe, calibration.sampling, self._weights)
+        self._kind: type[Any] | None = None
+        self._module = adapter_for(pipe).module
+
+    def attach(self) -> "Guard":
+        """Guard every call of the pipeline from now on.
+
+        Raises:
+            UsageError: if the pipeline is guarded already.
+        """
+        kind = type(self.pipe)
+        if hasattr(kind, "guarded_by"):
+            raise UsageError("the pipeline is guarded already; detach that guard first")
+        guarding = self
+
+        @wraps(kind.__call__)
+        def __call__(_: Any, *args: Any, **kwargs: Any) -> Any:
+            return guarding._call(args, kwargs)
+
+        names = {"__call__": __call__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        self.pipe.__class__ = type(kind.__name__, (kind,), {**names, "guarded_by": self})
+        self._kind = kind
+        return self
+
+    def detach(self) -> None:
+        """Leave the pipeline as it was; does nothing if the guard is not attached."""
+        if self._kind is not None:
+            self.pipe.__class__ = self._kind
+            self._kind = None
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        assert self._kind is not None
+        arguments = self._arguments(args, kwargs)
+        self.verdicts = ()
+        run = self._generate(arguments, mitigate=self.policy == "mitigate")
+        verdicts = list(run.verdicts)
+        images = _images(run.output)
+        for row, verdict in enumerate(verdicts):
+            if verdict.clean or self.policy in ("observe", "mitigate"):
+                continue
+            if self.policy == "regenerate":
+                verdicts[row], image = self._again(arguments, verdict)
+                if image is not None:
+                    images = _with(images, row, image)
+            else:
+                verdicts[row] = replace(verdict, action="withheld", reason=f"{verdict.reason}; withheld")
+            if verdicts[row].action == "withheld":
+                images = _with(images, row, None)
+        self.verdicts = tuple(verdicts)
+        if self.on_verdict is not None:
+            for verdict in verdicts:
+                self.on_verdict(verdict)
+        return _with_images(run.output, images)
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The call's arguments by name, seen to fit the calibration."""
+        signature = inspect.signature(self._kind.__call__)  # type: ignore[union-attr]
+        given = dict(signature.bind(self.pipe, *args, **kwargs).arguments)
+        given.pop("self", None)
+        given |= given.pop("kwargs", {})
+        defaults = {name: each.default for name, each in signature.parameters.items()}
+        adapter = adapter_for(self.pipe)
+        if adapter.module is not self._module:
+            raise UsageError("the pipeline's denoiser was replaced after its guard was made; make a new guard")
+        self.calibration.check(self.pipe, adapter.sampling(given, defaults), self._weights)
+        return given
+
+    def _generate(self, arguments: Mapping[str, Any], *, mitigate: bool) -> _Run:
+        assert self._kind is not None
+        correction = Correction(self.calibration.reference, self.rule) if mitigate else None
+
+        def stop_early(done: int) -> None:
+            if done == self._last + 1 and done < len(self.calibration.reference.delta.mean):
+                scores = self._judge.running(seen.trajectory)[:, self._last]
+                if (scores >= self._threshold).all():
+                    self.pipe._interrupt = True
+
+        with watch(
+            self.pipe,
+            steer=None if correction is None else correction.steer,
+            after_step=stop_early if self._early and not mitigate else None,
+        ) as seen:
+            output = self._kind.__call__(self.pipe, **arguments)
+        trajectory = seen.trajectory
+        if correction is not None:
+            trajectory = correction.as_proposed(trajectory)
+        return _Run(output, trajectory, correction, self._verdicts(trajectory, correction))
+
+    def _verdicts(self, trajectory: Trajectory, correction: Correction | None) -> tuple[Verdict, ...]:
+        running = self._judge.running(trajectory)
+        count, taken = running.shape
+        enough = taken > self._last
+        scores = running[:, self._last] if enough else torch.full((count,), torch.nan)
+        p_values = self.calibration.p_value(self._judge.name, scores, self._last)
+        active = torch.zeros(count, taken, dtype=torch.bool) if correction is None else correction.active
+        severity = [0] * count if correction is None else correction.severity.tolist()
+        verdicts = []
+        for row in range(count):
+            score, p = scores[row].item(), p_values[row].item()
+            flagged = p <= self.rate
+            corrected = tuple(active[row].nonzero().flatten().tolist())
+            if flagged:
+                reason = f"{self._judge.name} {score:.3g} has p = {p:.3g} ≤ {self.rate:g}"
+            elif p == p:
+                reason = f"{self._judge.name} {score:.3g} has p = {p:.3g} > {self.rate:g}"
+            else:
+                reason = f"could not tell: {self._unknown(trajectory, row)}"
+            verdicts.append(
+                Verdict(
+                    image=row,
+                    score=score,
+                    p_value=p,
+                    flagged=flagged,
+                    crossed=int((running[row, : self._last + 1] >= self._threshold).nonzero()[0]) if flagged else None,
+                    severity=SEVERITIES[severity[row]],
+                    corrected=corrected,
+                    retried=(),
+                    action="mitigated" if corrected else "none",
+                    reason=reason,
+                )
+            )
+        return tuple(verdicts)
+
+    def _unknown(self, trajectory: Trajectory, row: int) -> str:
+        broken = (~trajectory.norms.z[row].isfinite()).nonzero().flatten().tolist()
+        if broken:
+            return f"the latents are not finite from evaluation {broken[0]} on; check the model's dtype"
+        taken = trajectory.norms.z.shape[1]
+        if taken <= self._last:
+            return f"the run ended after {taken} of {self._last + 1} evaluations"
+        return f"{self._judge.name} lacks its signal"
+
+    def _again(self, arguments: dict[str, Any], verdict: Verdict) -> tuple[Verdict, Any]:
+        """Other seeds for one image, then mitigation: the new verdict and image, None if nothing may be shown."""
+        retried: list[float] = []
+        for attempt in range(1, self.retries + 1):
+            run = self._generate(_single(arguments, verdict.image, attempt), mitigate=False)
+            (again,) = run.verdicts
+            retried.append(again.p_value)
+            if again.clean:
+                reason = f"{verdict.reason}; seed {attempt} after it has p = {again.p_value:.3g}"
+                done = replace(verdict, retried=tuple(retried), action="regenerated", reason=reason)
+                return done, _images(run.output)[0]
+        run = self._generate(_single(arguments, verdict.image, self.retries), mitigate=True)
+        (again,) = run.verdicts
+        tried = f"{verdict.reason}; {self.retries} other seeds were no better"
+        done = replace(verdict, retried=tuple(retried), severity=again.severity, corrected=again.corrected)
+        if not again.corrected:
+            # flagged, or not to be judged at all, and the rule has nothing to correct: nothing that may be shown
+            return replace(done, action="withheld", reason=f"{tried}, the rule corrected nothing; withheld"), None
+        return replace(done, action="mitigated", reason=f"{tried}; mitigated"), _images(run.output)[0]
+
+
+@contextmanager
+def guard(pipe: Any, calibration: Calibration, **settings: Any) -> Iterator[Guard]:
+    """Guard every call of `pipe` inside the block; the settings are those of `Guard`.
+
+    Example:
+        with guard(pipe, calibration, policy="block") as guarding:
+            image = pipe("a red circle on a blue ground", guidance_scale=2.5).images[0]
+        guarding.verdicts[0].p_value
+    """
+    guarding = Guard(pipe, calibration, **settings).attach()
+    try:
+        yield guarding
+    finally:
+        guarding.detach()
+
+
+def _single(arguments: Mapping[str, Any], row: int, attempt: int) -> dict[str, Any]:
+    """The arguments that make image `row` of a call alone, with another seed."""
+    prompt = row // arguments.get("num_images_per_prompt", 1)
+    single = {
+        name: value[prompt : prompt + 1] if name in PER_PROMPT and isinstance(value, list | Tensor) else value
+        for name, value in arguments.items()
+        if name not in ("latents", "num_images_per_prompt")
+    }
+    given = arguments.get("generator")
+    generator = given[row] if isinstance(given, list) else given
+    seed = torch.seed() if generator is None else generator.initial_seed() + (0 if isinstance(given, list) else row)
+    device = "cpu" if generator is None else generator.device
+    single["generator"] = torch.Generator(device).manual_seed((seed + attempt * _SEED_STRIDE) % 2**63)
+    return single
+
+
+def _images(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple) else output.images
+
+
+def _with_images(output: Any, images: Any) -> Any:
+    if isinstance(output, tuple):
+        return (images, *output[1:])
+    output.images = images
+    return output
+
+
+def _with(images: Any, row: int, image: Any) -> Any:
+    """The images of a call, a list of PIL images, an array or a tensor, with one replaced; None makes it black."""
+    if isinstance(images, list):
+        black = Image.new(images[row].mode, images[row].size)
+        return [*images[:row], black if image is None else image, *images[row + 1 :]]
+    images = images.clone() if isinstance(images, Tensor) else images.copy()
+    images[row] = 0 if image is None else image
+    return images

@@ -1,0 +1,343 @@
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+
+from cryptomnesia import Calibration, Guard, Sampling, StabilityRule, UsageError, examine, guard
+from tiny_pipelines import SAMPLING, stable_diffusion
+
+
+def call(pipe, prompt="a red circle", seeds=(0,), **settings):
+    return pipe(
+        prompt,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        **{"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "np", **settings},
+    ).images
+
+
+def flagging(calibration, wanted):
+    """The calibration with a null that only images with a score of at least `wanted` pass at rate .01."""
+    return replace(calibration, null={"stability": torch.full((99, 3), float(np.nextafter(np.float32(wanted), 0)))})
+
+
+@pytest.fixture
+def pipe():
+    return stable_diffusion()
+
+
+@pytest.fixture(scope="module")
+def scores(calibration):
+    """Stability of seeds 0 … 7 of one caption."""
+    found = examine(stable_diffusion(), ["a red circle"] * 8, range(8), SAMPLING, calibration, rate=0.5)
+    return [finding.score for finding in found]
+
+
+EVERYTHING = -1.0
+ALWAYS = StabilityRule(tau_mild=-1.0, tau_strong=-1.0)
+
+
+def test_observing_changes_nothing_and_agrees_with_examine(pipe, calibration, scores):
+    plain = call(pipe, seeds=range(8), prompt=["a red circle"] * 8)
+    heard = []
+    with guard(pipe, calibration, rate=0.5, on_verdict=heard.append) as guarding:
+        watched = call(pipe, seeds=range(8), prompt=["a red circle"] * 8)
+        assert isinstance(pipe, StableDiffusionPipeline)
+        assert type(pipe).__name__ == "StableDiffusionPipeline"
+    assert np.array_equal(watched, plain)
+    assert [verdict.score for verdict in guarding.verdicts] == pytest.approx(scores, rel=1e-3)
+    assert list(guarding.verdicts) == heard
+    for verdict in heard:
+        p = calibration.p_value("stability", torch.tensor([verdict.score])).item()
+        assert verdict.p_value == p
+        assert verdict.flagged == (p <= 0.5)
+        assert verdict.clean == (not verdict.flagged)
+        assert (verdict.crossed is None) == verdict.clean
+        assert verdict.action == "none"
+    assert type(pipe) is StableDiffusionPipeline
+    assert np.array_equal(call(pipe, seeds=range(8), prompt=["a red circle"] * 8), plain)
+    assert len(guarding.verdicts) == 8
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_block_withholds_flagged_images_only(pipe, calibration, scores, output_type, return_dict):
+    worst = int(np.argmax(scores))
+
+    def images():
+        output = pipe(
+            ["a red circle"] * 8,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(8)],
+            num_inference_steps=3,
+            guidance_scale=2.0,
+            output_type=output_type,
+            return_dict=return_dict,
+        )
+        return [np.asarray(image) for image in (output.images if return_dict else output[0])]
+
+    plain = images()
+    strict = flagging(calibration, np.mean(sorted(scores)[-2:]))
+    with guard(pipe, strict, policy="block") as guarding:
+        blocked = images()
+    assert [verdict.action for verdict in guarding.verdicts] == ["withheld" if i == worst else "none" for i in range(8)]
+    assert "p = 0.01 ≤ 0.01; withheld" in guarding.verdicts[worst].reason
+    for index, (image, own) in enumerate(zip(blocked, plain, strict=True)):
+        assert image.shape == own.shape
+        assert np.array_equal(image, np.zeros_like(own) if index == worst else own)
+
+
+def test_mitigate_corrects_flagged_images_while_they_are_made(pipe, calibration):
+    plain = call(pipe, seeds=(0, 1), prompt=["a red circle"] * 2)
+    with guard(pipe, calibration, policy="mitigate", rate=0.5, rule=ALWAYS) as guarding:
+        corrected = call(pipe, seeds=(0, 1), prompt=["a red circle"] * 2)
+        first = guarding.verdicts
+    assert not np.array_equal(corrected, plain)
+    assert [verdict.action for verdict in first] == ["mitigated"] * 2
+    assert all(verdict.severity == "strong" and verdict.corrected == (0, 1, 2) for verdict in first)
+    with guard(pipe, calibration, policy="mitigate", rate=0.5, rule=StabilityRule(tau_mild=1e9)) as guarding:
+        assert np.array_equal(call(pipe, seeds=(0, 1), prompt=["a red circle"] * 2), plain)
+    assert [verdict.action for verdict in guarding.verdicts] == ["none"] * 2
+
+
+def test_the_score_under_mitigation_is_that_of_the_proposed_updates(pipe, calibration):
+    """At a single evaluation the correction cannot have changed what the solver proposes."""
+    settings = {"rate": 0.5, "decide_by": 1}
+    with guard(pipe, calibration, **settings) as observing:
+        call(pipe)
+    with guard(pipe, calibration, policy="mitigate", rule=ALWAYS, **settings) as mitigating:
+        call(pipe)
+    assert mitigating.verdicts[0].score == pytest.approx(observing.verdicts[0].score, rel=1e-4)
+
+
+def test_regenerate_takes_another_seed(pipe, calibration, scores):
+    best, worst = int(np.argmin(scores)), int(np.argmax(scores))
+    other = call(pipe, seeds=(worst + 1_000_003,))
+    plain = call(pipe, seeds=(best, worst), prompt=["a red circle"] * 2)
+    with guard(pipe, calibration, rate=0.5) as observing:
+        call(pipe, seeds=(worst + 1_000_003,))
+    strict = flagging(calibration, (observing.verdicts[0].score + scores[worst]) / 2)
+    with guard(pipe, strict, policy="regenerate") as guarding:
+        images = call(pipe, seeds=(best, worst), prompt=["a red circle"] * 2)
+    kept, made = guarding.verdicts
+    assert (kept.action, made.action) == ("none", "regenerated")
+    assert made.flagged
+    assert made.retried == (1.0,)
+    np.testing.assert_array_equal(images[0], plain[0])
+    np.testing.assert_allclose(images[1], other[0], atol=1e-5)
+
+
+def test_regenerate_gives_up_after_its_retries_and_mitigates(pipe, calibration):
+    strict = flagging(calibration, EVERYTHING)
+    with guard(pipe, strict, policy="regenerate", retries=2, rule=ALWAYS) as guarding:
+        call(pipe)
+    (verdict,) = guarding.verdicts
+    assert verdict.action == "mitigated"
+    assert verdict.retried == (0.01, 0.01)
+    assert verdict.corrected == (0, 1, 2)
+    with guard(pipe, strict, policy="regenerate", retries=2, rule=StabilityRule(tau_mild=1e9)) as guarding:
+        image = call(pipe)
+    assert guarding.verdicts[0].action == "withheld"
+    assert not image.any()
+
+
+@pytest.mark.parametrize("output_type", ["pil", "latent"])
+def test_images_of_one_call_are_made_again_alone(pipe, calibration, output_type):
+    """Several prompts and several images per prompt: row 3 is the second image of the second prompt."""
+    strict = flagging(calibration, EVERYTHING)
+    with guard(pipe, strict, policy="regenerate", retries=1, rule=ALWAYS) as guarding:
+        images = call(
+            pipe,
+            ["a red circle", "a blue star"],
+            seeds=range(4),
+            num_images_per_prompt=2,
+            output_type=output_type,
+            latents=None,
+        )
+    again = call(pipe, "a blue star", seeds=(3 + 1_000_003,), output_type=output_type)
+    assert len(images) == len(guarding.verdicts) == 4
+    with guard(pipe, strict, policy="mitigate", rule=ALWAYS):
+        again = call(pipe, "a blue star", seeds=(3 + 1_000_003,), output_type=output_type)
+    np.testing.assert_allclose(np.asarray(images[3], dtype=float), np.asarray(again[0], dtype=float), atol=1.0)
+
+
+def test_an_early_decision_saves_the_rest_of_the_run(pipe, calibration, scores):
+    evaluated = []
+    pipe.unet.register_forward_hook(lambda *_: evaluated.append(1))
+    with guard(pipe, flagging(calibration, EVERYTHING), policy="block", decide_by=2) as guarding:
+        image = call(pipe, seeds=(0, 1), prompt=["a red circle"] * 2)
+    assert len(evaluated) == 2
+    assert not image.any()
+    assert [verdict.action for verdict in guarding.verdicts] == ["withheld"] * 2
+    assert all(verdict.crossed < 2 for verdict in guarding.verdicts)
+    # one image is in order, so the run goes on
+    evaluated.clear()
+    plain = call(pipe, seeds=(0, 1), prompt=["a red circle"] * 2)
+    with guard(pipe, calibration, rate=0.5, decide_by=2) as observing:
+        call(pipe, seeds=(0, 1), prompt=["a red circle"] * 2)
+    evaluated.clear()
+    early = [verdict.score for verdict in observing.verdicts]
+    with guard(pipe, flagging(calibration, np.mean(early)), policy="block", decide_by=2) as guarding:
+        images = call(pipe, seeds=(0, 1), prompt=["a red circle"] * 2)
+    assert len(evaluated) == 3
+    for row in range(2):
+        assert np.array_equal(images[row], plain[row] if early[row] < np.mean(early) else np.zeros_like(plain[row]))
+
+
+def test_early_scores_are_judged_against_the_null_of_the_same_evaluation(pipe, calibration):
+    null = torch.tensor([1e9, -1.0, 1e9]).expand(99, 3)
+    with guard(pipe, replace(calibration, null={"stability": null}), decide_by=2) as guarding:
+        call(pipe)
+    assert guarding.verdicts[0].p_value == 0.01
+    with guard(pipe, replace(calibration, null={"stability": null})) as guarding:
+        call(pipe)
+    assert guarding.verdicts[0].p_value == 1.0
+
+
+@pytest.mark.parametrize("policy", ["observe", "mitigate", "block", "regenerate"])
+def test_latents_that_are_not_finite_are_never_called_clean(pipe, calibration, policy):
+    def spoil(pipe, index, t, values):
+        if index == 1:
+            values["latents"] = values["latents"] * torch.nan
+        return values
+
+    with guard(pipe, calibration, policy=policy, rate=0.5) as guarding:
+        images = call(pipe, callback_on_step_end=spoil, output_type="latent")
+    (verdict,) = guarding.verdicts
+    assert not verdict.clean
+    assert not verdict.flagged
+    assert np.isnan(verdict.p_value)
+    assert "could not tell: the latents are not finite from evaluation 2 on" in verdict.reason
+    if policy in ("block", "regenerate"):
+        assert verdict.action == "withheld"
+        assert not images.any()
+    else:
+        assert verdict.action == "none"
+
+
+def test_an_interrupted_call_leaves_the_guard_working(pipe, calibration):
+    def stop(pipe, index, t, values):
+        raise KeyboardInterrupt
+
+    plain = call(pipe)
+    with guard(pipe, calibration, rate=0.5) as guarding:
+        with pytest.raises(KeyboardInterrupt):
+            call(pipe, callback_on_step_end=stop)
+        assert guarding.verdicts == ()
+        assert np.array_equal(call(pipe), plain)
+        assert len(guarding.verdicts) == 1
+    assert not pipe.unet._forward_hooks
+    assert "step" not in vars(pipe.scheduler)
+
+
+def test_the_users_own_interruption_cannot_be_judged(pipe, calibration):
+    def stop(pipe, index, t, values):
+        pipe._interrupt = True
+        return values
+
+    with guard(pipe, calibration, rate=0.5) as guarding:
+        call(pipe, callback_on_step_end=stop)
+    assert "could not tell: the run ended after 1 of 3 evaluations" in guarding.verdicts[0].reason
+
+
+def test_two_pipelines_in_two_threads_do_not_see_each_other(calibration):
+    """They even share their networks, and each has a scheduler of its own."""
+    first = stable_diffusion()
+    second = StableDiffusionPipeline(
+        **{**first.components, "scheduler": DDIMScheduler.from_config(first.scheduler.config, clip_sample=False)},
+        requires_safety_checker=False,
+    )
+    second.set_progress_bar_config(disable=True)
+    prompts = {first: "a red circle", second: "a blue star"}
+    alone = {}
+    for pipe, prompt in prompts.items():
+        with guard(pipe, calibration, rate=0.5) as guarding:
+            call(pipe, prompt)
+        alone[pipe] = guarding.verdicts[0].score
+    found = {pipe: [] for pipe in prompts}
+
+    def work(pipe):
+        with guard(pipe, calibration, rate=0.5) as guarding:
+            for _ in range(5):
+                call(pipe, prompts[pipe])
+                found[pipe].append(guarding.verdicts[0].score)
+
+    threads = [threading.Thread(target=work, args=(pipe,)) for pipe in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for pipe, scores in found.items():
+        assert scores == pytest.approx([alone[pipe]] * 5, rel=1e-4)
+
+
+def test_attach_and_detach(pipe, calibration):
+    guarding = Guard(pipe, calibration, rate=0.5)
+    call(pipe)
+    assert guarding.verdicts == ()
+    guarding.attach()
+    with pytest.raises(UsageError, match="guarded already"):
+        guarding.attach()
+    with pytest.raises(UsageError, match="guarded already"), guard(pipe, calibration, rate=0.5):
+        pass
+    call(pipe)
+    assert len(guarding.verdicts) == 1
+    guarding.detach()
+    guarding.detach()
+    assert type(pipe) is StableDiffusionPipeline
+    guarding.attach().detach()
+
+
+def test_a_guard_bound_to_a_negative_prompt_wants_it(pipe, calibration):
+    bound = replace(calibration, fingerprint={**calibration.fingerprint, "options": {"negative_prompt": "a blue star"}})
+    with guard(pipe, bound, rate=0.5) as guarding:
+        call(pipe, ["a red circle"] * 2, seeds=(0, 1), negative_prompt=["a blue star"] * 2)
+        assert len(guarding.verdicts) == 2
+        with pytest.raises(UsageError, match=r"options\.negative_prompt is None, calibrated a blue star"):
+            call(pipe)
+
+
+def test_what_does_not_fit_is_explained(pipe, calibration):
+    for settings, message in [
+        ({"policy": "tarot"}, r"unknown policy 'tarot'; known are observe, mitigate, block, regenerate"),
+        ({"detector": "tarot"}, "unknown detector 'tarot'"),
+        ({"rate": 1.5}, "between 0 and 1"),
+        ({"rate": 0.01}, "needs at least 99 null references, the calibration has 68"),
+        ({"decide_by": 4}, r"decide_by=4 of 3 evaluations; give one in 1 … 3"),
+        ({"policy": "regenerate", "retries": 0}, "got 0 retries"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            Guard(pipe, calibration, **{"rate": 0.5, **settings})
+    with guard(pipe, calibration, rate=0.5):
+        for settings, message in [
+            ({"num_inference_steps": 4}, "steps is 4, calibrated 3"),
+            ({"guidance_scale": 3.0}, r"guidance is 3\.0, calibrated 2\.0"),
+            ({"height": 32}, "height is 32, calibrated None"),
+            ({"guidance_rescale": 0.7}, r"options\.guidance_rescale is 0\.7, calibrated None"),
+            ({"negative_prompt": ["a star"]}, r"options\.negative_prompt is a star, calibrated None"),
+        ]:
+            with pytest.raises(UsageError, match=message):
+                call(pipe, **settings)
+        call(pipe, height=16, width=16)
+        pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+        with pytest.raises(UsageError, match="scheduler is EulerDiscreteScheduler, calibrated DDIM"):
+            call(pipe)
+    other = stable_diffusion()
+    with guard(other, calibration, rate=0.5):
+        other.unet = stable_diffusion().unet
+        with pytest.raises(UsageError, match="denoiser was replaced"):
+            call(other)
+    with torch.no_grad():
+        next(other.unet.parameters()).mul_(1.5)
+    with pytest.raises(UsageError, match="weights is"):
+        Guard(other, calibration, rate=0.5)
+
+
+def test_a_calibration_can_be_bound_to_further_options(pipe):
+    sampling = Sampling(2, 2.0, options={"negative_prompt": "a blue star"})
+    bound = Calibration.fit(pipe, [f"a red circle {n}" for n in range(100)], sampling, batch_size=50)
+    assert bound.sampling == sampling
+    with guard(pipe, bound, rate=0.5) as guarding:
+        call(pipe, negative_prompt="a blue star", num_inference_steps=2)
+    assert guarding.verdicts[0].p_value > 0
