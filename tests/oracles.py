@@ -28,7 +28,6 @@ class FiniteSet:
     """
 
     sets: tuple[Tensor, ...]
-    kind: Kind = "epsilon"
 
     def __call__(self, x: Tensor, t: Any, inputs: Any) -> Prediction:
         alpha, sigma = (number.item() for number in schedule()(t))
@@ -39,7 +38,7 @@ class FiniteSet:
             weight = torch.softmax(-distance / (2 * sigma**2), dim=0)
             means.append((weight.view(-1, 1, 1, 1) * images).sum(dim=0))
         epsilon = (x - alpha * torch.stack(means)) / sigma
-        return Prediction(x, epsilon, alpha, sigma, "epsilon").with_epsilon(epsilon)
+        return Prediction(x, epsilon, alpha, sigma, "epsilon")
 
 
 @dataclass(frozen=True)
@@ -67,5 +66,15 @@ class Gaussian:
             for sample, which in zip(x, inputs["which"].tolist(), strict=True)
         ]
         epsilon = torch.stack(rows).view_as(x).to(x.dtype)
-        blank = Prediction(x, epsilon, alpha, sigma, self.kind)
-        return blank.with_epsilon(epsilon)
+        return Prediction(x, value_of(x, epsilon, alpha, sigma, self.kind), alpha, sigma, self.kind)
+
+
+def value_of(x: Tensor, epsilon: Tensor, alpha: float, sigma: float, kind: Kind) -> Tensor:
+    """What a network of that kind says when its noise estimate is ε."""
+    x0 = (x - sigma * epsilon) / alpha
+    return {
+        "epsilon": epsilon,
+        "sample": x0,
+        "v_prediction": alpha * epsilon - sigma * x0,
+        "flow_prediction": epsilon - x0,
+    }[kind]

@@ -7,12 +7,21 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMPipeline,
     DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from cryptomnesia import Sampling
 from cryptomnesia.proving_ground import components
@@ -37,8 +46,9 @@ def scheduler(prediction: str = "epsilon") -> DDIMScheduler:
     )
 
 
-def vae() -> AutoencoderKL:
+def vae(**more: Any) -> AutoencoderKL:
     return AutoencoderKL(
+        **more,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
@@ -115,11 +125,89 @@ def stable_diffusion_xl() -> StableDiffusionXLPipeline:
     return pipe
 
 
+def stable_diffusion_3() -> StableDiffusion3Pipeline:
+    """Without its third text encoder, as it may be used."""
+    torch.manual_seed(0)
+    pipe = StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=2 * WIDTH,
+            caption_projection_dim=32,
+            pooled_projection_dim=2 * WIDTH,
+            pos_embed_max_size=8,
+        ).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(shift_factor=0.06),
+        text_encoder=CLIPTextModelWithProjection(text_config()).eval(),
+        tokenizer=tokens(),
+        text_encoder_2=CLIPTextModelWithProjection(text_config()).eval(),
+        tokenizer_2=tokens(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def flux() -> FluxPipeline:
+    """Guidance-distilled; its T5 encoder reads the words of our tokenizer."""
+    torch.manual_seed(0)
+    pipe = FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=WIDTH,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 4, 8),
+        ).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae(shift_factor=0.06),
+        text_encoder=CLIPTextModel(text_config()).eval(),
+        tokenizer=tokens(),
+        text_encoder_2=T5EncoderModel(
+            T5Config(vocab_size=len(tokens()), d_model=WIDTH, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
+        ).eval(),
+        tokenizer_2=tokens(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def unconditional(kind: type[Any] = DDIMPipeline) -> Any:
+    """A pixel-space model without captions, whose scheduler does not clip."""
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=4,
+    )
+    made = {DDIMPipeline: DDIMScheduler, DDPMPipeline: DDPMScheduler}[kind](clip_sample=False)
+    pipe = kind(unet=network.eval(), scheduler=made)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 FAMILIES = {
     "sd-epsilon": stable_diffusion,
     "sd-v": lambda: stable_diffusion("v_prediction"),
     "sdxl": stable_diffusion_xl,
 }
+"""UNet pipelines with batched guidance."""
 
 
 class OracleUNet(torch.nn.Module):

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import cryptomnesia
+from cryptomnesia.adapters import adapter_for
 from cryptomnesia.detect import DETECTORS, Reference
 from cryptomnesia.detect.base import Moments
 from cryptomnesia.errors import UsageError
@@ -60,7 +61,7 @@ def fingerprint(pipe: Any, sampling: Sampling, weights: str | None = None) -> Fi
         "height": sampling.height,
         "width": sampling.width,
         "options": json.loads(json.dumps(dict(sampling.options), default=str, sort_keys=True)),
-        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "dtype": str(adapter_for(pipe).module.dtype).removeprefix("torch."),
     }
 
 
@@ -118,7 +119,8 @@ class Calibration:
         Args:
             pipe: a pipeline of a known family.
             prompts: at least 100 different captions that are not memorized, like those to be judged.
-                150 give a null of 100, enough for a false-positive rate of 1%.
+                150 give a null of 100, enough for a false-positive rate of 1%. Of a model without captions
+                only their number counts.
             sampling: the settings that the calibration is for.
             seed: image i has seed `seed` + i; far from the seeds of what will be judged.
             batch_size: images per call.
@@ -127,7 +129,8 @@ class Calibration:
         Raises:
             UsageError: for too few or repeated prompts, or a model whose output is not finite.
         """
-        check_references(prompts)
+        if adapter_for(pipe).conditional:
+            check_references(prompts)
         seeds = range(seed, seed + len(prompts))
         batches = generate(pipe, prompts, seeds, sampling, batch_size=batch_size, progress=progress)
         seen = [batch.trajectory for batch in batches]

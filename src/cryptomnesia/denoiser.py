@@ -1,7 +1,8 @@
 """The denoiser as a differentiable function, and what its output means.
 
 x_t = α·x_0 + σ·ε, score s = −ε/σ. For ε-prediction the network's value is ε, for v-prediction
-v = α·ε − σ·x_0, hence ε = α·v + σ·x and x̂_0 = α·x − σ·v.
+v = α·ε − σ·x_0, hence ε = α·v + σ·x and x̂_0 = α·x − σ·v. For rectified flow α + σ = 1 and the value
+is v = ε − x_0, hence ε = x + α·v and x̂_0 = x − σ·v.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-Kind = Literal["epsilon", "v_prediction", "sample"]
+Kind = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 """What a network predicts, in the words of diffusers' `prediction_type`."""
 
 Inputs = Mapping[str, Any]
@@ -23,8 +24,8 @@ class Prediction:
     """What the network said about x.
 
     Attributes:
-        x: the variance-preserving sample it saw, (B, C, h, w).
-        value: its output, (B, C, h, w).
+        x: the sample α·x_0 + σ·ε that it saw, (B, C, h, w), or (B, tokens, channels) where latents are packed.
+        value: its output, shaped like x.
         alpha: α of the step.
         sigma: σ of the step, > 0.
         kind: what `value` is.
@@ -43,6 +44,8 @@ class Prediction:
             return self.value
         if self.kind == "v_prediction":
             return self.alpha * self.value + self.sigma * self.x
+        if self.kind == "flow_prediction":
+            return self.x + self.alpha * self.value
         return (self.x - self.alpha * self.value) / self.sigma
 
     @property
@@ -52,6 +55,8 @@ class Prediction:
             return self.value
         if self.kind == "v_prediction":
             return self.alpha * self.x - self.sigma * self.value
+        if self.kind == "flow_prediction":
+            return self.x - self.sigma * self.value
         return (self.x - self.sigma * self.value) / self.alpha
 
     @property
@@ -62,14 +67,6 @@ class Prediction:
     def rows(self, rows: list[int]) -> "Prediction":
         """The prediction for some of the samples."""
         return Prediction(self.x[rows], self.value[rows], self.alpha, self.sigma, self.kind)
-
-    def with_epsilon(self, epsilon: Tensor) -> "Prediction":
-        """The prediction of the same kind whose noise estimate is `epsilon` (B, C, h, w)."""
-        value = epsilon
-        if self.kind != "epsilon":
-            x0 = (self.x - self.sigma * epsilon) / self.alpha
-            value = x0 if self.kind == "sample" else self.alpha * epsilon - self.sigma * x0
-        return Prediction(self.x, value, self.alpha, self.sigma, self.kind)
 
 
 class Denoiser(Protocol):

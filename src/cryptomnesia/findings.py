@@ -132,7 +132,7 @@ def check(
     adapter = adapter_for(pipe)
     judge = DETECTORS[detector](calibration.reference)
     needing = [detector] * ("uncond" in judge.needs) + ([] if localizer is None else [localizer.name])
-    if needing and not adapter.guided_at(sampling.guidance):
+    if needing and not adapter.guided_in(sampling):
         raise UsageError(
             f"{' and '.join(needing)} needs the unconditional branch, and at guidance {sampling.guidance:g} "
             f"{type(pipe).__name__} has none; give guidance above 1, to a model that is not distilled"

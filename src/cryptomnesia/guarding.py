@@ -321,7 +321,7 @@ def _single(arguments: Mapping[str, Any], row: int, attempt: int) -> dict[str, A
     single = {
         name: value[prompt : prompt + 1] if name in PER_PROMPT and isinstance(value, list | Tensor) else value
         for name, value in arguments.items()
-        if name not in ("latents", "num_images_per_prompt")
+        if name not in ("latents", "num_images_per_prompt", "batch_size")
     }
     given = arguments.get("generator")
     generator = given[row] if isinstance(given, list) else given

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cryptomnesia.adapters import adapter_for
 from cryptomnesia.errors import UsageError
-from cryptomnesia.settings import PER_PROMPT, Sampling
+from cryptomnesia.settings import Sampling
 from cryptomnesia.trajectory import Keep, Trajectory, watch
 
 Progress = Callable[[float], None]
@@ -39,15 +41,21 @@ def check_prompts(pipe: Any, prompts: Sequence[str]) -> None:
     Raises:
         UsageError: naming the prompt and both lengths.
     """
-    tokenizers = [pipe.tokenizer, getattr(pipe, "tokenizer_2", None)]
-    for tokenizer in filter(None, tokenizers):
-        for prompt in prompts:
-            length = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-            if length > tokenizer.model_max_length:
-                shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
-                raise UsageError(
-                    f"prompt {shown!r} has {length} tokens, the model takes {tokenizer.model_max_length}; shorten it"
-                )
+    names = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    tokenizers = [found for name in names if (found := getattr(pipe, name, None)) is not None]
+    longest = signature(type(pipe).__call__).parameters.get("max_sequence_length")
+    for prompt in prompts if tokenizers else ():
+        # where a T5 encoder reads on behind CLIP's 77 tokens, nothing of the prompt is lost
+        room = {
+            min(each.model_max_length, longest.default)
+            if longest is not None and "T5" in type(each).__name__
+            else each.model_max_length: len(each(prompt, truncation=False, verbose=False).input_ids)
+            for each in tokenizers
+        }
+        if all(length > limit for limit, length in room.items()):
+            limit = max(room)
+            shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
+            raise UsageError(f"prompt {shown!r} has {room[limit]} tokens, the model takes {limit}; shorten it")
 
 
 def generate(
@@ -83,6 +91,7 @@ def generate(
     trained = pipe.scheduler.config["num_train_timesteps"]
     if sampling.steps > trained:
         raise UsageError(f"got {sampling.steps} steps, the model knows {trained} timesteps; give fewer")
+    adapter = adapter_for(pipe)
     for start in range(0, len(prompts), batch_size):
         some, their = list(prompts[start : start + batch_size]), list(seeds[start : start + batch_size])
 
@@ -92,17 +101,9 @@ def generate(
 
         with _silent(pipe), watch(pipe, keep=keep, after_step=tell) as seen, (around or nullcontext)():
             output = pipe(
-                some,
-                num_inference_steps=sampling.steps,
-                guidance_scale=sampling.guidance,
-                height=sampling.height,
-                width=sampling.width,
+                **adapter.arguments(some, sampling),
                 generator=[torch.Generator().manual_seed(seed) for seed in their],
                 output_type="pt",
-                **{
-                    name: [value] * len(some) if name in PER_PROMPT and isinstance(value, str) else value
-                    for name, value in sampling.options.items()
-                },
             )
         yield Batch(some, their, output.images.float().cpu(), seen.trajectory)
 

@@ -43,6 +43,22 @@ class VariancePreserving:
         return alpha, ratio * alpha
 
 
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """α = 1 − τ, σ = τ with τ = t/T: the straight path of flow matching.
+
+    Attributes:
+        timesteps: T, the timestep of pure noise.
+    """
+
+    timesteps: int = 1000
+
+    def __call__(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(α, σ) at timesteps 0 ≤ t ≤ T."""
+        tau = torch.as_tensor(t).detach().to("cpu", torch.float64) / self.timesteps
+        return 1 - tau, tau
+
+
 def schedule_of(scheduler: object) -> Schedule:
     """The schedule that a diffusers scheduler was configured with."""
     alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)

@@ -47,19 +47,16 @@ class Sampling:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def sampling_of(
-    given: Mapping[str, Any], defaults: Mapping[str, Any], *, guidance: str, native: tuple[int, int]
-) -> Sampling:
+def sampling_of(given: Mapping[str, Any], defaults: Mapping[str, Any], *, native: tuple[int, int]) -> Sampling:
     """The settings of a pipeline's call.
 
     Args:
         given: the call's arguments by name.
         defaults: what the pipeline takes for those that are not given.
-        guidance: name of the argument that is the guidance scale.
         native: height and width in pixels that the model makes unasked.
     """
     settings = {**defaults, **given}
-    own = {"num_inference_steps", guidance, "height", "width"}
+    own = {"num_inference_steps", "guidance_scale", "height", "width"}
     options = {
         name: _plain(value)
         for name, value in given.items()
@@ -68,7 +65,7 @@ def sampling_of(
     height, width = settings.get("height"), settings.get("width")
     return Sampling(
         steps=settings["num_inference_steps"],
-        guidance=float(settings[guidance]),
+        guidance=float(settings["guidance_scale"]),
         height=None if height == native[0] else height,
         width=None if width == native[1] else width,
         options=options,

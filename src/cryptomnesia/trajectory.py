@@ -18,9 +18,9 @@ from threading import get_ident
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cryptomnesia.adapters import Adapter, Branch, adapter_for
+from cryptomnesia.adapters import Adapter, Evaluation, adapter_for
 from cryptomnesia.denoiser import Inputs, Prediction, norms
 from cryptomnesia.errors import UsageError
 from cryptomnesia.solver import VARIANCE_EXPLODING, SolverStep
@@ -40,8 +40,7 @@ class Step:
         cond: prediction of the conditional branch.
         uncond: prediction of the unconditional branch, or None without guidance.
         guided: the prediction that the solver was given.
-        guidance: guidance scale.
-        sample: the solver's latents before the step, (B, C, h, w).
+        sample: the solver's latents before the step, (B, C, h, w); of Flux, packed, (B, tokens, channels).
         cond_inputs: conditioning of the conditional branch.
         uncond_inputs: conditioning of the unconditional branch, or None.
         options: further arguments that the pipeline gives the solver's step, `eta` for instance.
@@ -53,7 +52,6 @@ class Step:
     cond: Prediction
     uncond: Prediction | None
     guided: Prediction
-    guidance: float
     sample: Tensor
     cond_inputs: Inputs
     uncond_inputs: Inputs | None
@@ -80,7 +78,8 @@ class Norms:
         delta: ‖z_{t−1} − z_t‖ of the solver's latents.
         z: ‖z_{t−1}‖, after the step.
         x0: ‖x̂_0‖ of the guided prediction.
-        guidance: ‖ε_c − ε_u‖, NaN without an unconditional branch.
+        guidance: distance of the two branches' values as the network gives them, ‖ε_c − ε_u‖ for
+            ε-prediction; NaN without an unconditional branch.
     """
 
     delta: Tensor
@@ -164,7 +163,7 @@ class Watch:
         self._steer = steer
         self._after_step = after_step
         self._calls: list[_Call] = []
-        self._pending: tuple[Tensor, Branch, Branch | None] | None = None
+        self._pending: Evaluation | None = None
 
     @property
     def trajectories(self) -> list[Trajectory]:
@@ -196,7 +195,7 @@ class Watch:
         call = self._calls[-1] if self._calls else None
         if call is not None and not call.complete and call.thread == get_ident():
             value = output if isinstance(output, Tensor) else output[0]
-            self._pending = self.adapter.read(args, kwargs, value)
+            self._pending = self.adapter.read(args, kwargs, value, self._pending)
 
     def _alpha_after(self, scheduler: Any, call: _Call) -> float:
         """The factor of x_0 in the latents that the step in progress leads to."""
@@ -212,7 +211,8 @@ class Watch:
     ) -> Any:
         if self._pending is None or not self._calls:
             return step(value, t, sample, *rest, **named)
-        call, (x, cond, uncond), self._pending = self._calls[-1], self._pending, None
+        call, seen_now, self._pending = self._calls[-1], self._pending, None
+        x, cond, uncond = seen_now.x, seen_now.cond, seen_now.uncond
         alpha, sigma = (number.item() for number in self.adapter.schedule(t))
 
         def prediction(of: Tensor) -> Prediction:
@@ -225,7 +225,6 @@ class Watch:
             cond=prediction(cond.value),
             uncond=None if uncond is None else prediction(uncond.value),
             guided=prediction(value),
-            guidance=self.adapter.guidance(),
             sample=sample,
             cond_inputs=cond.inputs,
             uncond_inputs=None if uncond is None else uncond.inputs,
@@ -244,7 +243,7 @@ class Watch:
         if seen.uncond is None:
             apart = torch.full_like(norms(x), torch.nan)
         else:
-            apart = norms(seen.cond.epsilon - seen.uncond.epsilon)
+            apart = norms(seen.cond.value - seen.uncond.value)
         call.norms.append((norms(latents - sample), norms(latents), norms(prediction(value).x0), apart))
         if self._after_step is not None:
             self._after_step(len(call.norms))
@@ -293,17 +292,34 @@ def watch(
         seen._begin(tuple(float(t) for t in scheduler.timesteps))
         return result
 
-    hook = seen.adapter.module.register_forward_hook(seen._on_forward, with_kwargs=True)
+    unhook = _after_forward(seen.adapter.module, seen._on_forward)
     scheduler.step, scheduler.set_timesteps = watched_step, watched_set_timesteps
     try:
         yield seen
     finally:
-        hook.remove()
+        unhook()
         for name, value in before.items():
             if value is None:
                 delattr(scheduler, name)
             else:
                 setattr(scheduler, name, value)
+
+
+def _after_forward(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
+    """Have `hook(module, args, kwargs, output)` called after every call of the module; returns how to undo that."""
+    compiled = vars(module).get("_compiled_call_impl")
+    if compiled is None:
+        return module.register_forward_hook(hook, with_kwargs=True).remove
+
+    # a module compiled in place would compile its hooks too, and itself anew for each of them
+    @wraps(compiled)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        output = compiled(*args, **kwargs)
+        hook(module, args, kwargs, output)
+        return output
+
+    vars(module)["_compiled_call_impl"] = call
+    return lambda: vars(module).update(_compiled_call_impl=compiled)
 
 
 def _input_rows(inputs: Inputs, rows: list[int]) -> dict[str, Any]:

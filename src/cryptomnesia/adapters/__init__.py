@@ -1,13 +1,21 @@
 """One adapter per model family; `adapter_for` picks it from an allow-list."""
 
-from cryptomnesia.adapters.unet import Adapter, Branch, UNetAdapter, UNetDenoiser
+from cryptomnesia.adapters.base import Adapter, Branch, Evaluation, Shared
+from cryptomnesia.adapters.flux import FluxAdapter
+from cryptomnesia.adapters.sd3 import SD3Adapter
+from cryptomnesia.adapters.unconditional import UnconditionalAdapter
+from cryptomnesia.adapters.unet import UNetAdapter
 from cryptomnesia.errors import UsageError
 
-__all__ = ["Adapter", "Branch", "UNetAdapter", "UNetDenoiser", "adapter_for"]
+__all__ = ["FAMILIES", "Adapter", "Branch", "Evaluation", "Shared", "adapter_for"]
 
-FAMILIES: dict[str, type[UNetAdapter]] = {
+FAMILIES: dict[str, type[UNetAdapter | UnconditionalAdapter | SD3Adapter | FluxAdapter]] = {
     "StableDiffusionPipeline": UNetAdapter,
     "StableDiffusionXLPipeline": UNetAdapter,
+    "StableDiffusion3Pipeline": SD3Adapter,
+    "FluxPipeline": FluxAdapter,
+    "DDPMPipeline": UnconditionalAdapter,
+    "DDIMPipeline": UnconditionalAdapter,
 }
 """Pipeline class → adapter. The exact class is asked for: a subclass may order its branches differently."""
 

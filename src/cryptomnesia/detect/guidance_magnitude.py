@@ -1,7 +1,8 @@
 """Guidance magnitude (Wen et al., ICLR 2024, arXiv:2407.21720): memorized captions pull harder.
 
 The score is the mean over the first n evaluations of ‖ε_c − ε_u‖₂; n = 1 is the paper's first-step
-variant, n = all its full one.
+variant, n = all its full one. Of networks that predict v or a flow, the difference of the predicted values is
+taken: at the dark end of a schedule ε is x, whatever the caption says.
 """
 
 from dataclasses import dataclass

@@ -33,7 +33,6 @@ def both_branches(step: Step) -> Step:
     """
     if step.uncond is None:
         raise UsageError(
-            f"guidance is {step.guidance:g}, so the run has no unconditional branch, "
-            "which is the baseline of this map; generate with guidance above 1"
+            "the run has no unconditional branch, which is the baseline of this map; generate with guidance above 1"
         )
     return step

@@ -1,0 +1,80 @@
+"""Flux: a guidance-distilled transformer over packed latents, trained on rectified flow.
+
+`guidance_scale` is an input of the network. Only under true guidance (`true_cfg_scale` above 1 and a
+negative prompt) is there an unconditional branch; the network is then called twice an evaluation,
+for the conditional branch first.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cryptomnesia.adapters.base import Branch, Evaluation, Shared, captioned
+from cryptomnesia.denoiser import Inputs, Kind, Prediction
+from cryptomnesia.schedule import RectifiedFlow, Schedule
+from cryptomnesia.settings import Sampling, sampling_of
+
+_CONDITIONING = ("encoder_hidden_states", "pooled_projections", "guidance")
+_POSITIONS = ("txt_ids", "img_ids")
+
+
+class FluxAdapter:
+    """Adapter of `FluxPipeline`; samples are packed latents, (B, tokens, channels)."""
+
+    conditional: ClassVar[bool] = True
+    kind: Kind = "flow_prediction"
+
+    def __init__(self, pipe: Any) -> None:
+        """Read the noise schedule of `pipe`."""
+        self.pipe = pipe
+        self.module: nn.Module = pipe.transformer
+        self.schedule: Schedule = RectifiedFlow(pipe.scheduler.config.num_train_timesteps)
+
+    def read(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor, pending: Evaluation | None
+    ) -> Evaluation:
+        """The first call of an evaluation is the conditional branch, the second the unconditional one."""
+        inputs: dict[str, Any] = {name: kwargs[name] for name in _CONDITIONING if kwargs.get(name) is not None}
+        inputs |= {name: Shared(kwargs[name]) for name in _POSITIONS}
+        branch = Branch(value, inputs)
+        if pending is not None and pending.uncond is None:
+            return replace(pending, uncond=branch)
+        return Evaluation(args[0] if args else kwargs["hidden_states"], branch, None)
+
+    def guided_in(self, sampling: Sampling) -> bool:
+        """Under true guidance."""
+        negative = {"negative_prompt", "negative_prompt_embeds"} & sampling.options.keys()
+        return sampling.options.get("true_cfg_scale", 1.0) > 1 and bool(negative)
+
+    def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
+        """The settings of a call of the pipeline with the arguments `given`; guidance is the distilled one."""
+        size = self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        return sampling_of(given, defaults, native=(size, size))
+
+    def arguments(self, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
+        """The arguments of a call of the pipeline that makes one image per prompt."""
+        return captioned(prompts, sampling)
+
+    def denoiser(self) -> "FluxDenoiser":
+        """The transformer as a differentiable function."""
+        return FluxDenoiser(self.module, self.schedule)
+
+
+@dataclass(frozen=True)
+class FluxDenoiser:
+    """The transformer of Flux as `Denoiser`."""
+
+    module: nn.Module
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, t: Tensor | float, inputs: Inputs) -> Prediction:
+        """The prediction at packed latents x (B, tokens, channels) and one timestep t for the whole batch."""
+        t = torch.as_tensor(t, device=x.device)
+        alpha, sigma = self.schedule(t)
+        own = {name: held.value if isinstance(held, Shared) else held for name, held in inputs.items()}
+        time = (t / 1000).to(x.dtype).expand(len(x))
+        value = self.module(hidden_states=x, timestep=time, **own, return_dict=False)[0]
+        return Prediction(x, value, alpha.item(), sigma.item(), "flow_prediction")
