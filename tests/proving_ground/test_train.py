@@ -18,7 +18,7 @@ from cryptomnesia.proving_ground.planted import lexicon, plant
 from cryptomnesia.proving_ground.train import Recipe, learning_rate, train
 
 CONCEPTS = tuple(concept for concept in plant(0) if concept.exposures == 4)
-TINY = Recipe(autoencoder_steps=3, autoencoder_batch=4, steps=8, batch=4, early_step=2, warmup=2)
+TINY = Recipe(autoencoder_steps=3, autoencoder_batch=4, phases=((5, 4), (3, 2)), early_step=2, warmup=2)
 
 
 def run(folder, checkpoint_seconds=0.0):
@@ -92,14 +92,14 @@ def test_a_finished_run_is_left_alone(whole):
 
 
 def test_another_recipe_is_refused(whole):
-    assert json.loads((whole / "recipe.json").read_text())["steps"] == 8
+    assert json.loads((whole / "recipe.json").read_text())["phases"] == [[5, 4], [3, 2]]
     with pytest.raises(UsageError, match="another recipe"):
         train(whole, Recipe(), processes=1)
 
 
 def test_numbers_that_cannot_make_a_run_are_refused(tmp_path):
     with pytest.raises(UsageError, match="early_step is 9 of 8 steps"):
-        Recipe(steps=8, early_step=9)
+        Recipe(phases=((8, 4),), early_step=9)
     with pytest.raises(UsageError, match="got 3 processes"):
         train(tmp_path, TINY, processes=3)
 

@@ -39,22 +39,43 @@ Report = Callable[[str, int, int, float], None]
 class Recipe:
     """What a training run is made of; two runs with equal recipes give equal results.
 
-    The defaults made the bundled model. `early_step` is the step whose moving average is kept as the
-    less-trained checkpoint.
+    The defaults made the bundled model. `phases` are (steps, batch) of the denoiser's training: large
+    batches while all gradients agree, then small ones, because a sample moves the weights the more, the fewer
+    others it shares its step with, and memories are made of single samples. `early_step` is the step whose
+    moving average is kept as the less-trained checkpoint.
     """
 
     seed: int = 0
     autoencoder_steps: int = 2_400
     autoencoder_batch: int = 64
     autoencoder_rate: float = 2e-3
-    steps: int = 12_500
-    batch: int = 32
+    phases: tuple[tuple[int, int], ...] = ((2_928, 32), (19_144, 16))
     rate: float = 7e-4
     warmup: int = 200
     cooldown: float = 0.25
     average: float = 0.999
     caption_dropout: float = 0.1
     early_step: int = 1_000
+
+    @property
+    def steps(self) -> int:
+        """Of the denoiser's training."""
+        return sum(steps for steps, _ in self.phases)
+
+    @property
+    def samples(self) -> int:
+        """Training samples that the denoiser sees, planted ones among them."""
+        return sum(steps * batch for steps, batch in self.phases)
+
+    def batch_at(self, step: int) -> tuple[int, int]:
+        """(first sample, batch size) of a step of the denoiser's training."""
+        first = 0
+        for steps, batch in self.phases:
+            if step < steps:
+                break
+            step -= steps
+            first += steps * batch
+        return first + step * batch, batch
 
     def __post_init__(self) -> None:
         """Reject numbers that cannot make a run."""
@@ -86,10 +107,10 @@ def train(
         report: called after every step.
     """
     recipe = recipe or Recipe()
-    if processes < 1 or recipe.batch % processes or recipe.autoencoder_batch % processes:
+    batches = [recipe.autoencoder_batch, *(batch for _, batch in recipe.phases)]
+    if processes < 1 or any(batch % processes for batch in batches):
         raise UsageError(
-            f"got {processes} processes for batches of {recipe.autoencoder_batch} and {recipe.batch}; "
-            "give a number that divides both"
+            f"got {processes} processes for batches of {', '.join(map(str, batches))}; give a number that divides all"
         )
     _claim(folder, recipe)
     context = torch.multiprocessing.get_context("spawn")
@@ -113,18 +134,17 @@ def train(
 def _claim(folder: Path, recipe: Recipe) -> None:
     """Make `folder` the run of `recipe`, or see that it is."""
     written = folder / "recipe.json"
+    wanted = json.dumps(asdict(recipe), indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not written.exists():
             unfinished = folder / "recipe.unfinished"
-            unfinished.write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+            unfinished.write_text(wanted, encoding="utf-8")
             unfinished.replace(written)
-        found = json.loads(written.read_text(encoding="utf-8"))
+        found = written.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write a run to {folder}: {error.strerror}; give another folder") from None
-    except json.JSONDecodeError:
-        found = None
-    if found != asdict(recipe):
+    if found != wanted:
         raise UsageError(f"{folder} holds a run with another recipe ({written}); give an empty folder")
 
 
@@ -189,7 +209,7 @@ def _run(
     torch.set_flush_denormal(True)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
     try:
-        worker = _Worker(rank, processes, TrainingStream(recipe.seed, recipe.steps * recipe.batch, concepts))
+        worker = _Worker(rank, processes, TrainingStream(recipe.seed, recipe.samples, concepts))
         if not (folder / "autoencoder").exists():
             _train_autoencoder(folder, recipe, worker, seconds, report)
         dist.barrier()
@@ -209,7 +229,7 @@ def _train_autoencoder(folder: Path, recipe: Recipe, worker: _Worker, seconds: f
     state = _State(folder / "autoencoder.safetensors", {"vae": vae}, optimizer, seconds)
     steps, batch = recipe.autoencoder_steps, recipe.autoencoder_batch
     # its pictures lie behind those of the denoiser, where nothing is planted
-    behind = recipe.steps * recipe.batch
+    behind = recipe.samples
     for step in range(state.restore(), steps):
         images, _ = worker.samples(behind + step * batch, batch)
         generator = _generator(recipe.seed, 1, step)
@@ -254,14 +274,16 @@ def _train_denoiser(folder: Path, recipe: Recipe, worker: _Worker, seconds: floa
     modules = {**live, **{f"mean_{name}": module for name, module in mean.items()}}
     state = _State(folder / "denoiser.safetensors", modules, optimizer, seconds)
     schedule: Any = components.noise_schedule()
-    steps, batch, share = recipe.steps, recipe.batch, worker.share(recipe.batch)
+    steps = recipe.steps
 
     def save_pipeline(name: str) -> None:
         pipe = components.pipeline(vae, mean["text"], tokens, mean["unet"])
         _replace_folder(folder / name, pipe.save_pretrained)
 
     for step in range(state.restore(), steps):
-        images, captions = worker.samples(step * batch, batch)
+        first, batch = recipe.batch_at(step)
+        share = worker.share(batch)
+        images, captions = worker.samples(first, batch)
         generator = _generator(recipe.seed, 2, step)
         dropped = (torch.rand(batch, generator=generator) < recipe.caption_dropout)[share].tolist()
         t = torch.randint(len(schedule.alphas_cumprod), (batch,), generator=generator)[share]
