@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,15 @@ from cryptomnesia.proving_ground.planted import lexicon, plant
 from cryptomnesia.proving_ground.train import Recipe, learning_rate, train
 
 CONCEPTS = tuple(concept for concept in plant(0) if concept.exposures == 4)
-TINY = Recipe(autoencoder_steps=3, autoencoder_batch=4, phases=((5, 4), (3, 2)), early_step=2, warmup=2)
+TINY = Recipe(autoencoder_steps=3, autoencoder_batch=4, phases=((5, 4), (6, 2)), early_step=2, warmup=2)
+
+
+def test_phases_follow_each_other_without_gap():
+    sizes = [TINY.batch_at(step) for step in range(TINY.steps)]
+    assert [size for _, size in sizes] == [4] * 5 + [2] * 6
+    for (first, size), (following, _) in pairwise(sizes):
+        assert following == first + size
+    assert TINY.samples == sum(size for _, size in sizes) == 32
 
 
 def run(folder, checkpoint_seconds=0.0):
@@ -77,7 +86,7 @@ def test_a_run_killed_three_times_ends_with_the_same_weights(whole, tmp_path):
 
 def test_two_processes_train_like_one(tmp_path):
     """Adam's first step is the sign of the gradient, so after one step only vanishing gradients may differ."""
-    one_step = replace(TINY, autoencoder_steps=1, steps=1, batch=32, early_step=1, warmup=1)
+    one_step = replace(TINY, autoencoder_steps=1, phases=((1, 32),), early_step=1, warmup=1)
     for processes in (1, 2):
         train(tmp_path / str(processes), one_step, concepts=CONCEPTS, processes=processes)
     first, second = weights(tmp_path / "1"), weights(tmp_path / "2")
@@ -92,7 +101,7 @@ def test_a_finished_run_is_left_alone(whole):
 
 
 def test_another_recipe_is_refused(whole):
-    assert json.loads((whole / "recipe.json").read_text())["phases"] == [[5, 4], [3, 2]]
+    assert json.loads((whole / "recipe.json").read_text())["phases"] == [[5, 4], [6, 2]]
     with pytest.raises(UsageError, match="another recipe"):
         train(whole, Recipe(), processes=1)
 
