@@ -6,8 +6,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 
-from cryptomnesia import Calibration, Guard, Sampling, StabilityRule, UsageError, examine, guard
-from tiny_pipelines import SAMPLING, stable_diffusion
+from cryptomnesia import Calibration, Guard, Rephrasing, Sampling, StabilityRule, UsageError, examine, guard
+from oracles import FiniteSet
+from tiny_pipelines import SAMPLING, KeywordEncoder, oracle_pipeline, stable_diffusion
 
 
 def call(pipe, prompt="a red circle", seeds=(0,), **settings):
@@ -208,11 +209,11 @@ def test_latents_that_are_not_finite_are_never_called_clean(pipe, calibration, p
     assert not verdict.flagged
     assert np.isnan(verdict.p_value)
     assert "could not tell: the latents are not finite from evaluation 2 on" in verdict.reason
-    if policy in ("block", "regenerate"):
+    if policy == "observe":
+        assert verdict.action == "none"
+    else:
         assert verdict.action == "withheld"
         assert not images.any()
-    else:
-        assert verdict.action == "none"
 
 
 def test_an_interrupted_call_leaves_the_guard_working(pipe, calibration):
@@ -269,6 +270,85 @@ def test_two_pipelines_in_two_threads_do_not_see_each_other(calibration):
         thread.join()
     for pipe, scores in found.items():
         assert scores == pytest.approx([alone[pipe]] * 5, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def memorizer():
+    """(pipe, calibration, image): the word "ring" brings the image back, other captions give one of many others."""
+    generator = torch.Generator().manual_seed(0)
+    planted = 2.5 * torch.randn((1, 4, 4, 4), generator=generator)
+    pipe = oracle_pipeline(FiniteSet((torch.randn((64, 4, 4, 4), generator=generator), planted)), channels=4)
+    pipe.text_encoder = KeywordEncoder("ring")
+    calibration = Calibration.fit(pipe, [f"a red circle {n}" for n in range(150)], Sampling(20, 1.01), batch_size=50)
+    return pipe, calibration, planted
+
+
+@pytest.mark.parametrize("policy", ["mitigate", "regenerate"])
+@pytest.mark.parametrize("decide_by", [None, 5])
+def test_rephrasing_drops_the_word_that_brings_the_memory_back(memorizer, policy, decide_by):
+    pipe, calibration, planted = memorizer
+    prompts = ["a red circle and a ring on a blue ground", "a red circle"]
+
+    def distances():
+        generators = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
+        settings = {"num_inference_steps": 20, "guidance_scale": 1.01, "output_type": "latent"}
+        return (pipe(prompts, generator=generators, **settings).images - planted).flatten(1).norm(dim=1)
+
+    plain = distances()
+    assert plain[0] < 0.5 < plain[1]
+    with guard(pipe, calibration, policy=policy, retries=1, decide_by=decide_by) as guarding:
+        guarded = distances()
+    flagged, ordinary = guarding.verdicts
+    assert flagged.dropped == ("ring",)
+    assert flagged.action == "mitigated"
+    assert "without ring p = " in flagged.reason
+    assert ordinary.action == "none"
+    assert guarded[0] > 10 * plain[0]
+    assert guarded[1] == plain[1]
+
+
+def test_rephrasing_gives_up_when_no_word_helps(memorizer):
+    pipe, calibration, _ = memorizer
+    settings = {"num_inference_steps": 20, "guidance_scale": 1.01, "output_type": "latent"}
+    with guard(pipe, calibration, policy="mitigate", rule=Rephrasing(most=1)) as guarding:
+        image = pipe(**settings, prompt="ring", generator=torch.Generator().manual_seed(7)).images
+    assert guarding.verdicts[0].action == "withheld"
+    assert "no words to leave out; withheld" in guarding.verdicts[0].reason
+    assert not image.any()
+    embeds = torch.zeros(1, 1, 32)
+    embeds[0, 0, 0] = 1.0
+    with guard(pipe, calibration, policy="mitigate") as guarding:
+        pipe(**settings, prompt_embeds=embeds, generator=torch.Generator())
+    assert guarding.verdicts[0].action == "withheld"
+
+
+def test_an_image_is_made_again_from_its_own_noise(pipe, calibration):
+    """Given latents or a generator that was used before, the probes and the new image start where the first one did."""
+    always = replace(calibration, null={"stability": torch.full((99, 3), -1.0)})
+    used = torch.Generator().manual_seed(3)
+    torch.randn(5, generator=used)
+    state = used.get_state()
+    starts = []
+
+    def remember(module, args, kwargs):
+        starts.append((args[0] if args else kwargs["sample"]).chunk(2)[0].clone())
+
+    pipe.unet.register_forward_pre_hook(remember, with_kwargs=True)
+    settings = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "latent"}
+    with guard(pipe, always, policy="mitigate", rule=Rephrasing(most=1)):
+        pipe("a red circle", generator=[used], **settings)
+    expected = torch.randn((1, 4, 8, 8), generator=torch.Generator().set_state(state))
+    first, probes, again = starts[0], starts[3], starts[4]
+    assert len(starts) == 3 + 1 + 3
+    assert torch.equal(first, expected)
+    assert torch.equal(probes, expected.expand(3, -1, -1, -1))
+    assert torch.equal(again, expected)
+    starts.clear()
+    latents = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(5))
+    with guard(pipe, always, policy="mitigate", rule=Rephrasing(most=1)):
+        pipe(["a red circle", "a blue star"], latents=latents, **settings)
+    assert torch.equal(starts[3], latents[:1].expand(3, -1, -1, -1))
+    assert torch.equal(starts[-3], latents[1:])
 
 
 def test_attach_and_detach(pipe, calibration):

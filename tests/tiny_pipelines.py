@@ -241,6 +241,21 @@ def oracle_pipeline(oracle: Any, channels: int = 1, side: int = 4) -> StableDiff
     return pipe
 
 
+class KeywordEncoder(torch.nn.Module):
+    """A text encoder that tells an `OracleUNet` one thing: condition 1 if a word is in the prompt, else 0."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self.token = tokens().convert_tokens_to_ids(f"{word}</w>")
+        self.config = SimpleNamespace()
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+
+    def forward(self, ids: Any, attention_mask: Any = None) -> Any:
+        embeds = torch.zeros(len(ids), 1, WIDTH)
+        embeds[:, 0, 0] = (ids == self.token).any(dim=1).float()
+        return (embeds,)
+
+
 def call_oracle(pipe: Any, which: int, seeds: range, steps: int = 20, guidance: float = 1.01, baseline: int = 0) -> Any:
     """Latents of one generation per seed under condition `which`, guided against condition `baseline`."""
     embeds = torch.full((len(seeds), 1, WIDTH), float(which))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cryptomnesia.findings import Finding, examine
     from cryptomnesia.guarding import Guard, Verdict, guard
     from cryptomnesia.localize import CurvatureDifference, ScoreDifference
-    from cryptomnesia.mitigate import StabilityRule, stabilize
+    from cryptomnesia.mitigate import Rephrasing, StabilityRule, stabilize
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.sampling import generate
     from cryptomnesia.settings import Sampling
@@ -28,6 +28,7 @@ _HOMES = {
     "Finding": "findings",
     "Guard": "guarding",
     "GuidanceMagnitude": "detect",
+    "Rephrasing": "mitigate",
     "Sampling": "settings",
     "ScoreDifference": "localize",
     "Stability": "detect",
@@ -51,6 +52,7 @@ __all__ = [
     "Finding",
     "Guard",
     "GuidanceMagnitude",
+    "Rephrasing",
     "Sampling",
     "ScoreDifference",
     "Stability",

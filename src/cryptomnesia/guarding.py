@@ -21,7 +21,8 @@ from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import Calibration, weights_digest
 from cryptomnesia.detect import DETECTORS
 from cryptomnesia.errors import UsageError
-from cryptomnesia.mitigate import Correction, StabilityRule
+from cryptomnesia.mitigate import Correction, Rephrasing, StabilityRule
+from cryptomnesia.mitigate.rephrasing import candidates, without
 from cryptomnesia.settings import PER_PROMPT
 from cryptomnesia.solver import check_steerable
 from cryptomnesia.trajectory import Trajectory, watch
@@ -33,6 +34,8 @@ try other seeds, at most `retries`, then mitigate."""
 Action = Literal["none", "mitigated", "withheld", "regenerated"]
 
 SEVERITIES = ("none", "mild", "strong")
+
+PROMPTS = ("prompt", "prompt_2", "prompt_3")
 
 _SEED_STRIDE = 1_000_003
 
@@ -49,6 +52,7 @@ class Verdict:
         crossed: of a flagged image, the evaluation, from 0, at which the running score first passed the threshold.
         severity: of the correction: `none`, `mild` or `strong`.
         corrected: the evaluations at which the run was corrected.
+        dropped: the words that were left out of the prompt.
         retried: p-values of the images generated after the first one.
         action: what became of the image: `none`, `mitigated`, `withheld` or `regenerated`.
         reason: why, in words.
@@ -61,6 +65,7 @@ class Verdict:
     crossed: int | None
     severity: str
     corrected: tuple[int, ...]
+    dropped: tuple[str, ...]
     retried: tuple[float, ...]
     action: Action
     reason: str
@@ -76,8 +81,7 @@ class _Run:
     """One call of the original pipeline."""
 
     output: Any
-    trajectory: Trajectory
-    correction: Correction | None
+    corrected: bool
     verdicts: tuple[Verdict, ...]
 
 
@@ -96,7 +100,7 @@ class Guard:
         policy: Policy = "observe",
         detector: str = "stability",
         rate: float = 0.01,
-        rule: StabilityRule | None = None,
+        rule: StabilityRule | Rephrasing | None = None,
         decide_by: int | None = None,
         retries: int = 3,
         on_verdict: Callable[[Verdict], None] | None = None,
@@ -109,7 +113,9 @@ class Guard:
             policy: what to do about flagged images.
             detector: one of `DETECTORS`.
             rate: false-positive rate at which an image is flagged.
-            rule: of the mitigation, the published one when None.
+            rule: of the mitigation: `Rephrasing`, the default where there are prompts, makes flagged images
+                again without the words that bring the memory back; `StabilityRule`, the published one, corrects
+                the run itself.
             decide_by: judge every image after this many evaluations rather than at the end. When all
                 images of a call are flagged then and would not be returned, the rest of the
                 run is not computed.
@@ -131,19 +137,24 @@ class Guard:
         if decide_by is not None and not 1 <= decide_by <= evaluations:
             raise UsageError(f"got decide_by={decide_by} of {evaluations} evaluations; give one in 1 … {evaluations}")
         adapter_for(pipe)
-        if policy in ("mitigate", "regenerate"):
+        prompted = adapter_for(pipe).conditional
+        if rule is None:
+            rule = Rephrasing() if prompted else StabilityRule()
+        if isinstance(rule, Rephrasing) and not prompted:
+            raise UsageError(f"a {type(pipe).__name__} has no prompt to rephrase; give rule=StabilityRule()")
+        if isinstance(rule, StabilityRule) and policy in ("mitigate", "regenerate"):
             check_steerable(pipe.scheduler)
         self.pipe = pipe
         self.calibration = calibration
         self.policy = policy
         self.rate = rate
-        self.rule = rule or StabilityRule()
+        self.rule = rule
         self.retries = retries
         self.on_verdict = on_verdict
         self.verdicts: tuple[Verdict, ...] = ()
         self._judge = DETECTORS[detector](calibration.reference)
         self._last = (decide_by or evaluations) - 1
-        self._early = decide_by is not None and policy in ("block", "regenerate")
+        self._early = decide_by is not None and policy != "observe"
         self._threshold = calibration.threshold(detector, rate, self._last)
         self._weights = weights_digest(pipe)
         calibration.check(pipe, calibration.sampling, self._weights)
@@ -180,20 +191,23 @@ class Guard:
         assert self._kind is not None
         arguments = self._arguments(args, kwargs)
         self.verdicts = ()
-        run = self._generate(arguments, mitigate=self.policy == "mitigate")
+        first = _Noise(arguments)
+        run = self._generate(arguments, correct=self.policy == "mitigate")
         verdicts = list(run.verdicts)
         images = _images(run.output)
         for row, verdict in enumerate(verdicts):
-            if verdict.clean or self.policy in ("observe", "mitigate"):
+            if verdict.clean or self.policy == "observe" or (self.policy == "mitigate" and run.corrected):
                 continue
-            if self.policy == "regenerate":
-                verdicts[row], image = self._again(arguments, verdict)
-                if image is not None:
-                    images = _with(images, row, image)
+            single = _single(arguments, row)
+            image = None
+            if self.policy == "block":
+                verdict = replace(verdict, action="withheld", reason=f"{verdict.reason}; withheld")
+            elif self.policy == "mitigate":
+                verdict, image = self._rephrase({**single, **first.of(row)}, verdict)
             else:
-                verdicts[row] = replace(verdict, action="withheld", reason=f"{verdict.reason}; withheld")
-            if verdicts[row].action == "withheld":
-                images = _with(images, row, None)
+                verdict, image = self._regenerate(single, first, verdict)
+            verdicts[row] = verdict
+            images = _with(images, row, image)
         self.verdicts = tuple(verdicts)
         if self.on_verdict is not None:
             for verdict in verdicts:
@@ -213,9 +227,13 @@ class Guard:
         self.calibration.check(self.pipe, adapter.sampling(given, defaults), self._weights)
         return given
 
-    def _generate(self, arguments: Mapping[str, Any], *, mitigate: bool) -> _Run:
+    def _generate(self, arguments: Mapping[str, Any], *, correct: bool = False) -> _Run:
+        """Call the original pipeline; with `correct`, under the rule if it is one that corrects runs."""
         assert self._kind is not None
-        correction = Correction(self.calibration.reference, self.rule) if mitigate else None
+        rule = self.rule
+        correction = (
+            Correction(self.calibration.reference, rule) if correct and isinstance(rule, StabilityRule) else None
+        )
 
         def stop_early(done: int) -> None:
             if done == self._last + 1 and done < len(self.calibration.reference.delta.mean):
@@ -226,13 +244,13 @@ class Guard:
         with watch(
             self.pipe,
             steer=None if correction is None else correction.steer,
-            after_step=stop_early if self._early and not mitigate else None,
+            after_step=stop_early if self._early and correction is None else None,
         ) as seen:
             output = self._kind.__call__(self.pipe, **arguments)
         trajectory = seen.trajectory
         if correction is not None:
             trajectory = correction.as_proposed(trajectory)
-        return _Run(output, trajectory, correction, self._verdicts(trajectory, correction))
+        return _Run(output, correction is not None, self._verdicts(trajectory, correction))
 
     def _verdicts(self, trajectory: Trajectory, correction: Correction | None) -> tuple[Verdict, ...]:
         running = self._judge.running(trajectory)
@@ -262,6 +280,7 @@ class Guard:
                     crossed=int((running[row, : self._last + 1] >= self._threshold).nonzero()[0]) if flagged else None,
                     severity=SEVERITIES[severity[row]],
                     corrected=corrected,
+                    dropped=(),
                     retried=(),
                     action="mitigated" if corrected else "none",
                     reason=reason,
@@ -278,25 +297,82 @@ class Guard:
             return f"the run ended after {taken} of {self._last + 1} evaluations"
         return f"{self._judge.name} lacks its signal"
 
-    def _again(self, arguments: dict[str, Any], verdict: Verdict) -> tuple[Verdict, Any]:
+    def _regenerate(self, single: dict[str, Any], first: "_Noise", verdict: Verdict) -> tuple[Verdict, Any]:
         """Other seeds for one image, then mitigation: the new verdict and image, None if nothing may be shown."""
         retried: list[float] = []
         for attempt in range(1, self.retries + 1):
-            run = self._generate(_single(arguments, verdict.image, attempt), mitigate=False)
+            run = self._generate({**single, **first.other(verdict.image, attempt)})
             (again,) = run.verdicts
             retried.append(again.p_value)
             if again.clean:
                 reason = f"{verdict.reason}; seed {attempt} after it has p = {again.p_value:.3g}"
                 done = replace(verdict, retried=tuple(retried), action="regenerated", reason=reason)
                 return done, _images(run.output)[0]
-        run = self._generate(_single(arguments, verdict.image, self.retries), mitigate=True)
+        verdict = replace(
+            verdict, retried=tuple(retried), reason=f"{verdict.reason}; {self.retries} other seeds were no better"
+        )
+        other = first.other(verdict.image, self.retries)
+        if isinstance(self.rule, Rephrasing):
+            return self._rephrase({**single, **other}, verdict)
+        run = self._generate({**single, **other}, correct=True)
         (again,) = run.verdicts
-        tried = f"{verdict.reason}; {self.retries} other seeds were no better"
-        done = replace(verdict, retried=tuple(retried), severity=again.severity, corrected=again.corrected)
+        done = replace(verdict, severity=again.severity, corrected=again.corrected)
         if not again.corrected:
             # flagged, or not to be judged at all, and the rule has nothing to correct: nothing that may be shown
-            return replace(done, action="withheld", reason=f"{tried}, the rule corrected nothing; withheld"), None
-        return replace(done, action="mitigated", reason=f"{tried}; mitigated"), _images(run.output)[0]
+            reason = f"{verdict.reason}, the rule corrected nothing; withheld"
+            return replace(done, action="withheld", reason=reason), None
+        return replace(done, action="mitigated", reason=f"{verdict.reason}; mitigated"), _images(run.output)[0]
+
+    def _rephrase(self, single: dict[str, Any], verdict: Verdict) -> tuple[Verdict, Any]:
+        """The same noise with fewer words: the new verdict and image, None if nothing may be shown."""
+        assert isinstance(self.rule, Rephrasing)
+        texts = {name: value for name, value in single.items() if name in PROMPTS and value is not None}
+        dropped: list[str] = []
+        p_value = verdict.p_value
+        while texts and len(dropped) < self.rule.most:
+            words = candidates(texts["prompt"][0], dropped)
+            if not words:
+                break
+            rest = [{name: without(text[0], [*dropped, word]) for name, text in texts.items()} for word in words]
+            scores = self._probe(single, rest)
+            dropped.append(words[int(scores.argmin())])
+            fewer = {name: [without(text[0], dropped)] for name, text in texts.items()}
+            run = self._generate({**single, **fewer, "generator": _replayed(single)})
+            (again,) = run.verdicts
+            p_value = again.p_value
+            if again.clean:
+                reason = f"{verdict.reason}; without {', '.join(dropped)} p = {p_value:.3g}"
+                done = replace(verdict, dropped=tuple(dropped), action="mitigated", reason=reason)
+                return done, _images(run.output)[0]
+        why = f"without {', '.join(dropped)} still p = {p_value:.3g}" if dropped else "no words to leave out"
+        reason = f"{verdict.reason}; {why}; withheld"
+        return replace(verdict, dropped=tuple(dropped), action="withheld", reason=reason), None
+
+    def _probe(self, single: dict[str, Any], rest: list[dict[str, str]]) -> Tensor:
+        """Scores of an image after the rule's first evaluations under other prompts, (len(rest),); ∞ for NaN."""
+        assert isinstance(self.rule, Rephrasing)
+        assert self._kind is not None
+        evaluations = min(self.rule.probe, self._last + 1)
+
+        def stop(done: int) -> None:
+            if done == evaluations:
+                self.pipe._interrupt = True
+
+        scores = []
+        for start in range(0, len(rest), self.rule.batch):
+            some = rest[start : start + self.rule.batch]
+            repeated = {
+                name: value * len(some) if isinstance(value, list) else value.repeat_interleave(len(some), dim=0)
+                for name, value in single.items()
+                if name in (*PER_PROMPT, "latents") and isinstance(value, list | Tensor)
+            }
+            texts = {name: [each[name] for each in some] for name in some[0]}
+            more = {"generator": [_replayed(single) for _ in some], "output_type": "latent"}
+            quiet = {name: value for name, value in single.items() if not name.startswith("callback")}
+            with watch(self.pipe, after_step=stop) as seen:
+                self._kind.__call__(self.pipe, **{**quiet, **repeated, **texts, **more})
+            scores.append(self._judge.running(seen.trajectory)[:, evaluations - 1])
+        return torch.cat(scores).nan_to_num(nan=torch.inf)
 
 
 @contextmanager
@@ -315,20 +391,48 @@ def guard(pipe: Any, calibration: Calibration, **settings: Any) -> Iterator[Guar
         guarding.detach()
 
 
-def _single(arguments: Mapping[str, Any], row: int, attempt: int) -> dict[str, Any]:
-    """The arguments that make image `row` of a call alone, with another seed."""
+class _Noise:
+    """The noise of a call's images, to be drawn again."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        """Remember it before the call uses its generators up."""
+        given = arguments.get("generator")
+        self._own = isinstance(given, list)
+        self._given: list[Any] = given if isinstance(given, list) else [given]
+        self._states = [None if each is None else each.get_state() for each in self._given]
+        self._latents = arguments.get("latents")
+
+    def of(self, row: int) -> dict[str, Any]:
+        """The arguments for the noise that image `row` had, if it has a generator or latents of its own."""
+        latents = {} if self._latents is None else {"latents": self._latents[row : row + 1]}
+        if not self._own:
+            return {**self.other(row, 0), **latents}
+        return {"generator": torch.Generator(self._given[row].device).set_state(self._states[row]), **latents}
+
+    def other(self, row: int, attempt: int) -> dict[str, Any]:
+        """The arguments for other noise, the same whenever asked for."""
+        given = self._given[row if self._own else 0]
+        if given is None:
+            return {"generator": torch.Generator().manual_seed(torch.seed())}
+        seed = given.initial_seed() + (0 if self._own else row) + attempt * _SEED_STRIDE
+        return {"generator": torch.Generator(given.device).manual_seed(seed % 2**63)}
+
+
+def _replayed(single: Mapping[str, Any]) -> torch.Generator:
+    """A generator in the state that the one in `single` is in."""
+    generator: torch.Generator = single["generator"]
+    return torch.Generator(generator.device).set_state(generator.get_state())
+
+
+def _single(arguments: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """The arguments that make image `row` of a call alone; its noise is left to `_Noise`."""
     prompt = row // arguments.get("num_images_per_prompt", 1)
     single = {
         name: value[prompt : prompt + 1] if name in PER_PROMPT and isinstance(value, list | Tensor) else value
         for name, value in arguments.items()
-        if name not in ("latents", "num_images_per_prompt", "batch_size")
+        if name not in ("generator", "latents", "num_images_per_prompt", "batch_size")
     }
-    given = arguments.get("generator")
-    generator = given[row] if isinstance(given, list) else given
-    seed = torch.seed() if generator is None else generator.initial_seed() + (0 if isinstance(given, list) else row)
-    device = "cpu" if generator is None else generator.device
-    single["generator"] = torch.Generator(device).manual_seed((seed + attempt * _SEED_STRIDE) % 2**63)
-    return single
+    return {name: [value] if name in PER_PROMPT and isinstance(value, str) else value for name, value in single.items()}
 
 
 def _images(output: Any) -> Any:
