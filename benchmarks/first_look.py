@@ -27,7 +27,7 @@ from cryptomnesia import Calibration, CurvatureDifference, Sampling, ScoreDiffer
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.detect import DETECTORS
 from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
-from cryptomnesia.localize import upsampled
+from cryptomnesia.localize import Watched, upsampled
 from cryptomnesia.mitigate import stabilize
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
@@ -167,7 +167,7 @@ def measure(
                 )
             )
             view = adapter_for(pipe).denoiser()
-            maps = {each.name: each.map(batch.trajectory, view) for each in LOCALIZERS}
+            maps = {each.name: each.map(Watched(batch.trajectory, view)) for each in LOCALIZERS}
             for row, record in enumerate(own):
                 entry = entries[len(records) + row]
                 assert entry is not None

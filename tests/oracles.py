@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.denoiser import Kind, Prediction
-from cryptomnesia.schedule import VariancePreserving
+from cryptomnesia.schedule import RectifiedFlow, Schedule, VariancePreserving
 
 
 def schedule() -> VariancePreserving:
@@ -53,14 +53,18 @@ class Gaussian:
     variances: Tensor
     kind: Kind = "epsilon"
 
+    def schedule(self) -> Schedule:
+        """Straight paths for flow prediction, else the variance-preserving one."""
+        return RectifiedFlow() if self.kind == "flow_prediction" else schedule()
+
     def curvature(self, which: int, t: Any) -> Tensor:
         """−∇²log p_t of condition `which`, (D, D)."""
-        alpha, sigma = schedule()(t)
+        alpha, sigma = self.schedule()(t)
         basis = self.basis[which]
         return (basis / (alpha**2 * self.variances[which] + sigma**2)) @ basis.T
 
     def __call__(self, x: Tensor, t: Any, inputs: Any) -> Prediction:
-        alpha, sigma = (number.item() for number in schedule()(t))
+        alpha, sigma = (number.item() for number in self.schedule()(t))
         rows = [
             sigma * self.curvature(which, t) @ (sample.double().flatten() - alpha * self.mean[which])
             for sample, which in zip(x, inputs["which"].tolist(), strict=True)

@@ -1,15 +1,31 @@
+from dataclasses import replace
+
 import pytest
 import torch
-from scipy.linalg import hadamard
+from diffusers import FluxPipeline
+from diffusers.models.attention_processor import AttnProcessor
 from scipy.stats import ortho_group
 from sklearn.metrics import roc_auc_score
 
-from cryptomnesia import CurvatureDifference, ScoreDifference, UsageError, watch
-from cryptomnesia.adapters import adapter_for
-from cryptomnesia.localize import upsampled
-from cryptomnesia.localize.curvature import jacobian_diagonal, rademacher
+from cryptomnesia import CurvatureDifference, Sampling, ScoreDifference, UsageError, generate, watch
+from cryptomnesia.adapters import Shared, adapter_for
+from cryptomnesia.localize import (
+    BrightEnding,
+    Curvature,
+    DiagonalEstimator,
+    GuidanceMap,
+    MapReference,
+    Watched,
+    checkpoint,
+    empty_caption,
+    end_positions,
+    upsampled,
+)
+from cryptomnesia.localize.base import over_channels
+from cryptomnesia.localize.bright_ending import cross_attention
 from oracles import FiniteSet, Gaussian
-from tiny_pipelines import FAMILIES, call_oracle, oracle_pipeline, stable_diffusion
+from test_families import CASES
+from tiny_pipelines import call_oracle, oracle_pipeline, stable_diffusion, stable_diffusion_xl
 
 SIZE = 16
 PLANTED = torch.zeros(4, 4, dtype=torch.bool)
@@ -30,30 +46,6 @@ def gaussian(kind="epsilon", mixed=False):
     )
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_curvature_of_a_gaussian_is_exact_with_spanning_probes(kind):
-    oracle = gaussian(kind, mixed=True)
-    x = torch.randn(3, 1, 4, 4)
-    which = {"which": torch.tensor([1, 1, 0])}
-    probes = torch.from_numpy(hadamard(SIZE)).float().view(SIZE, 1, 4, 4)
-    diagonal = jacobian_diagonal(lambda at: oracle(at, 201, which).epsilon, x, probes)
-    sigma = oracle(x, 201, which).sigma
-    expected = torch.stack([oracle.curvature(c, 201).diagonal().view(1, 4, 4) for c in (1, 1, 0)])
-    torch.testing.assert_close(diagonal / sigma, expected.float(), rtol=2e-3, atol=1e-4)
-
-
-def test_random_probes_come_within_their_standard_error():
-    oracle = gaussian(mixed=True)
-    x = torch.randn(1, 1, 4, 4)
-    which = {"which": torch.tensor([1])}
-    probes = rademacher(torch.Size((1, 4, 4)), 2000, seed=0)
-    estimate = jacobian_diagonal(lambda at: oracle(at, 201, which).epsilon, x, probes).flatten().double()
-    jacobian = oracle.curvature(1, 201) * oracle(x, 201, which).sigma
-    # the variance of one probe's estimate of J_ii is the sum of J_ij² over j ≠ i
-    error = (jacobian.square().sum(dim=1) - jacobian.diagonal() ** 2).sqrt() / 2000**0.5
-    assert ((estimate - jacobian.diagonal()).abs() < 5 * error).all()
-
-
 @pytest.fixture(scope="module")
 def gaussian_run():
     pipe = oracle_pipeline(gaussian())
@@ -67,19 +59,27 @@ def view(pipe):
     return lambda x, t, inputs: pipe.unet.oracle(x, t, {"which": inputs["encoder_hidden_states"][:, 0, 0].long()})
 
 
-def test_curvature_difference_matches_the_closed_form(gaussian_run):
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        DiagonalEstimator(engine="exact"),
+        # the covariances are diagonal here, so every single probe gives the exact diagonal
+        DiagonalEstimator(engine="reverse", design="random", probes=1),
+        DiagonalEstimator(engine="finite", probes=4, group=4, rows=3),
+    ],
+)
+def test_curvature_difference_matches_the_closed_form(gaussian_run, estimator):
     trajectory, denoiser = gaussian_run
     oracle = gaussian()
     t = trajectory.step().t
     expected = (oracle.curvature(1, t) - oracle.curvature(0, t)).diagonal().view(4, 4).float()
-    # the covariances are diagonal here, so every single probe gives the exact diagonal
-    maps = CurvatureDifference(probes=1).map(trajectory, denoiser)
+    maps = CurvatureDifference(estimator=estimator).map(Watched(trajectory, denoiser))
     torch.testing.assert_close(maps, expected.relu().expand(3, -1, -1), rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("localizer", [CurvatureDifference(), ScoreDifference()])
+@pytest.mark.parametrize("localizer", [CurvatureDifference(), Curvature(), ScoreDifference(), GuidanceMap()])
 def test_every_localizer_points_at_the_planted_half_of_a_gaussian(localizer, gaussian_run):
-    maps = localizer.map(*gaussian_run)
+    maps = localizer.map(Watched(*gaussian_run))
     assert maps.shape == (3, 4, 4)
     assert (maps >= 0).all()
     for each in maps:
@@ -94,35 +94,179 @@ def test_the_curvature_map_points_at_the_planted_half_of_a_memorizer():
     # in the middle of the run: at its end a finite set pins every pixel, planted or not
     with watch(pipe, keep=(25,)) as seen:
         call_oracle(pipe, which=1, seeds=range(2), steps=50)
-    maps = CurvatureDifference(probes=64, step=25).map(seen.trajectory, view(pipe))
+    maps = CurvatureDifference(25, DiagonalEstimator(probes=64)).map(Watched(seen.trajectory, view(pipe)))
     for each in maps:
         assert roc_auc_score(PLANTED.flatten(), each.flatten()) > 0.95
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_maps_of_every_family_do_not_depend_on_the_batch(family):
-    pipe = FAMILIES[family]()
-    with watch(pipe, keep=(-1,)) as seen:
-        generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-        pipe(["a red circle", "a blue star"], generator=generators, num_inference_steps=3, output_type="latent")
-    denoiser = adapter_for(pipe).denoiser()
-    for localizer in (CurvatureDifference(probes=4), ScoreDifference()):
-        both = localizer.map(seen.trajectory, denoiser)
-        alone = localizer.map(seen.trajectory.rows([1]), denoiser)
-        assert both.shape == (2, 8, 8)
-        assert torch.isfinite(both).all()
-        torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-3 * both.max().item())
+MAPS = (CurvatureDifference(), Curvature(), ScoreDifference(), GuidanceMap(), BrightEnding())
+PROMPTS = ["a red circle", "a small striped blue star"]
+
+
+def watched(pipe, sampling, baseline=None, ends=True):
+    (batch,) = generate(pipe, PROMPTS, [0, 1], sampling, keep=(-1,))
+    positions = end_positions(pipe, PROMPTS) if ends else None
+    return Watched(batch.trajectory, adapter_for(pipe).denoiser(), baseline, positions)
+
+
+@pytest.mark.parametrize("name", ["sd-epsilon", "sd-v", "sdxl", "sd3", "flux true guidance"])
+def test_maps_of_every_family_do_not_depend_on_the_batch(name):
+    family = CASES[name]
+    seen = watched(family.make(), family.sampling)
+    for localizer in MAPS:
+        if isinstance(localizer, BrightEnding) and not hasattr(seen.denoiser.module, "down_blocks"):
+            with pytest.raises(UsageError, match="no cross-attention on its way down"):
+                localizer.map(seen)
+            continue
+        both, alone = localizer.map(seen), localizer.map(seen.rows([1]))
+        assert both.shape == (2, 8, 8), localizer.name
+        assert (both >= 0).all()
+        # a finite difference of rounding errors, over the length of the step and over σ
+        torch.testing.assert_close(both[1:], alone, rtol=1e-2, atol=max(1e-2 * both.max().item(), 5e-3))
+
+
+def test_packed_latents_are_laid_out_as_their_pipeline_does():
+    channels, height, width = 4, 6, 4
+    latents = torch.arange(2.0 * channels * height * width).view(2, channels, height, width)
+    packed = FluxPipeline._pack_latents(latents, 2, channels, height, width)
+    positions = FluxPipeline._prepare_latent_image_ids(2, height // 2, width // 2, "cpu", torch.float32)
+    torch.testing.assert_close(over_channels(packed, {"img_ids": Shared(positions)}), latents.sum(dim=1))
+
+
+@pytest.mark.parametrize("name", ["sd unguided", "sd3 unguided", "flux distilled"])
+def test_an_unguided_run_can_be_compared_with_an_empty_caption(name):
+    family = CASES[name]
+    pipe = family.make()
+    seen = watched(pipe, family.sampling)
+    for localizer in (CurvatureDifference(), ScoreDifference()):
+        with pytest.raises(UsageError, match="no unconditional branch"):
+            localizer.map(seen)
+    asked = replace(seen, baseline=empty_caption(pipe, 2, family.sampling))
+    assert ScoreDifference().map(asked).shape == (2, 8, 8)
+    assert CurvatureDifference().map(asked).max() > 0
+
+
+def test_an_empty_caption_is_the_unconditional_branch_of_a_guided_run():
+    family = CASES["sd-epsilon"]
+    pipe = family.make()
+    seen = watched(pipe, family.sampling)
+    asked = replace(seen, baseline=empty_caption(pipe, 2, family.sampling))
+    for localizer in (CurvatureDifference(), ScoreDifference()):
+        torch.testing.assert_close(localizer.map(asked), localizer.map(seen), rtol=1e-2, atol=1e-3)
+
+
+def test_another_checkpoint_is_a_baseline():
+    family = CASES["sd-v"]
+    pipe, other = family.make(), family.make()
+    seen = watched(pipe, family.sampling)
+    same = replace(seen, baseline=checkpoint(pipe, other, PROMPTS, family.sampling))
+    # of the same model with the same caption: nothing is remembered better
+    for localizer in (CurvatureDifference(), ScoreDifference()):
+        assert localizer.map(same).max() < 1e-2 * localizer.map(seen).max()
+    with torch.no_grad():
+        for weight in other.unet.parameters():
+            weight.mul_(0.5)
+    earlier = replace(seen, baseline=checkpoint(pipe, other, PROMPTS, family.sampling))
+    torch.testing.assert_close(
+        CurvatureDifference().difference(earlier).value,
+        CurvatureDifference(estimator=DiagonalEstimator(engine="forward")).difference(earlier).value,
+        rtol=2e-2,
+        atol=2e-2 * CurvatureDifference().difference(earlier).value.abs().max().item(),
+    )
+
+
+def test_a_baseline_of_another_kind_is_refused():
+    pipe = stable_diffusion()
+    sampling = Sampling(2, 2.0)
+    with pytest.raises(UsageError, match="prediction type is v_prediction, the model's epsilon"):
+        checkpoint(pipe, stable_diffusion("v_prediction"), PROMPTS, sampling)
+    with pytest.raises(UsageError, match="family is StableDiffusionXLPipeline, the model's StableDiffusionPipeline"):
+        checkpoint(pipe, stable_diffusion_xl(), PROMPTS, sampling)
+    other = stable_diffusion()
+    with torch.no_grad():
+        next(other.vae.parameters()).mul_(2.0)
+    with pytest.raises(UsageError, match="autoencoder is"):
+        checkpoint(pipe, other, PROMPTS, sampling)
+
+
+def test_bright_ending_is_the_attention_of_the_stock_processors():
+    """Against the probabilities that diffusers' plain attention processor computes."""
+    family = CASES["sd-epsilon"]
+    pipe = family.make()
+    seen = watched(pipe, family.sampling)
+    (layer,) = cross_attention(pipe.unet)
+    probabilities = []
+
+    class Plain(AttnProcessor):
+        def __call__(self, attn, *args, **kwargs):
+            scores = attn.get_attention_scores
+            attn.get_attention_scores = lambda *a: probabilities.append(scores(*a)) or probabilities[-1]
+            result = super().__call__(attn, *args, **kwargs)
+            del attn.get_attention_scores
+            return result
+
+    layer.set_processor(Plain())
+    step = seen.trajectory.step()
+    seen.denoiser(step.cond.x, step.t, step.cond_inputs)
+    expected = probabilities[0].unflatten(0, (2, layer.heads)).mean(dim=1)
+    expected = torch.stack([expected[row, :, end] for row, end in enumerate(seen.ends)])
+    assert layer.heads > 1
+    torch.testing.assert_close(BrightEnding().map(seen).flatten(1), expected, rtol=1e-4, atol=1e-5)
+    assert seen.ends.tolist() == [4, 6]
 
 
 def test_maps_explain_what_they_lack():
     pipe = stable_diffusion()
-    with watch(pipe, keep=(-1,)) as seen:
-        pipe("a red circle", guidance_scale=1.0, num_inference_steps=2, output_type="latent")
-    for localizer in (CurvatureDifference(), ScoreDifference()):
-        with pytest.raises(UsageError, match="no unconditional branch"):
-            localizer.map(seen.trajectory, adapter_for(pipe).denoiser())
+    seen = watched(pipe, Sampling(2, 2.0), ends=False)
+    with pytest.raises(UsageError, match="need the positions of the end tokens"):
+        BrightEnding().map(seen)
+    with pytest.raises(UsageError, match="step 0 of 2 holds no tensors"):
+        ScoreDifference(step=0).map(seen)
     with pytest.raises(UsageError, match="got 0 probes"):
-        CurvatureDifference(probes=0)
+        DiagonalEstimator(probes=0)
+    with torch.no_grad():
+        next(pipe.unet.parameters()).fill_(torch.nan)
+    with pytest.raises(UsageError, match="not finite"):
+        CurvatureDifference().map(seen)
+
+
+def reference_maps(count=90):
+    return torch.rand((count, 8, 8), generator=torch.Generator().manual_seed(0))
+
+
+def test_masks_keep_the_rate_on_new_references():
+    reference = MapReference.fit(reference_maps())
+    fresh = torch.rand((200, 8, 8), generator=torch.Generator().manual_seed(1))
+    mask = reference.mask(fresh, rate=0.05)
+    assert mask.pixels.float().mean().item() == pytest.approx(0.05, abs=0.01)
+    assert (mask.p_value <= 0.1).double().mean() <= 0.15
+    assert torch.equal(mask.pixels, mask.regions > 0)
+
+
+def test_a_bright_region_is_found_whole_and_is_no_accident():
+    reference = MapReference.fit(reference_maps())
+    bright = 0.3 * reference_maps(1)
+    bright[0, 2:6, 2:6] += 2.0
+    bright[0, 0, 7] = 2.0
+    mask = reference.mask(bright, rate=0.05, smallest=2)
+    assert mask.pixels[0, 2:6, 2:6].all()
+    assert mask.fraction.item() == 16 / 64
+    assert mask.regions.unique().tolist() == [0, 1]
+    assert mask.p_value.item() == pytest.approx(1 / 61)
+    both = reference.mask(bright, rate=0.05)
+    assert both.regions.unique().tolist() == [0, 1, 2]
+    smooth = reference.mask(bright, rate=0.05, smooth=1.0)
+    assert smooth.pixels[0, 3:5, 3:5].all()
+
+
+def test_masks_explain_what_does_not_fit():
+    reference = MapReference.fit(reference_maps())
+    with pytest.raises(UsageError, match="pixel rate 1e-05 for 1920 reference pixels"):
+        reference.threshold(1e-5)
+    with pytest.raises(UsageError, match=r"got maps of \(4, 4\), the reference has \(8, 8\)"):
+        reference.mask(torch.zeros(1, 4, 4))
+    with pytest.raises(UsageError, match="got 2 reference maps"):
+        MapReference.fit(torch.zeros(2, 8, 8))
 
 
 def test_upsampling_keeps_a_flat_map_flat():

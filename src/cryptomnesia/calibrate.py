@@ -65,15 +65,19 @@ def fingerprint(pipe: Any, sampling: Sampling, weights: str | None = None) -> Fi
     }
 
 
-def weights_digest(pipe: Any) -> str:
-    """SHA-256 over names, shapes and values of all networks of the pipeline, in half precision.
+def weights_digest(pipe: Any, only: str | None = None) -> str:
+    """SHA-256 over names, shapes and values of all networks of the pipeline, or `only` one, in half precision.
 
     Of large tensors some 65,536 evenly spaced values are read, so that a model of any size takes a
     moment and any training step still shows. Half precision: a checkpoint is the same model
     whether it was loaded in fp32 or fp16.
     """
     digest = hashlib.sha256()
-    networks = {part: network for part, network in pipe.components.items() if isinstance(network, nn.Module)}
+    networks = {
+        part: network
+        for part, network in pipe.components.items()
+        if isinstance(network, nn.Module) and only in (None, part)
+    }
     for part, network in sorted(networks.items()):
         for name, value in sorted(network.state_dict().items()):
             digest.update(f"{part} {name} {tuple(value.shape)}".encode())

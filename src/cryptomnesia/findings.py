@@ -12,7 +12,7 @@ from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import Calibration
 from cryptomnesia.detect import DETECTORS
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localize import Localizer
+from cryptomnesia.localize import Localizer, Watched
 from cryptomnesia.mitigate import StabilityRule, stabilize
 from cryptomnesia.sampling import Batch, Progress, generate
 from cryptomnesia.settings import Sampling
@@ -92,7 +92,7 @@ def examine(
         instead: dict[int, Tensor] = {}
         if rows and localizer is not None:
             view = adapter_for(pipe).denoiser()
-            maps = dict(zip(rows, localizer.map(batch.trajectory.rows(rows), view).cpu(), strict=True))
+            maps = dict(zip(rows, localizer.map(Watched(batch.trajectory.rows(rows), view)).cpu(), strict=True))
         if rows and rule is not None:
             instead = dict(zip(rows, _mitigated(pipe, batch, rows, sampling, calibration, rule), strict=True))
         above = judge.running(batch.trajectory) >= threshold

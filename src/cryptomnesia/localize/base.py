@@ -1,23 +1,91 @@
 """What a localizer is: from a watched generation to a map of what is memorized."""
 
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cryptomnesia.denoiser import Denoiser
+from cryptomnesia.adapters import Shared
+from cryptomnesia.denoiser import Denoiser, Inputs
 from cryptomnesia.errors import UsageError
+from cryptomnesia.localize.baseline import Baseline
 from cryptomnesia.trajectory import Step, Trajectory
 
 
+@dataclass(frozen=True)
+class Watched:
+    """A generation to be mapped.
+
+    Attributes:
+        trajectory: with the tensors of the step in question.
+        denoiser: the model.
+        baseline: what does not remember; None for the run's own unconditional branch.
+        ends: position of the end token in every caption, (B,) int; for attention maps.
+    """
+
+    trajectory: Trajectory
+    denoiser: Denoiser
+    baseline: Baseline | None = None
+    ends: Tensor | None = None
+
+    def rows(self, rows: list[int]) -> "Watched":
+        """The generation of some of the images."""
+        return Watched(
+            self.trajectory.rows(rows),
+            self.denoiser,
+            None if self.baseline is None else self.baseline.rows(rows),
+            None if self.ends is None else self.ends[rows],
+        )
+
+    def against(self, step: Step) -> Baseline:
+        """The baseline at a step.
+
+        Raises:
+            UsageError: where there is none.
+        """
+        if self.baseline is not None:
+            return self.baseline
+        if step.uncond is None or step.uncond_inputs is None:
+            raise UsageError(
+                "the run has no unconditional branch, which is the baseline of this map; generate with guidance "
+                "above 1, or give another baseline: `empty_caption` or `checkpoint`"
+            )
+        return Baseline(self.denoiser, step.uncond_inputs, step.uncond)
+
+
 class Localizer(Protocol):
-    """A map over the picture, ≥ 0, higher = more memorized."""
+    """A map over the picture, ≥ 0, higher = more memorized.
+
+    Attributes:
+        name: on the command line and in results.
+        step: the evaluation that is looked at; its tensors must have been kept.
+        differs: whether a baseline is subtracted.
+    """
 
     name: ClassVar[str]
+    differs: ClassVar[bool]
 
-    def map(self, trajectory: Trajectory, denoiser: Denoiser) -> Tensor:
+    @property
+    def step(self) -> int:
+        """The evaluation that is looked at."""
+        ...
+
+    def map(self, watched: Watched) -> Tensor:
         """The map of every image, (B, h, w) at latent resolution."""
         ...
+
+
+def over_channels(values: Tensor, inputs: Inputs) -> Tensor:
+    """Σ over channels of values (B, C, h, w), or (B, tokens, channels) of packed latents: (B, h, w)."""
+    if values.dim() == 4:
+        return values.float().sum(dim=1)
+    positions: Shared = inputs["img_ids"]
+    height, width = (int(last) + 1 for last in positions.value[:, 1:].amax(dim=0))
+    # a token holds the 2×2 latents of C channels, channels first
+    cells = values.float().unflatten(1, (height, width)).unflatten(3, (-1, 2, 2)).sum(dim=3)
+    return cells.permute(0, 1, 3, 2, 4).reshape(len(values), 2 * height, 2 * width)
 
 
 def upsampled(maps: Tensor, height: int, width: int) -> Tensor:
@@ -25,14 +93,12 @@ def upsampled(maps: Tensor, height: int, width: int) -> Tensor:
     return interpolate(maps[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
 
 
-def both_branches(step: Step) -> Step:
-    """`step`, if it has an unconditional branch.
+def finite(maps: Tensor) -> Tensor:
+    """`maps`, if every number in them is finite.
 
     Raises:
-        UsageError: for a generation without guidance.
+        UsageError: otherwise.
     """
-    if step.uncond is None:
-        raise UsageError(
-            "the run has no unconditional branch, which is the baseline of this map; generate with guidance above 1"
-        )
-    return step
+    if not torch.isfinite(maps).all():
+        raise UsageError("the map is not finite, so the model's output is not; check its weights and dtype")
+    return maps

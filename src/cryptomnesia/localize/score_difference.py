@@ -1,8 +1,8 @@
-"""Score differences Δs_∅ (arXiv:2605.26756): the surrogate of Δh_∅ that costs nothing.
+"""Score differences Δs (arXiv:2605.26756): the surrogate of Δh that needs no derivative.
 
-Δs_∅ = Σ_channels (s_c − s_u)² with s = −ε/σ. By the Fisher identity it approaches the curvature
-difference as t → 0, so it is read at the last step. It asks for an unconditional branch that has not
-memorized the picture.
+Δs = Σ_channels (s_c − s̃)² with s = −ε/σ, against the unconditional branch (Δs_∅) or a less-trained checkpoint
+(Δs_θ̃). By the Fisher identity it approaches the curvature difference as t → 0, so it is read at the last
+step. What it asks of the baseline is the same.
 """
 
 from dataclasses import dataclass
@@ -10,20 +10,37 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from cryptomnesia.denoiser import Denoiser
-from cryptomnesia.localize.base import both_branches
-from cryptomnesia.trajectory import Trajectory
+from cryptomnesia.localize.base import Watched, finite, over_channels
+from cryptomnesia.trajectory import Step
 
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """Δs_∅ at evaluation `step`, in 1/(latent unit)²; no further evaluation of the model."""
+    """Δs at evaluation `step`, in 1/(latent unit)²; against the unconditional branch it costs nothing."""
 
     step: int = -1
     name: ClassVar[str] = "score-difference"
+    differs: ClassVar[bool] = True
 
-    def map(self, trajectory: Trajectory, denoiser: Denoiser | None = None) -> Tensor:
-        """Δs_∅ of every image, (B, h, w), ≥ 0."""
-        step = both_branches(trajectory.step(self.step))
-        assert step.uncond is not None
-        return (step.cond.score - step.uncond.score).float().square().sum(dim=1)
+    def map(self, watched: Watched) -> Tensor:
+        """Δs of every image, (B, h, w), ≥ 0."""
+        step = watched.trajectory.step(self.step)
+        return over_channels((_apart(watched, step) / step.cond.sigma) ** 2, step.cond_inputs)
+
+
+@dataclass(frozen=True)
+class GuidanceMap:
+    """‖ε_c − ε̃‖ over channels at evaluation `step`: guidance magnitude, not summed over the picture."""
+
+    step: int = -1
+    name: ClassVar[str] = "guidance-map"
+    differs: ClassVar[bool] = True
+
+    def map(self, watched: Watched) -> Tensor:
+        """The distance at every place of every image, (B, h, w), ≥ 0, in latent units."""
+        step = watched.trajectory.step(self.step)
+        return over_channels(_apart(watched, step) ** 2, step.cond_inputs).sqrt()
+
+
+def _apart(watched: Watched, step: Step) -> Tensor:
+    return finite((step.cond.epsilon - watched.against(step).epsilon(step.cond.x, step.t)).float())

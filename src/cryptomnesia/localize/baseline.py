@@ -1,0 +1,129 @@
+"""What a map is compared with: a model that knows the picture less well.
+
+The paper's two baselines are the same model without the caption (Δ_∅) and a less-trained checkpoint of it
+with the caption (Δ_θ̃). The first is part of every guided generation and costs nothing. A model that is not
+guided can be asked once more with an empty caption.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cryptomnesia.adapters import adapter_for
+from cryptomnesia.calibrate import weights_digest
+from cryptomnesia.denoiser import Denoiser, Inputs, Prediction
+from cryptomnesia.errors import UsageError
+from cryptomnesia.settings import Sampling
+from cryptomnesia.trajectory import watch
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A model and its conditioning for every image of a generation.
+
+    Attributes:
+        denoiser: the model.
+        inputs: its conditioning, batch first.
+        seen: its predictions, where the generation evaluated it anyway.
+    """
+
+    denoiser: Denoiser
+    inputs: Inputs
+    seen: Prediction | None = None
+
+    def rows(self, rows: list[int]) -> "Baseline":
+        """The baseline of some of the images."""
+        return Baseline(
+            self.denoiser, input_rows(self.inputs, rows), None if self.seen is None else self.seen.rows(rows)
+        )
+
+    @torch.no_grad()
+    def epsilon(self, x: Tensor, t: float) -> Tensor:
+        """Its noise estimate at x (B, …), (B, …); an evaluation only where the generation made none."""
+        if self.seen is not None and self.seen.x is x:
+            return self.seen.epsilon
+        return self.denoiser(x, t, self.inputs).epsilon
+
+
+def empty_caption(pipe: Any, count: int, sampling: Sampling) -> Baseline:
+    """The model itself, asked with an empty caption: for runs without an unconditional branch."""
+    return Baseline(adapter_for(pipe).denoiser(), conditioning(pipe, [""] * count, sampling))
+
+
+def checkpoint(pipe: Any, other: Any, prompts: Sequence[str], sampling: Sampling) -> Baseline:
+    """Another checkpoint, with its own reading of the captions.
+
+    Args:
+        pipe: the pipeline whose generations are mapped.
+        other: a pipeline around a less-trained checkpoint of the same model.
+        prompts: the captions of the images.
+        sampling: the settings of the generation.
+
+    Raises:
+        UsageError: if the two do not speak of the same latents.
+    """
+    first, second = adapter_for(pipe), adapter_for(other)
+    differences = {
+        "family": (type(pipe).__name__, type(other).__name__),
+        "prediction type": (first.kind, second.kind),
+        "latent channels": (_channels(first), _channels(second)),
+        "noise schedule": (_schedule(pipe), _schedule(other)),
+        "autoencoder": (_autoencoder(pipe), _autoencoder(other)),
+    }
+    differing = [f"{name} is {b}, the model's {a}" for name, (a, b) in differences.items() if a != b]
+    if differing:
+        raise UsageError(
+            f"the baseline does not fit the model: {'; '.join(differing)}; give a checkpoint of the same model"
+        )
+    return Baseline(second.denoiser(), conditioning(other, prompts, sampling))
+
+
+def conditioning(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Inputs:
+    """What the pipeline gives its network for the captions, read off a call that ends after one evaluation."""
+
+    def stop(_: int) -> None:
+        pipe._interrupt = True
+
+    bar = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(**{**bar, "disable": True})
+    try:
+        with watch(pipe, keep=(0,), after_step=stop) as seen:
+            pipe(**adapter_for(pipe).arguments(prompts, replace(sampling, steps=2)), output_type="latent")
+    finally:
+        pipe.set_progress_bar_config(**bar)
+    return seen.trajectory.step(0).cond_inputs
+
+
+def input_rows(inputs: Inputs, rows: Any) -> dict[str, Any]:
+    """The conditioning of some of the images."""
+    return {
+        name: input_rows(value, rows) if isinstance(value, Mapping) else value[rows] for name, value in inputs.items()
+    }
+
+
+def together(first: Inputs, second: Inputs) -> dict[str, Any]:
+    """Two conditionings of the same network in one batch, the first's images first."""
+    return {
+        name: together(value, second[name])
+        if isinstance(value, Mapping)
+        else torch.cat([value, second[name]])
+        if isinstance(value, Tensor)
+        else value
+        for name, value in first.items()
+    }
+
+
+def _channels(adapter: Any) -> int:
+    return adapter.module.config.in_channels
+
+
+def _schedule(pipe: Any) -> tuple[Any, ...]:
+    config = pipe.scheduler.config
+    return tuple(config.get(name) for name in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule"))
+
+
+def _autoencoder(pipe: Any) -> str:
+    return weights_digest(pipe, only="vae")[:12]

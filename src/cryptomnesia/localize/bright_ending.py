@@ -1,0 +1,87 @@
+"""Bright Ending (Chen et al., ICLR 2025): where the end token is looked at.
+
+The map is the cross-attention probability of the caption's end token at the last step, in the first blocks on
+the way down that attend to the caption at the highest resolution, averaged over heads and layers. A memorized
+generation attends to that token, which stands for the whole caption, where it reproduces.
+
+Queries and keys are read from the projections of the stock attention modules in one more evaluation of the
+conditional branch, so no attention processor is replaced and the generation itself stays as it was.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from cryptomnesia.errors import UsageError
+from cryptomnesia.localize.base import Watched, finite
+
+
+@dataclass(frozen=True)
+class BrightEnding:
+    """Attention to the end token at evaluation `step`, in [0, 1]."""
+
+    step: int = -1
+    name: ClassVar[str] = "bright-ending"
+    differs: ClassVar[bool] = False
+
+    @torch.no_grad()
+    def map(self, watched: Watched) -> Tensor:
+        """The mean probability at every place of every image, (B, h, w).
+
+        Raises:
+            UsageError: for a network that is no UNet with cross-attention, or without the end tokens' positions.
+        """
+        step = watched.trajectory.step(self.step)
+        if watched.ends is None:
+            raise UsageError(
+                "attention maps need the positions of the end tokens; give `ends=end_positions(pipe, prompts)`"
+            )
+        layers = cross_attention(getattr(watched.denoiser, "module", None))
+        seen: dict[Any, dict[str, Tensor]] = defaultdict(dict)
+        hooks = [
+            getattr(layer, part).register_forward_hook(
+                lambda _module, _args, output, layer=layer, part=part: seen[layer].update({part: output})
+            )
+            for layer in layers
+            for part in ("to_q", "to_k")
+        ]
+        try:
+            watched.denoiser(step.cond.x, step.t, step.cond_inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        maps = torch.stack([_to_token(layer, **seen[layer], ends=watched.ends) for layer in layers]).mean(dim=0)
+        height, width = step.cond.x.shape[-2:]
+        down = round((height * width / maps.shape[1]) ** 0.5)
+        return finite(maps.unflatten(1, (height // down, width // down)))
+
+
+def cross_attention(network: Any) -> list[Any]:
+    """The cross-attention modules of the first down block that has any.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    for block in getattr(network, "down_blocks", ()):
+        if found := [inner.attn2 for outer in getattr(block, "attentions", ()) for inner in outer.transformer_blocks]:
+            return found
+    raise UsageError(
+        f"a {type(network).__name__} has no cross-attention on its way down; use a map that needs none, "
+        "curvature-difference for instance"
+    )
+
+
+def end_positions(pipe: Any, prompts: Sequence[str]) -> Tensor:
+    """The position of the end token of every prompt, (B,) int."""
+    return torch.tensor([len(pipe.tokenizer(prompt, truncation=True).input_ids) - 1 for prompt in prompts])
+
+
+def _to_token(layer: Any, to_q: Tensor, to_k: Tensor, ends: Tensor) -> Tensor:
+    """The probability with which every place attends to the end token, mean over heads, (B, places)."""
+    query, key = (part.float().unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in (to_q, to_k))
+    probabilities = (query @ key.transpose(-1, -2) * layer.scale).softmax(dim=-1).mean(dim=1)
+    return probabilities[torch.arange(len(ends)), :, ends]

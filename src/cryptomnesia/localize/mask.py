@@ -1,0 +1,109 @@
+"""From a map to a statement: which pixels are memorized, and how sure that any are.
+
+The threshold comes from generations that nobody memorized: every pixel of a never-planted caption's map is a
+negative, and at most a share `rate` of them lies above it. How much of a picture then counts as memorized is
+compared with how much of other reference pictures does, which gives a conformal p-value. Reference pictures are
+split: a third fixes the threshold, the others are the null, so that a new picture and the null are exchangeable.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from cryptomnesia.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What a map says of B images.
+
+    Attributes:
+        pixels: (B, h, w) bool, true where memorized.
+        regions: (B, h, w) int, 0 outside, else the number of the connected region.
+        fraction: share of the image that is memorized, (B,).
+        p_value: of the fraction, (B,).
+    """
+
+    pixels: Tensor
+    regions: Tensor
+    fraction: Tensor
+    p_value: Tensor
+
+
+@dataclass(frozen=True)
+class MapReference:
+    """Maps of one method on reference generations.
+
+    Attributes:
+        fitting: those that fix the threshold, (n, h, w).
+        null: those that fractions are compared with, (m, h, w).
+    """
+
+    fitting: Tensor
+    null: Tensor
+
+    @classmethod
+    def fit(cls, maps: Tensor) -> "MapReference":
+        """Split reference maps (n, h, w) at random, always alike: a third for the threshold, the rest for the null."""
+        if len(maps) < 3:
+            raise UsageError(f"got {len(maps)} reference maps; give at least 3, better 150")
+        order = torch.randperm(len(maps), generator=torch.Generator().manual_seed(0))
+        cut = len(maps) // 3
+        return cls(maps[order[:cut]], maps[order[cut:]])
+
+    def threshold(self, rate: float = 0.01, smooth: float = 0.0) -> float:
+        """The value that at most a share `rate` of the reference pixels exceeds.
+
+        Raises:
+            UsageError: if there are too few reference pixels for that rate.
+        """
+        pixels = smoothed(self.fitting, smooth).flatten().sort(descending=True).values
+        allowed = int(rate * len(pixels))
+        if not 0 < rate < 1 or allowed < 1:
+            raise UsageError(
+                f"got the pixel rate {rate:g} for {len(pixels)} reference pixels; "
+                f"give one between {1 / len(pixels):.2g} and 1, or more references"
+            )
+        return pixels[allowed].item()
+
+    def mask(self, maps: Tensor, *, rate: float = 0.01, smooth: float = 0.0, smallest: int = 1) -> Mask:
+        """Masks of maps (B, h, w).
+
+        Args:
+            maps: of the same method and model as the reference.
+            rate: share of reference pixels above the threshold.
+            smooth: standard deviation of a Gaussian blur before the threshold, in map pixels; the reference
+                gets the same.
+            smallest: regions with fewer pixels are dropped, here and in the null.
+        """
+        if maps.shape[1:] != self.null.shape[1:]:
+            raise UsageError(
+                f"got maps of {tuple(maps.shape[1:])}, the reference has {tuple(self.null.shape[1:])}; "
+                "calibrate at the same size"
+            )
+        threshold = self.threshold(rate, smooth)
+        regions = _regions(smoothed(maps, smooth) > threshold, smallest)
+        null = (_regions(smoothed(self.null, smooth) > threshold, smallest) > 0).flatten(1).double().mean(dim=1)
+        fraction = (regions > 0).flatten(1).double().mean(dim=1)
+        above = (null[None] >= fraction[:, None]).sum(dim=1)
+        return Mask(regions > 0, regions, fraction, (1 + above.double()) / (len(null) + 1))
+
+
+def smoothed(maps: Tensor, deviation: float) -> Tensor:
+    """Maps (B, h, w) under a Gaussian blur of `deviation` map pixels, borders mirrored."""
+    if deviation == 0:
+        return maps
+    return torch.from_numpy(ndimage.gaussian_filter(maps.numpy(), (0, deviation, deviation), mode="nearest"))
+
+
+def _regions(pixels: Tensor, smallest: int) -> Tensor:
+    """Connected regions (8 neighbours) of at least `smallest` pixels, numbered from 1 in every image."""
+    numbered = torch.zeros(pixels.shape, dtype=torch.int32)
+    for row, image in enumerate(pixels.numpy()):
+        labels, count = ndimage.label(image, structure=[[1] * 3] * 3)
+        kept = [number for number in range(1, count + 1) if (labels == number).sum() >= smallest]
+        for new, old in enumerate(kept, start=1):
+            numbered[row][torch.from_numpy(labels == old)] = new
+    return numbered
