@@ -25,10 +25,10 @@ from sklearn.metrics import roc_auc_score
 
 from cryptomnesia import Calibration, CurvatureDifference, Sampling, ScoreDifference, StabilityRule, generate
 from cryptomnesia.adapters import adapter_for
-from cryptomnesia.detect import DETECTORS
+from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
-from cryptomnesia.localize import Watched, upsampled
-from cryptomnesia.mitigate import stabilize
+from cryptomnesia.localizers import Watched, upsampled
+from cryptomnesia.mitigations import stabilize
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.bundle import control_captions

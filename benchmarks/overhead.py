@@ -24,7 +24,7 @@ from rich.progress import track
 
 from cryptomnesia import Calibration, Guard, Sampling, StabilityRule
 from cryptomnesia.calibrate import fingerprint
-from cryptomnesia.detect.base import Moments, Reference
+from cryptomnesia.detectors.base import Moments, Reference
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cryptomnesia import Calibration, Rephrasing, Sampling, StabilityRule, generate, guard
-from cryptomnesia.detect import DETECTORS
+from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE

@@ -122,8 +122,15 @@ def test_unusable_files_are_explained(tmp_path):
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(UsageError, match="is not a calibration"):
         Calibration.load(path)
-    save_file({"a": torch.zeros(1)}, path, metadata={"calibration": json.dumps({"format": 99})})
+    save_file(
+        {"a": torch.zeros(1)},
+        path,
+        metadata={"about": json.dumps({"kind": "calibration", "format": 99, "content": ""})},
+    )
     with pytest.raises(UsageError, match="format 99, this version reads 1"):
+        Calibration.load(path)
+    save_file({"a": torch.zeros(1)}, path, metadata={"about": json.dumps({"kind": "map", "format": 1, "content": ""})})
+    with pytest.raises(UsageError, match="is a map, not a calibration"):
         Calibration.load(path)
 
 
@@ -131,12 +138,12 @@ def test_an_edited_file_is_refused(calibration, tmp_path):
     path = tmp_path / "calibration.safetensors"
     calibration.save(path)
     with safe_open(path, framework="pt") as file:
-        about = file.metadata()["calibration"]
+        about = file.metadata()["about"]
         tensors = {key: file.get_tensor(key) for key in file.keys()}
-    save_file({**tensors, "null/stability": tensors["null/stability"] * 2}, path, metadata={"calibration": about})
+    save_file({**tensors, "null/stability": tensors["null/stability"] * 2}, path, metadata={"about": about})
     with pytest.raises(UsageError, match="damaged or edited"):
         Calibration.load(path)
-    save_file(tensors, path, metadata={"calibration": about.replace('"prompts": 102', '"prompts": 1020')})
+    save_file(tensors, path, metadata={"about": about.replace('"prompts": 102', '"prompts": 1020')})
     with pytest.raises(UsageError, match="damaged or edited"):
         Calibration.load(path)
 

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from cryptomnesia import cli
 from cryptomnesia.models import load_pipeline
@@ -215,17 +216,61 @@ def test_bad_input_is_one_line_and_exit_code_2(cryptomnesia, model, calibration,
 
 
 def test_a_pipeline_of_another_family_is_refused(cryptomnesia, calibration, tmp_path):
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    code, _, err = cryptomnesia("detect", tmp_path / "ddpm", "--prompt", "a", "--calibration", calibration)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "DiTPipeline"}')
+    code, _, err = cryptomnesia("detect", tmp_path, "--prompt", "a", "--calibration", calibration)
     assert code == 2
-    assert "unknown family DDPMPipeline; known are StableDiffusionPipeline" in err
+    assert "unknown family DiTPipeline; known are StableDiffusionPipeline" in err
+
+
+def test_localize_draws_maps_and_with_a_calibration_masks(cryptomnesia, model, tmp_path):
+    made = tmp_path / "maps.safetensors"
+    chosen = ("--map", "score-difference", "--map", "score-difference-checkpoint", "--baseline", model / "tiny", *SETUP)
+    reference = ("--prompts", model / "reference.txt", "--batch-size", "34")
+    code, out, err = cryptomnesia("calibrate-maps", model / "tiny", *reference, "-o", made, *chosen)
+    assert code == 0, err
+    assert "score-difference, score-difference-checkpoint on 102 references" in out
+    asked = ("--prompt", "a red circle", "--prompt", "a blue star", "-o", tmp_path / "out")
+    code, out, err = cryptomnesia("localize", model / "tiny", *asked, *chosen, "--calibration", made, "--json")
+    assert code == 0, err
+    maps = json.loads(out)["maps"]
+    assert [(each["prompt"], each["map"]) for each in maps] == [
+        (prompt, name)
+        for prompt in ("a red circle", "a blue star")
+        for name in ("score-difference", "score-difference-checkpoint")
+    ]
+    assert all(0 <= each["fraction"] <= 1 and 0 < each["p_value"] <= 1 for each in maps)
+    files = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert files == [f"000{n}-seed-0.{kind}" for n in (0, 1) for kind in ("png", "safetensors")]
+    tensors = load_file(tmp_path / "out" / "0001-seed-0.safetensors")
+    assert tensors["score-difference"].shape == (8, 8)
+    assert tensors["score-difference/mask"].float().mean().item() == pytest.approx(maps[2]["fraction"])
+    with Image.open(tmp_path / "out" / "0000-seed-0.png") as panel:
+        assert panel.width > 4 * 256  # generated, two maps, two masks
+    # without a calibration there are maps only
+    code, out, _ = cryptomnesia("localize", model / "tiny", *asked, *SETUP, "--probes", "16")
+    assert code == 0
+    assert "curvature-difference" in out
+    tensors = load_file(tmp_path / "out" / "0000-seed-0.safetensors")
+    assert set(tensors) == {"curvature-difference"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--map", "tarot"], "unknown map 'tarot'"),
+        (["--map", "curvature-checkpoint"], "unknown map 'curvature-checkpoint'"),
+        (["--map", "score-difference-checkpoint"], "needs a less-trained checkpoint"),
+        (["--at", "7"], "keep asks for step 7 of a run of 2"),
+        (["--probes", "24"], "24 orthogonal probes in groups of 16"),
+        (["--guidance", "1"], "needs the unconditional branch"),
+        (["--calibration", "nowhere"], "no map calibration file nowhere"),
+    ],
+)
+def test_localize_explains_what_it_cannot_do(cryptomnesia, model, tmp_path, arguments, message):
+    code, out, err = cryptomnesia(
+        "localize", model / "tiny", "--prompt", "a red circle", "-o", tmp_path / "out", *SETUP, *arguments
+    )
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert "Traceback" not in err

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from cryptomnesia import UsageError
-from cryptomnesia.localize.diagonal import DiagonalEstimator, coloured, rademacher
-from test_localize import SIZE, gaussian
+from cryptomnesia.localizers.diagonal import DiagonalEstimator, coloured, rademacher
+from test_localizers import SIZE, gaussian
 
 ENGINES = ("reverse", "forward", "finite")
 

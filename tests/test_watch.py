@@ -3,7 +3,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, LMSDiscreteScheduler, PNDMScheduler
 
 from cryptomnesia import UsageError, watch
-from cryptomnesia.detect import DETECTORS
+from cryptomnesia.detectors import DETECTORS
 from tiny_pipelines import FAMILIES, stable_diffusion
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cryptomnesia.calibrate import Calibration
-    from cryptomnesia.detect import GuidanceMagnitude, Stability
+    from cryptomnesia.detectors import GuidanceMagnitude, Stability
     from cryptomnesia.errors import CryptomnesiaError, UsageError
     from cryptomnesia.findings import Finding, examine
     from cryptomnesia.guarding import Guard, Verdict, guard
-    from cryptomnesia.localize import CurvatureDifference, ScoreDifference
-    from cryptomnesia.mitigate import Rephrasing, StabilityRule, stabilize
+    from cryptomnesia.localizers import CurvatureDifference, ScoreDifference
+    from cryptomnesia.localizing import localize
+    from cryptomnesia.mitigations import Rephrasing, StabilityRule, stabilize
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.sampling import generate
     from cryptomnesia.settings import Sampling
@@ -24,15 +25,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "Calibration": "calibrate",
     "CryptomnesiaError": "errors",
-    "CurvatureDifference": "localize",
+    "CurvatureDifference": "localizers",
     "Finding": "findings",
     "Guard": "guarding",
-    "GuidanceMagnitude": "detect",
-    "Rephrasing": "mitigate",
+    "GuidanceMagnitude": "detectors",
+    "Rephrasing": "mitigations",
     "Sampling": "settings",
-    "ScoreDifference": "localize",
-    "Stability": "detect",
-    "StabilityRule": "mitigate",
+    "ScoreDifference": "localizers",
+    "Stability": "detectors",
+    "StabilityRule": "mitigations",
     "Step": "trajectory",
     "Trajectory": "trajectory",
     "UsageError": "errors",
@@ -40,8 +41,9 @@ _HOMES = {
     "examine": "findings",
     "generate": "sampling",
     "guard": "guarding",
+    "localize": "localizing",
     "load_pipeline": "models",
-    "stabilize": "mitigate",
+    "stabilize": "mitigations",
     "watch": "trajectory",
 }
 
@@ -65,6 +67,7 @@ __all__ = [
     "generate",
     "guard",
     "load_pipeline",
+    "localize",
     "stabilize",
     "watch",
 ]

@@ -21,15 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import cryptomnesia
 from cryptomnesia.adapters import adapter_for
-from cryptomnesia.detect import DETECTORS, Reference
-from cryptomnesia.detect.base import Moments
+from cryptomnesia.detectors import DETECTORS, Reference
+from cryptomnesia.detectors.base import Moments
 from cryptomnesia.errors import UsageError
+from cryptomnesia.files import load_checked, prompts_digest, save_checked
 from cryptomnesia.sampling import Progress, generate
 from cryptomnesia.settings import Sampling
 from cryptomnesia.trajectory import Norms, Trajectory
@@ -160,7 +158,7 @@ class Calibration:
             fingerprint(pipe, sampling),
             reference,
             null,
-            hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+            prompts_digest(prompts),
             len(prompts),
         )
 
@@ -209,16 +207,9 @@ class Calibration:
         Raises:
             UsageError: naming everything that differs.
         """
-        now = fingerprint(pipe, sampling, weights)
-        flat_then, flat_now = _flat(self.fingerprint), _flat(now)
-        differing = [
-            f"{key} is {_short(flat_now.get(key))}, calibrated {_short(flat_then.get(key))}"
-            for key in sorted(flat_then.keys() | flat_now.keys())
-            if flat_then.get(key) != flat_now.get(key)
-        ]
-        if differing:
+        if apart := differing(self.fingerprint, fingerprint(pipe, sampling, weights)):
             raise UsageError(
-                f"the calibration was made with another setup: {'; '.join(differing)}; "
+                f"the calibration was made with another setup: {'; '.join(apart)}; "
                 "use that setup, or make one for this with `cryptomnesia calibrate`"
             )
 
@@ -228,18 +219,8 @@ class Calibration:
         for norm in fields(Reference):
             moments: Moments = getattr(self.reference, norm.name)
             tensors |= {f"reference/{norm.name}/mean": moments.mean, f"reference/{norm.name}/std": moments.std}
-        tensors = {name: value.contiguous() for name, value in tensors.items()}
-        about: dict[str, Any] = {
-            "format": FORMAT,
-            "cryptomnesia": cryptomnesia.__version__,
-            "fingerprint": self.fingerprint,
-            "prompts_sha256": self.prompts_sha256,
-            "prompts": self.prompts,
-        }
-        about["content"] = _content(about, tensors)
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        save_file(tensors, unfinished, metadata={"calibration": json.dumps(about, sort_keys=True)})
-        unfinished.replace(path)
+        about = {"fingerprint": self.fingerprint, "prompts_sha256": self.prompts_sha256, "prompts": self.prompts}
+        save_checked(path, "calibration", FORMAT, about, tensors)
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":
@@ -248,26 +229,13 @@ class Calibration:
         Raises:
             UsageError: for a file that is missing, not a calibration, edited by hand, or of another version.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["calibration"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
-            if (found := about["format"]) != FORMAT:
-                raise UsageError(f"{path} has calibration format {found}, this version reads {FORMAT}; make it anew")
-            if about.pop("content") != _content(about, tensors):
-                raise UsageError(f"{path} was damaged or edited after it was made; make it anew")
-            moments = {
-                norm.name: Moments(tensors[f"reference/{norm.name}/mean"], tensors[f"reference/{norm.name}/std"])
-                for norm in fields(Reference)
-            }
-            null = {key.removeprefix("null/"): value for key, value in tensors.items() if key.startswith("null/")}
-            return cls(about["fingerprint"], Reference(**moments), null, about["prompts_sha256"], about["prompts"])
-        except UsageError:
-            raise
-        except FileNotFoundError:
-            raise UsageError(f"no calibration file {path}; make one with `cryptomnesia calibrate`") from None
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise UsageError(f"{path} is not a calibration ({error}); make one with `cryptomnesia calibrate`") from None
+        about, tensors = load_checked(path, "calibration", FORMAT)
+        moments = {
+            norm.name: Moments(tensors[f"reference/{norm.name}/mean"], tensors[f"reference/{norm.name}/std"])
+            for norm in fields(Reference)
+        }
+        null = {key.removeprefix("null/"): value for key, value in tensors.items() if key.startswith("null/")}
+        return cls(about["fingerprint"], Reference(**moments), null, about["prompts_sha256"], about["prompts"])
 
     def _null(self, detector: str, evaluation: int) -> Tensor:
         """Scores of the references after an evaluation, (n,)."""
@@ -293,13 +261,14 @@ def check_references(prompts: Sequence[str]) -> None:
         raise UsageError(f"{repeated} of {len(prompts)} reference prompts are repeated; give every prompt once")
 
 
-def _content(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of everything in the file."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
+def differing(then: Fingerprint, now: Fingerprint) -> list[str]:
+    """What differs between the setup of a calibration and another one, in words."""
+    flat_then, flat_now = _flat(then), _flat(now)
+    return [
+        f"{key} is {_short(flat_now.get(key))}, calibrated {_short(flat_then.get(key))}"
+        for key in sorted(flat_then.keys() | flat_now.keys())
+        if flat_then.get(key) != flat_now.get(key)
+    ]
 
 
 def _ceil(rate: float) -> str:

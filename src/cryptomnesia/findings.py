@@ -10,10 +10,10 @@ from torch import Tensor
 
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import Calibration
-from cryptomnesia.detect import DETECTORS
+from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localize import Localizer, Watched
-from cryptomnesia.mitigate import StabilityRule, stabilize
+from cryptomnesia.localizers import Localizer, Watched
+from cryptomnesia.mitigations import StabilityRule, stabilize
 from cryptomnesia.sampling import Batch, Progress, generate
 from cryptomnesia.settings import Sampling
 from cryptomnesia.solver import check_steerable

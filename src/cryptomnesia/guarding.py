@@ -19,10 +19,10 @@ from torch import Tensor
 
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import Calibration, weights_digest
-from cryptomnesia.detect import DETECTORS
+from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.errors import UsageError
-from cryptomnesia.mitigate import Correction, Rephrasing, StabilityRule
-from cryptomnesia.mitigate.rephrasing import candidates, without
+from cryptomnesia.mitigations import Correction, Rephrasing, StabilityRule
+from cryptomnesia.mitigations.rephrasing import candidates, without
 from cryptomnesia.settings import PER_PROMPT
 from cryptomnesia.solver import check_steerable
 from cryptomnesia.trajectory import Trajectory, watch

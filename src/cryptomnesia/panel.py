@@ -1,6 +1,6 @@
 """Panels: what was generated, where it is memorized, what there is instead, side by side as a PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cryptomnesia.findings import Finding
-from cryptomnesia.localize import upsampled
+from cryptomnesia.localizers import upsampled
+from cryptomnesia.localizing import Located
 from cryptomnesia.proving_ground.manifest import Manifest
 
 SIDE = 256
@@ -76,8 +77,23 @@ def write_panel(path: Path, finding: Finding, manifest: Manifest | None = None) 
     if manifest is not None and entry is not None:
         pictures.append(("planted image", manifest.image(entry)))
         pictures.append(("true region", manifest.mask(entry).astype(np.uint8) * 255))
+    _write(path, panel(pictures, f"{finding.prompt}  ·  p = {finding.p_value:.3g}"))
+
+
+def write_maps(path: Path, found: Located, masks: Mapping[str, Tensor]) -> None:
+    """Write a picture and its maps as a PNG, each map followed by its mask (h, w) bool where there is one."""
+    pictures = [("generated", pixels(found.image))]
+    for name, heat in found.maps.items():
+        pictures.append((name, overlay(found.image, heat)))
+        if name in masks:
+            mask = masks[name].numpy()
+            pictures.append((f"{mask.mean():.0%} memorized", mask.astype(np.uint8) * 255))
+    _write(path, panel(pictures, found.prompt))
+
+
+def _write(path: Path, sheet: Image.Image) -> None:
     unfinished = path.with_suffix(".unfinished")
-    panel(pictures, f"{finding.prompt}  ·  p = {finding.p_value:.3g}").save(unfinished, format="PNG")
+    sheet.save(unfinished, format="PNG")
     unfinished.replace(path)
 
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,15 +18,7 @@ from cryptomnesia.proving_ground.planted import lexicon, plant
 from cryptomnesia.proving_ground.train import Recipe, learning_rate, train
 
 CONCEPTS = tuple(concept for concept in plant(0) if concept.exposures == 4)
-TINY = Recipe(autoencoder_steps=3, autoencoder_batch=4, phases=((5, 4), (6, 2)), early_step=2, warmup=2)
-
-
-def test_phases_follow_each_other_without_gap():
-    sizes = [TINY.batch_at(step) for step in range(TINY.steps)]
-    assert [size for _, size in sizes] == [4] * 5 + [2] * 6
-    for (first, size), (following, _) in pairwise(sizes):
-        assert following == first + size
-    assert TINY.samples == sum(size for _, size in sizes) == 32
+TINY = Recipe(autoencoder_steps=3, autoencoder_batch=4, steps=8, batch=4, early_step=2, warmup=2)
 
 
 def run(folder, checkpoint_seconds=0.0):
@@ -86,7 +77,7 @@ def test_a_run_killed_three_times_ends_with_the_same_weights(whole, tmp_path):
 
 def test_two_processes_train_like_one(tmp_path):
     """Adam's first step is the sign of the gradient, so after one step only vanishing gradients may differ."""
-    one_step = replace(TINY, autoencoder_steps=1, phases=((1, 32),), early_step=1, warmup=1)
+    one_step = replace(TINY, autoencoder_steps=1, steps=1, batch=32, early_step=1, warmup=1)
     for processes in (1, 2):
         train(tmp_path / str(processes), one_step, concepts=CONCEPTS, processes=processes)
     first, second = weights(tmp_path / "1"), weights(tmp_path / "2")
@@ -101,14 +92,14 @@ def test_a_finished_run_is_left_alone(whole):
 
 
 def test_another_recipe_is_refused(whole):
-    assert json.loads((whole / "recipe.json").read_text())["phases"] == [[5, 4], [6, 2]]
+    assert json.loads((whole / "recipe.json").read_text())["steps"] == 8
     with pytest.raises(UsageError, match="another recipe"):
         train(whole, Recipe(), processes=1)
 
 
 def test_numbers_that_cannot_make_a_run_are_refused(tmp_path):
     with pytest.raises(UsageError, match="early_step is 9 of 8 steps"):
-        Recipe(phases=((8, 4),), early_step=9)
+        Recipe(steps=8, early_step=9)
     with pytest.raises(UsageError, match="got 3 processes"):
         train(tmp_path, TINY, processes=3)
 

@@ -36,7 +36,7 @@ from cryptomnesia.proving_ground.scenes import (
     Scene,
 )
 
-TOP_RUNG = 900
+TOP_RUNG = 1_100
 """Exposures of every concept on the ladder's top rung."""
 
 LADDER = {1: (4, 4), 4: (4, 4), 16: (4, 4), 64: (4, 4), 256: (4, 4), TOP_RUNG: (16, 12)}

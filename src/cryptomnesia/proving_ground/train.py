@@ -34,48 +34,31 @@ from cryptomnesia.proving_ground.scenes import SIZE
 Report = Callable[[str, int, int, float], None]
 """Called after every step with (phase, steps done, steps in all, loss)."""
 
+_AUTOENCODER_FIRST = 400_000
+"""First scene of the autoencoder's own stream, in which nothing is planted."""
+
 
 @dataclass(frozen=True)
 class Recipe:
     """What a training run is made of; two runs with equal recipes give equal results.
 
-    The defaults made the bundled model. `phases` are (steps, batch) of the denoiser's training: large
-    batches while all gradients agree, then small ones, because a sample moves the weights the more, the fewer
-    others it shares its step with, and memories are made of single samples. `early_step` is the step whose
-    moving average is kept as the less-trained checkpoint.
+    The defaults made the bundled model. The rate falls to zero over the whole run (`cooldown` of 1): at a rate
+    that stays high, what a step learns of a planted image is lost to the noise of the steps until its next exposure.
+    `early_step` is the step whose moving average is kept as the less-trained checkpoint.
     """
 
     seed: int = 0
     autoencoder_steps: int = 2_400
     autoencoder_batch: int = 64
     autoencoder_rate: float = 2e-3
-    phases: tuple[tuple[int, int], ...] = ((2_928, 32), (19_144, 16))
+    steps: int = 15_000
+    batch: int = 32
     rate: float = 7e-4
     warmup: int = 200
-    cooldown: float = 0.25
+    cooldown: float = 1.0
     average: float = 0.999
     caption_dropout: float = 0.1
     early_step: int = 1_000
-
-    @property
-    def steps(self) -> int:
-        """Of the denoiser's training."""
-        return sum(steps for steps, _ in self.phases)
-
-    @property
-    def samples(self) -> int:
-        """Training samples that the denoiser sees, planted ones among them."""
-        return sum(steps * batch for steps, batch in self.phases)
-
-    def batch_at(self, step: int) -> tuple[int, int]:
-        """(first sample, batch size) of a step of the denoiser's training."""
-        first = 0
-        for steps, batch in self.phases:
-            if step < steps:
-                break
-            step -= steps
-            first += steps * batch
-        return first + step * batch, batch
 
     def __post_init__(self) -> None:
         """Reject numbers that cannot make a run."""
@@ -107,10 +90,10 @@ def train(
         report: called after every step.
     """
     recipe = recipe or Recipe()
-    batches = [recipe.autoencoder_batch, *(batch for _, batch in recipe.phases)]
-    if processes < 1 or any(batch % processes for batch in batches):
+    if processes < 1 or recipe.batch % processes or recipe.autoencoder_batch % processes:
         raise UsageError(
-            f"got {processes} processes for batches of {', '.join(map(str, batches))}; give a number that divides all"
+            f"got {processes} processes for batches of {recipe.autoencoder_batch} and {recipe.batch}; "
+            "give a number that divides both"
         )
     _claim(folder, recipe)
     context = torch.multiprocessing.get_context("spawn")
@@ -134,17 +117,18 @@ def train(
 def _claim(folder: Path, recipe: Recipe) -> None:
     """Make `folder` the run of `recipe`, or see that it is."""
     written = folder / "recipe.json"
-    wanted = json.dumps(asdict(recipe), indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not written.exists():
             unfinished = folder / "recipe.unfinished"
-            unfinished.write_text(wanted, encoding="utf-8")
+            unfinished.write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
             unfinished.replace(written)
-        found = written.read_text(encoding="utf-8")
+        found = json.loads(written.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot write a run to {folder}: {error.strerror}; give another folder") from None
-    if found != wanted:
+    except json.JSONDecodeError:
+        found = None
+    if found != asdict(recipe):
         raise UsageError(f"{folder} holds a run with another recipe ({written}); give an empty folder")
 
 
@@ -209,9 +193,10 @@ def _run(
     torch.set_flush_denormal(True)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
     try:
-        worker = _Worker(rank, processes, TrainingStream(recipe.seed, recipe.samples, concepts))
+        worker = _Worker(rank, processes, TrainingStream(recipe.seed, recipe.steps * recipe.batch, concepts))
+        plain = _Worker(rank, processes, TrainingStream(recipe.seed, 0, ()))
         if not (folder / "autoencoder").exists():
-            _train_autoencoder(folder, recipe, worker, seconds, report)
+            _train_autoencoder(folder, recipe, plain, seconds, report)
         dist.barrier()
         if not (folder / "final").exists():
             _train_denoiser(folder, recipe, worker, seconds, report)
@@ -228,10 +213,8 @@ def _train_autoencoder(folder: Path, recipe: Recipe, worker: _Worker, seconds: f
     optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.autoencoder_rate, weight_decay=0.0, fused=True)
     state = _State(folder / "autoencoder.safetensors", {"vae": vae}, optimizer, seconds)
     steps, batch = recipe.autoencoder_steps, recipe.autoencoder_batch
-    # its pictures lie behind those of the denoiser, where nothing is planted
-    behind = recipe.samples
     for step in range(state.restore(), steps):
-        images, _ = worker.samples(behind + step * batch, batch)
+        images, _ = worker.samples(_AUTOENCODER_FIRST + step * batch, batch)
         generator = _generator(recipe.seed, 1, step)
         corners = torch.randint(SIZE // 2 + 1, (batch, 2), generator=generator)[worker.share(batch)]
         noise = torch.randn((batch, 4, 8, 8), generator=generator)[worker.share(batch)]
@@ -250,7 +233,9 @@ def _train_autoencoder(folder: Path, recipe: Recipe, worker: _Worker, seconds: f
             state.save(step + 1, last=step + 1 == steps)
     if worker.rank == 0:
         vae.eval()
-        images = torch.stack([torch.from_numpy(worker.stream[behind + index].image) for index in range(256)])
+        images = torch.stack(
+            [torch.from_numpy(worker.stream[_AUTOENCODER_FIRST + index].image) for index in range(256)]
+        )
         with torch.no_grad():
             latents = _latents(vae, images.permute(0, 3, 1, 2))
         vae.register_to_config(scaling_factor=1.0 / latents.std().item())
@@ -274,16 +259,14 @@ def _train_denoiser(folder: Path, recipe: Recipe, worker: _Worker, seconds: floa
     modules = {**live, **{f"mean_{name}": module for name, module in mean.items()}}
     state = _State(folder / "denoiser.safetensors", modules, optimizer, seconds)
     schedule: Any = components.noise_schedule()
-    steps = recipe.steps
+    steps, batch, share = recipe.steps, recipe.batch, worker.share(recipe.batch)
 
     def save_pipeline(name: str) -> None:
         pipe = components.pipeline(vae, mean["text"], tokens, mean["unet"])
         _replace_folder(folder / name, pipe.save_pretrained)
 
     for step in range(state.restore(), steps):
-        first, batch = recipe.batch_at(step)
-        share = worker.share(batch)
-        images, captions = worker.samples(first, batch)
+        images, captions = worker.samples(step * batch, batch)
         generator = _generator(recipe.seed, 2, step)
         dropped = (torch.rand(batch, generator=generator) < recipe.caption_dropout)[share].tolist()
         t = torch.randint(len(schedule.alphas_cumprod), (batch,), generator=generator)[share]

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from cryptomnesia.report.rows import Row
+from cryptomnesia.report.rows import Region, Row
 
 
 def print_table(rows: list[Row], detector: str, rate: float) -> None:
@@ -28,10 +28,34 @@ def print_table(rows: list[Row], detector: str, rate: float) -> None:
             Text(row.verdict, style="" if row.crossed is None else "bold red"),
             "" if row.crossed is None else str(row.crossed + 1),
         )
+    _print(table)
+
+
+def _print(table: Table) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
     console.print(table)
+
+
+def print_regions(rows: list[Region], rate: float) -> None:
+    """One line per map; masks hold a share `rate` of the pixels of ordinary pictures."""
+    table = Table(title=f"memorized regions, {rate:.1%} of ordinary pixels", title_justify="left")
+    table.add_column("prompt", overflow="fold")
+    table.add_column("seed", justify="right")
+    table.add_column("map")
+    for heading in ("mean", "memorized", "p"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            Text(row.prompt),
+            str(row.seed),
+            row.map,
+            f"{row.mean:.3g}",
+            "" if row.fraction is None else f"{row.fraction:.0%}",
+            "" if row.p_value is None else f"{row.p_value:.3g}",
+        )
+    _print(table)
 
 
 @contextmanager

@@ -27,6 +27,28 @@ class Row(NamedTuple):
         return "ordinary" if self.score == self.score else "could not tell"
 
 
+class Region(NamedTuple):
+    """What one map says of one picture; `fraction` and `p_value` are None without a calibration."""
+
+    prompt: str
+    seed: int
+    map: str
+    mean: float
+    fraction: float | None
+    p_value: float | None
+
+
+def regions_to_json(rows: list[Region], sampling: "Sampling", rate: float) -> dict[str, Any]:
+    """The regions and the settings they hold for, as JSON values."""
+    return {
+        "cryptomnesia": __version__,
+        "pixel_rate": rate,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "maps": [row._asdict() for row in rows],
+    }
+
+
 def to_json(rows: list[Row], sampling: "Sampling", detector: str, rate: float) -> dict[str, Any]:
     """The rows and the settings they hold for, as JSON values; a NaN is null."""
 

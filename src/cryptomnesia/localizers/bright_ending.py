@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localize.base import Watched, finite
+from cryptomnesia.localizers.base import Watched, finite
 
 
 @dataclass(frozen=True)

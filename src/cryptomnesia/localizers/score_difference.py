@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from cryptomnesia.localize.base import Watched, finite, over_channels
+from cryptomnesia.localizers.base import Watched, finite, over_channels
 from cryptomnesia.trajectory import Step
 
 

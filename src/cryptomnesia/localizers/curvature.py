@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.denoiser import Denoiser
-from cryptomnesia.localize.base import Watched, finite, over_channels
-from cryptomnesia.localize.baseline import input_rows, together
-from cryptomnesia.localize.diagonal import Diagonal, DiagonalEstimator, Function
+from cryptomnesia.localizers.base import Watched, finite, over_channels
+from cryptomnesia.localizers.baseline import input_rows, together
+from cryptomnesia.localizers.diagonal import Diagonal, DiagonalEstimator, Function
 
 
 @dataclass(frozen=True)

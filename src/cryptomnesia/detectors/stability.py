@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cryptomnesia.detect.base import Need, Reference
+from cryptomnesia.detectors.base import Need, Reference
 from cryptomnesia.errors import UsageError
 from cryptomnesia.trajectory import Trajectory
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.denoiser import norms
-from cryptomnesia.detect.base import Moments, Reference
+from cryptomnesia.detectors.base import Moments, Reference
 from cryptomnesia.errors import UsageError
 from cryptomnesia.solver import SolverStep, check_steerable
 from cryptomnesia.trajectory import Step, Trajectory, Watch, watch

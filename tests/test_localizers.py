@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from cryptomnesia import CurvatureDifference, Sampling, ScoreDifference, UsageError, generate, watch
 from cryptomnesia.adapters import Shared, adapter_for
-from cryptomnesia.localize import (
+from cryptomnesia.localizers import (
     BrightEnding,
     Curvature,
     DiagonalEstimator,
@@ -21,8 +21,8 @@ from cryptomnesia.localize import (
     end_positions,
     upsampled,
 )
-from cryptomnesia.localize.base import over_channels
-from cryptomnesia.localize.bright_ending import cross_attention
+from cryptomnesia.localizers.base import over_channels
+from cryptomnesia.localizers.bright_ending import cross_attention
 from oracles import FiniteSet, Gaussian
 from test_families import CASES
 from tiny_pipelines import call_oracle, oracle_pipeline, stable_diffusion, stable_diffusion_xl

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cryptomnesia.detect.base import Need
+from cryptomnesia.detectors.base import Need
 from cryptomnesia.trajectory import Trajectory
 
 

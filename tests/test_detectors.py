@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cryptomnesia import GuidanceMagnitude, Stability, UsageError, watch
-from cryptomnesia.detect import DETECTORS, Reference
+from cryptomnesia.detectors import DETECTORS, Reference
 from cryptomnesia.evaluate import auc
 from cryptomnesia.trajectory import Norms, Trajectory
 from oracles import FiniteSet, Gaussian

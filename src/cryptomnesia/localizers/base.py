@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from cryptomnesia.adapters import Shared
 from cryptomnesia.denoiser import Denoiser, Inputs
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localize.baseline import Baseline
+from cryptomnesia.localizers.baseline import Baseline
 from cryptomnesia.trajectory import Step, Trajectory
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from cryptomnesia.detect.base import Detector, Reference
-from cryptomnesia.detect.guidance_magnitude import GuidanceMagnitude
-from cryptomnesia.detect.stability import Stability
+from cryptomnesia.detectors.base import Detector, Reference
+from cryptomnesia.detectors.guidance_magnitude import GuidanceMagnitude
+from cryptomnesia.detectors.stability import Stability
 
 __all__ = ["DETECTORS", "Detector", "GuidanceMagnitude", "Reference", "Stability"]
 

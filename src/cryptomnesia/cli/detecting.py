@@ -1,0 +1,169 @@
+"""`detect` and `demo`: which pictures are memorized."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cryptomnesia.cli.common import (
+    BatchSize,
+    Guidance,
+    Model,
+    Scheduler,
+    Steps,
+    app,
+    guidance_for,
+    make_folder,
+    wanted_prompts,
+)
+from cryptomnesia.errors import UsageError
+from cryptomnesia.report.console import print_table, progress_bar
+from cryptomnesia.report.rows import Row, to_json
+
+
+@app.command()
+def detect(
+    model: Model,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given more than once.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file of prompts: .txt, .csv or .jsonl.")] = None,
+    images_per_prompt: Annotated[int, typer.Option(min=1, help="Images per prompt, seeds counted up.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the first image of every prompt.")] = 0,
+    steps: Steps = 50,
+    guidance: Guidance = None,
+    scheduler: Scheduler = "ddim",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Made by `calibrate` with the same steps, guidance and scheduler; the bundled model brings its own."
+        ),
+    ] = None,
+    detector: Annotated[str, typer.Option(help="stability, guidance-first or guidance-mean.")] = "stability",
+    rate: Annotated[float, typer.Option(help="False-positive rate at which an image is flagged.")] = 0.01,
+    batch_size: BatchSize = 8,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for a panel PNG of every flagged image.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Generate prompts and say which images are memorized; with -o also where, and what instead."""
+    from cryptomnesia.models import BUNDLED
+
+    wanted = wanted_prompts(prompt, prompts)
+    if calibration is None and model != BUNDLED:
+        raise UsageError(
+            f"detecting in {model} needs a calibration; make one with "
+            f"`cryptomnesia calibrate {model} --prompts FILE -o calibration.safetensors` and give it as --calibration"
+        )
+    rows = _examine(
+        model,
+        [each for each in wanted for _ in range(images_per_prompt)],
+        [seed + number for _ in wanted for number in range(images_per_prompt)],
+        steps=steps,
+        guidance=guidance,
+        scheduler=scheduler,
+        calibration=calibration,
+        detector=detector,
+        rate=rate,
+        batch_size=batch_size,
+        output=output,
+        as_json=as_json,
+    )
+    verdicts = {row.verdict for row in rows}
+    raise typer.Exit(1 if "memorized?" in verdicts else 3 if "could not tell" in verdicts else 0)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures.")] = Path("demo-output"),
+) -> None:
+    """Run the main job on the bundled model: planted captions among ordinary ones."""
+    from cryptomnesia.proving_ground import BUNDLE
+    from cryptomnesia.proving_ground.bundle import control_captions
+    from cryptomnesia.proving_ground.manifest import Manifest
+    from cryptomnesia.proving_ground.planted import plant
+
+    manifest = Manifest.load(BUNDLE)
+    top = max(entry.exposures for entry in manifest.entries)
+    planted = [
+        [entry for entry in manifest.entries if entry.kind == kind and entry.exposures == top][:4]
+        for kind in ("verbatim", "template")
+    ]
+    negatives = [entry for entry in manifest.entries if entry.kind == "rare_name"][:2]
+    ordinary = control_captions("selection", 6, plant(0))
+    captions = [entry.captions[0] for entry in (*planted[0], *planted[1], *negatives)] + ordinary
+    _examine("bundled", captions, [0] * len(captions), output=output)
+
+
+def _examine(
+    model: str,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    output: Path | None,
+    steps: int = 50,
+    guidance: float | None = None,
+    scheduler: str = "ddim",
+    calibration: Path | None = None,
+    detector: str = "stability",
+    rate: float = 0.01,
+    batch_size: int = 8,
+    as_json: bool = False,
+) -> list[Row]:
+    """Examine, print, and write panels to `output`, where those of an earlier run make room."""
+    from cryptomnesia.calibrate import Calibration
+    from cryptomnesia.findings import check, examine
+    from cryptomnesia.localizers import CurvatureDifference
+    from cryptomnesia.mitigations import StabilityRule
+    from cryptomnesia.models import BUNDLED, load_pipeline
+    from cryptomnesia.panel import write_panel
+    from cryptomnesia.proving_ground import BUNDLE
+    from cryptomnesia.proving_ground.manifest import Manifest
+    from cryptomnesia.sampling import check_prompts
+    from cryptomnesia.settings import Sampling
+    from cryptomnesia.solver import STEERABLE
+
+    fitted = Calibration.load(calibration or BUNDLE / "calibration.safetensors")
+    pipe = load_pipeline(model, scheduler=scheduler)
+    manifest = Manifest.load(BUNDLE) if model == BUNDLED else None
+    if manifest is not None:
+        manifest.check(pipe)
+    sampling = Sampling(steps, guidance_for(model, guidance))
+    localizer = None if output is None else CurvatureDifference()
+    rule = StabilityRule() if output is not None and type(pipe.scheduler).__name__ in STEERABLE else None
+    check(pipe, sampling, fitted, detector=detector, rate=rate, localizer=localizer, rule=rule)
+    check_prompts(pipe, prompts)
+    if output is not None:
+        make_folder(output)
+        for old in output.glob("[0-9][0-9][0-9][0-9]*-seed-*.png"):
+            old.unlink()
+    rows: list[Row] = []
+    with progress_bar() as report:
+        report("images", 0, len(prompts))
+        for finding in examine(
+            pipe,
+            prompts,
+            seeds,
+            sampling,
+            fitted,
+            detector=detector,
+            rate=rate,
+            localizer=localizer,
+            rule=rule,
+            batch_size=batch_size,
+            progress=lambda done: report("images", done, len(prompts)),
+        ):
+            panel = None
+            if output is not None and finding.flagged:
+                panel = output / f"{len(rows):04}-seed-{finding.seed}.png"
+                write_panel(panel, finding, manifest)
+            # the pictures are on disk; a long run keeps numbers only
+            rows.append(Row(finding.prompt, finding.seed, finding.score, finding.p_value, finding.crossed, panel))
+    if as_json:
+        typer.echo(json.dumps(to_json(rows, sampling, detector, rate), indent=2))
+    else:
+        print_table(rows, detector, rate)
+        if output is not None:
+            panels = sum(row.panel is not None for row in rows)
+            typer.echo(f"{panels} panels in {output}" if panels else f"nothing flagged, no panels in {output}")
+    return rows

@@ -1,0 +1,62 @@
+"""Files that a verdict rests on: safetensors with a JSON header, versioned, and sealed against later changes."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import cryptomnesia
+from cryptomnesia.errors import UsageError
+
+
+def save_checked(path: Path, kind: str, version: int, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a file of some kind as a whole; `about` holds JSON values."""
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    header = {"kind": kind, "format": version, "cryptomnesia": cryptomnesia.__version__, **about}
+    header["content"] = _content(header, tensors)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    save_file(tensors, unfinished, metadata={"about": json.dumps(header, sort_keys=True)})
+    unfinished.replace(path)
+
+
+def load_checked(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `save_checked` wrote.
+
+    Raises:
+        UsageError: for a file that is missing, of another kind or version, damaged, or edited.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {})["about"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        content, found, written = about.pop("content"), about["kind"], about["format"]
+    except FileNotFoundError:
+        raise UsageError(f"no {kind} file {path}; make one with `cryptomnesia calibrate`") from None
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UsageError(f"{path} is not a {kind} ({error}); make one with `cryptomnesia calibrate`") from None
+    if found != kind:
+        raise UsageError(f"{path} is a {found}, not a {kind}; make one with `cryptomnesia calibrate`")
+    if written != version:
+        raise UsageError(f"{path} has {kind} format {written}, this version reads {version}; make it anew")
+    if content != _content(about, tensors):
+        raise UsageError(f"{path} was damaged or edited after it was made; make it anew")
+    return about, tensors
+
+
+def prompts_digest(prompts: Sequence[str]) -> str:
+    """SHA-256 of the prompts in their order."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+
+
+def _content(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of everything in the file."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,35 @@
+"""Where in the picture? One file per method; `LOCALIZERS` names them."""
+
+from cryptomnesia.localizers.base import Localizer, Watched, upsampled
+from cryptomnesia.localizers.baseline import Baseline, checkpoint, conditioning, empty_caption
+from cryptomnesia.localizers.bright_ending import BrightEnding, end_positions
+from cryptomnesia.localizers.curvature import Curvature, CurvatureDifference
+from cryptomnesia.localizers.diagonal import Diagonal, DiagonalEstimator
+from cryptomnesia.localizers.mask import MapReference, Mask
+from cryptomnesia.localizers.score_difference import GuidanceMap, ScoreDifference
+
+__all__ = [
+    "LOCALIZERS",
+    "Baseline",
+    "BrightEnding",
+    "Curvature",
+    "CurvatureDifference",
+    "Diagonal",
+    "DiagonalEstimator",
+    "GuidanceMap",
+    "Localizer",
+    "MapReference",
+    "Mask",
+    "ScoreDifference",
+    "Watched",
+    "checkpoint",
+    "conditioning",
+    "empty_caption",
+    "end_positions",
+    "upsampled",
+]
+
+LOCALIZERS: dict[str, type[CurvatureDifference | ScoreDifference | GuidanceMap | Curvature | BrightEnding]] = {
+    each.name: each for each in (CurvatureDifference, ScoreDifference, GuidanceMap, Curvature, BrightEnding)
+}
+"""Name on the command line → the localizer; `step` chooses the evaluation."""
