@@ -7,6 +7,7 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline
 from safetensors import safe_open
 
 from cryptomnesia import Calibration, Sampling
+from cryptomnesia.localizing import MapCalibration, method
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE, components
 from cryptomnesia.proving_ground import bundle as bundling
@@ -46,6 +47,8 @@ def test_manifest_and_calibration_belong_to_the_bundled_model():
     calibration = Calibration.load(BUNDLE / "calibration.safetensors")
     calibration.check(pipe, Sampling(manifest.steps, manifest.guidance))
     assert calibration.prompts == bundling.REFERENCES
+    maps = MapCalibration.load(BUNDLE / "maps.safetensors")
+    maps.check(pipe, Sampling(manifest.steps, manifest.guidance), [method(name) for name in bundling.MAPS])
     assert [entry.id for entry in manifest.entries] == [concept.id for concept in CONCEPTS]
     assert all(entry.captions == c.captions for entry, c in zip(manifest.entries, CONCEPTS, strict=True))
     assert all(entry.generations == 8 for entry in manifest.entries if entry.planted)
@@ -76,6 +79,7 @@ def tiny(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundling, "REFERENCES", 100)
         patch.setattr(bundling, "STEPS", 2)
+        patch.setattr(bundling, "MAPS", ("score-difference", "score-difference-checkpoint"))
         few = tuple(
             next(c for c in CONCEPTS if (c.kind, c.exposures) == rung)
             for rung in (("verbatim", TOP_RUNG), ("template", TOP_RUNG), ("template", 4), ("rare_name", 128))
@@ -83,7 +87,7 @@ def tiny(tmp_path_factory):
         patch.setattr(bundling, "plant", lambda seed: few)
         done = []
         bundle(untrained(), untrained(), folder / "bundle", progress=done.append)
-    assert done[-1] == 100
+    assert done[-1] == 200
     assert [path.name for path in folder.iterdir()] == ["bundle"]
     return folder / "bundle"
 

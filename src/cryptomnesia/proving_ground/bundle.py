@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cryptomnesia.calibrate import Calibration, weights_digest
+from cryptomnesia.localizing import MapCalibration, method
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.planted import Concept, plant
@@ -19,7 +20,10 @@ GUIDANCE = 2.5
 
 STEPS = 50
 REFERENCES = 450
-"""Captions of the bundled calibration: 150 give the stability regions, 300 the null."""
+"""Captions of the bundled calibrations: 150 give regions and thresholds, 300 the null."""
+
+MAPS = ("curvature-difference", "curvature-difference-checkpoint", "score-difference", "score-difference-checkpoint")
+"""Maps that the bundled map calibration is for."""
 
 _CONTROL_KEY = 5
 PURPOSES = ("calibration", "selection", "evaluation")
@@ -57,7 +61,7 @@ def bundle(
     guidance: float = GUIDANCE,
     progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Fill `folder` with pipeline, early checkpoint, manifest, planted images and calibration.
+    """Fill `folder` with pipeline, early checkpoint, manifest, planted images and both calibrations.
 
     Replication is not measured here: `verify` adds it to the manifest.
 
@@ -67,7 +71,7 @@ def bundle(
         folder: replaced if it exists.
         seed: with which the concepts were planted.
         guidance: guidance scale of the calibration.
-        progress: called with the number of reference images done, of `REFERENCES`.
+        progress: called with the number of reference images done, of 2·`REFERENCES`.
     """
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -79,8 +83,16 @@ def bundle(
     entries = write_planted(unfinished, concepts)
     Manifest(unfinished, weights_digest(pipe), seed, guidance, STEPS, entries).save()
     captions = control_captions("calibration", REFERENCES, concepts, seed)
-    fitted = Calibration.fit(pipe, captions, Sampling(STEPS, guidance), progress=progress)
+    sampling = Sampling(STEPS, guidance)
+    tell = progress or (lambda done: None)
+    fitted = Calibration.fit(pipe, captions, sampling, progress=tell)
     fitted.save(unfinished / "calibration.safetensors")
+    less = load_pipeline(str(unfinished / "early"), device="cpu")
+    methods = [method(name) for name in MAPS]
+    maps = MapCalibration.fit(
+        pipe, captions, sampling, methods, other=less, progress=lambda done: tell(REFERENCES + done)
+    )
+    maps.save(unfinished / "maps.safetensors")
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 
