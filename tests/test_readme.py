@@ -13,10 +13,10 @@ def text(request):
 
 @pytest.mark.bundled
 def test_the_python_examples_run(request, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", text(request), flags=re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    root = request.config.rootpath
+    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+            exec(compile(block, page.name, "exec"), {"__name__": "readme"})
     out = capsys.readouterr().out
     assert "torch.Size([1, 50])" in out
     assert "a red circle on a blue ground" in out
