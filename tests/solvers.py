@@ -11,6 +11,7 @@ from tiny_pipelines import stable_diffusion
 SOLVERS = {
     "DDIM": ("DDIMScheduler", {}),
     "DDIM, η = 1": ("DDIMScheduler", {}),
+    "DDIM trailing": ("DDIMScheduler", {"timestep_spacing": "trailing"}),
     "DDPM": ("DDPMScheduler", {}),
     "DEIS": ("DEISMultistepScheduler", {}),
     "DPM++ 2M": ("DPMSolverMultistepScheduler", {}),

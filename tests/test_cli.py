@@ -264,6 +264,7 @@ def test_localize_draws_maps_and_with_a_calibration_masks(cryptomnesia, model, t
         (["--probes", "24"], "24 orthogonal probes in groups of 16"),
         (["--guidance", "1"], "needs the unconditional branch"),
         (["--calibration", "nowhere"], "no map calibration file nowhere"),
+        (["--baseline", "nowhere"], "got --baseline but no map that uses it"),
     ],
 )
 def test_localize_explains_what_it_cannot_do(cryptomnesia, model, tmp_path, arguments, message):

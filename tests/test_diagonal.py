@@ -34,7 +34,7 @@ def test_the_curvature_of_a_gaussian_is_exact_with_spanning_probes(kind, engine)
     found = estimator.estimate(lambda at, rows: oracle(at, 201, {"which": which[rows]}).epsilon, x, scale=sigma)
     expected = torch.stack([oracle.curvature(int(c), 201).diagonal().view(1, 4, 4) for c in which])
     torch.testing.assert_close(found.value / sigma, expected, rtol=1e-6, atol=1e-6)
-    assert found.probes == SIZE
+    assert (found.probes == SIZE).all()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -63,15 +63,28 @@ def test_orthogonal_probes_beat_random_ones():
     assert error(probes=32, group=16) < 0.8 * error(probes=32, design="random")
 
 
-def test_estimation_stops_when_the_wanted_error_is_reached():
-    matrices = local(0)[None] + 20 * torch.eye(144, dtype=torch.float64)
+def test_estimation_stops_when_the_wanted_error_is_reached_image_by_image():
+    easy, hard = (local(0)[None] + strength * torch.eye(144, dtype=torch.float64) for strength in (20, 2))
     x = torch.zeros((1, 4, 6, 6), dtype=torch.float64)
     for design in ("random", "orthogonal"):
-        found = DiagonalEstimator(design=design, probes=512, wanted=0.05).estimate(linear(matrices), x)
-        assert found.probes < 100
-        assert found.relative_error.item() <= 0.05
-        truth = matrices.diagonal(dim1=1, dim2=2).view_as(x)
-        assert (found.value - truth).norm() < 0.15 * truth.norm()
+        estimator = DiagonalEstimator(design=design, probes=4096, wanted=0.05)
+        alone = estimator.estimate(linear(easy), x)
+        both = estimator.estimate(linear(torch.cat([hard, easy])), torch.cat([x, x]))
+        assert both.probes[0] > both.probes[1] == alone.probes[0]
+        assert (both.relative_error <= 0.05).all()
+        torch.testing.assert_close(both.value[1:], alone.value)
+        for found, matrices in ((both.value[0], hard[0]), (alone.value[0], easy[0])):
+            truth = matrices.diagonal().view_as(found)
+            assert (found - truth).norm() < 0.25 * truth.norm()
+
+
+def test_pure_noise_never_looks_like_an_estimate():
+    """A matrix without a diagonal: the estimate is all error, and says so."""
+    matrices = (local(0) * (1 - torch.eye(144, dtype=torch.float64)))[None]
+    x = torch.zeros((1, 4, 6, 6), dtype=torch.float64)
+    found = DiagonalEstimator(probes=512, design="random", wanted=1.0).estimate(linear(matrices), x)
+    assert found.relative_error.item() > 2
+    assert found.probes.item() == 512
 
 
 def test_an_estimate_depends_neither_on_the_batch_nor_on_how_it_is_cut():
@@ -114,6 +127,14 @@ def test_half_precision_is_never_silently_wrong():
     with pytest.raises(UsageError, match="finite differences drown in the rounding of bfloat16"):
         DiagonalEstimator(engine="finite").estimate(half, x)
     assert (DiagonalEstimator().estimate(half, x).value == 3).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(UsageError, match="rounding of autocast"):
+            DiagonalEstimator(engine="finite").estimate(half, x.float())
+        assert (DiagonalEstimator().estimate(half, x.float()).value == 3).all()
+    # errors are kept in fp32, where their squares do not vanish
+    small = DiagonalEstimator(design="random").estimate(lambda at, rows: 1e-4 * at.flip(-1) + 1e-2 * at, x.half())
+    assert small.error.dtype == torch.float32
+    assert 0 < small.relative_error.item() < 0.1
 
 
 def test_bad_settings_are_explained():
@@ -125,6 +146,7 @@ def test_bad_settings_are_explained():
         ({"group": 12, "probes": 12}, "group of 12 probes; give a power of two"),
         ({"rows": 0}, "rows=0"),
         ({"step": 0.0}, "step=0"),
+        ({"wanted": 0.0}, "wanted error of 0"),
     ]:
         with pytest.raises(UsageError, match=message):
             DiagonalEstimator(**settings)

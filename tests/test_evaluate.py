@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
+from cryptomnesia.evaluate import auc, clustered, rate, tpr_at_fpr
 
 
 def test_auc_counts_ordered_pairs():
@@ -23,3 +23,16 @@ def test_intervals_redraw_whole_clusters():
     width = 2 * 1.96 * centres.std(ddof=1) / 30**0.5
     assert estimate.high - estimate.low == pytest.approx(width, rel=0.2)
     assert estimate.low < estimate.value < estimate.high
+
+
+def test_an_interval_never_shrinks_to_a_point_for_a_rate():
+    none = rate([np.zeros(8)] * 28)
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(1 - 0.025 ** (1 / 28))
+    every = rate([np.ones(8)] * 28)
+    assert (every.value, every.high) == (1.0, 1.0)
+    assert every.low == pytest.approx(0.025 ** (1 / 28))
+    some = rate([np.zeros(8)] * 20 + [np.ones(8)] * 20)
+    assert some.value == 0.5
+    assert 0.3 < some.low < 0.4
+    assert 0.6 < some.high < 0.7

@@ -56,6 +56,7 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_generated(pipe, c
         """Stands for a pipeline that must not be called."""
 
         tokenizer, unet, scheduler, components = pipe.tokenizer, pipe.unet, pipe.scheduler, pipe.components
+        vae_scale_factor = pipe.vae_scale_factor
 
     Untouchable.__name__ = "StableDiffusionPipeline"
 

@@ -17,12 +17,14 @@ from cryptomnesia.localizers import (
     MapReference,
     Watched,
     checkpoint,
+    conditioning,
     empty_caption,
     end_positions,
     upsampled,
 )
 from cryptomnesia.localizers.base import over_channels
 from cryptomnesia.localizers.bright_ending import cross_attention
+from cryptomnesia.proving_ground import components
 from oracles import FiniteSet, Gaussian
 from test_families import CASES
 from tiny_pipelines import call_oracle, oracle_pipeline, stable_diffusion, stable_diffusion_xl
@@ -195,6 +197,7 @@ def test_bright_ending_is_the_attention_of_the_stock_processors():
     pipe = family.make()
     seen = watched(pipe, family.sampling)
     (layer,) = cross_attention(pipe.unet)
+    assert layer is pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
     probabilities = []
 
     class Plain(AttnProcessor):
@@ -271,3 +274,29 @@ def test_masks_explain_what_does_not_fit():
 
 def test_upsampling_keeps_a_flat_map_flat():
     assert torch.equal(upsampled(torch.ones(1, 4, 4), 16, 16), torch.ones(1, 16, 16))
+
+
+def test_every_layer_that_attends_to_the_caption_counts():
+    network = components.unet()
+    first = network.down_blocks[0].attentions[0].transformer_blocks[0]
+    assert cross_attention(network) == [first.attn1, first.attn2]
+
+
+def test_reading_the_conditioning_leaves_no_trace():
+    pipe = stable_diffusion()
+    torch.manual_seed(0)
+    conditioning(pipe, PROMPTS, Sampling(3, 2.0))
+    assert torch.initial_seed() == 0
+    assert torch.equal(torch.randn(3), torch.randn(3, generator=torch.Generator().manual_seed(0)))
+    assert pipe.interrupt is False
+
+
+def test_a_score_difference_of_the_run_costs_no_evaluation():
+    family = CASES["sd-epsilon"]
+    seen = watched(family.make(), family.sampling)
+    evaluated = []
+    seen.denoiser.module.register_forward_hook(lambda *_: evaluated.append(1))
+    for each in (seen, seen.rows([1])):
+        ScoreDifference().map(each)
+        GuidanceMap().map(each)
+    assert evaluated == []

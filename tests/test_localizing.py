@@ -69,6 +69,12 @@ def test_what_a_method_lacks_is_said_before_anything_is_generated(pipe):
         check_methods(flux(), Sampling(3, 3.5), [run])
     with pytest.raises(UsageError, match="needs a less-trained checkpoint"):
         check_methods(pipe, SAMPLING, [compared])
+    with pytest.raises(UsageError, match="prediction type is v_prediction"):
+        check_methods(pipe, SAMPLING, [compared], stable_diffusion("v_prediction"))
+    with pytest.raises(UsageError, match="give every map once"):
+        check_methods(pipe, SAMPLING, [run, method("score-difference", step=0)])
+    with pytest.raises(UsageError, match="has no captions to attend to"):
+        check_methods(unconditional(), Sampling(3, 1.0), [method("bright-ending")])
     with pytest.raises(UsageError, match="has no captions, and so no empty one"):
         check_methods(unconditional(), Sampling(3, 1.0), [asked])
     check_methods(pipe, Sampling(3, 1.0), [asked])
@@ -80,11 +86,11 @@ def fitted(pipe, other):
     return methods, MapCalibration.fit(pipe, PROMPTS, SAMPLING, methods, other=other, batch_size=34)
 
 
-def test_a_map_calibration_is_split_and_survives_saving(pipe, fitted, tmp_path):
+def test_a_map_calibration_is_split_and_survives_saving(pipe, fitted, other, tmp_path):
     methods, calibration = fitted
     calibration.save(tmp_path / "maps.safetensors")
     again = MapCalibration.load(tmp_path / "maps.safetensors")
-    again.check(pipe, SAMPLING, methods)
+    again.check(pipe, SAMPLING, methods, other)
     for name, reference in calibration.references.items():
         assert reference.fitting.shape == (34, 8, 8)
         assert reference.null.shape == (68, 8, 8)
@@ -102,16 +108,18 @@ def test_ordinary_pictures_get_ordinary_masks(pipe, fitted):
     assert mask.pixels.float().mean() < 0.25
 
 
-def test_another_setup_is_refused(pipe, fitted, tmp_path):
+def test_another_setup_is_refused(pipe, fitted, other, tmp_path):
     methods, calibration = fitted
     with pytest.raises(UsageError, match="steps is 4, calibrated 3"):
-        calibration.check(pipe, Sampling(4, 2.0), methods)
+        calibration.check(pipe, Sampling(4, 2.0), methods, other)
     with pytest.raises(UsageError, match="it knows no curvature, only score-difference"):
         calibration.check(pipe, SAMPLING, [method("curvature")])
-    with pytest.raises(UsageError, match=r"score-difference is ScoreDifference\(step=0\) against run, calibrated"):
+    with pytest.raises(UsageError, match="score-difference is evaluation 0, against run, calibrated evaluation -1"):
         calibration.check(pipe, SAMPLING, [method("score-difference", step=0)])
     with pytest.raises(UsageError, match="against empty, calibrated"):
         calibration.check(pipe, SAMPLING, [method("score-difference", empty=True)])
+    with pytest.raises(UsageError, match=r"against checkpoint [0-9a-f]{12}, calibrated .* against checkpoint"):
+        calibration.check(pipe, SAMPLING, methods[1:], pipe)
     save_file({"a": torch.zeros(1)}, tmp_path / "x")
     with pytest.raises(UsageError, match="is not a map calibration"):
         MapCalibration.load(tmp_path / "x")

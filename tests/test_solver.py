@@ -5,6 +5,7 @@ import torch
 from cryptomnesia import UsageError, watch
 from cryptomnesia.solver import STEERABLE, SolverStep, check_steerable
 from solvers import NOISY, SOLVERS, call, with_solver
+from tiny_pipelines import stable_diffusion
 
 
 def test_every_steerable_solver_is_tested():
@@ -105,3 +106,23 @@ def test_what_cannot_be_steered_is_explained():
     solver = SolverStep(scheduler, (scheduler.timesteps[-1], sample), {}, 1.0)
     with pytest.raises(UsageError, match="does not depend on its prediction in an affine way"):
         solver.landing(sample, solver.after(sample), sample)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_step_that_does_not_depend_on_its_prediction_is_left_alone(prediction):
+    """The last one of DDIM with spacing "linspace" goes from ᾱ_0 to ᾱ_0."""
+    pipe = stable_diffusion(prediction)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="linspace", clip_sample=False
+    )
+    moved = []
+
+    def steer(step, solver):
+        after = solver.after(step.guided.value)
+        value = solver.landing(step.guided.value, after, 0.9 * after)
+        moved.append(not torch.equal(value, step.guided.value))
+        return value
+
+    with watch(pipe, steer=steer):
+        call(pipe, "DDIM")
+    assert moved == [True] * 7 + [False]

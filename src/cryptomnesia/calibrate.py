@@ -13,6 +13,7 @@ scores of the references at the same place. The promise holds for one look, at a
 """
 
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Sequence
@@ -45,44 +46,63 @@ Fingerprint = dict[str, Any]
 """Everything a calibration depends on, as JSON values."""
 
 
-def fingerprint(pipe: Any, sampling: Sampling, weights: str | None = None) -> Fingerprint:
-    """What identifies a setup: weights (their digest, if already known), scheduler, settings, dtype."""
+def fingerprint(pipe: Any, sampling: Sampling, weights: dict[str, str] | None = None) -> Fingerprint:
+    """What identifies a setup: weights (their digests, if already known), scheduler, settings, dtype.
+
+    Settings are read as from a call that was made with them, so that it does not matter how they are written.
+    """
+    adapter = adapter_for(pipe)
     config = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    defaults = {name: each.default for name, each in parameters.items()}
+    settings = adapter.sampling(adapter.arguments([""], sampling), defaults)
     return {
         "statistics": STATISTICS,
         "pipeline": type(pipe).__name__,
-        "weights": weights or weights_digest(pipe),
+        "weights": weights or weights_digests(pipe),
         "scheduler": type(pipe.scheduler).__name__,
         "scheduler_config": json.loads(json.dumps(config, default=str, sort_keys=True)),
-        "steps": sampling.steps,
-        "guidance": float(sampling.guidance),
-        "height": sampling.height,
-        "width": sampling.width,
-        "options": json.loads(json.dumps(dict(sampling.options), default=str, sort_keys=True)),
-        "dtype": str(adapter_for(pipe).module.dtype).removeprefix("torch."),
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "height": settings.height,
+        "width": settings.width,
+        "options": dict(settings.options),
+        "dtype": str(adapter.module.dtype).removeprefix("torch."),
     }
 
 
-def weights_digest(pipe: Any, only: str | None = None) -> str:
-    """SHA-256 over names, shapes and values of all networks of the pipeline, or `only` one, in half precision.
+def weights_digest(pipe: Any) -> str:
+    """SHA-256 over the weights of all networks of the pipeline; see `weights_digests`."""
+    return hashlib.sha256(json.dumps(weights_digests(pipe), sort_keys=True).encode()).hexdigest()
+
+
+def weights_digests(pipe: Any) -> dict[str, str]:
+    """Name of each network of the pipeline → SHA-256 over names, shapes and values of its weights, in half precision.
 
     Of large tensors some 65,536 evenly spaced values are read, so that a model of any size takes a
     moment and any training step still shows. Half precision: a checkpoint is the same model
     whether it was loaded in fp32 or fp16.
+
+    Raises:
+        UsageError: for weights that are not in memory.
     """
-    digest = hashlib.sha256()
-    networks = {
-        part: network
-        for part, network in pipe.components.items()
-        if isinstance(network, nn.Module) and only in (None, part)
-    }
-    for part, network in sorted(networks.items()):
-        for name, value in sorted(network.state_dict().items()):
-            digest.update(f"{part} {name} {tuple(value.shape)}".encode())
+    digests = {}
+    for part, network in sorted(pipe.components.items()):
+        if not isinstance(network, nn.Module):
+            continue
+        digest = hashlib.sha256()
+        # a network wrapped by torch.compile is still the same
+        for name, value in sorted(getattr(network, "_orig_mod", network).state_dict().items()):
+            if value.is_meta:
+                raise UsageError(
+                    f"the weights of the {part} are not in memory; calibrate and guard before sequential offloading"
+                )
+            digest.update(f"{name} {tuple(value.shape)}".encode())
             flat = value.detach().flatten()
             some = flat[:: max(1, len(flat) // 65_536)].to("cpu", torch.float16)
             digest.update(some.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        digests[part] = digest.hexdigest()
+    return digests
 
 
 @dataclass(frozen=True)
@@ -131,8 +151,7 @@ class Calibration:
         Raises:
             UsageError: for too few or repeated prompts, or a model whose output is not finite.
         """
-        if adapter_for(pipe).conditional:
-            check_references(prompts)
+        check_references(prompts, repeated=not adapter_for(pipe).conditional)
         seeds = range(seed, seed + len(prompts))
         batches = generate(pipe, prompts, seeds, sampling, batch_size=batch_size, progress=progress)
         seen = [batch.trajectory for batch in batches]
@@ -143,6 +162,10 @@ class Calibration:
             torch.cat([each.latents for each in seen]),
             complete=all(each.complete for each in seen),
         )
+        if not whole.complete:
+            raise UsageError(
+                "the reference runs ended before their last step; calibrate with options that let them end"
+            )
         order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
         cut = len(prompts) // 3
         reference = Reference.fit(whole.rows(order[:cut]).norms)
@@ -196,13 +219,13 @@ class Calibration:
             )
         return torch.nextafter(null[allowed], torch.tensor(torch.inf)).item()
 
-    def check(self, pipe: Any, sampling: Sampling, weights: str | None = None) -> None:
+    def check(self, pipe: Any, sampling: Sampling, weights: dict[str, str] | None = None) -> None:
         """Refuse any other setup.
 
         Args:
             pipe: the pipeline.
             sampling: the settings.
-            weights: `weights_digest` of the pipeline, if already known.
+            weights: `weights_digests` of the pipeline, if already known.
 
         Raises:
             UsageError: naming everything that differs.
@@ -249,16 +272,17 @@ class Calibration:
         return null[:, evaluation]
 
 
-def check_references(prompts: Sequence[str]) -> None:
-    """Refuse reference prompts that are too few, or repeated and so not independent.
+def check_references(prompts: Sequence[str], *, repeated: bool = False) -> None:
+    """Refuse reference prompts that are too few, or repeated and so not independent, unless that is allowed.
 
     Raises:
         UsageError: with the numbers.
     """
     if len(prompts) < 100:
         raise UsageError(f"got {len(prompts)} reference prompts; give at least 100 (150 for a rate of 1%)")
-    if repeated := len(prompts) - len(set(prompts)):
-        raise UsageError(f"{repeated} of {len(prompts)} reference prompts are repeated; give every prompt once")
+    again = len(prompts) - len(set(prompts))
+    if again and not repeated:
+        raise UsageError(f"{again} of {len(prompts)} reference prompts are repeated; give every prompt once")
 
 
 def differing(then: Fingerprint, now: Fingerprint) -> list[str]:

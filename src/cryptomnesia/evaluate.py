@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 
@@ -52,3 +53,20 @@ def clustered(statistic: Callable[..., float], *groups: list[np.ndarray], draws:
     ]
     low, high = np.quantile(redrawn, [0.025, 0.975])
     return Estimate(value, float(low), float(high))
+
+
+def rate(groups: list[np.ndarray]) -> Estimate:
+    """A share of hits with its 95% interval, whole clusters being redrawn.
+
+    Where all clusters agree there is nothing to redraw; then the exact binomial (Clopper–Pearson) interval is given for
+    as many trials as there are clusters.
+
+    Example:
+        >>> rate([np.zeros(4)] * 28).high
+        0.123...
+    """
+    found = clustered(lambda hits: float(hits.mean()), groups)
+    if found.low < found.high:
+        return found
+    exact = binomtest(round(found.value * len(groups)), len(groups)).proportion_ci(method="exact")
+    return Estimate(found.value, float(exact.low), float(exact.high))

@@ -12,7 +12,7 @@ from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import Calibration
 from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localizers import Localizer, Watched
+from cryptomnesia.localizers import BrightEnding, Localizer, Watched, end_positions
 from cryptomnesia.mitigations import StabilityRule, stabilize
 from cryptomnesia.sampling import Batch, Progress, generate
 from cryptomnesia.settings import Sampling
@@ -82,7 +82,7 @@ def examine(
     check(pipe, sampling, calibration, detector=detector, rate=rate, localizer=localizer, rule=rule)
     judge = DETECTORS[detector](calibration.reference)
     threshold = calibration.threshold(detector, rate)
-    keep = () if localizer is None else (-1,)
+    keep = () if localizer is None else (localizer.step,)
     for batch in generate(pipe, prompts, seeds, sampling, batch_size=batch_size, keep=keep, progress=progress):
         scores = judge.score(batch.trajectory)
         p_values = calibration.p_value(detector, scores)
@@ -92,7 +92,10 @@ def examine(
         instead: dict[int, Tensor] = {}
         if rows and localizer is not None:
             view = adapter_for(pipe).denoiser()
-            maps = dict(zip(rows, localizer.map(Watched(batch.trajectory.rows(rows), view)).cpu(), strict=True))
+            attention = isinstance(localizer, BrightEnding)
+            ends = end_positions(pipe, [batch.prompts[row] for row in rows]) if attention else None
+            watched = Watched(batch.trajectory.rows(rows), view, ends=ends)
+            maps = dict(zip(rows, localizer.map(watched).cpu(), strict=True))
         if rows and rule is not None:
             instead = dict(zip(rows, _mitigated(pipe, batch, rows, sampling, calibration, rule), strict=True))
         above = judge.running(batch.trajectory) >= threshold
@@ -131,7 +134,9 @@ def check(
         raise UsageError(f"got the false-positive rate {rate:g}; give one between 0 and 1")
     adapter = adapter_for(pipe)
     judge = DETECTORS[detector](calibration.reference)
-    needing = [detector] * ("uncond" in judge.needs) + ([] if localizer is None else [localizer.name])
+    needing = [detector] * ("uncond" in judge.needs) + (
+        [localizer.name] if localizer is not None and localizer.differs else []
+    )
     if needing and not adapter.guided_in(sampling):
         raise UsageError(
             f"{' and '.join(needing)} needs the unconditional branch, and at guidance {sampling.guidance:g} "

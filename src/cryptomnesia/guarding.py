@@ -6,6 +6,7 @@ where the policy says so, withholds images, makes them again or has the run corr
 is touched, so pipelines that are guarded in different threads do not see each other.
 """
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +16,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from cryptomnesia.adapters import adapter_for
-from cryptomnesia.calibrate import Calibration, weights_digest
+from cryptomnesia.calibrate import Calibration, weights_digests
 from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations import Correction, Rephrasing, StabilityRule
@@ -37,8 +38,6 @@ SEVERITIES = ("none", "mild", "strong")
 
 PROMPTS = ("prompt", "prompt_2", "prompt_3")
 
-_SEED_STRIDE = 1_000_003
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -46,7 +45,9 @@ class Verdict:
 
     Attributes:
         image: its place in the call's output.
-        score: the detector's score of the image as first generated; NaN when it could not tell.
+        prompt: its caption, None if there was none in words.
+        score: the detector's score of the image as first generated; NaN when it could not tell. Of a run that was
+            corrected while it went on, that of the updates the solver proposed.
         p_value: conformal p-value of the score, NaN likewise.
         flagged: whether the p-value is at most the guard's false-positive rate.
         crossed: of a flagged image, the evaluation, from 0, at which the running score first passed the threshold.
@@ -59,6 +60,7 @@ class Verdict:
     """
 
     image: int
+    prompt: str | None
     score: float
     p_value: float
     flagged: bool
@@ -81,7 +83,6 @@ class _Run:
     """One call of the original pipeline."""
 
     output: Any
-    corrected: bool
     verdicts: tuple[Verdict, ...]
 
 
@@ -156,10 +157,10 @@ class Guard:
         self._last = (decide_by or evaluations) - 1
         self._early = decide_by is not None and policy != "observe"
         self._threshold = calibration.threshold(detector, rate, self._last)
-        self._weights = weights_digest(pipe)
+        self._weights = weights_digests(pipe)
         calibration.check(pipe, calibration.sampling, self._weights)
         self._kind: type[Any] | None = None
-        self._module = adapter_for(pipe).module
+        self._parts = _networks(pipe)
 
     def attach(self) -> "Guard":
         """Guard every call of the pipeline from now on.
@@ -173,8 +174,9 @@ class Guard:
         guarding = self
 
         @wraps(kind.__call__)
-        def __call__(_: Any, *args: Any, **kwargs: Any) -> Any:
-            return guarding._call(args, kwargs)
+        def __call__(called: Any, *args: Any, **kwargs: Any) -> Any:
+            # a copy of the pipeline is another one
+            return guarding._call(args, kwargs) if called is guarding.pipe else kind.__call__(called, *args, **kwargs)
 
         names = {"__call__": __call__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
         self.pipe.__class__ = type(kind.__name__, (kind,), {**names, "guarded_by": self})
@@ -193,17 +195,21 @@ class Guard:
         self.verdicts = ()
         first = _Noise(arguments)
         run = self._generate(arguments, correct=self.policy == "mitigate")
-        verdicts = list(run.verdicts)
+        first.images = len(run.verdicts)
+        verdicts = [replace(each, prompt=_prompt(arguments, each.image)) for each in run.verdicts]
         images = _images(run.output)
         for row, verdict in enumerate(verdicts):
-            if verdict.clean or self.policy == "observe" or (self.policy == "mitigate" and run.corrected):
+            if verdict.clean or verdict.corrected or self.policy == "observe":
                 continue
             single = _single(arguments, row)
             image = None
             if self.policy == "block":
                 verdict = replace(verdict, action="withheld", reason=f"{verdict.reason}; withheld")
-            elif self.policy == "mitigate":
+            elif self.policy == "mitigate" and isinstance(self.rule, Rephrasing):
                 verdict, image = self._rephrase({**single, **first.of(row)}, verdict)
+            elif self.policy == "mitigate":
+                reason = f"{verdict.reason}; the rule corrected nothing; withheld"
+                verdict = replace(verdict, action="withheld", reason=reason)
             else:
                 verdict, image = self._regenerate(single, first, verdict)
             verdicts[row] = verdict
@@ -221,10 +227,12 @@ class Guard:
         given.pop("self", None)
         given |= given.pop("kwargs", {})
         defaults = {name: each.default for name, each in signature.parameters.items()}
-        adapter = adapter_for(self.pipe)
-        if adapter.module is not self._module:
-            raise UsageError("the pipeline's denoiser was replaced after its guard was made; make a new guard")
-        self.calibration.check(self.pipe, adapter.sampling(given, defaults), self._weights)
+        replaced = [name for name, part in _networks(self.pipe).items() if self._parts.get(name) is not part]
+        if replaced:
+            raise UsageError(
+                f"the pipeline's {', '.join(replaced)} was replaced after its guard was made; make a new guard"
+            )
+        self.calibration.check(self.pipe, adapter_for(self.pipe).sampling(given, defaults), self._weights)
         return given
 
     def _generate(self, arguments: Mapping[str, Any], *, correct: bool = False) -> _Run:
@@ -235,11 +243,14 @@ class Guard:
             Correction(self.calibration.reference, rule) if correct and isinstance(rule, StabilityRule) else None
         )
 
+        stopped = False
+
         def stop_early(done: int) -> None:
+            nonlocal stopped
             if done == self._last + 1 and done < len(self.calibration.reference.delta.mean):
                 scores = self._judge.running(seen.trajectory)[:, self._last]
                 if (scores >= self._threshold).all():
-                    self.pipe._interrupt = True
+                    stopped = self.pipe._interrupt = True
 
         with watch(
             self.pipe,
@@ -247,16 +258,20 @@ class Guard:
             after_step=stop_early if self._early and correction is None else None,
         ) as seen:
             output = self._kind.__call__(self.pipe, **arguments)
+        if stopped:
+            self.pipe._interrupt = False
         trajectory = seen.trajectory
         if correction is not None:
             trajectory = correction.as_proposed(trajectory)
-        return _Run(output, correction is not None, self._verdicts(trajectory, correction))
+        return _Run(output, self._verdicts(trajectory, correction))
 
     def _verdicts(self, trajectory: Trajectory, correction: Correction | None) -> tuple[Verdict, ...]:
         running = self._judge.running(trajectory)
         count, taken = running.shape
         enough = taken > self._last
-        scores = running[:, self._last] if enough else torch.full((count,), torch.nan)
+        scores = running[:, self._last].clone() if enough else torch.full((count,), torch.nan)
+        # also where the latents broke after the decision, or behind what the detector looks at
+        scores[~trajectory.norms.z.isfinite().all(dim=1)] = torch.nan
         p_values = self.calibration.p_value(self._judge.name, scores, self._last)
         active = torch.zeros(count, taken, dtype=torch.bool) if correction is None else correction.active
         severity = [0] * count if correction is None else correction.severity.tolist()
@@ -274,6 +289,7 @@ class Guard:
             verdicts.append(
                 Verdict(
                     image=row,
+                    prompt=None,
                     score=score,
                     p_value=p,
                     flagged=flagged,
@@ -371,6 +387,7 @@ class Guard:
             quiet = {name: value for name, value in single.items() if not name.startswith("callback")}
             with watch(self.pipe, after_step=stop) as seen:
                 self._kind.__call__(self.pipe, **{**quiet, **repeated, **texts, **more})
+            self.pipe._interrupt = False
             scores.append(self._judge.running(seen.trajectory)[:, evaluations - 1])
         return torch.cat(scores).nan_to_num(nan=torch.inf)
 
@@ -392,30 +409,49 @@ def guard(pipe: Any, calibration: Calibration, **settings: Any) -> Iterator[Guar
 
 
 class _Noise:
-    """The noise of a call's images, to be drawn again."""
+    """The noise of a call's images, to be drawn again.
+
+    Attributes:
+        images: how many there are, once that is known.
+    """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         """Remember it before the call uses its generators up."""
         given = arguments.get("generator")
+        self.images = 0
         self._own = isinstance(given, list)
-        self._given: list[Any] = given if isinstance(given, list) else [given]
-        self._states = [None if each is None else each.get_state() for each in self._given]
+        # a fresh generator seeds itself and leaves the global one alone
+        fallback = torch.Generator()
+        fallback.seed()
+        generators: list[torch.Generator] = given if isinstance(given, list) else [fallback if given is None else given]
+        self._devices = [each.device for each in generators]
+        self._states = [each.get_state() for each in generators]
+        self._known = given is not None
         self._latents = arguments.get("latents")
 
     def of(self, row: int) -> dict[str, Any]:
         """The arguments for the noise that image `row` had, if it has a generator or latents of its own."""
         latents = {} if self._latents is None else {"latents": self._latents[row : row + 1]}
-        if not self._own:
+        if not self._known or not (self._own or self.images == 1):
             return {**self.other(row, 0), **latents}
-        return {"generator": torch.Generator(self._given[row].device).set_state(self._states[row]), **latents}
+        return {"generator": torch.Generator(self._devices[row]).set_state(self._states[row]), **latents}
 
     def other(self, row: int, attempt: int) -> dict[str, Any]:
-        """The arguments for other noise, the same whenever asked for."""
-        given = self._given[row if self._own else 0]
-        if given is None:
-            return {"generator": torch.Generator().manual_seed(torch.seed())}
-        seed = given.initial_seed() + (0 if self._own else row) + attempt * _SEED_STRIDE
-        return {"generator": torch.Generator(given.device).manual_seed(seed % 2**63)}
+        """The arguments for other noise, the same whenever asked for, and another in every call."""
+        at = row if self._own else 0
+        digest = hashlib.sha256(self._states[at].numpy().tobytes() + f"{row} {attempt}".encode()).digest()
+        seed = int.from_bytes(digest[:7], "big")
+        return {"generator": torch.Generator(self._devices[at]).manual_seed(seed)}
+
+
+def _networks(pipe: Any) -> dict[str, nn.Module]:
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+
+
+def _prompt(arguments: Mapping[str, Any], row: int) -> str | None:
+    """The caption of image `row` of a call."""
+    given = arguments.get("prompt")
+    return given[row // arguments.get("num_images_per_prompt", 1)] if isinstance(given, list) else given
 
 
 def _replayed(single: Mapping[str, Any]) -> torch.Generator:

@@ -9,13 +9,22 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.adapters import adapter_for
-from cryptomnesia.calibrate import FIRST_SEED, Fingerprint, check_references, differing, fingerprint
+from cryptomnesia.calibrate import (
+    FIRST_SEED,
+    Fingerprint,
+    check_references,
+    differing,
+    fingerprint,
+    weights_digest,
+)
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import load_checked, prompts_digest, save_checked
 from cryptomnesia.localizers import (
     LOCALIZERS,
     Baseline,
     BrightEnding,
+    Curvature,
+    CurvatureDifference,
     DiagonalEstimator,
     Localizer,
     MapReference,
@@ -24,6 +33,8 @@ from cryptomnesia.localizers import (
     empty_caption,
     end_positions,
 )
+from cryptomnesia.localizers.baseline import check_checkpoint
+from cryptomnesia.localizers.bright_ending import cross_attention
 from cryptomnesia.sampling import Progress, generate
 from cryptomnesia.settings import Sampling
 
@@ -146,7 +157,16 @@ def check_methods(pipe: Any, sampling: Sampling, methods: Sequence[Method], othe
     adapter = adapter_for(pipe)
     if not methods:
         raise UsageError(f"got no map to make; known are {', '.join(LOCALIZERS)}")
+    names = [each.name for each in methods]
+    if len(set(names)) < len(names):
+        raise UsageError(f"got the maps {', '.join(names)}; give every map once, steps one after the other")
     for each in methods:
+        if isinstance(each.localizer, BrightEnding):
+            if not adapter.conditional:
+                raise UsageError(
+                    f"a {type(pipe).__name__} has no captions to attend to; use another map than {each.name}"
+                )
+            cross_attention(adapter.module)
         if not each.localizer.differs:
             continue
         if each.baseline == "run" and not adapter.guided_in(sampling):
@@ -154,8 +174,10 @@ def check_methods(pipe: Any, sampling: Sampling, methods: Sequence[Method], othe
                 f"{each.name} needs the unconditional branch, and with these settings {type(pipe).__name__} has none; "
                 "give guidance above 1 to a model that is not distilled, a checkpoint, or ask for an empty caption"
             )
-        if each.baseline == "checkpoint" and other is None:
-            raise UsageError(f"{each.name} needs a less-trained checkpoint of the model; give one as the baseline")
+        if each.baseline == "checkpoint":
+            if other is None:
+                raise UsageError(f"{each.name} needs a less-trained checkpoint of the model; give one as the baseline")
+            check_checkpoint(pipe, other)
         if each.baseline == "empty" and not adapter.conditional:
             raise UsageError(f"a {type(pipe).__name__} has no captions, and so no empty one; give a checkpoint")
 
@@ -190,19 +212,15 @@ class MapCalibration:
         progress: Progress | None = None,
     ) -> "MapCalibration":
         """Map one generation for every reference prompt; see `Calibration.fit` and `localize`."""
-        if adapter_for(pipe).conditional:
-            check_references(prompts)
+        check_references(prompts, repeated=not adapter_for(pipe).conditional)
         seeds = range(seed, seed + len(prompts))
-        found = list(
-            localize(pipe, prompts, seeds, sampling, methods, other=other, batch_size=batch_size, progress=progress)
-        )
-        references = {
-            each.name: MapReference.fit(torch.stack([one.maps[each.name] for one in found])) for each in methods
-        }
-        settings = {each.name: _in_words(each) for each in methods}
+        found = localize(pipe, prompts, seeds, sampling, methods, other=other, batch_size=batch_size, progress=progress)
+        maps = [one.maps for one in found]
+        references = {each.name: MapReference.fit(torch.stack([one[each.name] for one in maps])) for each in methods}
+        settings = {each.name: _in_words(each, other) for each in methods}
         return cls(fingerprint(pipe, sampling), references, settings, prompts_digest(prompts))
 
-    def check(self, pipe: Any, sampling: Sampling, methods: Sequence[Method]) -> None:
+    def check(self, pipe: Any, sampling: Sampling, methods: Sequence[Method], other: Any = None) -> None:
         """Refuse any other setup, and methods whose maps were made otherwise.
 
         Raises:
@@ -212,8 +230,8 @@ class MapCalibration:
         for each in methods:
             if each.name not in self.settings:
                 apart.append(f"it knows no {each.name}, only {', '.join(self.settings)}")
-            elif self.settings[each.name] != _in_words(each):
-                apart.append(f"{each.name} is {_in_words(each)}, calibrated {self.settings[each.name]}")
+            elif self.settings[each.name] != (now := _in_words(each, other)):
+                apart.append(f"{each.name} is {now}, calibrated {self.settings[each.name]}")
         if apart:
             raise UsageError(f"the map calibration was made with another setup: {'; '.join(apart)}; make one for this")
 
@@ -245,5 +263,15 @@ class MapCalibration:
         return cls(about["fingerprint"], references, about["settings"], about["prompts_sha256"])
 
 
-def _in_words(each: Method) -> str:
-    return f"{each.localizer!r} against {each.baseline}"
+def _in_words(each: Method, other: Any) -> str:
+    """Everything that changes the method's map."""
+    made = each.localizer
+    words = [f"evaluation {made.step}", f"against {each.baseline}"]
+    if each.baseline == "checkpoint":
+        words[-1] += f" {weights_digest(other)[:12]}"
+    if isinstance(made, CurvatureDifference | Curvature):
+        how = made.estimator
+        words.append(f"{how.probes} {how.design} probes of {how.group}, {how.engine}, seed {how.seed}")
+        if how.wanted is not None:
+            words.append(f"until {how.wanted:g}")
+    return ", ".join(words)

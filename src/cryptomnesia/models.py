@@ -7,7 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from cryptomnesia.adapters import FAMILIES
+from cryptomnesia.adapters import FAMILIES, adapter_for
 from cryptomnesia.errors import UsageError
 
 BUNDLED = "bundled"
@@ -43,6 +43,11 @@ def load_pipeline(model: str, *, scheduler: str = "ddim", device: str | None = N
     if scheduler != "own" and scheduler not in SCHEDULERS:
         raise UsageError(f"got the unknown scheduler {scheduler!r}; known are own, {', '.join(SCHEDULERS)}")
     pipe = _load(model)
+    flow = adapter_for(pipe).kind == "flow_prediction"
+    if flow and scheduler != "own":
+        raise UsageError(
+            f"{model} is trained on rectified flow, which {scheduler} does not solve; give the scheduler own"
+        )
     if scheduler != "own":
         kind = getattr(diffusers, SCHEDULERS[scheduler])
         # some solvers would clip x̂0 to ±1, which ruins latents; SD's own configurations switch that off

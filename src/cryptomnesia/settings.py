@@ -1,9 +1,11 @@
 """The settings of a generation, and how to read them off a call of a pipeline."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 PER_PROMPT = frozenset(
@@ -58,9 +60,9 @@ def sampling_of(given: Mapping[str, Any], defaults: Mapping[str, Any], *, native
     settings = {**defaults, **given}
     own = {"num_inference_steps", "guidance_scale", "height", "width"}
     options = {
-        name: _plain(value)
+        name: canonical(name, value)
         for name, value in given.items()
-        if name not in NEUTRAL | own and not _same(value, defaults.get(name))
+        if name not in NEUTRAL | own and canonical(name, value) != canonical(name, defaults.get(name))
     }
     height, width = settings.get("height"), settings.get("width")
     return Sampling(
@@ -72,12 +74,23 @@ def sampling_of(given: Mapping[str, Any], defaults: Mapping[str, Any], *, native
     )
 
 
-def _same(value: Any, default: Any) -> bool:
-    return value is default or (not isinstance(value, Tensor) and value == default)
+def canonical(name: str, value: Any) -> Any:
+    """The JSON value that stands for an argument's value, however it was written.
 
-
-def _plain(value: Any) -> Any:
-    """One value for a list that repeats it, the type's name for what JSON does not know."""
-    if isinstance(value, list) and value and all(_same(each, value[0]) for each in value):
-        value = value[0]
-    return value if isinstance(value, str | int | float | list | dict) else f"a {type(value).__name__}"
+    One value per prompt becomes that value if all are the same, an empty prompt none; tensors and arrays
+    become a hash, what JSON does not know its type's name.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().float().numpy()
+    if isinstance(value, np.ndarray):
+        return f"sha256:{hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+    if isinstance(value, list | tuple):
+        items = [canonical("", item) for item in value]
+        if name in PER_PROMPT and items and all(item == items[0] for item in items):
+            return canonical(name, items[0])
+        return items
+    if isinstance(value, Mapping):
+        return {str(key): canonical("", item) for key, item in value.items()}
+    if name in PER_PROMPT and value == "":
+        return None
+    return value if value is None or isinstance(value, str | int | float) else f"a {type(value).__name__}"

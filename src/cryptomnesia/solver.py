@@ -73,6 +73,9 @@ class SolverStep:
     def landing(self, value: Tensor, after: Tensor, wanted: Tensor) -> Tensor:
         """The prediction that lands on `wanted`.
 
+        Images whose latents are not finite keep theirs, and so do all where the step does not depend on its
+        prediction (the last one of DDIM with `timestep_spacing="linspace"`): nothing can be steered there.
+
         Args:
             value: some prediction, (B, C, h, w).
             after: where it leads, (B, C, h, w).
@@ -81,16 +84,22 @@ class SolverStep:
         Raises:
             UsageError: if the step does not depend on its prediction in an affine way.
         """
-        slopes = self.after(value + 1).double() - after.double()
+        sound = torch.isfinite(after).flatten(1).all(dim=1) & torch.isfinite(wanted).flatten(1).all(dim=1)
+        if not sound.any():
+            return value
+        slopes = (self.after(value + 1).double() - after.double())[sound]
         slope = slopes.mean()
         # rounding is relative to the latents, which may be large beside the slope
-        allowed = 1e-3 * slope.abs() + 8 * torch.finfo(after.dtype).eps * after.abs().max()
-        if not (slopes - slope).abs().max() <= allowed:
+        rounding = torch.finfo(after.dtype).eps * after[sound].abs().max()
+        if not (slopes - slope).abs().max() <= 1e-3 * slope.abs() + 8 * rounding:
             raise UsageError(
                 f"{type(self._scheduler).__name__} does not depend on its prediction in an affine way; "
                 "switch thresholding and clipping off, or use another scheduler"
             )
-        return (value.double() + (wanted.double() - after.double()) / slope).to(value.dtype)
+        if slope.abs() <= 100 * rounding:
+            return value
+        steered = (value.double() + (wanted.double() - after.double()) / slope).to(value.dtype)
+        return torch.where(sound.view(-1, *([1] * (value.dim() - 1))), steered, value)
 
     def _generators(self) -> list[torch.Generator]:
         """Those that the step may draw noise from."""

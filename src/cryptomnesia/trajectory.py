@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,8 @@ from cryptomnesia.adapters import Adapter, Evaluation, adapter_for
 from cryptomnesia.denoiser import Inputs, Prediction, norms
 from cryptomnesia.errors import UsageError
 from cryptomnesia.solver import VARIANCE_EXPLODING, SolverStep
+
+_LOCK = Lock()
 
 Keep = Collection[int] | Literal["all"]
 """Evaluations whose tensors are kept; negative numbers count from the end."""
@@ -59,11 +61,13 @@ class Step:
 
     def rows(self, rows: list[int]) -> "Step":
         """The step of some of the images."""
+        cond = self.cond.rows(rows)
+        # all predictions of a step are of the same x, and stay so
         return replace(
             self,
-            cond=self.cond.rows(rows),
-            uncond=None if self.uncond is None else self.uncond.rows(rows),
-            guided=self.guided.rows(rows),
+            cond=cond,
+            uncond=None if self.uncond is None else replace(self.uncond.rows(rows), x=cond.x),
+            guided=replace(self.guided.rows(rows), x=cond.x),
             sample=self.sample[rows],
             cond_inputs=_input_rows(self.cond_inputs, rows),
             uncond_inputs=None if self.uncond_inputs is None else _input_rows(self.uncond_inputs, rows),
@@ -201,6 +205,14 @@ class Watch:
         """The factor of x_0 in the latents that the step in progress leads to."""
         if type(scheduler).__name__ in VARIANCE_EXPLODING:
             return 1.0
+        if type(scheduler).__name__ == "DDIMScheduler":
+            # not always the next timestep of the run: with spacing "linspace" DDIM aims a little beside it
+            before = (
+                int(call.timesteps[len(call.norms)])
+                - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+            )
+            bar = scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod
+            return float(bar) ** 0.5
         following = len(call.norms) + 1
         if following < len(call.timesteps):
             return self.adapter.schedule(call.timesteps[following])[0].item()
@@ -310,16 +322,31 @@ def _after_forward(module: nn.Module, hook: Callable[..., None]) -> Callable[[],
     compiled = vars(module).get("_compiled_call_impl")
     if compiled is None:
         return module.register_forward_hook(hook, with_kwargs=True).remove
-
     # a module compiled in place would compile its hooks too, and itself anew for each of them
-    @wraps(compiled)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        output = compiled(*args, **kwargs)
-        hook(module, args, kwargs, output)
-        return output
+    with _LOCK:
+        hooks: list[Callable[..., None]] | None = getattr(compiled, "hooks", None)
+        if hooks is None:
+            inner, hooks = compiled, []
 
-    vars(module)["_compiled_call_impl"] = call
-    return lambda: vars(module).update(_compiled_call_impl=compiled)
+            @wraps(inner)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                output = inner(*args, **kwargs)
+                for each in tuple(call.hooks):  # type: ignore[attr-defined]
+                    each(module, args, kwargs, output)
+                return output
+
+            call.hooks = hooks  # type: ignore[attr-defined]
+            call.inner = inner  # type: ignore[attr-defined]
+            vars(module)["_compiled_call_impl"] = call
+        hooks.append(hook)
+
+    def remove() -> None:
+        with _LOCK:
+            hooks.remove(hook)
+            if not hooks:
+                vars(module)["_compiled_call_impl"] = vars(module)["_compiled_call_impl"].inner
+
+    return remove
 
 
 def _input_rows(inputs: Inputs, rows: list[int]) -> dict[str, Any]:

@@ -68,6 +68,8 @@ def baseline_pipeline(model: str, baseline: str | None, maps: list[str], schedul
     from cryptomnesia.models import load_pipeline
 
     if not any(name.endswith(CHECKPOINT) for name in maps):
+        if baseline is not None:
+            raise UsageError(f"got --baseline but no map that uses it; give --map with {CHECKPOINT} behind its name")
         return None
     early = bundled(model, "early")
     baseline = baseline or (None if early is None else str(early))

@@ -25,6 +25,7 @@ from cryptomnesia.cli.common import (
     make_folder,
     wanted_prompts,
 )
+from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_regions, progress_bar
 from cryptomnesia.report.rows import Region, regions_to_json
 
@@ -63,7 +64,7 @@ def localize(
     from safetensors.torch import save_file
 
     from cryptomnesia.localizers import DiagonalEstimator
-    from cryptomnesia.localizing import MapCalibration, localize, method
+    from cryptomnesia.localizing import MapCalibration, check_methods, localize, method
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.panel import write_maps
     from cryptomnesia.settings import Sampling
@@ -75,10 +76,21 @@ def localize(
     pipe = load_pipeline(model, scheduler=scheduler)
     other = baseline_pipeline(model, baseline, names, scheduler)
     sampling = Sampling(steps, guidance_for(model, guidance))
-    calibration = calibration or bundled(model, "maps.safetensors")
-    fitted = None if calibration is None else MapCalibration.load(calibration)
+    check_methods(pipe, sampling, methods, other)
+    fitted = None
+    if calibration is not None:
+        fitted = MapCalibration.load(calibration)
+        fitted.check(pipe, sampling, methods, other)
+    elif (own := bundled(model, "maps.safetensors")) is not None:
+        fitted = MapCalibration.load(own)
+        try:
+            fitted.check(pipe, sampling, methods, other)
+        except UsageError as error:
+            typer.echo(f"maps without masks: {error}", err=True)
+            fitted = None
     if fitted is not None:
-        fitted.check(pipe, sampling, methods)
+        for reference in fitted.references.values():
+            reference.threshold(rate, smooth)
     make_folder(output)
     every = [each for each in wanted for _ in range(images_per_prompt)]
     seeds = [seed + number for _ in wanted for number in range(images_per_prompt)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.adapters import adapter_for
-from cryptomnesia.calibrate import weights_digest
+from cryptomnesia.calibrate import weights_digests
 from cryptomnesia.denoiser import Denoiser, Inputs, Prediction
 from cryptomnesia.errors import UsageError
 from cryptomnesia.settings import Sampling
@@ -43,13 +43,16 @@ class Baseline:
     @torch.no_grad()
     def epsilon(self, x: Tensor, t: float) -> Tensor:
         """Its noise estimate at x (B, …), (B, …); an evaluation only where the generation made none."""
-        if self.seen is not None and self.seen.x is x:
+        if self.seen is not None and (self.seen.x is x or torch.equal(self.seen.x, x)):
             return self.seen.epsilon
         return self.denoiser(x, t, self.inputs).epsilon
 
 
 def empty_caption(pipe: Any, count: int, sampling: Sampling) -> Baseline:
-    """The model itself, asked with an empty caption: for runs without an unconditional branch."""
+    """The model itself, asked with an empty caption: for runs without an unconditional branch.
+
+    The caption is encoded like any other; SDXL's own unconditional branch is fed zeros in its place.
+    """
     return Baseline(adapter_for(pipe).denoiser(), conditioning(pipe, [""] * count, sampling))
 
 
@@ -65,11 +68,24 @@ def checkpoint(pipe: Any, other: Any, prompts: Sequence[str], sampling: Sampling
     Raises:
         UsageError: if the two do not speak of the same latents.
     """
-    first, second = adapter_for(pipe), adapter_for(other)
+    check_checkpoint(pipe, other)
+    return Baseline(adapter_for(other).denoiser(), conditioning(other, prompts, sampling))
+
+
+def check_checkpoint(pipe: Any, other: Any) -> None:
+    """See that another checkpoint speaks of the same latents.
+
+    Raises:
+        UsageError: naming everything that differs.
+    """
+    first: Any = adapter_for(pipe)
+    second: Any = adapter_for(other)
     differences = {
         "family": (type(pipe).__name__, type(other).__name__),
         "prediction type": (first.kind, second.kind),
-        "latent channels": (_channels(first), _channels(second)),
+        "dtype": (first.module.dtype, second.module.dtype),
+        "latent channels": (first.module.config.in_channels, second.module.config.in_channels),
+        "latent size": (first.module.config.get("sample_size"), second.module.config.get("sample_size")),
         "noise schedule": (_schedule(pipe), _schedule(other)),
         "autoencoder": (_autoencoder(pipe), _autoencoder(other)),
     }
@@ -78,7 +94,6 @@ def checkpoint(pipe: Any, other: Any, prompts: Sequence[str], sampling: Sampling
         raise UsageError(
             f"the baseline does not fit the model: {'; '.join(differing)}; give a checkpoint of the same model"
         )
-    return Baseline(second.denoiser(), conditioning(other, prompts, sampling))
 
 
 def conditioning(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Inputs:
@@ -91,8 +106,13 @@ def conditioning(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Input
     pipe.set_progress_bar_config(**{**bar, "disable": True})
     try:
         with watch(pipe, keep=(0,), after_step=stop) as seen:
-            pipe(**adapter_for(pipe).arguments(prompts, replace(sampling, steps=2)), output_type="latent")
+            pipe(
+                **adapter_for(pipe).arguments(prompts, replace(sampling, steps=2)),
+                generator=[torch.Generator().manual_seed(0) for _ in prompts],
+                output_type="latent",
+            )
     finally:
+        pipe._interrupt = False
         pipe.set_progress_bar_config(**bar)
     return seen.trajectory.step(0).cond_inputs
 
@@ -116,14 +136,11 @@ def together(first: Inputs, second: Inputs) -> dict[str, Any]:
     }
 
 
-def _channels(adapter: Any) -> int:
-    return adapter.module.config.in_channels
-
-
-def _schedule(pipe: Any) -> tuple[Any, ...]:
-    config = pipe.scheduler.config
-    return tuple(config.get(name) for name in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule"))
+def _schedule(pipe: Any) -> str:
+    """A few places of the noise schedule, in words."""
+    schedule = adapter_for(pipe).schedule
+    return ", ".join(f"{schedule(t)[0].item():.6f}" for t in (0, 500, 999))
 
 
 def _autoencoder(pipe: Any) -> str:
-    return weights_digest(pipe, only="vae")[:12]
+    return weights_digests(pipe).get("vae", "none")[:12]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localizers.base import Watched, finite
+from cryptomnesia.localizers.base import Watched, finite, upsampled
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class BrightEnding:
 
     @torch.no_grad()
     def map(self, watched: Watched) -> Tensor:
-        """The mean probability at every place of every image, (B, h, w).
+        """The mean probability at every place of every image, (B, h, w), upsampled where the block's is smaller.
 
         Raises:
             UsageError: for a network that is no UNet with cross-attention, or without the end tokens' positions.
@@ -57,7 +57,8 @@ class BrightEnding:
         maps = torch.stack([_to_token(layer, **seen[layer], ends=watched.ends) for layer in layers]).mean(dim=0)
         height, width = step.cond.x.shape[-2:]
         down = round((height * width / maps.shape[1]) ** 0.5)
-        return finite(maps.unflatten(1, (height // down, width // down)))
+        maps = maps.unflatten(1, (-(-height // down), -(-width // down)))
+        return finite(maps if down == 1 else upsampled(maps, height, width))
 
 
 def cross_attention(network: Any) -> list[Any]:
@@ -67,7 +68,8 @@ def cross_attention(network: Any) -> list[Any]:
         UsageError: if there are none.
     """
     for block in getattr(network, "down_blocks", ()):
-        if found := [inner.attn2 for outer in getattr(block, "attentions", ()) for inner in outer.transformer_blocks]:
+        blocks = [inner for outer in getattr(block, "attentions", ()) for inner in outer.transformer_blocks]
+        if found := [each for one in blocks for each in (one.attn1, one.attn2) if each.is_cross_attention]:
             return found
     raise UsageError(
         f"a {type(network).__name__} has no cross-attention on its way down; use a map that needs none, "

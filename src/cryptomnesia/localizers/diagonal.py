@@ -5,7 +5,8 @@ random signs the rest vanishes at the rate 1/√K (Hutchinson). Orthogonal probe
 are coloured by channel and by position within a small block, each probe gives all entries of a colour the
 same sign, a row of a Hadamard matrix, times one random sign per entry, and the products of
 entries of different colour cancel exactly. What is left are entries of the same channel a block or more apart,
-where a network's Jacobian is small.
+where a network's Jacobian is small. (With as many channels as colours there is no room for blocks: then only the
+channels are told apart.)
 
 A product is taken in one of three ways. Finite differences need no graph and no automatic differentiation, so
 probes batch freely, at one evaluation each; in half precision they would drown in rounding, and are refused.
@@ -14,8 +15,9 @@ plain attention kernel, to which it switches. `exact` takes every unit vector fo
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from scipy.linalg import hadamard
@@ -40,18 +42,21 @@ class Diagonal:
     Attributes:
         value: (B, …), shaped like x.
         error: its standard error, likewise: 0 where exact, NaN where there was nothing to estimate it from.
-        probes: products with the Jacobian per image.
+        probes: products with the Jacobian that went into each image's estimate, (B,).
     """
 
     value: Tensor
     error: Tensor
-    probes: int
+    probes: Tensor
 
     @property
     def relative_error(self) -> Tensor:
-        """Root mean square error over the root mean square of the value, (B,)."""
-        error, value = (each.flatten(1).square().mean(dim=1) for each in (self.error, self.value))
-        return (error / value).sqrt()
+        """Root mean square error over the root mean square of the diagonal, (B,); ∞ where noise is all there is.
+
+        The estimate's own mean square holds that of its error, which is taken away first.
+        """
+        error, value = (each.double().flatten(1).square().mean(dim=1) for each in (self.error, self.value))
+        return (error / (value - error).clamp_min(0)).sqrt()
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class DiagonalEstimator:
             )
         if self.probes < 1:
             raise UsageError(f"got {self.probes} probes; give at least 1")
+        if self.wanted is not None and not self.wanted > 0:
+            raise UsageError(f"got a wanted error of {self.wanted:g}; give a positive one, or None")
         if self.rows < 1 or self.step <= 0:
             raise UsageError(f"got rows={self.rows} and step={self.step:g}; give positive numbers")
         if self.group < 1 or self.group & (self.group - 1):
@@ -108,37 +115,70 @@ class DiagonalEstimator:
         Raises:
             UsageError: for finite differences in half precision, or values that are not finite.
         """
-        engine = self.engine
-        if engine == "auto":
-            engine = "finite" if x.dtype in (torch.float32, torch.float64) else "reverse"
-        if engine == "finite" and x.dtype not in (torch.float32, torch.float64):
-            raise UsageError(
-                f"finite differences drown in the rounding of {str(x.dtype).removeprefix('torch.')}; "
-                "load the model in float32, or give engine='reverse'"
+        engine = self._engine(x)
+        if (
+            engine == "finite"
+            and x.is_cuda
+            and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+        ):
+            value = None  # it was computed with fewer bits than what it is subtracted from
+        with _whole_floats():
+            diagonal = (
+                self._exact(function, x) if engine == "exact" else self._estimate(engine, function, x, scale, value)
             )
-        if engine == "exact":
-            size = x[0].numel()
-            basis = torch.eye(size).view(size, *x.shape[1:])
-            found = sum(
-                (part.double().sum(dim=1) for part in self._products("reverse", function, x, basis, scale, value)),
-                torch.zeros_like(x, dtype=torch.float64),
-            )
-            return Diagonal(found.to(x.dtype), torch.zeros_like(x), size)
-        total, squares, sets = torch.zeros_like(x, dtype=torch.float64), torch.zeros_like(x, dtype=torch.float64), 0
-        each = self.group if self.design == "orthogonal" else 1
-        for probes in self._designs(x.shape[1:]):
-            for part in self._products(engine, function, x, probes, scale, value):
-                means = part.double().unflatten(1, (-1, each)).mean(dim=2)
-                total += means.sum(dim=1)
-                squares += means.square().sum(dim=1)
-                sets += means.shape[1]
-            diagonal = _diagonal(total, squares, sets, sets * each, x.dtype)
-            enough = sets > 1 and self.wanted is not None and (diagonal.relative_error <= self.wanted).all()
-            if enough or sets * each >= self.probes:
-                break
         if not diagonal.value.isfinite().all():
             raise UsageError("the model's output is not finite; check its weights and dtype")
         return diagonal
+
+    def _engine(self, x: Tensor) -> Engine:
+        """How products are taken at x."""
+        half = x.dtype not in (torch.float32, torch.float64)
+        if torch.is_autocast_enabled(x.device.type):
+            half = True
+        if self.engine == "auto":
+            return "reverse" if half else "finite"
+        if self.engine == "finite" and half:
+            precision = "autocast" if x.dtype in (torch.float32, torch.float64) else str(x.dtype).removeprefix("torch.")
+            raise UsageError(
+                f"finite differences drown in the rounding of {precision}; "
+                "run the model in float32, or give engine='reverse'"
+            )
+        return self.engine
+
+    def _estimate(self, engine: Engine, function: Function, x: Tensor, scale: float, value: Tensor | None) -> Diagonal:
+        each = self.group if self.design == "orthogonal" else 1
+        # sums in double precision, on the CPU: not every device has that
+        total = torch.zeros(x.shape, dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        sets = torch.zeros(len(x), *[1] * (x.dim() - 1), dtype=torch.float64)
+        left = torch.arange(len(x))
+        diagonal = _diagonal(total, squares, sets, each)
+        for probes in self._designs(x.shape[1:]):
+            own = None if value is None else value[left]
+            products = self._products(engine, lambda at, rows: function(at, left[rows]), x[left], probes, scale, own)  # noqa: B023
+            means = products.double().cpu().unflatten(1, (-1, each)).mean(dim=2)
+            total[left] += means.sum(dim=1)
+            squares[left] += means.square().sum(dim=1)
+            sets[left] += means.shape[1]
+            diagonal = _diagonal(total, squares, sets, each)
+            if self.wanted is not None:
+                # an image that is done is left out, so that its estimate does not depend on the others
+                left = left[~(diagonal.relative_error[left] <= self.wanted)]
+            if not len(left):
+                break
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return Diagonal(diagonal.value.to(x.device, dtype), diagonal.error.to(x.device, dtype), diagonal.probes)
+
+    def _exact(self, function: Function, x: Tensor) -> Diagonal:
+        size = x[0].numel()
+        found = torch.zeros(x.shape, dtype=torch.float64)
+        for some in torch.arange(size).split(64):
+            basis = torch.zeros(len(some), size)
+            basis[torch.arange(len(some)), some] = 1.0
+            products = self._products("reverse", function, x, basis.view(-1, *x.shape[1:]), 1.0, None)
+            found += products.double().cpu().sum(dim=1)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return Diagonal(found.to(x.device, dtype), torch.zeros_like(x, dtype=dtype), torch.full((len(x),), size))
 
     def _designs(self, shape: torch.Size) -> Iterator[Tensor]:
         """Probes (K, …) in portions, after each of which the error may be looked at."""
@@ -149,25 +189,24 @@ class DiagonalEstimator:
             for _ in range(self.probes // self.group):
                 yield signs * rademacher(shape, 1, generator)
         else:
-            portion = self.probes if self.wanted is None else min(8, self.probes)
-            for start in range(0, self.probes, portion):
-                yield rademacher(shape, min(portion, self.probes - start), generator)
+            for start in range(0, self.probes, 16):
+                yield rademacher(shape, min(16, self.probes - start), generator)
 
     def _products(
         self, engine: str, function: Function, x: Tensor, probes: Tensor, scale: float, value: Tensor | None
-    ) -> Iterator[Tensor]:
-        """V ⊙ (J·v) of every image for some of the probes at a time, (B, k, …)."""
+    ) -> Tensor:
+        """The products v ⊙ (J·v) of every image for every probe, (B, k, …)."""
         probes = probes.to(x)
         if engine == "reverse":
-            yield _reverse(function, x, probes, self.rows)
-            return
+            return _reverse(function, x, probes, self.rows)
         step = self.step * scale
         if engine == "finite" and value is None:
             value = torch.cat([function(x[rows], rows) for rows in torch.arange(len(x)).split(self.rows)])
         count = len(probes)
-        pairs = torch.cartesian_prod(torch.arange(len(x)), torch.arange(count)).split(self.rows)
         found = []
-        for image, probe in (pair.T for pair in pairs):
+        for image, probe in (
+            pair.T for pair in torch.cartesian_prod(torch.arange(len(x)), torch.arange(count)).split(self.rows)
+        ):
             at, along = x[image], probes[probe]
             if engine == "finite":
                 assert value is not None
@@ -175,9 +214,10 @@ class DiagonalEstimator:
             else:
                 with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
                     dual = function(forward_ad.make_dual(at, along), image)
-                    change = forward_ad.unpack_dual(dual).tangent
+                    tangent = forward_ad.unpack_dual(dual).tangent
+                    change = torch.zeros_like(at) if tangent is None else tangent
             found.append(along * change)
-        yield torch.cat(found).unflatten(0, (len(x), count))
+        return torch.cat(found).unflatten(0, (len(x), count))
 
 
 def _reverse(function: Function, x: Tensor, probes: Tensor, rows: int) -> Tensor:
@@ -195,13 +235,24 @@ def _reverse(function: Function, x: Tensor, probes: Tensor, rows: int) -> Tensor
     return torch.cat(found)
 
 
-def _diagonal(total: Tensor, squares: Tensor, sets: int, probes: int, dtype: torch.dtype) -> Diagonal:
+def _diagonal(total: Tensor, squares: Tensor, sets: Tensor, each: int) -> Diagonal:
     mean = total / sets
-    if sets == 1:
-        error = torch.full_like(mean, torch.nan)
-    else:
-        error = ((squares / sets - mean.square()).clamp_min(0) / (sets - 1)).sqrt()
-    return Diagonal(mean.to(dtype), error.to(dtype), probes)
+    error = ((squares / sets - mean.square()).clamp_min(0) / (sets - 1).clamp_min(0)).sqrt()
+    error = torch.where(sets > 1, error, torch.nan)
+    return Diagonal(mean, error, sets.flatten().long() * each)
+
+
+@contextmanager
+def _whole_floats() -> Iterator[None]:
+    """Without TF32, whose ten bits a finite difference would consist of."""
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def rademacher(shape: torch.Size, count: int, generator: torch.Generator) -> Tensor:

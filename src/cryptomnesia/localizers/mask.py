@@ -6,8 +6,9 @@ compared with how much of other reference pictures does, which gives a conformal
 split: a third fixes the threshold, the others are the null, so that a new picture and the null are exchangeable.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
@@ -43,6 +44,9 @@ class MapReference:
 
     fitting: Tensor
     null: Tensor
+    _known: dict[tuple[float, float, int], tuple[float, Tensor]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @classmethod
     def fit(cls, maps: Tensor) -> "MapReference":
@@ -60,8 +64,8 @@ class MapReference:
             UsageError: if there are too few reference pixels for that rate.
         """
         pixels = smoothed(self.fitting, smooth).flatten().sort(descending=True).values
-        allowed = int(rate * len(pixels))
-        if not 0 < rate < 1 or allowed < 1:
+        allowed = int(rate * len(pixels)) if 0 < rate < 1 else 0
+        if allowed < 1:
             raise UsageError(
                 f"got the pixel rate {rate:g} for {len(pixels)} reference pixels; "
                 f"give one between {1 / len(pixels):.2g} and 1, or more references"
@@ -83,16 +87,20 @@ class MapReference:
                 f"got maps of {tuple(maps.shape[1:])}, the reference has {tuple(self.null.shape[1:])}; "
                 "calibrate at the same size"
             )
-        threshold = self.threshold(rate, smooth)
-        regions = _regions(smoothed(maps, smooth) > threshold, smallest)
-        null = (_regions(smoothed(self.null, smooth) > threshold, smallest) > 0).flatten(1).double().mean(dim=1)
+        asked = (rate, smooth, smallest)
+        if asked not in self._known:
+            level = self.threshold(rate, smooth)
+            shares = (_regions(smoothed(self.null, smooth) > level, smallest) > 0).flatten(1).double().mean(dim=1)
+            self._known[asked] = level, shares
+        threshold, null = self._known[asked]
+        regions = _regions(smoothed(maps.cpu(), smooth) > threshold, smallest)
         fraction = (regions > 0).flatten(1).double().mean(dim=1)
         above = (null[None] >= fraction[:, None]).sum(dim=1)
         return Mask(regions > 0, regions, fraction, (1 + above.double()) / (len(null) + 1))
 
 
 def smoothed(maps: Tensor, deviation: float) -> Tensor:
-    """Maps (B, h, w) under a Gaussian blur of `deviation` map pixels, borders mirrored."""
+    """Maps (B, h, w) under a Gaussian blur of `deviation` map pixels, border pixels repeated outwards."""
     if deviation == 0:
         return maps
     return torch.from_numpy(ndimage.gaussian_filter(maps.numpy(), (0, deviation, deviation), mode="nearest"))
@@ -102,8 +110,11 @@ def _regions(pixels: Tensor, smallest: int) -> Tensor:
     """Connected regions (8 neighbours) of at least `smallest` pixels, numbered from 1 in every image."""
     numbered = torch.zeros(pixels.shape, dtype=torch.int32)
     for row, image in enumerate(pixels.numpy()):
-        labels, count = ndimage.label(image, structure=[[1] * 3] * 3)
-        kept = [number for number in range(1, count + 1) if (labels == number).sum() >= smallest]
-        for new, old in enumerate(kept, start=1):
-            numbered[row][torch.from_numpy(labels == old)] = new
+        found: Any = ndimage.label(image, structure=[[1] * 3] * 3)
+        labels, count = found
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
+        kept = np.flatnonzero(sizes[1:] >= smallest) + 1
+        renumbered = np.zeros(count + 1, dtype=np.int32)
+        renumbered[kept] = np.arange(1, len(kept) + 1)
+        numbered[row] = torch.from_numpy(renumbered[labels])
     return numbered

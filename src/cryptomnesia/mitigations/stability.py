@@ -145,6 +145,7 @@ class Correction:
             index=step.index,
             severity=self.severity,
         )
+        active &= torch.isfinite(norms(after))
         self._active.append(active)
         if not active.any():
             return None
