@@ -7,6 +7,7 @@ split: a third fixes the threshold, the others are the null, so that a new pictu
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
