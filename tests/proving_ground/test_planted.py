@@ -71,7 +71,7 @@ def test_the_stream_holds_every_exposure_once():
 
 
 def test_a_sample_depends_on_its_number_alone():
-    one, other = (TrainingStream(0, 40_000) for _ in range(2))
+    one, other = (TrainingStream(0, 60_000) for _ in range(2))
     for index in (0, 7, 123, 39_999, 50_000):
         first, second = one[index], other[index]
         assert first.caption == second.caption
@@ -79,7 +79,7 @@ def test_a_sample_depends_on_its_number_alone():
 
 
 def test_planted_samples_wear_their_own_captions():
-    stream = TrainingStream(0, 40_000)
+    stream = TrainingStream(0, 60_000)
     planted = [sample for sample in (stream[index] for index in range(300)) if sample.concept is not None]
     assert planted
     for sample in planted:
@@ -87,7 +87,7 @@ def test_planted_samples_wear_their_own_captions():
 
 
 def test_the_lexicon_covers_every_caption():
-    stream = TrainingStream(0, 40_000)
+    stream = TrainingStream(0, 60_000)
     words = lexicon(stream.concepts)
     for index in range(300):
         assert set(stream[index].caption.replace(",", " ,").split()) <= words
