@@ -8,12 +8,15 @@ evaluation says what an early decision costs. Mitigation, with DDIM: every wordi
 the top rung, two seeds each, as it is, under the published rule and under `Rephrasing`, both through `guard`.
 `memorization_rate` is the share of images that reproduce the planted pixels; `memorization_rate_of_replicated` counts
 only seeds that do so when nothing is done. `fidelity` is the share of the caption's attributes that a
-classifier finds in the picture (benchmarks/attributes.py). Intervals (95%) redraw whole concepts or captions.
+classifier finds in the picture (benchmarks/attributes.py), 0 for a withheld one;
+`fidelity_of_other_captions` is the same figure for captions of other concepts. A rate for which there are too few
+negatives is null. Intervals (95%) redraw whole concepts or captions.
 """
 
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -25,9 +28,10 @@ from first_look import entries_and_prompts, ordinary
 from rich.console import Console
 from rich.progress import Progress
 
-from cryptomnesia import Calibration, Rephrasing, Sampling, StabilityRule, generate, guard
+from cryptomnesia import Calibration, Rephrasing, Sampling, StabilityRule, generate, guard, stabilize
 from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
+from cryptomnesia.evaluate import rate as share
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.bundle import control_captions
@@ -56,7 +60,14 @@ def main() -> None:
             return lambda done: bar.update(task, completed=done)
 
         figures = measure(start)
-    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+    sys.stdout.write(json.dumps(known(figures), indent=2) + "\n")
+
+
+def known(value: Any) -> Any:
+    """JSON values with null for NaN."""
+    if isinstance(value, dict):
+        return {key: known(each) for key, each in value.items()}
+    return None if isinstance(value, float) and value != value else value
 
 
 def measure(start: Start) -> dict[str, Any]:
@@ -109,9 +120,7 @@ def measure(start: Start) -> dict[str, Any]:
                 for kind in ("verbatim", "template")
                 if (own := [record for record in positive[TOP_RUNG] if record["kind"] == kind])
             }
-        figures["fpr_met"][solver] = asdict(
-            clustered(lambda flagged: float(flagged.mean()), clusters(negative["never_planted"], "flagged"))
-        )
+        figures["fpr_met"][solver] = asdict(share(clusters(negative["never_planted"], "flagged")))
         if solver == "ddim":
             figures |= mitigation(pipe, calibration, sampling, manifest, unplanted[:OTHER_NEGATIVES], start)
     figures["counts"] = {
@@ -175,6 +184,7 @@ def mitigation(
     rules = {"none": None, "published": StabilityRule(), "ours": Rephrasing()}
     hits: dict[str, np.ndarray] = {}
     fidelity: dict[str, np.ndarray] = {}
+    chance: dict[str, float] = {}
     actions: dict[str, Any] = {}
     changed: dict[str, Any] = {}
     plain_ordinary: torch.Tensor | None = None
@@ -191,7 +201,10 @@ def mitigation(
                 if e is not None
             ]
         )
-        fidelity[name] = shown(classifier, images, told)
+        # what was withheld shows nothing of its caption
+        returned = np.array([verdict.action != "withheld" for verdict in verdicts])
+        fidelity[name] = shown(classifier, images, told) * returned
+        chance[name] = float((shown(classifier, images, told.roll(8 * 5, dims=0)) * returned).mean())
         actions[name] = {what: sum(v.action == what for v in verdicts) for what in ("none", "mitigated", "withheld")}
         tell = start(f"{name}: never planted", len(unplanted))
         ordinary_images, ordinary_verdicts = guarded(*setup, unplanted, 7_100_000, tell)
@@ -200,13 +213,13 @@ def mitigation(
         differs = (ordinary_images - plain_ordinary).flatten(1).abs().amax(dim=1).numpy() > 0
         clean = np.array([verdict.clean for verdict in ordinary_verdicts])
         changed[name] = {
-            "never_flagged": asdict(clustered(mean, [np.array([float(d)]) for d in differs[clean]])),
-            "all": asdict(clustered(mean, [np.array([float(d)]) for d in differs])),
+            "never_flagged": asdict(share([np.array([float(d)]) for d in differs[clean]])),
+            "all": asdict(share([np.array([float(d)]) for d in differs])),
         }
     ids = [e.id for e in entries if e is not None]
     replicated = hits["none"]
     return {
-        "memorization_rate": {name: asdict(clustered(mean, by(ids, values))) for name, values in hits.items()},
+        "memorization_rate": {name: asdict(share(by(ids, values))) for name, values in hits.items()},
         "memorization_rate_of_replicated": {
             name: asdict(
                 clustered(mean, by([i for i, hit in zip(ids, replicated, strict=True) if hit], values[replicated]))
@@ -216,6 +229,7 @@ def mitigation(
         "replicated_generations": int(replicated.sum()),
         "fidelity": {name: asdict(clustered(mean, by(ids, values))) for name, values in fidelity.items()},
         "fidelity_ceiling": ceiling(classifier),
+        "fidelity_of_other_captions": chance,
         "actions": actions,
         "unflagged_changed": changed,
     }
@@ -230,11 +244,16 @@ def guarded(
     first_seed: int,
     tell: Tell,
 ) -> tuple[torch.Tensor, list[Any]]:
-    """Images (n, 3, 64, 64) and verdicts of the user's own calls under a guard; without a rule it only observes."""
+    """Images (n, 3, 64, 64) and verdicts of the user's own calls.
+
+    Without a rule a guard observes. The published rule is measured as it is, every image being returned, ours
+    through the guard.
+    """
     images, verdicts = [], []
     pipe.set_progress_bar_config(disable=True)
-    settings: dict[str, Any] = {"policy": "observe"} if rule is None else {"policy": "mitigate", "rule": rule}
-    with guard(pipe, calibration, rate=RATE, **settings) as guarding:
+    settings: dict[str, Any] = {"policy": "mitigate", "rule": rule} if isinstance(rule, Rephrasing) else {}
+    published = stabilize(pipe, calibration.reference, rule) if isinstance(rule, StabilityRule) else nullcontext()
+    with guard(pipe, calibration, rate=RATE, **settings) as guarding, published:
         for begin in range(0, len(prompts), BATCH):
             some = prompts[begin : begin + BATCH]
             output = pipe(

@@ -24,8 +24,13 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def tpr_at_fpr(positive: np.ndarray, negative: np.ndarray, rate: float = 0.01) -> float:
-    """Share of `positive` above the smallest threshold that at most a share `rate` of `negative` exceeds."""
+    """Share of `positive` above the smallest threshold that at most a share `rate` of `negative` exceeds.
+
+    NaN where `negative` holds fewer than 1/`rate` scores.
+    """
     descending = np.sort(negative)[::-1]
+    if rate * len(negative) < 1:
+        return float("nan")  # no negative may lie above: that would be another figure
     threshold = descending[int(rate * len(negative))]
     return float((positive > threshold).mean())
 
