@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cryptomnesia.findings import Finding, examine
     from cryptomnesia.guarding import Guard, Verdict, guard
     from cryptomnesia.localizers import CurvatureDifference, ScoreDifference
-    from cryptomnesia.localizing import localize
+    from cryptomnesia.localizing import MapCalibration, localize
     from cryptomnesia.mitigations import Rephrasing, StabilityRule, stabilize
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.sampling import generate
@@ -29,6 +29,7 @@ _HOMES = {
     "Finding": "findings",
     "Guard": "guarding",
     "GuidanceMagnitude": "detectors",
+    "MapCalibration": "localizing",
     "Rephrasing": "mitigations",
     "Sampling": "settings",
     "ScoreDifference": "localizers",
@@ -54,6 +55,7 @@ __all__ = [
     "Finding",
     "Guard",
     "GuidanceMagnitude",
+    "MapCalibration",
     "Rephrasing",
     "Sampling",
     "ScoreDifference",
