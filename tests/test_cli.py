@@ -252,6 +252,10 @@ def test_localize_draws_maps_and_with_a_calibration_masks(cryptomnesia, model, t
     assert "curvature-difference" in out
     tensors = load_file(tmp_path / "out" / "0000-seed-0.safetensors")
     assert set(tensors) == {"curvature-difference"}
+    # what an earlier run left makes room
+    code, _, _ = cryptomnesia("localize", model / "tiny", "--prompt", "a", "-o", tmp_path / "out", *SETUP)
+    assert code == 0
+    assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 @pytest.mark.parametrize(

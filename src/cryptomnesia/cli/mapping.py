@@ -63,7 +63,7 @@ def localize(
     """Generate prompts and map where each picture is memorized; with a calibration also as masks."""
     from safetensors.torch import save_file
 
-    from cryptomnesia.localizers import DiagonalEstimator
+    from cryptomnesia.localizers import DiagonalEstimator, Mask
     from cryptomnesia.localizing import MapCalibration, check_methods, localize, method
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.panel import write_maps
@@ -92,6 +92,9 @@ def localize(
         for reference in fitted.references.values():
             reference.threshold(rate, smooth)
     make_folder(output)
+    for old in output.glob("[0-9][0-9][0-9][0-9]*-seed-*"):
+        if old.suffix in (".png", ".safetensors"):
+            old.unlink()
     every = [each for each in wanted for _ in range(images_per_prompt)]
     seeds = [seed + number for _ in wanted for number in range(images_per_prompt)]
     rows: list[Region] = []
@@ -109,21 +112,22 @@ def localize(
                 progress=lambda done: report("images", done, len(every)),
             )
         ):
-            masks = {}
+            masks: dict[str, Mask] = {}
             for name, heat in found.maps.items():
                 fraction = p_value = None
                 if fitted is not None:
                     reference = fitted.references[name]
                     mask = reference.mask(heat[None], rate=rate, smooth=smooth, smallest=smallest)
-                    masks[name] = mask.pixels[0]
+                    masks[name] = mask
                     fraction, p_value = mask.fraction.item(), mask.p_value.item()
                 rows.append(Region(found.prompt, found.seed, name, heat.mean().item(), fraction, p_value))
             stem = output / f"{number:04}-seed-{found.seed}"
             write_maps(stem.with_suffix(".png"), found, masks)
             tensors = {name: heat.contiguous() for name, heat in found.maps.items()}
-            save_file(
-                tensors | {f"{name}/mask": each for name, each in masks.items()}, stem.with_suffix(".safetensors")
-            )
+            tensors |= {f"{name}/mask": mask.pixels[0] for name, mask in masks.items()}
+            unfinished = stem.with_suffix(".unfinished")
+            save_file(tensors, unfinished)
+            unfinished.replace(stem.with_suffix(".safetensors"))
     if as_json:
         typer.echo(json.dumps(regions_to_json(rows, sampling, rate), indent=2))
     else:
