@@ -1,12 +1,14 @@
 import pytest
 import torch
 
-from cryptomnesia import GuidanceMagnitude, Stability, UsageError, watch
-from cryptomnesia.detectors import DETECTORS, Reference
+from cryptomnesia import GuidanceMagnitude, ScoreDifference, Stability, UsageError, generate, watch
+from cryptomnesia.adapters import adapter_for
+from cryptomnesia.detectors import DETECTORS, LastGuidance, Reference
 from cryptomnesia.evaluate import auc
+from cryptomnesia.localizers import Watched
 from cryptomnesia.trajectory import Norms, Trajectory
 from oracles import FiniteSet, Gaussian
-from tiny_pipelines import call_oracle, oracle_pipeline
+from tiny_pipelines import PROMPTS, SAMPLING, call_oracle, oracle_pipeline
 
 
 def trajectory(delta, guidance=None, complete=True):
@@ -42,10 +44,21 @@ def test_guidance_magnitude_averages_the_first_steps():
     assert GuidanceMagnitude(steps=1).score(seen).item() == 3.0
     assert GuidanceMagnitude(steps=1).running(seen).tolist() == [[3.0, 3.0, 3.0]]
     assert GuidanceMagnitude().running(seen).tolist() == [[3.0, 2.0, 2.0]]
+    assert LastGuidance().score(seen).item() == 2.0
+    assert LastGuidance().running(seen).tolist() == [[3.0, 1.0, 2.0]]
 
 
 def test_guidance_magnitude_cannot_tell_without_guidance():
     assert GuidanceMagnitude().score(trajectory([[0.0, 0.0]])).isnan().all()
+    assert LastGuidance().score(trajectory([[0.0, 0.0]])).isnan().all()
+    assert LastGuidance().score(trajectory([[0.0]], [[1.0]], complete=False)).isnan().all()
+
+
+def test_guidance_last_ranks_as_the_mean_of_score_differences_does(pipe):
+    (batch,) = generate(pipe, PROMPTS[:8], range(8), SAMPLING, keep=(-1,))
+    maps = ScoreDifference().map(Watched(batch.trajectory, adapter_for(pipe).denoiser()))
+    scores = LastGuidance().score(batch.trajectory)
+    assert maps.mean(dim=(1, 2)).argsort().tolist() == scores.argsort().tolist()
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from diffusers import DDIMPipeline, DDPMPipeline
 
 from cryptomnesia import Calibration, Sampling, StabilityRule, examine, generate, guard, watch
 from cryptomnesia.adapters import FAMILIES, adapter_for
+from cryptomnesia.detectors import DETECTORS
 from tiny_pipelines import PROMPTS, flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl, unconditional
 
 
@@ -88,7 +89,7 @@ def test_the_whole_chain_from_calibration_to_guard(family):
     pipe = family.make()
     calibration = Calibration.fit(pipe, PROMPTS, family.sampling, batch_size=51)
     guided = family.scale is not None
-    assert set(calibration.null) == ({"stability", "guidance-first", "guidance-mean"} if guided else {"stability"})
+    assert set(calibration.null) == (set(DETECTORS) if guided else {"stability"})
     found = list(examine(pipe, ["a red circle", "a blue star"], [0, 1], family.sampling, calibration, rate=0.5))
     plain = call(pipe, family)
     with guard(pipe, calibration, rate=0.5) as observing:

@@ -5,33 +5,25 @@ negative prompt) is there an unconditional branch; the network is then called tw
 for the conditional branch first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cryptomnesia.adapters.base import Branch, Evaluation, Shared, captioned
-from cryptomnesia.denoiser import Inputs, Kind, Prediction
-from cryptomnesia.schedule import RectifiedFlow, Schedule
-from cryptomnesia.settings import Sampling, sampling_of
+from cryptomnesia.adapters.base import Branch, Evaluation, Shared
+from cryptomnesia.adapters.transformer import TransformerAdapter
+from cryptomnesia.denoiser import Inputs, Prediction
+from cryptomnesia.schedule import Schedule
+from cryptomnesia.settings import Sampling
 
 _CONDITIONING = ("encoder_hidden_states", "pooled_projections", "guidance")
 _POSITIONS = ("txt_ids", "img_ids")
 
 
-class FluxAdapter:
+class FluxAdapter(TransformerAdapter):
     """Adapter of `FluxPipeline`; samples are packed latents, (B, tokens, channels)."""
-
-    conditional: ClassVar[bool] = True
-    kind: Kind = "flow_prediction"
-
-    def __init__(self, pipe: Any) -> None:
-        """Read the noise schedule of `pipe`."""
-        self.pipe = pipe
-        self.module: nn.Module = pipe.transformer
-        self.schedule: Schedule = RectifiedFlow(pipe.scheduler.config.num_train_timesteps)
 
     def read(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor, pending: Evaluation | None
@@ -48,15 +40,6 @@ class FluxAdapter:
         """Under true guidance."""
         negative = {"negative_prompt", "negative_prompt_embeds"} & sampling.options.keys()
         return sampling.options.get("true_cfg_scale", 1.0) > 1 and bool(negative)
-
-    def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
-        """The settings of a call of the pipeline with the arguments `given`; guidance is the distilled one."""
-        size = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        return sampling_of(given, defaults, native=(size, size))
-
-    def arguments(self, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
-        """The arguments of a call of the pipeline that makes one image per prompt."""
-        return captioned(prompts, sampling)
 
     def denoiser(self) -> "FluxDenoiser":
         """The transformer as a differentiable function."""

@@ -1,31 +1,23 @@
 """Stable Diffusion 3: a transformer with batched guidance, trained on rectified flow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cryptomnesia.adapters.base import Branch, Evaluation, captioned, split
-from cryptomnesia.denoiser import Inputs, Kind, Prediction
-from cryptomnesia.schedule import RectifiedFlow, Schedule
-from cryptomnesia.settings import Sampling, sampling_of
+from cryptomnesia.adapters.base import Branch, Evaluation, split
+from cryptomnesia.adapters.transformer import TransformerAdapter
+from cryptomnesia.denoiser import Inputs, Prediction
+from cryptomnesia.schedule import Schedule
+from cryptomnesia.settings import Sampling
 
 _CONDITIONING = ("encoder_hidden_states", "pooled_projections")
 
 
-class SD3Adapter:
+class SD3Adapter(TransformerAdapter):
     """Adapter of `StableDiffusion3Pipeline`; the unconditional samples come first."""
-
-    conditional: ClassVar[bool] = True
-    kind: Kind = "flow_prediction"
-
-    def __init__(self, pipe: Any) -> None:
-        """Read the noise schedule of `pipe`."""
-        self.pipe = pipe
-        self.module: nn.Module = pipe.transformer
-        self.schedule: Schedule = RectifiedFlow(pipe.scheduler.config.num_train_timesteps)
 
     def read(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor, pending: Evaluation | None
@@ -42,15 +34,6 @@ class SD3Adapter:
     def guided_in(self, sampling: Sampling) -> bool:
         """With guidance above 1."""
         return sampling.guidance > 1
-
-    def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
-        """The settings of a call of the pipeline with the arguments `given`."""
-        size = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        return sampling_of(given, defaults, native=(size, size))
-
-    def arguments(self, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
-        """The arguments of a call of the pipeline that makes one image per prompt."""
-        return captioned(prompts, sampling)
 
     def denoiser(self) -> "SD3Denoiser":
         """The transformer as a differentiable function."""

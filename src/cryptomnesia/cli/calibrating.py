@@ -7,14 +7,19 @@ import typer
 
 from cryptomnesia.cli.common import (
     BatchSize,
+    FirstSeed,
     Guidance,
+    Height,
     Model,
+    NegativePrompt,
+    References,
     Scheduler,
     Steps,
+    Width,
     app,
     check_writable,
-    guidance_for,
     make_folder,
+    sampling,
 )
 from cryptomnesia.report.console import progress_bar
 
@@ -22,16 +27,14 @@ from cryptomnesia.report.console import progress_bar
 @app.command()
 def calibrate(
     model: Model,
-    prompts: Annotated[
-        Path,
-        typer.Option(
-            help="A file of captions that are not memorized, at least 100; 150 support a false-positive rate of 1%."
-        ),
-    ],
+    prompts: References,
     output: Annotated[Path, typer.Option("-o", "--output", help="The calibration file to write.")],
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first image.")] = 1_000_000,
+    seed: FirstSeed = 1_000_000,
     steps: Steps = 50,
     guidance: Guidance = None,
+    height: Height = None,
+    width: Width = None,
+    negative_prompt: NegativePrompt = None,
     scheduler: Scheduler = "ddim",
     batch_size: BatchSize = 8,
 ) -> None:
@@ -39,18 +42,16 @@ def calibrate(
     from cryptomnesia.calibrate import Calibration, check_references
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.prompts import read_prompts
-    from cryptomnesia.settings import Sampling
 
     captions = read_prompts(prompts)
     check_references(captions)
     check_writable(output)
     pipe = load_pipeline(model, scheduler=scheduler)
-    sampling = Sampling(steps, guidance_for(model, guidance))
     with progress_bar() as report:
         fitted = Calibration.fit(
             pipe,
             captions,
-            sampling,
+            sampling(model, steps, guidance, height, width, negative_prompt),
             seed=seed,
             batch_size=batch_size,
             progress=lambda done: report("reference images", done, len(captions)),

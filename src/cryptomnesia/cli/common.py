@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cryptomnesia.errors import UsageError
+
+if TYPE_CHECKING:
+    from cryptomnesia.settings import Sampling
 
 app = typer.Typer(
     help="Find, map and stop memorized training images in diffusion models.",
@@ -18,8 +21,23 @@ ground = typer.Typer(help="The model whose truth is known: train, verify, show."
 app.add_typer(ground, name="proving-ground")
 
 Model = Annotated[str, typer.Argument(help="A local diffusers folder, a hub id, or `bundled`.")]
+Prompt = Annotated[list[str] | None, typer.Option(help="A prompt; may be given more than once.")]
+Prompts = Annotated[Path | None, typer.Option(help="A file of prompts: .txt, .csv or .jsonl.")]
+References = Annotated[
+    Path,
+    typer.Option(
+        "--prompts",
+        help="A file of captions that are not memorized, at least 100; 150 support a false-positive rate of 1%.",
+    ),
+]
+ImagesPerPrompt = Annotated[int, typer.Option(min=1, help="Images per prompt, seeds counted up.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the first image of every prompt.")]
+FirstSeed = Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first image.")]
 Steps = Annotated[int, typer.Option(min=1, help="Solver steps.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 7.5, or the bundled model's own, by default.")]
+Height = Annotated[int | None, typer.Option(min=1, help="Of the pictures in pixels; the model's own by default.")]
+Width = Annotated[int | None, typer.Option(min=1, help="Of the pictures in pixels; the model's own by default.")]
+NegativePrompt = Annotated[str | None, typer.Option(help="What the unconditional branch is told, for every image.")]
 Scheduler = Annotated[
     str, typer.Option(help="ddim, pndm, euler, euler-ancestral, heun, dpm++, unipc, lms, or own for the pipeline's.")
 ]
@@ -40,10 +58,13 @@ EmptyCaption = Annotated[
 ]
 Probes = Annotated[int, typer.Option(min=16, help="Products with the Jacobian per image, a multiple of 16.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per call of the pipeline.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def wanted_prompts(prompt: list[str] | None, prompts: Path | None) -> list[str]:
-    """The prompts of `--prompt` or of the file of `--prompts`, whichever was given."""
+def wanted_images(
+    prompt: list[str] | None, prompts: Path | None, images_per_prompt: int, seed: int
+) -> tuple[list[str], list[int]]:
+    """Prompt and seed of every image, for the prompts of `--prompt` or of the file of `--prompts`."""
     from cryptomnesia.prompts import read_prompts
 
     if bool(prompt) == (prompts is not None):
@@ -51,7 +72,29 @@ def wanted_prompts(prompt: list[str] | None, prompts: Path | None) -> list[str]:
     wanted = list(prompt or []) if prompts is None else read_prompts(prompts)
     if any(not each.strip() for each in wanted):
         raise UsageError("got an empty --prompt; give a text")
-    return wanted
+    captions = [each for each in wanted for _ in range(images_per_prompt)]
+    return captions, [seed + number for _ in wanted for number in range(images_per_prompt)]
+
+
+def sampling(
+    model: str,
+    steps: int,
+    guidance: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    negative: str | None = None,
+) -> "Sampling":
+    """The settings that were asked for; guidance is by default the bundled model's own, else diffusers' default."""
+    from cryptomnesia.models import BUNDLED
+    from cryptomnesia.settings import Sampling
+
+    if guidance is None and model == BUNDLED:
+        from cryptomnesia.proving_ground import BUNDLE
+        from cryptomnesia.proving_ground.manifest import Manifest
+
+        guidance = Manifest.load(BUNDLE).guidance
+    options = {} if negative is None else {"negative_prompt": negative}
+    return Sampling(steps, 7.5 if guidance is None else guidance, height, width, options)
 
 
 def bundled(model: str, name: str) -> Path | None:
@@ -76,20 +119,6 @@ def baseline_pipeline(model: str, baseline: str | None, maps: list[str], schedul
     return None if baseline is None else load_pipeline(baseline, scheduler=scheduler)
 
 
-def guidance_for(model: str, guidance: float | None) -> float:
-    """The guidance scale that was asked for, else the bundled model's own, else diffusers' default."""
-    from cryptomnesia.models import BUNDLED
-
-    if guidance is not None:
-        return guidance
-    if model != BUNDLED:
-        return 7.5
-    from cryptomnesia.proving_ground import BUNDLE
-    from cryptomnesia.proving_ground.manifest import Manifest
-
-    return Manifest.load(BUNDLE).guidance
-
-
 def make_folder(folder: Path) -> None:
     """Make `folder`, and see that it can be written to."""
     try:
@@ -108,3 +137,10 @@ def check_writable(path: Path) -> None:
     there = next(folder for folder in path.absolute().parents if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"cannot write to {there}; give another place")
+
+
+def remove_old(folder: Path, *suffixes: str) -> None:
+    """Remove what an earlier run wrote for its images."""
+    for old in folder.glob("[0-9][0-9][0-9][0-9]*-seed-*"):
+        if old.suffix in suffixes:
+            old.unlink()

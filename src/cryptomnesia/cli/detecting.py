@@ -2,35 +2,50 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cryptomnesia.cli.common import (
+    AsJson,
     BatchSize,
     Guidance,
+    Height,
+    ImagesPerPrompt,
     Model,
+    NegativePrompt,
+    Prompt,
+    Prompts,
     Scheduler,
+    Seed,
     Steps,
+    Width,
     app,
-    guidance_for,
     make_folder,
-    wanted_prompts,
+    remove_old,
+    sampling,
+    wanted_images,
 )
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_table, progress_bar
 from cryptomnesia.report.rows import Row, to_json
 
+if TYPE_CHECKING:
+    from cryptomnesia.settings import Sampling
+
 
 @app.command()
 def detect(
     model: Model,
-    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given more than once.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file of prompts: .txt, .csv or .jsonl.")] = None,
-    images_per_prompt: Annotated[int, typer.Option(min=1, help="Images per prompt, seeds counted up.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the first image of every prompt.")] = 0,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
+    images_per_prompt: ImagesPerPrompt = 1,
+    seed: Seed = 0,
     steps: Steps = 50,
     guidance: Guidance = None,
+    height: Height = None,
+    width: Width = None,
+    negative_prompt: NegativePrompt = None,
     scheduler: Scheduler = "ddim",
     calibration: Annotated[
         Path | None,
@@ -38,18 +53,20 @@ def detect(
             help="Made by `calibrate` with the same steps, guidance and scheduler; the bundled model brings its own."
         ),
     ] = None,
-    detector: Annotated[str, typer.Option(help="stability, guidance-first or guidance-mean.")] = "stability",
+    detector: Annotated[
+        str, typer.Option(help="stability, guidance-first, guidance-mean or guidance-last.")
+    ] = "stability",
     rate: Annotated[float, typer.Option(help="False-positive rate at which an image is flagged.")] = 0.01,
     batch_size: BatchSize = 8,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for a panel PNG of every flagged image.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Generate prompts and say which images are memorized; with -o also where, and what instead."""
     from cryptomnesia.models import BUNDLED
 
-    wanted = wanted_prompts(prompt, prompts)
+    captions, seeds = wanted_images(prompt, prompts, images_per_prompt, seed)
     if calibration is None and model != BUNDLED:
         raise UsageError(
             f"detecting in {model} needs a calibration; make one with "
@@ -57,10 +74,9 @@ def detect(
         )
     rows = _examine(
         model,
-        [each for each in wanted for _ in range(images_per_prompt)],
-        [seed + number for _ in wanted for number in range(images_per_prompt)],
-        steps=steps,
-        guidance=guidance,
+        captions,
+        seeds,
+        sampling(model, steps, guidance, height, width, negative_prompt),
         scheduler=scheduler,
         calibration=calibration,
         detector=detector,
@@ -92,17 +108,16 @@ def demo(
     negatives = [entry for entry in manifest.entries if entry.kind == "rare_name"][:2]
     ordinary = control_captions("selection", 6, plant(0))
     captions = [entry.captions[0] for entry in (*planted[0], *planted[1], *negatives)] + ordinary
-    _examine("bundled", captions, [0] * len(captions), output=output)
+    _examine("bundled", captions, [0] * len(captions), sampling("bundled", 50), output=output)
 
 
 def _examine(
     model: str,
     prompts: list[str],
     seeds: list[int],
+    settings: "Sampling",
     *,
     output: Path | None,
-    steps: int = 50,
-    guidance: float | None = None,
     scheduler: str = "ddim",
     calibration: Path | None = None,
     detector: str = "stability",
@@ -120,7 +135,6 @@ def _examine(
     from cryptomnesia.proving_ground import BUNDLE
     from cryptomnesia.proving_ground.manifest import Manifest
     from cryptomnesia.sampling import check_prompts
-    from cryptomnesia.settings import Sampling
     from cryptomnesia.solver import STEERABLE
 
     fitted = Calibration.load(calibration or BUNDLE / "calibration.safetensors")
@@ -128,15 +142,13 @@ def _examine(
     manifest = Manifest.load(BUNDLE) if model == BUNDLED else None
     if manifest is not None:
         manifest.check(pipe)
-    sampling = Sampling(steps, guidance_for(model, guidance))
     localizer = None if output is None else CurvatureDifference()
     rule = StabilityRule() if output is not None and type(pipe.scheduler).__name__ in STEERABLE else None
-    check(pipe, sampling, fitted, detector=detector, rate=rate, localizer=localizer, rule=rule)
+    check(pipe, settings, fitted, detector=detector, rate=rate, localizer=localizer, rule=rule)
     check_prompts(pipe, prompts)
     if output is not None:
         make_folder(output)
-        for old in output.glob("[0-9][0-9][0-9][0-9]*-seed-*.png"):
-            old.unlink()
+        remove_old(output, ".png")
     rows: list[Row] = []
     with progress_bar() as report:
         report("images", 0, len(prompts))
@@ -144,7 +156,7 @@ def _examine(
             pipe,
             prompts,
             seeds,
-            sampling,
+            settings,
             fitted,
             detector=detector,
             rate=rate,
@@ -160,7 +172,7 @@ def _examine(
             # the pictures are on disk; a long run keeps numbers only
             rows.append(Row(finding.prompt, finding.seed, finding.score, finding.p_value, finding.crossed, panel))
     if as_json:
-        typer.echo(json.dumps(to_json(rows, sampling, detector, rate), indent=2))
+        typer.echo(json.dumps(to_json(rows, settings, detector, rate), indent=2))
     else:
         print_table(rows, detector, rate)
         if output is not None:

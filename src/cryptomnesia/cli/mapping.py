@@ -7,23 +7,34 @@ from typing import Annotated
 import typer
 
 from cryptomnesia.cli.common import (
+    AsJson,
     At,
     BaselineModel,
     BatchSize,
     EmptyCaption,
+    FirstSeed,
     Guidance,
+    Height,
+    ImagesPerPrompt,
     Maps,
     Model,
+    NegativePrompt,
     Probes,
+    Prompt,
+    Prompts,
+    References,
     Scheduler,
+    Seed,
     Steps,
+    Width,
     app,
     baseline_pipeline,
     bundled,
     check_writable,
-    guidance_for,
     make_folder,
-    wanted_prompts,
+    remove_old,
+    sampling,
+    wanted_images,
 )
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_regions, progress_bar
@@ -33,12 +44,15 @@ from cryptomnesia.report.rows import Region, regions_to_json
 @app.command()
 def localize(
     model: Model,
-    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given more than once.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file of prompts: .txt, .csv or .jsonl.")] = None,
-    images_per_prompt: Annotated[int, typer.Option(min=1, help="Images per prompt, seeds counted up.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the first image of every prompt.")] = 0,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
+    images_per_prompt: ImagesPerPrompt = 1,
+    seed: Seed = 0,
     steps: Steps = 50,
     guidance: Guidance = None,
+    height: Height = None,
+    width: Width = None,
+    negative_prompt: NegativePrompt = None,
     scheduler: Scheduler = "ddim",
     maps: Maps = None,
     at: At = -1,
@@ -58,7 +72,7 @@ def localize(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for a panel PNG and a .safetensors file of every image.")
     ] = Path("maps"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Generate prompts and map where each picture is memorized; with a calibration also as masks."""
     from safetensors.torch import save_file
@@ -67,24 +81,23 @@ def localize(
     from cryptomnesia.localizing import MapCalibration, check_methods, localize, method
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.panel import write_maps
-    from cryptomnesia.settings import Sampling
 
-    wanted = wanted_prompts(prompt, prompts)
+    captions, seeds = wanted_images(prompt, prompts, images_per_prompt, seed)
     estimator = DiagonalEstimator(probes=probes)
     names = list(dict.fromkeys(maps or ["curvature-difference"]))
     methods = [method(name, step=at, estimator=estimator, empty=empty_caption) for name in names]
     pipe = load_pipeline(model, scheduler=scheduler)
     other = baseline_pipeline(model, baseline, names, scheduler)
-    sampling = Sampling(steps, guidance_for(model, guidance))
-    check_methods(pipe, sampling, methods, other)
+    settings = sampling(model, steps, guidance, height, width, negative_prompt)
+    check_methods(pipe, settings, methods, other)
     fitted = None
     if calibration is not None:
         fitted = MapCalibration.load(calibration)
-        fitted.check(pipe, sampling, methods, other)
+        fitted.check(pipe, settings, methods, other)
     elif (own := bundled(model, "maps.safetensors")) is not None:
         fitted = MapCalibration.load(own)
         try:
-            fitted.check(pipe, sampling, methods, other)
+            fitted.check(pipe, settings, methods, other)
         except UsageError as error:
             typer.echo(f"maps without masks: {error}", err=True)
             fitted = None
@@ -92,24 +105,20 @@ def localize(
         for reference in fitted.references.values():
             reference.threshold(rate, smooth)
     make_folder(output)
-    for old in output.glob("[0-9][0-9][0-9][0-9]*-seed-*"):
-        if old.suffix in (".png", ".safetensors"):
-            old.unlink()
-    every = [each for each in wanted for _ in range(images_per_prompt)]
-    seeds = [seed + number for _ in wanted for number in range(images_per_prompt)]
+    remove_old(output, ".png", ".safetensors")
     rows: list[Region] = []
     with progress_bar() as report:
-        report("images", 0, len(every))
+        report("images", 0, len(captions))
         for number, found in enumerate(
             localize(
                 pipe,
-                every,
+                captions,
                 seeds,
-                sampling,
+                settings,
                 methods,
                 other=other,
                 batch_size=batch_size,
-                progress=lambda done: report("images", done, len(every)),
+                progress=lambda done: report("images", done, len(captions)),
             )
         ):
             masks: dict[str, Mask] = {}
@@ -129,20 +138,23 @@ def localize(
             save_file(tensors, unfinished)
             unfinished.replace(stem.with_suffix(".safetensors"))
     if as_json:
-        typer.echo(json.dumps(regions_to_json(rows, sampling, rate), indent=2))
+        typer.echo(json.dumps(regions_to_json(rows, settings, rate), indent=2))
     else:
         print_regions(rows, rate)
-        typer.echo(f"{len(every)} panels and as many files of maps in {output}")
+        typer.echo(f"{len(captions)} panels and as many files of maps in {output}")
 
 
 @app.command()
 def calibrate_maps(
     model: Model,
-    prompts: Annotated[Path, typer.Option(help="A file of captions that are not memorized, at least 100.")],
+    prompts: References,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first image.")] = 1_000_000,
+    seed: FirstSeed = 1_000_000,
     steps: Steps = 50,
     guidance: Guidance = None,
+    height: Height = None,
+    width: Width = None,
+    negative_prompt: NegativePrompt = None,
     scheduler: Scheduler = "ddim",
     maps: Maps = None,
     at: At = -1,
@@ -156,7 +168,6 @@ def calibrate_maps(
     from cryptomnesia.localizing import MapCalibration, method
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.prompts import read_prompts
-    from cryptomnesia.settings import Sampling
 
     captions = read_prompts(prompts)
     names = list(dict.fromkeys(maps or ["curvature-difference"]))
@@ -168,7 +179,7 @@ def calibrate_maps(
         fitted = MapCalibration.fit(
             pipe,
             captions,
-            Sampling(steps, guidance_for(model, guidance)),
+            sampling(model, steps, guidance, height, width, negative_prompt),
             methods,
             other=baseline_pipeline(model, baseline, names, scheduler),
             seed=seed,

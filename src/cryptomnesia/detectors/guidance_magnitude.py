@@ -1,8 +1,11 @@
 """Guidance magnitude (Wen et al., ICLR 2024, arXiv:2407.21720): memorized captions pull harder.
 
 The score is the mean over the first n evaluations of ‖ε_c − ε_u‖₂; n = 1 is the paper's first-step
-variant, n = all its full one. Of networks that predict v or a flow, the difference of the predicted values is
-taken: at the dark end of a schedule ε is x, whatever the caption says.
+variant, n = all its full one. At the last evaluation alone it ranks images as the spatial mean of Δs does, the score
+of the maps of arXiv:2605.26756 (Σ (s_c − s_u)² = ‖ε_c − ε_u‖²/σ², with one σ for all images).
+
+Of networks that predict v or a flow, the difference of the predicted values is taken: at the dark end of a
+schedule ε is x, whatever the caption says.
 """
 
 from dataclasses import dataclass
@@ -40,3 +43,24 @@ class GuidanceMagnitude:
         running = self.running(trajectory)
         enough = trajectory.norms.guidance.shape[1] >= needed
         return running[:, -1] if enough else torch.full_like(running[:, -1], torch.nan)
+
+
+@dataclass(frozen=True)
+class LastGuidance:
+    """‖Δε_t‖ of the newest evaluation, ≥ 0, in latent units: the spatial mean of Δs, up to a monotone function."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"uncond"})
+
+    @property
+    def name(self) -> str:
+        """`guidance-last`."""
+        return "guidance-last"
+
+    def running(self, trajectory: Trajectory) -> Tensor:
+        """The norm at every evaluation, (B, N); NaN without an unconditional branch."""
+        return trajectory.norms.guidance
+
+    def score(self, trajectory: Trajectory) -> Tensor:
+        """The norm at the last evaluation of every image, (B,); NaN for a run that was cut short."""
+        last = trajectory.norms.guidance[:, -1]
+        return last if trajectory.complete else torch.full_like(last, torch.nan)
