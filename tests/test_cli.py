@@ -279,3 +279,17 @@ def test_localize_explains_what_it_cannot_do(cryptomnesia, model, tmp_path, argu
     assert message in err
     assert out == ""
     assert "Traceback" not in err
+
+
+def test_index_build_counts_pictures_and_names_what_it_skips(cryptomnesia, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (8, 8), "red").save(images / "red.png")
+    (images / "broken.png").write_text("not a picture")
+    code, out, err = cryptomnesia("index", "build", images, "-o", tmp_path / "index")
+    assert code == 0
+    assert "1 pictures by tiles, 32 pixels, 4 across" in out
+    assert "skipped broken.png: UnidentifiedImageError" in err
+    code, _, err = cryptomnesia("index", "build", tmp_path / "index", "-o", tmp_path / "other")
+    assert code == 2
+    assert "no pictures in" in err

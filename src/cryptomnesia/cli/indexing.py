@@ -1,0 +1,37 @@
+"""`index`: training images, made searchable."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cryptomnesia.cli.common import app, make_folder
+from cryptomnesia.report.console import progress_bar
+
+index = typer.Typer(help="Training images, to match generated pictures against.", no_args_is_help=True)
+app.add_typer(index, name="index")
+
+
+@index.command()
+def build(
+    images: Annotated[Path, typer.Argument(help="The folder of the training images, with all folders in it.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the index; one that was stopped goes on.")],
+    sscd: Annotated[
+        Path | None, typer.Option(help="Compare by SSCD, the TorchScript file of its authors, instead of by tiles.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode; one per core by default.")] = None,
+) -> None:
+    """Describe every picture of a folder, so that an audit can name the one that a generation reproduces."""
+    from cryptomnesia.matching import SSCD, ImageIndex, Tiles
+
+    make_folder(output)
+    descriptor = Tiles() if sscd is None else SSCD(sscd)
+    with progress_bar() as report:
+        made = ImageIndex.build(
+            images, output, descriptor, workers=workers, progress=lambda done, total: report("pictures", done, total)
+        )
+    typer.echo(f"{output}: {len(made)} pictures by {descriptor.name}")
+    for path, why in sorted(made.skipped.items())[:10]:
+        typer.echo(f"skipped {path}: {why}", err=True)
+    if len(made.skipped) > 10:
+        typer.echo(f"skipped {len(made.skipped) - 10} more; all are named in {output / 'index.json'}", err=True)

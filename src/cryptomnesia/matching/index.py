@@ -1,0 +1,260 @@
+"""An index of pictures on disk: built once, in shards, searched exactly.
+
+A shard is a file of descriptors in half precision, read through memory mapping, and a JSON file with the pictures'
+paths, which is written last: a shard counts when that is there. A build that is stopped, or run again after
+pictures were added, goes on with those that no shard knows.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from PIL import Image
+from torch import Tensor
+
+from cryptomnesia.errors import UsageError
+from cryptomnesia.matching.descriptors import Descriptor, middle, square
+
+FORMAT = 1
+"""Version of the layout of an index."""
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""What counts as a picture."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of pictures done and their total."""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest pictures of each of B queries, nearest first.
+
+    Attributes:
+        distances: (B, k), in the descriptor's units; ∞ where a query had nothing to be compared by.
+        positions: (B, k) int64, places in `ImageIndex.paths`.
+    """
+
+    distances: Tensor
+    positions: Tensor
+
+
+class ImageIndex:
+    """A finished index.
+
+    Attributes:
+        descriptor: by which pictures are compared.
+        paths: of the pictures, relative to the folder that was indexed.
+        skipped: path → why that file is not in the index.
+    """
+
+    def __init__(self, folder: Path, descriptor: Descriptor) -> None:
+        """Open the index in `folder`.
+
+        Raises:
+            UsageError: if there is none, it is of another version, or made with another descriptor.
+        """
+        about = _about(folder, descriptor)
+        if not about["complete"]:
+            raise UsageError(f"the index {folder} is not finished; run `cryptomnesia index build` again to go on")
+        self.folder = folder
+        self.descriptor = descriptor
+        self.source = str(about["source"])
+        self.paths: list[str] = []
+        self.skipped: dict[str, str] = dict(about["skipped"])
+        self._shards: list[np.ndarray] = []
+        for names in _shards(folder):
+            known = json.loads(names.read_text(encoding="utf-8"))
+            self.paths += known
+            self._shards.append(np.load(names.with_suffix(".npy"), mmap_mode="r"))
+
+    @classmethod
+    def build(
+        cls,
+        images: Path,
+        folder: Path,
+        descriptor: Descriptor,
+        *,
+        shard: int = 16_384,
+        workers: int | None = None,
+        progress: Progress | None = None,
+    ) -> "ImageIndex":
+        """Describe every picture under `images`, or those that the index in `folder` does not know yet.
+
+        Pictures that cannot be read, and links that lead out of `images`, are skipped and named in `skipped`.
+
+        Args:
+            images: a folder, searched with all folders in it.
+            folder: of the index.
+            descriptor: by which pictures are to be compared.
+            shard: pictures per file.
+            workers: threads that decode pictures, as many as there are cores by default.
+            progress: see `Progress`.
+
+        Raises:
+            UsageError: for a folder without pictures, an index of something else, or one that is being built.
+        """
+        if not images.is_dir():
+            raise UsageError(f"no folder {images}; give the folder of the training images")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / ".lock", timeout=0):
+                _build(images, folder, descriptor, shard, workers, progress)
+        except Timeout:
+            raise UsageError(f"the index {folder} is being built by another process; wait for it") from None
+        return cls(folder, descriptor)
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.paths)
+
+    def search(self, pictures: Tensor, *, masks: Tensor | None = None, k: int = 1) -> Neighbours:
+        """The k nearest pictures of each of B queries; exact.
+
+        Args:
+            pictures: (B, 3, H, W) in [0, 1].
+            masks: (B, h, w) bool or in [0, 1]; a query is compared only where its mask is set, in the
+                tiles of which at least half is.
+            k: neighbours; fewer are found in a smaller index.
+        """
+        own = self.descriptor.describe(torch.stack([square(each, self.descriptor.side) for each in pictures]))
+        weights = torch.ones_like(own) if masks is None else self.descriptor.weights(middle(masks))
+        # a sliver of a tile would match anything
+        enough = weights.mean(dim=2) >= 0.5
+        weights = (weights * enough[..., None]).transpose(0, 1)
+        totals = weights.sum(dim=2)[..., None].clamp_min(1e-12)
+        own = own.transpose(0, 1)
+        first, linear = (weights * own**2).sum(dim=2)[..., None], weights * own
+        distances = torch.empty(len(pictures), 0)
+        positions = torch.empty(len(pictures), 0, dtype=torch.long)
+        for start, stored in self._chunks():
+            other = stored.transpose(0, 1).mT  # (T, P, n)
+            squares = (first - 2 * linear @ other + weights @ other**2) / totals
+            found = squares.clamp_min(0).amax(dim=0).sqrt()
+            distances = torch.cat([distances, found], dim=1)
+            positions = torch.cat(
+                [positions, torch.arange(start, start + found.shape[1]).expand(len(found), -1)], dim=1
+            )
+            distances, order = distances.topk(min(k, distances.shape[1]), dim=1, largest=False)
+            positions = positions.gather(1, order)
+        distances[~enough.any(dim=1)] = torch.inf
+        return Neighbours(distances, positions)
+
+    def _chunks(self) -> Iterator[tuple[int, Tensor]]:
+        """(place of the first picture, descriptors (n, T, P)), some at a time."""
+        start = 0
+        for stored in self._shards:
+            for begin in range(0, len(stored), 2048):
+                some = torch.from_numpy(stored[begin : begin + 2048].astype(np.float32))
+                yield start + begin, some
+            start += len(stored)
+
+
+def _build(
+    images: Path, folder: Path, descriptor: Descriptor, shard: int, workers: int | None, progress: Progress | None
+) -> None:
+    if (folder / "index.json").exists():
+        about = _about(folder, descriptor)
+        if about["source"] != str(images.resolve()):
+            raise UsageError(f"{folder} is an index of {about['source']}, not of {images}; give another folder")
+    about = {"format": FORMAT, "descriptor": descriptor.name, "source": str(images.resolve()), "complete": False}
+    files, skipped = _pictures(images)
+    known = {path for names in _shards(folder) for path in json.loads(names.read_text(encoding="utf-8"))}
+    if not files:
+        raise UsageError(f"no pictures in {images}; known are {', '.join(sorted(SUFFIXES))}")
+    if gone := known - set(files):
+        raise UsageError(
+            f"{len(gone)} pictures of the index are gone from {images}, {min(gone)} for one; build it anew"
+        )
+    _write_json(folder / "index.json", {**about, "skipped": skipped})
+    left = [path for path in files if path not in known]
+    done = len(files) - len(left)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        number = max((int(names.stem) for names in _shards(folder)), default=-1)
+        for paths in _portions(left, shard):
+            described, kept = [], []
+            for some in _portions(paths, 256):
+                found = list(pool.map(lambda path: _read(images / path, descriptor.side), some))
+                good = [picture for picture in found if isinstance(picture, Tensor)]
+                kept += [path for path, picture in zip(some, found, strict=True) if isinstance(picture, Tensor)]
+                skipped |= {path: why for path, why in zip(some, found, strict=True) if isinstance(why, str)}
+                if good:
+                    described.append(descriptor.describe(torch.stack(good)).half().numpy())
+                done += len(some)
+                if progress is not None:
+                    progress(done, len(files))
+            if kept:
+                number += 1
+                _write_shard(folder / f"{number:05}", np.concatenate(described), kept)
+    _write_json(folder / "index.json", {**about, "skipped": skipped, "complete": True})
+
+
+def _pictures(images: Path) -> tuple[list[str], dict[str, str]]:
+    """The paths of all pictures in the folder, sorted, and of those left out with the reason."""
+    root = images.resolve()
+    files, skipped = [], {}
+    for where, folders, names in os.walk(root):
+        for name in (*folders, *names):
+            path = Path(where, name)
+            relative = path.relative_to(root).as_posix()
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                skipped[relative] = "a link that leads out of the folder"
+            elif path.suffix.lower() in SUFFIXES and path.is_file():
+                files.append(relative)
+    return sorted(files), skipped
+
+
+def _read(path: Path, side: int) -> Tensor | str:
+    """The square picture, or why there is none."""
+    try:
+        with Image.open(path) as picture:
+            return square(picture, side)
+    # Pillow's decoders raise whatever a broken file leads them to
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _portions(items: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _about(folder: Path, descriptor: Descriptor) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        version, name = about["format"], about["descriptor"]
+    except FileNotFoundError:
+        raise UsageError(f"no index in {folder}; make one with `cryptomnesia index build`") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UsageError(f"{folder} is not an index ({error}); make one with `cryptomnesia index build`") from None
+    if version != FORMAT:
+        raise UsageError(f"{folder} has index format {version}, this version reads {FORMAT}; build it anew")
+    if name != descriptor.name:
+        raise UsageError(
+            f"{folder} was built with the descriptor {name}, asked for was {descriptor.name}; build another"
+        )
+    return about
+
+
+def _shards(folder: Path) -> Iterator[Path]:
+    """The files of paths of the shards that are finished."""
+    yield from sorted(folder.glob("[0-9][0-9][0-9][0-9][0-9].json"))
+
+
+def _write_shard(stem: Path, values: np.ndarray, paths: list[str]) -> None:
+    unfinished = stem.with_suffix(".unfinished.npy")
+    np.save(unfinished, values)
+    unfinished.replace(stem.with_suffix(".npy"))
+    _write_json(stem.with_suffix(".json"), paths)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(value), encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,99 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cryptomnesia import UsageError
+from cryptomnesia.matching import SSCD, Tiles, square
+from cryptomnesia.matching.descriptors import middle
+
+
+def test_tiles_are_the_pixels_of_each_tile():
+    pictures = torch.rand(2, 3, 32, 32)
+    described = Tiles().describe(pictures)
+    assert described.shape == (2, *Tiles().shape)
+    # the second tile of the third row
+    torch.testing.assert_close(described[1, 2 * 4 + 1], pictures[1, :, 16:24, 8:16].flatten())
+
+
+def test_weights_are_laid_out_as_the_numbers_are():
+    masks = torch.zeros(1, 64, 64)
+    masks[0, :16, 16:24] = 1  # half of the second tile
+    weights = Tiles().weights(masks)
+    assert weights[0, 1].mean().item() == 0.5
+    assert weights.sum().item() == weights[0, 1].sum().item()
+    torch.testing.assert_close(weights, Tiles().describe(masks[:, ::2, ::2].expand(3, -1, -1)[None]))
+
+
+def test_a_tensor_and_its_picture_are_the_same_square():
+    array = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(array).permute(2, 0, 1).float() / 255
+    torch.testing.assert_close(square(tensor, 32), square(Image.fromarray(array), 32), atol=1 / 255, rtol=0)
+    # area means
+    torch.testing.assert_close(square(tensor, 32)[:, 0, 0], tensor[:, :2, :2].mean((1, 2)), atol=1 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(96, 64), (64, 96)])
+def test_the_middle_square_is_taken(size):
+    picture = Image.new("RGB", size, "red")
+    picture.paste(Image.new("RGB", (64, 64), "blue"), ((size[0] - 64) // 2, (size[1] - 64) // 2))
+    taken = square(picture, 32)
+    assert taken[2].min() == 1
+    assert taken[0].max() == 0
+    assert middle(torch.zeros(2, *size)).shape == (2, 64, 64)
+
+
+def test_transparency_is_put_on_white_and_palettes_are_read():
+    clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    assert square(clear, 32).min() == 1
+    assert square(Image.new("P", (32, 32)), 32).shape == (3, 32, 32)
+    assert square(Image.new("L", (8, 8), 51), 32).mean().item() == pytest.approx(0.2)
+
+
+def test_a_camera_s_rotation_is_undone():
+    picture = Image.new("RGB", (32, 32))
+    picture.paste("white", (0, 0, 32, 16))
+    turned = picture.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90° clockwise
+    held = io.BytesIO()
+    turned.save(held, "PNG", exif=exif)
+    with Image.open(held) as shown:
+        torch.testing.assert_close(square(shown, 32), square(picture, 32))
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A TorchScript network that embeds a picture as the means of its colours in four bands."""
+    bands = nn.Sequential(nn.AdaptiveAvgPool2d((4, 1)), nn.Flatten())
+    path = tmp_path_factory.mktemp("sscd") / "copies.pt"
+    torch.jit.trace(bands, torch.zeros(1, 3, 32, 32)).save(path)
+    return path
+
+
+def test_sscd_distances_are_those_of_cosines(network):
+    sscd = SSCD(network, side=32, batch_size=2)
+    pictures = torch.rand(3, 3, 32, 32)
+    described = sscd.describe(pictures)
+    assert described.shape == (3, 1, 12)
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    embedded = torch.stack(
+        [((one.permute(1, 2, 0) - mean) / deviation).reshape(4, 8, 32, 3).mean((1, 2)).T.flatten() for one in pictures]
+    )
+    cosine = torch.nn.functional.cosine_similarity(embedded[0], embedded[1], dim=0)
+    distance = (described[0] - described[1]).square().mean().sqrt()
+    torch.testing.assert_close(distance, (2 - 2 * cosine).sqrt(), atol=1e-5, rtol=1e-4)
+    with pytest.raises(UsageError, match="SSCD compares whole pictures"):
+        sscd.weights(torch.ones(1, 32, 32))
+    assert sscd.name == SSCD(network, side=32).name != SSCD(network, side=64).name
+
+
+def test_what_is_no_network_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no file"):
+        SSCD(tmp_path / "none.pt")
+    (tmp_path / "text.pt").write_text("not TorchScript")
+    with pytest.raises(UsageError, match="is no TorchScript file"):
+        SSCD(tmp_path / "text.pt")

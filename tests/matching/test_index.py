@@ -1,0 +1,160 @@
+import json
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from cryptomnesia import UsageError
+from cryptomnesia.matching import ImageIndex, Tiles, square
+
+
+def save(path, picture):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((picture * 255).round().astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of forty pictures, ten of them in a folder of their own."""
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        name = f"deep/{number:02}.png" if number % 4 == 0 else f"{number:02}.png"
+        save(tmp_path / "images" / name, rng.random((64, 64, 3)))
+    return tmp_path / "images"
+
+
+def tensor(path):
+    with Image.open(path) as picture:
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+
+def test_search_finds_what_brute_force_does(pictures, tmp_path):
+    index = ImageIndex.build(pictures, tmp_path / "index", Tiles(), shard=7)
+    assert len(index) == 40
+    queries = torch.rand(3, 3, 64, 64)
+    masks = torch.rand(3, 64, 64) > 0.3
+    found = index.search(queries, masks=masks, k=5)
+    tiles = Tiles()
+    all_pictures = torch.stack([square(tensor(pictures / path), 32) for path in index.paths])
+    weights = tiles.weights(masks)
+    for row in range(3):
+        squares = (tiles.describe(square(queries[row], 32)[None]) - tiles.describe(all_pictures)) ** 2
+        own = weights[row] * (weights[row].mean(dim=1, keepdim=True) >= 0.5)
+        exact = ((own * squares).sum(dim=2) / own.sum(dim=1).clamp_min(1e-9)).amax(dim=1).sqrt()
+        nearest = exact.argsort()[:5]
+        assert found.positions[row].tolist() == nearest.tolist()
+        # stored in half precision
+        torch.testing.assert_close(found.distances[row], exact[nearest], atol=2e-3, rtol=0)
+
+
+def test_a_picture_is_its_own_nearest(pictures, tmp_path):
+    index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
+    path = "deep/08.png"
+    found = index.search(tensor(pictures / path)[None], k=100)
+    assert index.paths[found.positions[0, 0]] == path
+    assert found.distances[0, 0] < 0.002
+    assert found.distances.shape == (1, 40)
+
+
+def test_a_mask_finds_what_the_whole_picture_does_not(pictures, tmp_path):
+    index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
+    template = tensor(pictures / "01.png")
+    mask = torch.zeros(64, 64)
+    mask[:, 32:] = 1
+    query = torch.where(mask.bool(), template, 0.0)
+    whole = index.search(query[None])
+    inside = index.search(query[None], masks=mask[None])
+    assert inside.distances.item() < 0.002
+    assert index.paths[inside.positions.item()] == "01.png"
+    assert whole.distances.item() > 0.3
+
+
+def test_an_empty_mask_matches_nothing(pictures, tmp_path):
+    index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
+    mask = torch.zeros(1, 64, 64)
+    mask[0, :4, :4] = 1  # a sliver of one tile
+    assert index.search(torch.rand(1, 3, 64, 64), masks=mask).distances.isinf().all()
+
+
+def stopped_build(images, folder, after):
+    def stop(done, total):
+        if done >= after:
+            os._exit(1)
+
+    ImageIndex.build(images, folder, Tiles(), shard=5, progress=stop)
+
+
+def test_a_killed_build_goes_on(pictures, tmp_path):
+    folder = tmp_path / "index"
+    for after in (1, 12, 27):
+        process = multiprocessing.get_context("spawn").Process(target=stopped_build, args=(pictures, folder, after))
+        process.start()
+        process.join()
+        assert process.exitcode == 1
+        with pytest.raises(UsageError, match="not finished"):
+            ImageIndex(folder, Tiles())
+    seen = []
+    index = ImageIndex.build(
+        pictures, folder, Tiles(), shard=5, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen[0][0] > 5  # what was described before is not described again
+    assert seen[-1] == (40, 40)
+    assert sorted(index.paths) == sorted(path.relative_to(pictures).as_posix() for path in pictures.rglob("*.png"))
+    nearest = index.search(torch.stack([tensor(pictures / path) for path in index.paths]))
+    assert nearest.positions[:, 0].tolist() == list(range(40))
+
+
+def test_pictures_added_later_are_added(pictures, tmp_path):
+    ImageIndex.build(pictures, tmp_path / "index", Tiles())
+    save(pictures / "new.png", np.full((64, 64, 3), 0.5))
+    index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
+    assert len(index) == 41
+    assert index.paths[-1] == "new.png"
+    (pictures / "new.png").unlink()
+    with pytest.raises(UsageError, match="1 pictures of the index are gone"):
+        ImageIndex.build(pictures, tmp_path / "index", Tiles())
+
+
+def test_what_cannot_be_read_is_skipped_and_named(pictures, tmp_path):
+    (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
+    (pictures / "empty.jpg").touch()
+    (pictures / "notes.txt").write_text("not a picture")
+    save(tmp_path / "outside" / "secret.png", np.zeros((64, 64, 3)))
+    (pictures / "link.png").symlink_to(tmp_path / "outside" / "secret.png")
+    (pictures / "folder").symlink_to(tmp_path / "outside")
+    index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
+    assert len(index) == 40
+    assert set(index.skipped) == {"broken.png", "empty.jpg", "link.png", "folder"}
+    assert "leads out" in index.skipped["link.png"]
+    assert "UnidentifiedImageError" in index.skipped["broken.png"]
+
+
+def test_bad_indexes_are_refused(pictures, tmp_path):
+    with pytest.raises(UsageError, match="no index in"):
+        ImageIndex(tmp_path / "nowhere", Tiles())
+    with pytest.raises(UsageError, match="no folder"):
+        ImageIndex.build(tmp_path / "nowhere", tmp_path / "index", Tiles())
+    (tmp_path / "void").mkdir()
+    with pytest.raises(UsageError, match="no pictures in"):
+        ImageIndex.build(tmp_path / "void", tmp_path / "index", Tiles())
+    folder = tmp_path / "made"
+    ImageIndex.build(pictures, folder, Tiles())
+    with pytest.raises(
+        UsageError, match="built with the descriptor tiles, 32 pixels, 4 across, asked for was tiles, 64"
+    ):
+        ImageIndex(folder, Tiles(side=64))
+    with pytest.raises(UsageError, match="is an index of"):
+        ImageIndex.build(pictures / "deep", folder, Tiles())
+    with FileLock(folder / ".lock"), pytest.raises(UsageError, match="being built by another process"):
+        ImageIndex.build(pictures, folder, Tiles())
+    about = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**about, "format": 2}))
+    with pytest.raises(UsageError, match="index format 2, this version reads 1"):
+        ImageIndex(folder, Tiles())
+    (folder / "index.json").write_text("[]")
+    with pytest.raises(UsageError, match="is not an index"):
+        ImageIndex(folder, Tiles())
