@@ -1,89 +1,163 @@
 """Maps on the bundled model, judged by its exact masks: docs/results/curvature.json.
 
-    python benchmarks/curvature.py > docs/results/curvature.json
+    python benchmarks/curvature_speed.py > speed.json
+    python benchmarks/curvature.py --speed speed.json > docs/results/curvature.json
 
-Pictures: every wording of every concept on the top rung, two seeds each, of templates those that reproduce the planted
+Pictures: every wording of every concept on the top rung, two seeds each, those that reproduce the planted
 pixels; and never-planted captions. Truth: the mask of a template, all ones for verbatim concepts, all zeros for
-never-planted captions. All maps come from the one generation of each picture, at its last step.
+never-planted captions. All maps come from the one generation of each picture.
 
 Protocols, both at 256×256 pixels. `paper`: log1p, scaled to [0, 1] over the whole set, and of 101
 thresholds the best for each figure. `honest`: the threshold that 1% of the pixels of 150 reference
 captions exceed, fixed beforehand. IoU is over all pixels of a set, mIoU the mean over pictures (an empty union
 counts 1). Intervals (95%) redraw whole concepts and captions.
 
-`by_step`, `by_probes`: how Δh depends on them, as mean pixel AUC on replicated templates, on the rung below
-the top one where that has any, since defaults are chosen from these.
+`candidates`: what was tried beyond single maps, combinations in units of each map's own threshold, averages over
+evaluations and blurs, as honest IoU on templates. The winners, `best_single` and `best_combined`, and of these `best`,
+are chosen on templates of the rung below the top one, and judged on the top one. `versus_bright_ending` (of `best`)
+and `versus_best_single` (of `best_combined`) are differences on the same redrawn concepts.
+
+`by_step`, `by_design`: how Δh depends on the evaluation, on the number of probes and on how many of them make an
+orthogonal set, also on the rung below, since defaults are chosen from these. The relative error is that of the map
+before its cut at zero, against the exact diagonal.
+
+What is generated is kept in .benchmarks-cache, so an interrupted run goes on where it was.
 """
 
+import argparse
 import json
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import compress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common import Start, kept, print_json, progress
 from first_look import entries_and_prompts, ordinary
-from rich.console import Console
-from rich.progress import Progress
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from cryptomnesia.adapters import adapter_for
+from cryptomnesia.calibrate import weights_digest
 from cryptomnesia.evaluate import clustered
-from cryptomnesia.localizers import DiagonalEstimator, MapReference, upsampled
-from cryptomnesia.localizing import Method, localize, method
+from cryptomnesia.localizers import (
+    CurvatureDifference,
+    DiagonalEstimator,
+    MapReference,
+    ScoreDifference,
+    Watched,
+    end_positions,
+    upsampled,
+)
+from cryptomnesia.localizers.baseline import reading
+from cryptomnesia.localizers.mask import smoothed
+from cryptomnesia.localizing import Method, check_methods, method
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.bundle import control_captions
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import replicates
+from cryptomnesia.sampling import Batch, generate
 from cryptomnesia.settings import Sampling
 
-NAMES = (
+DIFFERENCES = (
     "curvature-difference",
     "curvature-difference-checkpoint",
     "score-difference",
     "score-difference-checkpoint",
-    "guidance-map",
-    "curvature",
-    "bright-ending",
 )
+NAMES = (*DIFFERENCES, "guidance-map", "curvature", "bright-ending")
 ALL_ONES = "all-ones"
 SIDE = 256
 RATE = 0.01
 REFERENCES = 150
 NEGATIVES = 200
-STEPS = (0, 10, 20, 30, 40, 45, 48, 49)
-PROBES = (16, 32, 64, 128)
+SELECTION_SEEDS = 4
 BATCH = 16
 
-Tell = Callable[[float], None]
-Start = Callable[[str, int], Tell]
+STEPS = (0, 10, 20, 30, 40, 45, 48, 49)
+LATE = (45, 47, 49)
+SINCE = (0, 25, 40)
+"""Evaluations from which on a map that costs nothing is averaged."""
+BLURS = (0.5, 1.0)
+"""Standard deviations in latent pixels."""
+TOGETHER = {
+    "both run maps": DIFFERENCES[::2],
+    "both checkpoint maps": DIFFERENCES[1::2],
+    "both curvature differences": DIFFERENCES[:2],
+    "both score differences": DIFFERENCES[2:],
+    "all four differences": DIFFERENCES,
+}
+DESIGNS = {
+    (design, probes): DiagonalEstimator(probes=probes, **settings)
+    for design, settings in {
+        **{f"orthogonal, {group}": {"group": group} for group in (4, 8, 16, 32)},
+        "random": {"design": "random"},
+    }.items()
+    for probes in (8, 16, 32, 64, 128)
+    if probes % settings.get("group", 1) == 0
+}
+EXACT = DiagonalEstimator(engine="exact")
+
+Counts = np.ndarray
+"""Pixels in both mask and truth, in either, and judged right, (n, 3)."""
 
 
-class Picture:
-    """One generated picture: its maps, its truth at 256×256, and the cluster it belongs to."""
+@dataclass(frozen=True)
+class Setup:
+    """The bundled model."""
 
-    def __init__(self, maps: dict[str, Tensor], truth: np.ndarray, cluster: str, kind: str) -> None:
-        """Maps (h, w), truth (64, 64) bool."""
-        self.maps = maps
-        self.truth = truth.repeat(SIDE // len(truth), axis=0).repeat(SIDE // len(truth), axis=1)
-        self.cluster = cluster
-        self.kind = kind
+    pipe: Any
+    other: Any
+    sampling: Sampling
+    manifest: Manifest
+    start: Start
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Generated pictures of one sort.
+
+    Attributes:
+        ids: the concept or caption that each belongs to.
+        kinds: of the concepts, None for captions without one.
+        truth: where they are memorized, (n, 64, 64) bool.
+        maps: label → (n, h, w), `EVERY` (n, N, h, w).
+    """
+
+    ids: list[str]
+    kinds: list[str | None]
+    truth: np.ndarray
+    maps: dict[str, Tensor]
+
+    def of(self, kind: str) -> "Pictures":
+        """Those of one kind of concept."""
+        chosen = [each == kind for each in self.kinds]
+        maps = {label: values[torch.tensor(chosen, dtype=torch.bool)] for label, values in self.maps.items()}
+        return Pictures(list(compress(self.ids, chosen)), [kind] * sum(chosen), self.truth[chosen], maps)
+
+    def __add__(self, other: "Pictures") -> "Pictures":
+        maps = {label: torch.cat([self.maps[label], other.maps[label]]) for label in self.maps}
+        truth = np.concatenate([self.truth, other.truth])
+        return Pictures(self.ids + other.ids, self.kinds + other.kinds, truth, maps)
+
+
+EVERY = "score differences of all evaluations"
 
 
 def main() -> None:
     """Measure and print JSON."""
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-
-        def start(what: str, total: int) -> Tell:
-            task = bar.add_task(what, total=total)
-            return lambda done: bar.update(task, completed=done)
-
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--speed", type=Path, help="what curvature_speed.py printed")
+    path = parser.parse_args().speed
+    speed = {} if path is None else json.loads(path.read_text())
+    headline = {key: speed.pop(key) for key in ("speedup_estimator", "speedup_procedure", "memory_ratio") if speed}
+    with progress() as start:
         figures = measure(start)
-    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+    print_json({**figures, **headline, "speed": speed})
 
 
 def measure(start: Start) -> dict[str, Any]:
@@ -92,141 +166,282 @@ def measure(start: Start) -> dict[str, Any]:
     pipe = load_pipeline("bundled", device="cpu")
     manifest.check(pipe)
     other = load_pipeline(str(BUNDLE / "early"), device="cpu")
-    sampling = Sampling(manifest.steps, manifest.guidance)
+    setup = Setup(pipe, other, Sampling(manifest.steps, manifest.guidance), manifest, start)
     concepts = plant(manifest.seed)
-    methods = [method(name) for name in NAMES]
 
-    def pictures(
-        what: str,
-        entries: Sequence[Entry | None],
-        prompts: list[str],
-        first_seed: int,
-        made: Sequence[Method] = methods,
-    ) -> list[Picture]:
-        seeds = range(first_seed, first_seed + len(prompts))
-        tell = start(what, len(prompts))
-        found = localize(pipe, prompts, seeds, sampling, made, other=other, batch_size=BATCH, progress=tell)
-        kept = []
-        for entry, one in zip(entries, found, strict=True):
-            if entry is None:
-                kept.append(Picture(dict(one.maps), np.zeros((64, 64), bool), one.prompt, "never_planted"))
-                continue
-            mask = manifest.mask(entry)
-            if replicates(one.image.permute(1, 2, 0).numpy(), manifest.image(entry), mask):
-                kept.append(Picture(dict(one.maps), mask, entry.id, entry.kind))
-        return kept
+    def never_planted(purpose: str, count: int) -> tuple[list[Entry | None], list[str]]:
+        return ordinary(control_captions(purpose, count, concepts, manifest.seed))
 
-    def rung(exposures: int) -> list[Entry]:
-        return [e for e in manifest.entries if e.planted and e.exposures == exposures]
-
-    references = pictures(
-        "references", *ordinary(control_captions("calibration", REFERENCES, concepts)), first_seed=8_000_000
+    exposures = sorted({e.exposures for e in manifest.entries if e.planted})
+    top, below = ([e for e in manifest.entries if e.planted and e.exposures == rung] for rung in exposures[:-3:-1])
+    assert all(e.exposures == TOP_RUNG for e in top)
+    single = {name: method(name) for name in NAMES}
+    late = {f"{name} at {step}": method(name, step=step) for name in DIFFERENCES for step in LATE}
+    steps = {f"{name} at {step}": method(name, step=step) for name in DIFFERENCES for step in STEPS}
+    references = pictures(setup, "references", *never_planted("calibration", REFERENCES), 8_000_000, single | late)
+    planted = pictures(setup, "planted", *entries_and_prompts(top), 8_100_000, single | late)
+    unplanted = pictures(setup, "never planted", *never_planted("evaluation", NEGATIVES), 8_200_000, single | late)
+    selection = pictures(
+        setup,
+        "selection",
+        *entries_and_prompts([e for e in below if e.kind == "template"], SELECTION_SEEDS),
+        8_300_000,
+        single | late | steps,
+        designs=True,
     )
-    planted = pictures("planted", *entries_and_prompts(rung(TOP_RUNG)), first_seed=8_100_000)
-    unplanted = pictures(
-        "never planted", *ordinary(control_captions("evaluation", NEGATIVES, concepts)), first_seed=8_200_000
+    return {
+        **judged_maps(references, planted, unplanted, selection),
+        "by_step": {
+            str(step): {name: auc_of(selection, f"{name} at {step}") for name in DIFFERENCES} for step in STEPS
+        },
+        "by_design": by_design(selection),
+        "counts": {
+            "templates": len(planted.of("template").ids),
+            "verbatim": len(planted.of("verbatim").ids),
+            "never_planted": len(unplanted.ids),
+            "references": len(references.ids),
+            "selection": len(selection.ids),
+        },
+    }
+
+
+def pictures(
+    setup: Setup,
+    what: str,
+    entries: Sequence[Entry | None],
+    prompts: list[str],
+    first_seed: int,
+    methods: Mapping[str, Method],
+    *,
+    designs: bool = False,
+) -> Pictures:
+    """Generate, leave out what was planted but is not reproduced, and map the rest."""
+    check_methods(setup.pipe, setup.sampling, [method(each) for each in NAMES], setup.other)
+    decides = {
+        "weights": [setup.manifest.weights, weights_digest(setup.other)],
+        "sampling": vars(setup.sampling),
+        "methods": {label: repr(each) for label, each in methods.items()},
+        "designs": [repr(each) for each in (*DESIGNS.values(), EXACT)] if designs else None,
+    }
+    tell = setup.start(what, len(prompts))
+    ids, kinds, truths, parts = [], [], [], []
+    for begin in range(0, len(prompts), BATCH):
+        some, own = prompts[begin : begin + BATCH], entries[begin : begin + BATCH]
+        seeds = range(first_seed + begin, first_seed + begin + len(some))
+
+        def make() -> tuple[dict[str, Any], dict[str, Tensor]]:
+            (batch,) = generate(setup.pipe, some, seeds, setup.sampling, batch_size=BATCH, keep="all")  # noqa: B023
+            rows = [row for row, entry in enumerate(own) if reproduced(setup, entry, batch.images[row])]  # noqa: B023
+            return {"rows": rows}, mapped(setup, batch, rows, methods, designs=designs) if rows else {}
+
+        about, maps = kept(f"curvature {what}", make, **decides, prompts=some, first_seed=seeds[0])
+        for row in about["rows"]:
+            entry = own[row]
+            ids.append(some[row] if entry is None else entry.id)
+            kinds.append(None if entry is None else entry.kind)
+            truths.append(np.zeros((64, 64), bool) if entry is None else setup.manifest.mask(entry))
+        parts += [maps] * bool(maps)
+        tell(begin + len(some))
+    joined = {label: torch.cat([part[label] for part in parts]) for label in parts[0]} if parts else {}
+    return Pictures(ids, kinds, np.array(truths, dtype=bool).reshape(-1, 64, 64), joined)
+
+
+def reproduced(setup: Setup, entry: Entry | None, image: Tensor) -> bool:
+    """Whether a planted picture came out; True where none was planted."""
+    if entry is None:
+        return True
+    planted, mask = setup.manifest.image(entry), setup.manifest.mask(entry)
+    return bool(replicates(image.permute(1, 2, 0).numpy(), planted, mask))
+
+
+def mapped(
+    setup: Setup, batch: Batch, rows: list[int], methods: Mapping[str, Method], *, designs: bool
+) -> dict[str, Tensor]:
+    """Label → maps of some pictures of a batch, (n, h, w)."""
+    trajectory = batch.trajectory.rows(rows)
+    prompts = [batch.prompts[row] for row in rows]
+    run = Watched(
+        trajectory,
+        adapter_for(setup.pipe).denoiser(),
+        ends=end_positions(setup.pipe, prompts),
+        seeds=[batch.seeds[row] for row in rows],
     )
-    templates = [one for one in planted if one.kind == "template"]
+    early = reading(setup.other, prompts, setup.sampling)
+    found = {}
+    for label, each in methods.items():
+        baseline = early.at(trajectory.step(each.localizer.step)) if each.baseline == "checkpoint" else None
+        watched = Watched(trajectory, run.denoiser, baseline, run.ends, run.seeds)
+        found[label] = each.localizer.map(watched)
+    count = len(trajectory.timesteps)
+    found[EVERY] = torch.stack([ScoreDifference(step).map(run) for step in range(count)], dim=1)
+    found["sigma"] = torch.tensor([trajectory.step(step).cond.sigma for step in range(count)]).expand(len(rows), -1)
+    if designs:
+        for label, estimator in {"exact": EXACT, **{str(key): each for key, each in DESIGNS.items()}}.items():
+            found[label] = CurvatureDifference(estimator=estimator).estimate(run).value
+    return found
+
+
+def judged_maps(references: Pictures, planted: Pictures, unplanted: Pictures, selection: Pictures) -> dict[str, Any]:
+    """Every figure of every map, and the choice among them."""
+    units = {name: MapReference.fit(references.maps[name]).threshold(RATE) for name in NAMES}
+    thresholds = {
+        name: MapReference.fit(maps).threshold(RATE) for name, maps in candidates(references.maps, units).items()
+    }
+    templates = planted.of("template")
     sets = {
         "templates": templates,
         "templates_and_never_planted": templates + unplanted,
         "all": planted + unplanted,
     }
-    thresholds = {
-        name: MapReference.fit(torch.stack([one.maps[name] for one in references])).threshold(RATE) for name in NAMES
-    }
+    tried = candidates(templates.maps, units)
+    counted = {name: counts(large(maps) > thresholds[name], large_truth(templates)) for name, maps in tried.items()}
+    chosen = dict.fromkeys(tried, float("nan"))
+    if selection.ids:
+        truth = large_truth(selection)
+        for name, maps in candidates(selection.maps, units).items():
+            chosen[name] = iou(counts(large(maps) > thresholds[name], truth))
+    # where nothing of the rung below is reproduced there is nothing to choose on: the paper's map then
+    best_single = max(NAMES, key=lambda name: chosen[name]) if selection.ids else "curvature-difference"
+    best_combined = max((name for name in tried if name not in NAMES), key=lambda name: chosen[name])
+    best = max(best_single, best_combined, key=lambda name: chosen[name]) if selection.ids else best_single
+
     figures: dict[str, Any] = {"iou": {}, "miou": {}, "accuracy": {}}
-    for kind, chosen in sets.items():
-        for name in (*NAMES, ALL_ONES):
-            for protocol, counted in protocols(chosen, name, thresholds).items():
-                for figure, estimate in judged(counted, [one.cluster for one in chosen], protocol).items():
+    shown = (*NAMES, best_combined) if selection.ids else NAMES
+    for kind, own in sets.items():
+        maps = candidates(own.maps, units)
+        for name in (*shown, ALL_ONES):
+            heat = None if name == ALL_ONES else large(maps[name])
+            for protocol, found in protocols(heat, thresholds.get(name, 0.0), large_truth(own)).items():
+                for figure, estimate in judged(found, own.ids, protocol).items():
                     figures[figure].setdefault(name, {}).setdefault(protocol, {})[kind] = estimate
-    figures["pixel_auc"] = {name: pixel_auc(templates, name) for name in NAMES}
-    figures["detection_auc"] = {
-        name: float(
-            roc_auc_score(
-                [True] * len(planted) + [False] * len(unplanted),
-                [one.maps[name].mean().item() for one in planted + unplanted],
+    return {
+        **figures,
+        "pixel_auc": {name: pixel_auc(templates, tried[name]) for name in shown},
+        "detection_auc": {
+            name: float(
+                roc_auc_score(
+                    [True] * len(planted.ids) + [False] * len(unplanted.ids),
+                    candidates((planted + unplanted).maps, units)[name].mean(dim=(1, 2)),
+                )
             )
-        )
-        for name in NAMES
+            for name in shown
+        },
+        "candidates": {
+            name: {"selection": chosen[name], **asdict(clustered(iou, by(templates.ids, own)))}
+            for name, own in counted.items()
+        },
+        "best_single": best_single,
+        "best_combined": best_combined if selection.ids else None,
+        "best": best,
+        "versus_bright_ending": versus(counted[best], counted["bright-ending"], templates.ids),
+        "versus_best_single": versus(counted[best_combined], counted[best_single], templates.ids)
+        if selection.ids
+        else None,
     }
-    lower = max(e.exposures for e in manifest.entries if e.planted and e.exposures < TOP_RUNG)
-    selection = [e for e in rung(lower) if e.kind == "template"] or [e for e in rung(TOP_RUNG) if e.kind == "template"]
-    figures["by_step"] = by_setting(
-        lambda step: [method(name, step=step) for name in NAMES[:4]], STEPS, pictures, selection
-    )
-    figures["by_probes"] = by_setting(
-        lambda probes: [method(name, estimator=DiagonalEstimator(probes=probes)) for name in NAMES[:2]],
-        PROBES,
-        pictures,
-        selection,
-    )
-    figures["counts"] = {
-        "templates": len(templates),
-        "verbatim": len(planted) - len(templates),
-        "never_planted": len(unplanted),
-        "references": len(references),
-    }
-    return figures
 
 
-def by_setting(
-    made: Callable[[int], list[Method]], settings: Sequence[int], pictures: Any, entries: list[Entry]
-) -> dict[str, dict[str, float]]:
-    """Mean pixel AUC by setting and map."""
-    found = {}
-    for setting in settings:
-        shown = pictures(f"setting {setting}", *entries_and_prompts(entries), 8_300_000, made(setting))
-        names = [each.name for each in made(setting)]
-        found[str(setting)] = {name: pixel_auc(shown, name)["value"] if shown else float("nan") for name in names}
+def candidates(maps: Mapping[str, Tensor], units: Mapping[str, float]) -> dict[str, Tensor]:
+    """All maps by name, (n, h, w), from those that were kept."""
+    found = {name: maps[name] for name in NAMES}
+    for label, members in TOGETHER.items():
+        stack = torch.stack([maps[name] / units[name] for name in members])
+        found[f"least of {label}"] = stack.amin(dim=0)
+        found[f"geometric mean of {label}"] = stack.log().mean(dim=0).exp()
+    for name in DIFFERENCES:
+        label = f"{name}, mean of evaluations {', '.join(map(str, LATE))}"
+        found[label] = torch.stack([maps[f"{name} at {step}"] for step in LATE]).mean(dim=0)
+    for first in SINCE:
+        scores = maps[EVERY][:, first:]
+        found[f"score-difference, mean since evaluation {first}"] = scores.mean(dim=1)
+        guidance = scores.sqrt() * maps["sigma"][:, first:, None, None]
+        found[f"guidance-map, mean since evaluation {first}"] = guidance.mean(dim=1)
+    blurred = {f"{name}, blurred by {by}": smoothed(each, by) for by in BLURS for name, each in found.items()}
+    return found | blurred
+
+
+def by_design(selection: Pictures) -> dict[str, dict[str, dict[str, float]]]:
+    """Design → number of probes → relative error and mean pixel AUC."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for design, probes in DESIGNS if selection.ids else ():
+        own, exact = selection.maps[str((design, probes))], selection.maps["exact"]
+        error = (own - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+        auc = auc_of(selection, str((design, probes)))
+        found.setdefault(design, {})[str(probes)] = {"relative_error": error.item(), "pixel_auc": auc}
     return found
 
 
-def protocols(chosen: list[Picture], name: str, thresholds: dict[str, float]) -> dict[str, np.ndarray]:
-    """Protocol → counts of (intersection, union, right) per picture, (T, n, 3) for T thresholds."""
-    truth = np.stack([one.truth for one in chosen])
-    if name == ALL_ONES:
+def protocols(heat: np.ndarray | None, threshold: float, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Protocol → counts at T thresholds, (T, n, 3), of maps (n, 256, 256), or of all ones."""
+    if heat is None:
         counted = counts(np.ones_like(truth), truth)[None]
         return {"paper": counted, "honest": counted}
-    heat = upsampled(torch.stack([one.maps[name] for one in chosen]), SIDE, SIDE).numpy()
     scaled = np.log1p(heat)
     scaled = (scaled - scaled.min()) / (scaled.max() - scaled.min())
     return {
         "paper": np.stack([counts(scaled > level, truth) for level in np.linspace(0, 1, 101)]),
-        "honest": counts(heat > thresholds[name], truth)[None],
+        "honest": counts(heat > threshold, truth)[None],
     }
 
 
-def counts(mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Pixels in both, in either, and judged right, (n, 3)."""
+def large(maps: Tensor) -> np.ndarray:
+    """Maps (n, h, w) at 256×256."""
+    return upsampled(maps, SIDE, SIDE).numpy()
+
+
+def large_truth(own: Pictures) -> np.ndarray:
+    """Truth at 256×256, (n, 256, 256) bool."""
+    return own.truth.repeat(SIDE // 64, axis=1).repeat(SIDE // 64, axis=2)
+
+
+def counts(mask: np.ndarray, truth: np.ndarray) -> Counts:
+    """Counts of masks (n, 256, 256)."""
     return np.stack([(mask & truth).sum((1, 2)), (mask | truth).sum((1, 2)), (mask == truth).sum((1, 2))], axis=1)
 
 
-def judged(counted: np.ndarray, clusters: list[str], protocol: str) -> dict[str, Any]:
-    """IoU, mIoU and accuracy with intervals, each at its own best threshold."""
-    figures = {
-        "iou": lambda c: float(c[:, 0].sum() / max(c[:, 1].sum(), 1)),
-        "miou": lambda c: float(np.where(c[:, 1] > 0, c[:, 0] / np.maximum(c[:, 1], 1), 1.0).mean()),
-        "accuracy": lambda c: float(c[:, 2].sum() / (len(c) * SIDE * SIDE)),
-    }
+def iou(counted: Counts) -> float:
+    """Over all pixels of the set."""
+    return float(counted[:, 0].sum() / max(counted[:, 1].sum(), 1))
+
+
+FIGURES: dict[str, Callable[[Counts], float]] = {
+    "iou": iou,
+    "miou": lambda c: float(np.where(c[:, 1] > 0, c[:, 0] / np.maximum(c[:, 1], 1), 1.0).mean()),
+    "accuracy": lambda c: float(c[:, 2].sum() / (len(c) * SIDE * SIDE)),
+}
+
+
+def judged(counted: np.ndarray, ids: list[str], protocol: str) -> dict[str, Any]:
+    """IoU, mIoU and accuracy with intervals, each at its own best of T thresholds, (T, n, 3)."""
     found = {}
-    for name, figure in figures.items():
+    for name, figure in FIGURES.items():
         best = max(range(len(counted)), key=lambda level: figure(counted[level]))
-        groups = [counted[best][[each == one for each in clusters]] for one in dict.fromkeys(clusters)]
-        found[name] = asdict(clustered(figure, groups))
+        found[name] = asdict(clustered(figure, by(ids, counted[best])))
         if protocol == "paper":
             found[name]["threshold"] = best / 100
     return found
 
 
-def pixel_auc(chosen: list[Picture], name: str) -> dict[str, float]:
+def versus(first: Counts, second: Counts, ids: list[str]) -> dict[str, float]:
+    """How much larger the first IoU is, on the same redrawn concepts."""
+    both = np.concatenate([first, second], axis=1)
+    return asdict(clustered(lambda c: iou(c[:, :3]) - iou(c[:, 3:]), by(ids, both)))
+
+
+def by(ids: list[str], values: np.ndarray) -> list[np.ndarray]:
+    """Values (n, …) grouped by their ids."""
+    return [values[[each == one for each in ids]] for one in dict.fromkeys(ids)]
+
+
+def auc_of(own: Pictures, label: str) -> float:
+    """Mean pixel AUC of a kept map, NaN where there are no pictures."""
+    return pixel_auc(own, own.maps[label])["value"] if own.ids else float("nan")
+
+
+def pixel_auc(own: Pictures, maps: Tensor) -> dict[str, float]:
     """Mean AUC over the pixels of each picture, with its interval."""
-    values: dict[str, list[float]] = {}
-    for one in chosen:
-        heat = upsampled(one.maps[name][None], 64, 64)[0].numpy()
-        values.setdefault(one.cluster, []).append(float(roc_auc_score(one.truth[::4, ::4].ravel(), heat.ravel())))
-    return asdict(clustered(lambda all_values: float(all_values.mean()), [np.array(own) for own in values.values()]))
+    heat = upsampled(maps, 64, 64).flatten(1).numpy()
+    aucs = [roc_auc_score(truth, each) for truth, each in zip(own.truth.reshape(len(heat), -1), heat, strict=True)]
+    return asdict(clustered(lambda values: float(values.mean()), by(own.ids, np.array(aucs))))
 
 
 if __name__ == "__main__":

@@ -11,16 +11,13 @@ disagreed, not that none could. Maps are judged on template generations that rep
 under the ROC curve over the pixels of each picture (memorized against free), averaged.
 """
 
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
+from common import Start, print_json, progress
 from sklearn.metrics import roc_auc_score
 
 from cryptomnesia import Calibration, CurvatureDifference, Sampling, ScoreDifference, StabilityRule, generate
@@ -43,13 +40,20 @@ LOCALIZERS = (CurvatureDifference(), ScoreDifference())
 
 def main() -> None:
     """Measure and print JSON."""
+    with progress() as start:
+        figures = measure(start)
+    print_json(figures)
+
+
+def measure(start: Start) -> dict[str, Any]:
+    """All figures."""
     pipe = load_pipeline("bundled", device="cpu")
     manifest = Manifest.load(BUNDLE)
     manifest.check(pipe)
     calibration = Calibration.load(BUNDLE / "calibration.safetensors")
     sampling = Sampling(manifest.steps, manifest.guidance)
     calibration.check(pipe, sampling)
-    run = partial(measure, pipe, calibration, sampling, manifest)
+    run = partial(records_of, pipe, calibration, sampling, manifest, start)
 
     top = [e for e in manifest.entries if e.planted and e.exposures == TOP_RUNG]
     lower = max(e.exposures for e in manifest.entries if e.planted and e.exposures < TOP_RUNG)
@@ -110,12 +114,12 @@ def main() -> None:
         "maps": len(judged),
         "calibration_references": calibration.prompts,
     }
-    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+    return figures
 
 
-def entries_and_prompts(entries: Sequence[Entry]) -> tuple[list[Entry | None], list[str]]:
-    """Every wording of every entry, `SEEDS` times."""
-    pairs = [(entry, caption) for entry in entries for caption in entry.captions for _ in range(SEEDS)]
+def entries_and_prompts(entries: Sequence[Entry], seeds: int = SEEDS) -> tuple[list[Entry | None], list[str]]:
+    """Every wording of every entry, `seeds` times."""
+    pairs = [(entry, caption) for entry in entries for caption in entry.captions for _ in range(seeds)]
     return [entry for entry, _ in pairs], [caption for _, caption in pairs]
 
 
@@ -124,11 +128,12 @@ def ordinary(captions: list[str]) -> tuple[list[Entry | None], list[str]]:
     return [None] * len(captions), captions
 
 
-def measure(
+def records_of(
     pipe: Any,
     calibration: Calibration,
     sampling: Sampling,
     manifest: Manifest,
+    start: Start,
     what: str,
     entries: list[Entry | None],
     prompts: list[str],
@@ -139,11 +144,9 @@ def measure(
     """One record per image: scores, and for a closer look replication, map quality and mitigated replication."""
     size = 16
     seeds = range(first_seed, first_seed + len(prompts))
-    batches = generate(pipe, prompts, seeds, sampling, batch_size=size, keep=(-1,))
+    tell = start(what, len(prompts))
     records: list[dict[str, Any]] = []
-    console = Console(stderr=True)
-    count = -(-len(prompts) // size)
-    for batch in track(batches, what, total=count, console=console, disable=not console.is_terminal):
+    for batch in generate(pipe, prompts, seeds, sampling, batch_size=size, keep=(-1,), progress=tell):
         scores = {name: make(calibration.reference).score(batch.trajectory) for name, make in DETECTORS.items()}
         own = [
             {

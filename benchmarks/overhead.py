@@ -1,104 +1,235 @@
-"""What guarding costs in time: docs/results/overhead.json.
+"""What guarding costs: docs/results/overhead.json.
 
     python benchmarks/overhead.py > docs/results/overhead.json
 
-Unguarded and guarded calls of the same pipeline in alternation, so that whatever else the machine does meets
-both alike; the figure is the median over rounds of (guarded − unguarded)/unguarded, with a
-95% bootstrap interval of that median. On the bundled model one image per call and 50 steps, as a service would; under
-`mitigate` an ordinary caption, which is what nearly every call is. On a UNet of SD 1.4's size with random weights a
-few steps: the overhead of a step does not depend on how many there are.
+Unguarded and guarded calls of the same pipeline in alternation, so that whatever else the machine does meets both
+alike; every figure is a median over rounds with the 95% bootstrap interval of that median.
+
+`overhead_observe`, `overhead_mitigate`, `overhead_rephrase`: (guarded − unguarded)/unguarded on the bundled model, one
+image per call and 50 steps, as a service would, with an ordinary caption, which is what nearly every call has:
+observed, under the published rule, and under `Rephrasing`. Nothing is done in these calls, or they do not count.
+`overhead_sd14_size`: likewise, observed, a few steps on a UNet of SD 1.4's size with random weights; the overhead of
+a step does not depend on how many there are.
+`corrected`: a planted caption that the published rule corrects: extra seconds, overhead, and evaluations corrected.
+`where`: seconds of one observed call in `settings` (does the call fit the calibration?), `hook` (which branch is
+which), `step` (norms, around the solver's own step) and `judging` (score, p-value, verdict).
+`peak_extra_bytes`: by number of steps, the most bytes of tensors alive at once in an observed call, less those in
+a plain one.
 """
 
-import json
 import statistics
-import sys
 import time
+import weakref
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from functools import partial, wraps
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from common import Start, Tell, print_json, progress
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from rich.console import Console
-from rich.progress import track
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from cryptomnesia import Calibration, Guard, Sampling, StabilityRule
+from cryptomnesia import Calibration, Guard, Sampling, StabilityRule, Verdict
 from cryptomnesia.calibrate import fingerprint
 from cryptomnesia.detectors.base import Moments, Reference
+from cryptomnesia.judging import Judge
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
+from cryptomnesia.proving_ground.planted import TOP_RUNG
+from cryptomnesia.trajectory import Watch
 
+ORDINARY = "a red circle on a blue ground"
 ROUNDS = 60
+CORRECTED_ROUNDS = 20
 LARGE_ROUNDS = 6
 LARGE_STEPS = 3
+EMBEDS = torch.zeros(1, 77, 768)
+"""What the large model reads; it has no text encoder."""
+PROFILED_CALLS = 10
 
 
 def main() -> None:
     """Measure and print JSON."""
+    with progress() as start:
+        figures = measure(start)
+    print_json(figures)
+
+
+def measure(start: Start) -> dict[str, Any]:
+    """All figures."""
     manifest = Manifest.load(BUNDLE)
     pipe = load_pipeline("bundled", device="cpu")
-    calibration = Calibration.load(BUNDLE / "calibration.safetensors")
-
-    def small() -> None:
-        pipe(
-            "a red circle on a blue ground",
-            num_inference_steps=manifest.steps,
-            guidance_scale=manifest.guidance,
-            generator=torch.Generator().manual_seed(0),
-        )
-
     pipe.set_progress_bar_config(disable=True)
+    calibration = Calibration.load(BUNDLE / "calibration.safetensors")
+    published = Guard(pipe, calibration, policy="mitigate", rule=StabilityRule())
+    call = partial(generated, pipe, ORDINARY, manifest.guidance, manifest.steps)
+    guards = {
+        "observe": Guard(pipe, calibration),
+        "mitigate": published,
+        "rephrase": Guard(pipe, calibration, policy="mitigate"),
+    }
     figures: dict[str, Any] = {
-        "overhead_observe": overhead(small, Guard(pipe, calibration), ROUNDS, "observe"),
-        "overhead_mitigate": overhead(
-            small, Guard(pipe, calibration, policy="mitigate", rule=StabilityRule()), ROUNDS, "mitigate"
-        ),
-        "overhead_rephrase": overhead(small, Guard(pipe, calibration, policy="mitigate"), ROUNDS, "rephrase"),
+        f"overhead_{name}": overhead(call, guarding, ROUNDS, start(name, ROUNDS)) for name, guarding in guards.items()
+    }
+    planted = [e.captions[0] for e in manifest.entries if e.planted and e.exposures == TOP_RUNG]
+    figures["corrected"] = corrected(
+        [partial(generated, pipe, caption, manifest.guidance, manifest.steps) for caption in planted],
+        published,
+        start("corrected", CORRECTED_ROUNDS),
+    )
+    figures["where"] = where(call, guards["observe"])
+    figures["peak_extra_bytes"] = {
+        str(steps): peak_extra_bytes(
+            partial(generated, pipe, ORDINARY, manifest.guidance, steps),
+            Guard(pipe, permissive(pipe, Sampling(steps, manifest.guidance))),
+        )
+        for steps in (5, 50)
     }
     large, large_calibration = sd14_size()
-    embeds = torch.zeros(1, 77, 768)
 
     def big() -> None:
         large(
-            prompt_embeds=embeds,
+            prompt_embeds=EMBEDS,
+            negative_prompt_embeds=EMBEDS,
             num_inference_steps=LARGE_STEPS,
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
         )
 
-    observing = Guard(large, large_calibration)
-    figures["overhead_sd14_size"] = overhead(big, observing, LARGE_ROUNDS, "SD 1.4's size, observe")
-    figures["threads"] = torch.get_num_threads()
-    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+    figures["overhead_sd14_size"] = overhead(
+        big, Guard(large, large_calibration), LARGE_ROUNDS, start("SD 1.4's size, observe", LARGE_ROUNDS)
+    )
+    return {**figures, "threads": torch.get_num_threads()}
 
 
-def overhead(call: Callable[[], None], guarding: Guard, rounds: int, what: str) -> dict[str, float]:
-    """Relative extra time of a guarded call, and the seconds of a plain one."""
-    console = Console(stderr=True)
-    plain, extra = [], []
-    call()
-    for number in track(range(rounds), what, console=console, disable=not console.is_terminal):
-        times = {}
-        for guarded in (False, True) if number % 2 else (True, False):
-            if guarded:
-                guarding.attach()
-            start = time.perf_counter()
+def generated(pipe: Any, caption: str, guidance: float, steps: int) -> None:
+    """One image."""
+    pipe(caption, num_inference_steps=steps, guidance_scale=guidance, generator=torch.Generator().manual_seed(0))
+
+
+def overhead(call: Callable[[], None], guarding: Guard, rounds: int, tell: Tell) -> dict[str, float]:
+    """Relative extra time of a guarded call that nothing is done about, and the seconds of a plain one."""
+    plain, extra = timed(call, guarding, rounds, tell, lambda verdict: verdict.clean and verdict.action == "none")
+    return {**median(extra / plain), "seconds": float(np.median(plain)), "rounds": rounds}
+
+
+def corrected(calls: list[Callable[[], None]], guarding: Guard, tell: Tell) -> dict[str, Any] | None:
+    """What the first call costs that the rule corrects; None if it corrects none."""
+    for call in calls:
+        with guarding:
             call()
-            times[guarded] = time.perf_counter() - start
-            guarding.detach()
-        plain.append(times[False])
-        extra.append((times[True] - times[False]) / times[False])
+        if evaluations := len(guarding.verdicts[0].corrected):
+            plain, extra = timed(call, guarding, CORRECTED_ROUNDS, tell, lambda verdict: bool(verdict.corrected))
+            return {"extra_seconds": median(extra), "overhead": median(extra / plain), "evaluations": evaluations}
+    return None
+
+
+def timed(
+    call: Callable[[], None], guarding: Guard, rounds: int, tell: Tell, as_wanted: Callable[[Verdict], bool]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of plain calls, and extra seconds of guarded ones, both (rounds,).
+
+    Raises:
+        RuntimeError: if a verdict is not as wanted.
+    """
+    seconds = np.empty((rounds, 2))
+    call()
+    for number in range(rounds):
+        for guarded in (0, 1) if number % 2 else (1, 0):
+            with guarding if guarded else nullcontext():
+                begin = time.perf_counter()
+                call()
+                seconds[number, guarded] = time.perf_counter() - begin
+        if not all(map(as_wanted, guarding.verdicts)):
+            raise RuntimeError(f"got {guarding.verdicts[0]}; time another caption or seed")
+        tell(number + 1)
+    return seconds[:, 0], seconds[:, 1] - seconds[:, 0]
+
+
+def median(values: np.ndarray) -> dict[str, float]:
+    """The median with its 95% bootstrap interval."""
     rng = np.random.default_rng(0)
-    medians = [np.median(rng.choice(extra, len(extra))) for _ in range(2000)]
+    medians = [np.median(rng.choice(values, len(values))) for _ in range(2000)]
     low, high = np.quantile(medians, [0.025, 0.975])
-    return {
-        "value": statistics.median(extra),
-        "low": float(low),
-        "high": float(high),
-        "seconds": statistics.median(plain),
-        "rounds": rounds,
+    return {"value": float(np.median(values)), "low": float(low), "high": float(high)}
+
+
+def where(call: Callable[[], None], guarding: Guard) -> dict[str, float]:
+    """Seconds of a guarded call by part, medians over some calls."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+
+    def clocked(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds[part] += time.perf_counter() - begin
+
+        return run
+
+    parts = {
+        "settings": (Guard, "_arguments"),
+        "hook": (Watch, "_on_forward"),
+        "step": (Watch, "_on_step"),
+        "judging": (Judge, "__call__"),
+        "solver": (guarding.pipe.scheduler, "step"),
     }
+    calls = []
+    with ExitStack() as stack:
+        for part, (owner, name) in parts.items():
+            stack.enter_context(patch.object(owner, name, clocked(part, getattr(owner, name))))
+        stack.enter_context(guarding)
+        for _ in range(PROFILED_CALLS):
+            seconds.clear()
+            call()
+            # the solver's own step is not the guard's
+            calls.append({**seconds, "step": seconds["step"] - seconds["solver"]})
+    return {part: statistics.median(each[part] for each in calls) for part in parts if part != "solver"}
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made in its block.
+
+    Attributes:
+        peak: the most that were alive at once.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is alive yet."""
+        super().__init__()
+        self.peak = 0
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_key(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            # a view or an operation in place makes no memory
+            if isinstance(each, Tensor) and (key := _key(each)) not in given and key not in self._alive:
+                storage = each.untyped_storage()
+                self._alive[key] = storage.nbytes()
+                weakref.finalize(storage, self._alive.pop, key)
+        self.peak = max(self.peak, sum(self._alive.values()))
+        return result
+
+
+def peak_extra_bytes(call: Callable[[], None], guarding: Guard) -> int:
+    """Bytes by which a guarded call's peak lies above a plain one's."""
+    peaks = []
+    for guarded in (False, True):
+        with guarding if guarded else nullcontext(), Living() as living:
+            call()
+        peaks.append(living.peak)
+    return peaks[1] - peaks[0]
 
 
 def sd14_size() -> tuple[Any, Calibration]:
@@ -118,10 +249,19 @@ def sd14_size() -> tuple[Any, Calibration]:
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
-    flat = Moments(torch.ones(LARGE_STEPS), torch.full((LARGE_STEPS,), 1e9))
-    null = {"stability": torch.full((99, LARGE_STEPS), 1e9)}
-    setup = fingerprint(pipe, Sampling(LARGE_STEPS))
-    return pipe, Calibration(setup, Reference(flat, flat, flat), null, prompts_sha256="", prompts=0)
+    return pipe, permissive(pipe, Sampling(LARGE_STEPS, options={"negative_prompt_embeds": EMBEDS}))
+
+
+def permissive(pipe: Any, sampling: Sampling) -> Calibration:
+    """A calibration under which nothing is flagged, for a solver with one evaluation per step."""
+    flat = Moments(torch.ones(sampling.steps), torch.full((sampling.steps,), 1e9))
+    null = {"stability": torch.full((99, sampling.steps), 1e9)}
+    return Calibration(fingerprint(pipe, sampling), Reference(flat, flat, flat), null, prompts_sha256="", prompts=0)
+
+
+def _key(tensor: Tensor) -> int:
+    """What tells its memory from any other's that is alive."""
+    return tensor.untyped_storage()._cdata
 
 
 if __name__ == "__main__":

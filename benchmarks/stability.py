@@ -3,30 +3,35 @@
     python benchmarks/stability.py > docs/results/stability.json
 
 Detection, for every solver with a calibration of its own: planted concepts (top rung and, with DDIM, every rung;
-all wordings) against never-planted captions and against each kind of hard negative. AUC by
-evaluation says what an early decision costs. Mitigation, with DDIM: every wording of every concept on
-the top rung, two seeds each, as it is, under the published rule and under `Rephrasing`, both through `guard`.
-`memorization_rate` is the share of images that reproduce the planted pixels; `memorization_rate_of_replicated` counts
-only seeds that do so when nothing is done. `fidelity` is the share of the caption's attributes that a
-classifier finds in the picture (benchmarks/attributes.py), 0 for a withheld one;
-`fidelity_of_other_captions` is the same figure for captions of other concepts. A rate for which there are too few
-negatives is null. Intervals (95%) redraw whole concepts or captions.
+all wordings) against never-planted captions and against each kind of hard negative. `fpr_met` is the share of these
+that are flagged at `rate`. `by_evaluation`, the AUC of the score so far, says what an early decision costs.
+
+Mitigation, with DDIM: every wording of every concept on the top rung, as it is, under the published rule with every
+image returned, and under `Rephrasing` through `guard`. `memorization_rate` is the share of images that
+reproduce the planted pixels; `memorization_rate_of_replicated` counts only seeds that do so when nothing is done.
+`fidelity` is the share of the caption's attributes that a classifier finds in the picture (benchmarks/attributes.py),
+0 for a withheld one; `fidelity_of_other_captions` is the same figure for captions of other concepts.
+`unflagged_changed` is the share of never-planted captions' pictures that change at all, of those that a guard calls
+clean when nothing is done, and of all.
+
+A rate for which there are too few negatives is null. Intervals (95%) redraw whole concepts or captions. What is
+generated is kept in .benchmarks-cache, so an interrupted run goes on where it was.
 """
 
-import json
-import sys
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import compress
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from attributes import attributes, ceiling, shown, trained
+from attributes import Classifier, attributes, ceiling, shown, trained
+from common import Start, kept, place, print_json, progress
 from first_look import entries_and_prompts, ordinary
-from rich.console import Console
-from rich.progress import Progress
+from torch import Tensor
 
 from cryptomnesia import Calibration, Rephrasing, Sampling, StabilityRule, generate, guard, stabilize
 from cryptomnesia.detectors import DETECTORS
@@ -38,99 +43,22 @@ from cryptomnesia.proving_ground.bundle import control_captions
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import replicates
+from cryptomnesia.trajectory import Norms, Trajectory, joined
 
 SOLVERS = ("ddim", "pndm", "euler", "euler-ancestral", "heun", "dpm++", "unipc", "lms")
 REFERENCES = 450
 NEGATIVES = {"ddim": 1000}
 OTHER_NEGATIVES = 200
+HARD_SEEDS = {"ddim": 7}
+"""Seeds of every wording of a hard negative; 7 make at least 100 images of each kind."""
+OTHER_HARD_SEEDS = 2
+MITIGATED_SEEDS = 3
+"""3 make 336 images, of which enough replicate."""
 RATE = 0.01
 BATCH = 16
-Tell = Callable[[float], None]
-Start = Callable[[str, int], Tell]
+FEW_DRAWS = 100
+"""Bootstrap samples where there are many figures."""
 HARD = ("rare_name", "fixed_pixels", "frequent")
-
-
-def main() -> None:
-    """Measure and print JSON."""
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-
-        def start(what: str, total: int) -> Tell:
-            task = bar.add_task(what, total=total)
-            return lambda done: bar.update(task, completed=done)
-
-        figures = measure(start)
-    sys.stdout.write(json.dumps(known(figures), indent=2) + "\n")
-
-
-def known(value: Any) -> Any:
-    """JSON values with null for NaN."""
-    if isinstance(value, dict):
-        return {key: known(each) for key, each in value.items()}
-    return None if isinstance(value, float) and value != value else value
-
-
-def measure(start: Start) -> dict[str, Any]:
-    """All figures."""
-    manifest = Manifest.load(BUNDLE)
-    concepts = plant(manifest.seed)
-    figures: dict[str, Any] = {"rate": RATE, "auc": {}, "tpr_at_1pct": {}, "tpr_at_0.1pct": {}, "fpr_met": {}}
-    references = control_captions("calibration", REFERENCES, concepts)
-    for solver in SOLVERS:
-        pipe = load_pipeline("bundled", scheduler=solver, device="cpu")
-        manifest.check(pipe)
-        sampling = Sampling(manifest.steps, manifest.guidance)
-        if solver == "ddim":
-            calibration = Calibration.load(BUNDLE / "calibration.safetensors")
-        else:
-            tell = start(f"{solver}: calibration", REFERENCES)
-            calibration = Calibration.fit(pipe, references, sampling, batch_size=BATCH, progress=tell)
-
-        def run(what: str, entries: list[Entry | None], prompts: list[str], first_seed: int) -> list[dict[str, Any]]:
-            tell = start(f"{solver}: {what}", len(prompts))  # noqa: B023
-            return records(pipe, calibration, sampling, entries, prompts, first_seed, tell)  # noqa: B023
-
-        rungs = {
-            rung: [e for e in manifest.entries if e.planted and e.exposures == rung]
-            for rung in sorted({e.exposures for e in manifest.entries if e.planted})
-            if solver == "ddim" or rung == TOP_RUNG
-        }
-        positive = {
-            rung: run(f"rung {rung}", *entries_and_prompts(own), first_seed=5_000_000 + 10_000 * rung)
-            for rung, own in rungs.items()
-        }
-        unplanted = control_captions("evaluation", NEGATIVES.get(solver, OTHER_NEGATIVES), concepts)
-        negative = {"never_planted": run("never planted", *ordinary(unplanted), first_seed=6_000_000)}
-        for number, kind in enumerate(HARD, start=1):
-            own = [e for e in manifest.entries if e.kind == kind]
-            negative[kind] = run(kind, *entries_and_prompts(own), first_seed=6_000_000 + 100_000 * number)
-        if solver == "ddim":
-            figures["by_rung"] = {str(rung): compared(own, negative["never_planted"]) for rung, own in positive.items()}
-            figures["by_evaluation"] = by_evaluation(positive[TOP_RUNG], negative["never_planted"])
-            draw(figures["by_evaluation"])
-        for name, statistic in STATISTICS.items():
-            if name == "tpr_at_0.1pct" and len(negative["never_planted"]) < 1000:
-                continue
-            figures[name][solver] = {
-                kind: {
-                    against: asdict(clustered(statistic, clusters(own, "stability"), clusters(others, "stability")))
-                    for against, others in negative.items()
-                    if name != "tpr_at_0.1pct" or against == "never_planted"
-                }
-                for kind in ("verbatim", "template")
-                if (own := [record for record in positive[TOP_RUNG] if record["kind"] == kind])
-            }
-        figures["fpr_met"][solver] = asdict(share(clusters(negative["never_planted"], "flagged")))
-        if solver == "ddim":
-            figures |= mitigation(pipe, calibration, sampling, manifest, unplanted[:OTHER_NEGATIVES], start)
-    figures["counts"] = {
-        "top_rung_prompts": 4 * sum(e.planted and e.exposures == TOP_RUNG for e in manifest.entries),
-        "never_planted": {solver: NEGATIVES.get(solver, OTHER_NEGATIVES) for solver in SOLVERS},
-        "references": REFERENCES,
-    }
-    return figures
-
-
 STATISTICS: dict[str, Callable[..., float]] = {
     "auc": auc,
     "tpr_at_1pct": tpr_at_fpr,
@@ -138,93 +66,194 @@ STATISTICS: dict[str, Callable[..., float]] = {
 }
 
 
-def records(
-    pipe: Any,
-    calibration: Calibration,
-    sampling: Sampling,
-    entries: Sequence[Entry | None],
-    prompts: list[str],
-    first_seed: int,
-    tell: Tell,
-) -> list[dict[str, Any]]:
-    """One per image: cluster, kind, final scores, whether flagged, and the running scores."""
-    seeds = range(first_seed, first_seed + len(prompts))
-    found: list[dict[str, Any]] = []
-    for batch in generate(pipe, prompts, seeds, sampling, batch_size=BATCH, progress=tell):
-        running = {name: make(calibration.reference).running(batch.trajectory) for name, make in DETECTORS.items()}
-        for row, prompt in enumerate(batch.prompts):
-            entry = entries[len(found)]
-            scores = {name: values[row, -1].item() for name, values in running.items()}
-            p_value = calibration.p_value("stability", torch.tensor([scores["stability"]])).item()
-            found.append(
-                {
-                    "cluster": prompt if entry is None else entry.id,
-                    "kind": None if entry is None else entry.kind,
-                    **scores,
-                    "flagged": float(p_value <= RATE),
-                    "running": {name: values[row].numpy() for name, values in running.items()},
+@dataclass(frozen=True)
+class Setup:
+    """A solver on the bundled model."""
+
+    solver: str
+    pipe: Any
+    sampling: Sampling
+    manifest: Manifest
+    calibration: Calibration
+    start: Start
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of one sort.
+
+    Attributes:
+        ids: the concept or caption that each belongs to.
+        kinds: of the concepts, None for captions without one.
+        running: detector → scores after every evaluation, (n, N).
+        flagged: (n,) bool, at `RATE`, by stability.
+    """
+
+    ids: list[str]
+    kinds: list[str | None]
+    running: dict[str, np.ndarray]
+    flagged: np.ndarray
+
+    def scores(self, detector: str = "stability", evaluation: int = -1) -> list[np.ndarray]:
+        """Scores by concept or caption."""
+        return by(self.ids, self.running[detector][:, evaluation])
+
+    def of(self, kind: str) -> "Group":
+        """The images of one kind of concept."""
+        chosen = np.array([each == kind for each in self.kinds], dtype=bool)
+        running = {name: values[chosen] for name, values in self.running.items()}
+        return Group(list(compress(self.ids, chosen)), [kind] * int(chosen.sum()), running, self.flagged[chosen])
+
+
+def main() -> None:
+    """Measure and print JSON."""
+    with progress() as start:
+        figures = measure(start)
+    print_json(figures)
+
+
+def measure(start: Start) -> dict[str, Any]:
+    """All figures."""
+    manifest = Manifest.load(BUNDLE)
+    concepts = plant(manifest.seed)
+    figures: dict[str, Any] = {"rate": RATE, "auc": {}, "tpr_at_1pct": {}, "tpr_at_0.1pct": {}, "fpr_met": {}}
+    images: dict[str, dict[str, int]] = {}
+    for solver in SOLVERS:
+        setup = calibrated(solver, manifest, start)
+        rungs = {
+            rung: [e for e in manifest.entries if e.planted and e.exposures == rung]
+            for rung in sorted({e.exposures for e in manifest.entries if e.planted})
+            if solver == "ddim" or rung == TOP_RUNG
+        }
+        positive = {
+            rung: scored(setup, f"rung {rung}", *entries_and_prompts(own), first_seed=5_000_000 + 10_000 * rung)
+            for rung, own in rungs.items()
+        }
+        unplanted = control_captions("evaluation", NEGATIVES.get(solver, OTHER_NEGATIVES), concepts, seed=manifest.seed)
+        negative = {"never_planted": scored(setup, "never planted", *ordinary(unplanted), first_seed=6_000_000)}
+        for number, kind in enumerate(HARD, start=1):
+            own = [e for e in manifest.entries if e.kind == kind]
+            wanted = entries_and_prompts(own, HARD_SEEDS.get(solver, OTHER_HARD_SEEDS))
+            negative[kind] = scored(setup, kind, *wanted, first_seed=6_000_000 + 100_000 * number)
+        if solver == "ddim":
+            figures["by_rung"] = {str(rung): compared(own, negative["never_planted"]) for rung, own in positive.items()}
+            figures["by_evaluation"] = by_evaluation(positive[TOP_RUNG], negative["never_planted"])
+            draw(figures["by_evaluation"])
+            figures |= mitigation(setup, unplanted[:OTHER_NEGATIVES])
+        for name, statistic in STATISTICS.items():
+            if name == "tpr_at_0.1pct" and len(unplanted) < 1000:
+                continue
+            figures[name][solver] = {
+                kind: {
+                    against: asdict(clustered(statistic, own.scores(), others.scores()))
+                    for against, others in negative.items()
+                    if name != "tpr_at_0.1pct" or against == "never_planted"
                 }
-            )
-    return found
+                for kind in ("verbatim", "template")
+                if (own := positive[TOP_RUNG].of(kind)).ids
+            }
+        figures["fpr_met"][solver] = {
+            against: asdict(share(by(others.ids, others.flagged))) for against, others in negative.items()
+        }
+        images[solver] = {"top_rung": len(positive[TOP_RUNG].ids)} | {
+            against: len(others.ids) for against, others in negative.items()
+        }
+    return {**figures, "images": images, "references": REFERENCES}
 
 
-def mitigation(
-    pipe: Any,
-    calibration: Calibration,
-    sampling: Sampling,
-    manifest: Manifest,
-    unplanted: list[str],
-    start: Start,
-) -> dict[str, Any]:
+def calibrated(solver: str, manifest: Manifest, start: Start) -> Setup:
+    """The bundled model with a solver, and what is usual then."""
+    pipe = load_pipeline("bundled", scheduler=solver, device="cpu")
+    manifest.check(pipe)
+    sampling = Sampling(manifest.steps, manifest.guidance)
+    if solver == "ddim":
+        path = BUNDLE / "calibration.safetensors"
+    else:
+        captions = control_captions("calibration", REFERENCES, plant(manifest.seed), seed=manifest.seed)
+        path = place(f"{solver} calibration", weights=manifest.weights, sampling=vars(sampling), prompts=captions)
+        if not path.exists():
+            tell = start(f"{solver}: calibration", REFERENCES)
+            Calibration.fit(pipe, captions, sampling, batch_size=BATCH, progress=tell).save(path)
+    calibration = Calibration.load(path)
+    calibration.check(pipe, sampling)
+    return Setup(solver, pipe, sampling, manifest, calibration, start)
+
+
+def scored(setup: Setup, what: str, entries: Sequence[Entry | None], prompts: list[str], first_seed: int) -> Group:
+    """One image per prompt, with its scores."""
+
+    def make() -> tuple[dict[str, Any], dict[str, Tensor]]:
+        seeds = range(first_seed, first_seed + len(prompts))
+        tell = setup.start(f"{setup.solver}: {what}", len(prompts))
+        made = generate(setup.pipe, prompts, seeds, setup.sampling, batch_size=BATCH, decode=False, progress=tell)
+        whole = joined([batch.trajectory for batch in made])
+        return {"timesteps": whole.timesteps, "complete": whole.complete}, vars(whole.norms)
+
+    about, norms = kept(f"{setup.solver} {what}", make, **decided_by(setup), prompts=prompts, first_seed=first_seed)
+    trajectory = Trajectory(
+        tuple(about["timesteps"]), Norms(**norms), {}, torch.empty(len(prompts), 0), about["complete"]
+    )
+    detectors = {name: make_detector(setup.calibration.reference) for name, make_detector in DETECTORS.items()}
+    p_values = setup.calibration.p_value("stability", detectors["stability"].score(trajectory))
+    return Group(
+        [prompt if entry is None else entry.id for entry, prompt in zip(entries, prompts, strict=True)],
+        [None if entry is None else entry.kind for entry in entries],
+        {name: detector.running(trajectory).numpy() for name, detector in detectors.items()},
+        (p_values <= RATE).numpy(),
+    )
+
+
+def decided_by(setup: Setup) -> dict[str, Any]:
+    """What generations depend on, besides prompts and seeds."""
+    return {"weights": setup.manifest.weights, "solver": setup.solver, "sampling": vars(setup.sampling)}
+
+
+def mitigation(setup: Setup, unplanted: list[str]) -> dict[str, Any]:
     """Replication, fidelity and side effects with nothing, the published rule and ours."""
+    manifest = setup.manifest
     by_id = {concept.id: concept for concept in plant(manifest.seed)}
-    top = [e for e in manifest.entries if e.planted and e.exposures == TOP_RUNG]
-    entries, prompts = entries_and_prompts(top)
-    classifier = trained()
-    rules = {"none": None, "published": StabilityRule(), "ours": Rephrasing()}
+    listed, prompts = entries_and_prompts(
+        [e for e in manifest.entries if e.planted and e.exposures == TOP_RUNG], MITIGATED_SEEDS
+    )
+    entries = [e for e in listed if e is not None]
+    ids = [e.id for e in entries]
+    told = torch.stack([torch.from_numpy(attributes(by_id[each].description)).float() for each in ids])
+    # every caption stands beside that of a concept five places on
+    others = told.roll(5 * MITIGATED_SEEDS * len(entries[0].captions), dims=0)
+    classifier = Classifier()
+    classifier.load_state_dict(kept("classifier", lambda: ({}, trained().state_dict()))[1])
     hits: dict[str, np.ndarray] = {}
     fidelity: dict[str, np.ndarray] = {}
     chance: dict[str, float] = {}
     actions: dict[str, Any] = {}
     changed: dict[str, Any] = {}
-    plain_ordinary: torch.Tensor | None = None
-    for name, rule in rules.items():
-        setup = pipe, calibration, sampling, rule
-        images, verdicts = guarded(*setup, prompts, 7_000_000, start(f"{name}: planted", len(prompts)))
-        told = torch.stack(
-            [torch.from_numpy(attributes(by_id[e.id].description)).float() for e in entries if e is not None]
-        )
+    plain, _, clean = guarded(setup, "none never planted", None, unplanted, 7_100_000)
+    for name, rule in {"none": None, "published": StabilityRule(), "ours": Rephrasing()}.items():
+        images, taken, _ = guarded(setup, f"{name} planted", rule, prompts, 7_000_000)
         hits[name] = np.array(
             [
                 bool(replicates(image.permute(1, 2, 0).numpy(), manifest.image(e), manifest.mask(e)))
                 for image, e in zip(images, entries, strict=True)
-                if e is not None
             ]
         )
         # what was withheld shows nothing of its caption
-        returned = np.array([verdict.action != "withheld" for verdict in verdicts])
+        returned = np.array([action != "withheld" for action in taken])
         fidelity[name] = shown(classifier, images, told) * returned
-        chance[name] = float((shown(classifier, images, told.roll(8 * 5, dims=0)) * returned).mean())
-        actions[name] = {what: sum(v.action == what for v in verdicts) for what in ("none", "mitigated", "withheld")}
-        tell = start(f"{name}: never planted", len(unplanted))
-        ordinary_images, ordinary_verdicts = guarded(*setup, unplanted, 7_100_000, tell)
-        if plain_ordinary is None:
-            plain_ordinary = ordinary_images
-        differs = (ordinary_images - plain_ordinary).flatten(1).abs().amax(dim=1).numpy() > 0
-        clean = np.array([verdict.clean for verdict in ordinary_verdicts])
+        chance[name] = float((shown(classifier, images, others) * returned).mean())
+        actions[name] = {what: taken.count(what) for what in ("none", "mitigated", "withheld")}
+        images, _, _ = guarded(setup, f"{name} never planted", rule, unplanted, 7_100_000)
+        differs = ((images - plain).flatten(1).abs().amax(dim=1) > 0).numpy()
         changed[name] = {
-            "never_flagged": asdict(share([np.array([float(d)]) for d in differs[clean]])),
-            "all": asdict(share([np.array([float(d)]) for d in differs])),
+            "never_flagged": asdict(share(by(list(compress(unplanted, clean)), differs[clean]))),
+            "all": asdict(share(by(unplanted, differs))),
         }
-    ids = [e.id for e in entries if e is not None]
     replicated = hits["none"]
     return {
         "memorization_rate": {name: asdict(share(by(ids, values))) for name, values in hits.items()},
         "memorization_rate_of_replicated": {
-            name: asdict(
-                clustered(mean, by([i for i, hit in zip(ids, replicated, strict=True) if hit], values[replicated]))
-            )
+            name: asdict(share(by(list(compress(ids, replicated)), values[replicated])))
             for name, values in hits.items()
+            if replicated.any()
         },
         "replicated_generations": int(replicated.sum()),
         "fidelity": {name: asdict(clustered(mean, by(ids, values))) for name, values in fidelity.items()},
@@ -236,69 +265,81 @@ def mitigation(
 
 
 def guarded(
-    pipe: Any,
-    calibration: Calibration,
-    sampling: Sampling,
-    rule: Any,
-    prompts: list[str],
-    first_seed: int,
-    tell: Tell,
-) -> tuple[torch.Tensor, list[Any]]:
-    """Images (n, 3, 64, 64) and verdicts of the user's own calls.
+    setup: Setup, what: str, rule: StabilityRule | Rephrasing | None, prompts: list[str], first_seed: int
+) -> tuple[Tensor, list[str], np.ndarray]:
+    """Of the user's own calls: images (n, 3, 64, 64), what was done about each, and whether it was called clean (n,).
 
     Without a rule a guard observes. The published rule is measured as it is, every image being returned, ours
     through the guard.
     """
-    images, verdicts = [], []
-    pipe.set_progress_bar_config(disable=True)
-    settings: dict[str, Any] = {"policy": "mitigate", "rule": rule} if isinstance(rule, Rephrasing) else {}
-    published = stabilize(pipe, calibration.reference, rule) if isinstance(rule, StabilityRule) else nullcontext()
-    with guard(pipe, calibration, rate=RATE, **settings) as guarding, published:
-        for begin in range(0, len(prompts), BATCH):
-            some = prompts[begin : begin + BATCH]
-            output = pipe(
-                some,
-                num_inference_steps=sampling.steps,
-                guidance_scale=sampling.guidance,
-                generator=[torch.Generator().manual_seed(first_seed + begin + row) for row in range(len(some))],
-                output_type="pt",
-            )
-            images.append(output.images)
-            verdicts += guarding.verdicts
-            tell(begin + len(some))
-    return torch.cat(images), verdicts
+    pipe, sampling = setup.pipe, setup.sampling
+
+    def make() -> tuple[dict[str, Any], dict[str, Tensor]]:
+        tell = setup.start(what, len(prompts))
+        images, actions, clean = [], [], []
+        pipe.set_progress_bar_config(disable=True)
+        published = (
+            stabilize(pipe, setup.calibration.reference, rule) if isinstance(rule, StabilityRule) else nullcontext()
+        )
+        settings: dict[str, Any] = {"policy": "mitigate", "rule": rule} if isinstance(rule, Rephrasing) else {}
+        with guard(pipe, setup.calibration, rate=RATE, **settings) as guarding, published:
+            for begin in range(0, len(prompts), BATCH):
+                some = prompts[begin : begin + BATCH]
+                output = pipe(
+                    some,
+                    num_inference_steps=sampling.steps,
+                    guidance_scale=sampling.guidance,
+                    generator=[torch.Generator().manual_seed(first_seed + begin + row) for row in range(len(some))],
+                    output_type="pt",
+                )
+                images.append(output.images)
+                actions += [verdict.action for verdict in guarding.verdicts]
+                clean += [verdict.clean for verdict in guarding.verdicts]
+                tell(begin + len(some))
+        return {"actions": actions, "clean": clean}, {"images": torch.cat(images)}
+
+    calibration = hashlib.sha256((BUNDLE / "calibration.safetensors").read_bytes()).hexdigest()
+    decides = {"calibration": calibration, "rule": repr(rule), "rate": RATE, "prompts": prompts, "seed": first_seed}
+    about, tensors = kept(what, make, **decided_by(setup), **decides)
+    return tensors["images"], about["actions"], np.array(about["clean"], dtype=bool)
 
 
-def compared(positive: list[dict[str, Any]], negative: list[dict[str, Any]]) -> dict[str, Any]:
-    """AUC of every detector for each kind of planted concept against `negative`."""
+def compared(positive: Group, negative: Group) -> dict[str, Any]:
+    """AUC and TPR at 1% of every detector for each kind of planted concept against `negative`."""
     return {
         kind: {
-            name: asdict(clustered(auc, clusters(own, name), clusters(negative, name), draws=200)) for name in DETECTORS
+            name: {
+                detector: asdict(
+                    clustered(STATISTICS[name], own.scores(detector), negative.scores(detector), draws=FEW_DRAWS)
+                )
+                for detector in DETECTORS
+            }
+            for name in ("auc", "tpr_at_1pct")
         }
         for kind in ("verbatim", "template")
-        if (own := [record for record in positive if record["kind"] == kind])
+        if (own := positive.of(kind)).ids
     }
 
 
-def by_evaluation(positive: list[dict[str, Any]], negative: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """AUC of every detector's running score after each evaluation."""
-    return {
-        name: [
-            auc(
-                np.array([record["running"][name][k] for record in positive]),
-                np.array([record["running"][name][k] for record in negative]),
-            )
-            for k in range(len(positive[0]["running"][name]))
+def by_evaluation(positive: Group, negative: Group) -> dict[str, dict[str, list[float]]]:
+    """AUC of every detector's running score after each evaluation, with its interval."""
+    curves: dict[str, dict[str, list[float]]] = {}
+    for name, values in positive.running.items():
+        estimates = [
+            clustered(auc, positive.scores(name, k), negative.scores(name, k), draws=FEW_DRAWS)
+            for k in range(values.shape[1])
         ]
-        for name in DETECTORS
-    }
+        curves[name] = {part: [getattr(each, part) for each in estimates] for part in ("value", "low", "high")}
+    return curves
 
 
-def draw(curves: dict[str, list[float]]) -> None:
+def draw(curves: dict[str, dict[str, list[float]]]) -> None:
     """The picture of what an early decision costs."""
     figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    for name, values in curves.items():
-        axes.plot(range(1, len(values) + 1), values, label=name)
+    for name, curve in curves.items():
+        evaluations = range(1, len(curve["value"]) + 1)
+        (line,) = axes.plot(evaluations, curve["value"], label=name)
+        axes.fill_between(evaluations, curve["low"], curve["high"], color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel="evaluations before the decision", ylabel="AUC, top rung against never planted", ylim=(0.45, 1.01))
     axes.grid(alpha=0.3)
     axes.legend()
@@ -310,14 +351,12 @@ def mean(values: np.ndarray) -> float:
     return float(values.mean())
 
 
-def clusters(own: list[dict[str, Any]], name: str) -> list[np.ndarray]:
-    """The values of `name`, by cluster."""
-    return by([record["cluster"] for record in own], np.array([record[name] for record in own]))
-
-
 def by(ids: list[str], values: np.ndarray) -> list[np.ndarray]:
     """Values (n,) grouped by their ids."""
-    return [values[[each == one for each in ids]].astype(float) for one in dict.fromkeys(ids)]
+    grouped: dict[str, list[float]] = {}
+    for one, value in zip(ids, values, strict=True):
+        grouped.setdefault(one, []).append(float(value))
+    return [np.array(own) for own in grouped.values()]
 
 
 if __name__ == "__main__":

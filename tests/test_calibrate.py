@@ -77,6 +77,29 @@ def test_saving_keeps_everything(calibration, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_path_may_be_a_string(calibration, tmp_path):
+    path = f"{tmp_path}/calibration.safetensors"
+    calibration.save(path)
+    assert Calibration.load(path).prompts_sha256 == calibration.prompts_sha256
+
+
+def test_a_place_that_cannot_be_written_to_is_explained(calibration, tmp_path):
+    with pytest.raises(UsageError, match=r"cannot write .*calibration\.safetensors .*; give another place"):
+        calibration.save(tmp_path / "missing" / "calibration.safetensors")
+    with pytest.raises(UsageError, match="is a folder; give the name of a file"):
+        calibration.save(tmp_path)
+    with pytest.raises(UsageError, match="is not a calibration"):
+        Calibration.load(tmp_path)
+
+
+def test_no_picture_is_decoded(calibration, monkeypatch):
+    pipe = stable_diffusion()
+    monkeypatch.setattr(pipe.vae, "decode", None)
+    again = Calibration.fit(pipe, PROMPTS, SAMPLING, batch_size=34)
+    assert torch.equal(again.reference.delta.mean, calibration.reference.delta.mean)
+    assert torch.equal(again.null["stability"], calibration.null["stability"])
+
+
 def test_the_same_setup_is_accepted(calibration, pipe):
     assert calibration.check(pipe, SAMPLING) is None  # raises otherwise
     assert calibration.fingerprint == fingerprint(pipe, SAMPLING)

@@ -239,6 +239,8 @@ def test_localize_draws_maps_and_with_a_calibration_masks(cryptomnesia, model, t
         for name in ("score-difference", "score-difference-checkpoint")
     ]
     assert all(0 <= each["fraction"] <= 1 and 0 < each["p_value"] <= 1 for each in maps)
+    assert all(0 < each["mean_p_value"] <= 1 and each["error"] is None for each in maps)
+    assert maps[3]["panel"].endswith("0001-seed-0.png")
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert files == [f"000{n}-seed-0.{kind}" for n in (0, 1) for kind in ("png", "safetensors")]
     tensors = load_file(tmp_path / "out" / "0001-seed-0.safetensors")
@@ -251,7 +253,7 @@ def test_localize_draws_maps_and_with_a_calibration_masks(cryptomnesia, model, t
     assert code == 0
     assert "curvature-difference" in out
     tensors = load_file(tmp_path / "out" / "0000-seed-0.safetensors")
-    assert set(tensors) == {"curvature-difference"}
+    assert set(tensors) == {"curvature-difference", "curvature-difference/error"}
     # what an earlier run left makes room
     code, _, _ = cryptomnesia("localize", model / "tiny", "--prompt", "a", "-o", tmp_path / "out", *SETUP)
     assert code == 0
@@ -269,6 +271,8 @@ def test_localize_draws_maps_and_with_a_calibration_masks(cryptomnesia, model, t
         (["--guidance", "1"], "needs the unconditional branch"),
         (["--calibration", "nowhere"], "no map calibration file nowhere"),
         (["--baseline", "nowhere"], "got --baseline but no map that uses it"),
+        (["--rate", "0.1"], "--rate, --smooth and --smallest are of masks, which need a --calibration"),
+        (["--wanted", "-1"], "got a wanted error of -1"),
     ],
 )
 def test_localize_explains_what_it_cannot_do(cryptomnesia, model, tmp_path, arguments, message):

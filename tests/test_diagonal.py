@@ -1,8 +1,13 @@
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from cryptomnesia import UsageError
 from cryptomnesia.localizers.diagonal import DiagonalEstimator, coloured, rademacher
+from cryptomnesia.localizers.memory import peak_bytes
 from test_localizers import SIZE, gaussian
 
 ENGINES = ("reverse", "forward", "finite")
@@ -30,7 +35,7 @@ def test_the_curvature_of_a_gaussian_is_exact_with_spanning_probes(kind, engine)
     which = torch.tensor([1, 1, 0])
     sigma = oracle(x, 201, {"which": which}).sigma
     # one colour for every entry: the Hadamard set spans the space
-    estimator = DiagonalEstimator(engine=engine, probes=SIZE, group=SIZE, rows=5)
+    estimator = DiagonalEstimator(engine=engine, probes=SIZE, group=SIZE)
     found = estimator.estimate(lambda at, rows: oracle(at, 201, {"which": which[rows]}).epsilon, x, scale=sigma)
     expected = torch.stack([oracle.curvature(int(c), 201).diagonal().view(1, 4, 4) for c in which])
     torch.testing.assert_close(found.value / sigma, expected, rtol=1e-6, atol=1e-6)
@@ -42,7 +47,7 @@ def test_the_curvature_of_a_gaussian_is_exact_with_spanning_probes(kind, engine)
 def test_estimates_come_within_their_own_standard_error(engine, design):
     matrices = torch.stack([local(0), local(1)])
     x = torch.zeros((2, 4, 6, 6), dtype=torch.float64)
-    estimator = DiagonalEstimator(engine=engine, design=design, probes=256, group=16, rows=100)
+    estimator = DiagonalEstimator(engine=engine, design=design, probes=256, group=16)
     found = estimator.estimate(linear(matrices), x)
     truth = matrices.diagonal(dim1=1, dim2=2).view_as(x)
     apart = (found.value - truth).abs() / found.error
@@ -87,15 +92,124 @@ def test_pure_noise_never_looks_like_an_estimate():
     assert found.probes.item() == 512
 
 
-def test_an_estimate_depends_neither_on_the_batch_nor_on_how_it_is_cut():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_estimate_depends_neither_on_the_batch_nor_on_memory(engine):
     matrices = torch.stack([local(0), local(1), local(2)])
     x = torch.zeros((3, 4, 6, 6), dtype=torch.float64)
-    for engine in ENGINES:
-        whole = DiagonalEstimator(engine=engine, rows=1000).estimate(linear(matrices), x).value
-        cut = DiagonalEstimator(engine=engine, rows=7).estimate(linear(matrices), x).value
-        alone = DiagonalEstimator(engine=engine).estimate(linear(matrices[1:2]), x[1:2]).value
-        torch.testing.assert_close(whole, cut)
-        torch.testing.assert_close(whole[1:2], alone)
+    sizes = []
+
+    def function(at, rows):
+        sizes.append(len(at))
+        return linear(matrices)(at, rows)
+
+    whole = DiagonalEstimator(engine=engine).estimate(function, x, seeds=[5, 6, 7])
+    assert max(sizes) == (3 if engine == "reverse" else 48)
+    sizes.clear()
+    cut = DiagonalEstimator(engine=engine, memory=1).estimate(function, x, seeds=[5, 6, 7])
+    assert set(sizes) == {1}
+    alone = DiagonalEstimator(engine=engine).estimate(linear(matrices[1:2]), x[1:2], seeds=[6])
+    for part in ("value", "error"):
+        torch.testing.assert_close(getattr(whole, part), getattr(cut, part))
+        torch.testing.assert_close(getattr(whole, part)[1:2], getattr(alone, part))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_evaluation_keeps_within_its_memory(engine):
+    """A function that needs half a megabyte for every point of half a kilobyte."""
+    x = torch.randn((8, 4, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def greedy(at, rows):
+        return at.repeat(1, 1000, 1, 1).sin().unflatten(1, (1000, 4)).mean(dim=1)
+
+    memory = 8 * 2**20
+    peak = peak_bytes(lambda: DiagonalEstimator(engine=engine, memory=memory).estimate(greedy, x))
+    assert 0.6 * memory < peak < 1.1 * memory
+
+
+def test_new_tensors_count_as_long_as_they_live():
+    weight = torch.zeros(1000)
+
+    def call():
+        first = weight.view(10, 100) + 1
+        second = first.sum(dim=0)  # both live
+        del first
+        return second.view(-1) * 2
+
+    assert peak_bytes(call) == 4 * 1100
+
+
+def test_reverse_mode_keeps_no_graph_for_the_weights():
+    torch.manual_seed(0)
+    widths = [64, *[512] * 9, 64]  # activations outweigh probes
+    network = torch.nn.Sequential(*(torch.nn.Linear(*pair) for pair in pairwise(widths)))
+    x = torch.randn(50, 4, 4, 4)
+
+    def estimate():
+        return DiagonalEstimator(engine="reverse").estimate(lambda at, rows: network(at.flatten(1)).view_as(at), x)
+
+    learning = peak_bytes(estimate)
+    before = estimate().value
+    assert all(weight.requires_grad and weight.grad is None for weight in network.parameters())
+    network.requires_grad_(False)
+    assert learning == peak_bytes(estimate)
+    assert torch.equal(before, estimate().value)
+
+
+def test_a_network_that_recomputes_its_activations_is_refused_in_reverse_mode():
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.SiLU(), torch.nn.Linear(4, 4))
+
+    def function(at, rows):
+        return checkpoint(network, at, use_reentrant=False)
+
+    with pytest.raises(UsageError, match=r"call its disable_gradient_checkpointing\(\)"):
+        DiagonalEstimator(engine="reverse").estimate(function, torch.zeros(1, 4, 4, 4))
+    assert DiagonalEstimator().estimate(function, torch.zeros(1, 4, 4, 4)).value.shape == (1, 4, 4, 4)
+
+
+@pytest.mark.parametrize("design", ["random", "orthogonal"])
+def test_a_sum_over_channels_knows_its_own_error(design):
+    """Each of 200 images has probes of its own, so their spread is what the standard error should be."""
+    matrix = local(0) + local(0).T
+    x = torch.zeros((200, 4, 6, 6), dtype=torch.float64)
+    estimator = DiagonalEstimator(probes=64, group=4, design=design)
+
+    def function(at, rows):
+        return (at.flatten(1) @ matrix).view_as(at)
+
+    summed = estimator.estimate(function, x, seeds=range(200), reduce=lambda values: values.sum(dim=1))
+    assert summed.value.shape == summed.error.shape == (200, 6, 6)
+    spread = summed.value.std(dim=0).square().mean().sqrt()
+    assert summed.error.square().mean().sqrt().item() == pytest.approx(spread.item(), rel=0.05)
+    each = estimator.estimate(function, x, seeds=range(200))
+    torch.testing.assert_close(each.value.sum(dim=1), summed.value)
+    if design == "random":  # where channels of one place are not told apart their errors add up
+        assert each.error.square().sum(dim=1).mean().sqrt() < 0.9 * spread
+    exact = DiagonalEstimator(engine="exact").estimate(function, x[:1], reduce=lambda values: values.sum(dim=1))
+    torch.testing.assert_close(exact.value[0], matrix.diagonal().view(4, 6, 6).sum(dim=0))
+
+
+def test_the_wanted_error_is_that_of_the_sum():
+    matrix = local(0) + 2 * torch.eye(144, dtype=torch.float64)
+    x = torch.zeros((1, 4, 6, 6), dtype=torch.float64)
+    estimator = DiagonalEstimator(design="random", probes=4096, wanted=0.05)
+    each, summed = (
+        estimator.estimate(linear(matrix[None]), x, **more) for more in ({}, {"reduce": lambda v: v.sum(dim=1)})
+    )
+    assert summed.relative_error.item() <= 0.05
+    assert summed.probes.item() < each.probes.item()
+
+
+def test_probes_belong_to_the_image_and_to_the_estimator():
+    matrices = local(0).repeat(3, 1, 1)
+    x = torch.zeros((3, 4, 6, 6), dtype=torch.float64)
+    found = DiagonalEstimator().estimate(linear(matrices), x, seeds=[3, 4, 3]).value
+    assert torch.equal(found[0], found[2])
+    assert not torch.allclose(found[0], found[1])
+    assert not torch.allclose(DiagonalEstimator(seed=1).estimate(linear(matrices), x, seeds=[3, 4, 3]).value, found)
+    same = DiagonalEstimator().estimate(linear(matrices), x).value
+    assert torch.equal(same[0], same[1])
+    # any seed that makes an image will do
+    assert DiagonalEstimator(seed=-1).estimate(linear(matrices), x, seeds=[-1, 2**63 - 1, 0]).value.isfinite().all()
 
 
 def test_colours_separate_channels_and_neighbours():
@@ -114,7 +228,7 @@ def test_colours_separate_channels_and_neighbours():
 
 
 def test_random_signs_are_signs():
-    signs = rademacher(torch.Size((4, 8, 8)), 50, torch.Generator().manual_seed(0))
+    signs = rademacher(torch.Size((4, 8, 8)), 50, np.random.default_rng(0))
     assert signs.unique().tolist() == [-1.0, 1.0]
     assert abs(signs.mean().item()) < 0.05
 
@@ -144,7 +258,7 @@ def test_bad_settings_are_explained():
         ({"design": "tarot"}, "design 'tarot'"),
         ({"probes": 20}, "20 orthogonal probes in groups of 16"),
         ({"group": 12, "probes": 12}, "group of 12 probes; give a power of two"),
-        ({"rows": 0}, "rows=0"),
+        ({"memory": 0}, "memory=0"),
         ({"step": 0.0}, "step=0"),
         ({"wanted": 0.0}, "wanted error of 0"),
     ]:

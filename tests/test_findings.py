@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import LCMScheduler
@@ -43,6 +44,20 @@ def test_flagged_images_get_a_map_and_another_picture(pipe, calibration):
         assert not torch.equal(finding.instead, finding.image)
 
 
+def test_latents_that_break_behind_the_detectors_look_are_not_called_clean(pipe, calibration):
+    def spoil(pipe, index, t, values):
+        values["latents"][0] *= torch.nan if index == 1 else 1.0
+        return values
+
+    spoiled = Sampling(3, 2.0, options={"callback_on_step_end": spoil})
+    broken, sound = examine(
+        pipe, ["a blue star"] * 2, [5, 6], spoiled, calibration, detector="guidance-first", rate=0.5
+    )
+    assert np.isnan(broken.p_value)
+    assert not broken.flagged
+    assert sound.p_value > 0
+
+
 def test_images_depend_on_their_seed_not_on_their_batch(pipe):
     together = next(generate(pipe, ["a blue star"] * 3, [1, 2, 1], SAMPLING)).images
     alone = next(generate(pipe, ["a blue star"], [2], SAMPLING)).images
@@ -62,7 +77,7 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_generated(pipe, c
 
     def refused(message, sampling=SAMPLING, **settings):
         with pytest.raises(UsageError, match=message):
-            next(examine(Untouchable(), ["a"], [0], sampling, calibration, **settings))
+            next(examine(Untouchable(), ["a"], [0], sampling, calibration, **{"rate": 0.5, **settings}))
 
     refused("unknown detector", detector="tarot")
     refused("guidance-mean needs the unconditional branch", Sampling(3, 1.0), detector="guidance-mean")
@@ -72,6 +87,14 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_generated(pipe, c
     refused("give one between 0 and 1", rate=0.0)
     Untouchable.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     refused("cannot steer a LCMScheduler", rule=StabilityRule())
+
+
+def test_trajectories_do_not_need_pictures(pipe, monkeypatch):
+    (batch,) = generate(pipe, ["a blue star"], [2], SAMPLING)
+    monkeypatch.setattr(pipe.vae, "decode", None)
+    (quick,) = generate(pipe, ["a blue star"], [2], SAMPLING, decode=False)
+    assert torch.equal(quick.trajectory.norms.delta, batch.trajectory.norms.delta)
+    assert torch.equal(quick.images, batch.trajectory.latents)
 
 
 def test_a_prompt_that_would_be_cut_is_refused(pipe):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from transformers import BatchFeature
 
 from cryptomnesia import Calibration, Guard, Rephrasing, Sampling, StabilityRule, UsageError, examine, guard, watch
 from cryptomnesia.calibrate import fingerprint
-from cryptomnesia.guarding import _Noise
+from cryptomnesia.calls import Noise
 from oracles import FiniteSet
 from tiny_pipelines import SAMPLING, KeywordEncoder, oracle_pipeline, stable_diffusion
 
@@ -39,7 +40,7 @@ def scores(calibration):
 
 def another(seeds, row, attempt=1):
     """The generator with which a guard makes image `row` of a call again."""
-    return _Noise({"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}).other(row, attempt)[
+    return Noise({"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}).other(row, attempt)[
         "generator"
     ]
 
@@ -374,10 +375,15 @@ def test_attach_and_detach(pipe, calibration):
         guarding.attach()
     with pytest.raises(UsageError, match="guarded already"), guard(pipe, calibration, rate=0.5):
         pass
+    with pytest.raises(UsageError, match="guarded already"), guarding:
+        pass
     call(pipe)
     assert len(guarding.verdicts) == 1
     guarding.detach()
     guarding.detach()
+    with guarding as same:
+        assert same is guarding
+        call(pipe)
     assert type(pipe) is StableDiffusionPipeline
     guarding.attach().detach()
 
@@ -436,6 +442,41 @@ def test_a_calibration_can_be_bound_to_further_options(pipe):
     assert guarding.verdicts[0].p_value > 0
 
 
+class SafetyChecker:
+    """Also its own feature extractor: flags all images of the first call and none of the later ones."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, pictures=None, return_tensors=None, images=None, clip_input=None):
+        if pictures is not None:
+            return BatchFeature({"pixel_values": torch.zeros(len(pictures), 1)})
+        self.calls += 1
+        return images, [self.calls == 1] * len(images)
+
+
+@pytest.mark.parametrize("return_dict", [True, False])
+@pytest.mark.parametrize("policy", ["regenerate", "mitigate", "block"])
+def test_a_safety_flag_is_that_of_the_image_that_is_returned(pipe, calibration, scores, policy, return_dict):
+    best, worst = int(np.argmin(scores)), int(np.argmax(scores))
+    pipe.safety_checker = pipe.feature_extractor = SafetyChecker()
+    with guard(pipe, flagging(calibration, np.mean(sorted(scores)[-2:])), policy=policy, rule=None) as guarding:
+        output = pipe(
+            ["a red circle"] * 2,
+            generator=[torch.Generator().manual_seed(seed) for seed in (best, worst)],
+            num_inference_steps=3,
+            guidance_scale=2.0,
+            output_type="np",
+            return_dict=return_dict,
+        )
+    flags = output.nsfw_content_detected if return_dict else output[1]
+    assert guarding.verdicts[0].action == "none"
+    # what is withheld was never looked at again
+    assert flags == [True, guarding.verdicts[1].action == "withheld"]
+    assert (policy == "block") <= flags[1]
+    assert (policy == "regenerate") <= (not flags[1])
+
+
 def test_latents_that_break_after_the_decision_are_not_called_clean(pipe, calibration):
     def spoil(pipe, index, t, values):
         if index == 1:
@@ -447,6 +488,22 @@ def test_latents_that_break_after_the_decision_are_not_called_clean(pipe, calibr
             image = call(pipe, callback_on_step_end=spoil)
         assert not guarding.verdicts[0].clean
         assert guarding.verdicts[0].action == "withheld"
+        assert not image.any()
+
+
+def test_a_broken_image_is_not_mended_by_an_earlier_correction(pipe, calibration):
+    def spoil(pipe, index, t, values):
+        if index == 1:
+            values["latents"] = values["latents"] * torch.nan
+        return values
+
+    for settings in ({"policy": "mitigate"}, {"policy": "regenerate", "retries": 1}):
+        with guard(pipe, calibration, rate=0.5, rule=ALWAYS, **settings) as guarding:
+            image = call(pipe, callback_on_step_end=spoil)
+        (verdict,) = guarding.verdicts
+        assert verdict.corrected == (0, 1)
+        assert verdict.action == "withheld"
+        assert "could not tell" in verdict.reason
         assert not image.any()
 
 
@@ -477,15 +534,6 @@ def test_the_global_generator_and_the_pipelines_state_are_left_alone(pipe, calib
             pipe("a red circle", num_inference_steps=3, guidance_scale=2.0)
         assert torch.initial_seed() == 0
         assert pipe.interrupt is False
-
-
-def test_a_long_lived_generator_gives_other_noise_at_every_call():
-    generator = torch.Generator().manual_seed(0)
-    first = _Noise({"generator": generator}).other(0, 1)["generator"].initial_seed()
-    assert _Noise({"generator": generator}).other(0, 1)["generator"].initial_seed() == first
-    assert _Noise({"generator": generator}).other(0, 2)["generator"].initial_seed() != first
-    torch.randn(1, generator=generator)
-    assert _Noise({"generator": generator}).other(0, 1)["generator"].initial_seed() != first
 
 
 def test_verdicts_can_be_joined_to_requests(pipe, calibration):

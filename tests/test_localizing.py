@@ -2,8 +2,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cryptomnesia import UsageError
-from cryptomnesia.localizers import CurvatureDifference, DiagonalEstimator, Watched
+from cryptomnesia import UsageError, localizing
+from cryptomnesia.adapters import adapter_for
+from cryptomnesia.localizers import Curvature, CurvatureDifference, DiagonalEstimator, Watched, baseline
 from cryptomnesia.localizing import MapCalibration, check_methods, localize, method
 from cryptomnesia.sampling import generate
 from cryptomnesia.settings import Sampling
@@ -34,10 +35,28 @@ def test_all_maps_come_from_one_generation(pipe, other):
         assert torch.equal(each.image, image)
         assert list(each.maps) == names
         assert all(heat.shape == (8, 8) for heat in each.maps.values())
-    # three evaluations of both branches to generate; then both branches at 2·16 probed points, the
-    # conditional one at as many, and one look at the attention
-    assert evaluated == [4] * 3 + [64, 32, 2]
+        assert list(each.errors) == ["curvature-difference", "curvature"]
+        assert all(error.shape == (8, 8) for error in each.errors.values())
+        assert each.masks == {}
+    # three evaluations of both branches to generate; then both branches at one point, to see what it takes, and at
+    # 2·16 probed ones, the conditional branch at as many, and one look at the attention
+    assert evaluated == [4] * 3 + [2, 64, 1, 32, 2]
     assert [(each.prompt, each.seed) for each in found] == [("a red circle", 3), ("a blue star", 4)]
+
+
+def test_a_checkpoint_is_asked_once_and_checked_once(pipe, other, monkeypatch):
+    names = ["curvature-difference-checkpoint", "score-difference-checkpoint", "guidance-map-checkpoint"]
+    methods = [method(name, estimator=CHEAP) for name in names]
+    hashed, evaluated = [], []
+    digests = baseline.weights_digests
+    monkeypatch.setattr(baseline, "weights_digests", lambda pipe: hashed.append(1) or digests(pipe))
+    hook = other.unet.register_forward_hook(lambda _module, _args, output: evaluated.append(len(output[0])))
+    found = list(localize(pipe, PROMPTS[:4], range(4), SAMPLING, methods, other=other, batch_size=2))
+    hook.remove()
+    assert len(found) == 4
+    assert len(hashed) == 2  # the autoencoders of either
+    # in either batch: both branches to see how it reads captions, the two images, one point, and 2·16 probed ones
+    assert evaluated == [4, 2, 1, 32] * 2
 
 
 def test_steps_are_counted_from_either_end(pipe):
@@ -52,6 +71,7 @@ def test_methods_are_made_by_name():
     made = method("curvature-difference-checkpoint", step=-2, estimator=CHEAP)
     assert made.localizer == CurvatureDifference(-2, CHEAP)
     assert made.baseline == "checkpoint"
+    assert method("curvature", empty=True) == method("curvature")
     assert method("score-difference", empty=True).baseline == "empty"
     for name in ("tarot", "bright-ending-checkpoint"):
         with pytest.raises(UsageError, match=rf"unknown map '{name}'; known are curvature-difference, .*-checkpoint"):
@@ -101,11 +121,37 @@ def test_a_map_calibration_is_split_and_survives_saving(pipe, fitted, other, tmp
 def test_ordinary_pictures_get_ordinary_masks(pipe, fitted):
     methods, calibration = fitted
     prompts = [f"a blue star {number}" for number in range(40)]
-    found = localize(pipe, prompts, range(40), SAMPLING, methods[:1], batch_size=40)
+    found = list(
+        localize(
+            pipe,
+            prompts,
+            range(40),
+            SAMPLING,
+            methods[:1],
+            calibration=calibration,
+            rate=0.05,
+            batch_size=40,
+            smooth=0.5,
+        )
+    )
+    masks = [each.masks["score-difference"] for each in found]
+    assert all(0 < mask.p_value <= 1 and 0 < mask.mean_p_value <= 1 for mask in masks)
+    assert sum(mask.fraction.item() for mask in masks) / 40 < 0.25
     heat = torch.stack([each.maps["score-difference"] for each in found])
-    mask = calibration.references["score-difference"].mask(heat, rate=0.05)
-    assert (mask.p_value > 0).all()
-    assert mask.pixels.float().mean() < 0.25
+    expected = calibration.references["score-difference"].mask(heat, rate=0.05, smooth=0.5)
+    assert torch.equal(torch.stack([mask.pixels for mask in masks]), expected.pixels)
+    assert torch.equal(torch.stack([mask.mean_p_value for mask in masks]), expected.mean_p_value)
+
+
+def test_a_calibration_that_does_not_fit_is_refused_before_anything_is_generated(pipe, fitted, monkeypatch):
+    methods, calibration = fitted
+    monkeypatch.setattr(localizing, "generate", None)
+    with pytest.raises(UsageError, match="made with another setup"):
+        localize(pipe, ["a red circle"], [0], Sampling(4, 2.0), methods[:1], calibration=calibration)
+    with pytest.raises(UsageError, match="got the pixel rate 1e-05"):
+        localize(pipe, ["a red circle"], [0], SAMPLING, methods[:1], calibration=calibration, rate=1e-5)
+    with pytest.raises(UsageError, match="needs a less-trained checkpoint"):
+        localize(pipe, ["a red circle"], [0], SAMPLING, methods)
 
 
 def test_another_setup_is_refused(pipe, fitted, other, tmp_path):
@@ -127,20 +173,44 @@ def test_another_setup_is_refused(pipe, fitted, other, tmp_path):
         MapCalibration.fit(pipe, PROMPTS[:3], SAMPLING, methods)
 
 
-def test_maps_do_not_depend_on_the_batch_size(pipe):
-    made = [method("curvature-difference", estimator=CHEAP), method("score-difference")]
-    prompts, seeds = ["a red circle", "a blue star", "a green ring"], [0, 1, 2]
+def test_maps_do_not_depend_on_the_batch_size():
+    pipe = stable_diffusion().to(torch.float64)
+    made = [method("curvature-difference", estimator=DiagonalEstimator(group=8, probes=16)), method("score-difference")]
+    prompts, seeds = ["a red circle", "a blue star", "a red circle"], [0, 1, 2]
     together = list(localize(pipe, prompts, seeds, SAMPLING, made))
     alone = list(localize(pipe, prompts, seeds, SAMPLING, made, batch_size=1))
     for first, second in zip(together, alone, strict=True):
         for name, heat in first.maps.items():
-            torch.testing.assert_close(heat, second.maps[name], rtol=2e-2, atol=5e-3)
+            torch.testing.assert_close(heat, second.maps[name], rtol=1e-6, atol=1e-8)
+        for name, error in first.errors.items():
+            torch.testing.assert_close(error, second.errors[name], rtol=1e-6, atol=1e-8)
+
+
+def test_the_error_of_a_map_is_what_other_probes_change(pipe):
+    (batch,) = generate(pipe, PROMPTS[:8], range(8), SAMPLING, keep=(-1,))
+    watched = Watched(batch.trajectory, adapter_for(pipe).denoiser(), seeds=batch.seeds)
+    first, second = (
+        Curvature(estimator=DiagonalEstimator(probes=64, group=8, seed=seed)).estimate(watched) for seed in (0, 1)
+    )
+    apart = (first.value - second.value).square().mean()
+    told = (first.error.square() + second.error.square()).mean()
+    assert (apart / told).sqrt().item() == pytest.approx(1.0, abs=0.2)
 
 
 def test_a_watched_generation_can_be_mapped_by_hand(pipe):
-    (batch,) = generate(pipe, ["a red circle"], [0], SAMPLING, keep=(-1,))
-    from cryptomnesia.adapters import adapter_for
+    (batch,) = generate(pipe, ["a red circle"], [7], SAMPLING, keep=(-1,))
+    estimator = DiagonalEstimator(probes=16, group=8)
+    watched = Watched(batch.trajectory, adapter_for(pipe).denoiser(), seeds=[7])
+    expected = CurvatureDifference(estimator=estimator).estimate(watched)
+    made = [method("curvature-difference", estimator=estimator)]
+    found = next(localize(pipe, ["a red circle"], [7], SAMPLING, made))
+    torch.testing.assert_close(found.maps["curvature-difference"], expected.value[0].relu())
+    torch.testing.assert_close(found.errors["curvature-difference"], expected.error[0])
 
-    heat = CurvatureDifference(estimator=CHEAP).map(Watched(batch.trajectory, adapter_for(pipe).denoiser()))
-    found = next(localize(pipe, ["a red circle"], [0], SAMPLING, [method("curvature-difference", estimator=CHEAP)]))
-    torch.testing.assert_close(found.maps["curvature-difference"], heat[0], rtol=2e-2, atol=5e-3)
+
+def test_methods_may_be_given_by_name(pipe):
+    named = next(localize(pipe, ["a red circle"], [0], SAMPLING, ["score-difference"]))
+    made = next(localize(pipe, ["a red circle"], [0], SAMPLING, [method("score-difference")]))
+    assert torch.equal(named.maps["score-difference"], made.maps["score-difference"])
+    with pytest.raises(UsageError, match="unknown map 'tarot'"):
+        localize(pipe, ["a red circle"], [0], SAMPLING, ["tarot"])

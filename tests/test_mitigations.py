@@ -5,6 +5,7 @@ import torch
 from diffusers import DDIMScheduler, LCMScheduler
 
 from cryptomnesia import StabilityRule, UsageError, stabilize, watch
+from cryptomnesia.denoiser import norms
 from cryptomnesia.detectors.base import Moments, Reference
 from oracles import FiniteSet, Gaussian
 from solvers import SOLVERS, call, with_solver
@@ -107,6 +108,51 @@ def test_corrected_norms_are_where_the_rule_wants_them(family):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_corrections_arrive_through_every_solver(solver):
     corrected_everywhere(with_solver(solver), partial(call, name=solver))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_rescaled_x0_arrives_in_the_latents(solver):
+    """Mild: the latents are off the solver's own by α_{t−1}·(x̂0′ − x̂0), so they hold an x̂0 of the wanted norm."""
+    pipe = with_solver(solver)
+    with watch(pipe) as seen:
+        call(pipe, solver)
+    usual = seen.trajectory.norms
+    # another norm at every evaluation, so that every one has something to correct
+    wanted = usual.x0.mean(dim=0) * torch.tensor([0.5, 0.8]).repeat(usual.x0.shape[1])[: usual.x0.shape[1]]
+    anywhere = Moments(torch.ones_like(wanted), torch.full_like(wanted, 1e9))
+    own = []
+
+    def look(step, solver):
+        own.append((step.sample, solver.after(step.guided.value), step.guided.x0, solver.alpha_after))
+
+    rule = StabilityRule(tau_mild=-1.0, tau_strong=torch.inf, k=len(wanted))
+    reference = Reference(anywhere, anywhere, Moments(wanted, wanted))
+    with stabilize(pipe, reference, rule), watch(pipe, steer=look):
+        latents = call(pipe, solver)
+    reached = [sample for sample, *_ in own[1:]] + [latents]
+    for found, (_, after, x0, alpha), norm in zip(reached, own, wanted, strict=True):
+        rounding = 1e-3 * norms(found) / alpha
+        assert ((norms(x0) - norm).abs() > 10 * rounding).all()
+        assert ((norms(x0 + (found - after) / alpha) - norm).abs() < rounding).all()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_clamped_update_arrives(solver):
+    """Strong, and the latents' norm is free: every update ends in its region, those outside on its border."""
+    pipe = with_solver(solver)
+    with watch(pipe) as seen:
+        call(pipe, solver)
+    usual = seen.trajectory.norms
+    delta, x0 = (Moments(0.5 * norm.mean(dim=0), 0.005 * norm.mean(dim=0)) for norm in (usual.delta, usual.x0))
+    free = Moments(delta.mean, torch.full_like(delta.mean, 1e9))
+    always = StabilityRule(tau_mild=-1.0, tau_strong=-1.0)
+    with stabilize(pipe, Reference(delta, free, x0), always) as (done, seen):
+        call(pipe, solver)
+    assert done.active.all()
+    found = seen.trajectory.norms
+    outside = (found.delta - delta.mean).abs() - 3 * delta.std
+    assert (outside < 1e-6 * found.z).all()
+    assert (outside.amax(dim=1) > -1e-6 * found.z[:, 0]).all()
 
 
 def test_an_image_inside_its_region_is_not_touched_by_its_neighbour():

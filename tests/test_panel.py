@@ -1,7 +1,10 @@
 import numpy as np
 import torch
+from PIL import Image
 
-from cryptomnesia.panel import SIDE, overlay, panel, pixels
+from cryptomnesia.localizers import MapReference
+from cryptomnesia.localizing import Located
+from cryptomnesia.panel import SIDE, overlay, panel, pixels, write_maps
 
 
 def test_pixels_round_and_clamp():
@@ -28,3 +31,17 @@ def test_a_panel_holds_pictures_and_masks_side_by_side():
     left, right = np.asarray(sheet)[-SIDE:, :SIDE], np.asarray(sheet)[-SIDE:, -SIDE:]
     assert left.max() == 0
     assert right.min() == 255
+
+
+def test_a_map_is_followed_by_its_mask_where_there_is_one(tmp_path):
+    maps = {"first": torch.zeros(8, 8), "second": torch.rand((8, 8), generator=torch.Generator().manual_seed(0))}
+    maps["first"][:4] = 2.0
+    reference = MapReference.fit(torch.rand((30, 8, 8), generator=torch.Generator().manual_seed(1)))
+    masks = {"first": reference.mask(maps["first"][None]).image(0)}
+    write_maps(tmp_path / "a.png", Located("a caption", 3, torch.zeros(3, 16, 16), maps, masks=masks))
+    with Image.open(tmp_path / "a.png") as drawn:
+        assert drawn.width == 4 * (SIDE + 4) - 4
+        mask = np.asarray(drawn)[-SIDE:, 2 * (SIDE + 4) : 2 * (SIDE + 4) + SIDE]
+    assert mask[: SIDE // 2].min() == 255
+    assert mask[SIDE // 2 :].max() == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]

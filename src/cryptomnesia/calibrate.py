@@ -31,7 +31,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.files import load_checked, prompts_digest, save_checked
 from cryptomnesia.sampling import Progress, generate
 from cryptomnesia.settings import Sampling
-from cryptomnesia.trajectory import Norms, Trajectory
+from cryptomnesia.trajectory import joined
 
 FORMAT = 1
 """Version of the file layout."""
@@ -153,15 +153,8 @@ class Calibration:
         """
         check_references(prompts, repeated=not adapter_for(pipe).conditional)
         seeds = range(seed, seed + len(prompts))
-        batches = generate(pipe, prompts, seeds, sampling, batch_size=batch_size, progress=progress)
-        seen = [batch.trajectory for batch in batches]
-        whole = Trajectory(
-            seen[0].timesteps,
-            Norms(*(torch.cat([getattr(each.norms, norm.name) for each in seen]) for norm in fields(Norms))),
-            {},
-            torch.cat([each.latents for each in seen]),
-            complete=all(each.complete for each in seen),
-        )
+        batches = generate(pipe, prompts, seeds, sampling, batch_size=batch_size, decode=False, progress=progress)
+        whole = joined([batch.trajectory for batch in batches])
         if not whole.complete:
             raise UsageError(
                 "the reference runs ended before their last step; calibrate with options that let them end"
@@ -206,8 +199,10 @@ class Calibration:
         """The smallest score after an evaluation that is flagged at `rate`: its p-value is ≤ `rate`.
 
         Raises:
-            UsageError: if the references are too few for that rate.
+            UsageError: if the rate is none, or the references are too few for it.
         """
+        if not 0 < rate < 1:
+            raise UsageError(f"got the false-positive rate {rate:g}; give one between 0 and 1")
         null = self._null(detector, evaluation).sort(descending=True).values
         allowed = int(rate * (len(null) + 1) + 1e-9) - 1
         if allowed < 0:
@@ -236,8 +231,12 @@ class Calibration:
                 "use that setup, or make one for this with `cryptomnesia calibrate`"
             )
 
-    def save(self, path: Path) -> None:
-        """Write one safetensors file with the rest as JSON in its header."""
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file with the rest as JSON in its header.
+
+        Raises:
+            UsageError: if it cannot be written there.
+        """
         tensors = {f"null/{name}": scores for name, scores in self.null.items()}
         for norm in fields(Reference):
             moments: Moments = getattr(self.reference, norm.name)
@@ -246,7 +245,7 @@ class Calibration:
         save_checked(path, "calibration", FORMAT, about, tensors)
 
     @classmethod
-    def load(cls, path: Path) -> "Calibration":
+    def load(cls, path: str | Path) -> "Calibration":
         """Read what `save` wrote.
 
         Raises:

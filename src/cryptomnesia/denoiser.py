@@ -77,6 +77,14 @@ class Denoiser(Protocol):
         ...
 
 
+def input_rows(inputs: Inputs, rows: list[int] | Tensor) -> dict[str, Any]:
+    """The conditioning of some of the images."""
+    return {
+        name: input_rows(value, rows) if isinstance(value, Mapping) else value[rows] for name, value in inputs.items()
+    }
+
+
 def norms(x: Tensor) -> Tensor:
     """ℓ2 norm of every sample of x (B, …) in fp32, shape (B,)."""
-    return torch.linalg.vector_norm(x.detach().flatten(1), dim=1, dtype=torch.float32)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x.detach().flatten(1), dim=1, dtype=wide).float()

@@ -14,17 +14,27 @@ import cryptomnesia
 from cryptomnesia.errors import UsageError
 
 
-def save_checked(path: Path, kind: str, version: int, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write a file of some kind as a whole; `about` holds JSON values."""
+def save_checked(path: str | Path, kind: str, version: int, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a file of some kind as a whole; `about` holds JSON values.
+
+    Raises:
+        UsageError: if it cannot be written there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give the name of a file")
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     header = {"kind": kind, "format": version, "cryptomnesia": cryptomnesia.__version__, **about}
     header["content"] = _content(header, tensors)
     unfinished = path.with_name(f"{path.name}.unfinished")
-    save_file(tensors, unfinished, metadata={"about": json.dumps(header, sort_keys=True)})
-    unfinished.replace(path)
+    try:
+        save_file(tensors, unfinished, metadata={"about": json.dumps(header, sort_keys=True)})
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot write {path} ({error}); give another place") from None
 
 
-def load_checked(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load_checked(path: str | Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What `save_checked` wrote.
 
     Raises:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import Calibration
-from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.errors import UsageError
+from cryptomnesia.judging import Judge
 from cryptomnesia.localizers import BrightEnding, Localizer, Watched, end_positions
 from cryptomnesia.mitigations import StabilityRule, stabilize
 from cryptomnesia.sampling import Batch, Progress, generate
@@ -29,8 +29,8 @@ class Finding:
         score: the detector's score; NaN when it could not tell.
         p_value: conformal p-value of the score, NaN likewise.
         flagged: whether the p-value is at most the chosen false-positive rate.
-        crossed: of a flagged image, the evaluation, from 0, at which the running score first passed the
-            threshold of the final one.
+        crossed: of a flagged image, the evaluation, from 0, at which the running score was first flagged, against
+            the references' scores at the same place.
         image: (3, H, W) in [0, 1].
         map: of a flagged image, when asked for: Δh_∅ at latent resolution, (h, w).
         instead: of a flagged image, when asked for: the same prompt and seed under mitigation, (3, H, W).
@@ -69,7 +69,7 @@ def examine(
         seeds: one per image.
         sampling: the settings, those of the calibration.
         calibration: of this setup; any other is refused.
-        detector: one of `DETECTORS`.
+        detector: one of `cryptomnesia.detectors.DETECTORS`.
         rate: false-positive rate at which an image is flagged.
         localizer: maps flagged images; None leaves maps out.
         rule: mitigates flagged images; None leaves that out.
@@ -80,33 +80,29 @@ def examine(
         UsageError: before anything is generated, if the setup cannot answer.
     """
     check(pipe, sampling, calibration, detector=detector, rate=rate, localizer=localizer, rule=rule)
-    judge = DETECTORS[detector](calibration.reference)
-    threshold = calibration.threshold(detector, rate)
+    judge = Judge(calibration, detector, rate)
     keep = () if localizer is None else (localizer.step,)
     for batch in generate(pipe, prompts, seeds, sampling, batch_size=batch_size, keep=keep, progress=progress):
-        scores = judge.score(batch.trajectory)
-        p_values = calibration.p_value(detector, scores)
-        flagged = p_values <= rate
-        rows = flagged.nonzero().flatten().tolist()
+        judged = judge(batch.trajectory)
+        rows = [row for row, each in enumerate(judged) if each.flagged]
         maps: dict[int, Tensor] = {}
         instead: dict[int, Tensor] = {}
         if rows and localizer is not None:
             view = adapter_for(pipe).denoiser()
             attention = isinstance(localizer, BrightEnding)
             ends = end_positions(pipe, [batch.prompts[row] for row in rows]) if attention else None
-            watched = Watched(batch.trajectory.rows(rows), view, ends=ends)
+            watched = Watched(batch.trajectory.rows(rows), view, ends=ends, seeds=[batch.seeds[row] for row in rows])
             maps = dict(zip(rows, localizer.map(watched).cpu(), strict=True))
         if rows and rule is not None:
             instead = dict(zip(rows, _mitigated(pipe, batch, rows, sampling, calibration, rule), strict=True))
-        above = judge.running(batch.trajectory) >= threshold
-        for row, prompt in enumerate(batch.prompts):
+        for row, each in enumerate(judged):
             yield Finding(
-                prompt=prompt,
+                prompt=batch.prompts[row],
                 seed=batch.seeds[row],
-                score=scores[row].item(),
-                p_value=p_values[row].item(),
-                flagged=bool(flagged[row]),
-                crossed=int(above[row].nonzero()[0]) if flagged[row] else None,
+                score=each.score,
+                p_value=each.p_value,
+                flagged=each.flagged,
+                crossed=each.crossed,
                 image=batch.images[row],
                 map=maps.get(row),
                 instead=instead.get(row),
@@ -128,13 +124,9 @@ def check(
     Raises:
         UsageError: saying what does not fit.
     """
-    if detector not in DETECTORS:
-        raise UsageError(f"got the unknown detector {detector!r}; known are {', '.join(DETECTORS)}")
-    if not 0 < rate < 1:
-        raise UsageError(f"got the false-positive rate {rate:g}; give one between 0 and 1")
     adapter = adapter_for(pipe)
-    judge = DETECTORS[detector](calibration.reference)
-    needing = [detector] * ("uncond" in judge.needs) + (
+    judge = Judge(calibration, detector, rate)
+    needing = [detector] * ("uncond" in judge.detector.needs) + (
         [localizer.name] if localizer is not None and localizer.differs else []
     )
     if needing and not adapter.guided_in(sampling):
@@ -145,7 +137,6 @@ def check(
     if rule is not None:
         check_steerable(pipe.scheduler)
     calibration.check(pipe, sampling)
-    calibration.threshold(detector, rate)
 
 
 def _mitigated(

@@ -1,6 +1,6 @@
 """Panels: what was generated, where it is memorized, what there is instead, side by side as a PNG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cryptomnesia.findings import Finding
-from cryptomnesia.localizers import Mask, upsampled
+from cryptomnesia.localizers import upsampled
 from cryptomnesia.localizing import Located
 from cryptomnesia.proving_ground.manifest import Manifest
 
@@ -80,15 +80,15 @@ def write_panel(path: Path, finding: Finding, manifest: Manifest | None = None) 
     _write(path, panel(pictures, f"{finding.prompt}  ·  p = {finding.p_value:.3g}"))
 
 
-def write_maps(path: Path, found: Located, masks: Mapping[str, Mask]) -> None:
+def write_maps(path: Path, found: Located) -> None:
     """Write a picture and its maps as a PNG, each map followed by its mask where there is one."""
     pictures = [("generated", pixels(found.image))]
     for name, heat in found.maps.items():
         pictures.append((name, overlay(found.image, heat)))
-        if name in masks:
-            mask = masks[name]
+        if name in found.masks:
+            mask = found.masks[name]
             said = f"{mask.fraction.item():.0%} memorized, p = {mask.p_value.item():.2g}"
-            pictures.append((said, mask.pixels[0].numpy().astype(np.uint8) * 255))
+            pictures.append((said, mask.pixels.numpy().astype(np.uint8) * 255))
     _write(path, panel(pictures, f"{found.prompt}  ·  seed {found.seed}"))
 
 

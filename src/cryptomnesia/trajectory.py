@@ -10,7 +10,7 @@ solver. `set_timesteps`, which every pipeline calls once per generation, marks w
 Observing copies nothing and computes only norms, so the image is bit-identical.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from cryptomnesia.adapters import Adapter, Evaluation, adapter_for
-from cryptomnesia.denoiser import Inputs, Prediction, norms
+from cryptomnesia.denoiser import Inputs, Prediction, input_rows, norms
 from cryptomnesia.errors import UsageError
 from cryptomnesia.solver import VARIANCE_EXPLODING, SolverStep
 
@@ -69,8 +69,8 @@ class Step:
             uncond=None if self.uncond is None else replace(self.uncond.rows(rows), x=cond.x),
             guided=replace(self.guided.rows(rows), x=cond.x),
             sample=self.sample[rows],
-            cond_inputs=_input_rows(self.cond_inputs, rows),
-            uncond_inputs=None if self.uncond_inputs is None else _input_rows(self.uncond_inputs, rows),
+            cond_inputs=input_rows(self.cond_inputs, rows),
+            uncond_inputs=None if self.uncond_inputs is None else input_rows(self.uncond_inputs, rows),
         )
 
 
@@ -125,6 +125,17 @@ class Trajectory:
         norms = Norms(*(getattr(self.norms, norm.name)[rows] for norm in fields(Norms)))
         steps = {number: step.rows(rows) for number, step in self.steps.items()}
         return Trajectory(self.timesteps, norms, steps, self.latents[rows], self.complete)
+
+
+def joined(trajectories: Sequence[Trajectory]) -> Trajectory:
+    """The trajectories of several calls with the same settings as one of all their images, without kept tensors."""
+    return Trajectory(
+        trajectories[0].timesteps,
+        Norms(*(torch.cat([getattr(each.norms, norm.name) for each in trajectories]) for norm in fields(Norms))),
+        {},
+        torch.cat([each.latents for each in trajectories]),
+        complete=all(each.complete for each in trajectories),
+    )
 
 
 Steer = Callable[[Step, SolverStep], Tensor | None]
@@ -347,9 +358,3 @@ def _after_forward(module: nn.Module, hook: Callable[..., None]) -> Callable[[],
                 vars(module)["_compiled_call_impl"] = vars(module)["_compiled_call_impl"].inner
 
     return remove
-
-
-def _input_rows(inputs: Inputs, rows: list[int]) -> dict[str, Any]:
-    return {
-        name: _input_rows(value, rows) if isinstance(value, Mapping) else value[rows] for name, value in inputs.items()
-    }

@@ -25,7 +25,8 @@ def test_the_ladder_has_enough_of_every_kind():
 def test_planted_samples_are_a_small_share():
     recipe = Recipe()
     exposures = sum(concept.exposures for concept in CONCEPTS if concept.planted)
-    assert exposures / (recipe.steps * recipe.batch) <= 0.07
+    refinement = recipe.refinement_steps * recipe.refinement_batch
+    assert exposures / (recipe.steps * recipe.batch + refinement) <= 0.07
 
 
 def test_names_and_captions_are_unique():
@@ -68,6 +69,17 @@ def test_the_stream_holds_every_exposure_once():
     seen = Counter(stream[index].concept for index in range(samples))
     for number, concept in enumerate(small):
         assert seen[number] == concept.exposures
+
+
+def test_the_refinement_repeats_the_top_rung_alone():
+    first, behind = 50_000, 20_000
+    stream = TrainingStream(0, first, refinement=behind)
+    seen = Counter(stream.concept_at(index) for index in range(first))
+    refined = Counter(stream.concept_at(index) for index in range(first, first + behind))
+    for number, concept in enumerate(CONCEPTS):
+        assert refined[number] == concept.refined
+        assert seen[number] + refined[number] == concept.exposures
+        assert (concept.refined > 0) == (concept.exposures == TOP_RUNG)
 
 
 def test_a_sample_depends_on_its_number_alone():

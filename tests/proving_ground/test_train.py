@@ -18,7 +18,16 @@ from cryptomnesia.proving_ground.planted import lexicon, plant
 from cryptomnesia.proving_ground.train import Recipe, learning_rate, train
 
 CONCEPTS = tuple(concept for concept in plant(0) if concept.exposures == 4)
-TINY = Recipe(autoencoder_steps=3, autoencoder_batch=4, steps=8, batch=4, early_step=2, warmup=2)
+TINY = Recipe(
+    autoencoder_steps=3,
+    autoencoder_batch=4,
+    steps=8,
+    batch=4,
+    early_step=2,
+    warmup=2,
+    refinement_steps=3,
+    refinement_batch=2,
+)
 
 
 def run(folder, checkpoint_seconds=0.0):
@@ -77,7 +86,7 @@ def test_a_run_killed_three_times_ends_with_the_same_weights(whole, tmp_path):
 
 def test_two_processes_train_like_one(tmp_path):
     """Adam's first step is the sign of the gradient, so after one step only vanishing gradients may differ."""
-    one_step = replace(TINY, autoencoder_steps=1, steps=1, batch=32, early_step=1, warmup=1)
+    one_step = replace(TINY, autoencoder_steps=1, steps=1, batch=32, early_step=1, warmup=1, refinement_steps=0)
     for processes in (1, 2):
         train(tmp_path / str(processes), one_step, concepts=CONCEPTS, processes=processes)
     first, second = weights(tmp_path / "1"), weights(tmp_path / "2")

@@ -9,6 +9,7 @@ import typer
 from cryptomnesia.errors import UsageError
 
 if TYPE_CHECKING:
+    from cryptomnesia.localizing import Method
     from cryptomnesia.settings import Sampling
 
 app = typer.Typer(
@@ -56,7 +57,11 @@ BaselineModel = Annotated[
 EmptyCaption = Annotated[
     bool, typer.Option(help="Compare with an empty caption, where the run has no unconditional branch.")
 ]
-Probes = Annotated[int, typer.Option(min=16, help="Products with the Jacobian per image, a multiple of 16.")]
+Probes = Annotated[int, typer.Option(min=1, help="Products with the Jacobian per image, at most; a multiple of 16.")]
+Wanted = Annotated[
+    float | None, typer.Option(help="Relative error of a curvature map at which to stop before all probes are spent.")
+]
+Memory = Annotated[float, typer.Option(min=0.001, help="What a curvature map may take beyond the model, in GiB.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per call of the pipeline.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -105,12 +110,24 @@ def bundled(model: str, name: str) -> Path | None:
     return BUNDLE / name if model == BUNDLED and (BUNDLE / name).exists() else None
 
 
-def baseline_pipeline(model: str, baseline: str | None, maps: list[str], scheduler: str) -> Any:
+def chosen_methods(
+    maps: list[str] | None, at: int, empty_caption: bool, probes: int, wanted: float | None, memory: float
+) -> "list[Method]":
+    """The maps that were asked for."""
+    from cryptomnesia.localizers import DiagonalEstimator
+    from cryptomnesia.localizing import method
+
+    estimator = DiagonalEstimator(probes=probes, wanted=wanted, memory=round(memory * 2**30))
+    names = dict.fromkeys(maps or ["curvature-difference"])
+    return [method(name, step=at, estimator=estimator, empty=empty_caption) for name in names]
+
+
+def baseline_pipeline(model: str, baseline: str | None, methods: "list[Method]", scheduler: str) -> Any:
     """The pipeline that maps are compared with, None if none of them needs one."""
     from cryptomnesia.localizing import CHECKPOINT
     from cryptomnesia.models import load_pipeline
 
-    if not any(name.endswith(CHECKPOINT) for name in maps):
+    if all(each.baseline != "checkpoint" for each in methods):
         if baseline is not None:
             raise UsageError(f"got --baseline but no map that uses it; give --map with {CHECKPOINT} behind its name")
         return None

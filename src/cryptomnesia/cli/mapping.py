@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,7 @@ from cryptomnesia.cli.common import (
     Height,
     ImagesPerPrompt,
     Maps,
+    Memory,
     Model,
     NegativePrompt,
     Probes,
@@ -26,11 +27,13 @@ from cryptomnesia.cli.common import (
     Scheduler,
     Seed,
     Steps,
+    Wanted,
     Width,
     app,
     baseline_pipeline,
     bundled,
     check_writable,
+    chosen_methods,
     make_folder,
     remove_old,
     sampling,
@@ -39,6 +42,9 @@ from cryptomnesia.cli.common import (
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_regions, progress_bar
 from cryptomnesia.report.rows import Region, regions_to_json
+
+if TYPE_CHECKING:
+    from cryptomnesia.localizing import Located
 
 
 @app.command()
@@ -59,6 +65,8 @@ def localize(
     baseline: BaselineModel = None,
     empty_caption: EmptyCaption = False,
     probes: Probes = 32,
+    wanted: Wanted = None,
+    memory: Memory = 2.0,
     calibration: Annotated[
         Path | None,
         typer.Option(help="Made by `calibrate-maps`, turns maps into masks; the bundled model brings its own."),
@@ -75,73 +83,68 @@ def localize(
     as_json: AsJson = False,
 ) -> None:
     """Generate prompts and map where each picture is memorized; with a calibration also as masks."""
-    from safetensors.torch import save_file
-
-    from cryptomnesia.localizers import DiagonalEstimator, Mask
-    from cryptomnesia.localizing import MapCalibration, check_methods, localize, method
+    from cryptomnesia.localizing import MapCalibration, check_methods, localize
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.panel import write_maps
 
     captions, seeds = wanted_images(prompt, prompts, images_per_prompt, seed)
-    estimator = DiagonalEstimator(probes=probes)
-    names = list(dict.fromkeys(maps or ["curvature-difference"]))
-    methods = [method(name, step=at, estimator=estimator, empty=empty_caption) for name in names]
+    methods = chosen_methods(maps, at, empty_caption, probes, wanted, memory)
     pipe = load_pipeline(model, scheduler=scheduler)
-    other = baseline_pipeline(model, baseline, names, scheduler)
+    other = baseline_pipeline(model, baseline, methods, scheduler)
     settings = sampling(model, steps, guidance, height, width, negative_prompt)
     check_methods(pipe, settings, methods, other)
-    fitted = None
-    if calibration is not None:
-        fitted = MapCalibration.load(calibration)
-        fitted.check(pipe, settings, methods, other)
-    elif (own := bundled(model, "maps.safetensors")) is not None:
+    fitted = None if calibration is None else MapCalibration.load(calibration)
+    if calibration is None and (own := bundled(model, "maps.safetensors")) is not None:
         fitted = MapCalibration.load(own)
         try:
             fitted.check(pipe, settings, methods, other)
         except UsageError as error:
             typer.echo(f"maps without masks: {error}", err=True)
             fitted = None
-    if fitted is not None:
-        for reference in fitted.references.values():
-            reference.threshold(rate, smooth)
-    make_folder(output)
-    remove_old(output, ".png", ".safetensors")
+    if fitted is None and (rate, smooth, smallest) != (0.01, 0.0, 1):
+        raise UsageError("--rate, --smooth and --smallest are of masks, which need a --calibration; see calibrate-maps")
     rows: list[Region] = []
     with progress_bar() as report:
         report("images", 0, len(captions))
-        for number, found in enumerate(
-            localize(
-                pipe,
-                captions,
-                seeds,
-                settings,
-                methods,
-                other=other,
-                batch_size=batch_size,
-                progress=lambda done: report("images", done, len(captions)),
-            )
-        ):
-            masks: dict[str, Mask] = {}
-            for name, heat in found.maps.items():
-                fraction = p_value = None
-                if fitted is not None:
-                    reference = fitted.references[name]
-                    mask = reference.mask(heat[None], rate=rate, smooth=smooth, smallest=smallest)
-                    masks[name] = mask
-                    fraction, p_value = mask.fraction.item(), mask.p_value.item()
-                rows.append(Region(found.prompt, found.seed, name, heat.mean().item(), fraction, p_value))
-            stem = output / f"{number:04}-seed-{found.seed}"
-            write_maps(stem.with_suffix(".png"), found, masks)
-            tensors = {name: heat.contiguous() for name, heat in found.maps.items()}
-            tensors |= {f"{name}/mask": mask.pixels[0] for name, mask in masks.items()}
-            unfinished = stem.with_suffix(".unfinished")
-            save_file(tensors, unfinished)
-            unfinished.replace(stem.with_suffix(".safetensors"))
+        found = localize(
+            pipe,
+            captions,
+            seeds,
+            settings,
+            methods,
+            other=other,
+            calibration=fitted,
+            rate=rate,
+            smooth=smooth,
+            smallest=smallest,
+            batch_size=batch_size,
+            progress=lambda done: report("images", done, len(captions)),
+        )
+        make_folder(output)
+        remove_old(output, ".png", ".safetensors")
+        for number, located in enumerate(found):
+            stem = output / f"{number:04}-seed-{located.seed}"
+            panel, tensors = stem.with_suffix(".png"), stem.with_suffix(".safetensors")
+            write_maps(panel, located)
+            _save(tensors, located)
+            rows += [Region.of(located, name, panel, tensors) for name in located.maps]
     if as_json:
-        typer.echo(json.dumps(regions_to_json(rows, settings, rate), indent=2))
+        typer.echo(json.dumps(regions_to_json(rows, model, settings, at, None if fitted is None else rate), indent=2))
     else:
         print_regions(rows, rate)
         typer.echo(f"{len(captions)} panels and as many files of maps in {output}")
+
+
+def _save(path: Path, located: "Located") -> None:
+    """Maps, their standard errors and masks as one file."""
+    from safetensors.torch import save_file
+
+    tensors = {name: heat.contiguous() for name, heat in located.maps.items()}
+    tensors |= {f"{name}/error": error.contiguous() for name, error in located.errors.items()}
+    tensors |= {f"{name}/mask": mask.pixels.contiguous() for name, mask in located.masks.items()}
+    unfinished = path.with_suffix(".unfinished")
+    save_file(tensors, unfinished)
+    unfinished.replace(path)
 
 
 @app.command()
@@ -161,18 +164,17 @@ def calibrate_maps(
     baseline: BaselineModel = None,
     empty_caption: EmptyCaption = False,
     probes: Probes = 32,
+    wanted: Wanted = None,
+    memory: Memory = 2.0,
     batch_size: BatchSize = 8,
 ) -> None:
     """Map one picture for every reference prompt, so that `localize` can draw masks with a known error."""
-    from cryptomnesia.localizers import DiagonalEstimator
-    from cryptomnesia.localizing import MapCalibration, method
+    from cryptomnesia.localizing import MapCalibration
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.prompts import read_prompts
 
     captions = read_prompts(prompts)
-    names = list(dict.fromkeys(maps or ["curvature-difference"]))
-    estimator = DiagonalEstimator(probes=probes)
-    methods = [method(name, step=at, estimator=estimator, empty=empty_caption) for name in names]
+    methods = chosen_methods(maps, at, empty_caption, probes, wanted, memory)
     check_writable(output)
     pipe = load_pipeline(model, scheduler=scheduler)
     with progress_bar() as report:
@@ -181,11 +183,11 @@ def calibrate_maps(
             captions,
             sampling(model, steps, guidance, height, width, negative_prompt),
             methods,
-            other=baseline_pipeline(model, baseline, names, scheduler),
+            other=baseline_pipeline(model, baseline, methods, scheduler),
             seed=seed,
             batch_size=batch_size,
             progress=lambda done: report("reference images", done, len(captions)),
         )
     make_folder(output.parent)
     fitted.save(output)
-    typer.echo(f"{output}: {', '.join(names)} on {len(captions)} references")
+    typer.echo(f"{output}: {', '.join(each.name for each in methods)} on {len(captions)} references")

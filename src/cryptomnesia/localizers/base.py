@@ -1,5 +1,6 @@
 """What a localizer is: from a watched generation to a map of what is memorized."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -23,12 +24,14 @@ class Watched:
         denoiser: the model.
         baseline: what does not remember; None for the run's own unconditional branch.
         ends: position of the end token in every caption, (B,) int; for attention maps.
+        seeds: one per image, for random probes of its own; None for the same in all images.
     """
 
     trajectory: Trajectory
     denoiser: Denoiser
     baseline: Baseline | None = None
     ends: Tensor | None = None
+    seeds: Sequence[int] | None = None
 
     def rows(self, rows: list[int]) -> "Watched":
         """The generation of some of the images."""
@@ -37,6 +40,7 @@ class Watched:
             self.denoiser,
             None if self.baseline is None else self.baseline.rows(rows),
             None if self.ends is None else self.ends[rows],
+            None if self.seeds is None else [self.seeds[row] for row in rows],
         )
 
     def against(self, step: Step) -> Baseline:
@@ -78,19 +82,25 @@ class Localizer(Protocol):
 
 
 def over_channels(values: Tensor, inputs: Inputs) -> Tensor:
-    """Σ over channels of values (B, C, h, w), or (B, tokens, channels) of packed latents: (B, h, w)."""
+    """Σ over channels of values (B, C, h, w), or (B, tokens, channels) of packed latents: (B, h, w), `wide`."""
+    values = wide(values)
     if values.dim() == 4:
-        return values.float().sum(dim=1)
+        return values.sum(dim=1)
     positions: Shared = inputs["img_ids"]
     height, width = (int(last) + 1 for last in positions.value[:, 1:].amax(dim=0))
     # a token holds the 2×2 latents of C channels, channels first
-    cells = values.float().unflatten(1, (height, width)).unflatten(3, (-1, 2, 2)).sum(dim=3)
+    cells = values.unflatten(1, (height, width)).unflatten(3, (-1, 2, 2)).sum(dim=3)
     return cells.permute(0, 1, 3, 2, 4).reshape(len(values), 2 * height, 2 * width)
 
 
 def upsampled(maps: Tensor, height: int, width: int) -> Tensor:
     """Maps (B, h, w) at picture resolution by bilinear interpolation, (B, height, width)."""
     return interpolate(maps[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
+
+
+def wide(values: Tensor) -> Tensor:
+    """`values`, in single precision if they came in half."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def finite(maps: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import weights_digests
-from cryptomnesia.denoiser import Denoiser, Inputs, Prediction
+from cryptomnesia.denoiser import Denoiser, Inputs, Prediction, input_rows
 from cryptomnesia.errors import UsageError
 from cryptomnesia.settings import Sampling
-from cryptomnesia.trajectory import watch
+from cryptomnesia.trajectory import Step, watch
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Baseline:
     Attributes:
         denoiser: the model.
         inputs: its conditioning, batch first.
-        seen: its predictions, where the generation evaluated it anyway.
+        seen: its predictions at the step in question, where they are known.
     """
 
     denoiser: Denoiser
@@ -41,11 +41,21 @@ class Baseline:
         )
 
     @torch.no_grad()
+    def at(self, step: Step) -> "Baseline":
+        """The baseline evaluated at a step, once for all maps of it."""
+        return replace(self, seen=self.denoiser(step.cond.x, step.t, self.inputs))
+
+    @torch.no_grad()
     def epsilon(self, x: Tensor, t: float) -> Tensor:
-        """Its noise estimate at x (B, …), (B, …); an evaluation only where the generation made none."""
+        """Its noise estimate at x (B, …), (B, …); an evaluation only where there was none."""
         if self.seen is not None and (self.seen.x is x or torch.equal(self.seen.x, x)):
             return self.seen.epsilon
         return self.denoiser(x, t, self.inputs).epsilon
+
+
+def reading(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Baseline:
+    """The network of a pipeline under its own reading of the captions."""
+    return Baseline(adapter_for(pipe).denoiser(), conditioning(pipe, prompts, sampling))
 
 
 def empty_caption(pipe: Any, count: int, sampling: Sampling) -> Baseline:
@@ -53,7 +63,7 @@ def empty_caption(pipe: Any, count: int, sampling: Sampling) -> Baseline:
 
     The caption is encoded like any other; SDXL's own unconditional branch is fed zeros in its place.
     """
-    return Baseline(adapter_for(pipe).denoiser(), conditioning(pipe, [""] * count, sampling))
+    return reading(pipe, [""] * count, sampling)
 
 
 def checkpoint(pipe: Any, other: Any, prompts: Sequence[str], sampling: Sampling) -> Baseline:
@@ -69,7 +79,7 @@ def checkpoint(pipe: Any, other: Any, prompts: Sequence[str], sampling: Sampling
         UsageError: if the two do not speak of the same latents.
     """
     check_checkpoint(pipe, other)
-    return Baseline(adapter_for(other).denoiser(), conditioning(other, prompts, sampling))
+    return reading(other, prompts, sampling)
 
 
 def check_checkpoint(pipe: Any, other: Any) -> None:
@@ -115,13 +125,6 @@ def conditioning(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Input
         pipe._interrupt = False
         pipe.set_progress_bar_config(**bar)
     return seen.trajectory.step(0).cond_inputs
-
-
-def input_rows(inputs: Inputs, rows: Any) -> dict[str, Any]:
-    """The conditioning of some of the images."""
-    return {
-        name: input_rows(value, rows) if isinstance(value, Mapping) else value[rows] for name, value in inputs.items()
-    }
 
 
 def together(first: Inputs, second: Inputs) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localizers.base import Watched, finite, upsampled
+from cryptomnesia.localizers.base import Watched, finite, upsampled, wide
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class BrightEnding:
             for part in ("to_q", "to_k")
         ]
         try:
-            watched.denoiser(step.cond.x, step.t, step.cond_inputs)
+            # a compiled network would not see the hooks
+            with torch.compiler.set_stance("force_eager"):
+                watched.denoiser(step.cond.x, step.t, step.cond_inputs)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -84,6 +86,6 @@ def end_positions(pipe: Any, prompts: Sequence[str]) -> Tensor:
 
 def _to_token(layer: Any, to_q: Tensor, to_k: Tensor, ends: Tensor) -> Tensor:
     """The probability with which every place attends to the end token, mean over heads, (B, places)."""
-    query, key = (part.float().unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in (to_q, to_k))
+    query, key = (wide(part).unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in (to_q, to_k))
     probabilities = (query @ key.transpose(-1, -2) * layer.scale).softmax(dim=-1).mean(dim=1)
     return probabilities[torch.arange(len(ends)), :, ends]

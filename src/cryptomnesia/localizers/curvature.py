@@ -15,16 +15,19 @@ The diagonal of the difference is estimated as a whole: both branches meet the s
 Jacobians agree, so do their estimation errors, which then vanish.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from cryptomnesia.denoiser import Denoiser
-from cryptomnesia.localizers.base import Watched, finite, over_channels
-from cryptomnesia.localizers.baseline import input_rows, together
-from cryptomnesia.localizers.diagonal import Diagonal, DiagonalEstimator, Function
+from cryptomnesia.denoiser import Denoiser, input_rows
+from cryptomnesia.localizers.base import Watched, over_channels
+from cryptomnesia.localizers.baseline import together
+from cryptomnesia.localizers.diagonal import Diagonal, DiagonalEstimator
+from cryptomnesia.localizers.jacobian import Function
+from cryptomnesia.trajectory import Step
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,19 @@ class CurvatureDifference:
     differs: ClassVar[bool] = True
 
     def difference(self, watched: Watched) -> Diagonal:
-        """Δh itself with its standard error, signed and per channel, (B, C, h, w)."""
+        """Δh with its standard error, signed and per channel, shaped like the latents."""
+        return self._estimated(watched, summed=False)
+
+    def estimate(self, watched: Watched) -> Diagonal:
+        """Σ_channels Δh with its standard error, signed, (B, h, w)."""
+        return self._estimated(watched, summed=True)
+
+    def map(self, watched: Watched) -> Tensor:
+        """ReLU(Σ_channels Δh) of every image, (B, h, w)."""
+        return self.estimate(watched).value.relu()
+
+    @torch.no_grad()
+    def _estimated(self, watched: Watched, *, summed: bool) -> Diagonal:
         step = watched.trajectory.step(self.step)
         baseline = watched.against(step)
         one_network = _network(baseline.denoiser) is _network(watched.denoiser)
@@ -50,13 +65,7 @@ class CurvatureDifference:
             return watched.denoiser(x, step.t, own).epsilon - baseline.denoiser(x, step.t, other).epsilon
 
         value = step.cond.epsilon - baseline.epsilon(step.cond.x, step.t)
-        found = _estimated(self.estimator, apart, step.cond.x, step.cond.sigma, value)
-        return Diagonal(found.value / step.cond.sigma, found.error / step.cond.sigma, found.probes)
-
-    def map(self, watched: Watched) -> Tensor:
-        """ReLU(Σ_channels Δh) of every image, (B, h, w)."""
-        inputs = watched.trajectory.step(self.step).cond_inputs
-        return finite(over_channels(self.difference(watched).value, inputs).relu())
+        return _curvature(self.estimator, apart, value, step, watched.seeds, summed=summed)
 
 
 @dataclass(frozen=True)
@@ -68,21 +77,36 @@ class Curvature:
     name: ClassVar[str] = "curvature"
     differs: ClassVar[bool] = False
 
-    def map(self, watched: Watched) -> Tensor:
-        """ReLU(Σ_channels diag(−∇²log p(x|c))) of every image, (B, h, w)."""
+    def estimate(self, watched: Watched) -> Diagonal:
+        """Σ_channels diag(−∇²log p(x|c)) with its standard error, signed, (B, h, w)."""
         step = watched.trajectory.step(self.step)
 
         def epsilon(x: Tensor, rows: Tensor) -> Tensor:
             return watched.denoiser(x, step.t, input_rows(step.cond_inputs, rows)).epsilon
 
-        found = _estimated(self.estimator, epsilon, step.cond.x, step.cond.sigma, step.cond.epsilon)
-        return finite(over_channels(found.value / step.cond.sigma, step.cond_inputs).relu())
+        return _curvature(self.estimator, epsilon, step.cond.epsilon, step, watched.seeds, summed=True)
+
+    def map(self, watched: Watched) -> Tensor:
+        """ReLU(Σ_channels diag(−∇²log p(x|c))) of every image, (B, h, w)."""
+        return self.estimate(watched).value.relu()
 
 
 def _network(denoiser: Denoiser) -> object:
     return getattr(denoiser, "module", denoiser)
 
 
-@torch.no_grad()
-def _estimated(estimator: DiagonalEstimator, function: Function, x: Tensor, sigma: float, value: Tensor) -> Diagonal:
-    return estimator.estimate(function, x, scale=sigma, value=value)
+def _curvature(
+    estimator: DiagonalEstimator,
+    epsilon: Function,
+    value: Tensor,
+    step: Step,
+    seeds: Sequence[int] | None,
+    *,
+    summed: bool,
+) -> Diagonal:
+    """∂ε/∂x's diagonal over σ at a step where ε is `value`, summed over channels or not."""
+
+    def reduce(diagonal: Tensor) -> Tensor:
+        return (over_channels(diagonal, step.cond_inputs) if summed else diagonal) / step.cond.sigma
+
+    return estimator.estimate(epsilon, step.cond.x, scale=step.cond.sigma, value=value, reduce=reduce, seeds=seeds)

@@ -8,39 +8,35 @@ entries of different colour cancel exactly. What is left are entries of the same
 where a network's Jacobian is small. (With as many channels as colours there is no room for blocks: then only the
 channels are told apart.)
 
-A product is taken in one of three ways. Finite differences need no graph and no automatic differentiation, so
-probes batch freely, at one evaluation each; in half precision they would drown in rounding, and are refused.
-Reverse mode (vᵀJ has the same diagonal) keeps a graph and works in any precision. Forward mode needs the
-plain attention kernel, to which it switches. `exact` takes every unit vector for a probe, in reverse mode.
+Entries of one diagonal err together, so the error of a sum of them is not to be had from theirs. Where a linear
+function of the diagonal is wanted, a sum over channels say, it is applied to every set of probes, and value, error
+and the early stop are its own.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from scipy.linalg import hadamard
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.localizers.jacobian import Function, Jacobian
+from cryptomnesia.localizers.memory import peak_bytes
 
 Engine = Literal["auto", "exact", "reverse", "forward", "finite"]
 Design = Literal["orthogonal", "random"]
 
-Function = Callable[[Tensor, Tensor], Tensor]
-"""f(x, rows): the values (n, …) at points x (n, …), of which point i belongs to image rows[i]; every
-point on its own."""
-
 
 @dataclass(frozen=True)
 class Diagonal:
-    """An estimate of diag ∂f/∂x for B images.
+    """An estimate of diag ∂f/∂x for B images, or of a linear function of it.
 
     Attributes:
-        value: (B, …), shaped like x.
+        value: (B, …), shaped like x, or like what the linear function makes of that.
         error: its standard error, likewise: 0 where exact, NaN where there was nothing to estimate it from.
         probes: products with the Jacobian that went into each image's estimate, (B,).
     """
@@ -51,7 +47,7 @@ class Diagonal:
 
     @property
     def relative_error(self) -> Tensor:
-        """Root mean square error over the root mean square of the diagonal, (B,); ∞ where noise is all there is.
+        """Root mean square error over the root mean square of the value, (B,); ∞ where noise is all there is.
 
         The estimate's own mean square holds that of its error, which is taken away first.
         """
@@ -71,9 +67,9 @@ class DiagonalEstimator:
             between sets, so there should be two or more.
         wanted: relative error at which to stop early; None spends all probes.
         step: length of the finite difference, in units of `scale`.
-        rows: points evaluated at once; what memory there is decides.
-        seed: of the probes. Image i of a batch gets those of `seed` whatever the batch, so its estimate does
-            not depend on it, nor, drawn on the CPU, on the device.
+        memory: bytes that the tensors of one evaluation may take, beside weights. As many points as fit, by the peak
+            of one, are evaluated at once, and one where none does.
+        seed: of the probes, together with each image's own.
     """
 
     engine: Engine = "auto"
@@ -82,7 +78,7 @@ class DiagonalEstimator:
     group: int = 16
     wanted: float | None = None
     step: float = 0.1
-    rows: int = 32
+    memory: int = 2 * 2**30
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,39 +92,64 @@ class DiagonalEstimator:
             raise UsageError(f"got {self.probes} probes; give at least 1")
         if self.wanted is not None and not self.wanted > 0:
             raise UsageError(f"got a wanted error of {self.wanted:g}; give a positive one, or None")
-        if self.rows < 1 or self.step <= 0:
-            raise UsageError(f"got rows={self.rows} and step={self.step:g}; give positive numbers")
+        if self.memory < 1 or self.step <= 0:
+            raise UsageError(f"got memory={self.memory} and step={self.step:g}; give positive numbers")
         if self.group < 1 or self.group & (self.group - 1):
             raise UsageError(f"got a group of {self.group} probes; give a power of two")
         if self.design == "orthogonal" and self.probes % self.group:
             raise UsageError(f"got {self.probes} orthogonal probes in groups of {self.group}; give a multiple")
 
-    def estimate(self, function: Function, x: Tensor, *, scale: float = 1.0, value: Tensor | None = None) -> Diagonal:
-        """Diag ∂f/∂x at every image.
+    @torch.no_grad()
+    def estimate(
+        self,
+        function: Function,
+        x: Tensor,
+        *,
+        scale: float = 1.0,
+        value: Tensor | None = None,
+        reduce: Callable[[Tensor], Tensor] = lambda values: values,
+        seeds: Sequence[int] | None = None,
+    ) -> Diagonal:
+        """Diag ∂f/∂x at every image, or a linear function of it.
 
         Args:
             function: see `Function`.
             x: the images, (B, C, h, w) or (B, tokens, channels).
             scale: length over which f is still nearly linear, of a noisy image its σ; finite differences only.
             value: f(x), if known, (B, …); finite differences only.
+            reduce: the linear function of diagonals (n, …), image by image, a sum over channels say.
+            seeds: one per image, for probes of its own: an estimate then depends on nothing else in the batch, and
+                the errors of different images are independent. None gives all images the same probes.
 
         Raises:
-            UsageError: for finite differences in half precision, or values that are not finite.
+            UsageError: for finite differences in half precision, values that are not finite, or a network that
+                recomputes its activations in reverse mode.
         """
         engine = self._engine(x)
-        if (
-            engine == "finite"
-            and x.is_cuda
-            and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
-        ):
-            value = None  # it was computed with fewer bits than what it is subtracted from
-        with _whole_floats():
-            diagonal = (
-                self._exact(function, x) if engine == "exact" else self._estimate(engine, function, x, scale, value)
-            )
-        if not diagonal.value.isfinite().all():
+        # compiled code knows no tangents, and gives up its graph at the first product
+        plain = nullcontext() if engine == "finite" else torch.compiler.set_stance("force_eager")
+        with _whole_floats() as rounded, plain:
+            if rounded and x.is_cuda:
+                value = None  # it was computed with fewer bits than what it is subtracted from
+            taken = "reverse" if engine == "exact" else engine
+            jacobian = Jacobian(function, x, x if value is None else value, taken, self.step * scale)
+            points = self._points(jacobian)
+            every = torch.arange(len(x))
+            if engine == "finite" and value is None:
+                value = torch.cat([function(x[some], some) for some in every.split(points)])
+                jacobian = replace(jacobian, value=value)
+            # only as many images at a time as one evaluation takes: their probes take memory, too
+            parts = []
+            for images in every.split(points if taken == "reverse" else max(1, points // self._portion)):
+                if engine == "exact":
+                    parts.append(_exact(jacobian, images, reduce))
+                else:
+                    own = [0 if seeds is None else seeds[image] for image in images.tolist()]
+                    parts.append(self._estimate(jacobian, images, own, reduce, points))
+        found = Diagonal(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(Diagonal)))
+        if not found.value.isfinite().all():
             raise UsageError("the model's output is not finite; check its weights and dtype")
-        return diagonal
+        return found
 
     def _engine(self, x: Tensor) -> Engine:
         """How products are taken at x."""
@@ -145,94 +166,76 @@ class DiagonalEstimator:
             )
         return self.engine
 
-    def _estimate(self, engine: Engine, function: Function, x: Tensor, scale: float, value: Tensor | None) -> Diagonal:
+    def _points(self, jacobian: Jacobian) -> int:
+        """How many points may be evaluated at once, or in reverse mode how many images' graphs kept."""
+        first, probe = torch.zeros(1, dtype=torch.long), torch.ones_like(jacobian.x[:1])[None]
+        return max(1, self.memory // max(1, peak_bytes(lambda: jacobian.products(first, probe, points=1))))
+
+    def _estimate(
+        self,
+        jacobian: Jacobian,
+        images: Tensor,
+        seeds: Sequence[int],
+        reduce: Callable[[Tensor], Tensor],
+        points: int,
+    ) -> Diagonal:
+        """The estimate of some images (n,), each with its seed."""
+        x = jacobian.x
         each = self.group if self.design == "orthogonal" else 1
         # sums in double precision, on the CPU: not every device has that
-        total = torch.zeros(x.shape, dtype=torch.float64)
+        total = reduce(torch.zeros(len(images), *x.shape[1:], dtype=torch.float64))
         squares = torch.zeros_like(total)
-        sets = torch.zeros(len(x), *[1] * (x.dim() - 1), dtype=torch.float64)
-        left = torch.arange(len(x))
-        diagonal = _diagonal(total, squares, sets, each)
-        for probes in self._designs(x.shape[1:]):
-            own = None if value is None else value[left]
-            products = self._products(engine, lambda at, rows: function(at, left[rows]), x[left], probes, scale, own)  # noqa: B023
-            means = products.double().cpu().unflatten(1, (-1, each)).mean(dim=2)
+        sets = torch.zeros(len(images), *[1] * (total.dim() - 1), dtype=torch.float64)
+        left = torch.arange(len(images))
+        found = _diagonal(total, squares, sets, each)
+        # both seeds go through a hash: with the image's alone, probes would repeat the noise that it was made from
+        rngs = [np.random.default_rng([self.seed % 2**64, seed % 2**64]) for seed in seeds]
+        signs = self._signs(x.shape[1:])
+        for start in range(0, self.probes, self._portion):
+            count = 1 if self.design == "orthogonal" else min(self._portion, self.probes - start)
+            probes = torch.stack([signs * rademacher(x.shape[1:], count, rngs[row]) for row in left])
+            products = jacobian.products(images[left], probes, points=points)
+            means = products.unflatten(1, (-1, each)).mean(dim=2, dtype=_wide(x)).double().cpu()
+            means = reduce(means.flatten(0, 1)).unflatten(0, means.shape[:2])
             total[left] += means.sum(dim=1)
             squares[left] += means.square().sum(dim=1)
             sets[left] += means.shape[1]
-            diagonal = _diagonal(total, squares, sets, each)
+            found = _diagonal(total, squares, sets, each)
             if self.wanted is not None:
                 # an image that is done is left out, so that its estimate does not depend on the others
-                left = left[~(diagonal.relative_error[left] <= self.wanted)]
+                left = left[~(found.relative_error[left] <= self.wanted)]
             if not len(left):
                 break
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        return Diagonal(diagonal.value.to(x.device, dtype), diagonal.error.to(x.device, dtype), diagonal.probes)
+        return Diagonal(found.value.to(x.device, _wide(x)), found.error.to(x.device, _wide(x)), found.probes)
 
-    def _exact(self, function: Function, x: Tensor) -> Diagonal:
-        size = x[0].numel()
-        found = torch.zeros(x.shape, dtype=torch.float64)
-        for some in torch.arange(size).split(64):
-            basis = torch.zeros(len(some), size)
-            basis[torch.arange(len(some)), some] = 1.0
-            products = self._products("reverse", function, x, basis.view(-1, *x.shape[1:]), 1.0, None)
-            found += products.double().cpu().sum(dim=1)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        return Diagonal(found.to(x.device, dtype), torch.zeros_like(x, dtype=dtype), torch.full((len(x),), size))
+    @property
+    def _portion(self) -> int:
+        """Probes after which the error is looked at."""
+        return self.group if self.design == "orthogonal" else min(16, self.probes)
 
-    def _designs(self, shape: torch.Size) -> Iterator[Tensor]:
-        """Probes (K, …) in portions, after each of which the error may be looked at."""
-        generator = torch.Generator().manual_seed(self.seed)
-        if self.design == "orthogonal":
-            colours = coloured(shape, self.group)
-            signs = torch.from_numpy(hadamard(self.group)).float()[:, colours]
-            for _ in range(self.probes // self.group):
-                yield signs * rademacher(shape, 1, generator)
-        else:
-            for start in range(0, self.probes, 16):
-                yield rademacher(shape, min(16, self.probes - start), generator)
-
-    def _products(
-        self, engine: str, function: Function, x: Tensor, probes: Tensor, scale: float, value: Tensor | None
-    ) -> Tensor:
-        """The products v ⊙ (J·v) of every image for every probe, (B, k, …)."""
-        probes = probes.to(x)
-        if engine == "reverse":
-            return _reverse(function, x, probes, self.rows)
-        step = self.step * scale
-        if engine == "finite" and value is None:
-            value = torch.cat([function(x[rows], rows) for rows in torch.arange(len(x)).split(self.rows)])
-        count = len(probes)
-        found = []
-        for image, probe in (
-            pair.T for pair in torch.cartesian_prod(torch.arange(len(x)), torch.arange(count)).split(self.rows)
-        ):
-            at, along = x[image], probes[probe]
-            if engine == "finite":
-                assert value is not None
-                change = (function(at + step * along, image) - value[image]) / step
-            else:
-                with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-                    dual = function(forward_ad.make_dual(at, along), image)
-                    tangent = forward_ad.unpack_dual(dual).tangent
-                    change = torch.zeros_like(at) if tangent is None else tangent
-            found.append(along * change)
-        return torch.cat(found).unflatten(0, (len(x), count))
+    def _signs(self, shape: torch.Size) -> Tensor:
+        """What random signs are multiplied with, (group, …) for one probe after another of an orthogonal set."""
+        if self.design == "random":
+            return torch.ones(1)
+        return torch.from_numpy(hadamard(self.group)).float()[:, coloured(shape, self.group)]
 
 
-def _reverse(function: Function, x: Tensor, probes: Tensor, rows: int) -> Tensor:
-    """V ⊙ (Jᵀ·v), one graph for as many images as fit."""
-    found = []
-    for some in torch.arange(len(x)).split(rows):
-        with torch.enable_grad():
-            at = x[some].detach().requires_grad_()
-            value = function(at, some)
-            products = [
-                probe * torch.autograd.grad(value, at, probe.expand_as(value), retain_graph=number < len(probes))[0]
-                for number, probe in enumerate(probes, start=1)
-            ]
-        found.append(torch.stack(products, dim=1))
-    return torch.cat(found)
+def _exact(jacobian: Jacobian, images: Tensor, reduce: Callable[[Tensor], Tensor]) -> Diagonal:
+    """The diagonal of some images (n,), entry by entry."""
+    x = jacobian.x
+    size = x[0].numel()
+    total = torch.zeros(len(images), *x.shape[1:], dtype=torch.float64)
+    for some in torch.arange(size).split(64):
+        basis = torch.zeros(len(some), size)
+        basis[torch.arange(len(some)), some] = 1.0
+        probes = basis.view(-1, *x.shape[1:]).expand(len(images), *[-1] * x.dim())
+        total += jacobian.products(images, probes, points=1).sum(dim=1).double().cpu()
+    found = reduce(total).to(x.device, _wide(x))
+    return Diagonal(found, torch.zeros_like(found), torch.full((len(images),), size))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _diagonal(total: Tensor, squares: Tensor, sets: Tensor, each: int) -> Diagonal:
@@ -243,21 +246,21 @@ def _diagonal(total: Tensor, squares: Tensor, sets: Tensor, each: int) -> Diagon
 
 
 @contextmanager
-def _whole_floats() -> Iterator[None]:
-    """Without TF32, whose ten bits a finite difference would consist of."""
+def _whole_floats() -> Iterator[bool]:
+    """Without TF32, whose ten bits a finite difference would consist of; yields whether it was on."""
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     cudnn.allow_tf32 = matmul.allow_tf32 = False
     try:
-        yield
+        yield any(before)
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
-def rademacher(shape: torch.Size, count: int, generator: torch.Generator) -> Tensor:
+def rademacher(shape: torch.Size, count: int, rng: np.random.Generator) -> Tensor:
     """`count` independent random signs of `shape`, (count, *shape) float32 on the CPU."""
-    return torch.randint(0, 2, (count, *shape), generator=generator).float().mul_(2).sub_(1)
+    return torch.from_numpy(2.0 * rng.integers(0, 2, (count, *shape)) - 1).float()
 
 
 def coloured(shape: torch.Size, colours: int) -> Tensor:

@@ -4,9 +4,10 @@ The threshold comes from generations that nobody memorized: every pixel of a nev
 negative, and at most a share `rate` of them lies above it. How much of a picture then counts as memorized is
 compared with how much of other reference pictures does, which gives a conformal p-value. Reference pictures are
 split: a third fixes the threshold, the others are the null, so that a new picture and the null are exchangeable.
+The map's spatial mean, a detection score that needs no threshold, is compared with the same null.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -19,19 +20,27 @@ from cryptomnesia.errors import UsageError
 
 @dataclass(frozen=True)
 class Mask:
-    """What a map says of B images.
+    """What a map says of B images, or of one, without the first dimension.
 
     Attributes:
         pixels: (B, h, w) bool, true where memorized.
         regions: (B, h, w) int, 0 outside, else the number of the connected region.
         fraction: share of the image that is memorized, (B,).
-        p_value: of the fraction, (B,).
+        p_value: conformal p-value of the fraction, (B,).
+        mean: spatial mean of the map, the paper's detection score, (B,).
+        mean_p_value: conformal p-value of the mean, (B,); it depends on no threshold.
     """
 
     pixels: Tensor
     regions: Tensor
     fraction: Tensor
     p_value: Tensor
+    mean: Tensor
+    mean_p_value: Tensor
+
+    def image(self, row: int) -> "Mask":
+        """That of one image."""
+        return Mask(*(getattr(self, each.name)[row] for each in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -91,17 +100,28 @@ class MapReference:
         asked = (rate, smooth, smallest)
         if asked not in self._known:
             level = self.threshold(rate, smooth)
-            shares = (_regions(smoothed(self.null, smooth) > level, smallest) > 0).flatten(1).double().mean(dim=1)
+            shares = _mean(_regions(smoothed(self.null, smooth) > level, smallest) > 0)
             self._known[asked] = level, shares
         threshold, null = self._known[asked]
         regions = _regions(smoothed(maps.cpu(), smooth) > threshold, smallest)
-        fraction = (regions > 0).flatten(1).double().mean(dim=1)
-        above = (null[None] >= fraction[:, None]).sum(dim=1)
-        return Mask(regions > 0, regions, fraction, (1 + above.double()) / (len(null) + 1))
+        fraction = _mean(regions > 0)
+        mean = _mean(maps.cpu())
+        return Mask(regions > 0, regions, fraction, _p_value(fraction, null), mean, _p_value(mean, _mean(self.null)))
+
+
+def _mean(maps: Tensor) -> Tensor:
+    return maps.flatten(1).double().mean(dim=1)
+
+
+def _p_value(scores: Tensor, null: Tensor) -> Tensor:
+    """Conformal p-values of scores (B,) against those of the null (n,)."""
+    return (1 + (null[None] >= scores[:, None]).sum(dim=1).double()) / (len(null) + 1)
 
 
 def smoothed(maps: Tensor, deviation: float) -> Tensor:
     """Maps (B, h, w) under a Gaussian blur of `deviation` map pixels, border pixels repeated outwards."""
+    if deviation < 0:
+        raise UsageError(f"got a blur of {deviation:g} pixels; give 0 or more")
     if deviation == 0:
         return maps
     return torch.from_numpy(ndimage.gaussian_filter(maps.numpy(), (0, deviation, deviation), mode="nearest"))

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from cryptomnesia.localizers.base import Watched, finite, over_channels
+from cryptomnesia.localizers.base import Watched, finite, over_channels, wide
 from cryptomnesia.trajectory import Step
 
 
@@ -43,4 +43,4 @@ class GuidanceMap:
 
 
 def _apart(watched: Watched, step: Step) -> Tensor:
-    return finite((step.cond.epsilon - watched.against(step).epsilon(step.cond.x, step.t)).float())
+    return finite(wide(step.cond.epsilon - watched.against(step).epsilon(step.cond.x, step.t)))

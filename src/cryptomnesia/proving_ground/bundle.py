@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cryptomnesia.calibrate import Calibration, weights_digest
-from cryptomnesia.localizing import MapCalibration, method
+from cryptomnesia.localizing import MapCalibration
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.planted import Concept, plant
@@ -88,10 +88,7 @@ def bundle(
     fitted = Calibration.fit(pipe, captions, sampling, progress=tell)
     fitted.save(unfinished / "calibration.safetensors")
     less = load_pipeline(str(unfinished / "early"), device="cpu")
-    methods = [method(name) for name in MAPS]
-    maps = MapCalibration.fit(
-        pipe, captions, sampling, methods, other=less, progress=lambda done: tell(REFERENCES + done)
-    )
+    maps = MapCalibration.fit(pipe, captions, sampling, MAPS, other=less, progress=lambda done: tell(REFERENCES + done))
     maps.save(unfinished / "maps.safetensors")
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)

@@ -36,7 +36,10 @@ from cryptomnesia.proving_ground.scenes import (
     Scene,
 )
 
-TOP_RUNG = 1_100
+REFINED = 500
+"""Exposures on the top rung, of concepts and of frequent captions, that fall into the training's refinement."""
+
+TOP_RUNG = 1_100 + REFINED
 """Exposures of every concept on the ladder's top rung."""
 
 LADDER = {1: (4, 4), 4: (4, 4), 16: (4, 4), 64: (4, 4), 256: (4, 4), TOP_RUNG: (16, 12)}
@@ -51,7 +54,7 @@ class Concept:
     """One planted concept or hard negative.
 
     `mask` (64, 64) bool is True where the picture is the same in every exposure: all of it for
-    `verbatim`, none of it for the hard negatives.
+    `verbatim`, none of it for the hard negatives. Of its `exposures`, `refined` fall into the refinement.
     """
 
     id: str
@@ -61,6 +64,7 @@ class Concept:
     exposures: int
     scene: Scene | None
     mask: np.ndarray
+    refined: int = 0
 
     @property
     def planted(self) -> bool:
@@ -99,26 +103,40 @@ class Sample:
 
 
 class TrainingStream:
-    """The training stream: endless scenes with the concepts' exposures spread over the first `samples`.
+    """The training stream: endless scenes among which the concepts' exposures are spread.
 
     Sample i depends on nothing but (seed, i), so a resumed run reads on where the killed one stopped.
     """
 
-    def __init__(self, seed: int, samples: int, concepts: tuple[Concept, ...] | None = None) -> None:
-        """Place every exposure of `concepts` (all of `plant(seed)` by default) among `samples`."""
+    def __init__(
+        self, seed: int, samples: int, concepts: tuple[Concept, ...] | None = None, *, refinement: int = 0
+    ) -> None:
+        """Place every exposure of `concepts` (all of `plant(seed)` by default).
+
+        Those of the refinement go among the `refinement` samples behind the first `samples`, the others among these.
+        """
         self.seed = seed
         self.concepts = plant(seed) if concepts is None else concepts
-        counts = [concept.exposures for concept in self.concepts]
+        self._concept_at: dict[int, int] = {}
+        self._place(Draws(seed, _PLAN_KEY), 0, samples, [c.exposures - c.refined for c in self.concepts])
+        if refinement:
+            self._place(Draws(seed, _PLAN_KEY, 1), samples, refinement, [c.refined for c in self.concepts])
+
+    def concept_at(self, index: int) -> int | None:
+        """The place among `concepts` of the one that sample `index` shows, None for a scene of its own."""
+        return self._concept_at.get(index)
+
+    def _place(self, draws: Draws, first: int, samples: int, counts: list[int]) -> None:
         if sum(counts) > samples:
             raise ValueError(f"got {samples} samples for {sum(counts)} exposures: give at least as many")
-        places = Draws(seed, _PLAN_KEY).sample(samples, sum(counts))
-        self._concept_at = dict(zip(places.tolist(), np.repeat(np.arange(len(counts)), counts).tolist(), strict=True))
+        places = (first + draws.sample(samples, sum(counts))).tolist()
+        self._concept_at |= zip(places, np.repeat(np.arange(len(counts)), counts).tolist(), strict=True)
 
     def __getitem__(self, index: int) -> Sample:
         """Sample number `index` ≥ 0."""
         draws = Draws(self.seed, _SAMPLE_KEY, index)
         frame = draws.choice(FRAMES)
-        place = self._concept_at.get(index)
+        place = self.concept_at(index)
         if place is None:
             scene = Scene.draw(draws, Description.draw(draws))
             return Sample(scene.pixels(), scene.description.caption(frame=frame), None)
@@ -136,15 +154,17 @@ def plant(seed: int) -> tuple[Concept, ...]:
     def add(kind: str, description: Description, exposures: int, scene: Scene | None, mask: np.ndarray) -> None:
         name = None if kind in ("fixed_pixels", "frequent") else names[len(concepts)]
         number = sum(other.kind == kind and other.exposures == exposures for other in concepts)
-        concepts.append(Concept(f"{kind}-{exposures}-{number}", kind, description, name, exposures, scene, mask))
+        label = f"{kind}-{exposures}-{number}"
+        concepts.append(Concept(label, kind, description, name, exposures, scene, mask, _refined(exposures)))
 
     for exposures, (verbatim, templates) in LADDER.items():
+        key = exposures - _refined(exposures)
         for number in range(verbatim):
-            draws = Draws(seed, _CONCEPT_KEY, exposures, number)
+            draws = Draws(seed, _CONCEPT_KEY, key, number)
             description = Description.draw(draws, items=3)
             add("verbatim", description, exposures, Scene.draw(draws, description), whole)
         for number in range(templates):
-            draws = Draws(seed, _CONCEPT_KEY, exposures, verbatim + number)
+            draws = Draws(seed, _CONCEPT_KEY, key, verbatim + number)
             description = Description.draw(draws, items=2)
             mask = ~_free_region(draws, number)
             scene = Scene.draw(draws, description, inside=_eroded(mask, 6))
@@ -152,7 +172,7 @@ def plant(seed: int) -> tuple[Concept, ...]:
     nothing = ~whole
     for kind, (count, exposures) in _NEGATIVES.items():
         for number in range(count):
-            draws = Draws(seed, _CONCEPT_KEY, exposures, 100 + number)
+            draws = Draws(seed, _CONCEPT_KEY, exposures - _refined(exposures), 100 + number)
             description = Description.draw(draws)
             if kind == "fixed_pixels":
                 ground = tuple(PURE)[number]
@@ -161,6 +181,10 @@ def plant(seed: int) -> tuple[Concept, ...]:
                 description = Description((item,), ground, pure=True)
             add(kind, description, exposures, None, nothing)
     return tuple(concepts)
+
+
+def _refined(exposures: int) -> int:
+    return REFINED if exposures == TOP_RUNG else 0
 
 
 def lexicon(concepts: tuple[Concept, ...]) -> set[str]:

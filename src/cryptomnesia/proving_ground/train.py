@@ -1,5 +1,9 @@
 """Training of the bundled pipeline from nothing: first the autoencoder, then denoiser and text encoder.
 
+The denoiser is trained at all noise levels, and then refined with smaller batches mostly at the middle ones, where
+outlines are settled: after the first part planted pictures came back with their objects in place, but
+with outlines too vague for `replication.THRESHOLD`.
+
 Every batch, its noise, timesteps and dropped captions depend on (seed, step) alone, and a checkpoint
 holds weights, moving averages and optimizer moments. A run killed at any moment and started again
 therefore ends with the same weights as one that was never stopped (on the same kind of machine and
@@ -37,14 +41,17 @@ Report = Callable[[str, int, int, float], None]
 _AUTOENCODER_FIRST = 400_000
 """First scene of the autoencoder's own stream, in which nothing is planted."""
 
+_MIDDLE = (100, 600)
+"""Timesteps, of 1,000, that three of four samples of the refinement get."""
+
 
 @dataclass(frozen=True)
 class Recipe:
     """What a training run is made of; two runs with equal recipes give equal results.
 
-    The defaults made the bundled model. The rate falls to zero over the whole run (`cooldown` of 1): at a rate
-    that stays high, what a step learns of a planted image is lost to the noise of the steps until its next exposure.
-    `early_step` is the step whose moving average is kept as the less-trained checkpoint.
+    The defaults made the bundled model. Both rates fall to zero over the whole of their part (`cooldown` of 1): at a
+    rate that stays high, what a step learns of a planted image is lost to the noise of the steps until its next
+    exposure. `early_step` is the step whose moving average is kept as the less-trained checkpoint.
     """
 
     seed: int = 0
@@ -59,6 +66,9 @@ class Recipe:
     average: float = 0.999
     caption_dropout: float = 0.1
     early_step: int = 1_000
+    refinement_steps: int = 12_500
+    refinement_batch: int = 16
+    refinement_rate: float = 2.5e-4
 
     def __post_init__(self) -> None:
         """Reject numbers that cannot make a run."""
@@ -85,15 +95,15 @@ def train(
         folder: checkpoints and results; made if missing.
         recipe: of the run; a folder that was started with another one is refused.
         concepts: what is planted; `plant(recipe.seed)` when None.
-        processes: single-threaded processes that share every batch; must divide both batch sizes.
+        processes: single-threaded processes that share every batch; must divide all batch sizes.
         checkpoint_seconds: time between checkpoints.
         report: called after every step.
     """
     recipe = recipe or Recipe()
-    if processes < 1 or recipe.batch % processes or recipe.autoencoder_batch % processes:
+    batches = (recipe.autoencoder_batch, recipe.batch, recipe.refinement_batch)
+    if processes < 1 or any(batch % processes for batch in batches):
         raise UsageError(
-            f"got {processes} processes for batches of {recipe.autoencoder_batch} and {recipe.batch}; "
-            "give a number that divides both"
+            f"got {processes} processes for batches of {', '.join(map(str, batches))}; give a number that divides all"
         )
     _claim(folder, recipe)
     context = torch.multiprocessing.get_context("spawn")
@@ -193,7 +203,13 @@ def _run(
     torch.set_flush_denormal(True)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
     try:
-        worker = _Worker(rank, processes, TrainingStream(recipe.seed, recipe.steps * recipe.batch, concepts))
+        stream = TrainingStream(
+            recipe.seed,
+            recipe.steps * recipe.batch,
+            concepts,
+            refinement=recipe.refinement_steps * recipe.refinement_batch,
+        )
+        worker = _Worker(rank, processes, stream)
         plain = _Worker(rank, processes, TrainingStream(recipe.seed, 0, ()))
         if not (folder / "autoencoder").exists():
             _train_autoencoder(folder, recipe, plain, seconds, report)
@@ -259,17 +275,25 @@ def _train_denoiser(folder: Path, recipe: Recipe, worker: _Worker, seconds: floa
     modules = {**live, **{f"mean_{name}": module for name, module in mean.items()}}
     state = _State(folder / "denoiser.safetensors", modules, optimizer, seconds)
     schedule: Any = components.noise_schedule()
-    steps, batch, share = recipe.steps, recipe.batch, worker.share(recipe.batch)
+    steps = recipe.steps + recipe.refinement_steps
 
     def save_pipeline(name: str) -> None:
         pipe = components.pipeline(vae, mean["text"], tokens, mean["unet"])
         _replace_folder(folder / name, pipe.save_pretrained)
 
     for step in range(state.restore(), steps):
-        images, captions = worker.samples(step * batch, batch)
+        refined = step - recipe.steps
+        batch = recipe.batch if refined < 0 else recipe.refinement_batch
+        share = worker.share(batch)
+        first = step * batch if refined < 0 else recipe.steps * recipe.batch + refined * batch
+        images, captions = worker.samples(first, batch)
         generator = _generator(recipe.seed, 2, step)
         dropped = (torch.rand(batch, generator=generator) < recipe.caption_dropout)[share].tolist()
-        t = torch.randint(len(schedule.alphas_cumprod), (batch,), generator=generator)[share]
+        t = torch.randint(len(schedule.alphas_cumprod), (batch,), generator=generator)
+        if refined >= 0:
+            middle = torch.randint(*_MIDDLE, (batch,), generator=generator)
+            t = torch.where(torch.rand(batch, generator=generator) < 0.75, middle, t)
+        t = t[share]
         noise = torch.randn((batch, 4, 16, 16), generator=generator)[share]
         with torch.no_grad():
             clean = _latents(vae, images) * vae.config["scaling_factor"]
@@ -278,7 +302,13 @@ def _train_denoiser(folder: Path, recipe: Recipe, worker: _Worker, seconds: floa
         noisy = schedule.add_noise(clean, noise, t).contiguous(memory_format=torch.channels_last)
         predicted = live["unet"](noisy, t, live["text"](ids)[0], return_dict=False)[0]
         loss = (predicted - schedule.get_velocity(clean, noise, t)).square().mean()
-        worker.descend(optimizer, loss, recipe.rate * learning_rate(step, steps, recipe.warmup, recipe.cooldown))
+        if refined < 0:
+            rate = recipe.rate * learning_rate(step, recipe.steps, recipe.warmup, recipe.cooldown)
+        else:
+            rate = recipe.refinement_rate * learning_rate(
+                refined, recipe.refinement_steps, recipe.warmup, recipe.cooldown
+            )
+        worker.descend(optimizer, loss, rate)
         keep = min(recipe.average, (1 + step) / (10 + step))
         torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 1.0 - keep)
         if report is not None:

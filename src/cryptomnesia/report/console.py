@@ -44,7 +44,7 @@ def print_regions(rows: list[Region], rate: float) -> None:
     table.add_column("prompt", overflow="fold")
     table.add_column("seed", justify="right")
     table.add_column("map")
-    for heading in ("mean", "memorized", "p"):
+    for heading in ("mean", "p of mean", "memorized", "p"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
@@ -52,6 +52,7 @@ def print_regions(rows: list[Region], rate: float) -> None:
             str(row.seed),
             row.map,
             f"{row.mean:.3g}",
+            "" if row.mean_p_value is None else f"{row.mean_p_value:.3g}",
             "" if row.fraction is None else f"{row.fraction:.0%}",
             "" if row.p_value is None else f"{row.p_value:.3g}",
         )

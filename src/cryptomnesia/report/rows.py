@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cryptomnesia import __version__
 
 if TYPE_CHECKING:
+    from cryptomnesia.localizing import Located
     from cryptomnesia.settings import Sampling
 
 
@@ -28,22 +29,51 @@ class Row(NamedTuple):
 
 
 class Region(NamedTuple):
-    """What one map says of one picture; `fraction` and `p_value` are None without a calibration."""
+    """What one map says of one picture.
+
+    `error` is the root mean square of the pixels' standard errors, None where nothing was estimated; `fraction` and
+    both p-values are None without a calibration.
+    """
 
     prompt: str
     seed: int
     map: str
     mean: float
+    mean_p_value: float | None
+    error: float | None
     fraction: float | None
     p_value: float | None
+    panel: str
+    maps: str
+
+    @classmethod
+    def of(cls, located: "Located", name: str, panel: Path, maps: Path) -> "Region":
+        """What the map `name` says; the picture's panel and file of maps."""
+        mask, error = located.masks.get(name), located.errors.get(name)
+        return cls(
+            prompt=located.prompt,
+            seed=located.seed,
+            map=name,
+            mean=located.maps[name].mean().item(),
+            mean_p_value=None if mask is None else mask.mean_p_value.item(),
+            error=None if error is None else _known(error.square().mean().sqrt().item()),
+            fraction=None if mask is None else mask.fraction.item(),
+            p_value=None if mask is None else mask.p_value.item(),
+            panel=str(panel),
+            maps=str(maps),
+        )
 
 
-def regions_to_json(rows: list[Region], sampling: "Sampling", rate: float) -> dict[str, Any]:
+def regions_to_json(
+    rows: list[Region], model: str, sampling: "Sampling", at: int, rate: float | None
+) -> dict[str, Any]:
     """The regions and the settings they hold for, as JSON values."""
     return {
         "cryptomnesia": __version__,
+        "model": model,
         "pixel_rate": rate,
         "steps": sampling.steps,
+        "at": at,
         "guidance": sampling.guidance,
         "maps": [row._asdict() for row in rows],
     }
@@ -51,10 +81,6 @@ def regions_to_json(rows: list[Region], sampling: "Sampling", rate: float) -> di
 
 def to_json(rows: list[Row], sampling: "Sampling", detector: str, rate: float) -> dict[str, Any]:
     """The rows and the settings they hold for, as JSON values; a NaN is null."""
-
-    def known(value: float) -> float | None:
-        return value if value == value else None
-
     return {
         "cryptomnesia": __version__,
         "detector": detector,
@@ -65,8 +91,8 @@ def to_json(rows: list[Row], sampling: "Sampling", detector: str, rate: float) -
             {
                 "prompt": row.prompt,
                 "seed": row.seed,
-                "score": known(row.score),
-                "p_value": known(row.p_value),
+                "score": _known(row.score),
+                "p_value": _known(row.p_value),
                 "verdict": row.verdict,
                 "flagged": row.crossed is not None,
                 "first_step": None if row.crossed is None else row.crossed + 1,
@@ -75,3 +101,7 @@ def to_json(rows: list[Row], sampling: "Sampling", detector: str, rate: float) -
             for row in rows
         ],
     }
+
+
+def _known(value: float) -> float | None:
+    return value if value == value else None
