@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/cryptomnesia demo -o demo-output
 
 test: $(VENV)/installed-test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -169,10 +169,12 @@ TINY = ["detect", "TINY", "--prompt", "a", "--calibration", "CALIBRATION"]
         ),
         pytest.param(
             [*BUNDLED, "--guidance", "1", "--detector", "guidance-mean"],
-            "no unconditional branch",
+            "needs the unconditional branch",
             marks=pytest.mark.bundled,
         ),
-        pytest.param([*BUNDLED, "--guidance", "1", "-o", "OUT"], "no unconditional branch", marks=pytest.mark.bundled),
+        pytest.param(
+            [*BUNDLED, "--guidance", "1", "-o", "OUT"], "needs the unconditional branch", marks=pytest.mark.bundled
+        ),
         pytest.param(
             [*BUNDLED, "--detector", "tarot"],
             "unknown detector 'tarot'; known are stability",

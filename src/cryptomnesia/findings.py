@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import Calibration
+from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.errors import UsageError
 from cryptomnesia.judging import Judge
 from cryptomnesia.localizers import BrightEnding, Localizer, Watched, end_positions
@@ -125,8 +126,8 @@ def check(
         UsageError: saying what does not fit.
     """
     adapter = adapter_for(pipe)
-    judge = Judge(calibration, detector, rate)
-    needing = [detector] * ("uncond" in judge.detector.needs) + (
+    needs = DETECTORS[detector](calibration.reference).needs if detector in DETECTORS else frozenset()
+    needing = [detector] * ("uncond" in needs) + (
         [localizer.name] if localizer is not None and localizer.differs else []
     )
     if needing and not adapter.guided_in(sampling):
@@ -137,6 +138,7 @@ def check(
     if rule is not None:
         check_steerable(pipe.scheduler)
     calibration.check(pipe, sampling)
+    Judge(calibration, detector, rate)
 
 
 def _mitigated(

@@ -1,4 +1,5 @@
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -65,13 +66,14 @@ def test_a_camera_s_rotation_is_undone():
         torch.testing.assert_close(square(shown, 32), square(picture, 32))
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory):
+@pytest.fixture
+def network(tmp_path):
     """A TorchScript network that embeds a picture as the means of its colours in four bands."""
     bands = nn.Sequential(nn.AdaptiveAvgPool2d((4, 1)), nn.Flatten())
-    path = tmp_path_factory.mktemp("sscd") / "copies.pt"
-    torch.jit.trace(bands, torch.zeros(1, 3, 32, 32)).save(path)
-    return path
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # as in `SSCD`
+        torch.jit.trace(bands, torch.zeros(1, 3, 32, 32)).save(tmp_path / "copies.pt")
+    return tmp_path / "copies.pt"
 
 
 def test_sscd_distances_are_those_of_cosines(network):

@@ -45,10 +45,9 @@ def test_search_finds_what_brute_force_does(pictures, tmp_path):
         squares = (tiles.describe(square(queries[row], 32)[None]) - tiles.describe(all_pictures)) ** 2
         own = weights[row] * (weights[row].mean(dim=1, keepdim=True) >= 0.5)
         exact = ((own * squares).sum(dim=2) / own.sum(dim=1).clamp_min(1e-9)).amax(dim=1).sqrt()
-        nearest = exact.argsort()[:5]
-        assert found.positions[row].tolist() == nearest.tolist()
-        # stored in half precision
-        torch.testing.assert_close(found.distances[row], exact[nearest], atol=2e-3, rtol=0)
+        # stored in half precision, so near ties may change places
+        torch.testing.assert_close(found.distances[row], exact.sort().values[:5], atol=2e-3, rtol=0)
+        torch.testing.assert_close(found.distances[row], exact[found.positions[row]], atol=2e-3, rtol=0)
 
 
 def test_a_picture_is_its_own_nearest(pictures, tmp_path):

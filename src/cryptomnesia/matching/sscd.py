@@ -6,6 +6,7 @@ and are stored times √P, so that the distance of two pictures, the root mean s
 """
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ class SSCD:
         """
         try:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            self._network: Any = torch.jit.load(path, map_location="cpu").eval()
+            with warnings.catch_warnings():
+                # torch would rather have another format, but this is the one that the authors publish
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._network: Any = torch.jit.load(path, map_location="cpu").eval()
         except FileNotFoundError:
             raise UsageError(f"no file {path}; give the TorchScript file of SSCD's authors") from None
         except (RuntimeError, OSError) as error:
