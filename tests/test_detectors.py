@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from cryptomnesia import GuidanceMagnitude, ScoreDifference, Stability, UsageError, generate, watch
 from cryptomnesia.adapters import adapter_for
-from cryptomnesia.detectors import DETECTORS, LastGuidance, Reference
+from cryptomnesia.detectors import DETECTORS, Drift, LastGuidance, Reference
 from cryptomnesia.evaluate import auc
 from cryptomnesia.localizers import Watched
 from cryptomnesia.trajectory import Norms, Trajectory
@@ -15,7 +17,7 @@ def trajectory(delta, guidance=None, complete=True):
     delta = torch.tensor(delta)
     guidance = torch.full_like(delta, torch.nan) if guidance is None else torch.tensor(guidance)
     steps = delta.shape[1] + (not complete)
-    return Trajectory(tuple(range(steps)), Norms(delta, delta, delta, guidance), {}, torch.empty(0), complete)
+    return Trajectory(tuple(range(steps)), Norms(delta, delta, delta, guidance, delta), {}, torch.empty(0), complete)
 
 
 def test_stability_is_the_largest_deviation_so_far():
@@ -36,6 +38,19 @@ def test_stability_refuses_a_run_of_another_length():
     reference = Reference.fit(trajectory([[1.0, 10.0], [3.0, 14.0]]).norms)
     with pytest.raises(UsageError, match="the run has 3 evaluations, the calibration 2"):
         Stability(reference).score(trajectory([[1.0, 1.0, 1.0]]))
+
+
+def test_drift_is_the_largest_deviation_of_the_logarithm():
+    # logarithms 0 and 2, so mean 1 and deviation √2, at the second evaluation; 0 and 4 at the third
+    e = math.e
+    reference = Reference.fit(trajectory([[9.0, 1.0, 1.0], [9.0, e**2, e**4]]).norms)
+    runs = trajectory([[1.0, e**3, e**2], [float("nan"), e, e**-4]])
+    expected = torch.tensor([[0.0, 2**0.5, 2**0.5], [0.0, 0.0, 6 / 8**0.5]])
+    torch.testing.assert_close(Drift(reference).running(runs), expected)
+    torch.testing.assert_close(Drift(reference).score(runs), expected[:, -1])
+    assert Drift(reference).score(trajectory([[1.0, 1.0]], complete=False)).isnan().all()
+    with pytest.raises(UsageError, match="the run has 2 evaluations, the calibration 3"):
+        Drift(reference).score(trajectory([[1.0, 1.0]]))
 
 
 def test_guidance_magnitude_averages_the_first_steps():

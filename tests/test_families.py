@@ -89,7 +89,7 @@ def test_the_whole_chain_from_calibration_to_guard(family):
     pipe = family.make()
     calibration = Calibration.fit(pipe, PROMPTS, family.sampling, batch_size=51)
     guided = family.scale is not None
-    assert set(calibration.null) == (set(DETECTORS) if guided else {"stability"})
+    assert set(calibration.null) == (set(DETECTORS) if guided else {"stability", "drift"})
     found = list(examine(pipe, ["a red circle", "a blue star"], [0, 1], family.sampling, calibration, rate=0.5))
     plain = call(pipe, family)
     with guard(pipe, calibration, rate=0.5) as observing:

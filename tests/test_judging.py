@@ -13,14 +13,14 @@ UNIT = Moments(torch.zeros(3), torch.ones(3))
 def calibration(*null):
     """Of 3 evaluations, with the same null score of stability and last guidance in all of 99 references."""
     scores = torch.tensor(null).expand(99, 3)
-    return Calibration({}, Reference(UNIT, UNIT, UNIT), {"stability": scores, "guidance-last": scores}, "", 0)
+    return Calibration({}, Reference(UNIT, UNIT, UNIT, UNIT), {"stability": scores, "guidance-last": scores}, "", 0)
 
 
 def trajectory(*rows, planned=3):
     """Images by their ‖δ‖, which are also their ‖z‖ and guidance."""
     delta = torch.tensor(rows)
     return Trajectory(
-        tuple(range(planned)), Norms(delta, delta, delta, delta), {}, torch.empty(0), delta.shape[1] == planned
+        tuple(range(planned)), Norms(delta, delta, delta, delta, delta), {}, torch.empty(0), delta.shape[1] == planned
     )
 
 
@@ -53,7 +53,7 @@ def test_what_cannot_be_judged_says_why():
     assert "the run ended after 2 of 3 evaluations" in short.reason
     assert "not finite from evaluation 1 on" in broken.reason
     whole = trajectory([2.0, 2.0, 2.0])
-    blind = Norms(whole.norms.delta, whole.norms.z, whole.norms.x0, torch.full((1, 3), torch.nan))
+    blind = Norms(whole.norms.delta, whole.norms.z, whole.norms.x0, torch.full((1, 3), torch.nan), whole.norms.drift)
     (lacking,) = judge(Trajectory(whole.timesteps, blind, {}, whole.latents, True))
     assert "guidance-last lacks its signal" in lacking.reason
     for each in (short, broken, lacking):
@@ -65,7 +65,7 @@ def test_what_cannot_be_judged_says_why():
 def test_what_does_not_fit_is_explained():
     fitted = calibration(1.0, 1.0, 1.0)
     for settings, message in [
-        ({"detector": "tarot"}, "unknown detector 'tarot'; known are stability, guidance-first"),
+        ({"detector": "tarot"}, "unknown detector 'tarot'; known are stability, drift"),
         ({"detector": "guidance-mean"}, "knows no guidance-mean; it has stability, guidance-last"),
         ({"rate": 0.0}, "got the false-positive rate 0; give one between 0 and 1"),
         ({"rate": 0.001}, "needs at least 999 null references, the calibration has 99"),

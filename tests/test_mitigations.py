@@ -20,7 +20,10 @@ def apply(x0_std, index=0, severity=0, delta_mean=1.0):
     """One image with z = (3, 4), an update to (0, 0) and x̂0 = (6, 8); α_{t−1} = 1/2."""
     count = index + 1
     reference = Reference(
-        delta=moments(delta_mean, 0.5, count), z=moments(4.0, 0.25, count), x0=moments(5.0, x0_std, count)
+        delta=moments(delta_mean, 0.5, count),
+        z=moments(4.0, 0.25, count),
+        x0=moments(5.0, x0_std, count),
+        drift=moments(0.0, 1.0, count),
     )
     wanted, active, severity = StabilityRule().apply(
         z=torch.tensor([[3.0, 4.0]]),
@@ -84,7 +87,10 @@ def corrected_everywhere(pipe, run):
         plain = run(pipe)
     usual = seen.trajectory.norms
     far = Reference(
-        *(Moments(0.5 * norm.mean(dim=0), 0.005 * norm.mean(dim=0)) for norm in (usual.delta, usual.z, usual.x0))
+        *(
+            Moments(0.5 * norm.mean(dim=0), 0.005 * norm.mean(dim=0))
+            for norm in (usual.delta, usual.z, usual.x0, usual.x0)
+        )
     )
     with stabilize(pipe, far) as (done, seen):
         corrected = run(pipe)
@@ -126,7 +132,7 @@ def test_the_rescaled_x0_arrives_in_the_latents(solver):
         own.append((step.sample, solver.after(step.guided.value), step.guided.x0, solver.alpha_after))
 
     rule = StabilityRule(tau_mild=-1.0, tau_strong=torch.inf, k=len(wanted))
-    reference = Reference(anywhere, anywhere, Moments(wanted, wanted))
+    reference = Reference(anywhere, anywhere, Moments(wanted, wanted), anywhere)
     with stabilize(pipe, reference, rule), watch(pipe, steer=look):
         latents = call(pipe, solver)
     reached = [sample for sample, *_ in own[1:]] + [latents]
@@ -146,7 +152,7 @@ def test_the_clamped_update_arrives(solver):
     delta, x0 = (Moments(0.5 * norm.mean(dim=0), 0.005 * norm.mean(dim=0)) for norm in (usual.delta, usual.x0))
     free = Moments(delta.mean, torch.full_like(delta.mean, 1e9))
     always = StabilityRule(tau_mild=-1.0, tau_strong=-1.0)
-    with stabilize(pipe, Reference(delta, free, x0), always) as (done, seen):
+    with stabilize(pipe, Reference(delta, free, x0, free), always) as (done, seen):
         call(pipe, solver)
     assert done.active.all()
     found = seen.trajectory.norms
@@ -162,7 +168,7 @@ def test_an_image_inside_its_region_is_not_touched_by_its_neighbour():
     norms = seen.trajectory.norms
     # centred on the second image, so narrow that the first one is far outside
     reference = Reference(
-        *(Moments(norm[1], 1e-3 * (norm[0] - norm[1]).abs()) for norm in (norms.delta, norms.z, norms.x0))
+        *(Moments(norm[1], 1e-3 * (norm[0] - norm[1]).abs()) for norm in (norms.delta, norms.z, norms.x0, norms.x0))
     )
     with stabilize(pipe, reference) as (done, _):
         corrected = run(pipe)
@@ -174,7 +180,7 @@ def test_an_image_inside_its_region_is_not_touched_by_its_neighbour():
 
 def test_mitigation_explains_what_it_cannot_do():
     pipe = stable_diffusion()
-    reference = Reference(*(moments(1.0, 1.0, count=6) for _ in range(3)))
+    reference = Reference(*(moments(1.0, 1.0, count=6) for _ in range(4)))
     with pytest.raises(UsageError, match="calibration 6"), stabilize(pipe, reference):
         run(pipe, steps=5)
     config = pipe.scheduler.config

@@ -83,6 +83,10 @@ def test_norms_are_those_of_the_kept_tensors():
         torch.testing.assert_close(trajectory.norms.x0[:, index], step.guided.x0.flatten(1).norm(dim=1))
         apart = (step.cond.value - step.uncond.value).flatten(1).norm(dim=1)
         torch.testing.assert_close(trajectory.norms.guidance[:, index], apart)
+        if index:
+            moved = (step.cond.x0 - trajectory.steps[index - 1].cond.x0).flatten(1).norm(dim=1)
+            torch.testing.assert_close(trajectory.norms.drift[:, index], moved)
+    assert trajectory.norms.drift[:, 0].isnan().all()
 
 
 def test_several_prompts_and_images_per_prompt_do_not_mix():

@@ -84,12 +84,14 @@ class Norms:
         x0: ‖x̂_0‖ of the guided prediction.
         guidance: distance of the two branches' values as the network gives them, ‖ε_c − ε_u‖ for
             ε-prediction; NaN without an unconditional branch.
+        drift: distance of the conditional branch's x̂_0 from that of the evaluation before; NaN at the first.
     """
 
     delta: Tensor
     z: Tensor
     x0: Tensor
     guidance: Tensor
+    drift: Tensor
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,9 @@ class _Call:
     timesteps: tuple[float, ...]
     keep: frozenset[int]
     steps: dict[int, Step] = field(default_factory=dict)
-    norms: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    norms: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
     latents: Tensor | None = None
+    estimate: Tensor | None = None
     thread: int = field(default_factory=get_ident)
 
     @property
@@ -267,7 +270,10 @@ class Watch:
             apart = torch.full_like(norms(x), torch.nan)
         else:
             apart = norms(seen.cond.value - seen.uncond.value)
-        call.norms.append((norms(latents - sample), norms(latents), norms(prediction(value).x0), apart))
+        estimate = seen.cond.x0.detach()
+        drift = torch.full_like(apart, torch.nan) if call.estimate is None else norms(estimate - call.estimate)
+        call.estimate = estimate
+        call.norms.append((norms(latents - sample), norms(latents), norms(prediction(value).x0), apart, drift))
         if self._after_step is not None:
             self._after_step(len(call.norms))
         return result

@@ -54,7 +54,7 @@ def detect(
         ),
     ] = None,
     detector: Annotated[
-        str, typer.Option(help="stability, guidance-first, guidance-mean or guidance-last.")
+        str, typer.Option(help="stability, drift, guidance-first, guidance-mean or guidance-last.")
     ] = "stability",
     rate: Annotated[float, typer.Option(help="False-positive rate at which an image is flagged.")] = 0.01,
     batch_size: BatchSize = 8,

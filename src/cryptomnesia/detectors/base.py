@@ -47,21 +47,29 @@ class Reference:
         delta: of ‖δ_t‖.
         z: of ‖z_t‖ after the step.
         x0: of ‖x̂_0‖.
+        drift: of log‖x̂_0(t) − x̂_0(t+1)‖, conditional; meaningless at the first evaluation.
     """
 
     delta: Moments
     z: Moments
     x0: Moments
+    drift: Moments
 
     @classmethod
     def fit(cls, norms: Norms) -> "Reference":
         """Estimate the moments from the norms of at least two reference images."""
         moments = {}
-        for name in ("delta", "z", "x0"):
-            values: Tensor = getattr(norms, name)
+        # the first drift is NaN
+        drift = logarithm(norms.drift.nan_to_num(nan=1.0))
+        for name, values in (("delta", norms.delta), ("z", norms.z), ("x0", norms.x0), ("drift", drift)):
             if len(values) < 2:
                 raise UsageError(f"got {len(values)} reference images; give at least 2")
             std = values.std(dim=0)
             # a norm that never varies says nothing; a floor keeps its z-scores finite
-            moments[name] = Moments(values.mean(dim=0), std.clamp_min(1e-6 * values.mean(dim=0).abs()))
+            moments[name] = Moments(values.mean(dim=0), std.clamp_min(1e-6 * values.mean(dim=0).abs().clamp_min(1e-6)))
         return cls(**moments)
+
+
+def logarithm(norms: Tensor) -> Tensor:
+    """The logarithm of norms; of one that vanishes, that of a very small one."""
+    return norms.clamp_min(1e-12).log()
