@@ -19,7 +19,6 @@ a plain one.
 
 import statistics
 import time
-import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -31,14 +30,12 @@ import numpy as np
 import torch
 from common import Start, Tell, print_json, progress
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from cryptomnesia import Calibration, Guard, Sampling, StabilityRule, Verdict
 from cryptomnesia.calibrate import fingerprint
 from cryptomnesia.detectors.base import Moments, Reference
 from cryptomnesia.judging import Judge
+from cryptomnesia.localizers.memory import peak_bytes
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
@@ -196,39 +193,12 @@ def where(call: Callable[[], None], guarding: Guard) -> dict[str, float]:
     return {part: statistics.median(each[part] for each in calls) for part in parts if part != "solver"}
 
 
-class Living(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made in its block.
-
-    Attributes:
-        peak: the most that were alive at once.
-    """
-
-    def __init__(self) -> None:
-        """Nothing is alive yet."""
-        super().__init__()
-        self.peak = 0
-        self._alive: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_key(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for each in tree_leaves(result):
-            # a view or an operation in place makes no memory
-            if isinstance(each, Tensor) and (key := _key(each)) not in given and key not in self._alive:
-                storage = each.untyped_storage()
-                self._alive[key] = storage.nbytes()
-                weakref.finalize(storage, self._alive.pop, key)
-        self.peak = max(self.peak, sum(self._alive.values()))
-        return result
-
-
 def peak_extra_bytes(call: Callable[[], None], guarding: Guard) -> int:
     """Bytes by which a guarded call's peak lies above a plain one's."""
     peaks = []
     for guarded in (False, True):
-        with guarding if guarded else nullcontext(), Living() as living:
-            call()
-        peaks.append(living.peak)
+        with guarding if guarded else nullcontext():
+            peaks.append(peak_bytes(call))
     return peaks[1] - peaks[0]
 
 
@@ -259,11 +229,6 @@ def permissive(pipe: Any, sampling: Sampling) -> Calibration:
     return Calibration(
         fingerprint(pipe, sampling), Reference(flat, flat, flat, flat), null, prompts_sha256="", prompts=0
     )
-
-
-def _key(tensor: Tensor) -> int:
-    """What tells its memory from any other's that is alive."""
-    return tensor.untyped_storage()._cdata
 
 
 if __name__ == "__main__":

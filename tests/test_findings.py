@@ -13,7 +13,7 @@ from cryptomnesia import (
     examine,
     generate,
 )
-from tiny_pipelines import SAMPLING
+from tiny_pipelines import SAMPLING, unconditional
 
 
 def test_findings_agree_with_the_parts(pipe, calibration):
@@ -100,3 +100,9 @@ def test_trajectories_do_not_need_pictures(pipe, monkeypatch):
 def test_a_prompt_that_would_be_cut_is_refused(pipe):
     with pytest.raises(UsageError, match=r"prompt 'a a a .*\.\.\.' has 62 tokens, the model takes 32; shorten it"):
         next(generate(pipe, ["a " * 60], [0], SAMPLING))
+
+
+def test_an_option_that_the_pipeline_does_not_know_is_refused():
+    pipe = unconditional()
+    with pytest.raises(UsageError, match="a DDIMPipeline takes no negative_prompt; leave it out"):
+        next(generate(pipe, [""], [0], Sampling(2, 1.0, options={"negative_prompt": "blurry"})))

@@ -87,9 +87,12 @@ def generate(
         progress: called after every evaluation with the number of images done.
 
     Raises:
-        UsageError: for a prompt that is too long, or more steps than the model was trained with.
+        UsageError: for a prompt that is too long, more steps than the model was trained with, or an option that the
+            pipeline does not know.
     """
     check_prompts(pipe, list(dict.fromkeys(prompts)))
+    if unknown := sampling.options.keys() - signature(type(pipe).__call__).parameters.keys():
+        raise UsageError(f"a {type(pipe).__name__} takes no {', '.join(sorted(unknown))}; leave it out")
     trained = pipe.scheduler.config["num_train_timesteps"]
     if sampling.steps > trained:
         raise UsageError(f"got {sampling.steps} steps, the model knows {trained} timesteps; give fewer")
