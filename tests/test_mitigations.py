@@ -81,8 +81,8 @@ def run(pipe, seeds=(0, 1), steps=6):
     ).images
 
 
-def corrected_everywhere(pipe, run):
-    """The run with regions so far from what happens that every image is corrected strongly; checks the norms."""
+def assert_corrected_everywhere(pipe, run):
+    """With regions so far from what happens that every image is corrected strongly, the norms are where they should be."""
     with watch(pipe) as seen:
         plain = run(pipe)
     usual = seen.trajectory.norms
@@ -108,12 +108,12 @@ def corrected_everywhere(pipe, run):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_corrected_norms_are_where_the_rule_wants_them(family):
-    corrected_everywhere(FAMILIES[family](), run)
+    assert_corrected_everywhere(FAMILIES[family](), run)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_corrections_arrive_through_every_solver(solver):
-    corrected_everywhere(with_solver(solver), partial(call, name=solver))
+    assert_corrected_everywhere(with_solver(solver), partial(call, name=solver))
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
