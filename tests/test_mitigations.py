@@ -82,7 +82,7 @@ def run(pipe, seeds=(0, 1), steps=6):
 
 
 def assert_corrected_everywhere(pipe, run):
-    """With regions so far from what happens that every image is corrected strongly, the norms are where they should be."""
+    """With regions so far off that every image is corrected strongly, the norms are where the rule wants them."""
     with watch(pipe) as seen:
         plain = run(pipe)
     usual = seen.trajectory.norms
