@@ -53,7 +53,7 @@ from cryptomnesia.localizers import (
 )
 from cryptomnesia.localizers.baseline import reading
 from cryptomnesia.localizers.mask import smoothed
-from cryptomnesia.localizing import Method, check_methods, method
+from cryptomnesia.methods import Method, check_methods, method
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.bundle import control_captions

@@ -170,7 +170,7 @@ def records_of(
                 )
             )
             view = adapter_for(pipe).denoiser()
-            maps = {each.name: each.map(Watched(batch.trajectory, view)) for each in LOCALIZERS}
+            maps = {each.name: each.map(Watched(batch.trajectory, view, seeds=batch.seeds)) for each in LOCALIZERS}
             for row, record in enumerate(own):
                 entry = entries[len(records) + row]
                 assert entry is not None

@@ -37,6 +37,7 @@ from cryptomnesia import Calibration, Rephrasing, Sampling, StabilityRule, gener
 from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
 from cryptomnesia.evaluate import rate as share
+from cryptomnesia.mitigations import Rule
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.bundle import control_captions
@@ -265,7 +266,7 @@ def mitigation(setup: Setup, unplanted: list[str]) -> dict[str, Any]:
 
 
 def guarded(
-    setup: Setup, what: str, rule: StabilityRule | Rephrasing | None, prompts: list[str], first_seed: int
+    setup: Setup, what: str, rule: Rule | None, prompts: list[str], first_seed: int
 ) -> tuple[Tensor, list[str], np.ndarray]:
     """Of the user's own calls: images (n, 3, 64, 64), what was done about each, and whether it was called clean (n,).
 

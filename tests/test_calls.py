@@ -3,7 +3,7 @@ import torch
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from PIL import Image
 
-from cryptomnesia.calls import Noise, prompt_of, repeated, replaced, single
+from cryptomnesia.calls import Noise, merged, prompt_of, replaced, single
 
 
 def test_a_long_lived_generator_gives_other_noise_at_every_call():
@@ -30,8 +30,10 @@ def test_one_image_of_a_call_keeps_what_belongs_to_it():
     assert torch.equal(alone.pop("negative_prompt_embeds"), embeds[1:])
     assert alone == {"prompt": ["a blue star"], "negative_prompt": ["a ring"], "eta": 0.5}
     latents = torch.randn(1, 4, 8, 8)
-    many = repeated({**alone, "latents": latents, "generator": torch.Generator().manual_seed(3)}, 2)
-    assert many["prompt"] == ["a blue star"] * 2
+    one = {**alone, "latents": latents, "generator": torch.Generator().manual_seed(3)}
+    many = merged([one, {**one, "prompt": ["a ring"]}])
+    assert many["prompt"] == ["a blue star", "a ring"]
+    assert many["eta"] == 0.5
     assert torch.equal(many["latents"], latents.expand(2, -1, -1, -1))
     assert [torch.rand(1, generator=each).item() for each in many["generator"]] == [
         torch.rand(1, generator=torch.Generator().manual_seed(3)).item()

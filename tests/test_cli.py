@@ -61,7 +61,6 @@ def test_help_and_import_load_neither_torch_nor_diffusers():
     assert "detect" in out
 
 
-@pytest.mark.bundled
 def test_detect_tells_planted_from_ordinary_and_draws_panels(cryptomnesia, tmp_path):
     manifest = Manifest.load(BUNDLE)
     entry = max((e for e in manifest.entries if e.kind == "template"), key=lambda e: (e.exposures, e.replicated or 0))
@@ -82,7 +81,6 @@ def test_detect_tells_planted_from_ordinary_and_draws_panels(cryptomnesia, tmp_p
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.bundled
 def test_the_demo_prints_a_table_and_says_where_its_pictures_are(cryptomnesia, tmp_path):
     (tmp_path / "0099-seed-0.png").write_text("a panel of an earlier run")
     (tmp_path / "notes.txt").write_text("of the user")
@@ -96,7 +94,6 @@ def test_the_demo_prints_a_table_and_says_where_its_pictures_are(cryptomnesia, t
     assert (tmp_path / "notes.txt").exists()
 
 
-@pytest.mark.bundled
 def test_show_draws_the_grid(cryptomnesia, monkeypatch, tmp_path):
     monkeypatch.setattr("cryptomnesia.proving_ground.show._GENERATIONS", 1)
     code, _, _ = cryptomnesia("proving-ground", "show", "-o", tmp_path / "new" / "grid")
@@ -164,34 +161,14 @@ TINY = ["detect", "TINY", "--prompt", "a", "--calibration", "CALIBRATION"]
         (["detect", "TINY", "--prompt", "a", "--calibration", "none"], "no calibration file none"),
         ([*TINY], "steps is 50, calibrated 2"),
         ([*TINY, *SETUP], "needs at least 99 null"),
-        pytest.param(
-            ["detect", "bundled", "--prompt", "a " * 40], "tokens, the model takes 32", marks=pytest.mark.bundled
-        ),
-        pytest.param(
-            [*BUNDLED, "--guidance", "1", "--detector", "guidance-mean"],
-            "needs the unconditional branch",
-            marks=pytest.mark.bundled,
-        ),
-        pytest.param(
-            [*BUNDLED, "--guidance", "1", "-o", "OUT"], "needs the unconditional branch", marks=pytest.mark.bundled
-        ),
-        pytest.param(
-            [*BUNDLED, "--detector", "tarot"],
-            "unknown detector 'tarot'; known are stability",
-            marks=pytest.mark.bundled,
-        ),
-        pytest.param(
-            [*BUNDLED, "--scheduler", "tarot"],
-            "unknown scheduler 'tarot'; known are own, ddim",
-            marks=pytest.mark.bundled,
-        ),
-        pytest.param(
-            [*BUNDLED, "--scheduler", "euler"],
-            "scheduler is EulerDiscreteScheduler, calibrated DDIM",
-            marks=pytest.mark.bundled,
-        ),
-        pytest.param([*BUNDLED, "--rate", "2"], "false-positive rate 2", marks=pytest.mark.bundled),
-        pytest.param([*BUNDLED, "-o", "FILE"], "cannot write to", marks=pytest.mark.bundled),
+        (["detect", "bundled", "--prompt", "a " * 40], "tokens, the model takes 32"),
+        ([*BUNDLED, "--guidance", "1", "--detector", "guidance-mean"], "needs the unconditional branch"),
+        ([*BUNDLED, "--guidance", "1", "-o", "OUT"], "needs the unconditional branch"),
+        ([*BUNDLED, "--detector", "tarot"], "unknown detector 'tarot'; known are stability"),
+        ([*BUNDLED, "--scheduler", "tarot"], "unknown scheduler 'tarot'; known are own, ddim"),
+        ([*BUNDLED, "--scheduler", "euler"], "scheduler is EulerDiscreteScheduler, calibrated DDIM"),
+        ([*BUNDLED, "--rate", "2"], "false-positive rate 2"),
+        ([*BUNDLED, "-o", "FILE"], "cannot write to"),
         (["calibrate", "TINY", "--prompts", "SHORT", "-o", "OUT"], "got 1 reference prompts"),
         (["proving-ground", "verify", "--bundle", "FOLDER"], "no manifest"),
     ],

@@ -7,6 +7,7 @@ from diffusers import LCMScheduler
 
 from cryptomnesia import (
     CurvatureDifference,
+    Rephrasing,
     Sampling,
     StabilityRule,
     UsageError,
@@ -42,6 +43,16 @@ def test_flagged_images_get_a_map_and_another_picture(pipe, calibration):
         assert finding.map.shape == (8, 8)
         assert finding.instead.shape == finding.image.shape
         assert not torch.equal(finding.instead, finding.image)
+
+
+def test_flagged_images_are_made_again_together_without_words(pipe, calibration):
+    prompts = ["a blue star on a red ground", "a green ring"]
+    # nothing that is made again is clean
+    strict = replace(calibration, null={"stability": torch.full((99, 3), -1.0)})
+    for finding in examine(pipe, prompts, [5, 6], SAMPLING, strict, rule=Rephrasing(most=2)):
+        assert finding.instead is None
+        assert finding.remedy.action == "withheld"
+        assert len(finding.remedy.dropped) == 2
 
 
 def test_latents_that_break_behind_the_detectors_look_are_not_called_clean(pipe, calibration):

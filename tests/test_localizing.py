@@ -2,10 +2,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cryptomnesia import UsageError, localizing
+from cryptomnesia import UsageError
+from cryptomnesia import methods as methods_module
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.localizers import Curvature, CurvatureDifference, DiagonalEstimator, Watched, baseline
-from cryptomnesia.localizing import MapCalibration, check_methods, localize, method
+from cryptomnesia.localizing import localize
+from cryptomnesia.map_calibration import MapCalibration
+from cryptomnesia.methods import check_methods, method
 from cryptomnesia.sampling import generate
 from cryptomnesia.settings import Sampling
 from tiny_pipelines import PROMPTS, SAMPLING, flux, stable_diffusion, unconditional
@@ -145,7 +148,7 @@ def test_ordinary_pictures_get_ordinary_masks(pipe, fitted):
 
 def test_a_calibration_that_does_not_fit_is_refused_before_anything_is_generated(pipe, fitted, monkeypatch):
     methods, calibration = fitted
-    monkeypatch.setattr(localizing, "generate", None)
+    monkeypatch.setattr(methods_module, "generate", None)
     with pytest.raises(UsageError, match="made with another setup"):
         localize(pipe, ["a red circle"], [0], Sampling(4, 2.0), methods[:1], calibration=calibration)
     with pytest.raises(UsageError, match="got the pixel rate 1e-05"):

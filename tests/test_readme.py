@@ -11,7 +11,6 @@ def text(request):
     return (request.config.rootpath / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.bundled
 def test_the_python_examples_run(request, capsys):
     root = request.config.rootpath
     for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
@@ -22,7 +21,6 @@ def test_the_python_examples_run(request, capsys):
     assert "a red circle on a blue ground" in out
 
 
-@pytest.mark.bundled
 def test_pictures_and_pages_exist(request):
     root = request.config.rootpath
     for page in (root / "README.md", *(root / "docs").glob("*.md")):
@@ -30,13 +28,11 @@ def test_pictures_and_pages_exist(request):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.bundled
 def test_the_guidance_in_the_examples_is_the_bundled_models(request):
     guidance = Manifest.load(BUNDLE).guidance
     assert set(re.findall(r"guidance(?:_scale)?=([\d.]+)", text(request))) == {f"{guidance:g}"}
 
 
-@pytest.mark.bundled
 @pytest.mark.parametrize("name", ["first_look", "proving_ground"])
 def test_figures_in_the_readme_are_the_published_ones(request, name):
     """Every figure cell `value (low–high)` or plain figure marked with its key stands in the results."""

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cryptomnesia.calibrate import Calibration
-    from cryptomnesia.detectors import GuidanceMagnitude, Stability
+    from cryptomnesia.detectors import Drift, GuidanceMagnitude, Stability
     from cryptomnesia.errors import CryptomnesiaError, UsageError
     from cryptomnesia.findings import Finding, examine
     from cryptomnesia.guarding import Guard, Verdict, guard
     from cryptomnesia.localizers import CurvatureDifference, ScoreDifference
-    from cryptomnesia.localizing import MapCalibration, localize
+    from cryptomnesia.localizing import localize
+    from cryptomnesia.map_calibration import MapCalibration
     from cryptomnesia.mitigations import Rephrasing, StabilityRule, stabilize
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.sampling import generate
@@ -26,10 +27,11 @@ _HOMES = {
     "Calibration": "calibrate",
     "CryptomnesiaError": "errors",
     "CurvatureDifference": "localizers",
+    "Drift": "detectors",
     "Finding": "findings",
     "Guard": "guarding",
     "GuidanceMagnitude": "detectors",
-    "MapCalibration": "localizing",
+    "MapCalibration": "map_calibration",
     "Rephrasing": "mitigations",
     "Sampling": "settings",
     "ScoreDifference": "localizers",
@@ -52,6 +54,7 @@ __all__ = [
     "Calibration",
     "CryptomnesiaError",
     "CurvatureDifference",
+    "Drift",
     "Finding",
     "Guard",
     "GuidanceMagnitude",

@@ -31,7 +31,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.files import load_checked, prompts_digest, save_checked
 from cryptomnesia.sampling import Progress, generate
 from cryptomnesia.settings import Sampling
-from cryptomnesia.trajectory import joined
+from cryptomnesia.trajectory import Trajectory, joined
 
 FORMAT = 1
 """Version of the file layout."""
@@ -154,29 +154,27 @@ class Calibration:
         check_references(prompts, repeated=not adapter_for(pipe).conditional)
         seeds = range(seed, seed + len(prompts))
         batches = generate(pipe, prompts, seeds, sampling, batch_size=batch_size, decode=False, progress=progress)
-        whole = joined([batch.trajectory for batch in batches])
-        if not whole.complete:
+        return cls.of(pipe, prompts, sampling, joined([batch.trajectory for batch in batches]))
+
+    @classmethod
+    def of(cls, pipe: Any, prompts: Sequence[str], sampling: Sampling, seen: Trajectory) -> "Calibration":
+        """Learn from what was `seen` of one image for every reference prompt; see `fit`."""
+        if not seen.complete:
             raise UsageError(
                 "the reference runs ended before their last step; calibrate with options that let them end"
             )
         order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
         cut = len(prompts) // 3
-        reference = Reference.fit(whole.rows(order[:cut]).norms)
-        rest = whole.rows(order[cut:])
-        guided = not whole.norms.guidance.isnan().all()
+        reference = Reference.fit(seen.rows(order[:cut]).norms)
+        rest = seen.rows(order[cut:])
+        guided = not seen.norms.guidance.isnan().all()
         judges = [make(reference) for make in DETECTORS.values()]
         null = {judge.name: judge.running(rest) for judge in judges if guided or "uncond" not in judge.needs}
         if any(scores.isnan().any() for scores in null.values()):
             raise UsageError(
                 "the model's output holds NaN or infinity on reference prompts; check its weights and dtype"
             )
-        return cls(
-            fingerprint(pipe, sampling),
-            reference,
-            null,
-            prompts_digest(prompts),
-            len(prompts),
-        )
+        return cls(fingerprint(pipe, sampling), reference, null, prompts_digest(prompts), len(prompts))
 
     @property
     def sampling(self) -> Sampling:

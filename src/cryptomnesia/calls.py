@@ -1,7 +1,7 @@
 """A call of a pipeline taken apart: the arguments that make one of its images alone, its noise, its output."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,32 +67,36 @@ def single(arguments: Mapping[str, Any], row: int) -> dict[str, Any]:
     return {name: [value] if name in PER_PROMPT and isinstance(value, str) else value for name, value in alone.items()}
 
 
-def repeated(alone: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The arguments of a call of `single`, its noise included, that make the same image `count` times."""
-    many = {
-        name: value * count if isinstance(value, list) else value.repeat_interleave(count, dim=0)
-        for name, value in alone.items()
-        if name in (*PER_PROMPT, "latents") and isinstance(value, list | Tensor)
-    }
-    return {**alone, **many, "generator": [replayed(alone["generator"]) for _ in range(count)]}
+def merged(calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments of one call that makes what several calls of `single`, with their noise, would make."""
+    many: dict[str, Any] = {"generator": [replayed(each["generator"]) for each in calls]}
+    for name, value in calls[0].items():
+        if name in (*PER_PROMPT, "latents") and isinstance(value, list):
+            many[name] = [item for each in calls for item in each[name]]
+        elif name in (*PER_PROMPT, "latents") and isinstance(value, Tensor):
+            many[name] = torch.cat([each[name] for each in calls])
+    if "batch_size" in calls[0]:
+        many["batch_size"] = len(calls)
+    return {**calls[0], **many}
 
 
-def replaced(output: Any, row: int, other: Any | None) -> Any:
+def replaced(output: Any, row: int, other: Any | None, place: int = 0) -> Any:
     """A call's output with everything that it says of one image taken from another call.
 
     Args:
         output: a tuple, or an output of diffusers, which is changed: the images first, a list of PIL images, an array
             or a tensor; behind them may stand Stable Diffusion's safety flags.
         row: which image.
-        other: the output of a call that made one image alone. None makes the image black and leaves its safety
-            flag, as diffusers' own checker does.
+        other: the output of another call. None makes the image black and leaves its safety flag, as diffusers' own
+            checker does.
+        place: which image of `other`.
     """
     parts = dict(enumerate(output)) if isinstance(output, tuple) else dict(output)
-    for place, (name, values) in enumerate(parts.items()):
-        if values is None or (place > 0 and other is None):
+    for number, (name, values) in enumerate(parts.items()):
+        if values is None or (number > 0 and other is None):
             continue
         if other is not None:
-            new = other[name][0]
+            new = other[name][place]
         else:
             new = Image.new(values[row].mode, values[row].size) if isinstance(values, list) else 0
         if isinstance(values, list):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +11,13 @@ from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import Calibration
 from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.errors import UsageError
+from cryptomnesia.guarding import Guard, Remade, Verdict
 from cryptomnesia.judging import Judge
 from cryptomnesia.localizers import BrightEnding, Localizer, Watched, end_positions
-from cryptomnesia.mitigations import StabilityRule, stabilize
-from cryptomnesia.sampling import Batch, Progress, generate
+from cryptomnesia.mitigations import Rule
+from cryptomnesia.sampling import Progress, generate, silent
 from cryptomnesia.settings import Sampling
-from cryptomnesia.solver import check_steerable
+from cryptomnesia.trajectory import Norms
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,12 @@ class Finding:
         flagged: whether the p-value is at most the chosen false-positive rate.
         crossed: of a flagged image, the evaluation, from 0, at which the running score was first flagged, against
             the references' scores at the same place.
+        norms: what was seen of it, each (1, N).
         image: (3, H, W) in [0, 1].
         map: of a flagged image, when asked for: Δh_∅ at latent resolution, (h, w).
-        instead: of a flagged image, when asked for: the same prompt and seed under mitigation, (3, H, W).
+        instead: of a flagged image, when asked for: the same prompt and seed under mitigation, (3, H, W); None also
+            when the mitigation found nothing that may be shown.
+        remedy: of a flagged image, when asked for: the guard's verdict, with what the mitigation did.
     """
 
     prompt: str
@@ -43,9 +46,11 @@ class Finding:
     p_value: float
     flagged: bool
     crossed: int | None
+    norms: Norms
     image: Tensor
     map: Tensor | None = None
     instead: Tensor | None = None
+    remedy: Verdict | None = None
 
 
 def examine(
@@ -58,7 +63,7 @@ def examine(
     detector: str = "stability",
     rate: float = 0.01,
     localizer: Localizer | None = None,
-    rule: StabilityRule | None = None,
+    rule: Rule | None = None,
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> Iterator[Finding]:
@@ -80,23 +85,35 @@ def examine(
     Raises:
         UsageError: before anything is generated, if the setup cannot answer.
     """
-    check(pipe, sampling, calibration, detector=detector, rate=rate, localizer=localizer, rule=rule)
-    judge = Judge(calibration, detector, rate)
+    judge, guarding = check(pipe, sampling, calibration, detector=detector, rate=rate, localizer=localizer, rule=rule)
+    adapter = adapter_for(pipe)
     keep = () if localizer is None else (localizer.step,)
     for batch in generate(pipe, prompts, seeds, sampling, batch_size=batch_size, keep=keep, progress=progress):
         judged = judge(batch.trajectory)
         rows = [row for row, each in enumerate(judged) if each.flagged]
         maps: dict[int, Tensor] = {}
-        instead: dict[int, Tensor] = {}
+        remade: dict[int, Remade] = {}
         if rows and localizer is not None:
-            view = adapter_for(pipe).denoiser()
+            view = adapter.denoiser()
             attention = isinstance(localizer, BrightEnding)
             ends = end_positions(pipe, [batch.prompts[row] for row in rows]) if attention else None
             watched = Watched(batch.trajectory.rows(rows), view, ends=ends, seeds=[batch.seeds[row] for row in rows])
             maps = dict(zip(rows, localizer.map(watched).cpu(), strict=True))
-        if rows and rule is not None:
-            instead = dict(zip(rows, _mitigated(pipe, batch, rows, sampling, calibration, rule), strict=True))
+        if guarding is not None:
+            calls = [
+                {
+                    **adapter.arguments([batch.prompts[row]], sampling),
+                    "generator": torch.Generator().manual_seed(batch.seeds[row]),
+                    "output_type": "pt",
+                }
+                for row in rows
+            ]
+            verdicts = [Verdict(row, batch.prompts[row], **vars(judged[row])) for row in rows]
+            with silent(pipe):
+                remade = dict(zip(rows, guarding.mitigate(calls, verdicts), strict=True))
         for row, each in enumerate(judged):
+            there = remade.get(row)
+            shown = None if there is None or there.output is None else there.output.images[there.place]
             yield Finding(
                 prompt=batch.prompts[row],
                 seed=batch.seeds[row],
@@ -104,9 +121,11 @@ def examine(
                 p_value=each.p_value,
                 flagged=each.flagged,
                 crossed=each.crossed,
+                norms=batch.trajectory.norms.rows([row]),
                 image=batch.images[row],
                 map=maps.get(row),
-                instead=instead.get(row),
+                instead=None if shown is None else shown.float().cpu(),
+                remedy=None if there is None else there.verdict,
             )
 
 
@@ -118,9 +137,12 @@ def check(
     detector: str = "stability",
     rate: float = 0.01,
     localizer: Localizer | None = None,
-    rule: StabilityRule | None = None,
-) -> None:
+    rule: Rule | None = None,
+) -> tuple[Judge, Guard | None]:
     """See that setup, calibration and settings fit together; arguments as for `examine`.
+
+    Returns:
+        What judges images, and what makes those again that are flagged, None without a rule.
 
     Raises:
         UsageError: saying what does not fit.
@@ -135,21 +157,8 @@ def check(
             f"{' and '.join(needing)} needs the unconditional branch, and at guidance {sampling.guidance:g} "
             f"{type(pipe).__name__} has none; give guidance above 1, to a model that is not distilled"
         )
-    if rule is not None:
-        check_steerable(pipe.scheduler)
-    calibration.check(pipe, sampling)
-    Judge(calibration, detector, rate)
-
-
-def _mitigated(
-    pipe: Any, batch: Batch, rows: list[int], sampling: Sampling, calibration: Calibration, rule: StabilityRule
-) -> Tensor:
-    again = generate(
-        pipe,
-        [batch.prompts[row] for row in rows],
-        [batch.seeds[row] for row in rows],
-        sampling,
-        batch_size=len(rows),
-        around=partial(stabilize, pipe, calibration.reference, rule),
+    guarding = (
+        None if rule is None else Guard(pipe, calibration, policy="mitigate", detector=detector, rate=rate, rule=rule)
     )
-    return torch.cat([part.images for part in again])
+    calibration.check(pipe, sampling)
+    return Judge(calibration, detector, rate), guarding

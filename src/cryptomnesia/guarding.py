@@ -7,20 +7,21 @@ is touched, so pipelines that are guarded in different threads do not see each o
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
+from itertools import repeat
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import Calibration, weights_digests
-from cryptomnesia.calls import Noise, prompt_of, repeated, replaced, replayed, single
+from cryptomnesia.calls import Noise, merged, prompt_of, replaced, single
 from cryptomnesia.errors import UsageError
 from cryptomnesia.judging import Judge
-from cryptomnesia.mitigations import Correction, Rephrasing, StabilityRule
+from cryptomnesia.mitigations import Correction, Rephrasing, Rule, StabilityRule, default_rule
 from cryptomnesia.mitigations.rephrasing import candidates, without
 from cryptomnesia.solver import check_steerable
 from cryptomnesia.trajectory import watch
@@ -86,7 +87,7 @@ class Guard:
 
     Example:
         with guard(pipe, calibration, policy="block") as guarding:
-            image = pipe("a red circle on a blue ground", guidance_scale=2.5).images[0]
+            image = pipe("a red circle on a blue ground", guidance_scale=1.5).images[0]
         guarding.verdicts[0].p_value
     """
 
@@ -98,7 +99,7 @@ class Guard:
         policy: Policy = "observe",
         detector: str = "stability",
         rate: float = 0.01,
-        rule: StabilityRule | Rephrasing | None = None,
+        rule: Rule | None = None,
         decide_by: int | None = None,
         retries: int = 3,
         on_verdict: Callable[[Verdict], None] | None = None,
@@ -127,8 +128,7 @@ class Guard:
         if retries < 1:
             raise UsageError(f"got {retries} retries; give at least 1, or another policy than regenerate")
         prompted = adapter_for(pipe).conditional
-        if rule is None:
-            rule = Rephrasing() if prompted else StabilityRule()
+        rule = rule or default_rule(conditional=prompted)
         if isinstance(rule, Rephrasing) and not prompted:
             raise UsageError(f"a {type(pipe).__name__} has no prompt to rephrase; give rule=StabilityRule()")
         if isinstance(rule, StabilityRule) and policy in ("mitigate", "regenerate"):
@@ -144,7 +144,7 @@ class Guard:
         self._early = decide_by is not None and policy != "observe"
         self._weights = weights_digests(pipe)
         calibration.check(pipe, calibration.sampling, self._weights)
-        self._kind: type[Any] | None = None
+        self._kind: type[Any] = type(pipe)
         self._parts = _networks(pipe)
 
     def attach(self) -> "Guard":
@@ -170,9 +170,8 @@ class Guard:
 
     def detach(self) -> None:
         """Leave the pipeline as it was; does nothing if the guard is not attached."""
-        if self._kind is not None:
+        if getattr(type(self.pipe), "guarded_by", None) is self:
             self.pipe.__class__ = self._kind
-            self._kind = None
 
     def __enter__(self) -> "Guard":
         return self.attach()
@@ -181,25 +180,28 @@ class Guard:
         self.detach()
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        assert self._kind is not None
         arguments = self._arguments(args, kwargs)
         self.verdicts = ()
         noise = Noise(arguments)
         output, verdicts = self._generate(arguments, correct=self.policy == "mitigate")
-        for row, verdict in enumerate(verdicts):
-            if verdict.clean or verdict.action == "mitigated" or self.policy == "observe":
-                continue
-            alone = single(arguments, row)
-            instead = None
-            if self.policy == "regenerate":
-                verdict, instead = self._regenerate(alone, noise, verdict)
-            elif self.policy == "mitigate" and isinstance(self.rule, Rephrasing):
-                verdict, instead = self._rephrase({**alone, **noise.of(row, alone=len(verdicts) == 1)}, verdict)
-            else:
-                uncorrected = self.policy == "mitigate" and verdict.flagged
-                verdict = _withheld(verdict, UNCORRECTED if uncorrected else "")
-            verdicts[row] = verdict
-            output = replaced(output, row, instead)
+        open_rows = [
+            row
+            for row, each in enumerate(verdicts)
+            if not (each.clean or each.action == "mitigated" or self.policy == "observe")
+        ]
+        alone = [single(arguments, row) for row in open_rows]
+        found = [verdicts[row] for row in open_rows]
+        if self.policy == "regenerate":
+            done = [self._regenerate(*each) for each in zip(alone, repeat(noise), found)]
+        elif self.policy == "mitigate" and isinstance(self.rule, Rephrasing):
+            own = [noise.of(row, alone=len(verdicts) == 1) for row in open_rows]
+            done = self.mitigate([{**one, **its} for one, its in zip(alone, own, strict=True)], found)
+        else:
+            why = UNCORRECTED if self.policy == "mitigate" else ""
+            done = [Remade(_withheld(each, why if each.flagged else "")) for each in found]
+        for row, remade in zip(open_rows, done, strict=True):
+            verdicts[row] = remade.verdict
+            output = replaced(output, row, remade.output, remade.place)
         self.verdicts = tuple(verdicts)
         if self.on_verdict is not None:
             for verdict in verdicts:
@@ -208,7 +210,7 @@ class Guard:
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The call's arguments by name, seen to fit the calibration."""
-        signature = inspect.signature(self._kind.__call__)  # type: ignore[union-attr]
+        signature = inspect.signature(self._kind.__call__)
         given = dict(signature.bind(self.pipe, *args, **kwargs).arguments)
         given.pop("self", None)
         given |= given.pop("kwargs", {})
@@ -228,7 +230,6 @@ class Guard:
             arguments: of the call.
             correct: under the rule, if it is one that corrects runs.
         """
-        assert self._kind is not None
         rule = self.rule
         correction = (
             Correction(self.calibration.reference, rule) if correct and isinstance(rule, StabilityRule) else None
@@ -256,66 +257,117 @@ class Guard:
         ]
         return output, verdicts if correction is None else [_told(each, correction) for each in verdicts]
 
-    def _regenerate(self, alone: dict[str, Any], noise: Noise, verdict: Verdict) -> tuple[Verdict, Any]:
-        """Other seeds for one image, then mitigation: the new verdict and output, None if nothing may be shown."""
+    def _regenerate(self, alone: dict[str, Any], noise: Noise, verdict: Verdict) -> "Remade":
+        """Other seeds for one image, then mitigation."""
         for attempt in range(1, self.retries + 1):
             output, (again,) = self._generate({**alone, **noise.other(verdict.image, attempt)})
             verdict = replace(verdict, retried=(*verdict.retried, again.p_value))
             if again.clean:
                 reason = f"{verdict.reason}; seed {attempt} after it has p = {again.p_value:.3g}"
-                return replace(verdict, action="regenerated", reason=reason), output
+                return Remade(replace(verdict, action="regenerated", reason=reason), output)
         verdict = replace(verdict, reason=f"{verdict.reason}; {self.retries} other seeds were no better")
-        alone = {**alone, **noise.other(verdict.image, self.retries)}
-        if isinstance(self.rule, Rephrasing):
-            return self._rephrase(alone, verdict)
-        output, (again,) = self._generate(alone, correct=True)
-        verdict = replace(verdict, severity=again.severity, corrected=again.corrected)
-        if again.action == "mitigated":
-            return replace(verdict, action="mitigated", reason=f"{verdict.reason}; mitigated"), output
-        return _withheld(verdict, UNCORRECTED if again.flagged else again.reason), None
+        return self.mitigate([{**alone, **noise.other(verdict.image, self.retries)}], [verdict])[0]
 
-    def _rephrase(self, alone: dict[str, Any], verdict: Verdict) -> tuple[Verdict, Any]:
-        """The same noise with fewer words: the new verdict and output, None if nothing may be shown."""
+    def mitigate(self, calls: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> list["Remade"]:
+        """Make flagged images again under the rule, all of them together.
+
+        Args:
+            calls: for each image the arguments of a call of the pipeline that makes it alone: `prompt` a list of one,
+                `generator` in the state that gave its noise.
+            verdicts: on the images as they were.
+        """
+        if isinstance(self.rule, Rephrasing):
+            return self._rephrase(calls, verdicts)
+        if not calls:
+            return []
+        output, again = self._generate(merged(calls), correct=True)
+        done = []
+        for place, (verdict, now) in enumerate(zip(verdicts, again, strict=True)):
+            told = replace(verdict, severity=now.severity, corrected=now.corrected)
+            if now.action == "mitigated":
+                told = replace(told, action="mitigated", reason=f"{told.reason}; mitigated")
+                done.append(Remade(told, output, place))
+            else:
+                done.append(Remade(_withheld(told, UNCORRECTED if now.flagged else now.reason)))
+        return done
+
+    def _rephrase(self, calls: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> list["Remade"]:
+        """The same noise with fewer words, until an image is clean or no more may be dropped."""
         assert isinstance(self.rule, Rephrasing)
-        texts = {name: value for name, value in alone.items() if name in PROMPTS and value is not None}
-        dropped: list[str] = []
-        p_value = verdict.p_value
-        while texts and len(dropped) < self.rule.most:
-            words = candidates(texts["prompt"][0], dropped)
+        texts = [
+            {name: value[0] for name, value in call.items() if name in PROMPTS and value is not None} for call in calls
+        ]
+        dropped: list[list[str]] = [[] for _ in calls]
+        p_values = [each.p_value for each in verdicts]
+        done: dict[int, Remade] = {}
+        for _ in range(self.rule.most):
+            words = {
+                row: found
+                for row in range(len(calls))
+                if row not in done and texts[row] and (found := candidates(texts[row]["prompt"], dropped[row]))
+            }
             if not words:
                 break
-            rest = [{name: without(text[0], [*dropped, word]) for name, text in texts.items()} for word in words]
-            scores = self._probe(alone, rest)
-            dropped.append(words[int(scores.argmin())])
-            fewer = {name: [without(text[0], dropped)] for name, text in texts.items()}
-            output, (again,) = self._generate({**alone, **fewer, "generator": replayed(alone["generator"])})
-            p_value = again.p_value
-            if again.clean:
-                reason = f"{verdict.reason}; without {', '.join(dropped)} p = {p_value:.3g}"
-                return replace(verdict, dropped=tuple(dropped), action="mitigated", reason=reason), output
-        why = f"without {', '.join(dropped)} still p = {p_value:.3g}" if dropped else "no words to leave out"
-        return _withheld(replace(verdict, dropped=tuple(dropped)), why), None
+            for row, word in self._best(calls, texts, dropped, words).items():
+                dropped[row].append(word)
+            output, again = self._generate(merged([_reworded(calls[row], texts[row], dropped[row]) for row in words]))
+            for place, (row, now) in enumerate(zip(words, again, strict=True)):
+                p_values[row] = now.p_value
+                if now.clean:
+                    reason = f"{verdicts[row].reason}; without {', '.join(dropped[row])} p = {now.p_value:.3g}"
+                    told = replace(verdicts[row], dropped=tuple(dropped[row]), action="mitigated", reason=reason)
+                    done[row] = Remade(told, output, place)
+        for row, verdict in enumerate(verdicts):
+            if row not in done:
+                lost = ", ".join(dropped[row])
+                why = f"without {lost} still p = {p_values[row]:.3g}" if lost else "no words to leave out"
+                done[row] = Remade(_withheld(replace(verdict, dropped=tuple(dropped[row])), why))
+        return [done[row] for row in range(len(calls))]
 
-    def _probe(self, alone: dict[str, Any], rest: list[dict[str, str]]) -> Tensor:
-        """Scores of an image after the rule's first evaluations under other prompts, (len(rest),); ∞ for NaN."""
+    def _best(
+        self,
+        calls: Sequence[dict[str, Any]],
+        texts: Sequence[dict[str, str]],
+        dropped: Sequence[list[str]],
+        words: Mapping[int, list[str]],
+    ) -> dict[int, str]:
+        """For every row of `words` the one without which the score after the rule's first evaluations is lowest."""
         assert isinstance(self.rule, Rephrasing)
-        assert self._kind is not None
         evaluations = min(self.rule.probe, self._judge.last + 1)
 
         def stop(done: int) -> None:
             if done == evaluations:
                 self.pipe._interrupt = True
 
-        quiet = {name: value for name, value in alone.items() if not name.startswith("callback")}
-        scores = []
-        for start in range(0, len(rest), self.rule.batch):
-            some = rest[start : start + self.rule.batch]
-            texts = {name: [each[name] for each in some] for name in some[0]}
+        tried = [(row, word) for row, own in words.items() for word in own]
+        best: dict[int, tuple[float, str]] = {}
+        for start in range(0, len(tried), self.rule.batch):
+            some = tried[start : start + self.rule.batch]
+            each = [_reworded(calls[row], texts[row], [*dropped[row], word]) for row, word in some]
+            arguments = {name: value for name, value in merged(each).items() if not name.startswith("callback")}
             with watch(self.pipe, after_step=stop) as seen:
-                self._kind.__call__(self.pipe, **{**repeated(quiet, len(some)), **texts, "output_type": "latent"})
+                self._kind.__call__(self.pipe, **{**arguments, "output_type": "latent"})
             self.pipe._interrupt = False
-            scores.append(self._judge.detector.running(seen.trajectory)[:, evaluations - 1])
-        return torch.cat(scores).nan_to_num(nan=torch.inf)
+            scores = self._judge.detector.running(seen.trajectory)[:, evaluations - 1].nan_to_num(nan=torch.inf)
+            for (row, word), score in zip(some, scores.tolist(), strict=True):
+                if row not in best or score < best[row][0]:
+                    best[row] = score, word
+        return {row: word for row, (_, word) in best.items()}
+
+
+@dataclass(frozen=True)
+class Remade:
+    """What became of an image that was not shown as it was.
+
+    Attributes:
+        verdict: with what was done.
+        output: of the pipeline's call that made another one; None if nothing may be shown.
+        place: of the image in that output.
+    """
+
+    verdict: Verdict
+    output: Any = None
+    place: int = 0
 
 
 guard = Guard
@@ -331,6 +383,11 @@ def _told(verdict: Verdict, correction: Correction) -> Verdict:
         corrected=corrected,
         action="mitigated" if corrected and (verdict.clean or verdict.flagged) else "none",
     )
+
+
+def _reworded(call: dict[str, Any], texts: dict[str, str], dropped: list[str]) -> dict[str, Any]:
+    """A call without some words of its prompts."""
+    return {**call, **{name: [without(text, dropped)] for name, text in texts.items()}}
 
 
 def _withheld(verdict: Verdict, why: str = "") -> Verdict:

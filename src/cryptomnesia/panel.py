@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -53,7 +54,7 @@ def panel(pictures: Sequence[tuple[str, np.ndarray]], title: str = "") -> Image.
         draw.text((4, 3), _fitted(title, sheet.width - 8, font), fill="black", font=font)
     for column, (name, picture) in enumerate(pictures):
         left = column * (SIDE + 4)
-        draw.text((left + 4, top - _BAR + 3), name, fill="black", font=font)
+        draw.text((left + 4, top - _BAR + 3), _fitted(name, SIDE - 8, font), fill="black", font=font)
         image = Image.fromarray(picture).convert("RGB")
         kind = Image.Resampling.NEAREST if max(image.size) < SIDE else Image.Resampling.LANCZOS
         sheet.paste(image.resize((SIDE, SIDE), kind), (left, top))
@@ -71,8 +72,10 @@ def write_panel(path: Path, finding: Finding, manifest: Manifest | None = None) 
     pictures = [("generated", pixels(finding.image))]
     if finding.map is not None:
         pictures.append(("memorized region", overlay(finding.image, finding.map)))
-    if finding.instead is not None:
-        pictures.append(("under mitigation", pixels(finding.instead)))
+    if finding.remedy is not None:
+        without = f"without {', '.join(finding.remedy.dropped)}" if finding.remedy.dropped else "under mitigation"
+        shown = torch.zeros_like(finding.image) if finding.instead is None else finding.instead
+        pictures.append(("withheld" if finding.instead is None else without, pixels(shown)))
     entry = None if manifest is None else manifest.planted_for(finding.prompt)
     if manifest is not None and entry is not None:
         pictures.append(("planted image", manifest.image(entry)))

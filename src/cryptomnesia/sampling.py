@@ -106,7 +106,7 @@ def generate(
             if progress is not None:
                 progress(start + size * done / len(pipe.scheduler.timesteps))
 
-        with _silent(pipe), watch(pipe, keep=keep, after_step=tell) as seen, (around or nullcontext)():
+        with silent(pipe), watch(pipe, keep=keep, after_step=tell) as seen, (around or nullcontext)():
             output = pipe(
                 **adapter.arguments(some, sampling),
                 generator=[torch.Generator().manual_seed(seed) for seed in their],
@@ -116,7 +116,7 @@ def generate(
 
 
 @contextmanager
-def _silent(pipe: Any) -> Iterator[None]:
+def silent(pipe: Any) -> Iterator[None]:
     """Without the pipeline's own progress bar."""
     before = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(**{**before, "disable": True})

@@ -146,6 +146,12 @@ class Store:
         """Where the rows of a batch are when it is done."""
         return self.folder / stage / f"{number:05}.parquet"
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold off the other processes that work on this run."""
+        with _writing(self.folder), FileLock(self.folder / ".lock"):
+            yield
+
     def keep(self, content: bytes, suffix: str) -> str:
         """Keep a file under the hash of its content; its path from the run directory.
 

@@ -93,6 +93,10 @@ class Norms:
     guidance: Tensor
     drift: Tensor
 
+    def rows(self, rows: list[int]) -> "Norms":
+        """The norms of some of the images."""
+        return Norms(*(getattr(self, norm.name)[rows] for norm in fields(Norms)))
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -124,9 +128,8 @@ class Trajectory:
 
     def rows(self, rows: list[int]) -> "Trajectory":
         """The trajectory of some of the images."""
-        norms = Norms(*(getattr(self.norms, norm.name)[rows] for norm in fields(Norms)))
         steps = {number: step.rows(rows) for number, step in self.steps.items()}
-        return Trajectory(self.timesteps, norms, steps, self.latents[rows], self.complete)
+        return Trajectory(self.timesteps, self.norms.rows(rows), steps, self.latents[rows], self.complete)
 
 
 def joined(trajectories: Sequence[Trajectory]) -> Trajectory:

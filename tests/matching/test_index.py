@@ -59,6 +59,23 @@ def test_a_picture_is_its_own_nearest(pictures, tmp_path):
     assert found.distances.shape == (1, 40)
 
 
+def test_a_match_is_nearer_than_pictures_usually_are(pictures, tmp_path):
+    for copy in range(60):  # a training image that is there many times
+        save(pictures / f"copy-{copy:02}.png", tensor(pictures / "02.png").permute(1, 2, 0).numpy())
+    index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
+    rng = torch.Generator().manual_seed(0)
+    near = (tensor(pictures / "02.png") + 0.02 * torch.randn(3, 64, 64, generator=rng)).clamp(0, 1)
+    other = torch.rand(3, 64, 64, generator=rng)
+    found = index.match(torch.stack([near, other]))
+    assert tensor(pictures / found.paths[0]).equal(tensor(pictures / "02.png"))
+    assert found.reproduced.tolist() == [True, False]
+    assert found.relative[0] < 0.2
+    assert 1 < found.relative[1] <= 2
+    sliver = torch.zeros(2, 64, 64)
+    sliver[:, :4, :4] = 1
+    assert not index.match(torch.stack([near, other]), masks=sliver).reproduced.any()
+
+
 def test_a_mask_finds_what_the_whole_picture_does_not(pictures, tmp_path):
     index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
     template = tensor(pictures / "01.png")

@@ -7,7 +7,8 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline
 from safetensors import safe_open
 
 from cryptomnesia import Calibration, Sampling
-from cryptomnesia.localizing import MapCalibration, method
+from cryptomnesia.map_calibration import MapCalibration
+from cryptomnesia.methods import method
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE, components
 from cryptomnesia.proving_ground import bundle as bundling
@@ -22,7 +23,6 @@ from cryptomnesia.proving_ground.verify import verify
 CONCEPTS = plant(0)
 
 
-@pytest.mark.bundled
 def test_the_bundle_is_small_half_precision_and_stock():
     assert sum(file.stat().st_size for file in BUNDLE.rglob("*") if file.is_file()) <= 40e6
     for name in ("pipeline", "early"):
@@ -39,7 +39,6 @@ def test_the_bundle_is_small_half_precision_and_stock():
         )  # cross-attention at the highest resolution
 
 
-@pytest.mark.bundled
 def test_manifest_and_calibration_belong_to_the_bundled_model():
     pipe = load_pipeline("bundled", device="cpu")
     manifest = Manifest.load(BUNDLE)
@@ -55,7 +54,6 @@ def test_manifest_and_calibration_belong_to_the_bundled_model():
     assert all(entry.generations == 8 for entry in manifest.entries if entry.planted)
 
 
-@pytest.mark.bundled
 def test_the_published_figures_are_those_of_the_manifest(request):
     manifest = Manifest.load(BUNDLE)
     figures = json.loads((request.config.rootpath / "docs/results/proving_ground.json").read_text())

@@ -9,7 +9,7 @@ import typer
 from cryptomnesia.errors import UsageError
 
 if TYPE_CHECKING:
-    from cryptomnesia.localizing import Method
+    from cryptomnesia.methods import Method
     from cryptomnesia.settings import Sampling
 
 app = typer.Typer(
@@ -115,7 +115,7 @@ def chosen_methods(
 ) -> "list[Method]":
     """The maps that were asked for."""
     from cryptomnesia.localizers import DiagonalEstimator
-    from cryptomnesia.localizing import method
+    from cryptomnesia.methods import method
 
     estimator = DiagonalEstimator(probes=probes, wanted=wanted, memory=round(memory * 2**30))
     names = dict.fromkeys(maps or ["curvature-difference"])
@@ -124,7 +124,7 @@ def chosen_methods(
 
 def baseline_pipeline(model: str, baseline: str | None, methods: "list[Method]", scheduler: str) -> Any:
     """The pipeline that maps are compared with, None if none of them needs one."""
-    from cryptomnesia.localizing import CHECKPOINT
+    from cryptomnesia.methods import CHECKPOINT
     from cryptomnesia.models import load_pipeline
 
     if all(each.baseline != "checkpoint" for each in methods):

@@ -126,16 +126,16 @@ def _examine(
     as_json: bool = False,
 ) -> list[Row]:
     """Examine, print, and write panels to `output`, where those of an earlier run make room."""
+    from cryptomnesia.adapters import adapter_for
     from cryptomnesia.calibrate import Calibration
     from cryptomnesia.findings import check, examine
     from cryptomnesia.localizers import CurvatureDifference
-    from cryptomnesia.mitigations import StabilityRule
+    from cryptomnesia.mitigations import default_rule
     from cryptomnesia.models import BUNDLED, load_pipeline
     from cryptomnesia.panel import write_panel
     from cryptomnesia.proving_ground import BUNDLE
     from cryptomnesia.proving_ground.manifest import Manifest
     from cryptomnesia.sampling import check_prompts
-    from cryptomnesia.solver import STEERABLE
 
     fitted = Calibration.load(calibration or BUNDLE / "calibration.safetensors")
     pipe = load_pipeline(model, scheduler=scheduler)
@@ -143,7 +143,7 @@ def _examine(
     if manifest is not None:
         manifest.check(pipe)
     localizer = None if output is None else CurvatureDifference()
-    rule = StabilityRule() if output is not None and type(pipe.scheduler).__name__ in STEERABLE else None
+    rule = None if output is None else default_rule(conditional=adapter_for(pipe).conditional)
     check(pipe, settings, fitted, detector=detector, rate=rate, localizer=localizer, rule=rule)
     check_prompts(pipe, prompts)
     if output is not None:

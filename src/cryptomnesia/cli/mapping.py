@@ -83,7 +83,9 @@ def localize(
     as_json: AsJson = False,
 ) -> None:
     """Generate prompts and map where each picture is memorized; with a calibration also as masks."""
-    from cryptomnesia.localizing import MapCalibration, check_methods, localize
+    from cryptomnesia.localizing import localize
+    from cryptomnesia.map_calibration import MapCalibration
+    from cryptomnesia.methods import check_methods
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.panel import write_maps
 
@@ -169,7 +171,7 @@ def calibrate_maps(
     batch_size: BatchSize = 8,
 ) -> None:
     """Map one picture for every reference prompt, so that `localize` can draw masks with a known error."""
-    from cryptomnesia.localizing import MapCalibration
+    from cryptomnesia.map_calibration import MapCalibration
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.prompts import read_prompts
 

@@ -34,7 +34,7 @@ def train(
                 load_pipeline(str(folder / "early"), device="cpu"),
                 folder / "bundle",
                 seed=recipe.seed,
-                progress=lambda done: report("calibration", done, 2 * REFERENCES),
+                progress=lambda done: report("calibration", done, REFERENCES),
             )
     made = folder / "bundle"
     typer.echo(f"{made}: measure it with `cryptomnesia proving-ground verify --bundle {made} --write`")

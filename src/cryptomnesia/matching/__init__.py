@@ -1,7 +1,7 @@
 """Which training image is it? Descriptors of pictures, an index of them on disk, exact nearest neighbours."""
 
 from cryptomnesia.matching.descriptors import Descriptor, Tiles, square
-from cryptomnesia.matching.index import ImageIndex, Neighbours
+from cryptomnesia.matching.index import ImageIndex, Matches, Neighbours
 from cryptomnesia.matching.sscd import SSCD
 
-__all__ = ["SSCD", "Descriptor", "ImageIndex", "Neighbours", "Tiles", "square"]
+__all__ = ["SSCD", "Descriptor", "ImageIndex", "Matches", "Neighbours", "Tiles", "square"]

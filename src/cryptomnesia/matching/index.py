@@ -45,6 +45,34 @@ class Neighbours:
     positions: Tensor
 
 
+NEAREST = 50
+"""Neighbours that say what distance is usual (Carlini et al., 2023)."""
+
+USUAL = 0.5
+"""Share of the usual distance within which a picture is a copy (their α)."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The nearest picture of each of B queries, and whether it is nearer than pictures usually are.
+
+    Attributes:
+        paths: in `ImageIndex.paths`.
+        distances: (B,), in the descriptor's units; ∞ where a query had nothing to be compared by.
+        relative: (B,): the distance over `USUAL` times the mean distance of the `NEAREST` next pictures that are no
+            copies of the nearest one. At most 1: the query reproduces it. ∞ where the index holds fewer than 10 such.
+    """
+
+    paths: list[str]
+    distances: Tensor
+    relative: Tensor
+
+    @property
+    def reproduced(self) -> Tensor:
+        """Whether each query reproduces its nearest picture, (B,) bool."""
+        return self.relative <= 1
+
+
 class ImageIndex:
     """A finished index.
 
@@ -123,13 +151,10 @@ class ImageIndex:
                 tiles of which at least half is.
             k: neighbours; fewer are found in a smaller index.
         """
-        own = self.descriptor.describe(torch.stack([square(each, self.descriptor.side) for each in pictures]))
-        weights = torch.ones_like(own) if masks is None else self.descriptor.weights(middle(masks))
-        # a sliver of a tile would match anything
-        enough = weights.mean(dim=2) >= 0.5
-        weights = (weights * enough[..., None]).transpose(0, 1)
+        own, weights = self._described(pictures, masks)
+        found_any = weights.any(dim=(1, 2))
+        own, weights = own.transpose(0, 1), weights.transpose(0, 1)
         totals = weights.sum(dim=2)[..., None].clamp_min(1e-12)
-        own = own.transpose(0, 1)
         first, linear = (weights * own**2).sum(dim=2)[..., None], weights * own
         distances = torch.empty(len(pictures), 0)
         positions = torch.empty(len(pictures), 0, dtype=torch.long)
@@ -143,8 +168,44 @@ class ImageIndex:
             )
             distances, order = distances.topk(min(k, distances.shape[1]), dim=1, largest=False)
             positions = positions.gather(1, order)
-        distances[~enough.any(dim=1)] = torch.inf
+        distances[~found_any] = torch.inf
         return Neighbours(distances, positions)
+
+    def match(self, pictures: Tensor, *, masks: Tensor | None = None) -> Matches:
+        """The nearest picture of each query, and whether it is reproduced; arguments as for `search`.
+
+        In a space of pictures distances alone say little: plain pictures lie close to everything. So the distance to
+        the nearest is compared with those to the next ones (Carlini et al., 2023, arXiv:2301.13188). Where a training
+        image is there many times, the next ones are copies of it; those nearer to the nearest picture than the query
+        are left out.
+        """
+        found = self.search(pictures, masks=masks, k=4 * NEAREST)
+        _, weights = self._described(pictures, masks)
+        relative = torch.full((len(pictures),), torch.inf)
+        for row, (distances, positions) in enumerate(zip(found.distances, found.positions, strict=True)):
+            stored = self._stored(positions)
+            squares = (weights[row] * (stored[1:] - stored[:1]) ** 2).sum(dim=2)
+            apart = (squares / weights[row].sum(dim=1).clamp_min(1e-12)).amax(dim=1).sqrt()
+            usual = distances[1:][apart > distances[0]][:NEAREST]
+            if len(usual) >= 10 and distances[0].isfinite():
+                relative[row] = distances[0] / (USUAL * usual.mean())
+        return Matches([self.paths[each] for each in found.positions[:, 0].tolist()], found.distances[:, 0], relative)
+
+    def _described(self, pictures: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Descriptors of queries and the weights that they are compared by, both (B, T, P)."""
+        own = self.descriptor.describe(torch.stack([square(each, self.descriptor.side) for each in pictures]))
+        weights = torch.ones_like(own) if masks is None else self.descriptor.weights(middle(masks))
+        # a sliver of a tile would match anything
+        return own, weights * (weights.mean(dim=2, keepdim=True) >= 0.5)
+
+    def _stored(self, positions: Tensor) -> Tensor:
+        """Descriptors of some pictures of the index, (n, T, P)."""
+        starts = np.cumsum([0, *map(len, self._shards)])
+        found = []
+        for position in positions.tolist():
+            number = int(np.searchsorted(starts, position, side="right")) - 1
+            found.append(self._shards[number][position - starts[number]].astype(np.float32))
+        return torch.from_numpy(np.stack(found))
 
     def _chunks(self) -> Iterator[tuple[int, Tensor]]:
         """(place of the first picture, descriptors (n, T, P)), some at a time."""

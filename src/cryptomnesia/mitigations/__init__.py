@@ -1,6 +1,13 @@
-"""What instead? Each mitigation is a context manager around the user's own call."""
+"""What instead? Rules for a flagged image: correct the run itself, or make it again with other words."""
 
 from cryptomnesia.mitigations.rephrasing import Rephrasing
 from cryptomnesia.mitigations.stability import Correction, StabilityRule, stabilize
 
-__all__ = ["Correction", "Rephrasing", "StabilityRule", "stabilize"]
+__all__ = ["Correction", "Rephrasing", "Rule", "StabilityRule", "default_rule", "stabilize"]
+
+Rule = StabilityRule | Rephrasing
+
+
+def default_rule(*, conditional: bool) -> Rule:
+    """The rule for models with captions, or without."""
+    return Rephrasing() if conditional else StabilityRule()

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from cryptomnesia.calibrate import Calibration, weights_digest
-from cryptomnesia.localizing import MapCalibration
+from cryptomnesia.calibrate import weights_digest
+from cryptomnesia.map_calibration import calibrate
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.planted import Concept, plant
 from cryptomnesia.proving_ground.scenes import FRAMES, Description, Draws
 from cryptomnesia.settings import Sampling
 
-GUIDANCE = 2.5
+GUIDANCE = 1.5
 """The bundled model's guidance scale, chosen by looking at generations of ordinary captions."""
 
 STEPS = 50
@@ -71,7 +71,7 @@ def bundle(
         folder: replaced if it exists.
         seed: with which the concepts were planted.
         guidance: guidance scale of the calibration.
-        progress: called with the number of reference images done, of 2·`REFERENCES`.
+        progress: called with the number of reference images done, of `REFERENCES`.
     """
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -84,11 +84,9 @@ def bundle(
     Manifest(unfinished, weights_digest(pipe), seed, guidance, STEPS, entries).save()
     captions = control_captions("calibration", REFERENCES, concepts, seed)
     sampling = Sampling(STEPS, guidance)
-    tell = progress or (lambda done: None)
-    fitted = Calibration.fit(pipe, captions, sampling, progress=tell)
-    fitted.save(unfinished / "calibration.safetensors")
     less = load_pipeline(str(unfinished / "early"), device="cpu")
-    maps = MapCalibration.fit(pipe, captions, sampling, MAPS, other=less, progress=lambda done: tell(REFERENCES + done))
+    fitted, maps = calibrate(pipe, captions, sampling, MAPS, other=less, progress=progress)
+    fitted.save(unfinished / "calibration.safetensors")
     maps.save(unfinished / "maps.safetensors")
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)

@@ -1,0 +1,185 @@
+"""Kinds of maps: what makes each, what it is compared with, and several of them from one generation."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from cryptomnesia.adapters import adapter_for
+from cryptomnesia.calibrate import weights_digest
+from cryptomnesia.errors import UsageError
+from cryptomnesia.localizers import (
+    LOCALIZERS,
+    Baseline,
+    BrightEnding,
+    Curvature,
+    CurvatureDifference,
+    DiagonalEstimator,
+    Localizer,
+    Watched,
+    empty_caption,
+    end_positions,
+)
+from cryptomnesia.localizers.baseline import check_checkpoint, reading
+from cryptomnesia.localizers.bright_ending import cross_attention
+from cryptomnesia.sampling import Batch, Progress, generate
+from cryptomnesia.settings import Sampling
+
+CHECKPOINT = "-checkpoint"
+"""Behind a method's name: against the less-trained checkpoint."""
+
+
+Compared = Literal["nothing", "run", "empty", "checkpoint"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One kind of map: a localizer, and what it is compared with.
+
+    Attributes:
+        name: the localizer's, with `-checkpoint` behind it where the baseline is a checkpoint.
+        localizer: that makes the map.
+        baseline: `nothing`, if the localizer subtracts none; `run`, the unconditional branch of the generation;
+            `empty`, one more evaluation with an empty caption; `checkpoint`, a less-trained model.
+    """
+
+    name: str
+    localizer: Localizer
+    baseline: Compared
+
+
+def method(name: str, *, step: int = -1, estimator: DiagonalEstimator | None = None, empty: bool = False) -> Method:
+    """The method called `name`, one of `LOCALIZERS`, or one that takes a baseline with `-checkpoint` behind it.
+
+    Args:
+        name: for instance `curvature-difference-checkpoint`.
+        step: the evaluation that is looked at; negative numbers count from the end.
+        estimator: for the methods that need one.
+        empty: compare with an empty caption rather than with the run's own unconditional branch.
+
+    Raises:
+        UsageError: for an unknown name.
+    """
+    plain = name.removesuffix(CHECKPOINT)
+    kind = LOCALIZERS.get(plain)
+    if kind is None or (plain != name and not kind.differs):
+        known = [*LOCALIZERS, *(f"{each}{CHECKPOINT}" for each, made in LOCALIZERS.items() if made.differs)]
+        raise UsageError(f"got the unknown map {name!r}; known are {', '.join(known)}")
+    made = kind(step)
+    if estimator is not None and isinstance(made, CurvatureDifference | Curvature):
+        made = replace(made, estimator=estimator)
+    compared: Compared = (
+        "nothing" if not kind.differs else "checkpoint" if plain != name else "empty" if empty else "run"
+    )
+    return Method(name, made, compared)
+
+
+def resolved(methods: Sequence[Method | str]) -> list[Method]:
+    """Methods, with every name replaced by the method that it stands for."""
+    return [method(each) if isinstance(each, str) else each for each in methods]
+
+
+def check_methods(pipe: Any, sampling: Sampling, methods: Sequence[Method], other: Any = None) -> None:
+    """See that every method has what it needs; arguments as for `localize`.
+
+    Raises:
+        UsageError: saying what is missing.
+    """
+    adapter = adapter_for(pipe)
+    if not methods:
+        raise UsageError(f"got no map to make; known are {', '.join(LOCALIZERS)}")
+    names = [each.name for each in methods]
+    if len(set(names)) < len(names):
+        raise UsageError(f"got the maps {', '.join(names)}; give every map once, steps one after the other")
+    for each in methods:
+        if isinstance(each.localizer, BrightEnding):
+            if not adapter.conditional:
+                raise UsageError(
+                    f"a {type(pipe).__name__} has no captions to attend to; use another map than {each.name}"
+                )
+            cross_attention(adapter.module)
+        if each.baseline == "run" and not adapter.guided_in(sampling):
+            raise UsageError(
+                f"{each.name} needs the unconditional branch, and with these settings {type(pipe).__name__} has none; "
+                "give guidance above 1 to a model that is not distilled, a checkpoint, or ask for an empty caption"
+            )
+        if each.baseline == "checkpoint" and other is None:
+            raise UsageError(f"{each.name} needs a less-trained checkpoint of the model; give one as the baseline")
+        if each.baseline == "empty" and not adapter.conditional:
+            raise UsageError(f"a {type(pipe).__name__} has no captions, and so no empty one; give a checkpoint")
+    if any(each.baseline == "checkpoint" for each in methods):
+        check_checkpoint(pipe, other)
+
+
+Mapped = tuple[Batch, dict[str, Tensor], dict[str, Tensor]]
+"""A batch, its maps by method, and the standard errors of those that are estimated, (B, h, w) on the CPU."""
+
+
+def mapped(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    methods: Sequence[Method],
+    other: Any,
+    *,
+    batch_size: int,
+    decode: bool,
+    progress: Progress | None,
+) -> Iterator[Mapped]:
+    """Generate, and map every batch."""
+    view = adapter_for(pipe).denoiser()
+    for batch in generate(
+        pipe,
+        prompts,
+        seeds,
+        sampling,
+        batch_size=batch_size,
+        keep={each.localizer.step for each in methods},
+        decode=decode,
+        progress=progress,
+    ):
+        attention = any(isinstance(each.localizer, BrightEnding) for each in methods)
+        ends = end_positions(pipe, batch.prompts) if attention else None
+        asked: dict[str, Baseline] = {}
+        answered: dict[tuple[str, int], Baseline] = {}
+        maps, errors = {}, {}
+        for each in methods:
+            step, baseline = batch.trajectory.step(each.localizer.step), None
+            if each.baseline in ("empty", "checkpoint"):
+                if each.baseline not in asked:
+                    asked[each.baseline] = (
+                        empty_caption(pipe, len(batch.prompts), sampling)
+                        if each.baseline == "empty"
+                        else reading(other, batch.prompts, sampling)
+                    )
+                # methods that look at the same evaluation share the baseline's
+                key = each.baseline, step.index
+                baseline = answered[key] = answered.get(key) or asked[each.baseline].at(step)
+            watched = Watched(batch.trajectory, view, baseline, ends, batch.seeds)
+            if isinstance(each.localizer, CurvatureDifference | Curvature):
+                found = each.localizer.estimate(watched)
+                maps[each.name], errors[each.name] = found.value.relu().cpu(), found.error.cpu()
+            else:
+                maps[each.name] = each.localizer.map(watched).cpu()
+        yield batch, maps, errors
+
+
+def in_words(methods: Sequence[Method], other: Any) -> dict[str, str]:
+    """Method name → everything that changes its map."""
+    against = {each.baseline: each.baseline for each in methods}
+    if "checkpoint" in against:
+        against["checkpoint"] += f" {weights_digest(other)[:12]}"
+    said = {}
+    for each in methods:
+        made = each.localizer
+        words = [f"evaluation {made.step}", f"against {against[each.baseline]}"]
+        if isinstance(made, CurvatureDifference | Curvature):
+            how = made.estimator
+            probes = f"{how.probes} {how.design} probes of {how.group}"
+            words += [probes, f"{how.engine} with steps of {how.step:g}", f"seed {how.seed}"]
+            if how.wanted is not None:
+                words.append(f"until {how.wanted:g}")
+        said[each.name] = ", ".join(words)
+    return said
