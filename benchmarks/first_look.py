@@ -8,7 +8,9 @@ those of `DETECTORS` under the bundled calibration. `best` is chosen on other da
 and captions drawn for selection. Intervals (95%) redraw whole concepts on the positive side, whole captions on the
 negative one; where every redrawn figure is 1 they shrink to a point, which says that no cluster
 disagreed, not that none could. Maps are judged on template generations that replicate, by the area
-under the ROC curve over the pixels of each picture (memorized against free), averaged.
+under the ROC curve over the pixels of each picture (memorized against free), averaged. `replicated` is the share of
+top-rung generations that reproduce the planted pixels: as they are, under the published rule (arXiv:2605.22050), and
+behind a guard that rephrases; `withheld` are those that this guard does not show.
 """
 
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ import numpy as np
 from common import Start, print_json, progress
 from sklearn.metrics import roc_auc_score
 
-from cryptomnesia import Calibration, CurvatureDifference, Sampling, ScoreDifference, StabilityRule, generate
+from cryptomnesia import Calibration, CurvatureDifference, Guard, Sampling, ScoreDifference, StabilityRule, generate
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
@@ -33,9 +35,14 @@ from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import replicates
 
+MITIGATIONS = ("none", "published", "rephrasing")
 SEEDS = 2
 NEGATIVES = 300
-LOCALIZERS = (CurvatureDifference(), ScoreDifference())
+LOCALIZERS = {
+    "curvature-difference": CurvatureDifference(),
+    "curvature-difference, last evaluation": CurvatureDifference(step=-1),
+    "score-difference": ScoreDifference(),
+}
 
 
 def main() -> None:
@@ -95,14 +102,9 @@ def measure(start: Start) -> dict[str, Any]:
         for kind, records in hard.items()
     }
     judged = [record for record in positive if record["maps"]]
-    figures["map_pixel_auc"] = {
-        localizer.name: asdict(clustered(lambda values: float(values.mean()), clusters(judged, localizer.name, "maps")))
-        for localizer in LOCALIZERS
-    }
-    figures["mitigation_published_rule"] = {
-        name: asdict(clustered(lambda hits: float(hits.mean()), clusters(positive, name)))
-        for name in ("replicated", "replicated_after")
-    }
+    figures["map_pixel_auc"] = {name: asdict(clustered(mean, clusters(judged, name, "maps"))) for name in LOCALIZERS}
+    figures["replicated"] = {name: asdict(clustered(mean, clusters(positive, name))) for name in MITIGATIONS}
+    figures["withheld"] = asdict(clustered(mean, clusters(positive, "withheld")))
     figures["counts"] = {
         "planted_prompts": {
             kind: len({record["prompt"] for record in positive if record["kind"] == kind})
@@ -146,7 +148,8 @@ def records_of(
     seeds = range(first_seed, first_seed + len(prompts))
     tell = start(what, len(prompts))
     records: list[dict[str, Any]] = []
-    for batch in generate(pipe, prompts, seeds, sampling, batch_size=size, keep=(-1,), progress=tell):
+    keep = {each.step for each in LOCALIZERS.values()} if look_closer else ()
+    for batch in generate(pipe, prompts, seeds, sampling, batch_size=size, keep=keep, progress=tell):
         scores = {name: make(calibration.reference).score(batch.trajectory) for name, make in DETECTORS.items()}
         own = [
             {
@@ -159,28 +162,33 @@ def records_of(
             for row, (prompt, entry) in enumerate(zip(batch.prompts, entries[len(records) :], strict=False))
         ]
         if look_closer:
-            again = next(
-                generate(
-                    pipe,
-                    batch.prompts,
-                    batch.seeds,
-                    sampling,
-                    batch_size=size,
-                    around=partial(stabilize, pipe, calibration.reference, StabilityRule()),
-                )
-            )
+            guarding = Guard(pipe, calibration, policy="mitigate")
+            again = {"none": batch.images}
+            for name, around in {
+                "published": partial(stabilize, pipe, calibration.reference, StabilityRule()),
+                "rephrasing": lambda guarding=guarding: guarding,
+            }.items():
+                (other,) = generate(pipe, batch.prompts, batch.seeds, sampling, batch_size=size, around=around)
+                again[name] = other.images
             view = adapter_for(pipe).denoiser()
-            maps = {each.name: each.map(Watched(batch.trajectory, view, seeds=batch.seeds)) for each in LOCALIZERS}
+            watched = Watched(batch.trajectory, view, seeds=batch.seeds)
+            maps = {name: each.map(watched) for name, each in LOCALIZERS.items()}
             for row, record in enumerate(own):
                 entry = entries[len(records) + row]
                 assert entry is not None
                 truth = manifest.image(entry), manifest.mask(entry)
-                record["replicated"] = bool(replicates(batch.images[row].permute(1, 2, 0).numpy(), *truth))
-                record["replicated_after"] = bool(replicates(again.images[row].permute(1, 2, 0).numpy(), *truth))
-                if entry.kind == "template" and record["replicated"]:
+                for name in MITIGATIONS:
+                    record[name] = bool(replicates(again[name][row].permute(1, 2, 0).numpy(), *truth))
+                record["withheld"] = guarding.verdicts[row].action == "withheld"
+                if entry.kind == "template" and record["none"]:
                     record["maps"] = {name: pixel_auc(values[row], truth[1]) for name, values in maps.items()}
         records += own
     return records
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean."""
+    return float(values.mean())
 
 
 def pixel_auc(heat: Any, mask: np.ndarray) -> float:

@@ -225,7 +225,7 @@ def sd14_size() -> tuple[Any, Calibration]:
 def permissive(pipe: Any, sampling: Sampling) -> Calibration:
     """A calibration under which nothing is flagged, for a solver with one evaluation per step."""
     flat = Moments(torch.ones(sampling.steps), torch.full((sampling.steps,), 1e9))
-    null = {"stability": torch.full((99, sampling.steps), 1e9)}
+    null = {"drift": torch.full((99, sampling.steps), 1e9)}
     return Calibration(
         fingerprint(pipe, sampling), Reference(flat, flat, flat, flat), null, prompts_sha256="", prompts=0
     )

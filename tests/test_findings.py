@@ -24,7 +24,7 @@ def test_findings_agree_with_the_parts(pipe, calibration):
     (batch,) = generate(pipe, prompts, seeds, SAMPLING)
     for finding, image in zip(findings, batch.images, strict=True):
         torch.testing.assert_close(finding.image, image, atol=1e-4, rtol=0)
-        p = calibration.p_value("stability", torch.tensor([finding.score])).item()
+        p = calibration.p_value("drift", torch.tensor([finding.score])).item()
         assert finding.p_value == pytest.approx(p)
         assert finding.flagged == (p <= 0.5)
         assert finding.flagged == (finding.crossed is not None)
@@ -34,7 +34,7 @@ def test_findings_agree_with_the_parts(pipe, calibration):
 
 def test_flagged_images_get_a_map_and_another_picture(pipe, calibration):
     # a null that every score exceeds
-    strict = replace(calibration, null={"stability": torch.full((99, 3), -1.0)})
+    strict = replace(calibration, null={"drift": torch.full((99, 3), -1.0)})
     look = {"localizer": CurvatureDifference(), "rule": StabilityRule(tau_mild=-1.0, tau_strong=-1.0)}
     findings = list(examine(pipe, ["a blue star", "a green ring"], [5, 6], SAMPLING, strict, **look))
     for finding in findings:
@@ -48,7 +48,7 @@ def test_flagged_images_get_a_map_and_another_picture(pipe, calibration):
 def test_flagged_images_are_made_again_together_without_words(pipe, calibration):
     prompts = ["a blue star on a red ground", "a green ring"]
     # nothing that is made again is clean
-    strict = replace(calibration, null={"stability": torch.full((99, 3), -1.0)})
+    strict = replace(calibration, null={"drift": torch.full((99, 3), -1.0)})
     for finding in examine(pipe, prompts, [5, 6], SAMPLING, strict, rule=Rephrasing(most=2)):
         assert finding.instead is None
         assert finding.remedy.action == "withheld"

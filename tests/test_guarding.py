@@ -23,7 +23,7 @@ def call(pipe, prompt="a red circle", seeds=(0,), **settings):
 
 def flagging(calibration, wanted):
     """The calibration with a null that only images with a score of at least `wanted` pass at rate .01."""
-    return replace(calibration, null={"stability": torch.full((99, 3), float(np.nextafter(np.float32(wanted), 0)))})
+    return replace(calibration, null={"drift": torch.full((99, 3), float(np.nextafter(np.float32(wanted), 0)))})
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_observing_changes_nothing_and_agrees_with_examine(pipe, calibration, sc
     assert [verdict.score for verdict in guarding.verdicts] == pytest.approx(scores, rel=1e-3)
     assert list(guarding.verdicts) == heard
     for verdict in heard:
-        p = calibration.p_value("stability", torch.tensor([verdict.score])).item()
+        p = calibration.p_value("drift", torch.tensor([verdict.score])).item()
         assert verdict.p_value == p
         assert verdict.flagged == (p <= 0.5)
         assert verdict.clean == (not verdict.flagged)
@@ -201,10 +201,10 @@ def test_an_early_decision_saves_the_rest_of_the_run(pipe, calibration, scores):
 
 def test_early_scores_are_judged_against_the_null_of_the_same_evaluation(pipe, calibration):
     null = torch.tensor([1e9, -1.0, 1e9]).expand(99, 3)
-    with guard(pipe, replace(calibration, null={"stability": null}), decide_by=2) as guarding:
+    with guard(pipe, replace(calibration, null={"drift": null}), decide_by=2) as guarding:
         call(pipe)
     assert guarding.verdicts[0].p_value == 0.01
-    with guard(pipe, replace(calibration, null={"stability": null})) as guarding:
+    with guard(pipe, replace(calibration, null={"drift": null})) as guarding:
         call(pipe)
     assert guarding.verdicts[0].p_value == 1.0
 
@@ -310,7 +310,7 @@ def test_rephrasing_drops_the_word_that_brings_the_memory_back(memorizer, policy
 
     plain = distances()
     assert plain[0] < 0.5 < plain[1]
-    with guard(pipe, calibration, policy=policy, retries=1, decide_by=decide_by) as guarding:
+    with guard(pipe, calibration, policy=policy, detector="stability", retries=1, decide_by=decide_by) as guarding:
         guarded = distances()
     flagged, ordinary = guarding.verdicts
     assert flagged.dropped == ("ring",)
@@ -325,7 +325,7 @@ def test_images_that_are_made_again_together_keep_their_own_noise_and_words(memo
     pipe, calibration, _ = memorizer
     prompts = ["a red circle and a ring", "a red circle", "a ring on a blue ground"]
     settings = {"num_inference_steps": 20, "guidance_scale": 1.01, "output_type": "latent"}
-    with guard(pipe, calibration, policy="mitigate") as guarding:
+    with guard(pipe, calibration, policy="mitigate", detector="stability") as guarding:
         images = pipe(
             prompts, generator=[torch.Generator().manual_seed(seed) for seed in (9, 10, 11)], **settings
         ).images
@@ -338,14 +338,14 @@ def test_images_that_are_made_again_together_keep_their_own_noise_and_words(memo
 def test_rephrasing_gives_up_when_no_word_helps(memorizer):
     pipe, calibration, _ = memorizer
     settings = {"num_inference_steps": 20, "guidance_scale": 1.01, "output_type": "latent"}
-    with guard(pipe, calibration, policy="mitigate", rule=Rephrasing(most=1)) as guarding:
+    with guard(pipe, calibration, policy="mitigate", detector="stability", rule=Rephrasing(most=1)) as guarding:
         image = pipe(**settings, prompt="ring", generator=torch.Generator().manual_seed(7)).images
     assert guarding.verdicts[0].action == "withheld"
     assert "no words to leave out; withheld" in guarding.verdicts[0].reason
     assert not image.any()
     embeds = torch.zeros(1, 1, 32)
     embeds[0, 0, 0] = 1.0
-    with guard(pipe, calibration, policy="mitigate") as guarding:
+    with guard(pipe, calibration, policy="mitigate", detector="stability") as guarding:
         pipe(**settings, prompt_embeds=embeds, generator=torch.Generator())
     assert guarding.verdicts[0].action == "withheld"
 
@@ -353,7 +353,7 @@ def test_rephrasing_gives_up_when_no_word_helps(memorizer):
 @pytest.mark.parametrize("listed", [True, False])
 def test_an_image_is_made_again_from_its_own_noise(pipe, calibration, listed):
     """Given latents or a generator that was used before, the probes and the new image start where the first one did."""
-    always = replace(calibration, null={"stability": torch.full((99, 3), -1.0)})
+    always = replace(calibration, null={"drift": torch.full((99, 3), -1.0)})
     used = torch.Generator().manual_seed(3)  # given alone or in a list, as it comes
     torch.randn(5, generator=used)
     state = used.get_state()
@@ -364,7 +364,7 @@ def test_an_image_is_made_again_from_its_own_noise(pipe, calibration, listed):
 
     pipe.unet.register_forward_pre_hook(remember, with_kwargs=True)
     settings = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "latent"}
-    with guard(pipe, always, policy="mitigate", rule=Rephrasing(most=1)):
+    with guard(pipe, always, policy="mitigate", rule=Rephrasing(probe=1, most=1)):
         pipe("a red circle", generator=[used] if listed else used, **settings)
     expected = torch.randn((1, 4, 8, 8), generator=torch.Generator().set_state(state))
     first, probes, again = starts[0], starts[3], starts[4]
@@ -374,7 +374,7 @@ def test_an_image_is_made_again_from_its_own_noise(pipe, calibration, listed):
     assert torch.equal(again, expected)
     starts.clear()
     latents = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(5))
-    with guard(pipe, always, policy="mitigate", rule=Rephrasing(most=1)):
+    with guard(pipe, always, policy="mitigate", rule=Rephrasing(probe=1, most=1)):
         pipe(["a red circle", "a blue star"], latents=latents, **settings)
     assert torch.equal(starts[3], latents.repeat_interleave(3, dim=0))
     assert torch.equal(starts[4], latents)

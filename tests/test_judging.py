@@ -25,7 +25,7 @@ def trajectory(*rows, planned=3):
 
 
 def test_a_judgement_is_the_p_value_at_its_place():
-    high, low = Judge(calibration(1.0, 1.0, 1.0))(trajectory([0.5, 2.0, 0.5], [0.5, 0.5, 0.5]))
+    high, low = Judge(calibration(1.0, 1.0, 1.0), "stability")(trajectory([0.5, 2.0, 0.5], [0.5, 0.5, 0.5]))
     assert (high.score, high.p_value, high.flagged, high.crossed) == (2.0, 0.01, True, 1)
     assert high.reason == "stability 2 has p = 0.01 ≤ 0.01"
     assert (low.score, low.p_value, low.flagged, low.crossed) == (0.5, 1.0, False, None)
@@ -40,7 +40,7 @@ def test_a_score_crosses_where_it_is_first_above_the_references_of_the_same_eval
 
 
 def test_an_early_judgement_looks_no_further():
-    early = Judge(calibration(1.0, 1.0, 9.0), decide_by=2)
+    early = Judge(calibration(1.0, 1.0, 9.0), "stability", decide_by=2)
     (found,) = early(trajectory([0.5, 2.0, 99.0]))
     assert (found.score, found.crossed) == (2.0, 1)
     assert early(trajectory([0.5, 2.0]))[0] == found
@@ -72,4 +72,4 @@ def test_what_does_not_fit_is_explained():
         ({"decide_by": 4}, r"decide_by=4 of 3 evaluations; give one in 1 … 3"),
     ]:
         with pytest.raises(UsageError, match=message):
-            Judge(fitted, **settings)
+            Judge(fitted, **{"detector": "stability", **settings})

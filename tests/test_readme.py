@@ -1,8 +1,6 @@
 import json
 import re
 
-import pytest
-
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
 
@@ -33,15 +31,19 @@ def test_the_guidance_in_the_examples_is_the_bundled_models(request):
     assert set(re.findall(r"guidance(?:_scale)?=([\d.]+)", text(request))) == {f"{guidance:g}"}
 
 
-@pytest.mark.parametrize("name", ["first_look", "proving_ground"])
-def test_figures_in_the_readme_are_the_published_ones(request, name):
-    """Every figure cell `value (low–high)` or plain figure marked with its key stands in the results."""
-    results = json.loads((request.config.rootpath / f"docs/results/{name}.json").read_text())
-    for key, shown in re.findall(rf"<!-- {name}:([\w./-]+) -->([\d.]+)", text(request)):
-        value = results
+def test_figures_on_the_pages_are_the_published_ones(request):
+    """Every figure that is marked with a file and a key stands there in docs/results."""
+    root = request.config.rootpath
+    marked = [
+        (page.name, *found)
+        for page in (root / "README.md", *(root / "docs").glob("*.md"))
+        for found in re.findall(r"<!-- (\w+):([\w./-]+) -->([\d.]+)", page.read_text(encoding="utf-8"))
+    ]
+    for page, name, key, shown in marked:
+        value = json.loads((root / f"docs/results/{name}.json").read_text())
         for part in key.split("/"):
-            value = value[part]
+            value = value[int(part)] if isinstance(value, list) else value[part]
         value = value["value"] if isinstance(value, dict) else value
         digits = len(shown.partition(".")[2])
-        assert f"{value:.{digits}f}" == shown, key
-    assert re.search(rf"<!-- {name}:", text(request))
+        assert f"{value:.{digits}f}" == shown, f"{page}: {key}"
+    assert {"first_look", "proving_ground"} <= {name for _, name, _, _ in marked}

@@ -97,7 +97,7 @@ class Guard:
         calibration: Calibration,
         *,
         policy: Policy = "observe",
-        detector: str = "stability",
+        detector: str = "drift",
         rate: float = 0.01,
         rule: Rule | None = None,
         decide_by: int | None = None,

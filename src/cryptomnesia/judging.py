@@ -41,7 +41,7 @@ class Judge:
     def __init__(
         self,
         calibration: Calibration,
-        detector: str = "stability",
+        detector: str = "drift",
         rate: float = 0.01,
         *,
         decide_by: int | None = None,

@@ -49,12 +49,15 @@ class Method:
     baseline: Compared
 
 
-def method(name: str, *, step: int = -1, estimator: DiagonalEstimator | None = None, empty: bool = False) -> Method:
+def method(
+    name: str, *, step: int | None = None, estimator: DiagonalEstimator | None = None, empty: bool = False
+) -> Method:
     """The method called `name`, one of `LOCALIZERS`, or one that takes a baseline with `-checkpoint` behind it.
 
     Args:
         name: for instance `curvature-difference-checkpoint`.
-        step: the evaluation that is looked at; negative numbers count from the end.
+        step: the evaluation that is looked at; negative numbers count from the end. By default the method's own, the
+            last one, or of curvature the one before.
         estimator: for the methods that need one.
         empty: compare with an empty caption rather than with the run's own unconditional branch.
 
@@ -66,7 +69,7 @@ def method(name: str, *, step: int = -1, estimator: DiagonalEstimator | None = N
     if kind is None or (plain != name and not kind.differs):
         known = [*LOCALIZERS, *(f"{each}{CHECKPOINT}" for each, made in LOCALIZERS.items() if made.differs)]
         raise UsageError(f"got the unknown map {name!r}; known are {', '.join(known)}")
-    made = kind(step)
+    made = kind() if step is None else kind(step)
     if estimator is not None and isinstance(made, CurvatureDifference | Curvature):
         made = replace(made, estimator=estimator)
     compared: Compared = (

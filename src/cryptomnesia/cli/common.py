@@ -50,7 +50,13 @@ Maps = Annotated[
         "first three also with -checkpoint behind, against --baseline. May be given more than once.",
     ),
 ]
-At = Annotated[int, typer.Option(help="Evaluation to look at, from 0; negative numbers count from the end.")]
+At = Annotated[
+    int | None,
+    typer.Option(
+        help="Evaluation to look at, from 0; negative numbers count from the end. By default the last one, "
+        "of curvature the one before."
+    ),
+]
 BaselineModel = Annotated[
     str | None, typer.Option(help="A less-trained checkpoint: a local folder or a hub id; the bundled model has one.")
 ]
@@ -111,7 +117,7 @@ def bundled(model: str, name: str) -> Path | None:
 
 
 def chosen_methods(
-    maps: list[str] | None, at: int, empty_caption: bool, probes: int, wanted: float | None, memory: float
+    maps: list[str] | None, at: int | None, empty_caption: bool, probes: int, wanted: float | None, memory: float
 ) -> "list[Method]":
     """The maps that were asked for."""
     from cryptomnesia.localizers import DiagonalEstimator

@@ -54,8 +54,8 @@ def detect(
         ),
     ] = None,
     detector: Annotated[
-        str, typer.Option(help="stability, drift, guidance-first, guidance-mean or guidance-last.")
-    ] = "stability",
+        str, typer.Option(help="drift, stability, guidance-first, guidance-mean or guidance-last.")
+    ] = "drift",
     rate: Annotated[float, typer.Option(help="False-positive rate at which an image is flagged.")] = 0.01,
     batch_size: BatchSize = 8,
     output: Annotated[
@@ -120,7 +120,7 @@ def _examine(
     output: Path | None,
     scheduler: str = "ddim",
     calibration: Path | None = None,
-    detector: str = "stability",
+    detector: str = "drift",
     rate: float = 0.01,
     batch_size: int = 8,
     as_json: bool = False,

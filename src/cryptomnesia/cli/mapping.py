@@ -61,7 +61,7 @@ def localize(
     negative_prompt: NegativePrompt = None,
     scheduler: Scheduler = "ddim",
     maps: Maps = None,
-    at: At = -1,
+    at: At = None,
     baseline: BaselineModel = None,
     empty_caption: EmptyCaption = False,
     probes: Probes = 32,
@@ -131,7 +131,9 @@ def localize(
             _save(tensors, located)
             rows += [Region.of(located, name, panel, tensors) for name in located.maps]
     if as_json:
-        typer.echo(json.dumps(regions_to_json(rows, model, settings, at, None if fitted is None else rate), indent=2))
+        evaluations = {each.name: each.localizer.step for each in methods}
+        told = regions_to_json(rows, model, settings, evaluations, None if fitted is None else rate)
+        typer.echo(json.dumps(told, indent=2))
     else:
         print_regions(rows, rate)
         typer.echo(f"{len(captions)} panels and as many files of maps in {output}")
@@ -162,7 +164,7 @@ def calibrate_maps(
     negative_prompt: NegativePrompt = None,
     scheduler: Scheduler = "ddim",
     maps: Maps = None,
-    at: At = -1,
+    at: At = None,
     baseline: BaselineModel = None,
     empty_caption: EmptyCaption = False,
     probes: Probes = 32,

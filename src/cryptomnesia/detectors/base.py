@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
@@ -29,6 +30,13 @@ class Detector(Protocol):
     def score(self, trajectory: Trajectory) -> Tensor:
         """The score of every image, (B,)."""
         ...
+
+
+STILL = 1e-3
+"""Of the estimate's norm: a drift below that stands still."""
+
+LEAST_SPREAD = 0.1
+"""Of the drift's logarithm, in which a tenth is no difference."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +67,17 @@ class Reference:
     def fit(cls, norms: Norms) -> "Reference":
         """Estimate the moments from the norms of at least two reference images."""
         moments = {}
-        # the first drift is NaN
-        drift = logarithm(norms.drift.nan_to_num(nan=1.0))
-        for name, values in (("delta", norms.delta), ("z", norms.z), ("x0", norms.x0), ("drift", drift)):
+        for name, values in (("delta", norms.delta), ("z", norms.z), ("x0", norms.x0), ("drift", log_drift(norms))):
             if len(values) < 2:
                 raise UsageError(f"got {len(values)} reference images; give at least 2")
-            std = values.std(dim=0)
+            mean = values.mean(dim=0)
             # a norm that never varies says nothing; a floor keeps its z-scores finite
-            moments[name] = Moments(values.mean(dim=0), std.clamp_min(1e-6 * values.mean(dim=0).abs().clamp_min(1e-6)))
+            least = torch.tensor(LEAST_SPREAD) if name == "drift" else 1e-6 * mean.abs().clamp_min(1e-6)
+            moments[name] = Moments(mean, values.std(dim=0).maximum(least))
         return cls(**moments)
 
 
-def logarithm(norms: Tensor) -> Tensor:
-    """The logarithm of norms; of one that vanishes, that of a very small one."""
-    return norms.clamp_min(1e-12).log()
+def log_drift(norms: Norms) -> Tensor:
+    """The logarithm of the drift, (B, N), 0 at the first evaluation; what is lost in rounding is all alike."""
+    moved = torch.maximum(norms.drift, STILL * norms.x0).clamp_min(1e-12).log()
+    return torch.cat([torch.zeros_like(moved[:, :1]), moved[:, 1:]], dim=1)

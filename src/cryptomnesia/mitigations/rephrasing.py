@@ -20,12 +20,13 @@ class Rephrasing:
     """How to look for the words to drop.
 
     Attributes:
-        probe: evaluations after which the captions with a word left out are compared.
+        probe: evaluations after which the captions with a word left out are compared; two, the first at which the
+            estimate can have moved, find the word as well as more do (benchmarks/rephrasing.py).
         most: words to drop at most.
         batch: captions to compare in one call of the pipeline.
     """
 
-    probe: int = 1
+    probe: int = 2
     most: int = 3
     batch: int = 8
 

@@ -65,9 +65,9 @@ class Region(NamedTuple):
 
 
 def regions_to_json(
-    rows: list[Region], model: str, sampling: "Sampling", at: int, rate: float | None
+    rows: list[Region], model: str, sampling: "Sampling", at: dict[str, int], rate: float | None
 ) -> dict[str, Any]:
-    """The regions and the settings they hold for, as JSON values."""
+    """The regions and the settings they hold for, as JSON values; `at` is the evaluation that each map looks at."""
     return {
         "cryptomnesia": __version__,
         "model": model,
