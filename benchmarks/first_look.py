@@ -10,7 +10,8 @@ negative one; where every redrawn figure is 1 they shrink to a point, which says
 disagreed, not that none could. Maps are judged on template generations that replicate, by the area
 under the ROC curve over the pixels of each picture (memorized against free), averaged. `replicated` is the share of
 top-rung generations that reproduce the planted pixels: as they are, under the published rule (arXiv:2605.22050), and
-behind a guard that rephrases; `withheld` are those that this guard does not show.
+behind a guard that rephrases; `withheld` are those that this guard does not show, and `replicated_of_returned` is the
+share among those that it does. Figures without a detector's name are of `best`, `map_pixel_auc` is of Δh.
 """
 
 from collections.abc import Sequence
@@ -91,20 +92,24 @@ def measure(start: Start) -> dict[str, Any]:
     figures: dict[str, Any] = {"best": best, "selection_auc": {name: chosen(name) for name in DETECTORS}}
     for kind in ("planted", "verbatim", "template"):
         own = [record for record in positive if kind in ("planted", record["kind"])]
-        figures[f"auc_{kind}"] = {
-            name: asdict(clustered(auc, clusters(own, name), clusters(negative, name))) for name in DETECTORS
-        }
-        figures[f"tpr_at_1pct_fpr_{kind}"] = {
-            name: asdict(clustered(tpr_at_fpr, clusters(own, name), clusters(negative, name))) for name in DETECTORS
-        }
+        for figure, statistic in (("auc", auc), ("tpr_at_1pct_fpr", tpr_at_fpr)):
+            every = {
+                name: asdict(clustered(statistic, clusters(own, name), clusters(negative, name))) for name in DETECTORS
+            }
+            figures[f"{figure}_{kind}"] = every[best]["value"]
+            figures[f"{figure}_{kind}_by_detector"] = every
     figures["auc_against_hard_negatives"] = {
         kind: {name: auc(flat(positive, name), flat(records, name)) for name in DETECTORS}
         for kind, records in hard.items()
     }
     judged = [record for record in positive if record["maps"]]
-    figures["map_pixel_auc"] = {name: asdict(clustered(mean, clusters(judged, name, "maps"))) for name in LOCALIZERS}
+    pixels = {name: asdict(clustered(mean, clusters(judged, name, "maps"))) for name in LOCALIZERS}
+    figures["map_pixel_auc"] = pixels["curvature-difference"]["value"]
+    figures["map_pixel_auc_by_map"] = pixels
     figures["replicated"] = {name: asdict(clustered(mean, clusters(positive, name))) for name in MITIGATIONS}
     figures["withheld"] = asdict(clustered(mean, clusters(positive, "withheld")))
+    returned = [record for record in positive if not record["withheld"]]
+    figures["replicated_of_returned"] = asdict(clustered(mean, clusters(returned, "rephrasing")))
     figures["counts"] = {
         "planted_prompts": {
             kind: len({record["prompt"] for record in positive if record["kind"] == kind})

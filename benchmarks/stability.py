@@ -47,7 +47,12 @@ from cryptomnesia.proving_ground.replication import replicates
 from cryptomnesia.trajectory import Norms, Trajectory, joined
 
 SOLVERS = ("ddim", "pndm", "euler", "euler-ancestral", "heun", "dpm++", "unipc", "lms")
-REFERENCES = 450
+REPORTED = ("drift", "stability", "guidance-mean")
+"""The default detector, the published one, and the strongest of the peers."""
+DETECTOR = REPORTED[0]
+"""That of the guard."""
+REFERENCES = 150
+"""For the solvers whose calibration does not come with the bundled model."""
 NEGATIVES = {"ddim": 1000}
 OTHER_NEGATIVES = 200
 HARD_SEEDS = {"ddim": 7}
@@ -87,15 +92,15 @@ class Group:
         ids: the concept or caption that each belongs to.
         kinds: of the concepts, None for captions without one.
         running: detector → scores after every evaluation, (n, N).
-        flagged: (n,) bool, at `RATE`, by stability.
+        flagged: detector → (n,) bool, at `RATE`.
     """
 
     ids: list[str]
     kinds: list[str | None]
     running: dict[str, np.ndarray]
-    flagged: np.ndarray
+    flagged: dict[str, np.ndarray]
 
-    def scores(self, detector: str = "stability", evaluation: int = -1) -> list[np.ndarray]:
+    def scores(self, detector: str, evaluation: int = -1) -> list[np.ndarray]:
         """Scores by concept or caption."""
         return by(self.ids, self.running[detector][:, evaluation])
 
@@ -103,7 +108,8 @@ class Group:
         """The images of one kind of concept."""
         chosen = np.array([each == kind for each in self.kinds], dtype=bool)
         running = {name: values[chosen] for name, values in self.running.items()}
-        return Group(list(compress(self.ids, chosen)), [kind] * int(chosen.sum()), running, self.flagged[chosen])
+        flagged = {name: values[chosen] for name, values in self.flagged.items()}
+        return Group(list(compress(self.ids, chosen)), [kind] * int(chosen.sum()), running, flagged)
 
 
 def main() -> None:
@@ -145,21 +151,27 @@ def measure(start: Start) -> dict[str, Any]:
             if name == "tpr_at_0.1pct" and len(unplanted) < 1000:
                 continue
             figures[name][solver] = {
-                kind: {
-                    against: asdict(clustered(statistic, own.scores(), others.scores()))
-                    for against, others in negative.items()
-                    if name != "tpr_at_0.1pct" or against == "never_planted"
+                detector: {
+                    kind: {
+                        against: asdict(clustered(statistic, own.scores(detector), others.scores(detector)))
+                        for against, others in negative.items()
+                        if name != "tpr_at_0.1pct" or against == "never_planted"
+                    }
+                    for kind in ("verbatim", "template")
+                    if (own := positive[TOP_RUNG].of(kind)).ids
                 }
-                for kind in ("verbatim", "template")
-                if (own := positive[TOP_RUNG].of(kind)).ids
+                for detector in REPORTED
             }
         figures["fpr_met"][solver] = {
-            against: asdict(share(by(others.ids, others.flagged))) for against, others in negative.items()
+            detector: {
+                against: asdict(share(by(others.ids, others.flagged[detector]))) for against, others in negative.items()
+            }
+            for detector in REPORTED
         }
-        images[solver] = {"top_rung": len(positive[TOP_RUNG].ids)} | {
+        images[solver] = {"references": setup.calibration.prompts, "top_rung": len(positive[TOP_RUNG].ids)} | {
             against: len(others.ids) for against, others in negative.items()
         }
-    return {**figures, "images": images, "references": REFERENCES}
+    return {**figures, "images": images}
 
 
 def calibrated(solver: str, manifest: Manifest, start: Start) -> Setup:
@@ -195,12 +207,14 @@ def scored(setup: Setup, what: str, entries: Sequence[Entry | None], prompts: li
         tuple(about["timesteps"]), Norms(**norms), {}, torch.empty(len(prompts), 0), about["complete"]
     )
     detectors = {name: make_detector(setup.calibration.reference) for name, make_detector in DETECTORS.items()}
-    p_values = setup.calibration.p_value("stability", detectors["stability"].score(trajectory))
     return Group(
         [prompt if entry is None else entry.id for entry, prompt in zip(entries, prompts, strict=True)],
         [None if entry is None else entry.kind for entry in entries],
         {name: detector.running(trajectory).numpy() for name, detector in detectors.items()},
-        (p_values <= RATE).numpy(),
+        {
+            name: (setup.calibration.p_value(name, detector.score(trajectory)) <= RATE).numpy()
+            for name, detector in detectors.items()
+        },
     )
 
 
@@ -283,7 +297,7 @@ def guarded(
             stabilize(pipe, setup.calibration.reference, rule) if isinstance(rule, StabilityRule) else nullcontext()
         )
         settings: dict[str, Any] = {"policy": "mitigate", "rule": rule} if isinstance(rule, Rephrasing) else {}
-        with guard(pipe, setup.calibration, rate=RATE, **settings) as guarding, published:
+        with guard(pipe, setup.calibration, detector=DETECTOR, rate=RATE, **settings) as guarding, published:
             for begin in range(0, len(prompts), BATCH):
                 some = prompts[begin : begin + BATCH]
                 output = pipe(
@@ -300,7 +314,14 @@ def guarded(
         return {"actions": actions, "clean": clean}, {"images": torch.cat(images)}
 
     calibration = hashlib.sha256((BUNDLE / "calibration.safetensors").read_bytes()).hexdigest()
-    decides = {"calibration": calibration, "rule": repr(rule), "rate": RATE, "prompts": prompts, "seed": first_seed}
+    decides = {
+        "calibration": calibration,
+        "rule": repr(rule),
+        "rate": RATE,
+        "detector": DETECTOR,
+        "prompts": prompts,
+        "seed": first_seed,
+    }
     about, tensors = kept(what, make, **decided_by(setup), **decides)
     return tensors["images"], about["actions"], np.array(about["clean"], dtype=bool)
 

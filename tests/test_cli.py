@@ -82,16 +82,16 @@ def test_detect_tells_planted_from_ordinary_and_draws_panels(cryptomnesia, tmp_p
 
 
 def test_the_demo_prints_a_table_and_says_where_its_pictures_are(cryptomnesia, tmp_path):
-    (tmp_path / "0099-seed-0.png").write_text("a panel of an earlier run")
-    (tmp_path / "notes.txt").write_text("of the user")
+    (tmp_path / "panel-0099-seed-0.png").write_text("a panel of an earlier run")
+    (tmp_path / "2024-seed-mine.png").write_text("of the user")
     code, out, err = cryptomnesia("demo", "-o", tmp_path)
     assert code == 0
     assert err == ""
     assert out.count("memorized?") >= 1
     assert out.count("ordinary") >= 6
     assert f"{out.count('memorized?')} panels in {tmp_path}" in " ".join(out.split())
-    assert len(list(tmp_path.glob("*.png"))) == out.count("memorized?")
-    assert (tmp_path / "notes.txt").exists()
+    assert len(list(tmp_path.glob("panel-*.png"))) == out.count("memorized?")
+    assert (tmp_path / "2024-seed-mine.png").exists()
 
 
 def test_show_draws_the_grid(cryptomnesia, monkeypatch, tmp_path):
@@ -219,19 +219,19 @@ def test_localize_draws_maps_and_with_a_calibration_masks(cryptomnesia, model, t
     ]
     assert all(0 <= each["fraction"] <= 1 and 0 < each["p_value"] <= 1 for each in maps)
     assert all(0 < each["mean_p_value"] <= 1 and each["error"] is None for each in maps)
-    assert maps[3]["panel"].endswith("0001-seed-0.png")
+    assert maps[3]["panel"].endswith("maps-0001-seed-0.png")
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert files == [f"000{n}-seed-0.{kind}" for n in (0, 1) for kind in ("png", "safetensors")]
-    tensors = load_file(tmp_path / "out" / "0001-seed-0.safetensors")
+    assert files == [f"maps-000{n}-seed-0.{kind}" for n in (0, 1) for kind in ("png", "safetensors")]
+    tensors = load_file(tmp_path / "out" / "maps-0001-seed-0.safetensors")
     assert tensors["score-difference"].shape == (8, 8)
     assert tensors["score-difference/mask"].float().mean().item() == pytest.approx(maps[2]["fraction"])
-    with Image.open(tmp_path / "out" / "0000-seed-0.png") as panel:
+    with Image.open(tmp_path / "out" / "maps-0000-seed-0.png") as panel:
         assert panel.width > 4 * 256  # generated, two maps, two masks
     # without a calibration there are maps only
     code, out, _ = cryptomnesia("localize", model / "tiny", *asked, *SETUP, "--probes", "16")
     assert code == 0
     assert "curvature-difference" in out
-    tensors = load_file(tmp_path / "out" / "0000-seed-0.safetensors")
+    tensors = load_file(tmp_path / "out" / "maps-0000-seed-0.safetensors")
     assert set(tensors) == {"curvature-difference", "curvature-difference/error"}
     # what an earlier run left makes room
     code, _, _ = cryptomnesia("localize", model / "tiny", "--prompt", "a", "-o", tmp_path / "out", *SETUP)

@@ -40,13 +40,13 @@ def test_stability_refuses_a_run_of_another_length():
         Stability(reference).score(trajectory([[1.0, 1.0, 1.0]]))
 
 
-def test_drift_is_the_largest_cumulated_deviation_of_the_logarithm():
-    # logarithms 0 and 2, so mean 1 and deviation √2, at the second evaluation; 0 and 4 at the third
+def test_drift_is_the_largest_deviation_of_the_mean_logarithm():
+    # logarithms 0 and 2, so mean 1 and deviation √2, at the second evaluation; up to the third 0 and 3
     e = math.e
     reference = Reference.fit(trajectory([[9.0, 1.0, 1.0], [9.0, e**2, e**4]]).norms)
     runs = trajectory([[1.0, e**3, e**2], [float("nan"), e, e**-4]])
-    # the third evaluations add 0 and −6/√8; two deviations add up over √2, and less than usual counts a quarter
-    expected = torch.tensor([[0.0, 2**0.5, 2**0.5], [0.0, 0.0, 6 / 8**0.5 / 2**0.5 / 4]])
+    # logarithms 3 and 2 have the means 3 and 2.5, 1 and −4 the means 1 and −1.5; less than usual counts a third
+    expected = torch.tensor([[0.0, 2**0.5, 2**0.5], [0.0, 0.0, 3 / 4.5**0.5 / 3]])
     torch.testing.assert_close(Drift(reference).running(runs), expected)
     torch.testing.assert_close(Drift(reference).score(runs), expected[:, -1])
     assert Drift(reference).score(trajectory([[1.0, 1.0]], complete=False)).isnan().all()

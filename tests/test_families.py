@@ -105,9 +105,8 @@ def test_the_whole_chain_from_calibration_to_guard(family):
     with guard(pipe, calibration, policy="regenerate", rate=0.5, retries=1, rule=always) as again:
         call(pipe, family)
     for verdict in again.verdicts:
-        assert verdict.action == (
-            "none" if verdict.clean else "regenerated" if verdict.retried[0] > 0.5 else "mitigated"
-        )
+        made = {"regenerated"} if not verdict.clean and verdict.retried[0] > 0.5 else {"mitigated", "withheld"}
+        assert verdict.action in ({"none"} if verdict.clean else made)
 
 
 @pytest.mark.parametrize("name", ["sd-epsilon", "sdxl", "sd3", "flux true guidance"])

@@ -34,12 +34,12 @@ def test_findings_agree_with_the_parts(pipe, calibration):
 
 def test_flagged_images_get_a_map_and_another_picture(pipe, calibration):
     # a null that every score exceeds
-    strict = replace(calibration, null={"drift": torch.full((99, 3), -1.0)})
-    look = {"localizer": CurvatureDifference(), "rule": StabilityRule(tau_mild=-1.0, tau_strong=-1.0)}
+    strict = replace(calibration, null={"stability": torch.full((99, 3), -1.0)})
+    rule = StabilityRule(tau_mild=-1.0, tau_strong=-1.0)
+    look = {"localizer": CurvatureDifference(), "rule": rule, "detector": "stability"}
     findings = list(examine(pipe, ["a blue star", "a green ring"], [5, 6], SAMPLING, strict, **look))
     for finding in findings:
         assert finding.flagged
-        assert finding.crossed == 0
         assert finding.map.shape == (8, 8)
         assert finding.instead.shape == finding.image.shape
         assert not torch.equal(finding.instead, finding.image)

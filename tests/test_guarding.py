@@ -26,6 +26,12 @@ def flagging(calibration, wanted):
     return replace(calibration, null={"drift": torch.full((99, 3), float(np.nextafter(np.float32(wanted), 0)))})
 
 
+def by_norms(calibration):
+    """Settings under which everything is flagged, and returned once it is corrected."""
+    null = {"stability": torch.full((99, 3), -1.0)}
+    return {"calibration": replace(calibration, null=null), "detector": "stability"}
+
+
 @pytest.fixture
 def pipe():
     return stable_diffusion()
@@ -100,9 +106,14 @@ def test_block_withholds_flagged_images_only(pipe, calibration, scores, output_t
 
 def test_mitigate_corrects_flagged_images_while_they_are_made(pipe, calibration):
     plain = call(pipe, seeds=(0, 1), prompt=["a red circle"] * 2)
-    with guard(pipe, calibration, policy="mitigate", rate=0.5, rule=ALWAYS) as guarding:
+    with guard(pipe, **by_norms(calibration), policy="mitigate", rate=0.5, rule=ALWAYS) as guarding:
         corrected = call(pipe, seeds=(0, 1), prompt=["a red circle"] * 2)
         first = guarding.verdicts
+    # what is flagged still, by a detector that does not look at norms, is not shown
+    with guard(pipe, flagging(calibration, EVERYTHING), policy="mitigate", rule=ALWAYS) as guarding:
+        assert not call(pipe).any()
+    assert guarding.verdicts[0].corrected == (0, 1, 2)
+    assert "still flagged after correction; withheld" in guarding.verdicts[0].reason
     assert not np.array_equal(corrected, plain)
     assert [verdict.action for verdict in first] == ["mitigated"] * 2
     assert all(verdict.severity == "strong" and verdict.corrected == (0, 1, 2) for verdict in first)
@@ -144,14 +155,14 @@ def test_regenerate_takes_another_seed(pipe, calibration, scores):
 
 
 def test_regenerate_gives_up_after_its_retries_and_mitigates(pipe, calibration):
-    strict = flagging(calibration, EVERYTHING)
-    with guard(pipe, strict, policy="regenerate", retries=2, rule=ALWAYS) as guarding:
+    strict = by_norms(calibration)
+    with guard(pipe, **strict, policy="regenerate", retries=2, rule=ALWAYS) as guarding:
         call(pipe)
     (verdict,) = guarding.verdicts
     assert verdict.action == "mitigated"
     assert verdict.retried == (0.01, 0.01)
     assert verdict.corrected == (0, 1, 2)
-    with guard(pipe, strict, policy="regenerate", retries=2, rule=StabilityRule(tau_mild=1e9)) as guarding:
+    with guard(pipe, **strict, policy="regenerate", retries=2, rule=StabilityRule(tau_mild=1e9)) as guarding:
         image = call(pipe)
     assert guarding.verdicts[0].action == "withheld"
     assert not image.any()
@@ -160,8 +171,8 @@ def test_regenerate_gives_up_after_its_retries_and_mitigates(pipe, calibration):
 @pytest.mark.parametrize(("output_type", "tolerance"), [("pil", 1.0), ("latent", 1e-3)])
 def test_images_of_one_call_are_made_again_alone(pipe, calibration, output_type, tolerance):
     """Several prompts and several images per prompt: row 3 is the second image of the second prompt."""
-    strict = flagging(calibration, EVERYTHING)
-    with guard(pipe, strict, policy="regenerate", retries=1, rule=ALWAYS) as guarding:
+    strict = by_norms(calibration)
+    with guard(pipe, **strict, policy="regenerate", retries=1, rule=ALWAYS) as guarding:
         images = call(
             pipe,
             ["a red circle", "a blue star"],
@@ -171,7 +182,8 @@ def test_images_of_one_call_are_made_again_alone(pipe, calibration, output_type,
             latents=None,
         )
     assert len(images) == len(guarding.verdicts) == 4
-    with guard(pipe, strict, policy="mitigate", rule=ALWAYS):
+    assert np.asarray(images[3]).any()
+    with guard(pipe, **strict, policy="mitigate", rule=ALWAYS):
         again = call(pipe, "a blue star", generator=another(range(4), 3), output_type=output_type)
     np.testing.assert_allclose(np.asarray(images[3], dtype=float), np.asarray(again[0], dtype=float), atol=tolerance)
 

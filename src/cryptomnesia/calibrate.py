@@ -250,10 +250,13 @@ class Calibration:
             UsageError: for a file that is missing, not a calibration, edited by hand, or of another version.
         """
         about, tensors = load_checked(path, "calibration", FORMAT)
-        moments = {
-            norm.name: Moments(tensors[f"reference/{norm.name}/mean"], tensors[f"reference/{norm.name}/std"])
-            for norm in fields(Reference)
-        }
+        try:
+            moments = {
+                norm.name: Moments(tensors[f"reference/{norm.name}/mean"], tensors[f"reference/{norm.name}/std"])
+                for norm in fields(Reference)
+            }
+        except KeyError as error:
+            raise UsageError(f"{path} lacks {error}; make it anew with `cryptomnesia calibrate`") from None
         null = {key.removeprefix("null/"): value for key, value in tensors.items() if key.startswith("null/")}
         return cls(about["fingerprint"], Reference(**moments), null, about["prompts_sha256"], about["prompts"])
 

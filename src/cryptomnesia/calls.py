@@ -17,7 +17,7 @@ class Noise:
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         """Remember it before the call with these arguments uses its generators up."""
         given = arguments.get("generator")
-        self._own = isinstance(given, list)
+        self._own = isinstance(given, list) and len(given) > 1
         # a fresh generator seeds itself and leaves the global one alone
         fallback = torch.Generator()
         fallback.seed()

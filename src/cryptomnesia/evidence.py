@@ -80,7 +80,7 @@ def gate(levels: Sequence[Level], least: Level, limit: float) -> Gate:
 
     Args:
         levels: the highest level among the images of every prompt.
-        least: the level that counts.
+        least: the level that counts, `suspected` or above.
         limit: the share of prompts that is allowed, in [0, 1).
 
     Raises:
@@ -92,6 +92,8 @@ def gate(levels: Sequence[Level], least: Level, limit: float) -> Gate:
     """
     if not levels:
         raise UsageError("got no prompts to judge; give at least one")
+    if least < Level.suspected:
+        raise UsageError(f"got the level {least.name}, which is no evidence; give suspected, corroborated or confirmed")
     if not 0 <= limit < 1:
         raise UsageError(f"got the limit {limit:g}; give a share of prompts from 0 to below 1")
     hits = sum(level >= least for level in levels)

@@ -13,6 +13,11 @@ from torch import Tensor
 import cryptomnesia
 from cryptomnesia.errors import UsageError
 
+_MAKE = {
+    "calibration": "make one with `cryptomnesia calibrate`",
+    "map calibration": "make one with `cryptomnesia calibrate-maps`",
+}
+
 
 def save_checked(path: str | Path, kind: str, version: int, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write a file of some kind as a whole; `about` holds JSON values.
@@ -46,11 +51,11 @@ def load_checked(path: str | Path, kind: str, version: int) -> tuple[dict[str, A
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         content, found, written = about.pop("content"), about["kind"], about["format"]
     except FileNotFoundError:
-        raise UsageError(f"no {kind} file {path}; make one with `cryptomnesia calibrate`") from None
+        raise UsageError(f"no {kind} file {path}; {_MAKE.get(kind, '')}") from None
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UsageError(f"{path} is not a {kind} ({error}); make one with `cryptomnesia calibrate`") from None
+        raise UsageError(f"{path} is not a {kind} ({error}); {_MAKE.get(kind, '')}") from None
     if found != kind:
-        raise UsageError(f"{path} is a {found}, not a {kind}; make one with `cryptomnesia calibrate`")
+        raise UsageError(f"{path} is a {found}, not a {kind}; {_MAKE.get(kind, '')}")
     if written != version:
         raise UsageError(f"{path} has {kind} format {written}, this version reads {version}; make it anew")
     if content != _content(about, tensors):

@@ -19,8 +19,9 @@ from torch import nn
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import Calibration, weights_digests
 from cryptomnesia.calls import Noise, merged, prompt_of, replaced, single
+from cryptomnesia.detectors import Stability
 from cryptomnesia.errors import UsageError
-from cryptomnesia.judging import Judge
+from cryptomnesia.judging import Judge, Judgement
 from cryptomnesia.mitigations import Correction, Rephrasing, Rule, StabilityRule, default_rule
 from cryptomnesia.mitigations.rephrasing import candidates, without
 from cryptomnesia.solver import check_steerable
@@ -31,8 +32,6 @@ Policy = Literal["observe", "mitigate", "block", "regenerate"]
 at most `retries`, then mitigate."""
 
 Action = Literal["none", "mitigated", "withheld", "regenerated"]
-
-UNCORRECTED = "the rule corrected nothing"
 
 SEVERITIES = ("none", "mild", "strong")
 
@@ -47,7 +46,7 @@ class Verdict:
         image: its place in the call's output.
         prompt: its caption, None if there was none in words.
         score: the detector's score of the image as first generated; NaN when it could not tell. Of a run that was
-            corrected while it went on, that of the updates the solver proposed.
+            corrected while it went on, stability's is that of the updates the solver proposed.
         p_value: conformal p-value of the score, NaN likewise.
         flagged: whether the p-value is at most the guard's false-positive rate.
         crossed: of a flagged image, the evaluation, from 0, at which the running score was first flagged, against
@@ -56,7 +55,8 @@ class Verdict:
         severity: of the correction: `none`, `mild` or `strong`.
         corrected: the evaluations at which the run was corrected.
         dropped: the words that were left out of the prompt.
-        retried: p-values of the images generated after the first one.
+        retried: p-values of the images generated after the first one. Theirs, and that of a rephrased image, is that
+            of the best of several: it says that the score is ordinary by then, and bounds no error.
         action: what became of the image: `none`, `mitigated`, `withheld` or `regenerated`.
     """
 
@@ -197,8 +197,8 @@ class Guard:
             own = [noise.of(row, alone=len(verdicts) == 1) for row in open_rows]
             done = self.mitigate([{**one, **its} for one, its in zip(alone, own, strict=True)], found)
         else:
-            why = UNCORRECTED if self.policy == "mitigate" else ""
-            done = [Remade(_withheld(each, why if each.flagged else "")) for each in found]
+            why = _uncorrected if self.policy == "mitigate" else (lambda _: "")
+            done = [Remade(_withheld(each, why(each))) for each in found]
         for row, remade in zip(open_rows, done, strict=True):
             verdicts[row] = remade.verdict
             output = replaced(output, row, remade.output, remade.place)
@@ -255,7 +255,12 @@ class Guard:
             Verdict(image=row, prompt=prompt_of(arguments, row), **vars(each))
             for row, each in enumerate(self._judge(trajectory))
         ]
-        return output, verdicts if correction is None else [_told(each, correction) for each in verdicts]
+        if correction is None:
+            return output, verdicts
+        # the corrected updates are the rule's work, so what looks at them cannot tell whether it helped
+        telling = not isinstance(self._judge.detector, Stability)
+        after = self._judge(seen.trajectory) if telling else [None] * len(verdicts)
+        return output, [_told(each, correction, now) for each, now in zip(verdicts, after, strict=True)]
 
     def _regenerate(self, alone: dict[str, Any], noise: Noise, verdict: Verdict) -> "Remade":
         """Other seeds for one image, then mitigation."""
@@ -288,7 +293,7 @@ class Guard:
                 told = replace(told, action="mitigated", reason=f"{told.reason}; mitigated")
                 done.append(Remade(told, output, place))
             else:
-                done.append(Remade(_withheld(told, UNCORRECTED if now.flagged else now.reason)))
+                done.append(Remade(_withheld(told, _uncorrected(now))))
         return done
 
     def _rephrase(self, calls: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> list["Remade"]:
@@ -374,14 +379,26 @@ guard = Guard
 """`Guard` where it stands in a `with` statement: a verb, like `watch` and `stabilize`."""
 
 
-def _told(verdict: Verdict, correction: Correction) -> Verdict:
-    """The verdict with what a rule did; a run that cannot be judged is not mended by a correction."""
+def _uncorrected(verdict: Verdict) -> str:
+    """Why an image is not shown although a rule was at work on its run."""
+    if not verdict.flagged:
+        return ""
+    return "still flagged after correction" if verdict.corrected else "the rule corrected nothing"
+
+
+def _told(verdict: Verdict, correction: Correction, after: Judgement | None) -> Verdict:
+    """The verdict with what a rule did; `after` is on the corrected run as it is, where that tells whether it helped.
+
+    A run that cannot be judged is not mended by a correction.
+    """
+    known = verdict.clean or verdict.flagged
+    helped = known if after is None else after.p_value == after.p_value and not after.flagged
     corrected = tuple(correction.active[verdict.image].nonzero().flatten().tolist())
     return replace(
         verdict,
         severity=SEVERITIES[int(correction.severity[verdict.image])],
         corrected=corrected,
-        action="mitigated" if corrected and (verdict.clean or verdict.flagged) else "none",
+        action="mitigated" if corrected and helped else "none",
     )
 
 

@@ -67,17 +67,27 @@ def model_folder(model: str) -> Path | None:
     return Path(model) if Path(model).exists() else None
 
 
+def check_exists(model: str) -> Path | None:
+    """The local folder of `model`, None for a hub id; loads nothing.
+
+    Raises:
+        UsageError: if it can be neither.
+    """
+    folder = model_folder(model)
+    if folder is None and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
+        raise UsageError(f"no model {model!r}; give a local diffusers folder, a hub id such as org/name, or {BUNDLED}")
+    if folder is not None and not (folder / "model_index.json").is_file():
+        raise UsageError(f"{folder} is no diffusers folder: it has no model_index.json; give the folder that has one")
+    return folder
+
+
 def _load(model: str) -> Any:
     """The pipeline, its family checked before anything large is read."""
     import torch
     from diffusers import DiffusionPipeline
     from safetensors import SafetensorError
 
-    folder = model_folder(model)
-    if folder is None and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
-        raise UsageError(f"no model {model!r}; give a local diffusers folder, a hub id such as org/name, or {BUNDLED}")
-    if folder is not None and not (folder / "model_index.json").is_file():
-        raise UsageError(f"{folder} is no diffusers folder: it has no model_index.json; give the folder that has one")
+    folder = check_exists(model)
     try:
         with _quiet():
             config: Any = DiffusionPipeline.load_config(str(folder or model))

@@ -93,6 +93,8 @@ def generate(
     check_prompts(pipe, list(dict.fromkeys(prompts)))
     if unknown := sampling.options.keys() - signature(type(pipe).__call__).parameters.keys():
         raise UsageError(f"a {type(pipe).__name__} takes no {', '.join(sorted(unknown))}; leave it out")
+    if (sampling.height is None) != (sampling.width is None):
+        raise UsageError(f"got height {sampling.height} and width {sampling.width}; give both or neither")
     trained = pipe.scheduler.config["num_train_timesteps"]
     if sampling.steps > trained:
         raise UsageError(f"got {sampling.steps} steps, the model knows {trained} timesteps; give fewer")
@@ -107,11 +109,15 @@ def generate(
                 progress(start + size * done / len(pipe.scheduler.timesteps))
 
         with silent(pipe), watch(pipe, keep=keep, after_step=tell) as seen, (around or nullcontext)():
-            output = pipe(
-                **adapter.arguments(some, sampling),
-                generator=[torch.Generator().manual_seed(seed) for seed in their],
-                output_type=output_type,
-            )
+            try:
+                output = pipe(
+                    **adapter.arguments(some, sampling),
+                    generator=[torch.Generator().manual_seed(seed) for seed in their],
+                    output_type=output_type,
+                )
+            # how diffusers says that it does not take an argument's value
+            except ValueError as error:
+                raise UsageError(f"{type(pipe).__name__} refuses: {' '.join(str(error).split())}") from error
         yield Batch(some, their, output.images.float().cpu(), seen.trajectory)
 
 

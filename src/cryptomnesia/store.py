@@ -149,8 +149,13 @@ class Store:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold off the other processes that work on this run."""
-        with _writing(self.folder), FileLock(self.folder / ".lock"):
+        lock = FileLock(self.folder / ".lock")
+        with _writing(self.folder):
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     def keep(self, content: bytes, suffix: str) -> str:
         """Keep a file under the hash of its content; its path from the run directory.

@@ -39,12 +39,11 @@ def calibrate(
     batch_size: BatchSize = 8,
 ) -> None:
     """Learn from reference prompts what is usual, one image each, and save it for `detect`."""
-    from cryptomnesia.calibrate import Calibration, check_references
+    from cryptomnesia.calibrate import Calibration
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.prompts import read_prompts
 
     captions = read_prompts(prompts)
-    check_references(captions)
     check_writable(output)
     pipe = load_pipeline(model, scheduler=scheduler)
     with progress_bar() as report:

@@ -1,6 +1,7 @@
 """What the commands share: the application, their options, and the reading of them."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -162,8 +163,13 @@ def check_writable(path: Path) -> None:
         raise UsageError(f"cannot write to {there}; give another place")
 
 
-def remove_old(folder: Path, *suffixes: str) -> None:
-    """Remove what an earlier run wrote for its images."""
-    for old in folder.glob("[0-9][0-9][0-9][0-9]*-seed-*"):
-        if old.suffix in suffixes:
+def image_file(folder: Path, what: str, number: int, seed: int) -> Path:
+    """The file of an image, without its suffix; `what` keeps those of several commands apart."""
+    return folder / f"{what}-{number:04}-seed-{seed}"
+
+
+def remove_old(folder: Path, what: str) -> None:
+    """Remove the files of an earlier run's images."""
+    for old in folder.iterdir():
+        if re.fullmatch(rf"{what}-\d{{4,}}-seed-\d+\.(png|safetensors)", old.name):
             old.unlink()

@@ -21,6 +21,7 @@ from cryptomnesia.cli.common import (
     Steps,
     Width,
     app,
+    image_file,
     make_folder,
     remove_old,
     sampling,
@@ -31,6 +32,7 @@ from cryptomnesia.report.console import print_table, progress_bar
 from cryptomnesia.report.rows import Row, to_json
 
 if TYPE_CHECKING:
+    from cryptomnesia.guarding import Verdict
     from cryptomnesia.settings import Sampling
 
 
@@ -64,9 +66,10 @@ def detect(
     as_json: AsJson = False,
 ) -> None:
     """Generate prompts and say which images are memorized; with -o also where, and what instead."""
-    from cryptomnesia.models import BUNDLED
+    from cryptomnesia.models import BUNDLED, check_exists
 
     captions, seeds = wanted_images(prompt, prompts, images_per_prompt, seed)
+    check_exists(model)
     if calibration is None and model != BUNDLED:
         raise UsageError(
             f"detecting in {model} needs a calibration; make one with "
@@ -143,12 +146,11 @@ def _examine(
     if manifest is not None:
         manifest.check(pipe)
     localizer = None if output is None else CurvatureDifference()
-    rule = None if output is None else default_rule(conditional=adapter_for(pipe).conditional)
+    rule = None if output is None else default_rule(conditional=adapter_for(pipe).conditional, batch=batch_size)
     check(pipe, settings, fitted, detector=detector, rate=rate, localizer=localizer, rule=rule)
     check_prompts(pipe, prompts)
     if output is not None:
         make_folder(output)
-        remove_old(output, ".png")
     rows: list[Row] = []
     with progress_bar() as report:
         report("images", 0, len(prompts))
@@ -166,16 +168,35 @@ def _examine(
             progress=lambda done: report("images", done, len(prompts)),
         ):
             panel = None
+            if output is not None and not rows:
+                # not before it is known that there will be new ones
+                remove_old(output, "panel")
             if output is not None and finding.flagged:
-                panel = output / f"{len(rows):04}-seed-{finding.seed}.png"
+                panel = image_file(output, "panel", len(rows), finding.seed).with_suffix(".png")
                 write_panel(panel, finding, manifest)
             # the pictures are on disk; a long run keeps numbers only
-            rows.append(Row(finding.prompt, finding.seed, finding.score, finding.p_value, finding.crossed, panel))
+            rows.append(
+                Row(
+                    finding.prompt,
+                    finding.seed,
+                    finding.score,
+                    finding.p_value,
+                    finding.crossed,
+                    panel,
+                    instead="" if finding.remedy is None else _instead(finding.remedy),
+                )
+            )
     if as_json:
-        typer.echo(json.dumps(to_json(rows, settings, detector, rate), indent=2))
+        typer.echo(json.dumps(to_json(rows, model, scheduler, settings, detector, rate), indent=2))
     else:
         print_table(rows, detector, rate)
         if output is not None:
             panels = sum(row.panel is not None for row in rows)
             typer.echo(f"{panels} panels in {output}" if panels else f"nothing flagged, no panels in {output}")
     return rows
+
+
+def _instead(remedy: "Verdict") -> str:
+    """What was done about a flagged image, in a few words."""
+    words = f"without {', '.join(remedy.dropped)}" if remedy.dropped else ""
+    return f"withheld, also {words}" if remedy.action == "withheld" and words else words or remedy.action

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cryptomnesia.cli.common import app, make_folder
+from cryptomnesia.cli.common import app
 from cryptomnesia.report.console import progress_bar
 
 index = typer.Typer(help="Training images, to match generated pictures against.", no_args_is_help=True)
@@ -24,7 +24,6 @@ def build(
     """Describe every picture of a folder, so that an audit can name the one that a generation reproduces."""
     from cryptomnesia.matching import SSCD, ImageIndex, Tiles
 
-    make_folder(output)
     descriptor = Tiles() if sscd is None else SSCD(sscd)
     with progress_bar() as report:
         made = ImageIndex.build(

@@ -34,6 +34,7 @@ from cryptomnesia.cli.common import (
     bundled,
     check_writable,
     chosen_methods,
+    image_file,
     make_folder,
     remove_old,
     sampling,
@@ -123,16 +124,18 @@ def localize(
             progress=lambda done: report("images", done, len(captions)),
         )
         make_folder(output)
-        remove_old(output, ".png", ".safetensors")
         for number, located in enumerate(found):
-            stem = output / f"{number:04}-seed-{located.seed}"
+            if number == 0:
+                # not before it is known that there will be new ones
+                remove_old(output, "maps")
+            stem = image_file(output, "maps", number, located.seed)
             panel, tensors = stem.with_suffix(".png"), stem.with_suffix(".safetensors")
             write_maps(panel, located)
             _save(tensors, located)
             rows += [Region.of(located, name, panel, tensors) for name in located.maps]
     if as_json:
         evaluations = {each.name: each.localizer.step for each in methods}
-        told = regions_to_json(rows, model, settings, evaluations, None if fitted is None else rate)
+        told = regions_to_json(rows, model, scheduler, settings, evaluations, None if fitted is None else rate)
         typer.echo(json.dumps(told, indent=2))
     else:
         print_regions(rows, rate)

@@ -36,7 +36,7 @@ STILL = 1e-3
 """Of the estimate's norm: a drift below that stands still."""
 
 LEAST_SPREAD = 0.1
-"""Of the drift's logarithm, in which a tenth is no difference."""
+"""Of the logarithm, in which a tenth is no difference."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Reference:
         delta: of ‖δ_t‖.
         z: of ‖z_t‖ after the step.
         x0: of ‖x̂_0‖.
-        drift: of log‖x̂_0(t) − x̂_0(t+1)‖, conditional; meaningless at the first evaluation.
+        drift: of the mean of log‖x̂_0(t) − x̂_0(t+1)‖ so far, conditional; meaningless at the first evaluation.
     """
 
     delta: Moments
@@ -67,7 +67,12 @@ class Reference:
     def fit(cls, norms: Norms) -> "Reference":
         """Estimate the moments from the norms of at least two reference images."""
         moments = {}
-        for name, values in (("delta", norms.delta), ("z", norms.z), ("x0", norms.x0), ("drift", log_drift(norms))):
+        for name, values in (
+            ("delta", norms.delta),
+            ("z", norms.z),
+            ("x0", norms.x0),
+            ("drift", mean_log_drift(norms)),
+        ):
             if len(values) < 2:
                 raise UsageError(f"got {len(values)} reference images; give at least 2")
             mean = values.mean(dim=0)
@@ -77,7 +82,8 @@ class Reference:
         return cls(**moments)
 
 
-def log_drift(norms: Norms) -> Tensor:
-    """The logarithm of the drift, (B, N), 0 at the first evaluation; what is lost in rounding is all alike."""
-    moved = torch.maximum(norms.drift, STILL * norms.x0).clamp_min(1e-12).log()
-    return torch.cat([torch.zeros_like(moved[:, :1]), moved[:, 1:]], dim=1)
+def mean_log_drift(norms: Norms) -> Tensor:
+    """The mean logarithm of the drift so far, (B, N), 0 at the first evaluation; what rounding hides is all alike."""
+    moved = torch.maximum(norms.drift, STILL * norms.x0).clamp_min(1e-12).log()[:, 1:]
+    so_far = moved.cumsum(dim=1) / torch.arange(1, moved.shape[1] + 1)
+    return torch.cat([torch.zeros_like(norms.drift[:, :1]), so_far], dim=1)

@@ -130,12 +130,14 @@ class ImageIndex:
         """
         if not images.is_dir():
             raise UsageError(f"no folder {images}; give the folder of the training images")
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock", timeout=0):
                 _build(images, folder, descriptor, shard, workers, progress)
         except Timeout:
             raise UsageError(f"the index {folder} is being built by another process; wait for it") from None
+        except OSError as error:
+            raise UsageError(f"cannot write the index {folder} ({error}); make room or give another folder") from None
         return cls(folder, descriptor)
 
     def __len__(self) -> int:
@@ -176,20 +178,34 @@ class ImageIndex:
 
         In a space of pictures distances alone say little: plain pictures lie close to everything. So the distance to
         the nearest is compared with those to the next ones (Carlini et al., 2023, arXiv:2301.13188). Where a training
-        image is there many times, the next ones are copies of it; those nearer to the nearest picture than the query
-        are left out.
+        image is there many times, the next ones are copies of it, and left out: those nearer to it than the query, or
+        than a quarter of its median distance to pictures from all over the index.
         """
-        found = self.search(pictures, masks=masks, k=4 * NEAREST)
         _, weights = self._described(pictures, masks)
-        relative = torch.full((len(pictures),), torch.inf)
-        for row, (distances, positions) in enumerate(zip(found.distances, found.positions, strict=True)):
-            stored = self._stored(positions)
-            squares = (weights[row] * (stored[1:] - stored[:1]) ** 2).sum(dim=2)
-            apart = (squares / weights[row].sum(dim=1).clamp_min(1e-12)).amax(dim=1).sqrt()
-            usual = distances[1:][apart > distances[0]][:NEAREST]
-            if len(usual) >= 10 and distances[0].isfinite():
-                relative[row] = distances[0] / (USUAL * usual.mean())
+        anywhere = torch.linspace(0, len(self) - 1, min(256, len(self))).round().long()
+        k, relative = 4 * NEAREST, torch.full((len(pictures),), torch.inf)
+        while True:
+            found = self.search(pictures, masks=masks, k=k)
+            enough = True
+            for row, (distances, positions) in enumerate(zip(found.distances, found.positions, strict=True)):
+                if not distances[0].isfinite():
+                    continue
+                nearest = self._stored(positions[:1])
+                copies = self._apart(weights[row], nearest, anywhere).median() / 4
+                apart = self._apart(weights[row], nearest, positions[1:])
+                usual = distances[1:][apart > distances[0].maximum(copies)][:NEAREST]
+                enough &= len(usual) == NEAREST
+                if len(usual) >= 10:
+                    relative[row] = distances[0] / (USUAL * usual.mean())
+            if enough or k >= len(self):
+                break
+            k *= 4
         return Matches([self.paths[each] for each in found.positions[:, 0].tolist()], found.distances[:, 0], relative)
+
+    def _apart(self, weights: Tensor, one: Tensor, positions: Tensor) -> Tensor:
+        """Distances of some pictures of the index from descriptors `one` (1, T, P), under weights (T, P)."""
+        squares = (weights * (self._stored(positions) - one) ** 2).sum(dim=2)
+        return (squares / weights.sum(dim=1).clamp_min(1e-12)).amax(dim=1).sqrt()
 
     def _described(self, pictures: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
         """Descriptors of queries and the weights that they are compared by, both (B, T, P)."""
@@ -253,6 +269,8 @@ def _build(
             if kept:
                 number += 1
                 _write_shard(folder / f"{number:05}", np.concatenate(described), kept)
+    if not any(_shards(folder)):
+        raise UsageError(f"none of {len(files)} pictures in {images} can be read, {min(skipped)} for one; give others")
     _write_json(folder / "index.json", {**about, "skipped": skipped, "complete": True})
 
 

@@ -47,7 +47,11 @@ class SSCD:
             raise UsageError(f"{path} is no TorchScript file ({reason}); give the one of SSCD's authors") from None
         self.side = side
         self._batch_size = batch_size
-        width = self._embed(torch.zeros(1, 3, side, side)).shape[-1]
+        try:
+            width = self._embed(torch.zeros(1, 3, side, side)).shape[-1]
+        except (RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(f"{path} embeds no pictures ({reason}); give the file of SSCD's authors") from None
         self.shape = (1, width)
         self.name = f"sscd {digest[:12]}, {side} pixels"
 

@@ -8,6 +8,6 @@ __all__ = ["Correction", "Rephrasing", "Rule", "StabilityRule", "default_rule", 
 Rule = StabilityRule | Rephrasing
 
 
-def default_rule(*, conditional: bool) -> Rule:
-    """The rule for models with captions, or without."""
-    return Rephrasing() if conditional else StabilityRule()
+def default_rule(*, conditional: bool, batch: int = 8) -> Rule:
+    """The rule for models with captions, or without; `batch` images go into one call of the pipeline at most."""
+    return Rephrasing(batch=batch) if conditional else StabilityRule()

@@ -1,4 +1,4 @@
-"""Make a flagged image again from the same noise without the words that bring the memory back.
+"""Make a flagged image again, from the same noise where that is known, without the words that bring the memory back.
 
 Where the conditional distribution has collapsed onto one image, no change of norms or of guidance
 brings another one: the caption itself has to change. Usually a word or two of it carry the

@@ -27,11 +27,14 @@ MAPS = ("curvature-difference", "curvature-difference-checkpoint", "score-differ
 
 _CONTROL_KEY = 5
 PURPOSES = ("calibration", "selection", "evaluation")
-"""What never-planted captions are drawn for; the captions of two purposes have different seeds."""
+"""What never-planted captions are drawn for; no caption serves two purposes."""
+
+_RESERVED = 500
+"""Captions of a purpose that later ones keep clear of."""
 
 
 def control_captions(purpose: str, count: int, concepts: tuple[Concept, ...], seed: int = 0) -> list[str]:
-    """`count` different captions of the generator that belong to no concept.
+    """`count` different captions of the generator that belong to no concept, nor to an earlier purpose.
 
     Args:
         purpose: one of `PURPOSES`.
@@ -40,6 +43,8 @@ def control_captions(purpose: str, count: int, concepts: tuple[Concept, ...], se
         seed: of the proving ground.
     """
     taken = {caption for concept in concepts for caption in concept.captions}
+    for earlier in PURPOSES[: PURPOSES.index(purpose)]:
+        taken.update(control_captions(earlier, _RESERVED, concepts, seed))
     captions: list[str] = []
     index = 0
     while len(captions) < count:

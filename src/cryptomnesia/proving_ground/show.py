@@ -43,6 +43,9 @@ def grid(folder: Path, *, progress: Progress | None = None) -> Image.Image:
         for column, picture in enumerate(pictures):
             left = _LABEL + column * (_SIDE + _GAP)
             sheet.paste(Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (left, top))
+            if column == 1:
+                # white on white would not be seen
+                draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), outline=(160, 160, 160))
             if column >= 2 and each.replicated[column - 2]:
                 draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), outline=(220, 30, 30), width=3)
     return sheet
