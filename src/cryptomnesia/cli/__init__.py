@@ -13,7 +13,7 @@ import typer
 from cryptomnesia import __version__
 
 # importing a module of commands registers them
-from cryptomnesia.cli import calibrating, detecting, indexing, mapping, proving  # noqa: F401
+from cryptomnesia.cli import auditing, calibrating, detecting, indexing, mapping, proving  # noqa: F401
 from cryptomnesia.cli.common import app
 from cryptomnesia.errors import CryptomnesiaError
 

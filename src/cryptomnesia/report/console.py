@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -9,6 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cryptomnesia.report.rows import Region, Row
+
+if TYPE_CHECKING:
+    from cryptomnesia.audit.comparison import Comparison
+    from cryptomnesia.audit.outcome import Outcome
 
 
 def print_table(rows: list[Row], detector: str, rate: float) -> None:
@@ -19,6 +24,9 @@ def print_table(rows: list[Row], detector: str, rate: float) -> None:
         table.add_column(heading, justify="right")
     table.add_column("verdict", no_wrap=True)
     table.add_column("first step", justify="right")
+    instead = any(row.instead for row in rows)
+    if instead:
+        table.add_column("instead", overflow="fold")
     for row in rows:
         table.add_row(
             Text(row.prompt),
@@ -27,15 +35,16 @@ def print_table(rows: list[Row], detector: str, rate: float) -> None:
             f"{row.p_value:.3g}",
             Text(row.verdict, style="" if row.crossed is None else "bold red"),
             "" if row.crossed is None else str(row.crossed + 1),
+            *([Text(row.instead)] if instead else []),
         )
     _print(table)
 
 
-def _print(table: Table) -> None:
+def _print(what: Table | Text) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    console.print(table)
+    console.print(what)
 
 
 def print_regions(rows: list[Region], rate: float) -> None:
@@ -57,6 +66,54 @@ def print_regions(rows: list[Region], rate: float) -> None:
             "" if row.p_value is None else f"{row.p_value:.3g}",
         )
     _print(table)
+
+
+def print_outcome(found: "Outcome", *, rows: int = 20) -> None:
+    """An audit in a table, the worst prompts first, with the gate below it."""
+    table = Table(title=f"{found.detector}, suspected at p ≤ {found.rate:g}", title_justify="left")
+    table.add_column("prompt", overflow="fold")
+    table.add_column("evidence", no_wrap=True)
+    for heading in ("images", "p", "memorized", "nearest training image"):
+        table.add_column(heading, justify="right")
+    for each in found.prompts[:rows]:
+        worst = each.images[0]
+        place = "region" if worst["matched_region"] else "whole" if worst["matched_whole"] else None
+        nearest = "" if place is None else worst[f"{place}_path"]
+        table.add_row(
+            Text(each.prompt),
+            Text(each.level.name, style="" if each.level.name in ("none", "unknown") else "bold red"),
+            f"{sum(row['level'] == each.level.name for row in each.images)} of {len(each.images)}",
+            f"{each.p_value:.3g}",
+            "" if worst["fraction"] is None else f"{worst['fraction']:.0%}",
+            Text(nearest),
+        )
+    _print(table)
+    gate, limit = found.gate, f"{found.settings.fail_on} or worse, limit {found.gate.limit:.1%}"
+    lines = [f"and {len(found.prompts) - rows} prompts more"] if len(found.prompts) > rows else []
+    lines.append(", ".join(f"{count} {name}" for name, count in found.counts.items() if count))
+    lines.append(
+        f"{gate.outcome}: {gate.share.value:.1%} of prompts ({gate.share.low:.1%} to {gate.share.high:.1%}) {limit}"
+        + (f"; {gate.needed} prompts would decide it" if gate.needed else "")
+    )
+    _print(Text("\n".join(lines)))
+
+
+def print_comparison(found: "Comparison") -> None:
+    """What is new and what is gone, with the share of findings before and after."""
+    table = Table(title="findings that changed", title_justify="left")
+    table.add_column("prompt", overflow="fold")
+    for heading in ("", "before", "after"):
+        table.add_column(heading, no_wrap=True)
+    for what, changed in (("new", found.new), ("gone", found.gone)):
+        for prompt, before, after in changed:
+            table.add_row(Text(prompt), what, before.name, after.name)
+    _print(table)
+    shares = [
+        f"{gate.hits} of {gate.prompts} ({gate.share.low:.1%} to {gate.share.high:.1%})"
+        for gate in (found.before, found.after)
+    ]
+    alone = f"; not compared: {len(found.only_before)} prompts of the first run, {len(found.only_after)} of the second"
+    _print(Text(f"{shares[0]} before, {shares[1]} after{alone if found.only_before or found.only_after else ''}"))
 
 
 @contextmanager

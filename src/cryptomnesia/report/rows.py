@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """One line of the table; `crossed` is None for an image that is not flagged."""
+    """One line of the table; `crossed` is None for an image that is not flagged, `instead` says what was done."""
 
     prompt: str
     seed: int
@@ -19,6 +19,7 @@ class Row(NamedTuple):
     p_value: float
     crossed: int | None
     panel: Path | None
+    instead: str = ""
 
     @property
     def verdict(self) -> str:
@@ -65,28 +66,27 @@ class Region(NamedTuple):
 
 
 def regions_to_json(
-    rows: list[Region], model: str, sampling: "Sampling", at: dict[str, int], rate: float | None
+    rows: list[Region], model: str, scheduler: str, sampling: "Sampling", at: dict[str, int], rate: float | None
 ) -> dict[str, Any]:
     """The regions and the settings they hold for, as JSON values; `at` is the evaluation that each map looks at."""
     return {
         "cryptomnesia": __version__,
-        "model": model,
+        **_settings(model, scheduler, sampling),
         "pixel_rate": rate,
-        "steps": sampling.steps,
         "at": at,
-        "guidance": sampling.guidance,
         "maps": [row._asdict() for row in rows],
     }
 
 
-def to_json(rows: list[Row], sampling: "Sampling", detector: str, rate: float) -> dict[str, Any]:
+def to_json(
+    rows: list[Row], model: str, scheduler: str, sampling: "Sampling", detector: str, rate: float
+) -> dict[str, Any]:
     """The rows and the settings they hold for, as JSON values; a NaN is null."""
     return {
         "cryptomnesia": __version__,
+        **_settings(model, scheduler, sampling),
         "detector": detector,
         "rate": rate,
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
         "images": [
             {
                 "prompt": row.prompt,
@@ -97,9 +97,22 @@ def to_json(rows: list[Row], sampling: "Sampling", detector: str, rate: float) -
                 "flagged": row.crossed is not None,
                 "first_step": None if row.crossed is None else row.crossed + 1,
                 "panel": None if row.panel is None else str(row.panel),
+                "instead": row.instead or None,
             }
             for row in rows
         ],
+    }
+
+
+def _settings(model: str, scheduler: str, sampling: "Sampling") -> dict[str, Any]:
+    return {
+        "model": model,
+        "scheduler": scheduler,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "height": sampling.height,
+        "width": sampling.width,
+        "options": dict(sampling.options),
     }
 
 

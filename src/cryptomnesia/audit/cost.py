@@ -1,0 +1,91 @@
+"""What an audit would cost, before it is begun."""
+
+import time
+from dataclasses import dataclass
+
+from cryptomnesia.audit.run import Setup
+from cryptomnesia.audit.settings import Settings
+from cryptomnesia.prompts import read_prompts
+from cryptomnesia.sampling import generate
+
+_ROW = 10_000
+"""Bytes of the evidence on one image, about."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a run in which nothing is flagged; what flagged images cost more is given for each of them.
+
+    Attributes:
+        images: to be judged.
+        references: to be made beforehand.
+        evaluations: of the denoiser, one for one image and one step; with guidance each has two branches.
+        flagged_evaluations: more of them for a flagged image: its map, the search for words, another image.
+        seconds: on this machine, from a measured evaluation.
+        flagged_seconds: more for a flagged image.
+        bytes: on disk, at most.
+    """
+
+    images: int
+    references: int
+    evaluations: int
+    flagged_evaluations: int
+    seconds: float
+    flagged_seconds: float
+    bytes: int
+
+    def __str__(self) -> str:
+        """In words."""
+        return (
+            f"{self.images} images and {self.references} references: {self.evaluations:,} denoiser evaluations, "
+            f"about {_time(self.seconds)} on this machine, and {self.bytes / 2**20:,.0f} MiB on disk at most\n"
+            f"every flagged image: {self.flagged_evaluations} evaluations more, about {_time(self.flagged_seconds)}"
+        )
+
+
+def estimate(settings: Settings) -> Cost:
+    """What a run of these settings would cost; makes three evaluations of one batch to measure it.
+
+    Raises:
+        UsageError: for settings that do not fit.
+    """
+    setup = Setup.load(settings)
+    units = setup.units
+    references = 0 if settings.references is None else len(read_prompts(settings.references))
+    planned, seconds, picture = _measured(setup, min(settings.batch_size, len(units)))
+    probes = getattr(getattr(setup.method.localizer, "estimator", None), "probes", 1)
+    words = sum(len(set(prompt.split())) for prompt in setup.prompts) / len(setup.prompts)
+    # a probe of the map goes through one branch at a time, and the searched words are tried for a few steps
+    flagged = probes + (round(planned + 2 * words) if settings.mitigate else 0)
+    return Cost(
+        images=len(units),
+        references=references,
+        evaluations=(len(units) + references) * planned,
+        flagged_evaluations=flagged,
+        seconds=(len(units) + references) * planned * seconds,
+        flagged_seconds=flagged * seconds,
+        bytes=len(units) * (picture + _ROW) + references * _ROW,
+    )
+
+
+def _measured(setup: Setup, size: int) -> tuple[int, float, int]:
+    """Evaluations of a run, the seconds that one takes for one image, and the bytes of a picture."""
+    moments: list[float] = []
+
+    def stop(_: float) -> None:
+        moments.append(time.perf_counter())
+        # the first one also warms up
+        if len(moments) == 3:
+            setup.pipe._interrupt = True
+
+    prompts, seeds = zip(*setup.units[:size], strict=True)
+    (batch,) = generate(setup.pipe, prompts, seeds, setup.sampling, batch_size=size, progress=stop)
+    setup.pipe._interrupt = False
+    taken = (moments[-1] - moments[0]) / max(1, min(len(moments), 3) - 1)
+    return len(batch.trajectory.timesteps), taken / size, batch.images[0].numel()
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

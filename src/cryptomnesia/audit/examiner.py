@@ -1,0 +1,152 @@
+"""One unit of an audit's work: some prompts and seeds in, one row of evidence per image out.
+
+It knows nothing of the run directory but how to keep a picture, so it can run anywhere.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cryptomnesia.calibrate import Calibration
+from cryptomnesia.findings import Finding, examine
+from cryptomnesia.localizers.mask import Mask
+from cryptomnesia.map_calibration import MapCalibration
+from cryptomnesia.matching import ImageIndex, Matches
+from cryptomnesia.methods import Method
+from cryptomnesia.mitigations import default_rule
+from cryptomnesia.panel import pixels
+from cryptomnesia.sampling import Progress
+from cryptomnesia.settings import Sampling
+from cryptomnesia.trajectory import Norms, Trajectory
+
+Keep = Callable[[bytes, str], str]
+"""Keeps a file's content under a suffix, and gives the name that it is found by."""
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """A model with everything that judges it.
+
+    Attributes:
+        pipe: the pipeline.
+        sampling: the settings of every image.
+        calibration: of scores.
+        maps: of the map.
+        method: the map that flagged images get.
+        detector: whose score flags.
+        rate: false-positive rate at which it does.
+        pixel_rate: share of ordinary pixels in a mask.
+        mitigate: whether flagged images are made again.
+        index: of training images, None if there are none.
+    """
+
+    pipe: Any
+    sampling: Sampling
+    calibration: Calibration
+    maps: MapCalibration
+    method: Method
+    detector: str
+    rate: float
+    pixel_rate: float
+    mitigate: bool
+    index: ImageIndex | None
+
+    def __call__(
+        self, prompts: Sequence[str], seeds: Sequence[int], keep: Keep, *, progress: Progress | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows of evidence on the images of `prompts` and `seeds`, all made in one call of the pipeline.
+
+        Norms are kept as they were seen, so that scores can be made anew.
+        """
+        found = list(
+            examine(
+                self.pipe,
+                prompts,
+                seeds,
+                self.sampling,
+                self.calibration,
+                detector=self.detector,
+                rate=self.rate,
+                localizer=self.method.localizer,
+                rule=default_rule(conditional=True) if self.mitigate else None,
+                batch_size=len(prompts),
+                progress=progress,
+            )
+        )
+        images = torch.stack([each.image for each in found])
+        whole = None if self.index is None else self.index.match(images)
+        reference = self.maps.references[self.method.name]
+        rows = []
+        for number, each in enumerate(found):
+            row = {
+                "prompt": each.prompt,
+                "seed": each.seed,
+                "flagged": each.flagged,
+                **signals(each.norms),
+                "image": keep(png(each.image), ".png"),
+                **_match("whole", whole, number),
+            }
+            mask = None if each.map is None else reference.mask(each.map[None], rate=self.pixel_rate)
+            rows.append(row | self._map(each, mask) | _remedy(each, keep))
+        return rows
+
+    def _map(self, found: Finding, mask: Mask | None) -> dict[str, Any]:
+        """What the map of a flagged image says, and which training image is inside it."""
+        if found.map is None or mask is None:
+            return dict.fromkeys(("map", "mask", "fraction", "fraction_p", "mean_p")) | _match("region")
+        inside = None
+        if self.index is not None and mask.pixels.any():
+            inside = self.index.match(found.image[None], masks=mask.pixels)
+        return {
+            "map": found.map.tolist(),
+            "mask": mask.pixels[0].tolist(),
+            "fraction": mask.fraction.item(),
+            "fraction_p": mask.p_value.item(),
+            "mean_p": mask.mean_p_value.item(),
+            **_match("region", inside),
+        }
+
+
+def _remedy(found: Finding, keep: Keep) -> dict[str, Any]:
+    """What the mitigation did about a flagged image."""
+    if found.remedy is None:
+        return dict.fromkeys(("action", "dropped", "reason", "instead"))
+    return {
+        "action": found.remedy.action,
+        "dropped": list(found.remedy.dropped),
+        "reason": found.remedy.reason,
+        "instead": None if found.instead is None else keep(png(found.instead), ".png"),
+    }
+
+
+def png(image: Tensor) -> bytes:
+    """An image (3, H, W) in [0, 1] as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels(image)).save(file, format="PNG")
+    return file.getvalue()
+
+
+def signals(norms: Norms) -> dict[str, list[float]]:
+    """The norms (1, N) of one image as columns of a row."""
+    return {norm.name: getattr(norms, norm.name)[0].tolist() for norm in fields(Norms)}
+
+
+def trajectory_of(rows: Sequence[dict[str, Any]]) -> Trajectory:
+    """What rows of evidence say was seen of their images, without tensors."""
+    norms = Norms(*(torch.tensor([row[norm.name] for row in rows]) for norm in fields(Norms)))
+    evaluations = norms.z.shape[1]
+    return Trajectory(tuple(map(float, range(evaluations))), norms, {}, torch.empty(len(rows), 0), complete=True)
+
+
+def _match(name: str, found: Matches | None = None, number: int = 0) -> dict[str, Any]:
+    """The training image that was found, under `name`."""
+    keys = (f"{name}_path", f"{name}_distance", f"{name}_relative")
+    if found is None:
+        return dict.fromkeys(keys)
+    values = (found.paths[number], found.distances[number].item(), found.relative[number].item())
+    return dict(zip(keys, values, strict=True))

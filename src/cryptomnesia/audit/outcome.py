@@ -1,0 +1,141 @@
+"""What a finished run says: evidence per image and prompt, and the gate. Needs no model."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from cryptomnesia.audit.settings import Settings
+from cryptomnesia.errors import UsageError
+from cryptomnesia.evidence import Gate, Level, gate
+from cryptomnesia.store import Store, batch_count
+
+SCHEMA = 1
+"""Version of `Outcome.to_json`."""
+
+SIGNALS = ("delta", "z", "x0", "guidance", "drift", "map", "mask")
+"""Columns of a run that are long, and not in the JSON report."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A prompt and its images.
+
+    Attributes:
+        prompt: the text.
+        level: the highest among its images; unknown only if none is higher and some could not be judged.
+        images: rows of evidence, worst first.
+    """
+
+    prompt: str
+    level: Level
+    images: list[dict[str, Any]]
+
+    @property
+    def p_value(self) -> float:
+        """The smallest of its images, NaN if none has one."""
+        known = [row["p_value"] for row in self.images if row["p_value"] == row["p_value"]]
+        return min(known, default=float("nan"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run says.
+
+    Attributes:
+        about: what the run depended on.
+        settings: of the run.
+        detector: whose score was a suspicion.
+        rate: false-positive rate at which it was.
+        prompts: worst first.
+        gate: whether the model is within the limit.
+    """
+
+    about: dict[str, Any]
+    settings: Settings
+    detector: str
+    rate: float
+    prompts: list[Judged]
+    gate: Gate
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Prompts by level of evidence, strongest first."""
+        found = Counter(each.level for each in self.prompts)
+        return {level.name: found[level] for level in sorted(Level, reverse=True)}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the signals, as JSON values."""
+        return {
+            "schema": SCHEMA,
+            "about": {key: value for key, value in self.about.items() if key != "prompts"},
+            "detector": self.detector,
+            "rate": self.rate,
+            "counts": self.counts,
+            "gate": {
+                "fail_on": self.settings.fail_on,
+                "outcome": self.gate.outcome,
+                "limit": self.gate.limit,
+                "share": self.gate.share.value,
+                "low": self.gate.share.low,
+                "high": self.gate.share.high,
+                "hits": self.gate.hits,
+                "unknown": self.gate.unknown,
+                "prompts": self.gate.prompts,
+                "needed": self.gate.needed,
+            },
+            "prompts": [
+                {
+                    "prompt": each.prompt,
+                    "level": each.level.name,
+                    "images": [
+                        {key: _known(value) for key, value in row.items() if key not in (*SIGNALS, "prompt")}
+                        for row in each.images
+                    ],
+                }
+                for each in self.prompts
+            ],
+        }
+
+
+def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None = None) -> Outcome:
+    """The outcome of a finished run.
+
+    Args:
+        store: of the run.
+        fail_on: level of evidence that counts, the run's own when None.
+        max_rate: share of prompts that may reach it, likewise.
+
+    Raises:
+        UsageError: for a run that is not finished.
+    """
+    settings = Settings(**store.about["settings"])
+    size = batch_count(len(store.about["prompts"]) * settings.images_per_prompt, settings.batch_size)
+    if store.done("images") < size or not store.done("scores"):
+        raise UsageError(
+            f"{store.folder} is not finished: {store.done('images')} of {size} batches; run `cryptomnesia audit` with "
+            "the same settings again to go on"
+        )
+    scores = store.rows("scores")
+    rows = [{**row, **own} for row, own in zip(store.rows("images"), scores, strict=True)]
+    grouped: dict[str, list[dict[str, Any]]] = {prompt: [] for prompt in store.about["prompts"]}
+    for row in rows:
+        row["p_value"], row["score"] = row[f"{row['detector']}_p"], row[f"{row['detector']}_score"]
+        grouped[row["prompt"]].append(row)
+    judged = []
+    for prompt, images in grouped.items():
+        images.sort(key=_worst)
+        judged.append(Judged(prompt, max(Level[row["level"]] for row in images), images))
+    judged.sort(key=lambda each: (-each.level, _worst(each.images[0])))
+    levels = [each.level for each in judged]
+    limit = settings.max_rate if max_rate is None else max_rate
+    decision = gate(levels, Level[fail_on or settings.fail_on], limit)
+    return Outcome(store.about, settings, scores[0]["detector"], scores[0]["rate"], judged, decision)
+
+
+def _worst(row: dict[str, Any]) -> tuple[int, float]:
+    p = row["p_value"]
+    return -Level[row["level"]], p if p == p else 2.0
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))) else value

@@ -1,0 +1,48 @@
+"""Do several seeds of a prompt give the same pixels? A second signal, which no score of the trajectories knows.
+
+Two images of a prompt repeat each other when they agree inside their common memorized region better than pictures
+usually agree there: their distance is at most half the mean distance to the 50 nearest pictures of other prompts, the
+rule by which a picture is matched to a training image (`cryptomnesia.matching`).
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from cryptomnesia.matching import Tiles, square
+from cryptomnesia.matching.descriptors import middle
+from cryptomnesia.matching.index import NEAREST, USUAL
+
+_OTHERS = 1000
+
+
+def repeated(prompts: Sequence[str], pictures: Sequence[Tensor], masks: Mapping[int, Tensor]) -> set[int]:
+    """The images that another one of the same prompt repeats.
+
+    Args:
+        prompts: of n images.
+        pictures: (3, H, W) in [0, 1], n of them; squares of 32 pixels are enough.
+        masks: memorized region (h, w) bool of those images that have one.
+    """
+    tiles = Tiles()
+    described = tiles.describe(torch.stack([square(each, tiles.side) for each in pictures]))
+    firsts = {prompt: number for number, prompt in reversed(list(enumerate(prompts)))}
+    own: dict[str, list[int]] = {}
+    for number in masks:
+        own.setdefault(prompts[number], []).append(number)
+    found: set[int] = set()
+    for prompt, members in own.items():
+        others = [number for each, number in firsts.items() if each != prompt][:_OTHERS]
+        for one, other in combinations(members, 2):
+            weights = tiles.weights(middle((masks[one] & masks[other])[None]))[0]
+            weights = weights * (weights.mean(dim=1, keepdim=True) >= 0.5)
+            if not weights.any() or len(others) < 10:
+                continue
+            squares = (weights * (described[[other, *others]] - described[one]) ** 2).sum(dim=2)
+            distances = (squares / weights.sum(dim=1).clamp_min(1e-12)).amax(dim=1).sqrt()
+            usual = distances[1:].sort().values[:NEAREST].mean()
+            if distances[0] <= USUAL * usual:
+                found |= {one, other}
+    return found

@@ -1,0 +1,269 @@
+"""An audit from its settings to a finished run directory, by one process or several."""
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cryptomnesia.audit.examiner import Examiner, signals, trajectory_of
+from cryptomnesia.audit.repetition import repeated
+from cryptomnesia.audit.settings import Settings
+from cryptomnesia.calibrate import FIRST_SEED, Calibration, check_references, weights_digest
+from cryptomnesia.detectors import DETECTORS
+from cryptomnesia.errors import UsageError
+from cryptomnesia.evidence import Level
+from cryptomnesia.findings import check
+from cryptomnesia.map_calibration import MapCalibration
+from cryptomnesia.matching import SSCD, ImageIndex, Tiles, square
+from cryptomnesia.methods import Method, mapped, method
+from cryptomnesia.mitigations import default_rule
+from cryptomnesia.models import BUNDLED, load_pipeline
+from cryptomnesia.prompts import read_prompts
+from cryptomnesia.proving_ground import BUNDLE
+from cryptomnesia.proving_ground.manifest import Manifest
+from cryptomnesia.sampling import check_prompts
+from cryptomnesia.settings import Sampling
+from cryptomnesia.store import Store, batch_count
+
+Progress = Callable[[str, float, int], None]
+"""Called with what is being done, how much of it is, and of how much."""
+
+Unit = tuple[str, int]
+"""Prompt and seed of an image."""
+
+REFERENCES, IMAGES, SCORES = "references", "images", "scores"
+"""Stages of a run."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A loaded model and what is to be done with it."""
+
+    settings: Settings
+    pipe: Any
+    sampling: Sampling
+    method: Method
+    index: ImageIndex | None
+    prompts: list[str]
+
+    @classmethod
+    def load(cls, settings: Settings, folder: Path | None = None, tell: Progress | None = None) -> "Setup":
+        """Load everything that `settings` name.
+
+        Args:
+            settings: of the run.
+            folder: of the run, where an index of `settings.training_images` is made; without one there is none.
+            tell: see `Progress`.
+
+        Raises:
+            UsageError: for what is missing or does not fit.
+        """
+        prompts = list(dict.fromkeys(read_prompts(settings.prompts)))
+        method_ = method(settings.map)
+        if method_.baseline == "checkpoint":
+            raise UsageError(f"an audit has no second checkpoint, which {settings.map} needs; give another map")
+        index = None
+        descriptor = Tiles() if settings.sscd is None else SSCD(settings.sscd)
+        if settings.index is not None:
+            index = ImageIndex(settings.index, descriptor)
+        elif settings.training_images is not None and folder is not None:
+            index = ImageIndex.build(
+                settings.training_images, folder / "index", descriptor, progress=partial(tell or _silent, "index")
+            )
+        pipe = load_pipeline(settings.model, scheduler=settings.scheduler)
+        guidance = settings.guidance
+        if guidance is None:
+            guidance = Manifest.load(BUNDLE).guidance if settings.model == BUNDLED else 7.5
+        options = {} if settings.negative_prompt is None else {"negative_prompt": settings.negative_prompt}
+        sampling = Sampling(settings.steps, guidance, settings.height, settings.width, options)
+        check_prompts(pipe, prompts)
+        return cls(settings, pipe, sampling, method_, index, prompts)
+
+    @property
+    def units(self) -> list[Unit]:
+        """Those of the run."""
+        seeds = range(self.settings.seed, self.settings.seed + self.settings.images_per_prompt)
+        return [(prompt, seed) for prompt in self.prompts for seed in seeds]
+
+    def about(self) -> dict[str, Any]:
+        """Everything that the results depend on, as JSON values."""
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            "prompts": self.prompts,
+            "guidance": self.sampling.guidance,
+            "weights": weights_digest(self.pipe),
+            "index": None if self.index is None else [self.index.descriptor.name, len(self.index)],
+            "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")}
+            | {"python": platform.python_version()},
+        }
+
+
+def audit(settings: Settings, folder: Path, *, progress: Progress | None = None) -> Store:
+    """Run an audit, or go on with the one in `folder`, alone or beside other processes that do the same.
+
+    Args:
+        settings: see `Settings`.
+        folder: of the run.
+        progress: see `Progress`.
+
+    Raises:
+        UsageError: for settings that do not fit, or a folder with another run.
+        StoreError: if the folder cannot be written to; what is done stays.
+    """
+    tell = progress or _silent
+    setup = Setup.load(settings, folder, tell)
+    store = Store.create(folder, setup.about())
+    calibration, maps = _calibrations(setup, store, tell)
+    check(
+        setup.pipe,
+        setup.sampling,
+        calibration,
+        detector=settings.detector,
+        rate=settings.rate,
+        localizer=setup.method.localizer,
+        rule=default_rule(conditional=True) if settings.mitigate else None,
+    )
+    maps.check(setup.pipe, setup.sampling, [setup.method])
+    maps.references[setup.method.name].threshold(settings.pixel_rate)
+    examiner = Examiner(
+        pipe=setup.pipe,
+        sampling=setup.sampling,
+        calibration=calibration,
+        maps=maps,
+        method=setup.method,
+        detector=settings.detector,
+        rate=settings.rate,
+        pixel_rate=settings.pixel_rate,
+        mitigate=settings.mitigate,
+        index=setup.index,
+    )
+    units = setup.units
+    for number, some, report in _batches(store, IMAGES, units, settings.batch_size, tell):
+        prompts, seeds = zip(*some, strict=True)
+        store.write(IMAGES, number, examiner(prompts, seeds, store.keep, progress=report))
+    score(store)
+    return store
+
+
+def _silent(*_: object) -> None:
+    """Nobody is told."""
+
+
+def _batches(
+    store: Store, stage: str, units: list[Unit], size: int, tell: Progress
+) -> Iterator[tuple[int, list[Unit], Callable[[float], None]]]:
+    """Number and units of every batch to be done here, and what is called with how many of them are."""
+    count = batch_count(len(units), size)
+    tell(stage, min(store.done(stage) * size, len(units)), len(units))
+    for number in store.work(stage, count):
+        before = min(store.done(stage) * size, len(units))
+
+        def report(done: float, before: int = before) -> None:
+            tell(stage, before + done, len(units))
+
+        yield number, units[number * size : (number + 1) * size], report
+    tell(stage, len(units), len(units))
+
+
+def _calibrations(setup: Setup, store: Store, tell: Progress) -> tuple[Calibration, MapCalibration]:
+    """Those that were given, or made from the references; kept in the run either way."""
+    settings = setup.settings
+    scores, regions = store.folder / "calibration.safetensors", store.folder / "maps.safetensors"
+    if not scores.exists() or not regions.exists():
+        if settings.references is not None:
+            calibration, maps = _calibrated(setup, store, tell)
+        else:
+            own = settings.model == BUNDLED
+            given = settings.calibration or (BUNDLE / "calibration.safetensors" if own else None)
+            given_maps = settings.maps or (BUNDLE / "maps.safetensors" if own else None)
+            if given is None or given_maps is None:
+                raise UsageError(
+                    "an audit needs references (captions that are not memorized), or both calibrations that were made "
+                    "from some with `calibrate` and `calibrate-maps`"
+                )
+            calibration, maps = Calibration.load(given), MapCalibration.load(given_maps)
+        with store.alone():
+            calibration.save(scores)
+            maps.save(regions)
+    return Calibration.load(scores), MapCalibration.load(regions)
+
+
+def _calibrated(setup: Setup, store: Store, tell: Progress) -> tuple[Calibration, MapCalibration]:
+    """Both calibrations from one image of every reference."""
+    assert setup.settings.references is not None
+    captions = read_prompts(setup.settings.references)
+    check_references(captions)
+    check_prompts(setup.pipe, captions)
+    units = [(caption, FIRST_SEED + number) for number, caption in enumerate(captions)]
+    methods = [setup.method]
+    for number, some, report in _batches(store, REFERENCES, units, setup.settings.batch_size, tell):
+        prompts, seeds = zip(*some, strict=True)
+        size = len(some)
+        ((batch, found, _),) = mapped(
+            setup.pipe, prompts, seeds, setup.sampling, methods, None, batch_size=size, decode=False, progress=report
+        )
+        rows = [
+            {"prompt": prompt, "seed": seed, **signals(batch.trajectory.norms.rows([row])), "map": heat.tolist()}
+            for row, (prompt, seed, heat) in enumerate(zip(prompts, seeds, found[setup.method.name], strict=True))
+        ]
+        store.write(REFERENCES, number, rows)
+    rows = store.rows(REFERENCES)
+    maps = {setup.method.name: torch.tensor([row["map"] for row in rows])}
+    return (
+        Calibration.of(setup.pipe, captions, setup.sampling, trajectory_of(rows)),
+        MapCalibration.of(setup.pipe, captions, setup.sampling, methods, maps),
+    )
+
+
+def score(store: Store, *, detector: str | None = None, rate: float | None = None) -> None:
+    """Scores, p-values and level of evidence of every image of a run, from what it stored; replaces those there are.
+
+    Args:
+        store: of a run whose images are all done.
+        detector: whose score is a suspicion, the run's own when None.
+        rate: false-positive rate at which it is, likewise.
+
+    Raises:
+        UsageError: for a detector that the calibration does not know, or a rate that it cannot support.
+    """
+    settings = Settings(**store.about["settings"])
+    detector, rate = detector or settings.detector, rate or settings.rate
+    calibration = Calibration.load(store.folder / "calibration.safetensors")
+    calibration.threshold(detector, rate)
+    rows = store.rows(IMAGES)
+    seen = trajectory_of(rows)
+    scored: list[dict[str, Any]] = [{"prompt": row["prompt"], "seed": row["seed"]} for row in rows]
+    for name in calibration.null:
+        values = DETECTORS[name](calibration.reference).score(seen)
+        values[~seen.norms.z.isfinite().all(dim=1)] = torch.nan
+        for row, value, p in zip(scored, values.tolist(), calibration.p_value(name, values).tolist(), strict=True):
+            row |= {f"{name}_score": value, f"{name}_p": p}
+    masks = {number: torch.tensor(row["mask"]) for number, row in enumerate(rows) if row["mask"]}
+    pictures = [_small(store.folder / row["image"]) for row in rows]
+    again = repeated([row["prompt"] for row in rows], pictures, masks)
+    for number, (row, own) in enumerate(zip(rows, scored, strict=True)):
+        second = {
+            "region": row["mean_p"] is not None and row["mean_p"] <= rate,
+            "repeated": number in again,
+        }
+        matched = {
+            place: row[f"{place}_relative"] is not None and row[f"{place}_relative"] <= 1
+            for place in ("whole", "region")
+        }
+        level = Level.of(own[f"{detector}_p"], rate, corroborated=any(second.values()), confirmed=any(matched.values()))
+        signals_ = {**second, **{f"matched_{place}": hit for place, hit in matched.items()}}
+        own |= {"detector": detector, "rate": rate, "level": level.name, **signals_}
+    store.write(SCORES, 0, scored)
+
+
+def _small(path: Path) -> Tensor:
+    """The middle square of a picture, as small as `repeated` needs it, so that those of a large run fit into memory."""
+    with Image.open(path) as file:
+        return square(file, Tiles().side)

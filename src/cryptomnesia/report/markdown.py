@@ -1,0 +1,66 @@
+"""The audit in Markdown: a section for the model's card, and what the evidence answers and what it cannot."""
+
+from cryptomnesia import __version__
+from cryptomnesia.audit.outcome import Outcome
+
+
+def model_card(found: Outcome) -> str:
+    """A section for a model card."""
+    settings, gate = found.settings, found.gate
+    index = found.about["index"]
+    matched = "none, so that nothing could be confirmed" if index is None else f"{index[1]} by {index[0]}"
+    share, low, high = (f"{value:.1%}" for value in (gate.share.value, gate.share.low, gate.share.high))
+    return f"""## Memorization
+
+Audited with cryptomnesia {__version__}: {len(found.prompts)} prompts with {settings.images_per_prompt} images each
+({settings.steps} steps of {settings.scheduler}, guidance {found.about["guidance"]:g}); {found.detector}, suspected at
+p ≤ {found.rate:g}. Training images compared with: {matched}.
+
+{_table(("evidence", "prompts"), list(found.counts.items()))}
+
+{share} of prompts (95% interval {low} to {high}) are {settings.fail_on} or worse; the limit is {gate.limit:.1%}:
+{gate.outcome}.
+
+The prompts decide what an audit can find. These figures hold for prompts like the ones that were used and for these
+settings; they bound nothing else. Suspected and corroborated are not memorized: only a match with a training image is.
+Weights {found.about["weights"][:12]}.
+"""
+
+
+def answers(found: Outcome) -> str:
+    """For those who must answer for a model: which questions the evidence answers, and which it cannot."""
+    compared = "yes" if found.about["index"] is not None else "no: no training images were compared"
+    seeds = "in part" if found.settings.images_per_prompt > 1 else "no: one image per prompt"
+    head = ("question", "answered", "by")
+    copyright_questions = [
+        ("Was the model tested for reproducing training content?", "yes, by these prompts", "run.json"),
+        ("How often does it, on these prompts?", compared, "confirmed prompts, with their interval"),
+        ("Is there a measure that prevents it, and does it work?", "in part", "the mitigation tried on flagged images"),
+        ("Does it reproduce works that were not compared?", "no", "scores suspect; only a match confirms"),
+        ("Is a reproduction an infringement?", "no", "that is a question of law, not of pixels"),
+    ]
+    privacy_questions = [
+        ("Can prompts draw training images out of the model?", compared, "confirmed prompts"),
+        ("Can someone who searches for them do so?", "no", "an audit replays prompts, an attacker chooses them"),
+        ("Does the finding hold under other seeds?", seeds, "images per prompt"),
+        ("Which region of a picture is memorized?", "yes, with a known error", "maps and masks"),
+        ("Was the content licensed, or its subject's consent given?", "no", "nothing in pixels or weights says so"),
+    ]
+    return f"""# What this audit answers
+
+Model {found.settings.model}, weights {found.about["weights"][:12]}, {len(found.prompts)} prompts. This page is no legal
+advice; it says on which questions the run holds evidence.
+
+## Code of practice for general-purpose AI (EU), copyright chapter, measure 1.4: infringing outputs
+
+{_table(head, copyright_questions)}
+
+## NIST AI 600-1: data privacy, intellectual property
+
+{_table(head, privacy_questions)}
+"""
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]] | list[tuple[str, int]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

@@ -1,0 +1,172 @@
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from dataclasses import asdict
+
+import pytest
+import torch
+from PIL import Image
+
+from cryptomnesia import Calibration, UsageError
+from cryptomnesia.audit import run as running
+from cryptomnesia.audit.cost import estimate
+from cryptomnesia.audit.outcome import outcome
+from cryptomnesia.audit.repetition import repeated
+from cryptomnesia.audit.run import audit, score
+from cryptomnesia.audit.settings import Settings
+from cryptomnesia.evidence import Level
+from tiny_pipelines import stable_diffusion
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A miniature model, its references and some prompts."""
+    folder = tmp_path_factory.mktemp("audit")
+    stable_diffusion().save_pretrained(folder / "tiny")
+    (folder / "references.txt").write_text("\n".join(f"a red circle {number}" for number in range(102)))
+    (folder / "prompts.txt").write_text("a blue star\na green ring\na blue star\na red bar\n")
+    return folder
+
+
+def settings(base, **more):
+    usual = {
+        "model": str(base / "tiny"),
+        "prompts": base / "prompts.txt",
+        "references": base / "references.txt",
+        "steps": 3,
+        "guidance": 2.0,
+        "rate": 0.5,
+        "batch_size": 4,
+    }
+    return Settings(**usual | more)
+
+
+@pytest.fixture(scope="module")
+def finished(base):
+    """A finished run of two images per prompt."""
+    return audit(settings(base, images_per_prompt=2), base / "run")
+
+
+def test_a_run_holds_evidence_on_every_image(base, finished):
+    rows, scores = finished.rows("images"), finished.rows("scores")
+    assert [(row["prompt"], row["seed"]) for row in rows] == [
+        (prompt, seed) for prompt in ("a blue star", "a green ring", "a red bar") for seed in (0, 1)
+    ]
+    calibration = Calibration.load(finished.folder / "calibration.safetensors")
+    for row, own in zip(rows, scores, strict=True):
+        p = calibration.p_value("drift", torch.tensor([own["drift_score"]])).item()
+        assert own["drift_p"] == pytest.approx(p)
+        assert row["flagged"] == (p <= 0.5) == (own["level"] != "none") == (row["map"] is not None)
+        with Image.open(finished.folder / row["image"]) as picture:
+            assert picture.size == (16, 16)
+    found = outcome(finished)
+    assert sum(found.counts.values()) == 3
+    assert [each.level for each in found.prompts] == sorted((each.level for each in found.prompts), reverse=True)
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["gate"]["prompts"] == 3
+
+
+def test_running_again_changes_nothing(base, finished, monkeypatch):
+    # NaN is unlike itself
+    before = str(finished.rows("images")), str(finished.rows("scores"))
+    monkeypatch.setattr(running.Examiner, "__call__", None)
+    again = audit(settings(base, images_per_prompt=2), base / "run")
+    assert (str(again.rows("images")), str(again.rows("scores"))) == before
+    with pytest.raises(UsageError, match="holds another run"):
+        audit(settings(base, images_per_prompt=3), base / "run")
+
+
+def work(chosen, folder):
+    """A worker in a process of its own, which takes its time over every batch so that it can be killed in it."""
+    torch.set_num_threads(1)
+    slow = running.Examiner.__call__
+
+    def slower(*args, **kwargs):
+        time.sleep(0.02)
+        return slow(*args, **kwargs)
+
+    running.Examiner.__call__ = slower
+    audit(chosen, folder)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(base, finished, tmp_path):
+    """Killed twenty times at random moments, some of them while two workers share the run."""
+    (base / "many.txt").write_text("\n".join(f"a blue star {number}" for number in range(40)))
+    made = {name: finished.folder / f"{name}.safetensors" for name in ("calibration", "maps")}
+    chosen = settings(base, prompts=base / "many.txt", batch_size=1, mitigate=False, references=None, **made)
+    expected = audit(chosen, tmp_path / "whole")
+    context = multiprocessing.get_context("fork")
+    moments = random.Random(0)
+    for attempt in range(20):
+        workers = [context.Process(target=work, args=(chosen, tmp_path / "killed")) for _ in range(1 + attempt % 2)]
+        for worker in workers:
+            worker.start()
+        time.sleep(moments.uniform(0.2, 1.5))
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
+    resumed = audit(chosen, tmp_path / "killed")
+    for stage in ("images", "scores"):
+        assert str(resumed.rows(stage)) == str(expected.rows(stage))
+    assert not list(resumed.folder.rglob("*.unfinished*"))
+
+
+def test_scores_can_be_made_anew_from_what_was_stored(base, finished, tmp_path):
+    store = running.Store.create(tmp_path / "copy", finished.about)
+    for name in ("calibration.safetensors", "maps.safetensors"):
+        (store.folder / name).write_bytes((finished.folder / name).read_bytes())
+    rows = finished.rows("images")
+    for row in rows:
+        row["image"] = str(finished.folder / row["image"])
+    store.write("images", 0, rows[:4])
+    store.write("images", 1, rows[4:])
+    score(store, detector="stability", rate=0.3)
+    found = outcome(store)
+    assert (found.detector, found.rate) == ("stability", 0.3)
+    assert [row["stability_p"] <= 0.3 for row in store.rows("scores")] == [
+        row["level"] != "none" for row in store.rows("scores")
+    ]
+    with pytest.raises(UsageError, match="knows no tarot"):
+        score(store, detector="tarot")
+
+
+def test_an_unfinished_run_has_no_outcome(base, finished, tmp_path):
+    store = running.Store.create(tmp_path / "unfinished", finished.about)
+    with pytest.raises(UsageError, match="is not finished: 0 of 2 batches"):
+        outcome(store)
+
+
+def test_the_cost_is_told_beforehand(base):
+    cost = estimate(settings(base, images_per_prompt=5))
+    assert (cost.images, cost.references, cost.evaluations) == (15, 102, 117 * 3)
+    assert cost.seconds > 0
+    assert "15 images and 102 references: 351 denoiser evaluations" in str(cost)
+    assert asdict(cost)["flagged_evaluations"] > 32
+
+
+def test_pictures_of_a_prompt_repeat_each_other_where_they_agree_inside_the_region():
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.rand(3, 32, 32, generator=generator) for _ in range(40)]
+    pictures[1][:, :, 16:] = pictures[0][:, :, 16:]  # the right half comes again
+    prompts = ["again", "again", "other", "other", *(f"ordinary {number}" for number in range(36))]
+    right = torch.zeros(8, 8, dtype=torch.bool)
+    right[:, 4:] = True
+    everywhere = torch.ones(8, 8, dtype=torch.bool)
+    assert repeated(prompts, pictures, {0: right, 1: right, 2: right, 3: right}) == {0, 1}
+    assert repeated(prompts, pictures, {0: everywhere, 1: everywhere}) == set()
+    assert repeated(prompts, pictures, {0: right, 1: ~right}) == set()
+
+
+def test_levels_follow_from_the_signals(base, finished, tmp_path):
+    rows = finished.rows("images")[:4]
+    store = running.Store.create(tmp_path / "levels", finished.about)
+    for name in ("calibration.safetensors", "maps.safetensors"):
+        (store.folder / name).write_bytes((finished.folder / name).read_bytes())
+    for row, (mean_p, whole) in zip(rows, [(None, None), (0.001, None), (0.9, 0.5), (None, 1.5)], strict=True):
+        row |= {"image": str(finished.folder / row["image"]), "mean_p": mean_p, "mask": None, "whole_relative": whole}
+    store.write("images", 0, rows)
+    score(store, rate=0.99)
+    levels = [Level[row["level"]] for row in store.rows("scores")]
+    assert levels == [Level.suspected, Level.corroborated, Level.confirmed, Level.suspected]
