@@ -58,6 +58,8 @@ def panel(pictures: Sequence[tuple[str, np.ndarray]], title: str = "") -> Image.
         image = Image.fromarray(picture).convert("RGB")
         kind = Image.Resampling.NEAREST if max(image.size) < SIDE else Image.Resampling.LANCZOS
         sheet.paste(image.resize((SIDE, SIDE), kind), (left, top))
+        # a white mask would not be seen on white
+        draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), outline=(160, 160, 160))
     return sheet
 
 
