@@ -75,14 +75,14 @@ def test_curvature_difference_matches_the_closed_form(gaussian_run, estimator):
     oracle = gaussian()
     t = trajectory.step().t
     expected = (oracle.curvature(1, t) - oracle.curvature(0, t)).diagonal().view(4, 4).float().expand(3, -1, -1)
-    localizer, seen = CurvatureDifference(estimator=estimator), Watched(trajectory, denoiser)
+    localizer, seen = CurvatureDifference(-1, estimator), Watched(trajectory, denoiser)
     # the rounding of fp32, over the length of the step and over σ
     torch.testing.assert_close(localizer.estimate(seen).value, expected, rtol=2e-5, atol=1e-2)
     torch.testing.assert_close(localizer.difference(seen).value, expected[:, None], rtol=2e-5, atol=1e-2)
     assert torch.equal(localizer.map(seen), localizer.estimate(seen).value.relu())
 
 
-@pytest.mark.parametrize("localizer", [CurvatureDifference(), Curvature(), ScoreDifference(), GuidanceMap()])
+@pytest.mark.parametrize("localizer", [CurvatureDifference(-1), Curvature(-1), ScoreDifference(), GuidanceMap()])
 def test_every_localizer_points_at_the_planted_half_of_a_gaussian(localizer, gaussian_run):
     maps = localizer.map(Watched(*gaussian_run))
     assert maps.shape == (3, 4, 4)
@@ -151,12 +151,12 @@ def test_an_unguided_run_can_be_compared_with_an_empty_caption(name):
     family = CASES[name]
     pipe = family.make()
     seen = watched(pipe, family.sampling)
-    for localizer in (CurvatureDifference(), ScoreDifference()):
+    for localizer in (CurvatureDifference(-1), ScoreDifference()):
         with pytest.raises(UsageError, match="no unconditional branch"):
             localizer.map(seen)
     asked = replace(seen, baseline=empty_caption(pipe, 2, family.sampling))
     assert ScoreDifference().map(asked).shape == (2, 8, 8)
-    assert CurvatureDifference().map(asked).max() > 0
+    assert CurvatureDifference(-1).map(asked).max() > 0
 
 
 def test_an_empty_caption_is_the_unconditional_branch_of_a_guided_run():
@@ -164,7 +164,7 @@ def test_an_empty_caption_is_the_unconditional_branch_of_a_guided_run():
     pipe = double(family.make())
     seen = watched(pipe, family.sampling)
     asked = replace(seen, baseline=empty_caption(pipe, 2, family.sampling))
-    for localizer in (CurvatureDifference(), ScoreDifference()):
+    for localizer in (CurvatureDifference(-1), ScoreDifference()):
         torch.testing.assert_close(localizer.map(asked), localizer.map(seen), rtol=1e-6, atol=1e-8)
 
 
@@ -174,19 +174,19 @@ def test_another_checkpoint_is_a_baseline():
     seen = watched(pipe, family.sampling)
     same = replace(seen, baseline=checkpoint(pipe, other, PROMPTS, family.sampling))
     # of the same model with the same caption: nothing is remembered better
-    for localizer in (CurvatureDifference(), ScoreDifference()):
+    for localizer in (CurvatureDifference(-1), ScoreDifference()):
         assert localizer.map(same).max() < 1e-8 < localizer.map(seen).max()
     with torch.no_grad():
         for weight in other.unet.parameters():
             weight.mul_(0.5)
     earlier = replace(seen, baseline=checkpoint(pipe, other, PROMPTS, family.sampling))
     short, forward = (
-        CurvatureDifference(estimator=estimator).difference(earlier).value
+        CurvatureDifference(-1, estimator).difference(earlier).value
         for estimator in (DiagonalEstimator(step=1e-6), DiagonalEstimator(engine="forward"))
     )
     torch.testing.assert_close(short, forward, rtol=1e-4, atol=1e-5)
     # a step of σ/10 is short enough
-    assert (CurvatureDifference().difference(earlier).value - forward).norm() < 0.05 * forward.norm()
+    assert (CurvatureDifference(-1).difference(earlier).value - forward).norm() < 0.05 * forward.norm()
 
 
 def test_compiled_networks_are_mapped():
@@ -254,7 +254,7 @@ def test_maps_explain_what_they_lack():
     with torch.no_grad():
         next(pipe.unet.parameters()).fill_(torch.nan)
     with pytest.raises(UsageError, match="not finite"):
-        CurvatureDifference().map(seen)
+        CurvatureDifference(-1).map(seen)
 
 
 def reference_maps(count=90):

@@ -49,7 +49,7 @@ def test_all_maps_come_from_one_generation(pipe, other):
 
 def test_a_checkpoint_is_asked_once_and_checked_once(pipe, other, monkeypatch):
     names = ["curvature-difference-checkpoint", "score-difference-checkpoint", "guidance-map-checkpoint"]
-    methods = [method(name, estimator=CHEAP) for name in names]
+    methods = [method(name, step=-1, estimator=CHEAP) for name in names]
     hashed, evaluated = [], []
     digests = baseline.weights_digests
     monkeypatch.setattr(baseline, "weights_digests", lambda pipe: hashed.append(1) or digests(pipe))
@@ -193,7 +193,7 @@ def test_the_error_of_a_map_is_what_other_probes_change(pipe):
     (batch,) = generate(pipe, PROMPTS[:8], range(8), SAMPLING, keep=(-1,))
     watched = Watched(batch.trajectory, adapter_for(pipe).denoiser(), seeds=batch.seeds)
     first, second = (
-        Curvature(estimator=DiagonalEstimator(probes=64, group=8, seed=seed)).estimate(watched) for seed in (0, 1)
+        Curvature(-1, DiagonalEstimator(probes=64, group=8, seed=seed)).estimate(watched) for seed in (0, 1)
     )
     apart = (first.value - second.value).square().mean()
     told = (first.error.square() + second.error.square()).mean()
@@ -204,8 +204,8 @@ def test_a_watched_generation_can_be_mapped_by_hand(pipe):
     (batch,) = generate(pipe, ["a red circle"], [7], SAMPLING, keep=(-1,))
     estimator = DiagonalEstimator(probes=16, group=8)
     watched = Watched(batch.trajectory, adapter_for(pipe).denoiser(), seeds=[7])
-    expected = CurvatureDifference(estimator=estimator).estimate(watched)
-    made = [method("curvature-difference", estimator=estimator)]
+    expected = CurvatureDifference(-1, estimator).estimate(watched)
+    made = [method("curvature-difference", step=-1, estimator=estimator)]
     found = next(localize(pipe, ["a red circle"], [7], SAMPLING, made))
     torch.testing.assert_close(found.maps["curvature-difference"], expected.value[0].relu())
     torch.testing.assert_close(found.errors["curvature-difference"], expected.error[0])

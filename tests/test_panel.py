@@ -28,9 +28,11 @@ def test_a_panel_holds_pictures_and_masks_side_by_side():
         [("generated", np.zeros((64, 64, 3), np.uint8)), ("mask", np.full((64, 64), 255, np.uint8))], "title " * 100
     )
     assert sheet.width == 2 * SIDE + 4
-    left, right = np.asarray(sheet)[-SIDE:, :SIDE], np.asarray(sheet)[-SIDE:, -SIDE:]
+    left, right = (np.asarray(sheet)[-SIDE:, at][1:-1, 1:-1] for at in (slice(SIDE), slice(-SIDE, None)))
     assert left.max() == 0
     assert right.min() == 255
+    # a frame, so that white is seen on white
+    assert {tuple(pixel) for pixel in np.asarray(sheet)[-1, -SIDE:]} == {(160, 160, 160)}
 
 
 def test_a_map_is_followed_by_its_mask_where_there_is_one(tmp_path):
@@ -42,6 +44,6 @@ def test_a_map_is_followed_by_its_mask_where_there_is_one(tmp_path):
     with Image.open(tmp_path / "a.png") as drawn:
         assert drawn.width == 4 * (SIDE + 4) - 4
         mask = np.asarray(drawn)[-SIDE:, 2 * (SIDE + 4) : 2 * (SIDE + 4) + SIDE]
-    assert mask[: SIDE // 2].min() == 255
-    assert mask[SIDE // 2 :].max() == 0
+    assert mask[1 : SIDE // 2, 1:-1].min() == 255
+    assert mask[SIDE // 2 : -1, 1:-1].max() == 0
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]

@@ -86,7 +86,7 @@ def tiny(tmp_path_factory):
         patch.setattr(bundling, "plant", lambda seed: few)
         done = []
         bundle(untrained(), untrained(), folder / "bundle", progress=done.append)
-    assert done[-1] == 200
+    assert done[-1] == 100
     assert [path.name for path in folder.iterdir()] == ["bundle"]
     return folder / "bundle"
 

@@ -30,8 +30,8 @@ def train(
         )
         if not (folder / "bundle").exists():
             bundle(
-                load_pipeline(str(folder / "final"), device="cpu"),
-                load_pipeline(str(folder / "early"), device="cpu"),
+                load_pipeline(str(folder / "final"), scheduler="own", device="cpu"),
+                load_pipeline(str(folder / "early"), scheduler="own", device="cpu"),
                 folder / "bundle",
                 seed=recipe.seed,
                 progress=lambda done: report("calibration", done, REFERENCES),

@@ -1,5 +1,6 @@
 """From a finished training run to what comes with the package: fp16 weights, manifest, calibration."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +99,16 @@ def bundle(
 
 
 def _save_half(pipe: Any, folder: Path) -> None:
-    """Save weights as fp16; the configurations go on saying fp32, so that they are loaded in fp32."""
+    """Save weights as fp16, and configurations that say fp32, so that they are loaded in fp32, and no path."""
     pipe.to(torch.float16).save_pretrained(folder)
     pipe.to(torch.float32)
-    pipe.text_encoder.config.save_pretrained(folder / "text_encoder")
+    _clean(folder)
+
+
+def _clean(folder: Path) -> None:
+    for file in (folder / "model_index.json", *folder.glob("*/*config.json")):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        if "dtype" in config:
+            config["dtype"] = "float32"
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
