@@ -16,38 +16,8 @@ from cryptomnesia.audit.cost import estimate
 from cryptomnesia.audit.outcome import outcome
 from cryptomnesia.audit.repetition import repeated
 from cryptomnesia.audit.run import audit, score
-from cryptomnesia.audit.settings import Settings
 from cryptomnesia.evidence import Level
-from tiny_pipelines import stable_diffusion
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A miniature model, its references and some prompts."""
-    folder = tmp_path_factory.mktemp("audit")
-    stable_diffusion().save_pretrained(folder / "tiny")
-    (folder / "references.txt").write_text("\n".join(f"a red circle {number}" for number in range(102)))
-    (folder / "prompts.txt").write_text("a blue star\na green ring\na blue star\na red bar\n")
-    return folder
-
-
-def settings(base, **more):
-    usual = {
-        "model": str(base / "tiny"),
-        "prompts": base / "prompts.txt",
-        "references": base / "references.txt",
-        "steps": 3,
-        "guidance": 2.0,
-        "rate": 0.5,
-        "batch_size": 4,
-    }
-    return Settings(**usual | more)
-
-
-@pytest.fixture(scope="module")
-def finished(base):
-    """A finished run of two images per prompt."""
-    return audit(settings(base, images_per_prompt=2), base / "run")
+from tiny_audit import settings
 
 
 def test_a_run_holds_evidence_on_every_image(base, finished):
