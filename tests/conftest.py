@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from cryptomnesia import Calibration
+from cryptomnesia.audit.run import audit
+from tiny_audit import settings
 from tiny_pipelines import PROMPTS, SAMPLING, stable_diffusion
 
 torch.set_num_threads(1)  # miniatures gain nothing from more, and a busy machine would stall them
@@ -23,3 +25,19 @@ def pipe():
 def calibration():
     """Of `stable_diffusion()`."""
     return Calibration.fit(stable_diffusion(), PROMPTS, SAMPLING, batch_size=34)
+
+
+@pytest.fixture(scope="session")
+def audit_folder(tmp_path_factory):
+    """A miniature model, its references and some prompts."""
+    folder = tmp_path_factory.mktemp("audit")
+    stable_diffusion().save_pretrained(folder / "tiny")
+    (folder / "references.txt").write_text("\n".join(f"a red circle {number}" for number in range(102)))
+    (folder / "prompts.txt").write_text("a blue star\na green ring\na blue star\na red bar\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def audited(audit_folder):
+    """A finished run of two images per prompt."""
+    return audit(settings(audit_folder, images_per_prompt=2), audit_folder / "run")

@@ -131,7 +131,9 @@ class Store:
                 pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), unfinished)
                 unfinished.replace(path)
             finally:
-                unfinished.unlink(missing_ok=True)
+                # also those of processes that were killed; who writes a batch holds its lock
+                for left in path.parent.glob(f"{path.stem}.*.unfinished"):
+                    left.unlink()
 
     def rows(self, stage: str) -> list[dict[str, Any]]:
         """The rows of all batches of a stage that are done, in order."""

@@ -18,20 +18,20 @@ EVIL = "</script><script>alert(1)</script>\u2028<img src=x onerror=alert(2)> =HY
 
 
 @pytest.fixture
-def found(finished):
-    return outcome(finished)
+def found(audited):
+    return outcome(audited)
 
 
 def data_of(page):
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL).group(1))
 
 
-def test_the_page_shows_the_run_and_asks_for_nothing(finished, found):
-    page = html(found, finished)
+def test_the_page_shows_the_run_and_asks_for_nothing(audited, found):
+    page = html(found, audited)
     assert [each["prompt"] for each in data_of(page)["prompts"]] == [each.prompt for each in found.prompts]
     assert all(image["picture"] is None for each in data_of(page)["prompts"] for image in each["images"])
     assert "http" not in re.sub(r"http-equiv|http://www.w3.org/2000/svg", "", page)
-    embedded = data_of(html(found, finished, embed_images=True))
+    embedded = data_of(html(found, audited, embed_images=True))
     assert all(
         image["picture"].startswith("data:image/png;base64,")
         for each in embedded["prompts"]
@@ -39,8 +39,8 @@ def test_the_page_shows_the_run_and_asks_for_nothing(finished, found):
     )
 
 
-def test_its_policy_allows_its_own_script_and_style_alone(finished, found):
-    page = html(found, finished)
+def test_its_policy_allows_its_own_script_and_style_alone(audited, found):
+    page = html(found, audited)
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
     script = page[page.rindex("<script>") + 8 : page.rindex("</script>")]
     style = page[page.index("<style>") + 7 : page.index("</style>")]
@@ -50,9 +50,9 @@ def test_its_policy_allows_its_own_script_and_style_alone(finished, found):
     assert "unsafe" not in policy
 
 
-def test_nothing_in_a_prompt_is_markup(finished, found):
+def test_nothing_in_a_prompt_is_markup(audited, found):
     evil = replace(found, prompts=[replace(found.prompts[0], prompt=EVIL), *found.prompts[1:]])
-    page = html(evil, finished)
+    page = html(evil, audited)
     assert data_of(page)["prompts"][0]["prompt"] == EVIL
     assert page.count("<script") == 2
     assert "<img src=x" not in page

@@ -20,32 +20,32 @@ from cryptomnesia.evidence import Level
 from tiny_audit import settings
 
 
-def test_a_run_holds_evidence_on_every_image(base, finished):
-    rows, scores = finished.rows("images"), finished.rows("scores")
+def test_a_run_holds_evidence_on_every_image(audit_folder, audited):
+    rows, scores = audited.rows("images"), audited.rows("scores")
     assert [(row["prompt"], row["seed"]) for row in rows] == [
         (prompt, seed) for prompt in ("a blue star", "a green ring", "a red bar") for seed in (0, 1)
     ]
-    calibration = Calibration.load(finished.folder / "calibration.safetensors")
+    calibration = Calibration.load(audited.folder / "calibration.safetensors")
     for row, own in zip(rows, scores, strict=True):
         p = calibration.p_value("drift", torch.tensor([own["drift_score"]])).item()
         assert own["drift_p"] == pytest.approx(p)
         assert row["flagged"] == (p <= 0.5) == (own["level"] != "none") == (row["map"] is not None)
-        with Image.open(finished.folder / row["image"]) as picture:
+        with Image.open(audited.folder / row["image"]) as picture:
             assert picture.size == (16, 16)
-    found = outcome(finished)
+    found = outcome(audited)
     assert sum(found.counts.values()) == 3
     assert [each.level for each in found.prompts] == sorted((each.level for each in found.prompts), reverse=True)
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["gate"]["prompts"] == 3
 
 
-def test_running_again_changes_nothing(base, finished, monkeypatch):
+def test_running_again_changes_nothing(audit_folder, audited, monkeypatch):
     # NaN is unlike itself
-    before = str(finished.rows("images")), str(finished.rows("scores"))
+    before = str(audited.rows("images")), str(audited.rows("scores"))
     monkeypatch.setattr(running.Examiner, "__call__", None)
-    again = audit(settings(base, images_per_prompt=2), base / "run")
+    again = audit(settings(audit_folder, images_per_prompt=2), audit_folder / "run")
     assert (str(again.rows("images")), str(again.rows("scores"))) == before
     with pytest.raises(UsageError, match="holds another run"):
-        audit(settings(base, images_per_prompt=3), base / "run")
+        audit(settings(audit_folder, images_per_prompt=3), audit_folder / "run")
 
 
 def work(chosen, folder):
@@ -61,11 +61,13 @@ def work(chosen, folder):
     audit(chosen, folder)
 
 
-def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(base, finished, tmp_path):
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(audit_folder, audited, tmp_path):
     """Killed twenty times at random moments, some of them while two workers share the run."""
-    (base / "many.txt").write_text("\n".join(f"a blue star {number}" for number in range(40)))
-    made = {name: finished.folder / f"{name}.safetensors" for name in ("calibration", "maps")}
-    chosen = settings(base, prompts=base / "many.txt", batch_size=1, mitigate=False, references=None, **made)
+    (audit_folder / "many.txt").write_text("\n".join(f"a blue star {number}" for number in range(40)))
+    made = {name: audited.folder / f"{name}.safetensors" for name in ("calibration", "maps")}
+    chosen = settings(
+        audit_folder, prompts=audit_folder / "many.txt", batch_size=1, mitigate=False, references=None, **made
+    )
     expected = audit(chosen, tmp_path / "whole")
     context = multiprocessing.get_context("fork")
     moments = random.Random(0)
@@ -80,16 +82,16 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(base, f
     resumed = audit(chosen, tmp_path / "killed")
     for stage in ("images", "scores"):
         assert str(resumed.rows(stage)) == str(expected.rows(stage))
-    assert not list(resumed.folder.rglob("*.unfinished*"))
+    assert not list((resumed.folder / "images").glob("*.unfinished"))
 
 
-def test_scores_can_be_made_anew_from_what_was_stored(base, finished, tmp_path):
-    store = running.Store.create(tmp_path / "copy", finished.about)
+def test_scores_can_be_made_anew_from_what_was_stored(audit_folder, audited, tmp_path):
+    store = running.Store.create(tmp_path / "copy", audited.about)
     for name in ("calibration.safetensors", "maps.safetensors"):
-        (store.folder / name).write_bytes((finished.folder / name).read_bytes())
-    rows = finished.rows("images")
+        (store.folder / name).write_bytes((audited.folder / name).read_bytes())
+    rows = audited.rows("images")
     for row in rows:
-        row["image"] = str(finished.folder / row["image"])
+        row["image"] = str(audited.folder / row["image"])
     store.write("images", 0, rows[:4])
     store.write("images", 1, rows[4:])
     score(store, detector="stability", rate=0.3)
@@ -102,14 +104,14 @@ def test_scores_can_be_made_anew_from_what_was_stored(base, finished, tmp_path):
         score(store, detector="tarot")
 
 
-def test_an_unfinished_run_has_no_outcome(base, finished, tmp_path):
-    store = running.Store.create(tmp_path / "unfinished", finished.about)
+def test_an_unfinished_run_has_no_outcome(audit_folder, audited, tmp_path):
+    store = running.Store.create(tmp_path / "unfinished", audited.about)
     with pytest.raises(UsageError, match="is not finished: 0 of 2 batches"):
         outcome(store)
 
 
-def test_the_cost_is_told_beforehand(base):
-    cost = estimate(settings(base, images_per_prompt=5))
+def test_the_cost_is_told_beforehand(audit_folder):
+    cost = estimate(settings(audit_folder, images_per_prompt=5))
     assert (cost.images, cost.references, cost.evaluations) == (15, 102, 117 * 3)
     assert cost.seconds > 0
     assert "15 images and 102 references: 351 denoiser evaluations" in str(cost)
@@ -129,13 +131,13 @@ def test_pictures_of_a_prompt_repeat_each_other_where_they_agree_inside_the_regi
     assert repeated(prompts, pictures, {0: right, 1: ~right}) == set()
 
 
-def test_levels_follow_from_the_signals(base, finished, tmp_path):
-    rows = finished.rows("images")[:4]
-    store = running.Store.create(tmp_path / "levels", finished.about)
+def test_levels_follow_from_the_signals(audit_folder, audited, tmp_path):
+    rows = audited.rows("images")[:4]
+    store = running.Store.create(tmp_path / "levels", audited.about)
     for name in ("calibration.safetensors", "maps.safetensors"):
-        (store.folder / name).write_bytes((finished.folder / name).read_bytes())
+        (store.folder / name).write_bytes((audited.folder / name).read_bytes())
     for row, (mean_p, whole) in zip(rows, [(None, None), (0.001, None), (0.9, 0.5), (None, 1.5)], strict=True):
-        row |= {"image": str(finished.folder / row["image"]), "mean_p": mean_p, "mask": None, "whole_relative": whole}
+        row |= {"image": str(audited.folder / row["image"]), "mean_p": mean_p, "mask": None, "whole_relative": whole}
     store.write("images", 0, rows)
     score(store, rate=0.99)
     levels = [Level[row["level"]] for row in store.rows("scores")]
