@@ -16,7 +16,7 @@ from cryptomnesia.calibrate import Calibration
 from cryptomnesia.findings import Finding, examine
 from cryptomnesia.localizers.mask import Mask
 from cryptomnesia.map_calibration import MapCalibration
-from cryptomnesia.matching import ImageIndex, Matches
+from cryptomnesia.matching import ImageIndex, Matches, Tiles
 from cryptomnesia.methods import Method
 from cryptomnesia.mitigations import default_rule
 from cryptomnesia.panel import pixels
@@ -100,7 +100,9 @@ class Examiner:
         if found.map is None or mask is None:
             return dict.fromkeys(("map", "mask", "fraction", "fraction_p", "mean_p")) | _match("region")
         inside = None
-        if self.index is not None and mask.pixels.any():
+        # only tiles belong to a place; an embedding is of the whole picture
+        local = self.index is not None and isinstance(self.index.descriptor, Tiles)
+        if self.index is not None and local and mask.pixels.any():
             inside = self.index.match(found.image[None], masks=mask.pixels)
         return {
             "map": found.map.tolist(),
