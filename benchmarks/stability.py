@@ -34,6 +34,7 @@ from first_look import entries_and_prompts, ordinary
 from torch import Tensor
 
 from cryptomnesia import Calibration, Rephrasing, Sampling, StabilityRule, generate, guard, stabilize
+from cryptomnesia.calibrate import fingerprint
 from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
 from cryptomnesia.evaluate import rate as share
@@ -183,7 +184,7 @@ def calibrated(solver: str, manifest: Manifest, start: Start) -> Setup:
         path = BUNDLE / "calibration.safetensors"
     else:
         captions = control_captions("calibration", REFERENCES, plant(manifest.seed), seed=manifest.seed)
-        path = place(f"{solver} calibration", weights=manifest.weights, sampling=vars(sampling), prompts=captions)
+        path = place(f"{solver} calibration", setup=fingerprint(pipe, sampling), prompts=captions)
         if not path.exists():
             tell = start(f"{solver}: calibration", REFERENCES)
             Calibration.fit(pipe, captions, sampling, batch_size=BATCH, progress=tell).save(path)
@@ -220,7 +221,7 @@ def scored(setup: Setup, what: str, entries: Sequence[Entry | None], prompts: li
 
 def decided_by(setup: Setup) -> dict[str, Any]:
     """What generations depend on, besides prompts and seeds."""
-    return {"weights": setup.manifest.weights, "solver": setup.solver, "sampling": vars(setup.sampling)}
+    return {"setup": setup.calibration.fingerprint}
 
 
 def mitigation(setup: Setup, unplanted: list[str]) -> dict[str, Any]:

@@ -85,6 +85,20 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(audit_f
     assert not list((resumed.folder / "images").glob("*.unfinished"))
 
 
+def test_several_processes_share_a_run(audit_folder, tmp_path):
+    """From the index of training images to the scores, and each batch is examined by one of them."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(12):
+        Image.effect_noise((16, 16), number).save(images / f"{number}.png")
+    chosen = settings(audit_folder, images_per_prompt=2, batch_size=1, training_images=images)
+    threads = torch.get_num_threads()
+    alone, shared = (audit(chosen, tmp_path / f"by {workers}", workers=workers) for workers in (1, 2))
+    assert torch.get_num_threads() == threads
+    for stage in ("images", "scores"):
+        assert str(shared.rows(stage)) == str(alone.rows(stage))
+
+
 def test_scores_can_be_made_anew_from_what_was_stored(audit_folder, audited, tmp_path):
     store = running.Store.create(tmp_path / "copy", audited.about)
     for name in ("calibration.safetensors", "maps.safetensors"):

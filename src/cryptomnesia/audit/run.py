@@ -1,7 +1,10 @@
 """An audit from its settings to a finished run directory, by one process or several."""
 
+import multiprocessing
 import platform
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -17,7 +20,7 @@ from cryptomnesia.audit.repetition import repeated
 from cryptomnesia.audit.settings import Settings
 from cryptomnesia.calibrate import FIRST_SEED, Calibration, check_references, weights_digest
 from cryptomnesia.detectors import DETECTORS
-from cryptomnesia.errors import UsageError
+from cryptomnesia.errors import CryptomnesiaError, UsageError
 from cryptomnesia.evidence import Level
 from cryptomnesia.findings import check
 from cryptomnesia.map_calibration import MapCalibration
@@ -105,12 +108,14 @@ class Setup:
         }
 
 
-def audit(settings: Settings, folder: Path, *, progress: Progress | None = None) -> Store:
+def audit(settings: Settings, folder: Path, *, workers: int = 1, progress: Progress | None = None) -> Store:
     """Run an audit, or go on with the one in `folder`, alone or beside other processes that do the same.
 
     Args:
         settings: see `Settings`.
         folder: of the run.
+        workers: processes that share the work, this one among them, and the cores. A small network computes faster
+            in several processes of few threads than in one of many; each holds the model.
         progress: see `Progress`.
 
     Raises:
@@ -120,7 +125,46 @@ def audit(settings: Settings, folder: Path, *, progress: Progress | None = None)
     tell = progress or _silent
     setup = Setup.load(settings, folder, tell)
     store = Store.create(folder, setup.about())
-    calibration, maps = _calibrations(setup, store, tell)
+    with _helped(settings, folder, workers):
+        examiner = _examiner(setup, *_calibrations(setup, store, tell))
+        for number, some, report in _batches(store, IMAGES, setup.units, settings.batch_size, tell):
+            prompts, seeds = zip(*some, strict=True)
+            store.write(IMAGES, number, examiner(prompts, seeds, store.keep, progress=report))
+        for _ in store.work(SCORES, 1):
+            score(store)
+    return store
+
+
+@contextmanager
+def _helped(settings: Settings, folder: Path, workers: int) -> Iterator[None]:
+    """Other processes work on the run meanwhile."""
+    threads = torch.get_num_threads()
+    share = max(1, threads // workers)
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=_help, args=(settings, folder, share), daemon=True) for _ in range(workers - 1)]
+    for other in others:
+        other.start()
+    torch.set_num_threads(share)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for other in others:
+            other.terminate()
+            other.join()
+
+
+def _help(settings: Settings, folder: Path, threads: int) -> None:
+    """Work on a run until it is done, or its first process, which says what goes wrong, ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    with suppress(CryptomnesiaError):
+        audit(settings, folder)
+
+
+def _examiner(setup: Setup, calibration: Calibration, maps: MapCalibration) -> Examiner:
+    """See that everything fits together."""
+    settings = setup.settings
     check(
         setup.pipe,
         setup.sampling,
@@ -132,7 +176,7 @@ def audit(settings: Settings, folder: Path, *, progress: Progress | None = None)
     )
     maps.check(setup.pipe, setup.sampling, [setup.method])
     maps.references[setup.method.name].threshold(settings.pixel_rate)
-    examiner = Examiner(
+    return Examiner(
         pipe=setup.pipe,
         sampling=setup.sampling,
         calibration=calibration,
@@ -144,12 +188,6 @@ def audit(settings: Settings, folder: Path, *, progress: Progress | None = None)
         mitigate=settings.mitigate,
         index=setup.index,
     )
-    units = setup.units
-    for number, some, report in _batches(store, IMAGES, units, settings.batch_size, tell):
-        prompts, seeds = zip(*some, strict=True)
-        store.write(IMAGES, number, examiner(prompts, seeds, store.keep, progress=report))
-    score(store)
-    return store
 
 
 def _silent(*_: object) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
@@ -115,7 +115,8 @@ class ImageIndex:
     ) -> "ImageIndex":
         """Describe every picture under `images`, or those that the index in `folder` does not know yet.
 
-        Pictures that cannot be read, and links that lead out of `images`, are skipped and named in `skipped`.
+        Pictures that cannot be read, and links that lead out of `images`, are skipped and named in `skipped`. Where
+        another process is building the same index, this waits for it.
 
         Args:
             images: a folder, searched with all folders in it.
@@ -126,19 +127,17 @@ class ImageIndex:
             progress: see `Progress`.
 
         Raises:
-            UsageError: for a folder without pictures, an index of something else, or one that is being built.
+            UsageError: for a folder without pictures, or an index of something else.
         """
         if not images.is_dir():
             raise UsageError(f"no folder {images}; give the folder of the training images")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / ".lock", timeout=0):
+            with FileLock(folder / ".lock"):
                 _build(images, folder, descriptor, shard, workers, progress)
-        except Timeout:
-            raise UsageError(f"the index {folder} is being built by another process; wait for it") from None
+                return cls(folder, descriptor)
         except OSError as error:
             raise UsageError(f"cannot write the index {folder} ({error}); make room or give another folder") from None
-        return cls(folder, descriptor)
 
     def __len__(self) -> int:
         """The number of pictures."""

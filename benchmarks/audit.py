@@ -1,0 +1,262 @@
+"""A whole audit of the bundled model: docs/results/audit.json.
+
+    python benchmarks/audit.py > docs/results/audit.json
+
+Training images: the picture of every planted concept among the first `OTHERS` samples of the bundled model's own
+training stream in which nothing is planted (hard negatives are among these, as often as they were trained on).
+Prompts: every wording of the top rung, two wordings of every concept of the lower rungs, every wording of the hard
+negatives, and captions that were never planted. `seconds` is the wall time of the run with `WORKERS` processes, from
+settings to scores, all loading included; `index_seconds` that of the index beforehand.
+
+`confirmed_recall`: of the top rung's generations that reproduce the planted pixels (by `replicates`, which knows the
+truth), the share that is confirmed; `confirmed_recall_without_mask`: the share that is confirmed by the whole picture
+alone. Both also by kind. `false_confirmed`: the share of never-planted captions of which an image is confirmed, and by
+kind. Intervals (95%) redraw whole concepts and captions. `levels`: images by kind and level of evidence.
+
+`throughput_ratio`: an audit of some prompts against detection, localization and mitigation one after another as
+programs of their own do it, one image at a time, each generating for itself, the latter two only what the first
+flagged; `throughput_ratio_every_image` is against the same three with every image given to each. Loading counts for the
+audit alone. `throughput_two_workers`: the same audit by two processes against one. Medians over rounds, each of other
+prompts, with their least and greatest.
+"""
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import CACHE, Start, print_json, progress
+from PIL import Image
+from stability import by
+
+from cryptomnesia import Calibration, CurvatureDifference, Guard, Sampling, generate
+from cryptomnesia.adapters import adapter_for
+from cryptomnesia.audit.run import audit
+from cryptomnesia.audit.settings import Settings
+from cryptomnesia.detectors import Drift
+from cryptomnesia.evaluate import rate as share
+from cryptomnesia.localizers import Watched
+from cryptomnesia.matching import ImageIndex, Tiles
+from cryptomnesia.models import load_pipeline
+from cryptomnesia.proving_ground import BUNDLE
+from cryptomnesia.proving_ground.bundle import control_captions
+from cryptomnesia.proving_ground.manifest import Entry, Manifest
+from cryptomnesia.proving_ground.planted import TOP_RUNG, TrainingStream, plant
+from cryptomnesia.proving_ground.replication import replicates
+from cryptomnesia.proving_ground.train import Recipe
+from cryptomnesia.store import Store
+
+OTHERS = 10_000
+PROMPTS = 400
+SEEDS = 2
+LADDER_WORDINGS = 2
+WORKERS = 2
+ROUNDS = 3
+PART = 40
+"""Prompts of a round."""
+RATE = 0.01
+
+
+def main() -> None:
+    """Measure and print JSON."""
+    with progress() as start:
+        figures = measure(start)
+    print_json(figures)
+
+
+def measure(start: Start) -> dict[str, Any]:
+    """All figures."""
+    manifest = Manifest.load(BUNDLE)
+    work = CACHE / "audit"
+    work.mkdir(parents=True, exist_ok=True)
+    training_images(manifest, work / "training", start("training images", OTHERS))
+    index_seconds, indexed = indexing(work)
+    prompts = chosen(manifest)
+    began = time.perf_counter()
+    store = fresh_audit(list(prompts), work, WORKERS, start, SEEDS)
+    seconds = time.perf_counter() - began
+    return {
+        "seconds": seconds,
+        "prompts": len(prompts),
+        "images": SEEDS * len(prompts),
+        "workers": WORKERS,
+        "index_seconds": index_seconds,
+        "indexed": indexed,
+        **evidence(store, manifest, prompts),
+        **throughput(prompts, work, start),
+    }
+
+
+def training_images(manifest: Manifest, folder: Path, tell: Callable[[float], None]) -> None:
+    """Write what the model was trained on, named by concept or by place in the stream."""
+    folder.mkdir(exist_ok=True)
+    for entry in manifest.entries:
+        if entry.planted:
+            Image.fromarray(manifest.image(entry)).save(folder / f"{entry.id}.png")
+    concepts, recipe = plant(manifest.seed), Recipe()
+    stream = TrainingStream(
+        manifest.seed,
+        recipe.steps * recipe.batch,
+        concepts,
+        refinement=recipe.refinement_steps * recipe.refinement_batch,
+    )
+    index = done = 0
+    while done < OTHERS:
+        place = stream.concept_at(index)
+        if place is None or not concepts[place].planted:
+            path = folder / f"{index:06}.png"
+            if not path.exists():
+                Image.fromarray(stream[index].image).save(path)
+            done += 1
+            tell(done)
+        index += 1
+
+
+def indexing(work: Path) -> tuple[float, int]:
+    """Seconds of an index made anew, and its pictures."""
+    shutil.rmtree(work / "index", ignore_errors=True)
+    began = time.perf_counter()
+    index = ImageIndex.build(work / "training", work / "index", Tiles())
+    return time.perf_counter() - began, len(index)
+
+
+def chosen(manifest: Manifest) -> dict[str, Entry | None]:
+    """Prompt → its concept."""
+    found: dict[str, Entry | None] = {}
+    for entry in manifest.entries:
+        every = not entry.planted or entry.exposures == TOP_RUNG
+        found |= dict.fromkeys(entry.captions[: None if every else LADDER_WORDINGS], entry)
+    ordinary = control_captions("evaluation", PROMPTS - len(found), plant(manifest.seed), seed=manifest.seed)
+    return found | dict.fromkeys(ordinary)
+
+
+def fresh_audit(prompts: Sequence[str], work: Path, workers: int, start: Start, seeds: int = 1) -> Store:
+    """An audit from nothing but the index."""
+    shutil.rmtree(work / "run", ignore_errors=True)
+    (work / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    settings = Settings(
+        model="bundled",
+        prompts=work / "prompts.txt",
+        images_per_prompt=seeds,
+        index=work / "index",
+        rate=RATE,
+    )
+    tell = start(f"audit of {len(prompts)} prompts, {workers} workers", seeds * len(prompts))
+    return audit(settings, work / "run", workers=workers, progress=lambda _stage, done, _total: tell(done))
+
+
+def evidence(store: Store, manifest: Manifest, prompts: dict[str, Entry | None]) -> dict[str, Any]:
+    """What was confirmed, against the truth."""
+    rows = [{**row, **own} for row, own in zip(store.rows("images"), store.rows("scores"), strict=True)]
+    replicated, unplanted = [], []
+    levels: dict[str, Counter[str]] = {}
+    for row in rows:
+        entry = prompts[row["prompt"]]
+        kind = "ordinary" if entry is None else entry.kind
+        row |= {"kind": kind, "cluster": row["prompt"] if entry is None else entry.id}
+        rung = f", {entry.exposures} exposures" if entry is not None and entry.planted else ""
+        levels.setdefault(f"{kind}{rung}", Counter())[row["level"]] += 1
+        if entry is None or not entry.planted:
+            unplanted.append(row)
+        elif entry.exposures == TOP_RUNG:
+            with Image.open(store.folder / row["image"]) as picture:
+                image = np.asarray(picture, dtype=np.float32) / 255
+            if replicates(image, manifest.image(entry), manifest.mask(entry)):
+                replicated.append(row)
+    flagged = sum(row["flagged"] for row in rows)
+    confirmed_right = sum(row["level"] == "confirmed" and named(row) == row["cluster"] for row in replicated)
+    return {
+        "replicated_generations": len(replicated),
+        "confirmed_recall": rates(replicated, lambda row: row["level"] == "confirmed"),
+        "confirmed_recall_without_mask": rates(replicated, lambda row: row["matched_whole"]),
+        "confirmed_names_the_planted_image": confirmed_right,
+        "false_confirmed": rates(unplanted, lambda row: row["level"] == "confirmed"),
+        "false_confirmed_images": sum(row["level"] == "confirmed" for row in unplanted),
+        "never_planted_images": len(unplanted),
+        "flagged_images": flagged,
+        "levels": {kind: dict(counts) for kind, counts in levels.items()},
+    }
+
+
+def named(row: dict[str, Any]) -> str:
+    """The training image that a confirmed row matches, without its suffix."""
+    return Path(row["region_path" if row["matched_region"] else "whole_path"]).stem
+
+
+def rates(rows: list[dict[str, Any]], hit: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The share of hits with its interval, of all rows and by kind."""
+
+    def of(some: list[dict[str, Any]]) -> dict[str, float]:
+        return asdict(share(by([row["cluster"] for row in some], np.array([hit(row) for row in some]))))
+
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    return {**of(rows), "by_kind": {kind: of([row for row in rows if row["kind"] == kind]) for kind in kinds}}
+
+
+def throughput(prompts: dict[str, Entry | None], work: Path, start: Start) -> dict[str, Any]:
+    """An audit of some prompts against one program after the other, and two workers against one."""
+    pipe = load_pipeline("bundled", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    ratios: dict[str, list[float]] = {
+        "throughput_ratio": [],
+        "throughput_ratio_every_image": [],
+        "throughput_two_workers": [],
+    }
+    for number in range(ROUNDS):
+        some = list(prompts)[number :: len(prompts) // PART]
+        seconds = {workers: timed(lambda: fresh_audit(some, work, workers, start)) for workers in (1, 2)}  # noqa: B023
+        flagged, each = programs(pipe, some, start(f"programs, round {number + 1}", len(some)))
+        ratios["throughput_ratio"].append((each["detect"] + flagged) / seconds[WORKERS])
+        ratios["throughput_ratio_every_image"].append(sum(each.values()) / seconds[WORKERS])
+        ratios["throughput_two_workers"].append(seconds[1] / seconds[2])
+    return {
+        name: {"value": float(np.median(found)), "low": min(found), "high": max(found)}
+        for name, found in ratios.items()
+    } | {"rounds": ROUNDS, "prompts_per_round": len(some)}
+
+
+def programs(pipe: Any, prompts: list[str], tell: Callable[[float], None]) -> tuple[float, dict[str, float]]:
+    """Seconds that localization and mitigation take for flagged images, and that each program takes for all."""
+    manifest = Manifest.load(BUNDLE)
+    sampling = Sampling(manifest.steps, manifest.guidance)
+    calibration = Calibration.load(BUNDLE / "calibration.safetensors")
+    detector, view = Drift(calibration.reference), adapter_for(pipe).denoiser()
+    guarding = Guard(pipe, calibration, policy="mitigate", rate=RATE)
+
+    def detect(prompt: str) -> bool:
+        (batch,) = generate(pipe, [prompt], [0], sampling)
+        return calibration.p_value("drift", detector.score(batch.trajectory)).item() <= RATE
+
+    def localize(prompt: str) -> None:
+        localizer = CurvatureDifference()
+        (batch,) = generate(pipe, [prompt], [0], sampling, keep=(localizer.step,))
+        localizer.map(Watched(batch.trajectory, view, seeds=batch.seeds))
+
+    def mitigate(prompt: str) -> None:
+        list(generate(pipe, [prompt], [0], sampling, around=lambda: guarding))
+
+    later, totals = 0.0, dict.fromkeys(("detect", "localize", "mitigate"), 0.0)
+    for number, prompt in enumerate(prompts, start=1):
+        found: list[bool] = []
+        totals["detect"] += timed(lambda: found.append(detect(prompt)))  # noqa: B023
+        for name, program in {"localize": localize, "mitigate": mitigate}.items():
+            seconds = timed(lambda: program(prompt))  # noqa: B023
+            totals[name] += seconds
+            later += seconds * found[0]
+        tell(number)
+    return later, totals
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
