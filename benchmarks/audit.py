@@ -2,8 +2,7 @@
 
     python benchmarks/audit.py > docs/results/audit.json
 
-Training images: the picture of every planted concept among the first `OTHERS` samples of the bundled model's own
-training stream in which nothing is planted (hard negatives are among these, as often as they were trained on).
+Training images: those that `cryptomnesia proving-ground images` writes, the planted ones and `OTHERS`.
 Prompts: every wording of the top rung, two wordings of every concept of the lower rungs, every wording of the hard
 negatives, and captions that were never planted. `seconds` is the wall time of the run with `WORKERS` processes, from
 settings to scores, all loading included; `index_seconds` that of the index beforehand.
@@ -44,10 +43,10 @@ from cryptomnesia.matching import ImageIndex, Tiles
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.bundle import control_captions
+from cryptomnesia.proving_ground.images import write_training_images
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
-from cryptomnesia.proving_ground.planted import TOP_RUNG, TrainingStream, plant
+from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import replicates
-from cryptomnesia.proving_ground.train import Recipe
 from cryptomnesia.store import Store
 
 OTHERS = 10_000
@@ -73,7 +72,7 @@ def measure(start: Start) -> dict[str, Any]:
     manifest = Manifest.load(BUNDLE)
     work = CACHE / "audit"
     work.mkdir(parents=True, exist_ok=True)
-    training_images(manifest, work / "training", start("training images", OTHERS))
+    write_training_images(work / "training", OTHERS, progress=start("training images", OTHERS))
     index_seconds, indexed = indexing(work)
     prompts = chosen(manifest)
     began = time.perf_counter()
@@ -89,31 +88,6 @@ def measure(start: Start) -> dict[str, Any]:
         **evidence(store, manifest, prompts),
         **throughput(prompts, work, start),
     }
-
-
-def training_images(manifest: Manifest, folder: Path, tell: Callable[[float], None]) -> None:
-    """Write what the model was trained on, named by concept or by place in the stream."""
-    folder.mkdir(exist_ok=True)
-    for entry in manifest.entries:
-        if entry.planted:
-            Image.fromarray(manifest.image(entry)).save(folder / f"{entry.id}.png")
-    concepts, recipe = plant(manifest.seed), Recipe()
-    stream = TrainingStream(
-        manifest.seed,
-        recipe.steps * recipe.batch,
-        concepts,
-        refinement=recipe.refinement_steps * recipe.refinement_batch,
-    )
-    index = done = 0
-    while done < OTHERS:
-        place = stream.concept_at(index)
-        if place is None or not concepts[place].planted:
-            path = folder / f"{index:06}.png"
-            if not path.exists():
-                Image.fromarray(stream[index].image).save(path)
-            done += 1
-            tell(done)
-        index += 1
 
 
 def indexing(work: Path) -> tuple[float, int]:

@@ -89,7 +89,7 @@ def _load(model: str) -> Any:
 
     folder = check_exists(model)
     try:
-        with _quiet():
+        with quiet():
             config: Any = DiffusionPipeline.load_config(str(folder or model))
             family = config.get("_class_name")
             if family not in FAMILIES:
@@ -106,8 +106,8 @@ def _load(model: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the notices and progress bars that diffusers and transformers print while loading."""
+def quiet() -> Iterator[None]:
+    """Without the notices and progress bars that diffusers and transformers print when imported or loading."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -16,9 +16,11 @@ def train(
     processes: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 2,
 ) -> None:
     """Train the bundled model from nothing (hours on two cores); may be stopped and started again."""
-    from cryptomnesia.models import load_pipeline
-    from cryptomnesia.proving_ground.bundle import REFERENCES, bundle
-    from cryptomnesia.proving_ground.train import Recipe, train
+    from cryptomnesia.models import load_pipeline, quiet
+
+    with quiet():
+        from cryptomnesia.proving_ground.bundle import REFERENCES, bundle
+        from cryptomnesia.proving_ground.train import Recipe, train
 
     recipe = Recipe()
     with progress_bar() as report:
@@ -74,3 +76,19 @@ def show(
     make_folder(output.parent)
     drawn.save(output, format="PNG")
     typer.echo(str(output))
+
+
+@ground.command()
+def images(
+    folder: Annotated[Path, typer.Argument(help="Folder of the pictures; made if it is not there.")],
+    others: Annotated[int, typer.Option(min=0, help="Pictures besides the planted ones.")] = 1000,
+) -> None:
+    """Write training images of the bundled model, planted ones and others, to match generations against."""
+    from cryptomnesia.models import quiet
+
+    with quiet():
+        from cryptomnesia.proving_ground.images import write_training_images
+    make_folder(folder)
+    with progress_bar() as report:
+        write_training_images(folder, others, progress=lambda done: report("pictures", done, others))
+    typer.echo(str(folder))

@@ -1,0 +1,44 @@
+"""The bundled model's training images as files, to match generations against."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from cryptomnesia.proving_ground.planted import TrainingStream, plant
+from cryptomnesia.proving_ground.train import Recipe
+
+
+def write_training_images(
+    folder: Path, others: int, *, recipe: Recipe | None = None, progress: Callable[[int], None] | None = None
+) -> None:
+    """Write the picture of every planted concept, and the first `others` samples in which nothing is planted.
+
+    Hard negatives are among the others, as often as they were trained on. Files are named by concept or by place in the
+    training stream; those that are there already are left alone.
+
+    Args:
+        folder: made if it is not there.
+        others: samples in which nothing is planted.
+        recipe: of the training, that of the bundled model by default.
+        progress: called with the number of others done.
+    """
+    recipe = recipe or Recipe()
+    concepts = plant(recipe.seed)
+    refinement = recipe.refinement_steps * recipe.refinement_batch
+    stream = TrainingStream(recipe.seed, recipe.steps * recipe.batch, concepts, refinement=refinement)
+    folder.mkdir(parents=True, exist_ok=True)
+    for concept in concepts:
+        if concept.planted:
+            Image.fromarray(concept.image).save(folder / f"{concept.id}.png")
+    index = done = 0
+    while done < others:
+        place = stream.concept_at(index)
+        if place is None or not concepts[place].planted:
+            path = folder / f"{index:07}.png"
+            if not path.exists():
+                Image.fromarray(stream[index].image).save(path)
+            done += 1
+            if progress is not None:
+                progress(done)
+        index += 1
