@@ -1,13 +1,14 @@
 """Settings of the whole suite."""
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
 
-from cryptomnesia import Calibration
+from cryptomnesia import Calibration, cli
 from cryptomnesia.audit.run import audit
 from tiny_audit import settings
 from tiny_pipelines import PROMPTS, SAMPLING, stable_diffusion
@@ -41,3 +42,17 @@ def audit_folder(tmp_path_factory):
 def audited(audit_folder):
     """A finished run of two images per prompt."""
     return audit(settings(audit_folder, images_per_prompt=2), audit_folder / "run")
+
+
+@pytest.fixture
+def cryptomnesia(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cryptomnesia", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run

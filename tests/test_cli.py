@@ -6,27 +6,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from cryptomnesia import cli
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
 from tiny_pipelines import stable_diffusion
 
 SETUP = ["--steps", "2", "--guidance", "2"]
-
-
-@pytest.fixture
-def cryptomnesia(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cryptomnesia", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
