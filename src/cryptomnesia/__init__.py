@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from cryptomnesia.detectors import Drift, GuidanceMagnitude, Stability
     from cryptomnesia.errors import CryptomnesiaError, UsageError
     from cryptomnesia.findings import Finding, examine
-    from cryptomnesia.guarding import Guard, Verdict, guard
+    from cryptomnesia.guarding import Guard, guard
     from cryptomnesia.localizers import CurvatureDifference, ScoreDifference
     from cryptomnesia.localizing import localize
+    from cryptomnesia.making import Verdict
     from cryptomnesia.map_calibration import MapCalibration
     from cryptomnesia.mitigations import Rephrasing, StabilityRule, stabilize
     from cryptomnesia.models import load_pipeline
@@ -40,7 +41,7 @@ _HOMES = {
     "Step": "trajectory",
     "Trajectory": "trajectory",
     "UsageError": "errors",
-    "Verdict": "guarding",
+    "Verdict": "making",
     "examine": "findings",
     "generate": "sampling",
     "guard": "guarding",

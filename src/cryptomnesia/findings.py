@@ -11,9 +11,10 @@ from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import Calibration
 from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.errors import UsageError
-from cryptomnesia.guarding import Guard, Remade, Verdict
+from cryptomnesia.guarding import Guard
 from cryptomnesia.judging import Judge
 from cryptomnesia.localizers import BrightEnding, Localizer, Watched, end_positions
+from cryptomnesia.making import Remade, Verdict
 from cryptomnesia.mitigations import Rule
 from cryptomnesia.sampling import Progress, generate, silent
 from cryptomnesia.settings import Sampling

@@ -32,7 +32,7 @@ from cryptomnesia.report.console import print_table, progress_bar
 from cryptomnesia.report.rows import Row, to_json
 
 if TYPE_CHECKING:
-    from cryptomnesia.guarding import Verdict
+    from cryptomnesia.making import Verdict
     from cryptomnesia.settings import Sampling
 
 
