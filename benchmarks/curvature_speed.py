@@ -63,7 +63,7 @@ CURVES = {
     "forward, random": {"engine": "forward", "design": "random"},
 }
 """Every engine with either design."""
-PROBES = (4, 8, 12, 16, 24, 32, 64, 128)
+PROBES = (4, 8, 12, 16, 24, 32, 64)
 
 
 def main() -> None:
