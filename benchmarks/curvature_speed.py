@@ -49,8 +49,8 @@ from cryptomnesia.trajectory import watch
 
 IMAGES = 8
 RELEASED_PROBES = 16
-ROUNDS = 15
-PROCEDURE_ROUNDS = 7
+ROUNDS = 7
+PROCEDURE_ROUNDS = 5
 SEEDS = (1, 2, 3)
 SHARE = 0.3
 """Of the released procedure's memory, for an evaluation of ours; the rest of a third is for probes and sums."""

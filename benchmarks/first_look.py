@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from common import Start, print_json, progress
-from sklearn.metrics import roc_auc_score
 
 from cryptomnesia import Calibration, CurvatureDifference, Guard, Sampling, ScoreDifference, StabilityRule, generate
 from cryptomnesia.adapters import adapter_for
@@ -198,7 +197,8 @@ def mean(values: np.ndarray) -> float:
 
 def pixel_auc(heat: Any, mask: np.ndarray) -> float:
     """AUC of a map (h, w) over the pixels of `mask` (H, W) bool."""
-    return float(roc_auc_score(mask.ravel(), upsampled(heat[None], *mask.shape)[0].numpy().ravel()))
+    large = upsampled(heat[None], *mask.shape)[0].numpy()
+    return auc(large[mask], large[~mask])
 
 
 def flat(records: list[dict[str, Any]], name: str) -> np.ndarray:

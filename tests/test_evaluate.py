@@ -6,6 +6,11 @@ from cryptomnesia.evaluate import auc, clustered, rate, tpr_at_fpr
 
 def test_auc_counts_ordered_pairs():
     assert auc(np.array([3.0, 1.0]), np.array([2.0, 1.0])) == pytest.approx((2 + 0 + 0.5) / 4)
+    positive, negative = np.random.default_rng(0).integers(0, 9, (2, 50)).astype(float)
+    pairs = positive[:, None] - negative[None, :]
+    assert auc(positive, negative) == pytest.approx(((pairs > 0) + (pairs == 0) / 2).mean())
+    with pytest.raises(ValueError, match="NaN among the scores"):
+        auc(np.array([1.0, np.nan]), negative)
 
 
 def test_tpr_at_fpr_uses_the_threshold_that_the_negatives_allow():
