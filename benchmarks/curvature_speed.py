@@ -48,6 +48,8 @@ from cryptomnesia.proving_ground.planted import TOP_RUNG
 from cryptomnesia.trajectory import watch
 
 IMAGES = 8
+STEP = CurvatureDifference().step
+"""The evaluation that both procedures map; Δs is of the last one."""
 RELEASED_PROBES = 16
 ROUNDS = 7
 PROCEDURE_ROUNDS = 5
@@ -83,7 +85,7 @@ def measure(start: Start) -> dict[str, Any]:
     manifest.check(pipe)
     top = [e for e in manifest.entries if e.kind == "template" and e.exposures == TOP_RUNG]
     prompts, sampling = [e.captions[0] for e in top[:IMAGES]], Sampling(manifest.steps, manifest.guidance)
-    (batch,) = generate(pipe, prompts, range(IMAGES), sampling, batch_size=IMAGES, keep=(-1,))
+    (batch,) = generate(pipe, prompts, range(IMAGES), sampling, batch_size=IMAGES, keep=(STEP,))
     watched = Watched(batch.trajectory, adapter_for(pipe).denoiser(), seeds=batch.seeds)
     exact = difference(watched, DiagonalEstimator(engine="exact"))
     released_peak = peak_bytes(lambda: released(watched))
@@ -139,7 +141,7 @@ def released(watched: Watched, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     found = []
     for row in range(len(watched.trajectory.latents)):
-        step = watched.trajectory.rows([row]).step()
+        step = watched.trajectory.rows([row]).step(STEP)
         assert step.uncond_inputs is not None
         with torch.enable_grad():
             x = torch.cat([step.cond.x] * 2).requires_grad_()
@@ -164,13 +166,13 @@ def whole_released(pipe: Any, prompts: list[str], sampling: Sampling) -> None:
     view = adapter_for(pipe).denoiser()
     for seed, prompt in enumerate(prompts):
         for make in (released, ScoreDifference().map):
-            (batch,) = generate(pipe, [prompt], [seed], sampling, keep=(-1,))
+            (batch,) = generate(pipe, [prompt], [seed], sampling, keep=(STEP, -1))
             make(Watched(batch.trajectory, view))
 
 
 def whole_ours(pipe: Any, prompts: list[str], sampling: Sampling, estimator: DiagonalEstimator) -> None:
     """Δh and Δs from one generation of all images."""
-    (batch,) = generate(pipe, prompts, range(len(prompts)), sampling, batch_size=len(prompts), keep=(-1,))
+    (batch,) = generate(pipe, prompts, range(len(prompts)), sampling, batch_size=len(prompts), keep=(STEP, -1))
     watched = Watched(batch.trajectory, adapter_for(pipe).denoiser(), seeds=batch.seeds)
     CurvatureDifference(estimator=estimator).map(watched)
     ScoreDifference().map(watched)
@@ -212,10 +214,10 @@ def large() -> dict[str, float]:
     """One map on a UNet of SD 1.4's size."""
     pipe, _ = sd14_size()
     view = adapter_for(pipe).denoiser()
-    with watch(pipe, keep=(-1,)) as seen:
+    with watch(pipe, keep=(STEP,)) as seen:
         pipe(prompt_embeds=EMBEDS, negative_prompt_embeds=EMBEDS, num_inference_steps=2, output_type="latent")
     watched = Watched(seen.trajectory, view)
-    step = watched.trajectory.step()
+    step = watched.trajectory.step(STEP)
     both = {"encoder_hidden_states": torch.cat([EMBEDS] * 2)}
     with torch.no_grad():
         evaluation = min(timed(lambda: view(torch.cat([step.cond.x] * 2), step.t, both)) for _ in range(3))

@@ -272,8 +272,13 @@ class Calibration:
         return null[:, evaluation]
 
 
-def check_references(prompts: Sequence[str], *, repeated: bool = False) -> None:
+def check_references(prompts: Sequence[str], *, repeated: bool = False, rate: float | None = None) -> None:
     """Refuse reference prompts that are too few, or repeated and so not independent, unless that is allowed.
+
+    Args:
+        prompts: of the references.
+        repeated: whether prompts may be there more than once.
+        rate: a false-positive rate that they are to support.
 
     Raises:
         UsageError: with the numbers.
@@ -283,6 +288,11 @@ def check_references(prompts: Sequence[str], *, repeated: bool = False) -> None:
     again = len(prompts) - len(set(prompts))
     if again and not repeated:
         raise UsageError(f"{again} of {len(prompts)} reference prompts are repeated; give every prompt once")
+    if rate is not None and (null := len(prompts) - len(prompts) // 3) < (need := math.ceil(1 / rate - 1e-9) - 1):
+        raise UsageError(
+            f"{len(prompts)} reference prompts leave {null} for the null, a rate of {rate:g} needs {need}; "
+            f"give {math.ceil(1.5 * need)} or more, or a higher rate"
+        )
 
 
 def differing(then: Fingerprint, now: Fingerprint) -> list[str]:

@@ -1,7 +1,7 @@
 """How much an audit knows: levels of evidence, and a gate that is judged on an interval.
 
 *suspected*: a calibrated score is as high as only a chosen share of ordinary images have it.
-*corroborated*: a second, independent signal says the same.
+*corroborated*: a second signal, from another part of the generation or another seed, says the same.
 *confirmed*: the picture, or its memorized region, matches a training image. Only this may be called memorized.
 *unknown*: no score could be given; never the same as nothing found.
 """
@@ -54,7 +54,7 @@ class Gate:
         share: of prompts that reach the level, with its 95% interval (Clopper–Pearson; prompts that are unknown count
             as reaching it in the upper bound, and as not reaching it in the lower).
         hits: prompts that reach it.
-        unknown: prompts of which nothing is known.
+        unknown: prompts that do not reach it, of which some image could not be judged.
         prompts: all of them.
         limit: the share that is allowed.
         needed: of an undecided gate, the number of prompts that would decide it if the share stayed as it is; None
@@ -75,13 +75,14 @@ class Gate:
         return {"passed": 0, "failed": 1, "undecided": 3}[self.outcome]
 
 
-def gate(levels: Sequence[Level], least: Level, limit: float) -> Gate:
+def gate(levels: Sequence[Level], least: Level, limit: float, *, unsure: Sequence[bool] = ()) -> Gate:
     """Judge the share of prompts that reach a level.
 
     Args:
         levels: the highest level among the images of every prompt.
         least: the level that counts, `suspected` or above.
         limit: the share of prompts that is allowed, in [0, 1).
+        unsure: whether some image of every prompt could not be judged; those whose level is unknown are it anyway.
 
     Raises:
         UsageError: without prompts, or for a limit that is no share.
@@ -97,7 +98,10 @@ def gate(levels: Sequence[Level], least: Level, limit: float) -> Gate:
     if not 0 <= limit < 1:
         raise UsageError(f"got the limit {limit:g}; give a share of prompts from 0 to below 1")
     hits = sum(level >= least for level in levels)
-    unknown = sum(level == Level.unknown for level in levels)
+    unknown = sum(
+        level < least and (level == Level.unknown or not_all)
+        for level, not_all in zip(levels, unsure or [False] * len(levels), strict=True)
+    )
     low = _interval(hits, len(levels))[0]
     high = _interval(hits + unknown, len(levels))[1]
     outcome = "failed" if low > limit else "passed" if high < limit else "undecided"

@@ -13,7 +13,8 @@ class Comparison:
 
     Attributes:
         new: prompts of both runs that reach the level in the second alone, with their levels before and after.
-        gone: likewise in the first alone.
+        gone: likewise in the first alone, the second saying that there is less.
+        unsure: likewise in the first alone, the second being unable to tell.
         only_before: prompts of the first run that the second lacks.
         only_after: prompts of the second that the first lacks.
         before: the gate over the common prompts in the first run.
@@ -22,6 +23,7 @@ class Comparison:
 
     new: list[tuple[str, Level, Level]]
     gone: list[tuple[str, Level, Level]]
+    unsure: list[tuple[str, Level, Level]]
     only_before: list[str]
     only_after: list[str]
     before: Gate
@@ -47,7 +49,8 @@ def compare(before: Outcome, after: Outcome, *, least: Level, limit: float = 0.0
     pairs = [(prompt, first[prompt], second[prompt]) for prompt in common]
     return Comparison(
         new=[each for each in pairs if each[1] < least <= each[2]],
-        gone=[each for each in pairs if each[2] < least <= each[1]],
+        gone=[each for each in pairs if each[2] < least <= each[1] and each[2] != Level.unknown],
+        unsure=[each for each in pairs if each[2] == Level.unknown and least <= each[1]],
         only_before=[prompt for prompt in first if prompt not in second],
         only_after=[prompt for prompt in second if prompt not in first],
         before=gate([first[prompt] for prompt in common], least, limit),

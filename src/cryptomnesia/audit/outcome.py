@@ -127,8 +127,9 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
         judged.append(Judged(prompt, max(Level[row["level"]] for row in images), images))
     judged.sort(key=lambda each: (-each.level, _worst(each.images[0])))
     levels = [each.level for each in judged]
+    unsure = [any(row["level"] == Level.unknown.name for row in each.images) for each in judged]
     limit = settings.max_rate if max_rate is None else max_rate
-    decision = gate(levels, Level[fail_on or settings.fail_on], limit)
+    decision = gate(levels, Level[fail_on or settings.fail_on], limit, unsure=unsure)
     return Outcome(store.about, settings, scores[0]["detector"], scores[0]["rate"], judged, decision)
 
 

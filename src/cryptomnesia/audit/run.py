@@ -1,6 +1,7 @@
 """An audit from its settings to a finished run directory, by one process or several."""
 
 import multiprocessing
+import os
 import platform
 import signal
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -69,6 +71,13 @@ class Setup:
             UsageError: for what is missing or does not fit.
         """
         prompts = list(dict.fromkeys(read_prompts(settings.prompts)))
+        if settings.detector not in DETECTORS:
+            raise UsageError(f"got the unknown detector {settings.detector!r}; known are {', '.join(DETECTORS)}")
+        captions = [] if settings.references is None else read_prompts(settings.references)
+        if captions:
+            check_references(captions, rate=settings.rate)
+            if both := set(captions) & set(prompts):
+                raise UsageError(f"{len(both)} prompts are references as well, {min(both)!r} for one; take them out")
         method_ = method(settings.map)
         if method_.baseline == "checkpoint":
             raise UsageError(f"an audit has no second checkpoint, which {settings.map} needs; give another map")
@@ -87,13 +96,14 @@ class Setup:
         options = {} if settings.negative_prompt is None else {"negative_prompt": settings.negative_prompt}
         sampling = Sampling(settings.steps, guidance, settings.height, settings.width, options)
         check_prompts(pipe, prompts)
+        check_prompts(pipe, captions)
         return cls(settings, pipe, sampling, method_, index, prompts)
 
     @property
     def units(self) -> list[Unit]:
-        """Those of the run."""
-        seeds = range(self.settings.seed, self.settings.seed + self.settings.images_per_prompt)
-        return [(prompt, seed) for prompt in self.prompts for seed in seeds]
+        """Those of the run; a seed for every image, since pictures of one seed have their noise in common."""
+        repeated = [prompt for prompt in self.prompts for _ in range(self.settings.images_per_prompt)]
+        return [(prompt, self.settings.seed + number) for number, prompt in enumerate(repeated)]
 
     def about(self) -> dict[str, Any]:
         """Everything that the results depend on, as JSON values."""
@@ -102,6 +112,7 @@ class Setup:
             "prompts": self.prompts,
             "guidance": self.sampling.guidance,
             "weights": weights_digest(self.pipe),
+            "references": None if self.settings.references is None else read_prompts(self.settings.references),
             "index": None if self.index is None else [self.index.descriptor.name, len(self.index)],
             "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")}
             | {"python": platform.python_version()},
@@ -155,8 +166,11 @@ def _helped(settings: Settings, folder: Path, workers: int) -> Iterator[None]:
 
 
 def _help(settings: Settings, folder: Path, threads: int) -> None:
-    """Work on a run until it is done, or its first process, which says what goes wrong, ends this one."""
+    """Work on a run until it is done, or its first process, which says what goes wrong, is no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    first = multiprocessing.parent_process()
+    assert first is not None
+    Thread(target=lambda: (first.join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(threads)
     with suppress(CryptomnesiaError):
         audit(settings, folder)
@@ -237,8 +251,6 @@ def _calibrated(setup: Setup, store: Store, tell: Progress) -> tuple[Calibration
     """Both calibrations from one image of every reference."""
     assert setup.settings.references is not None
     captions = read_prompts(setup.settings.references)
-    check_references(captions)
-    check_prompts(setup.pipe, captions)
     units = [(caption, FIRST_SEED + number) for number, caption in enumerate(captions)]
     methods = [setup.method]
     for number, some, report in _batches(store, REFERENCES, units, setup.settings.batch_size, tell):

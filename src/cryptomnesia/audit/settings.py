@@ -19,8 +19,8 @@ class Settings(BaseModel):
     Attributes:
         model: a local diffusers folder, a hub id, or `bundled`.
         prompts: a file of prompts.
-        images_per_prompt: seeds of every prompt, counted on from `seed`.
-        seed: of the first image of every prompt.
+        images_per_prompt: images of every prompt.
+        seed: of the first image; every further image of the run has the next one, so that prompts are independent.
         steps: of the solver.
         guidance: scale; 7.5, or the bundled model's own, when None.
         height: of the pictures in pixels, the model's own when None.
@@ -31,7 +31,7 @@ class Settings(BaseModel):
         maps: a file that `calibrate-maps` made, for `map`.
         references: a file of captions that are not memorized, from which both are made when they are not given.
         detector: whose score is a suspicion.
-        rate: false-positive rate at which it is.
+        rate: share of ordinary images of which it is one.
         map: of flagged images.
         pixel_rate: share of the pixels of ordinary pictures above a mask's threshold.
         mitigate: whether to try the mitigation on flagged images.
@@ -76,6 +76,8 @@ class Settings(BaseModel):
             raise ValueError("references make both calibrations anew; give either them or calibration and maps")
         if self.index is not None and self.training_images is not None:
             raise ValueError("an index of training images is there already; give either index or training_images")
+        if self.fail_on == "confirmed" and self.index is None and self.training_images is None:
+            raise ValueError("nothing can be confirmed without training images; give index or training_images")
         return self
 
 

@@ -27,9 +27,11 @@ def audit(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file of prompts: .txt, .csv or .jsonl.")] = None,
     images_per_prompt: Annotated[
-        int | None, typer.Option(help="Images per prompt, seeds counted up; 1 by default.")
+        int | None, typer.Option(help="Images per prompt, every one with a seed of its own; 1 by default.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the first image of every prompt; 0 by default.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the first image, the others count on; 0 by default.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Solver steps; 50 by default.")] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale; 7.5, or the bundled model's own, by default.")
@@ -42,11 +44,11 @@ def audit(
         typer.Option(help="ddim (the default), pndm, euler, euler-ancestral, heun, dpm++, unipc, lms, or own."),
     ] = None,
     references: Annotated[
-        Path | None, typer.Option(help="Captions that are not memorized, at least 100, to calibrate on.")
+        Path | None, typer.Option(help="Captions that are not memorized, to calibrate on; 150 for a rate of 1%.")
     ] = None,
     calibration: Annotated[Path | None, typer.Option(help="Instead of references: made by `calibrate`.")] = None,
     maps: Annotated[Path | None, typer.Option(help="Instead of references: made by `calibrate-maps`.")] = None,
-    detector: Annotated[str | None, typer.Option(help="Whose score is a suspicion.")] = None,
+    detector: Annotated[str | None, typer.Option(help="Whose score is a suspicion; drift by default.")] = None,
     rate: Annotated[float | None, typer.Option(help="False-positive rate at which it is; 0.01 by default.")] = None,
     mitigate: Annotated[bool | None, typer.Option(help="Try the mitigation on flagged images.")] = None,
     index: Annotated[Path | None, typer.Option(help="Training images, made searchable by `index build`.")] = None,
@@ -58,7 +60,10 @@ def audit(
         str | None,
         typer.Option(help="Level of evidence that counts: suspected, corroborated (the default) or confirmed."),
     ] = None,
-    max_rate: Annotated[float | None, typer.Option(help="Share of prompts that may reach it; 0 by default.")] = None,
+    max_rate: Annotated[
+        float | None,
+        typer.Option(help="Share of prompts that may reach it; 0 by default, which cannot be passed."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per call of the pipeline; 16 by default.")] = None,
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that share the run and the cores; on CPUs one per core is fastest.")

@@ -63,6 +63,8 @@ class MapReference:
         """Split reference maps (n, h, w) at random, always alike: a third for the threshold, the rest for the null."""
         if len(maps) < 3:
             raise UsageError(f"got {len(maps)} reference maps; give at least 3, better 150")
+        if broken := int((~maps.isfinite()).flatten(1).any(dim=1).sum()):
+            raise UsageError(f"{broken} of {len(maps)} reference maps are not finite; check the model's dtype")
         order = torch.randperm(len(maps), generator=torch.Generator().manual_seed(0))
         cut = len(maps) // 3
         return cls(maps[order[:cut]], maps[order[cut:]])
@@ -106,6 +108,7 @@ class MapReference:
         regions = _regions(smoothed(maps.cpu(), smooth) > threshold, smallest)
         fraction = _mean(regions > 0)
         mean = _mean(maps.cpu())
+        fraction = fraction.masked_fill(mean.isnan(), torch.nan)
         return Mask(regions > 0, regions, fraction, _p_value(fraction, null), mean, _p_value(mean, _mean(self.null)))
 
 
@@ -114,8 +117,9 @@ def _mean(maps: Tensor) -> Tensor:
 
 
 def _p_value(scores: Tensor, null: Tensor) -> Tensor:
-    """Conformal p-values of scores (B,) against those of the null (n,)."""
-    return (1 + (null[None] >= scores[:, None]).sum(dim=1).double()) / (len(null) + 1)
+    """Conformal p-values of scores (B,) against those of the null (n,); NaN for a score of NaN."""
+    p = (1 + (null[None] >= scores[:, None]).sum(dim=1).double()) / (len(null) + 1)
+    return p.masked_fill(scores.isnan(), torch.nan)
 
 
 def smoothed(maps: Tensor, deviation: float) -> Tensor:

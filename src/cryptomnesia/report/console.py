@@ -73,7 +73,7 @@ def print_outcome(found: "Outcome", *, rows: int = 20) -> None:
     table = Table(title=f"{found.detector}, suspected at p ≤ {found.rate:g}", title_justify="left")
     table.add_column("prompt", overflow="fold")
     table.add_column("evidence", no_wrap=True)
-    for heading in ("images", "p", "memorized", "nearest training image"):
+    for heading in ("images", "smallest p", "region", "nearest training image"):
         table.add_column(heading, justify="right")
     for each in found.prompts[:rows]:
         worst = each.images[0]
@@ -94,6 +94,7 @@ def print_outcome(found: "Outcome", *, rows: int = 20) -> None:
     lines.append(
         f"{gate.outcome}: {gate.share.value:.1%} of prompts ({gate.share.low:.1%} to {gate.share.high:.1%}) {limit}"
         + (f"; {gate.needed} prompts would decide it" if gate.needed else "")
+        + ("; no number of prompts can pass a limit of 0, give --max-rate" if gate.limit == 0 and not gate.hits else "")
     )
     _print(Text("\n".join(lines)))
 
@@ -104,7 +105,7 @@ def print_comparison(found: "Comparison") -> None:
     table.add_column("prompt", overflow="fold")
     for heading in ("", "before", "after"):
         table.add_column(heading, no_wrap=True)
-    for what, changed in (("new", found.new), ("gone", found.gone)):
+    for what, changed in (("new", found.new), ("gone", found.gone), ("could not tell", found.unsure)):
         for prompt, before, after in changed:
             table.add_row(Text(prompt), what, before.name, after.name)
     _print(table)
