@@ -12,6 +12,8 @@ thresholds the best for each figure. `honest`: the threshold that 1% of the pixe
 captions exceed, fixed beforehand. IoU is over all pixels of a set, mIoU the mean over pictures (an empty union
 counts 1). Intervals (95%) redraw whole concepts and captions.
 
+`detection_auc`: the spatial mean of the map as a score, reproduced pictures against never-planted captions.
+
 `candidates`: what was tried beyond single maps, combinations in units of each map's own threshold, averages over
 evaluations and blurs, as honest IoU on templates. The winners, `best_single` and `best_combined`, and of these `best`,
 are chosen on templates of the rung below the top one, and judged on the top one. `versus_bright_ending` (of `best`)
@@ -286,10 +288,8 @@ def mapped(
 
 def judged_maps(references: Pictures, planted: Pictures, unplanted: Pictures, selection: Pictures) -> dict[str, Any]:
     """Every figure of every map, and the choice among them."""
-    units = {name: MapReference.fit(references.maps[name]).threshold(RATE) for name in NAMES}
-    thresholds = {
-        name: MapReference.fit(maps).threshold(RATE) for name, maps in candidates(references.maps, units).items()
-    }
+    units = {name: threshold(references.maps[name]) for name in NAMES}
+    thresholds = {name: threshold(maps) for name, maps in candidates(references.maps, units).items()}
     templates = planted.of("template")
     sets = {
         "templates": templates,
@@ -321,7 +321,16 @@ def judged_maps(references: Pictures, planted: Pictures, unplanted: Pictures, se
         **figures,
         "pixel_auc": {name: pixel_auc(templates, tried[name]) for name in shown},
         "detection_auc": {
-            name: auc(*(candidates(own.maps, units)[name].mean(dim=(1, 2)).numpy() for own in (planted, unplanted)))
+            name: asdict(
+                clustered(
+                    auc,
+                    *(
+                        by(own.ids, candidates(own.maps, units)[name].mean(dim=(1, 2)).numpy())
+                        for own in (planted, unplanted)
+                    ),
+                    draws=200,
+                )
+            )
             for name in shown
         },
         "candidates": {
@@ -336,6 +345,11 @@ def judged_maps(references: Pictures, planted: Pictures, unplanted: Pictures, se
         if selection.ids
         else None,
     }
+
+
+def threshold(maps: Tensor) -> float:
+    """What a share `RATE` of the pixels of all reference maps exceeds; none are kept back for p-values."""
+    return MapReference(maps, maps).threshold(RATE)
 
 
 def candidates(maps: Mapping[str, Tensor], units: Mapping[str, float]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-MARK = re.compile(r"(<!-- (\w+):([^>]+?) -->)(-?[\d.]+)")
+MARK = re.compile(r"(<!-- (\w+):([^>]+?) -->)(-?\d+(?:\.\d+)?)")
 
 
 def main() -> None:

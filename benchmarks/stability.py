@@ -14,7 +14,9 @@ reproduce the planted pixels; `memorization_rate_of_replicated` counts only seed
 `unflagged_changed` is the share of never-planted captions' pictures that change at all, of those that a guard calls
 clean when nothing is done, and of all.
 
-A rate for which there are too few negatives is null. Intervals (95%) redraw whole concepts or captions. What is
+A rate for which there are too few negatives is null. Intervals (95%) redraw whole concepts or captions, of which there
+are as many as `clusters` says; of few clusters an interval says little. That of `fpr_met` holds the chance of the
+judged captions, not that of the references which the threshold comes from. What is
 generated is kept in .benchmarks-cache, so an interrupted run goes on where it was.
 """
 
@@ -126,6 +128,7 @@ def measure(start: Start) -> dict[str, Any]:
     concepts = plant(manifest.seed)
     figures: dict[str, Any] = {"rate": RATE, "auc": {}, "tpr_at_1pct": {}, "tpr_at_0.1pct": {}, "fpr_met": {}}
     images: dict[str, dict[str, int]] = {}
+    clusters: dict[str, dict[str, int]] = {}
     for solver in SOLVERS:
         setup = calibrated(solver, manifest, start)
         rungs = {
@@ -144,7 +147,10 @@ def measure(start: Start) -> dict[str, Any]:
             wanted = entries_and_prompts(own, HARD_SEEDS.get(solver, OTHER_HARD_SEEDS))
             negative[kind] = scored(setup, kind, *wanted, first_seed=6_000_000 + 100_000 * number)
         if solver == "ddim":
-            figures["by_rung"] = {str(rung): compared(own, negative["never_planted"]) for rung, own in positive.items()}
+            figures["by_rung"] = {
+                str(rung): {against: compared(own, others) for against, others in negative.items()}
+                for rung, own in positive.items()
+            }
             figures["by_evaluation"] = by_evaluation(positive[TOP_RUNG], negative["never_planted"])
             draw(figures["by_evaluation"])
             figures |= mitigation(setup, unplanted[:OTHER_NEGATIVES])
@@ -169,10 +175,11 @@ def measure(start: Start) -> dict[str, Any]:
             }
             for detector in REPORTED
         }
-        images[solver] = {"references": setup.calibration.prompts, "top_rung": len(positive[TOP_RUNG].ids)} | {
-            against: len(others.ids) for against, others in negative.items()
-        }
-    return {**figures, "images": images}
+        groups = {"top_rung": positive[TOP_RUNG], **negative}
+        images[solver] = {name: len(group.ids) for name, group in groups.items()}
+        images[solver]["references"] = setup.calibration.prompts
+        clusters[solver] = {name: len(set(group.ids)) for name, group in groups.items()}
+    return {**figures, "images": images, "clusters": clusters}
 
 
 def calibrated(solver: str, manifest: Manifest, start: Start) -> Setup:

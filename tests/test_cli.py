@@ -261,3 +261,20 @@ def test_index_build_counts_pictures_and_names_what_it_skips(cryptomnesia, tmp_p
     code, _, err = cryptomnesia("index", "build", tmp_path / "index", "-o", tmp_path / "other")
     assert code == 2
     assert "no pictures in" in err
+
+
+def test_a_calibration_is_made_in_the_dtype_of_the_service(cryptomnesia, model, calibration, tmp_path):
+    made = tmp_path / "half.safetensors"
+    given = [model / "tiny", "--prompts", model / "reference.txt", *SETUP]
+    code, _, said = cryptomnesia("calibrate", *given, "--dtype", "bfloat16", "-o", made)
+    assert code == 0, said
+    (tmp_path / "prompts.txt").write_text("a blue star\n")
+    again = [model / "tiny", "--prompts", tmp_path / "prompts.txt", *SETUP, "--calibration"]
+    code, _, said = cryptomnesia("detect", *again, made, "--dtype", "bfloat16", "--rate", 0.05)
+    assert code in (0, 1), said
+    code, _, said = cryptomnesia("detect", *again, made, "--rate", 0.05)
+    assert code == 2
+    assert "dtype is float32, calibrated bfloat16" in said
+    code, _, said = cryptomnesia("detect", *again, made, "--dtype", "tarot")
+    assert code == 2
+    assert "got the unknown dtype 'tarot'; known are float32, float16, bfloat16" in said

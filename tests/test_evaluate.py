@@ -1,5 +1,8 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from cryptomnesia.evaluate import auc, clustered, rate, tpr_at_fpr
 
@@ -28,6 +31,19 @@ def test_intervals_redraw_whole_clusters():
     width = 2 * 1.96 * centres.std(ddof=1) / 30**0.5
     assert estimate.high - estimate.low == pytest.approx(width, rel=0.2)
     assert estimate.low < estimate.value < estimate.high
+
+
+@pytest.mark.parametrize(("trials", "each"), [(200, 1), (28, 12)])
+def test_more_hits_never_make_the_bounds_of_a_rate_lower(trials, each):
+    clusters = [np.zeros(each) for _ in range(trials)]
+    bounds = [rate(clusters)]
+    for hit in range(3):
+        clusters[hit] = np.eye(1, each)[0]
+        bounds.append(rate(clusters))
+    assert all(a.low <= b.low and a.high <= b.high for a, b in pairwise(bounds))
+    if each == 1:
+        exact = binomtest(1, trials).proportion_ci(method="exact")
+        assert (bounds[1].low, bounds[1].high) == (min(bounds[1].low, exact.low), pytest.approx(exact.high))
 
 
 def test_an_interval_never_shrinks_to_a_point_for_a_rate():

@@ -15,6 +15,15 @@ def test_levels_need_what_they_say():
     assert Level.of(float("nan"), 0.01, confirmed=True) == Level.confirmed
 
 
+def test_a_prompt_with_an_image_that_could_not_be_judged_is_unsure_below_the_level():
+    levels = [Level.suspected] * 10 + [Level.none] * 390
+    unsure = [True] * 10 + [False] * 390
+    assert gate(levels, Level.confirmed, 0.01).outcome == "passed"
+    found = gate(levels, Level.confirmed, 0.01, unsure=unsure)
+    assert (found.outcome, found.unknown) == ("undecided", 10)
+    assert gate(levels, Level.suspected, 0.01, unsure=unsure).unknown == 0
+
+
 def of(hits, others, unknown=0):
     return [Level.confirmed] * hits + [Level.none] * others + [Level.unknown] * unknown
 

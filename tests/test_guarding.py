@@ -130,12 +130,13 @@ def test_mitigate_corrects_flagged_images_while_they_are_made(pipe, calibration)
 
 def test_the_score_under_mitigation_is_that_of_the_proposed_updates(pipe, calibration):
     """At a single evaluation the correction cannot have changed what the solver proposes."""
-    settings = {"rate": 0.5, "decide_by": 1}
+    settings = {"rate": 0.5, "decide_by": 1, "detector": "stability"}
     with guard(pipe, calibration, **settings) as observing:
         call(pipe)
     with guard(pipe, calibration, policy="mitigate", rule=ALWAYS, **settings) as mitigating:
         call(pipe)
     assert mitigating.verdicts[0].score == pytest.approx(observing.verdicts[0].score, rel=1e-4)
+    assert mitigating.verdicts[0].score > 0
 
 
 def test_regenerate_takes_another_seed(pipe, calibration, scores):
@@ -265,6 +266,37 @@ def test_the_users_own_interruption_cannot_be_judged(pipe, calibration):
     with guard(pipe, calibration, rate=0.5) as guarding:
         call(pipe, callback_on_step_end=stop)
     assert "could not tell: the run ended after 1 of 3 evaluations" in guarding.verdicts[0].reason
+
+
+@pytest.mark.parametrize("policy", ["mitigate", "regenerate", "block"])
+def test_an_interrupted_call_computes_nothing_more(pipe, calibration, policy):
+    calls = []
+
+    def stop(pipe, index, t, values):
+        calls.append(index)
+        pipe._interrupt = True
+        return values
+
+    with guard(pipe, calibration, rate=0.5, policy=policy) as guarding:
+        call(pipe, callback_on_step_end=stop)
+    assert calls == [0]
+    assert guarding.verdicts[0].action == "withheld"
+    assert "the call was interrupted" in guarding.verdicts[0].reason
+
+
+def test_a_copy_of_a_guarded_pipeline_can_be_guarded_by_itself(pipe, calibration):
+    with guard(pipe, calibration, rate=0.5) as first:
+        other = copy.copy(pipe)
+        with guard(other, calibration, rate=0.5) as second:
+            call(other, "a blue star")
+            assert (len(first.verdicts), len(second.verdicts)) == (0, 1)
+            call(pipe)
+        assert (len(first.verdicts), type(other)) == (1, StableDiffusionPipeline)
+
+
+def test_what_cannot_tell_so_early_is_refused(pipe, calibration):
+    with pytest.raises(UsageError, match="drift needs 2 evaluations to tell anything, there are to be 1"):
+        guard(pipe, calibration, rate=0.5, decide_by=1)
 
 
 def test_two_pipelines_in_two_threads_do_not_see_each_other(calibration):
@@ -509,7 +541,7 @@ def test_latents_that_break_after_the_decision_are_not_called_clean(pipe, calibr
             values["latents"] = values["latents"] * torch.nan
         return values
 
-    for settings in ({"decide_by": 1}, {"detector": "guidance-first"}):
+    for settings in ({"decide_by": 1, "detector": "stability"}, {"detector": "guidance-first"}):
         with guard(pipe, calibration, policy="block", rate=0.5, **settings) as guarding:
             image = call(pipe, callback_on_step_end=spoil)
         assert not guarding.verdicts[0].clean
@@ -553,7 +585,7 @@ def test_the_global_generator_and_the_pipelines_state_are_left_alone(pipe, calib
     for settings in (
         {"policy": "regenerate", "retries": 1},
         {"policy": "mitigate"},
-        {"policy": "block", "decide_by": 1},
+        {"policy": "block", "decide_by": 2},
     ):
         torch.manual_seed(0)
         with guard(pipe, always, **settings):

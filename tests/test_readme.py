@@ -68,7 +68,7 @@ def test_figures_on_the_pages_are_the_published_ones(request):
     marked = [
         (page.name, *found)
         for page in (root / "README.md", *(root / "docs").glob("*.md"))
-        for found in re.findall(r"<!-- (\w+):([^>]+?) -->(-?[\d.]+)", page.read_text(encoding="utf-8"))
+        for found in re.findall(r"<!-- (\w+):([^>]+?) -->(-?\d+(?:\.\d+)?)", page.read_text(encoding="utf-8"))
     ]
     for page, name, key, shown in marked:
         value = json.loads((root / f"docs/results/{name}.json").read_text())

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import beta
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,16 @@ def clustered(statistic: Callable[..., float], *groups: list[np.ndarray], draws:
 def rate(groups: list[np.ndarray]) -> Estimate:
     """A share of hits with its 95% interval, whole clusters being redrawn.
 
-    Where all clusters agree there is nothing to redraw; then the exact binomial (Clopper–Pearson) interval is given for
-    as many trials as there are clusters.
+    Where hits are rare, redrawing shows too little; so the interval also covers the exact one (Clopper–Pearson) for as
+    many trials as there are clusters, of which the same share are hits.
 
     Example:
         >>> rate([np.zeros(4)] * 28).high
         0.123...
     """
     found = clustered(lambda hits: float(hits.mean()), groups)
-    if found.low < found.high:
-        return found
-    exact = binomtest(round(found.value * len(groups)), len(groups)).proportion_ci(method="exact")
-    return Estimate(found.value, float(exact.low), float(exact.high))
+    trials = len(groups)
+    hits = found.value * trials
+    low = beta.ppf(0.025, hits, trials - hits + 1) if hits else 0.0
+    high = beta.ppf(0.975, hits + 1, trials - hits) if hits < trials else 1.0
+    return Estimate(found.value, min(found.low, float(low)), max(found.high, float(high)))

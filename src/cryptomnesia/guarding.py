@@ -103,8 +103,11 @@ class Guard:
             UsageError: if the pipeline is guarded already.
         """
         kind = type(self.pipe)
-        if hasattr(kind, "guarded_by"):
+        other: Guard | None = getattr(kind, "guarded_by", None)
+        if other is not None and other.pipe is self.pipe:
             raise UsageError("the pipeline is guarded already; detach that guard first")
+        if other is not None:
+            kind = kind.__mro__[1]  # of a pipeline that was copied while it was guarded
         guarding = self
 
         @wraps(kind.__call__)
@@ -140,7 +143,10 @@ class Guard:
         ]
         alone = [single(arguments, row) for row in open_rows]
         found = [verdicts[row] for row in open_rows]
-        if self.policy == "regenerate":
+        if getattr(self.pipe, "_interrupt", False):
+            # who interrupted the call wants nothing more computed
+            done = [Remade(withheld(each, "the call was interrupted")) for each in found]
+        elif self.policy == "regenerate":
             done = [self._regenerate(*each) for each in zip(alone, repeat(noise), found)]
         elif self.policy == "mitigate" and isinstance(self.rule, Rephrasing):
             own = [noise.of(row, alone=len(verdicts) == 1) for row in open_rows]

@@ -63,6 +63,11 @@ class Judge:
         if decide_by is not None and not 1 <= decide_by <= evaluations:
             raise UsageError(f"got decide_by={decide_by} of {evaluations} evaluations; give one in 1 … {evaluations}")
         self.detector = DETECTORS[detector](calibration.reference)
+        if (decide_by or evaluations) < self.detector.earliest:
+            raise UsageError(
+                f"{detector} needs {self.detector.earliest} evaluations to tell anything, there are to be "
+                f"{decide_by or evaluations}; decide later, or take another detector"
+            )
         self.last = (decide_by or evaluations) - 1
         self._calibration = calibration
         self._rate = rate

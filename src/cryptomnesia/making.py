@@ -9,7 +9,7 @@ import torch
 from cryptomnesia.calibrate import Calibration
 from cryptomnesia.calls import merged, prompt_of
 from cryptomnesia.detectors import Stability
-from cryptomnesia.judging import Judge, Judgement
+from cryptomnesia.judging import Judge
 from cryptomnesia.mitigations import Correction, Rephrasing, Rule, StabilityRule
 from cryptomnesia.mitigations.rephrasing import candidates, without
 from cryptomnesia.trajectory import watch
@@ -29,7 +29,8 @@ class Verdict:
         image: its place in the call's output.
         prompt: its caption, None if there was none in words.
         score: the detector's score of the image as first generated; NaN when it could not tell. Of a run that was
-            corrected while it went on, stability's is that of the updates the solver proposed.
+            corrected while it went on, stability's is that of the updates the solver proposed, any other that of the
+            corrected run, whose p-value then bounds no error.
         p_value: conformal p-value of the score, NaN likewise.
         flagged: whether the p-value is at most the guard's false-positive rate.
         crossed: of a flagged image, the evaluation, from 0, at which the running score was first flagged, against
@@ -135,10 +136,8 @@ class Maker:
         ]
         if correction is None:
             return output, verdicts
-        # the corrected updates are the rule's work, so what looks at them cannot tell whether it helped
         telling = not isinstance(self._judge.detector, Stability)
-        after = self._judge(seen.trajectory) if telling else [None] * len(verdicts)
-        return output, [_told(each, correction, now) for each, now in zip(verdicts, after, strict=True)]
+        return output, [_told(each, correction, telling=telling) for each in verdicts]
 
     def mitigate(self, calls: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> list[Remade]:
         """Make flagged images again under the rule, all of them together.
@@ -205,7 +204,7 @@ class Maker:
     ) -> dict[int, str]:
         """For every row of `words` the one without which the score after the rule's first evaluations is lowest."""
         assert isinstance(self._rule, Rephrasing)
-        evaluations = min(self._rule.probe, self._judge.last + 1)
+        evaluations = min(max(self._rule.probe, self._judge.detector.earliest), self._judge.last + 1)
 
         def stop(done: int) -> None:
             if done == evaluations:
@@ -234,13 +233,13 @@ def uncorrected(verdict: Verdict) -> str:
     return "still flagged after correction" if verdict.corrected else "the rule corrected nothing"
 
 
-def _told(verdict: Verdict, correction: Correction, after: Judgement | None) -> Verdict:
-    """The verdict with what a rule did; `after` is on the corrected run as it is, where that tells whether it helped.
+def _told(verdict: Verdict, correction: Correction, *, telling: bool) -> Verdict:
+    """The verdict with what a rule did.
 
-    A run that cannot be judged is not mended by a correction.
+    The corrected updates are the rule's work: what looks at them, stability, is not `telling` whether it helped. A run
+    that cannot be judged is not mended by a correction.
     """
-    known = verdict.clean or verdict.flagged
-    helped = known if after is None else after.p_value == after.p_value and not after.flagged
+    helped = verdict.clean or (verdict.flagged and not telling)
     corrected = tuple(correction.active[verdict.image].nonzero().flatten().tolist())
     return replace(
         verdict,

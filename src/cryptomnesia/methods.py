@@ -90,6 +90,9 @@ def check_methods(pipe: Any, sampling: Sampling, methods: Sequence[Method], othe
         UsageError: saying what is missing.
     """
     adapter = adapter_for(pipe)
+    scaled = {"cross_attention_kwargs", "joint_attention_kwargs"} & sampling.options.keys()
+    if scaled:
+        raise UsageError(f"maps evaluate the network without {scaled.pop()}; merge what it scales into the weights")
     if not methods:
         raise UsageError(f"got no map to make; known are {', '.join(LOCALIZERS)}")
     names = [each.name for each in methods]

@@ -26,23 +26,29 @@ SCHEDULERS = {
 """Name on the command line → class of diffusers; `own` keeps the pipeline's."""
 
 
-def load_pipeline(model: str, *, scheduler: str = "ddim", device: str | None = None) -> Any:
-    """Load `model` in fp32 and give it a scheduler made from its own scheduler's configuration.
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def load_pipeline(model: str, *, scheduler: str = "ddim", device: str | None = None, dtype: str | None = None) -> Any:
+    """Load `model` and give it a scheduler made from its own scheduler's configuration.
 
     Args:
         model: `bundled`, a local diffusers folder, or a hub id such as `org/name`.
         scheduler: one of `SCHEDULERS`, or `own`.
         device: where to put it; CUDA or MPS when there is one, else the CPU.
+        dtype: of the weights, one of `DTYPES`; float32 when None.
 
     Raises:
-        UsageError: if there is no such model, its family is unknown, or the scheduler is.
+        UsageError: if there is no such model, its family is unknown, or the scheduler or dtype is.
     """
     import diffusers
     import torch
 
     if scheduler != "own" and scheduler not in SCHEDULERS:
         raise UsageError(f"got the unknown scheduler {scheduler!r}; known are own, {', '.join(SCHEDULERS)}")
-    pipe = _load(model)
+    if dtype not in (None, *DTYPES):
+        raise UsageError(f"got the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}")
+    pipe = _load(model, dtype or "float32")
     flow = adapter_for(pipe).kind == "flow_prediction"
     if flow and scheduler != "own":
         raise UsageError(
@@ -81,7 +87,7 @@ def check_exists(model: str) -> Path | None:
     return folder
 
 
-def _load(model: str) -> Any:
+def _load(model: str, dtype: str) -> Any:
     """The pipeline, its family checked before anything large is read."""
     import torch
     from diffusers import DiffusionPipeline
@@ -97,7 +103,7 @@ def _load(model: str) -> Any:
                     f"{model} is a pipeline of the unknown family {family}; known are {', '.join(FAMILIES)}"
                 )
             # without a dtype transformers would take the one that the text encoder's configuration names
-            return DiffusionPipeline.from_pretrained(str(folder or model), dtype=torch.float32)
+            return DiffusionPipeline.from_pretrained(str(folder or model), dtype=getattr(torch, dtype))
     except UsageError:
         raise
     except (OSError, ValueError, ImportError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:

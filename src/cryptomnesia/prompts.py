@@ -29,6 +29,9 @@ def read_prompts(path: Path) -> list[str]:
     prompts = [prompt.strip() for prompt in read(text, path) if prompt.strip()]
     if not prompts:
         raise UsageError(f"prompts file {path} holds no prompt; give at least one")
+    for number, prompt in enumerate(prompts, start=1):
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise UsageError(f"prompts file {path}, prompt {number} holds half of a surrogate pair; write it out whole")
     return prompts
 
 

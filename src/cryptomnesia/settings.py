@@ -77,8 +77,8 @@ def sampling_of(given: Mapping[str, Any], defaults: Mapping[str, Any], *, native
 def canonical(name: str, value: Any) -> Any:
     """The JSON value that stands for an argument's value, however it was written.
 
-    One value per prompt becomes that value if all are the same, an empty prompt none; tensors and arrays
-    become a hash, what JSON does not know its type's name.
+    One value per prompt becomes that value if all are the same; tensors and arrays become a hash, what JSON does not
+    know its type's name.
     """
     if isinstance(value, Tensor):
         value = value.detach().cpu().float().numpy()
@@ -91,6 +91,4 @@ def canonical(name: str, value: Any) -> Any:
         return items
     if isinstance(value, Mapping):
         return {str(key): canonical("", item) for key, item in value.items()}
-    if name in PER_PROMPT and value == "":
-        return None
     return value if value is None or isinstance(value, str | int | float) else f"a {type(value).__name__}"

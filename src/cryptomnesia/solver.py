@@ -87,10 +87,11 @@ class SolverStep:
         sound = torch.isfinite(after).flatten(1).all(dim=1) & torch.isfinite(wanted).flatten(1).all(dim=1)
         if not sound.any():
             return value
-        slopes = (self.after(value + 1).double() - after.double())[sound]
+        # moved by as much as the latents are large, so that their rounding does not hide the slope
+        moved = value + after[sound].abs().max().clamp_min(1)
+        slopes = ((_wide(self.after(moved)) - _wide(after)) / (_wide(moved) - _wide(value)))[sound.cpu()]
         slope = slopes.mean()
-        # rounding is relative to the latents, which may be large beside the slope
-        rounding = torch.finfo(after.dtype).eps * after[sound].abs().max()
+        rounding = torch.finfo(after.dtype).eps
         if not (slopes - slope).abs().max() <= 1e-3 * slope.abs() + 8 * rounding:
             raise UsageError(
                 f"{type(self._scheduler).__name__} does not depend on its prediction in an affine way; "
@@ -99,7 +100,7 @@ class SolverStep:
         # a mean of nothing but rounding errors
         if slope.abs() <= 4 * rounding / slopes.numel() ** 0.5:
             return value
-        steered = (value.double() + (wanted.double() - after.double()) / slope).to(value.dtype)
+        steered = (_wide(value) + (_wide(wanted) - _wide(after)) / slope).to(value)
         return torch.where(sound.view(-1, *([1] * (value.dim() - 1))), steered, value)
 
     def _generators(self) -> list[torch.Generator]:
@@ -124,6 +125,11 @@ def check_steerable(scheduler: Any) -> None:
     for option in ("clip_sample", "thresholding"):
         if scheduler.config.get(option):
             raise UsageError(f"cannot steer a {name} with {option}=True, which also ruins latents; set it to False")
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In double precision, on the CPU, since not every device has that."""
+    return values.cpu().double()
 
 
 def _copied(held: Any) -> Any:

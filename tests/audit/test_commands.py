@@ -8,6 +8,7 @@ HOSTILE = (
     '=HYPERLINK("//x.org",1)',
     "[red]no markup[/] :smile: {{7*7}}",
     "日本 🎨 \u202e reversed",
+    "\x1b]0;title\x07 \x1b[2J",
 )
 
 
@@ -32,7 +33,9 @@ def test_hostile_prompts_are_judged_and_shown_as_they_are(cryptomnesia, audit_fo
         "audit", *flags(audit_folder), "--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "run"
     )
     assert code in (1, 3), said
-    assert all(prompt.split()[0] in out for prompt in HOSTILE)
+    assert all(prompt.split()[0] in out for prompt in HOSTILE[:-1])
+    assert "\x1b]" not in out
+    assert "\x1b[2J" not in out
     for kind in ("html", "json", "sarif", "card", "answers"):
         code, out, _ = cryptomnesia("report", tmp_path / "run", "--format", kind, "-o", tmp_path / kind)
         assert code == 0

@@ -22,9 +22,8 @@ from tiny_audit import settings
 
 def test_a_run_holds_evidence_on_every_image(audit_folder, audited):
     rows, scores = audited.rows("images"), audited.rows("scores")
-    assert [(row["prompt"], row["seed"]) for row in rows] == [
-        (prompt, seed) for prompt in ("a blue star", "a green ring", "a red bar") for seed in (0, 1)
-    ]
+    prompts = ("a blue star", "a blue star", "a green ring", "a green ring", "a red bar", "a red bar")
+    assert [(row["prompt"], row["seed"]) for row in rows] == list(zip(prompts, range(6), strict=True))
     calibration = Calibration.load(audited.folder / "calibration.safetensors")
     for row, own in zip(rows, scores, strict=True):
         p = calibration.p_value("drift", torch.tensor([own["drift_score"]])).item()
@@ -116,6 +115,25 @@ def test_scores_can_be_made_anew_from_what_was_stored(audit_folder, audited, tmp
     ]
     with pytest.raises(UsageError, match="knows no tarot"):
         score(store, detector="tarot")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"detector": "tarot"}, "unknown detector 'tarot'"),
+        ({"rate": 0.001}, "102 reference prompts leave 68 for the null, a rate of 0.001 needs 999; give 1499 or more"),
+        ({"prompts": "references.txt"}, "102 prompts are references as well, 'a red circle 0' for one; take them out"),
+        ({"training_images": "few"}, "the index holds 3 pictures, too few to tell"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_run_is_begun(audit_folder, tmp_path, more, message):
+    (audit_folder / "few").mkdir(exist_ok=True)
+    for number in range(3):
+        Image.effect_noise((16, 16), number).save(audit_folder / "few" / f"{number}.png")
+    paths = {name: audit_folder / more[name] for name in ("prompts", "training_images") if name in more}
+    with pytest.raises(UsageError, match=message):
+        audit(settings(audit_folder, **more | paths), tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_an_unfinished_run_has_no_outcome(audit_folder, audited, tmp_path):

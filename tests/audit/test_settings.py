@@ -24,6 +24,7 @@ def test_flags_are_stronger_than_the_environment_and_that_than_the_file(tmp_path
         ({"model": "bundled"}, "", {}, "prompts: Field required"),
         ({**GIVEN, "references": "r.txt", "calibration": "c"}, "", {}, "give either them or calibration and maps"),
         ({**GIVEN, "index": "i", "training_images": "t"}, "", {}, "give either index or training_images"),
+        ({**GIVEN, "fail_on": "confirmed"}, "", {}, "nothing can be confirmed without training images"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, flags, text, environment, message):

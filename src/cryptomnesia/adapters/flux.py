@@ -58,6 +58,7 @@ class FluxDenoiser:
         t = torch.as_tensor(t, device=x.device)
         alpha, sigma = self.schedule(t)
         own = {name: held.value if isinstance(held, Shared) else held for name, held in inputs.items()}
-        time = (t / 1000).to(x.dtype).expand(len(x))
+        # as the pipeline does: first rounded, then divided
+        time = t.expand(len(x)).to(x.dtype) / 1000
         value = self.module(hidden_states=x, timestep=time, **own, return_dict=False)[0]
         return Prediction(x, value, alpha.item(), sigma.item(), "flow_prediction")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cryptomnesia.adapters.base import Branch, Evaluation, captioned, split
 from cryptomnesia.denoiser import Inputs, Kind, Prediction
 from cryptomnesia.schedule import Schedule, schedule_of
-from cryptomnesia.settings import Sampling, sampling_of
+from cryptomnesia.settings import Sampling, canonical, sampling_of
 
 _CONDITIONING = ("encoder_hidden_states", "timestep_cond", "added_cond_kwargs")
 
@@ -50,6 +50,10 @@ class UNetAdapter:
         size = self.pipe.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         scale = self.pipe.vae_scale_factor
+        # without a negative prompt SDXL guides with zeros instead, and so an empty one is another setting
+        zeros = self.pipe.config.get("force_zeros_for_empty_prompt", False)
+        if not zeros and canonical("negative_prompt", given.get("negative_prompt")) == "":
+            given = {name: value for name, value in given.items() if name != "negative_prompt"}
         return sampling_of(given, defaults, native=(height * scale, width * scale))
 
     def arguments(self, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:

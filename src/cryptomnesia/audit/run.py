@@ -1,5 +1,6 @@
 """An audit from its settings to a finished run directory, by one process or several."""
 
+import math
 import multiprocessing
 import os
 import platform
@@ -42,6 +43,9 @@ Progress = Callable[[str, float, int], None]
 
 Unit = tuple[str, int]
 """Prompt and seed of an image."""
+
+_FEWEST = 11
+"""Pictures of an index: one, and ten to compare its distance with."""
 
 REFERENCES, IMAGES, SCORES = "references", "images", "scores"
 """Stages of a run."""
@@ -89,7 +93,12 @@ class Setup:
             index = ImageIndex.build(
                 settings.training_images, folder / "index", descriptor, progress=partial(tell or _silent, "index")
             )
-        pipe = load_pipeline(settings.model, scheduler=settings.scheduler)
+        if index is not None and len(index) < _FEWEST:
+            raise UsageError(
+                f"the index holds {len(index)} pictures, too few to tell how far apart pictures usually are; add others, "
+                f"{_FEWEST} at least and better hundreds"
+            )
+        pipe = load_pipeline(settings.model, scheduler=settings.scheduler, dtype=settings.dtype)
         guidance = settings.guidance
         if guidance is None:
             guidance = Manifest.load(BUNDLE).guidance if settings.model == BUNDLED else 7.5
@@ -189,7 +198,13 @@ def _examiner(setup: Setup, calibration: Calibration, maps: MapCalibration) -> E
         rule=default_rule(conditional=True) if settings.mitigate else None,
     )
     maps.check(setup.pipe, setup.sampling, [setup.method])
-    maps.references[setup.method.name].threshold(settings.pixel_rate)
+    reference = maps.references[setup.method.name]
+    reference.threshold(settings.pixel_rate)
+    if (len(reference.null) + 1) * settings.rate < 1:
+        raise UsageError(
+            f"{len(reference.null)} reference maps cannot support a rate of {settings.rate:g}; calibrate maps on "
+            f"{math.ceil(1.5 / settings.rate)} captions, or give a higher rate"
+        )
     return Examiner(
         pipe=setup.pipe,
         sampling=setup.sampling,
@@ -315,5 +330,8 @@ def score(store: Store, *, detector: str | None = None, rate: float | None = Non
 
 def _small(path: Path) -> Tensor:
     """The middle square of a picture, as small as `repeated` needs it, so that those of a large run fit into memory."""
-    with Image.open(path) as file:
-        return square(file, Tiles().side)
+    try:
+        with Image.open(path) as file:
+            return square(file, Tiles().side)
+    except OSError as error:
+        raise UsageError(f"cannot read {path} ({error}); the run has lost pictures, make it anew") from None

@@ -27,6 +27,7 @@ class Settings(BaseModel):
         width: likewise.
         negative_prompt: for every image.
         scheduler: a name of `cryptomnesia.models.SCHEDULERS`.
+        dtype: of the weights: `float32`, `float16` or `bfloat16`.
         calibration: a file that `calibrate` made.
         maps: a file that `calibrate-maps` made, for `map`.
         references: a file of captions that are not memorized, from which both are made when they are not given.
@@ -55,6 +56,7 @@ class Settings(BaseModel):
     width: int | None = Field(None, ge=1)
     negative_prompt: str | None = None
     scheduler: str = "ddim"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     calibration: Path | None = None
     maps: Path | None = None
     references: Path | None = None
@@ -76,6 +78,8 @@ class Settings(BaseModel):
             raise ValueError("references make both calibrations anew; give either them or calibration and maps")
         if self.index is not None and self.training_images is not None:
             raise ValueError("an index of training images is there already; give either index or training_images")
+        if (self.detector, self.map) == ("guidance-last", "score-difference"):
+            raise ValueError("guidance-last is the mean of score-difference, no second signal; give another map")
         if self.fail_on == "confirmed" and self.index is None and self.training_images is None:
             raise ValueError("nothing can be confirmed without training images; give index or training_images")
         return self

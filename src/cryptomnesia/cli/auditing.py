@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryptomnesia.cli.common import app, check_writable, make_folder
+from cryptomnesia.cli.common import Dtype, app, check_writable, make_folder
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_comparison, print_outcome, progress_bar
 
@@ -43,6 +43,7 @@ def audit(
         str | None,
         typer.Option(help="ddim (the default), pndm, euler, euler-ancestral, heun, dpm++, unipc, lms, or own."),
     ] = None,
+    dtype: Dtype = None,
     references: Annotated[
         Path | None, typer.Option(help="Captions that are not memorized, to calibrate on; 150 for a rate of 1%.")
     ] = None,
@@ -88,6 +89,7 @@ def audit(
         "width": width,
         "negative_prompt": negative_prompt,
         "scheduler": scheduler,
+        "dtype": dtype,
         "references": references,
         "calibration": calibration,
         "maps": maps,

@@ -7,6 +7,7 @@ import typer
 
 from cryptomnesia.cli.common import (
     BatchSize,
+    Dtype,
     FirstSeed,
     Guidance,
     Height,
@@ -36,6 +37,7 @@ def calibrate(
     width: Width = None,
     negative_prompt: NegativePrompt = None,
     scheduler: Scheduler = "ddim",
+    dtype: Dtype = None,
     batch_size: BatchSize = 8,
 ) -> None:
     """Learn from reference prompts what is usual, one image each, and save it for `detect`."""
@@ -45,7 +47,7 @@ def calibrate(
 
     captions = read_prompts(prompts)
     check_writable(output)
-    pipe = load_pipeline(model, scheduler=scheduler)
+    pipe = load_pipeline(model, scheduler=scheduler, dtype=dtype)
     with progress_bar() as report:
         fitted = Calibration.fit(
             pipe,

@@ -40,6 +40,9 @@ Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 7.5, or th
 Height = Annotated[int | None, typer.Option(min=1, help="Of the pictures in pixels; the model's own by default.")]
 Width = Annotated[int | None, typer.Option(min=1, help="Of the pictures in pixels; the model's own by default.")]
 NegativePrompt = Annotated[str | None, typer.Option(help="What the unconditional branch is told, for every image.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="Of the weights, as in the service: float32 (the default), float16 or bfloat16.")
+]
 Scheduler = Annotated[
     str, typer.Option(help="ddim, pndm, euler, euler-ancestral, heun, dpm++, unipc, lms, or own for the pipeline's.")
 ]
@@ -129,7 +132,9 @@ def chosen_methods(
     return [method(name, step=at, estimator=estimator, empty=empty_caption) for name in names]
 
 
-def baseline_pipeline(model: str, baseline: str | None, methods: "list[Method]", scheduler: str) -> Any:
+def baseline_pipeline(
+    model: str, baseline: str | None, methods: "list[Method]", scheduler: str, dtype: str | None
+) -> Any:
     """The pipeline that maps are compared with, None if none of them needs one."""
     from cryptomnesia.methods import CHECKPOINT
     from cryptomnesia.models import load_pipeline
@@ -140,7 +145,7 @@ def baseline_pipeline(model: str, baseline: str | None, methods: "list[Method]",
         return None
     early = bundled(model, "early")
     baseline = baseline or (None if early is None else str(early))
-    return None if baseline is None else load_pipeline(baseline, scheduler=scheduler)
+    return None if baseline is None else load_pipeline(baseline, scheduler=scheduler, dtype=dtype)
 
 
 def make_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 from cryptomnesia.cli.common import (
     AsJson,
     BatchSize,
+    Dtype,
     Guidance,
     Height,
     ImagesPerPrompt,
@@ -49,6 +50,7 @@ def detect(
     width: Width = None,
     negative_prompt: NegativePrompt = None,
     scheduler: Scheduler = "ddim",
+    dtype: Dtype = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -81,6 +83,7 @@ def detect(
         seeds,
         sampling(model, steps, guidance, height, width, negative_prompt),
         scheduler=scheduler,
+        dtype=dtype,
         calibration=calibration,
         detector=detector,
         rate=rate,
@@ -122,6 +125,7 @@ def _examine(
     *,
     output: Path | None,
     scheduler: str = "ddim",
+    dtype: str | None = None,
     calibration: Path | None = None,
     detector: str = "drift",
     rate: float = 0.01,
@@ -141,7 +145,7 @@ def _examine(
     from cryptomnesia.sampling import check_prompts
 
     fitted = Calibration.load(calibration or BUNDLE / "calibration.safetensors")
-    pipe = load_pipeline(model, scheduler=scheduler)
+    pipe = load_pipeline(model, scheduler=scheduler, dtype=dtype)
     manifest = Manifest.load(BUNDLE) if model == BUNDLED else None
     if manifest is not None:
         manifest.check(pipe)

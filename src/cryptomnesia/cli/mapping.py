@@ -12,6 +12,7 @@ from cryptomnesia.cli.common import (
     BaselineModel,
     BatchSize,
     EmptyCaption,
+    Dtype,
     FirstSeed,
     Guidance,
     Height,
@@ -61,6 +62,7 @@ def localize(
     width: Width = None,
     negative_prompt: NegativePrompt = None,
     scheduler: Scheduler = "ddim",
+    dtype: Dtype = None,
     maps: Maps = None,
     at: At = None,
     baseline: BaselineModel = None,
@@ -92,8 +94,8 @@ def localize(
 
     captions, seeds = wanted_images(prompt, prompts, images_per_prompt, seed)
     methods = chosen_methods(maps, at, empty_caption, probes, wanted, memory)
-    pipe = load_pipeline(model, scheduler=scheduler)
-    other = baseline_pipeline(model, baseline, methods, scheduler)
+    pipe = load_pipeline(model, scheduler=scheduler, dtype=dtype)
+    other = baseline_pipeline(model, baseline, methods, scheduler, dtype)
     settings = sampling(model, steps, guidance, height, width, negative_prompt)
     check_methods(pipe, settings, methods, other)
     fitted = None if calibration is None else MapCalibration.load(calibration)
@@ -166,6 +168,7 @@ def calibrate_maps(
     width: Width = None,
     negative_prompt: NegativePrompt = None,
     scheduler: Scheduler = "ddim",
+    dtype: Dtype = None,
     maps: Maps = None,
     at: At = None,
     baseline: BaselineModel = None,
@@ -183,14 +186,14 @@ def calibrate_maps(
     captions = read_prompts(prompts)
     methods = chosen_methods(maps, at, empty_caption, probes, wanted, memory)
     check_writable(output)
-    pipe = load_pipeline(model, scheduler=scheduler)
+    pipe = load_pipeline(model, scheduler=scheduler, dtype=dtype)
     with progress_bar() as report:
         fitted = MapCalibration.fit(
             pipe,
             captions,
             sampling(model, steps, guidance, height, width, negative_prompt),
             methods,
-            other=baseline_pipeline(model, baseline, methods, scheduler),
+            other=baseline_pipeline(model, baseline, methods, scheduler, dtype),
             seed=seed,
             batch_size=batch_size,
             progress=lambda done: report("reference images", done, len(captions)),

@@ -22,6 +22,8 @@ class Detector(Protocol):
         ...
 
     needs: ClassVar[frozenset[Need]]
+    earliest: ClassVar[int]
+    """Evaluations after which there is something to judge by."""
 
     def running(self, trajectory: Trajectory) -> Tensor:
         """The score as it stood after every evaluation, (B, N)."""

@@ -32,6 +32,7 @@ class Drift:
 
     reference: Reference
     needs: ClassVar[frozenset[Need]] = frozenset()
+    earliest: ClassVar[int] = 2
 
     @property
     def name(self) -> str:

@@ -24,6 +24,7 @@ class GuidanceMagnitude:
 
     steps: int | None = None
     needs: ClassVar[frozenset[Need]] = frozenset({"uncond"})
+    earliest: ClassVar[int] = 1
 
     @property
     def name(self) -> str:
@@ -50,6 +51,7 @@ class LastGuidance:
     """‖Δε_t‖ of the newest evaluation, ≥ 0, in latent units: the spatial mean of Δs, up to a monotone function."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"uncond"})
+    earliest: ClassVar[int] = 1
 
     @property
     def name(self) -> str:

@@ -22,6 +22,7 @@ class Stability:
 
     reference: Reference
     needs: ClassVar[frozenset[Need]] = frozenset()
+    earliest: ClassVar[int] = 1
 
     @property
     def name(self) -> str:

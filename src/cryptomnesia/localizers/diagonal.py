@@ -195,7 +195,7 @@ class DiagonalEstimator:
             count = 1 if self.design == "orthogonal" else min(self._portion, self.probes - start)
             probes = torch.stack([signs * rademacher(x.shape[1:], count, rngs[row]) for row in left])
             products = jacobian.products(images[left], probes, points=points)
-            means = products.unflatten(1, (-1, each)).mean(dim=2, dtype=_wide(x)).double().cpu()
+            means = products.unflatten(1, (-1, each)).mean(dim=2, dtype=_wide(x)).cpu().double()
             means = reduce(means.flatten(0, 1)).unflatten(0, means.shape[:2])
             total[left] += means.sum(dim=1)
             squares[left] += means.square().sum(dim=1)
@@ -229,7 +229,7 @@ def _exact(jacobian: Jacobian, images: Tensor, reduce: Callable[[Tensor], Tensor
         basis = torch.zeros(len(some), size)
         basis[torch.arange(len(some)), some] = 1.0
         probes = basis.view(-1, *x.shape[1:]).expand(len(images), *[-1] * x.dim())
-        total += jacobian.products(images, probes, points=1).sum(dim=1).double().cpu()
+        total += jacobian.products(images, probes, points=1).sum(dim=1).cpu().double()
     found = reduce(total).to(x.device, _wide(x))
     return Diagonal(found, torch.zeros_like(found), torch.full((len(images),), size))
 
@@ -248,14 +248,16 @@ def _diagonal(total: Tensor, squares: Tensor, sets: Tensor, each: int) -> Diagon
 @contextmanager
 def _whole_floats() -> Iterator[bool]:
     """Without TF32, whose ten bits a finite difference would consist of; yields whether it was on."""
-    cudnn: Any = torch.backends.cudnn
-    matmul: Any = torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    backends: Any = torch.backends
+    places = backends.cudnn.conv, backends.cuda.matmul
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "ieee"
     try:
-        yield any(before)
+        yield "tf32" in before
     finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
+        for place, held in zip(places, before, strict=True):
+            place.fp32_precision = held
 
 
 def rademacher(shape: torch.Size, count: int, rng: np.random.Generator) -> Tensor:

@@ -146,11 +146,14 @@ class Correction:
             severity=self.severity,
         )
         active &= torch.isfinite(norms(after))
-        self._active.append(active)
         if not active.any():
+            self._active.append(active)
             return None
+        landed = solver.landing(guided.value, after, wanted)
+        # where a step cannot be steered nothing was corrected
+        self._active.append(active & (landed != guided.value).flatten(1).any(dim=1))
         # an image that is left alone keeps its own prediction to the last bit
-        return torch.where(_over(active, after), solver.landing(guided.value, after, wanted), guided.value)
+        return torch.where(_over(active, after), landed, guided.value)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Tables on standard output, progress bars on standard error."""
 
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ def print_table(rows: list[Row], detector: str, rate: float) -> None:
         table.add_column("instead", overflow="fold")
     for row in rows:
         table.add_row(
-            Text(row.prompt),
+            _plain(row.prompt),
             str(row.seed),
             f"{row.score:.2f}",
             f"{row.p_value:.3g}",
@@ -38,6 +39,11 @@ def print_table(rows: list[Row], detector: str, rate: float) -> None:
             *([Text(row.instead)] if instead else []),
         )
     _print(table)
+
+
+def _plain(text: str) -> Text:
+    """A prompt or path as it is, but for control characters, which a terminal would obey."""
+    return Text("".join("\ufffd" if unicodedata.category(letter) == "Cc" else letter for letter in text))
 
 
 def _print(what: Table | Text) -> None:
@@ -57,7 +63,7 @@ def print_regions(rows: list[Region], rate: float) -> None:
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
-            Text(row.prompt),
+            _plain(row.prompt),
             str(row.seed),
             row.map,
             f"{row.mean:.3g}",
@@ -80,12 +86,12 @@ def print_outcome(found: "Outcome", *, rows: int = 20) -> None:
         place = "region" if worst["matched_region"] else "whole" if worst["matched_whole"] else None
         nearest = "" if place is None else worst[f"{place}_path"]
         table.add_row(
-            Text(each.prompt),
+            _plain(each.prompt),
             Text(each.level.name, style="" if each.level.name in ("none", "unknown") else "bold red"),
             f"{sum(row['level'] == each.level.name for row in each.images)} of {len(each.images)}",
             f"{each.p_value:.3g}",
             "" if worst["fraction"] is None else f"{worst['fraction']:.0%}",
-            Text(nearest),
+            _plain(nearest),
         )
     _print(table)
     gate, limit = found.gate, f"{found.settings.fail_on} or worse, limit {found.gate.limit:.1%}"
@@ -107,7 +113,7 @@ def print_comparison(found: "Comparison") -> None:
         table.add_column(heading, no_wrap=True)
     for what, changed in (("new", found.new), ("gone", found.gone), ("could not tell", found.unsure)):
         for prompt, before, after in changed:
-            table.add_row(Text(prompt), what, before.name, after.name)
+            table.add_row(_plain(prompt), what, before.name, after.name)
     _print(table)
     shares = [
         f"{gate.hits} of {gate.prompts} ({gate.share.low:.1%} to {gate.share.high:.1%})"
