@@ -95,7 +95,7 @@ class Setup:
             )
         if index is not None and len(index) < _FEWEST:
             raise UsageError(
-                f"the index holds {len(index)} pictures, too few to tell how far apart pictures usually are; add others, "
+                f"the index holds {len(index)} pictures, too few to tell how far apart pictures are; add others, "
                 f"{_FEWEST} at least and better hundreds"
             )
         pipe = load_pipeline(settings.model, scheduler=settings.scheduler, dtype=settings.dtype)
