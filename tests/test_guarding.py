@@ -411,8 +411,8 @@ def test_an_image_is_made_again_from_its_own_noise(pipe, calibration, listed):
     with guard(pipe, always, policy="mitigate", rule=Rephrasing(probe=1, most=1)):
         pipe("a red circle", generator=[used] if listed else used, **settings)
     expected = torch.randn((1, 4, 8, 8), generator=torch.Generator().set_state(state))
-    first, probes, again = starts[0], starts[3], starts[4]
-    assert len(starts) == 3 + 1 + 3
+    first, probes, again = starts[0], starts[3], starts[5]
+    assert len(starts) == 3 + 2 + 3
     assert torch.equal(first, expected)
     assert torch.equal(probes, expected.expand(3, -1, -1, -1))
     assert torch.equal(again, expected)

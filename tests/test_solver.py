@@ -51,26 +51,6 @@ def test_a_steered_solver_lands_where_it_is_wanted(name, prediction):
         assert torch.isfinite(found).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", SOLVERS)
-def test_in_half_precision_it_lands_there_up_to_rounding(name, dtype):
-    pipe = with_solver(name).to(dtype)
-    generator = torch.Generator().manual_seed(0)
-    wanted, reached = [], []
-
-    def steer(step, solver):
-        after = solver.after(step.guided.value)
-        noise = torch.randn(after.shape, generator=generator)
-        wanted.append((after.float() * (1 + 0.05 * noise)).to(after.dtype))
-        reached.append(step.sample)
-        return solver.landing(step.guided.value, after, wanted[-1])
-
-    with watch(pipe, steer=steer):
-        latents = call(pipe, name)
-    for expected, found in zip(wanted, [*reached[1:], latents], strict=True):
-        assert (found.float() - expected.float()).norm() < 0.02 * expected.float().norm()
-
-
 @pytest.mark.parametrize("name", [name for name in SOLVERS if not any(word in name for word in NOISY)])
 def test_alpha_after_is_the_share_of_x0_in_the_next_latents(name):
     """Without any noise, a prediction of ε = 0 throughout, the latents are α_after·x̂0 after every step."""

@@ -87,11 +87,10 @@ class SolverStep:
         sound = torch.isfinite(after).flatten(1).all(dim=1) & torch.isfinite(wanted).flatten(1).all(dim=1)
         if not sound.any():
             return value
-        # moved by as much as the latents are large, so that their rounding does not hide the slope
-        moved = value + after[sound].abs().max().clamp_min(1)
-        slopes = ((_wide(self.after(moved)) - _wide(after)) / (_wide(moved) - _wide(value)))[sound.cpu()]
+        slopes = (_wide(self.after(value + 1)) - _wide(after))[sound.cpu()]
         slope = slopes.mean()
-        rounding = torch.finfo(after.dtype).eps
+        # rounding is relative to the latents, which may be large beside the slope
+        rounding = torch.finfo(after.dtype).eps * after[sound].abs().max().cpu()
         if not (slopes - slope).abs().max() <= 1e-3 * slope.abs() + 8 * rounding:
             raise UsageError(
                 f"{type(self._scheduler).__name__} does not depend on its prediction in an affine way; "

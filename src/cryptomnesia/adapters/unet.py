@@ -51,7 +51,7 @@ class UNetAdapter:
         height, width = (size, size) if isinstance(size, int) else size
         scale = self.pipe.vae_scale_factor
         # without a negative prompt SDXL guides with zeros instead, and so an empty one is another setting
-        zeros = self.pipe.config.get("force_zeros_for_empty_prompt", False)
+        zeros = getattr(self.pipe, "config", {}).get("force_zeros_for_empty_prompt", False)
         if not zeros and canonical("negative_prompt", given.get("negative_prompt")) == "":
             given = {name: value for name, value in given.items() if name != "negative_prompt"}
         return sampling_of(given, defaults, native=(height * scale, width * scale))

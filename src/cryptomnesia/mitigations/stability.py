@@ -151,7 +151,7 @@ class Correction:
             return None
         landed = solver.landing(guided.value, after, wanted)
         # where a step cannot be steered nothing was corrected
-        self._active.append(active & (landed != guided.value).flatten(1).any(dim=1))
+        self._active.append(torch.zeros_like(active) if landed is guided.value else active)
         # an image that is left alone keeps its own prediction to the last bit
         return torch.where(_over(active, after), landed, guided.value)
 
