@@ -421,7 +421,7 @@ def test_an_image_is_made_again_from_its_own_noise(pipe, calibration, listed):
     with guard(pipe, always, policy="mitigate", rule=Rephrasing(probe=1, most=1)):
         pipe(["a red circle", "a blue star"], latents=latents, **settings)
     assert torch.equal(starts[3], latents.repeat_interleave(3, dim=0))
-    assert torch.equal(starts[4], latents)
+    assert torch.equal(starts[5], latents)
 
 
 def test_attach_and_detach(pipe, calibration):
