@@ -20,6 +20,12 @@ def build(
         Path | None,
         typer.Option(help="Compare by SSCD, its authors' TorchScript file or an ONNX one, instead of by tiles."),
     ] = None,
+    faiss: Annotated[
+        bool,
+        typer.Option(
+            "--faiss", help="Search among candidates: for more than ten million pictures. Needs the extra `faiss`."
+        ),
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode; one per core by default.")] = None,
 ) -> None:
     """Describe every picture of a folder, so that an audit can name the one that a generation reproduces."""
@@ -31,6 +37,7 @@ def build(
             images,
             output,
             descriptor,
+            faiss=faiss,
             workers=workers,
             progress=lambda done, total: report("pictures", done, total),
         )
