@@ -293,10 +293,14 @@ def _pictures(images: Path) -> tuple[list[str], dict[str, str]]:
         for name in (*folders, *names):
             path = Path(where, name)
             relative = path.relative_to(root).as_posix()
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
+            # unlike resolve, realpath bears links that lead in a circle
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
                 skipped[relative] = "a link that leads out of the folder"
-            elif path.suffix.lower() in SUFFIXES and path.is_file():
-                files.append(relative)
+            elif path.suffix.lower() in SUFFIXES:
+                if path.is_file():
+                    files.append(relative)
+                elif path.is_symlink() and not path.is_dir():
+                    skipped[relative] = "a link that leads nowhere"
     return sorted(files), skipped
 
 
