@@ -1,13 +1,16 @@
 import json
 import multiprocessing
 import os
+import struct
+import sys
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cryptomnesia import UsageError
+from cryptomnesia import UsageError, cli
 from cryptomnesia.matching import ImageIndex, Tiles, square
 
 
@@ -171,3 +174,53 @@ def test_bad_indexes_are_refused(pictures, tmp_path):
     (folder / "index.json").write_text("[]")
     with pytest.raises(UsageError, match="is not an index"):
         ImageIndex(folder, Tiles())
+
+
+def bomb(path):
+    """A small PNG file that says it holds 900 million pixels."""
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0), b"IDAT": zlib.compress(b"\0")}
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_files_that_lie_about_what_they_are_do_no_harm(pictures, tmp_path):
+    bomb(pictures / "bomb.png")
+    whole = (pictures / "01.png").read_bytes()
+    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
+    # neither a folder nor a pipe is a picture; reading the pipe would wait forever
+    save(pictures / "folder.png" / "inside.png", np.full((8, 8, 3), 0.5))
+    os.mkfifo(pictures / "pipe.png")
+    index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
+    assert len(index) == 41
+    assert "folder.png/inside.png" in index.paths
+    assert set(index.skipped) == {"bomb.png", "cut.png"}
+    assert "DecompressionBombError" in index.skipped["bomb.png"]
+    assert "truncated" in index.skipped["cut.png"]
+
+
+def test_links_inside_lead_to_no_picture_twice_and_circles_end(pictures, tmp_path):
+    (pictures / "again").symlink_to(pictures / "deep")
+    (pictures / "deep" / "up").symlink_to(pictures)
+    (pictures / "circle.png").symlink_to(pictures / "circle.png")
+    (pictures / "gone.png").symlink_to(pictures / "deep" / "none.png")
+    (pictures / "alias.png").symlink_to(pictures / "01.png")
+    index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
+    assert len(index) == len(set(index.paths)) == 41
+    assert "alias.png" in index.paths
+    assert index.skipped == dict.fromkeys(["circle.png", "gone.png"], "a link that leads nowhere")
+
+
+def test_the_command_counts_and_names_what_it_skips(pictures, tmp_path, monkeypatch, capsys):
+    for number in range(12):
+        (pictures / f"broken-{number:02}.jpg").write_text("no picture")
+    monkeypatch.setattr(sys, "argv", ["cryptomnesia", "index", "build", str(pictures), "-o", str(tmp_path / "index")])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr()
+    assert not stopped.value.code
+    assert "40 pictures by tiles" in said.out
+    assert "skipped broken-09.jpg: UnidentifiedImageError" in said.err
+    assert "skipped 2 more" in said.err

@@ -38,7 +38,7 @@ class Settings(BaseModel):
         mitigate: whether to try the mitigation on flagged images.
         index: of training images, made by `index build`.
         training_images: a folder of them, of which an index is made in the run.
-        sscd: the descriptor's TorchScript file, if the index was built with it.
+        sscd: the descriptor's TorchScript or ONNX file, if the index was built with it.
         fail_on: the level of evidence that counts against the model.
         max_rate: share of prompts that may reach it.
         batch_size: images per call of the pipeline.

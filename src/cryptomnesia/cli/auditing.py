@@ -56,7 +56,7 @@ def audit(
     training_images: Annotated[
         Path | None, typer.Option(help="A folder of training images; an index of them is made in the run.")
     ] = None,
-    sscd: Annotated[Path | None, typer.Option(help="The TorchScript file that the index was built with.")] = None,
+    sscd: Annotated[Path | None, typer.Option(help="The SSCD file that the index was built with.")] = None,
     fail_on: Annotated[
         str | None,
         typer.Option(help="Level of evidence that counts: suspected, corroborated (the default) or confirmed."),

@@ -17,8 +17,15 @@ def build(
     images: Annotated[Path, typer.Argument(help="The folder of the training images, with all folders in it.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the index; one that was stopped goes on.")],
     sscd: Annotated[
-        Path | None, typer.Option(help="Compare by SSCD, the TorchScript file of its authors, instead of by tiles.")
+        Path | None,
+        typer.Option(help="Compare by SSCD, its authors' TorchScript file or an ONNX one, instead of by tiles."),
     ] = None,
+    faiss: Annotated[
+        bool,
+        typer.Option(
+            "--faiss", help="Search among candidates: for more than ten million pictures. Needs the extra `faiss`."
+        ),
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode; one per core by default.")] = None,
 ) -> None:
     """Describe every picture of a folder, so that an audit can name the one that a generation reproduces."""
@@ -27,7 +34,12 @@ def build(
     descriptor = Tiles() if sscd is None else SSCD(sscd)
     with progress_bar() as report:
         made = ImageIndex.build(
-            images, output, descriptor, workers=workers, progress=lambda done, total: report("pictures", done, total)
+            images,
+            output,
+            descriptor,
+            faiss=faiss,
+            workers=workers,
+            progress=lambda done, total: report("pictures", done, total),
         )
     typer.echo(f"{output}: {len(made)} pictures by {descriptor.name}")
     for path, why in sorted(made.skipped.items())[:10]:

@@ -1,8 +1,6 @@
-"""An index of pictures on disk: built once, in shards, searched exactly.
+"""An index of pictures on disk: built once, in shards, searched exactly, or among candidates where there are very many.
 
-A shard is a file of descriptors in half precision, read through memory mapping, and a JSON file with the pictures'
-paths, which is written last: a shard counts when that is there. A build that is stopped, or run again after
-pictures were added, goes on with those that no shard knows.
+A build that is stopped, or run again after pictures were added, goes on with those that no shard knows.
 """
 
 import json
@@ -20,7 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.matching import candidates
 from cryptomnesia.matching.descriptors import Descriptor, middle, square
+from cryptomnesia.matching.shards import Shards, finished, spread, write_json, write_shard
 
 FORMAT = 1
 """Version of the layout of an index."""
@@ -29,7 +29,7 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", 
 """What counts as a picture."""
 
 Progress = Callable[[int, int], None]
-"""Called with the number of pictures done and their total."""
+"""Called with the number of pictures done and their total; of an index with candidates all are done twice."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Matches:
         distances: (B,), in the descriptor's units; ∞ where a query had nothing to be compared by.
         relative: (B,): the distance over `USUAL` times the mean distance of the `NEAREST` next pictures that are no
             copies of the nearest one. At most 1: the query reproduces it. ∞ where the index holds fewer than 10 such.
+            Next ones that candidates leave out make it too small; benchmarks/matching.py measures by how much.
     """
 
     paths: list[str]
@@ -86,7 +87,8 @@ class ImageIndex:
         """Open the index in `folder`.
 
         Raises:
-            UsageError: if there is none, it is of another version, or made with another descriptor.
+            UsageError: if there is none, it is of another version, or made with another descriptor, or its candidates
+                cannot be used.
         """
         about = _about(folder, descriptor)
         if not about["complete"]:
@@ -94,13 +96,12 @@ class ImageIndex:
         self.folder = folder
         self.descriptor = descriptor
         self.source = str(about["source"])
-        self.paths: list[str] = []
         self.skipped: dict[str, str] = dict(about["skipped"])
-        self._shards: list[np.ndarray] = []
-        for names in _shards(folder):
-            known = json.loads(names.read_text(encoding="utf-8"))
-            self.paths += known
-            self._shards.append(np.load(names.with_suffix(".npy"), mmap_mode="r"))
+        self._shards = Shards(folder, descriptor.shape)
+        self.paths = self._shards.paths
+        self._candidates = None
+        if (folder / candidates.FILE).exists():
+            self._candidates = candidates.Candidates(folder, descriptor.shape, len(self))
 
     @classmethod
     def build(
@@ -110,6 +111,7 @@ class ImageIndex:
         descriptor: Descriptor,
         *,
         shard: int = 16_384,
+        faiss: bool = False,
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> "ImageIndex":
@@ -123,18 +125,25 @@ class ImageIndex:
             folder: of the index.
             descriptor: by which pictures are to be compared.
             shard: pictures per file.
+            faiss: whether a search is to look at candidates alone (`cryptomnesia.matching.candidates`): for more than
+                ten million pictures. An index that has candidates keeps them up to date.
             workers: threads that decode pictures, as many as there are cores by default.
             progress: see `Progress`.
 
         Raises:
-            UsageError: for a folder without pictures, or an index of something else.
+            UsageError: for a folder without pictures, an index of something else, or candidates without faiss.
         """
         if not images.is_dir():
             raise UsageError(f"no folder {images}; give the folder of the training images")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
+                faiss |= (folder / candidates.FILE).exists()
+                if faiss:
+                    candidates.check_installed(folder)
                 _build(images, folder, descriptor, shard, workers, progress)
+                if faiss:
+                    candidates.extend(folder, Shards(folder, descriptor.shape), progress)
                 return cls(folder, descriptor)
         except OSError as error:
             raise UsageError(f"cannot write the index {folder} ({error}); make room or give another folder") from None
@@ -144,7 +153,7 @@ class ImageIndex:
         return len(self.paths)
 
     def search(self, pictures: Tensor, *, masks: Tensor | None = None, k: int = 1) -> Neighbours:
-        """The k nearest pictures of each of B queries; exact.
+        """The k nearest pictures of each of B queries, those of its candidates in an index that has them.
 
         Args:
             pictures: (B, 3, H, W) in [0, 1].
@@ -153,24 +162,13 @@ class ImageIndex:
             k: neighbours; fewer are found in a smaller index.
         """
         own, weights = self._described(pictures, masks)
-        found_any = weights.any(dim=(1, 2))
-        own, weights = own.transpose(0, 1), weights.transpose(0, 1)
-        totals = weights.sum(dim=2)[..., None].clamp_min(1e-12)
-        first, linear = (weights * own**2).sum(dim=2)[..., None], weights * own
-        distances = torch.empty(len(pictures), 0)
-        positions = torch.empty(len(pictures), 0, dtype=torch.long)
-        for start, stored in self._chunks():
-            other = stored.transpose(0, 1).mT  # (T, P, n)
-            squares = (first - 2 * linear @ other + weights @ other**2) / totals
-            found = squares.clamp_min(0).amax(dim=0).sqrt()
-            distances = torch.cat([distances, found], dim=1)
-            positions = torch.cat(
-                [positions, torch.arange(start, start + found.shape[1]).expand(len(found), -1)], dim=1
-            )
-            distances, order = distances.topk(min(k, distances.shape[1]), dim=1, largest=False)
-            positions = positions.gather(1, order)
-        distances[~found_any] = torch.inf
-        return Neighbours(distances, positions)
+        looked_at = max(candidates.CANDIDATES, 4 * k)
+        if self._candidates is None or looked_at >= len(self):
+            found = self._among_all(own, weights, k)
+        else:
+            found = self._among(own, weights, k, self._candidates.nearest(own, weights, looked_at))
+        found.distances[~weights.any(dim=(1, 2))] = torch.inf
+        return found
 
     def match(self, pictures: Tensor, *, masks: Tensor | None = None) -> Matches:
         """The nearest picture of each query, and whether it is reproduced; arguments as for `search`.
@@ -181,7 +179,7 @@ class ImageIndex:
         than a quarter of its median distance to pictures from all over the index.
         """
         _, weights = self._described(pictures, masks)
-        anywhere = torch.linspace(0, len(self) - 1, min(256, len(self))).round().long()
+        anywhere = spread(len(self), 256)
         k, relative = 4 * NEAREST, torch.full((len(pictures),), torch.inf)
         while True:
             found = self.search(pictures, masks=masks, k=k)
@@ -189,7 +187,7 @@ class ImageIndex:
             for row, (distances, positions) in enumerate(zip(found.distances, found.positions, strict=True)):
                 if not distances[0].isfinite():
                     continue
-                nearest = self._stored(positions[:1])
+                nearest = self._shards.at(positions[:1])[0]
                 copies = self._apart(weights[row], nearest, anywhere).median() / 4
                 apart = self._apart(weights[row], nearest, positions[1:])
                 usual = distances[1:][apart > distances[0].maximum(copies)][:NEAREST]
@@ -201,10 +199,40 @@ class ImageIndex:
             k *= 4
         return Matches([self.paths[each] for each in found.positions[:, 0].tolist()], found.distances[:, 0], relative)
 
+    def _among_all(self, own: Tensor, weights: Tensor, k: int) -> Neighbours:
+        """The k nearest of all pictures."""
+        own, weights = own.transpose(0, 1), weights.transpose(0, 1)
+        totals = weights.sum(dim=2)[..., None].clamp_min(1e-12)
+        first, linear = (weights * own**2).sum(dim=2)[..., None], weights * own
+        distances = torch.empty(own.shape[1], 0)
+        positions = torch.empty(own.shape[1], 0, dtype=torch.long)
+        for start, stored in self._shards.chunks():
+            other = stored.transpose(0, 1).mT  # (T, P, n)
+            squares = (first - 2 * linear @ other + weights @ other**2) / totals
+            found = squares.clamp_min(0).amax(dim=0).sqrt()
+            distances = torch.cat([distances, found], dim=1)
+            positions = torch.cat(
+                [positions, torch.arange(start, start + found.shape[1]).expand(len(found), -1)], dim=1
+            )
+            distances, order = distances.topk(min(k, distances.shape[1]), dim=1, largest=False)
+            positions = positions.gather(1, order)
+        return Neighbours(distances, positions)
+
+    def _among(self, own: Tensor, weights: Tensor, k: int, positions: Tensor) -> Neighbours:
+        """The k nearest of the pictures at `positions` (B, n)."""
+        apart = torch.stack([self._apart(*query) for query in zip(weights, own, positions, strict=True)])
+        distances, order = apart.topk(k, dim=1, largest=False)
+        return Neighbours(distances, positions.gather(1, order))
+
     def _apart(self, weights: Tensor, one: Tensor, positions: Tensor) -> Tensor:
-        """Distances of some pictures of the index from descriptors `one` (1, T, P), under weights (T, P)."""
-        squares = (weights * (self._stored(positions) - one) ** 2).sum(dim=2)
-        return (squares / weights.sum(dim=1).clamp_min(1e-12)).amax(dim=1).sqrt()
+        """Distances of some pictures of the index from descriptors `one` (T, P), under weights (T, P)."""
+        totals = weights.sum(dim=1).clamp_min(1e-12)
+        return torch.cat(
+            [
+                ((weights * (self._shards.at(some) - one) ** 2).sum(dim=2) / totals).amax(dim=1).sqrt()
+                for some in positions.split(2048)
+            ]
+        )
 
     def _described(self, pictures: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
         """Descriptors of queries and the weights that they are compared by, both (B, T, P)."""
@@ -212,24 +240,6 @@ class ImageIndex:
         weights = torch.ones_like(own) if masks is None else self.descriptor.weights(middle(masks))
         # a sliver of a tile would match anything
         return own, weights * (weights.mean(dim=2, keepdim=True) >= 0.5)
-
-    def _stored(self, positions: Tensor) -> Tensor:
-        """Descriptors of some pictures of the index, (n, T, P)."""
-        starts = np.cumsum([0, *map(len, self._shards)])
-        found = []
-        for position in positions.tolist():
-            number = int(np.searchsorted(starts, position, side="right")) - 1
-            found.append(self._shards[number][position - starts[number]].astype(np.float32))
-        return torch.from_numpy(np.stack(found))
-
-    def _chunks(self) -> Iterator[tuple[int, Tensor]]:
-        """(place of the first picture, descriptors (n, T, P)), some at a time."""
-        start = 0
-        for stored in self._shards:
-            for begin in range(0, len(stored), 2048):
-                some = torch.from_numpy(stored[begin : begin + 2048].astype(np.float32))
-                yield start + begin, some
-            start += len(stored)
 
 
 def _build(
@@ -239,20 +249,22 @@ def _build(
         about = _about(folder, descriptor)
         if about["source"] != str(images.resolve()):
             raise UsageError(f"{folder} is an index of {about['source']}, not of {images}; give another folder")
+    else:
+        (folder / candidates.FILE).unlink(missing_ok=True)
     about = {"format": FORMAT, "descriptor": descriptor.name, "source": str(images.resolve()), "complete": False}
     files, skipped = _pictures(images)
-    known = {path for names in _shards(folder) for path in json.loads(names.read_text(encoding="utf-8"))}
+    known = {path for names in finished(folder) for path in json.loads(names.read_text(encoding="utf-8"))}
     if not files:
         raise UsageError(f"no pictures in {images}; known are {', '.join(sorted(SUFFIXES))}")
     if gone := known - set(files):
         raise UsageError(
             f"{len(gone)} pictures of the index are gone from {images}, {min(gone)} for one; build it anew"
         )
-    _write_json(folder / "index.json", {**about, "skipped": skipped})
+    write_json(folder / "index.json", {**about, "skipped": skipped})
     left = [path for path in files if path not in known]
     done = len(files) - len(left)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        number = max((int(names.stem) for names in _shards(folder)), default=-1)
+        number = max((int(names.stem) for names in finished(folder)), default=-1)
         for paths in _portions(left, shard):
             described, kept = [], []
             for some in _portions(paths, 256):
@@ -267,10 +279,10 @@ def _build(
                     progress(done, len(files))
             if kept:
                 number += 1
-                _write_shard(folder / f"{number:05}", np.concatenate(described), kept)
-    if not any(_shards(folder)):
+                write_shard(folder / f"{number:05}", np.concatenate(described), kept)
+    if not any(finished(folder)):
         raise UsageError(f"none of {len(files)} pictures in {images} can be read, {min(skipped)} for one; give others")
-    _write_json(folder / "index.json", {**about, "skipped": skipped, "complete": True})
+    write_json(folder / "index.json", {**about, "skipped": skipped, "complete": True})
 
 
 def _pictures(images: Path) -> tuple[list[str], dict[str, str]]:
@@ -281,10 +293,14 @@ def _pictures(images: Path) -> tuple[list[str], dict[str, str]]:
         for name in (*folders, *names):
             path = Path(where, name)
             relative = path.relative_to(root).as_posix()
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
+            # unlike resolve, realpath bears links that lead in a circle
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
                 skipped[relative] = "a link that leads out of the folder"
-            elif path.suffix.lower() in SUFFIXES and path.is_file():
-                files.append(relative)
+            elif path.suffix.lower() in SUFFIXES:
+                if path.is_file():
+                    files.append(relative)
+                elif path.is_symlink() and not path.is_dir():
+                    skipped[relative] = "a link that leads nowhere"
     return sorted(files), skipped
 
 
@@ -318,21 +334,3 @@ def _about(folder: Path, descriptor: Descriptor) -> dict[str, Any]:
             f"{folder} was built with the descriptor {name}, asked for was {descriptor.name}; build another"
         )
     return about
-
-
-def _shards(folder: Path) -> Iterator[Path]:
-    """The files of paths of the shards that are finished."""
-    yield from sorted(folder.glob("[0-9][0-9][0-9][0-9][0-9].json"))
-
-
-def _write_shard(stem: Path, values: np.ndarray, paths: list[str]) -> None:
-    unfinished = stem.with_suffix(".unfinished.npy")
-    np.save(unfinished, values)
-    unfinished.replace(stem.with_suffix(".npy"))
-    _write_json(stem.with_suffix(".json"), paths)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(value), encoding="utf-8")
-    unfinished.replace(path)

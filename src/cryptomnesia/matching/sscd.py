@@ -1,14 +1,16 @@
 """SSCD (Pizzi et al., CVPR 2022): an embedding in which copies of a picture lie close together.
 
-The weights are not part of this package. Their authors publish them as TorchScript; give the path of that file.
+The weights are not part of this package. Their authors publish them as TorchScript; give the path of that file, or of
+the same network as ONNX, which the extra `onnx` runs.
 Preprocessing is the authors': a square of 288 (or 320) pixels, ImageNet's mean and deviation. Embeddings have length 1,
 and are stored times √P, so that the distance of two pictures, the root mean square difference, is √(2 − 2·cosine).
 """
 
 import hashlib
+import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +20,12 @@ from cryptomnesia.errors import UsageError
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
 
+Network = Callable[[Tensor], Tensor]
+"""Pictures (B, 3, side, side) to embeddings (B, P)."""
+
 
 class SSCD:
-    """A TorchScript copy-detection network as `Descriptor`; its numbers belong to no place, so it takes no masks.
+    """A copy-detection network as `Descriptor`; its numbers belong to no place, so it takes no masks.
 
     Attributes:
         name: with a hash of the file.
@@ -29,31 +34,34 @@ class SSCD:
     """
 
     def __init__(self, path: Path, *, side: int = 288, batch_size: int = 32) -> None:
-        """Load the network.
+        """Load the network: ONNX if the file's name ends so, else TorchScript.
 
         Raises:
-            UsageError: for a file that is missing or no TorchScript of an embedding of pictures.
+            UsageError: for a file that is missing or no network that embeds pictures, or without the extra `onnx` for
+                a file that needs it.
         """
+        form, load = ("ONNX", _onnx) if path.suffix.lower() == ".onnx" else ("TorchScript", _torchscript)
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            with warnings.catch_warnings():
-                # torch would rather have another format, but this is the one that the authors publish
-                warnings.simplefilter("ignore", DeprecationWarning)
-                self._network: Any = torch.jit.load(path, map_location="cpu").eval()
-        except FileNotFoundError:
-            raise UsageError(f"no file {path}; give the TorchScript file of SSCD's authors") from None
-        except (RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UsageError(f"{path} is no TorchScript file ({reason}); give the one of SSCD's authors") from None
+            content = path.read_bytes()
+        except OSError as error:
+            raise UsageError(f"no file {path} ({error.strerror}); give the one of SSCD's authors") from None
+        try:
+            self._network = load(content)
+        except UsageError:
+            raise
+        # the exceptions of onnxruntime have no base class of their own
+        except Exception as error:
+            raise UsageError(f"{path} is no {form} file ({_short(error)}); give the one of SSCD's authors") from None
         self.side = side
         self._batch_size = batch_size
         try:
-            width = self._embed(torch.zeros(1, 3, side, side)).shape[-1]
-        except (RuntimeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UsageError(f"{path} embeds no pictures ({reason}); give the file of SSCD's authors") from None
+            rows, width = self._embed(torch.zeros(2, 3, side, side)).shape
+            if rows != 2:
+                raise ValueError(f"2 pictures gave {rows} embeddings")
+        except Exception as error:
+            raise UsageError(f"{path} embeds no pictures ({_short(error)}); give the file of SSCD's authors") from None
         self.shape = (1, width)
-        self.name = f"sscd {digest[:12]}, {side} pixels"
+        self.name = f"sscd {hashlib.sha256(content).hexdigest()[:12]}, {side} pixels"
 
     def describe(self, pictures: Tensor) -> Tensor:
         """The embeddings, (B, 1, P), of length √P."""
@@ -68,3 +76,29 @@ class SSCD:
     def _embed(self, pictures: Tensor) -> Tensor:
         mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _DEVIATION))
         return self._network((pictures - mean) / deviation).float()
+
+
+def _torchscript(content: bytes) -> Network:
+    with warnings.catch_warnings():
+        # torch would rather have another format, but this is the one that the authors publish
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
+
+
+def _onnx(content: bytes) -> Network:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UsageError("an ONNX file needs onnxruntime; pip install 'cryptomnesia[onnx]'") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # what is wrong is raised, too
+    # weights in a second file would not be part of the hash: let none be found
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/no second file")
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda pictures: torch.as_tensor(session.run(None, {name: pictures.numpy()})[0])
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
