@@ -1,17 +1,23 @@
 import base64
 import hashlib
 import json
+import math
 import re
 from dataclasses import replace
+from importlib.resources import files
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 from PIL import ExifTags, Image
 
 from cryptomnesia.audit.comparison import compare
+from cryptomnesia.audit.outcome import SCHEMA
 from cryptomnesia.errors import UsageError
 from cryptomnesia.evidence import Level
+from cryptomnesia.report.console import print_outcome
 from cryptomnesia.report.html import html
 from cryptomnesia.report.markdown import answers, model_card
 from cryptomnesia.report.sarif import sarif
@@ -75,17 +81,59 @@ def test_its_policy_allows_its_own_script_and_style_alone(audited, found):
     assert "unsafe" not in policy
 
 
-def test_nothing_in_a_prompt_is_markup(audited, found):
+def test_nothing_in_a_prompt_is_markup(audited, found, capsys):
     evil = replace(found, prompts=[replace(found.prompts[0], prompt=EVIL), *found.prompts[1:]])
     page = html(evil, audited)
     assert data_of(page)["prompts"][0]["prompt"] == EVIL
     assert page.count("<script") == 2 + len(found.prompts)
     assert "<img src=x" not in page
+    print_outcome(evil)
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "\\x1b[2J" in printed
+
+
+def test_json_is_as_its_schema_says(found):
+    schema = json.loads((files("cryptomnesia.report") / "static" / "report.schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    assert schema["properties"]["schema"]["const"] == SCHEMA
+    validator = Draft202012Validator(schema)
+    validator.validate(json.loads(json.dumps(found.to_json(), allow_nan=False)))
+    # with training images, too few to say what is near, and an image that could not be judged
+    worst = found.prompts[0].images[0]
+    worst |= {"whole_path": "a.png", "whole_distance": 0.3, "whole_relative": math.inf, "score": math.nan}
+    compared = replace(found, about={**found.about, "index": ["tiles", 5]})
+    validator.validate(json.loads(json.dumps(compared.to_json(), allow_nan=False)))
+    assert not validator.is_valid(found.to_json() | {"counts": {}})
 
 
 def test_sarif_holds_a_result_for_every_prompt_with_evidence(found):
-    results = sarif(found)["runs"][0]["results"]
-    assert [each["ruleId"] for each in results] == [p.level.name for p in found.prompts if p.level >= Level.suspected]
+    first, second, third = found.prompts
+    mixed = replace(
+        found,
+        prompts=[
+            replace(first, prompt="a [b](c) {0} \\", level=Level.confirmed),
+            second,
+            replace(third, level=Level.suspected),
+        ],
+        gate=replace(found.gate, unknown=2),
+        settings=found.settings.model_copy(update={"prompts": Path("my prompts.txt")}),
+    )
+    (run,) = sarif(mixed)["runs"]
+    rules = run["tool"]["driver"]["rules"]
+    assert [each["id"] for each in rules] == ["confirmed", "corroborated", "suspected"]
+    results = run["results"]
+    assert [(each["ruleId"], each["level"]) for each in results] == [("confirmed", "error"), ("suspected", "note")]
+    assert all(rules[each["ruleIndex"]]["id"] == each["ruleId"] for each in results)
+    # brackets would make a link, braces a placeholder
+    assert r"Prompt: a \[b\](c) {{0}} \\ (p = " in results[0]["message"]["text"]
+    place = results[0]["locations"][0]
+    assert place["physicalLocation"]["artifactLocation"]["uri"] == "my%20prompts.txt"
+    assert place["logicalLocations"][0]["name"] == mixed.prompts[0].prompt
+    assert len({each["partialFingerprints"]["prompt/v1"] for each in results}) == 2
+    (notification,) = run["invocations"][0]["toolExecutionNotifications"]
+    assert notification["message"]["text"] == "2 prompts could not be judged in full."
+    assert sarif(found)["runs"][0]["invocations"][0]["toolExecutionNotifications"] == []
 
 
 def test_pages_for_people_say_what_they_do_not_know(found):
