@@ -75,7 +75,7 @@ def varied(found):
     prompts = []
     for prompt, level, p, fraction in VALUES:
         score = p if p != p else flagged["score"]
-        row = {**flagged, "level": level, "p_value": p, "score": score, "fraction": fraction, "action": None}
+        row = {**flagged, "seed": 1, "level": level, "p_value": p, "score": score, "fraction": fraction, "action": None}
         prompts.append(Judged(prompt, Level[level], [row]))
     corner = [[column < 3 and line < 2 for column in range(8)] for line in range(8)]
     full = {
