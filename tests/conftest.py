@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cryptomnesia import Calibration, cli
+from cryptomnesia.audit.outcome import outcome
 from cryptomnesia.audit.run import audit
 from tiny_audit import settings
 from tiny_pipelines import PROMPTS, SAMPLING, stable_diffusion
@@ -56,3 +57,9 @@ def cryptomnesia(monkeypatch, capsys):
         return stopped.value.code or 0, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def found(audited):
+    """What that run says."""
+    return outcome(audited)

@@ -2,6 +2,12 @@
 
 from cryptomnesia.audit.settings import Settings
 
+EVIL = (
+    "</script><script>alert(1)</script>\u2028<img src=x onerror=alert(2)> =HYPERLINK(1) "
+    "[x](javascript:alert) {0} \x1b[2J"
+)
+"""A prompt that would like to run."""
+
 
 def settings(base, **more):
     usual = {

@@ -10,7 +10,7 @@ from cryptomnesia.evidence import Gate, Level, gate
 from cryptomnesia.store import Store, batch_count
 
 SCHEMA = 1
-"""Version of `Outcome.to_json`."""
+"""Version of `Outcome.to_json`, whose JSON schema is report/static/report.schema.json."""
 
 SIGNALS = ("delta", "z", "x0", "guidance", "drift", "map", "mask")
 """Columns of a run that are long, and not in the JSON report."""
@@ -35,6 +35,11 @@ class Judged:
         """The smallest of its images, NaN if none has one."""
         known = [row["p_value"] for row in self.images if row["p_value"] == row["p_value"]]
         return min(known, default=float("nan"))
+
+    @property
+    def unsure(self) -> bool:
+        """Whether some image could not be judged."""
+        return any(row["level"] == Level.unknown.name for row in self.images)
 
 
 @dataclass(frozen=True)
@@ -127,9 +132,8 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
         judged.append(Judged(prompt, max(Level[row["level"]] for row in images), images))
     judged.sort(key=lambda each: (-each.level, _worst(each.images[0])))
     levels = [each.level for each in judged]
-    unsure = [any(row["level"] == Level.unknown.name for row in each.images) for each in judged]
     limit = settings.max_rate if max_rate is None else max_rate
-    decision = gate(levels, Level[fail_on or settings.fail_on], limit, unsure=unsure)
+    decision = gate(levels, Level[fail_on or settings.fail_on], limit, unsure=[each.unsure for each in judged])
     return Outcome(store.about, settings, scores[0]["detector"], scores[0]["rate"], judged, decision)
 
 

@@ -1,6 +1,7 @@
 """`audit`, `report`, `rescore`, `compare`: a model and a prompt set in, evidence out."""
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -121,14 +122,17 @@ def audit(
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     kind: Annotated[
-        str, typer.Option("--format", help="table, html, json, sarif, card (for a model card) or answers.")
+        str,
+        typer.Option(
+            "--format", help="table, html, json, schema (of the JSON), sarif, card (for a model card) or answers."
+        ),
     ] = "table",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file, instead of standard output.")] = None,
     embed_images: Annotated[
         bool, typer.Option(help="Put pictures into the HTML; they may be what was memorized.")
     ] = False,
     training_images: Annotated[
-        Path | None, typer.Option(help="With embedded images: the training images, to show the nearest ones.")
+        Path | None, typer.Option(help="With embedded images: the training images, if not where the run had them.")
     ] = None,
 ) -> None:
     """Report a finished run; loads no model."""
@@ -193,8 +197,10 @@ def _report(kind: str, found: "Outcome", store: "Store", embed_images: bool, tra
 
     if kind == "html":
         return html(found, store, embed_images=embed_images, training=training)
+    if kind == "schema":
+        return (files("cryptomnesia.report") / "static" / "report.schema.json").read_text(encoding="utf-8").rstrip()
     if kind in ("json", "sarif"):
         return json.dumps(found.to_json() if kind == "json" else sarif(found), indent=2)
     if kind in ("card", "answers"):
         return model_card(found) if kind == "card" else answers(found)
-    raise UsageError(f"got the unknown format {kind!r}; give table, html, json, sarif, card or answers")
+    raise UsageError(f"got the unknown format {kind!r}; give table, html, json, schema, sarif, card or answers")

@@ -36,7 +36,7 @@ def print_table(rows: list[Row], detector: str, rate: float) -> None:
             f"{row.p_value:.3g}",
             Text(row.verdict, style="" if row.crossed is None else "bold red"),
             "" if row.crossed is None else str(row.crossed + 1),
-            *([Text(row.instead)] if instead else []),
+            *([_plain(row.instead)] if instead else []),
         )
     _print(table)
 

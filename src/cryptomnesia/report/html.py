@@ -2,22 +2,32 @@
 
 import base64
 import hashlib
+import io
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from PIL import Image, ImageOps
 
 from cryptomnesia import __version__
 from cryptomnesia.audit.examiner import trajectory_of
-from cryptomnesia.audit.outcome import Outcome
+from cryptomnesia.audit.outcome import Judged, Outcome
 from cryptomnesia.calibrate import Calibration
 from cryptomnesia.detectors import DETECTORS
+from cryptomnesia.evidence import Level, gate
+from cryptomnesia.report.meanings import meanings
 from cryptomnesia.store import Store
+
+SIDE = 256
+"""Pixels of an embedded picture at most, about as large as it is shown; the run holds it as it is."""
 
 _REASONS = {
     "matched_whole": "the picture is nearer to a training image than pictures usually are",
@@ -25,6 +35,9 @@ _REASONS = {
     "region": "its map is higher than those of ordinary pictures",
     "repeated": "another seed gives the same pixels",
 }
+
+Shown = Callable[[Path], str | None]
+"""A picture as a data URI, None if it is left out or gone."""
 
 
 def html(found: Outcome, store: Store, *, embed_images: bool = False, training: Path | None = None) -> str:
@@ -35,7 +48,8 @@ def html(found: Outcome, store: Store, *, embed_images: bool = False, training: 
         store: the run.
         embed_images: whether to put pictures into it. They may be what was memorized: without them the report can be
             shown to anyone.
-        training: the folder of the training images, whose nearest ones are then put in as well.
+        training: the folder of the training images, whose nearest ones are then put in as well; by default the one
+            that the run was given.
     """
     static = files("cryptomnesia.report") / "static"
     style, script = (static.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
@@ -43,6 +57,13 @@ def html(found: Outcome, store: Store, *, embed_images: bool = False, training: 
         static.joinpath("page.html.j2").read_text(encoding="utf-8")
     )
     settings, gate = found.settings, found.gate
+    calibration = Calibration.load(store.folder / "calibration.safetensors")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        shown = _picture if embed_images else _left_out
+        training = training or settings.training_images
+        evidence = list(
+            pool.map(lambda each: _inert(_evidence(each, found, calibration, store, training, shown)), found.prompts)
+        )
     return template.render(
         model=settings.model,
         prompts=len(found.prompts),
@@ -56,49 +77,35 @@ def html(found: Outcome, store: Store, *, embed_images: bool = False, training: 
         high=f"{gate.share.high:.1%}",
         limit=f"{gate.limit:.1%}",
         fail_on=settings.fail_on,
-        counts=found.counts,
+        levels=_levels(found),
+        embedded=embed_images,
         about=_about(found),
         style=Markup(style),
         style_hash=_hash(style),
         script=Markup(script),
         script_hash=_hash(script),
-        data=_inert(_data(found, store, embed_images, training)),
+        data=_inert(_data(found, calibration)),
+        evidence=evidence,
     )
 
 
-def _data(found: Outcome, store: Store, embed_images: bool, training: Path | None) -> dict[str, Any]:
-    """What the page's script shows, as JSON values."""
-    calibration = Calibration.load(store.folder / "calibration.safetensors")
+def _levels(found: Outcome) -> Iterator[dict[str, Any]]:
+    """How many prompts reach every level, and what that means."""
+    levels, unsure = zip(*((each.level, each.unsure) for each in found.prompts), strict=True)
+    for level, meaning in meanings(found).items():
+        share = ""
+        if level >= Level.suspected:
+            reached = gate(levels, level, 0, unsure=unsure).share
+            share = f"{reached.value:.1%} ({reached.low:.1%} to {reached.high:.1%})"
+        yield {"name": level.name, "count": found.counts[level.name], "share": share, "meaning": meaning}
+
+
+def _data(found: Outcome, calibration: Calibration) -> dict[str, Any]:
+    """What the page's script lists and draws at once, as JSON values."""
     null = calibration.null[found.detector]
-    detector = DETECTORS[found.detector](calibration.reference)
-
-    def prompt(images: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        running = detector.running(trajectory_of(images))
-        for row, scores in zip(images, running, strict=True):
-            place = "region" if row["matched_region"] else "whole" if row["matched_whole"] else None
-            yield {
-                "seed": row["seed"],
-                "level": row["level"],
-                "score": _number(row["score"]),
-                "running": [_number(value) for value in scores.tolist()],
-                "fraction": row["fraction"],
-                "map": None if row["map"] is None else [[float(f"{v:.3g}") for v in line] for line in row["map"]],
-                "mask": None if row["mask"] is None else [[int(value) for value in line] for line in row["mask"]],
-                "why": _why(row, found),
-                "action": row["action"],
-                "dropped": row["dropped"] or [],
-                "picture": _picture(store.folder / row["image"]) if embed_images else None,
-                "instead": _picture(store.folder / row["instead"]) if embed_images and row["instead"] else None,
-                "nearest": None
-                if place is None
-                else {
-                    "path": row[f"{place}_path"],
-                    "relative": row[f"{place}_relative"],
-                    "picture": _picture(training / row[f"{place}_path"]) if embed_images and training else None,
-                },
-            }
-
     return {
+        "detector": found.detector,
+        "rate": found.rate,
         "counts": found.counts,
         "null": [_number(value) for value in null[:, -1].tolist()],
         "threshold": [
@@ -110,18 +117,74 @@ def _data(found: Outcome, store: Store, embed_images: bool, training: Path | Non
                 "level": each.level.name,
                 "p": _number(each.p_value),
                 "fraction": max((row["fraction"] for row in each.images if row["fraction"] is not None), default=None),
-                "images": list(prompt(each.images)),
+                "scores": [_number(row["score"]) for row in each.images],
             }
             for each in found.prompts
         ],
     }
 
 
+def _evidence(
+    judged: Judged, found: Outcome, calibration: Calibration, store: Store, training: Path | None, shown: Shown
+) -> list[dict[str, Any]]:
+    """What a prompt opens to, as JSON values, image by image."""
+    detector = DETECTORS[found.detector](calibration.reference)
+    running = detector.running(trajectory_of(judged.images)).tolist()
+    return [
+        {
+            "seed": row["seed"],
+            "level": row["level"],
+            "running": [_number(value) for value in scores],
+            "fraction": row["fraction"],
+            "map": _map(row),
+            "why": _why(row, found),
+            "action": row["action"],
+            "reason": row["reason"],
+            "dropped": row["dropped"] or [],
+            "picture": shown(store.folder / row["image"]),
+            "instead": shown(store.folder / row["instead"]) if row["instead"] else None,
+            "nearest": _nearest(row, training, shown),
+        }
+        for row, scores in zip(judged.images, running, strict=True)
+    ]
+
+
+def _map(row: dict[str, Any]) -> dict[str, Any] | None:
+    """The map, its logarithm in 256 steps, and the mask, in bits."""
+    if row["map"] is None:
+        return None
+    heat = np.log1p(np.array(row["map"]))
+    steps = np.round(heat * (255 / max(heat.max(), 1e-12))).astype(np.uint8)
+    return {
+        "rows": heat.shape[0],
+        "columns": heat.shape[1],
+        "highest": _number(np.expm1(heat.max())),
+        "heats": _base64(steps.tobytes()),
+        "mask": _base64(np.packbits(np.array(row["mask"], dtype=bool)).tobytes()),
+    }
+
+
+def _nearest(row: dict[str, Any], training: Path | None, shown: Shown) -> dict[str, Any] | None:
+    """The training image that the picture, or its region, is nearest to for what is usual."""
+    places = [place for place in ("region", "whole") if row[f"{place}_path"] is not None]
+    if not places:
+        return None
+    place = min(places, key=lambda each: row[f"{each}_relative"])
+    path = row[f"{place}_path"]
+    return {
+        "path": path,
+        "place": place,
+        "relative": _number(row[f"{place}_relative"]),
+        "picture": None if training is None else shown(training / path),
+    }
+
+
 def _why(row: dict[str, Any], found: Outcome) -> str:
     if row["p_value"] != row["p_value"]:
-        return "no score: the run broke off or its latents are not finite"
-    said = [f"{found.detector} {row['score']:.3g} has p = {row['p_value']:.3g}"]
-    return "; ".join(said + [reason for signal, reason in _REASONS.items() if row[signal]])
+        said = "no score: the run broke off or its latents are not finite"
+    else:
+        said = f"{found.detector} {row['score']:.3g} has p = {row['p_value']:.3g}"
+    return "; ".join([said] + [reason for signal, reason in _REASONS.items() if row[signal]])
 
 
 def _about(found: Outcome) -> dict[str, str]:
@@ -132,22 +195,36 @@ def _about(found: Outcome) -> dict[str, str]:
 
 
 def _picture(path: Path) -> str | None:
-    """A file as a data URI, None where it is gone."""
-    kinds = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".gif": "gif", ".bmp": "bmp"}
-    kind = kinds.get(path.suffix.lower())
-    if kind is None or not path.is_file():
+    """A picture as a data URI, without whatever else its file says of it; None where it cannot be read."""
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGB")
+    except OSError:
         return None
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    kind = "png" if max(picture.size) <= SIDE else "jpeg"
+    picture.thumbnail((SIDE, SIDE))
+    made = io.BytesIO()
+    # a new image has nothing of what the file holds beside it
+    Image.fromarray(np.asarray(picture)).save(made, kind, quality=85)
+    return f"data:image/{kind};base64,{_base64(made.getvalue())}"
 
 
-def _inert(data: dict[str, Any]) -> Markup:
+def _left_out(_: Path) -> None:
+    """No picture."""
+
+
+def _inert(data: Any) -> Markup:
     """JSON that cannot end the element that it stands in."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return _base64(hashlib.sha256(text.encode()).digest())
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def _number(value: float) -> float | None:

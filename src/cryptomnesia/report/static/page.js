@@ -1,201 +1,324 @@
 "use strict";
 // Everything that a prompt, a path or a file says is set as text, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
-const LEVELS = ["confirmed", "corroborated", "suspected", "unknown", "none"];
+const LEVELS = Object.keys(data.counts); // strongest first
+const EVIDENCE = ["confirmed", "corroborated", "suspected"];
 const $ = (id) => document.getElementById(id);
 
-function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value !== null && value !== undefined) made.setAttribute(name, value);
-  }
-  made.append(...children);
-  return made;
-}
-
-function drawn(tag, attributes = {}, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+function filled(made, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   made.append(...children);
   return made;
 }
+const element = (tag, attributes = {}, ...children) => filled(document.createElement(tag), attributes, children);
+const drawn = (tag, attributes = {}, ...children) => filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
-const number = (value, digits = 3) => (value === null ? "–" : Number(value).toPrecision(digits).replace(/\.?0+$/, ""));
+const number = (value, digits = 3) => (value === null ? "–" : String(Number(value.toPrecision(digits))));
 const percent = (value) => (value === null ? "–" : `${(100 * value).toFixed(0)}%`);
+const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
-// A line chart: series of [label, values, class], x from 1.
-function chart(series, { width = 460, height = 170, label }) {
-  const [left, bottom, top] = [40, 26, 8];
-  const known = series.flatMap(([, values]) => values.filter((value) => value !== null));
-  const highest = Math.max(...known, 1e-9);
-  const count = Math.max(...series.map(([, values]) => values.length));
-  const x = (index) => left + (index / Math.max(1, count - 1)) * (width - left - 6);
-  const y = (value) => top + (1 - value / highest) * (height - top - bottom);
-  const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label, class: "chart" });
-  for (const share of [0, 0.5, 1]) {
-    const tick = drawn("text", { x: left - 4, y: y(share * highest) + 4, "text-anchor": "end" });
-    tick.textContent = number(share * highest, 2);
-    svg.append(drawn("line", { x1: left, x2: width - 6, y1: y(share * highest), y2: y(share * highest), class: "grid" }), tick);
+// Round numbers from low to high, some four of them.
+function ticks(low, high) {
+  const rough = (high - low) / 4;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].find((times) => times * power >= rough) * power;
+  const found = [];
+  for (let value = Math.ceil(low / step) * step; value <= high + step / 1000; value += step) found.push(value);
+  return found;
+}
+
+// Lines in a frame. Series are {name, kind, points: [[x, y], …]}; marks are [x, text].
+function chart(label, series, { x: [first, last], y: [lowest, highest], across, up, marks = [], said = "" }) {
+  const [width, height, left, right, top, bottom] = [360, 190, 38, 8, 18, 34];
+  const x = (value) => left + ((value - first) / (last - first || 1)) * (width - left - right);
+  const y = (value) => top + (1 - (value - lowest) / (highest - lowest || 1)) * (height - top - bottom);
+  const write = (text, attributes) => drawn("text", attributes, text);
+  const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+  for (const value of ticks(lowest, highest)) {
+    svg.append(drawn("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), class: "grid" }));
+    svg.append(write(number(value), { x: left - 4, y: y(value) + 3, "text-anchor": "end" }));
   }
-  series.forEach(([name, values, kind], place) => {
-    const points = values.map((value, index) => (value === null ? "" : `${x(index)},${y(value)}`)).filter(Boolean);
-    svg.append(drawn("polyline", { points: points.join(" "), class: kind }));
-    const key = drawn("text", { x: left + 8 + 150 * place, y: height - 6, class: kind });
-    key.textContent = name;
-    svg.append(key);
+  for (const value of ticks(first, last)) svg.append(write(number(value), { x: x(value), y: height - bottom + 13, "text-anchor": "middle" }));
+  svg.append(write(up, { x: 2, y: 9 }), write(across, { x: width - right, y: height - 6, "text-anchor": "end" }));
+  for (const [value, text] of marks) {
+    svg.append(drawn("line", { x1: x(value), x2: x(value), y1: top, y2: height - bottom, class: "mark" }));
+    const behind = x(value) > width - 110;
+    svg.append(write(text, { x: x(value) + (behind ? -4 : 4), y: top + 8, "text-anchor": behind ? "end" : "start" }));
+  }
+  const keys = [];
+  for (const { name, kind, points } of series) {
+    svg.append(drawn("polyline", { points: points.map(([a, b]) => `${x(a)},${y(b)}`).join(" "), class: kind }));
+    const line = drawn("svg", { viewBox: "0 0 24 8", "aria-hidden": "true" }, drawn("polyline", { points: "0,4 24,4", class: kind }));
+    keys.push(element("span", { class: "key" }, line, name));
+  }
+  return element("figure", { class: "chart" }, svg, element("figcaption", {}, ...keys, said));
+}
+
+const known = (values) => values.filter((value) => value !== null).sort((a, b) => a - b);
+const own = known(data.prompts.flatMap((each) => each.scores));
+const usual = known(data.null);
+
+// Share of scores in bins, of the audit's images and of the references.
+function distribution() {
+  const all = known([...own, ...usual]);
+  const bins = 30;
+  // a few extreme scores must not hide the rest
+  const [low, high] = [Math.min(0, all[0]), all[Math.floor(0.99 * (all.length - 1))] || 1];
+  const outline = (values) => {
+    const shares = new Array(bins).fill(0);
+    for (const value of values) shares[Math.min(bins - 1, Math.floor((bins * (value - low)) / (high - low || 1)))] += 1 / values.length;
+    const corners = shares.flatMap((share, bin) => [bin, bin + 1].map((edge) => [low + (edge * (high - low)) / bins, share]));
+    return [[low, 0], ...corners, [high, 0]];
+  };
+  const series = [{ name: "references", kind: "usual", points: outline(usual) }, { name: "this audit", kind: "own", points: outline(own) }];
+  const top = Math.max(...series.flatMap(({ points }) => points.map(([, share]) => share)));
+  const threshold = data.threshold.at(-1);
+  const beyond = all.at(-1) > high ? `The last bin holds all scores above it, up to ${number(all.at(-1))}.` : "";
+  return chart("Distribution of scores", series, {
+    x: [low, high], y: [0, top], across: `${data.detector} score`, up: "share of images", said: beyond,
+    marks: threshold <= high ? [[threshold, `p ≤ ${data.rate}`]] : [],
   });
+}
+
+// Above every score: the share of references (across) and of the audit's images (up).
+function roc() {
+  const scores = [...new Set([...own, ...usual])].sort((a, b) => b - a);
+  const points = [[0, 0]];
+  let [area, i, j] = [0, own.length, usual.length];
+  for (const score of scores) {
+    while (i > 0 && own[i - 1] >= score) i -= 1;
+    while (j > 0 && usual[j - 1] >= score) j -= 1;
+    const point = [1 - j / usual.length, 1 - i / own.length];
+    const [x, y] = points.at(-1);
+    area += ((point[0] - x) * (point[1] + y)) / 2;
+    points.push(point);
+  }
+  const flagged = own.filter((score) => score >= data.threshold.at(-1)).length / own.length;
+  const said = `${percent(flagged)} of the images score as few references do (p ≤ ${data.rate}). Area below the line ${number(area)}; prompts like the references would give 0.5.`;
+  const series = [{ name: "as the references", kind: "usual", points: [[0, 0], [1, 1]] }, { name: "this audit", kind: "own", points }];
+  return chart("Share of images above every score, against the share of references", series, {
+    x: [0, 1], y: [0, 1], across: "share of references above a score", up: "share of this audit's images", said,
+  });
+}
+
+// Prompts by level as one bar.
+function bar() {
+  const [total, told] = [data.prompts.length, LEVELS.map((level) => `${data.counts[level]} ${level}`).join(", ")];
+  const svg = drawn("svg", { viewBox: `0 0 ${total} 1`, preserveAspectRatio: "none", role: "img", "aria-label": told, class: "bar" });
+  let x = 0;
+  for (const level of LEVELS) {
+    svg.append(drawn("rect", { x, width: data.counts[level], height: 1, class: level }, drawn("title", {}, `${data.counts[level]} ${level}`)));
+    x += data.counts[level];
+  }
   return svg;
 }
 
-// Share of scores in 30 bins, of the audit against the references.
-function histogram() {
-  const all = [...data.null, ...data.prompts.flatMap((each) => each.images.map((image) => image.score))];
-  const known = all.filter((value) => value !== null).sort((a, b) => a - b);
-  // a few extreme scores must not hide the rest
-  const highest = known[Math.floor(0.99 * (known.length - 1))] || 1;
-  const bins = (values) => {
-    const counts = new Array(30).fill(0);
-    const own = values.filter((value) => value !== null);
-    for (const value of own) counts[Math.min(29, Math.floor((value / highest) * 30))] += 1 / own.length;
-    return counts;
-  };
-  const scores = data.prompts.flatMap((each) => each.images.map((image) => image.score));
-  return chart([["references", bins(data.null), "usual"], ["this audit", bins(scores), "own"]], { label: "Distribution of scores" });
+// Dark to bright, so that it is read in grey as well.
+const SHADES = [[10, 8, 30], [90, 20, 110], [190, 50, 85], [245, 140, 20], [250, 250, 170]];
+
+// Heats of 0 to 255 as an image of `columns`.
+function shaded(heats, columns) {
+  const canvas = element("canvas", { width: columns, height: heats.length / columns });
+  const image = new ImageData(columns, canvas.height);
+  heats.forEach((heat, place) => {
+    const at = (heat / 255) * (SHADES.length - 1);
+    const [from, share] = [SHADES[Math.floor(at)], at % 1];
+    const to = SHADES[Math.ceil(at)];
+    image.data.set([...from.map((value, channel) => value + share * (to[channel] - value)), 255], 4 * place);
+  });
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  return canvas;
 }
 
-// A map drawn over its picture on a canvas; the slider mixes them.
+// A map over its picture; the slider makes it more or less transparent.
 function overlay(image) {
-  const side = 256;
-  const canvas = element("canvas", { width: side, height: side, role: "img", "aria-label": "Map of what is memorized" });
+  const { columns, rows, highest, heats } = image.map;
+  const heat = shaded(bytes(heats), columns);
+  const canvas = element("canvas", { width: 256, height: Math.round((256 * rows) / columns), role: "img", "aria-label": `Map, seed ${image.seed}` });
   const context = canvas.getContext("2d");
-  const [rows, columns] = [image.map.length, image.map[0].length];
-  const highest = Math.max(...image.map.flat().map(Math.log1p), 1e-12);
-  const picture = new Image();
-  const slider = element("input", { type: "range", min: 0, max: 100, value: 65, "aria-label": "Opacity of the map" });
-  const paint = () => {
-    context.globalAlpha = 1;
-    context.fillStyle = "#777";
-    context.fillRect(0, 0, side, side);
-    if (picture.complete && picture.naturalWidth) context.drawImage(picture, 0, 0, side, side);
-    context.globalAlpha = slider.value / 100;
-    image.map.forEach((line, row) => line.forEach((value, column) => {
-      const heat = Math.log1p(value) / highest;
-      context.fillStyle = `hsl(${60 * heat} 100% ${8 + 50 * heat}%)`;
-      context.fillRect((column * side) / columns, (row * side) / rows, side / columns + 1, side / rows + 1);
-    }));
+  const paint = (opacity) => {
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    context.globalAlpha = opacity;
+    context.drawImage(heat, 0, 0, canvas.width, canvas.height);
   };
-  slider.addEventListener("input", paint);
-  picture.addEventListener("load", paint);
-  if (image.picture) picture.src = image.picture;
-  paint();
-  return element("figure", {}, canvas, element("figcaption", {}, "memorized region ", slider));
+  const layers = element("div", { class: "layers" });
+  const figure = element("figure", {}, layers);
+  if (image.picture === null) paint(1);
+  else {
+    const slider = element("input", { type: "range", min: 0, max: 100, value: 60, "aria-label": `Opacity of the map, seed ${image.seed}` });
+    slider.addEventListener("input", () => paint(slider.value / 100));
+    paint(slider.value / 100);
+    layers.append(element("img", { src: image.picture, alt: "" }));
+    figure.append(slider);
+  }
+  layers.append(canvas);
+  const scale = shaded(Uint8Array.from({ length: 64 }, (_, place) => 4 * place), 64);
+  figure.append(element("figcaption", {}, "map, colours of this picture alone", element("div", { class: "legend", "aria-hidden": "true" }, "0", scale, number(highest))));
+  return figure;
 }
 
 function masked(image) {
-  const canvas = element("canvas", { width: image.mask[0].length, height: image.mask.length, role: "img", "aria-label": "Mask" });
+  const { columns, rows, mask } = image.map;
+  const canvas = element("canvas", { width: columns, height: rows, role: "img", "aria-label": `Mask, seed ${image.seed}` });
+  const packed = bytes(mask);
   const context = canvas.getContext("2d");
-  image.mask.forEach((line, row) => line.forEach((value, column) => {
-    context.fillStyle = value ? "#fff" : "#000";
-    context.fillRect(column, row, 1, 1);
-  }));
-  return element("figure", {}, canvas, element("figcaption", {}, `mask, ${percent(image.fraction)} of the picture`));
+  context.fillRect(0, 0, columns, rows);
+  context.fillStyle = "#fff";
+  for (let place = 0; place < rows * columns; place += 1) {
+    if (packed[place >> 3] & (128 >> place % 8)) context.fillRect(place % columns, Math.floor(place / columns), 1, 1);
+  }
+  return element("figure", {}, canvas, element("figcaption", {}, `mask (white), ${percent(image.fraction)} of the picture`));
 }
 
-function shown(source, caption) {
-  const content = source ? element("img", { src: source, alt: caption }) : element("div", { class: "withheld" }, "picture left out");
+function shown(picture, caption) {
+  const content = picture ? element("img", { src: picture, alt: caption }) : element("div", { class: "withheld" }, "picture left out");
   return element("figure", {}, content, element("figcaption", {}, caption));
 }
 
-function details(prompt) {
-  return prompt.images.map((image) => {
-    const figures = element("div", { class: "figures" }, shown(image.picture, `generated, seed ${image.seed}`));
-    if (image.map) figures.append(overlay(image), masked(image));
-    if (image.nearest) figures.append(shown(image.nearest.picture, `${image.nearest.path} (relative distance ${number(image.nearest.relative)})`));
-    if (image.action === "mitigated") figures.append(shown(image.instead, `without ${image.dropped.join(", ")}`));
-    const facts = element("p", {}, `${image.level}: ${image.why}`);
-    const steps = chart([["references' threshold", data.threshold, "usual"], ["this image", image.running, "own"]], { label: "Score after every evaluation" });
-    return element("section", { class: "image" }, facts, figures, steps);
+function nearest({ path, place, relative, picture }) {
+  const near = relative === null ? "too few training images to judge it by" : `${relative <= 1 ? "a match" : "no match"} (${number(relative)} of the distance that counts as one)`;
+  return shown(picture, `nearest training image${place === "region" ? " inside the mask" : ""}: ${path}, ${near}`);
+}
+
+function section(image) {
+  const figures = element("div", { class: "figures" }, shown(image.picture, `generated, seed ${image.seed}`));
+  if (image.map) figures.append(overlay(image), masked(image));
+  if (image.nearest) figures.append(nearest(image.nearest));
+  if (image.action === "mitigated") figures.append(shown(image.instead, image.dropped.length ? `made again without ${image.dropped.join(", ")}` : "made again under mitigation"));
+  const parts = [element("h3", {}, `Seed ${image.seed}: `, element("span", { class: `level ${image.level}` }, image.level)), element("p", {}, image.why)];
+  if (image.action) parts.push(element("p", { class: "quiet" }, `${image.action}: ${image.reason}`));
+  const points = (values) => values.map((value, place) => [place + 1, value]).filter(([, value]) => value !== null);
+  const running = points(image.running);
+  const crossed = running.find(([place, value]) => value >= data.threshold[place - 1]);
+  const highest = Math.max(...running.map(([, value]) => value), ...data.threshold);
+  const lines = [{ name: `threshold of p ≤ ${data.rate}`, kind: "usual", points: points(data.threshold) }, { name: "this image", kind: "own", points: running }];
+  const steps = chart(`Score after every evaluation, seed ${image.seed}`, lines, {
+    x: [1, data.threshold.length], y: [Math.min(0, ...running.map(([, value]) => value)), highest], across: "denoiser evaluation", up: `${data.detector} score so far`,
+    said: crossed ? `First reached at evaluation ${crossed[0]}.` : "",
   });
+  return element("section", { class: "image", "aria-label": `Seed ${image.seed}` }, element("div", {}, ...parts), steps, figures);
 }
 
-const state = { sort: "level", down: false, selected: -1, visible: [] };
+// One body of the table for every prompt; what it opens to is made when it is opened.
+const bodies = data.prompts.map((each, place) => {
+  const id = `prompt-${place + 1}`;
+  const text = element("span", { class: "prompt", id: `${id}-text`, dir: "auto" }, each.prompt);
+  const button = element("button", { "aria-expanded": "false", "aria-labelledby": text.id });
+  const cells = [element("span", { class: `level ${each.level}` }, each.level), number(each.p), percent(each.fraction)];
+  const row = element("tr", { class: "row" }, element("td", {}, element("div", {}, button, text)), ...cells.map((cell) => element("td", { class: "number" }, cell)));
+  return element("tbody", { id }, row);
+});
+const buttonOf = (body) => body.querySelector("button");
+const isOpen = (body) => body.classList.contains("open");
 
-function visible() {
-  const wanted = $("search").value.toLowerCase();
-  const level = $("level").value;
-  const rows = data.prompts.filter((each) => (!level || each.level === level) && each.prompt.toLowerCase().includes(wanted));
-  const by = {
-    level: (each) => [LEVELS.indexOf(each.level), each.p ?? 2],
-    prompt: (each) => [each.prompt],
-    p: (each) => [each.p ?? 2],
-    fraction: (each) => [-(each.fraction ?? -1)],
-  }[state.sort];
-  const compare = (a, b) => {
-    const [first, second] = [by(a), by(b)];
-    for (let place = 0; place < first.length; place += 1) {
-      if (first[place] < second[place]) return -1;
-      if (first[place] > second[place]) return 1;
-    }
-    return 0;
-  };
-  rows.sort(compare);
-  return state.down ? rows.reverse() : rows;
+// Calls back with the evidence on a prompt, which stands behind this script and may not have been read yet.
+function read(place, use) {
+  const parsed = () => JSON.parse($(`evidence-${place + 1}`).textContent);
+  if ($(`evidence-${place + 2}`) || document.readyState !== "loading") use(parsed());
+  else document.addEventListener("DOMContentLoaded", () => use(parsed()));
 }
+
+function toggle(body, wanted = !isOpen(body)) {
+  if (wanted === isOpen(body)) return;
+  body.classList.toggle("open", wanted);
+  buttonOf(body).setAttribute("aria-expanded", wanted);
+  if (wanted) {
+    const cell = element("td", { colspan: 4 });
+    body.append(element("tr", {}, cell));
+    read(bodies.indexOf(body), (images) => cell.append(...images.map(section)));
+  } else body.lastChild.remove();
+}
+
+function choose(body) {
+  toggle(body);
+  buttonOf(body).focus();
+  history.replaceState(null, "", isOpen(body) ? `#${body.id}` : "#");
+}
+
+const ORDERS = {
+  prompt: { of: (each) => each.prompt, down: false },
+  level: { of: (each) => -LEVELS.indexOf(each.level), down: true },
+  p: { of: (each) => each.p, down: false },
+  fraction: { of: (each) => each.fraction, down: true },
+};
+const state = { by: "level", down: true };
+const texts = new Intl.Collator(undefined, { numeric: true });
 
 function list() {
-  state.visible = visible();
-  const body = document.createDocumentFragment();
-  state.visible.forEach((each, place) => {
-    const row = element("tr", { tabindex: 0, "data-place": place },
-      element("td", { class: "prompt" }, each.prompt),
-      element("td", {}, element("span", { class: `level ${each.level}` }, each.level)),
-      element("td", { class: "number" }, number(each.p)),
-      element("td", { class: "number" }, percent(each.fraction)));
-    body.append(row);
+  const [wanted, level, { of }] = [$("search").value.toLowerCase(), $("level").value, ORDERS[state.by]];
+  const places = [...data.prompts.keys()].filter((place) => {
+    const each = data.prompts[place];
+    return (!level || each.level === level) && each.prompt.toLowerCase().includes(wanted);
   });
-  $("rows").replaceChildren(body);
-  $("count").textContent = `${state.visible.length} of ${data.prompts.length} prompts`;
-  close();
+  places.sort((one, other) => {
+    const [a, b] = [of(data.prompts[one]), of(data.prompts[other])];
+    // what is not known comes last either way, and ties stay worst first
+    if (a === null || b === null) return (a === null) - (b === null) || one - other;
+    return (state.down ? -1 : 1) * (typeof a === "string" ? texts.compare(a, b) : a - b) || one - other;
+  });
+  $("prompts").replaceChildren($("prompts").tHead, ...places.map((place) => bodies[place]));
+  $("count").textContent = `${places.length} of ${bodies.length} prompts`;
+  for (const button of document.querySelectorAll("th button")) {
+    button.closest("th").setAttribute("aria-sort", button.value !== state.by ? "none" : state.down ? "descending" : "ascending");
+  }
 }
 
-function close() {
-  document.querySelector("tr.open")?.remove();
-  document.querySelector("tr.selected")?.classList.remove("selected");
+function follow() {
+  const body = location.hash && bodies.find((each) => `#${each.id}` === location.hash);
+  if (!body) return;
+  if (!body.isConnected) {
+    $("search").value = $("level").value = "";
+    list();
+  }
+  toggle(body, true);
+  buttonOf(body).focus();
+  body.scrollIntoView();
 }
 
-function open(row) {
-  const again = row.classList.contains("selected");
-  close();
-  state.selected = Number(row.dataset.place);
-  row.focus();
-  if (again) return;
-  row.classList.add("selected");
-  const cell = element("td", { colspan: 4 }, ...details(state.visible[state.selected]));
-  row.after(element("tr", { class: "open" }, cell));
-}
-
-$("rows").addEventListener("click", (event) => {
-  const row = event.target.closest("tr[data-place]");
-  if (row) open(row);
+$("prompts").addEventListener("click", (event) => {
+  const row = event.target.closest(".row");
+  // selecting the text of a prompt must not open it
+  if (row && (event.target.closest("button") || getSelection().isCollapsed)) choose(row.parentElement);
 });
 $("search").addEventListener("input", list);
 $("level").addEventListener("change", list);
-document.querySelectorAll("th button").forEach((button) => button.addEventListener("click", () => {
-  state.down = state.sort === button.value ? !state.down : false;
-  state.sort = button.value;
-  list();
-}));
+for (const button of document.querySelectorAll("th button")) {
+  button.addEventListener("click", () => {
+    state.down = state.by === button.value ? !state.down : ORDERS[button.value].down;
+    state.by = button.value;
+    list();
+  });
+}
 document.addEventListener("keydown", (event) => {
-  const typing = ["INPUT", "SELECT"].includes(event.target.tagName);
-  const rows = $("rows").querySelectorAll("tr[data-place]");
-  const here = document.activeElement.closest?.("tr[data-place]");
-  const place = here ? Number(here.dataset.place) : -1;
-  if (event.key === "/" && !typing) { event.preventDefault(); $("search").focus(); }
-  else if (event.key === "Escape") { close(); }
-  else if (!typing && (event.key === "j" || event.key === "ArrowDown") && rows[place + 1]) { event.preventDefault(); rows[place + 1].focus(); }
-  else if (!typing && (event.key === "k" || event.key === "ArrowUp") && rows[place - 1]) { event.preventDefault(); rows[place - 1].focus(); }
-  else if (event.key === "Enter" && here) { open(here); }
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const typing = event.target.matches("input, select");
+  const listed = [...$("prompts").tBodies];
+  const place = listed.indexOf(event.target.closest?.("tbody"));
+  const go = (body) => body && buttonOf(body).focus();
+  if (event.key === "Enter" && event.target.id === "search") go(listed[0]);
+  else if (event.key === "Escape" && !event.target.matches("select")) {
+    if (typing) event.target.blur();
+    else if (place >= 0) go(listed[place]);
+    bodies.forEach((body) => toggle(body, false));
+  } else if (typing) return;
+  else if (event.key === "/") $("search").focus();
+  else if (event.key === "j") go(listed[place + 1]);
+  else if (event.key === "k") go(listed[place - 1]);
+  else return;
+  event.preventDefault();
 });
+
+// On paper everything listed that is evidence is open.
+let opened = [];
+addEventListener("beforeprint", () => {
+  opened = bodies.filter((body, place) => body.isConnected && !isOpen(body) && EVIDENCE.includes(data.prompts[place].level));
+  opened.forEach((body) => toggle(body, true));
+});
+addEventListener("afterprint", () => opened.forEach((body) => toggle(body, false)));
+addEventListener("hashchange", follow);
+
 for (const level of LEVELS) $("level").append(element("option", { value: level }, `${level} (${data.counts[level]})`));
-$("scores").append(histogram());
+$("bar").append(bar());
+$("scores").append(...(own.length ? [distribution(), roc()] : ["No image has a score."]));
 list();
+follow();

@@ -1,0 +1,175 @@
+"""How fast the HTML report opens: docs/results/report_speed.json.
+
+    python benchmarks/report_speed.py > docs/results/report_speed.json
+
+A report of 1,000 prompts with two pictures of 512 pixels each, all of them flagged, which is the most that a page can
+hold: every picture has a map of 64×64, a mask, another one under mitigation and a nearest training image. Contents are
+made up. The page is opened from disk in Debian's Chromium, each time in a new, empty profile.
+
+For the report without pictures (`left_out`) and with them (`embedded`):
+`seconds_to_interactive`: from asking for the page until the key j has moved to the first prompt and that is painted,
+the median over loads; `loads`: all of them. `cpu_seconds_to_interactive`: the page's thread's own, which other work on
+the machine does not lengthen, likewise. `seconds_to_open`: from Enter on that prompt until its evidence is painted.
+`seconds_to_read`: until the whole file is read. `seconds_to_write`: of `html()`. `bytes`: of the file.
+"""
+
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import Start, print_json, progress
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+from cryptomnesia.audit.outcome import Judged, Outcome
+from cryptomnesia.audit.settings import Settings
+from cryptomnesia.calibrate import Calibration
+from cryptomnesia.evidence import Level, gate
+from cryptomnesia.proving_ground import BUNDLE
+from cryptomnesia.report.html import html
+from cryptomnesia.store import Store
+from cryptomnesia.trajectory import Norms
+
+PROMPTS = 1000
+SEEDS = 2
+SIDE = 512
+LOADS = 9
+CONTENTS = 40
+
+PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
+def main() -> None:
+    """Measure and print JSON."""
+    with progress() as start, tempfile.TemporaryDirectory() as folder:
+        figures = measure(Path(folder), start)
+    print_json(figures)
+
+
+def measure(folder: Path, start: Start) -> dict[str, Any]:
+    """All figures."""
+    store = Store.create(folder / "run", {"settings": {}, "guidance": 7.5, "weights": "0" * 64, "index": ["tiles", 9]})
+    store.about["versions"] = {}
+    (store.folder / "calibration.safetensors").write_bytes((BUNDLE / "calibration.safetensors").read_bytes())
+    found = outcome(store)
+    figures: dict[str, Any] = {"prompts": PROMPTS, "images": PROMPTS * SEEDS}
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        figures["chromium"] = browser.version
+        for name, embed in (("left_out", False), ("embedded", True)):
+            begun = time.perf_counter()
+            page = html(found, store, embed_images=embed, training=store.folder)
+            written = time.perf_counter() - begun
+            file = folder / f"{name}.html"
+            file.write_text(page, encoding="utf-8")
+            tell, loads = start(name, LOADS), []
+            for number in range(LOADS):
+                loads.append(opened(browser, file))
+                tell(number + 1)
+            figures[name] = {key: statistics.median(load[key] for load in loads) for key in loads[0]}
+            figures[name] |= {
+                "loads": [load["seconds_to_interactive"] for load in loads],
+                "seconds_to_write": written,
+                "bytes": file.stat().st_size,
+            }
+        browser.close()
+    return figures
+
+
+def opened(browser: Browser, file: Path) -> dict[str, float]:
+    """Seconds of one load."""
+    context = browser.new_context()
+    page = context.new_page()
+    metrics = context.new_cdp_session(page)
+    metrics.send("Performance.enable", {"timeDomain": "threadTicks"})
+    begun = time.perf_counter()
+    page.goto(file.as_uri(), wait_until="commit")
+    page.locator("#count", has_text="prompts").wait_for()
+    page.keyboard.press("j")
+    page.evaluate(PAINTED)
+    listening = time.perf_counter()
+    used = {each["name"]: each["value"] for each in metrics.send("Performance.getMetrics")["metrics"]}
+    pressed = time.perf_counter()
+    page.keyboard.press("Enter")
+    page.locator("tbody:focus-within.open .image").nth(SEEDS - 1).wait_for()
+    page.evaluate(PAINTED)
+    shown = time.perf_counter()
+    page.wait_for_load_state("load")
+    read = time.perf_counter()
+    context.close()
+    return {
+        "seconds_to_interactive": listening - begun,
+        "cpu_seconds_to_interactive": used["TaskDuration"],
+        "seconds_to_open": shown - pressed,
+        "seconds_to_read": read - begun,
+    }
+
+
+def outcome(store: Store) -> Outcome:
+    """A made-up run, in which everything is found."""
+    generator = np.random.default_rng(0)
+    prompts = [
+        Judged(f"a painting of subject {number}", Level.confirmed, list(images(store, number, generator)))
+        for number in range(PROMPTS)
+    ]
+    settings = Settings(model="made up", prompts=Path("prompts.txt"), images_per_prompt=SEEDS)
+    decision = gate([each.level for each in prompts], Level.corroborated, 0)
+    return Outcome(store.about, settings, "drift", 0.01, prompts, decision)
+
+
+def images(store: Store, number: int, generator: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Rows of evidence on one prompt."""
+    evaluations = Calibration.load(store.folder / "calibration.safetensors").null["drift"].shape[1]
+    for seed in range(SEEDS):
+        made, other, training = (picture(store, f"{number}-{seed}-{kind}") for kind in ("made", "other", "training"))
+        heat = generator.random((64, 64))
+        yield {
+            **{norm.name: generator.uniform(1, 2, evaluations).tolist() for norm in fields(Norms)},
+            **dict.fromkeys(("matched_whole", "matched_region", "region", "repeated"), True),
+            **dict.fromkeys(("region_path", "region_relative")),
+            "seed": seed,
+            "level": "confirmed",
+            "score": 5 + generator.random(),
+            "p_value": 0.004,
+            "map": heat.tolist(),
+            "mask": (heat > 0.7).tolist(),
+            "fraction": 0.3,
+            "image": made,
+            "instead": other,
+            "action": "mitigated",
+            "dropped": ["subject"],
+            "reason": "made up",
+            "whole_path": training,
+            "whole_relative": 0.5,
+        }
+
+
+def picture(store: Store, name: str) -> str:
+    """A file of its own of one of a few pictures."""
+    path = store.folder / f"{name}.jpg"
+    path.write_bytes(jpeg(sum(name.encode()) % CONTENTS))
+    return path.name
+
+
+@cache
+def jpeg(number: int) -> bytes:
+    """Blots with a little grain, about as hard to compress as a photograph."""
+    generator = np.random.default_rng(number)
+    blots = Image.fromarray(generator.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    grain = generator.normal(0, 6, (SIDE, SIDE, 3))
+    pixels = np.clip(np.asarray(blots.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) + grain, 0, 255)
+    made = BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(made, "JPEG", quality=90)
+    return made.getvalue()
+
+
+if __name__ == "__main__":
+    main()
