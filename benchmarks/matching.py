@@ -135,7 +135,7 @@ def compared(
             "seconds": {"value": statistics.median(seconds), "least": min(seconds), "greatest": max(seconds)},
             f"seconds_each_of_{BATCH}": (time.perf_counter() - began) / BATCH,
         }
-        reproduced[kind] = torch.cat([each.reproduced for each in found])
+        reproduced[kind] = torch.cat([each.reproduced() for each in found])
         usual[kind] = index.search(pictures, masks=masks, k=51).distances[:, 1:].mean(dim=1)
     longer = usual["candidates"] / usual["exact"]
     alike = reproduced["candidates"] == reproduced["exact"]

@@ -50,6 +50,7 @@ LARGE_STEPS = 3
 EMBEDS = torch.zeros(1, 77, 768)
 """What the large model reads; it has no text encoder."""
 PROFILED_CALLS = 10
+LARGE_PROFILED_CALLS = 2
 
 
 def main() -> None:
@@ -81,7 +82,7 @@ def measure(start: Start) -> dict[str, Any]:
         published,
         start("corrected", CORRECTED_ROUNDS),
     )
-    figures["where"] = where(call, guards["observe"])
+    figures["where"] = where(call, guards["observe"], PROFILED_CALLS)
     figures["peak_extra_bytes"] = {
         str(steps): peak_extra_bytes(
             partial(generated, pipe, ORDINARY, manifest.guidance, steps),
@@ -100,9 +101,11 @@ def measure(start: Start) -> dict[str, Any]:
             output_type="latent",
         )
 
+    observing = Guard(large, large_calibration)
     figures["overhead_sd14_size"] = overhead(
-        big, Guard(large, large_calibration), LARGE_ROUNDS, start("SD 1.4's size, observe", LARGE_ROUNDS)
+        big, observing, LARGE_ROUNDS, start("SD 1.4's size, observe", LARGE_ROUNDS)
     )
+    figures["where_sd14_size"] = where(big, observing, LARGE_PROFILED_CALLS)
     return {**figures, "threads": torch.get_num_threads()}
 
 
@@ -158,8 +161,8 @@ def median(values: np.ndarray) -> dict[str, float]:
     return {"value": float(np.median(values)), "low": float(low), "high": float(high)}
 
 
-def where(call: Callable[[], None], guarding: Guard) -> dict[str, float]:
-    """Seconds of a guarded call by part, medians over some calls."""
+def where(call: Callable[[], None], guarding: Guard, calls: int) -> dict[str, float]:
+    """Seconds of a guarded call by part, medians over calls, and the parts' `share` of the call."""
     seconds: defaultdict[str, float] = defaultdict(float)
 
     def clocked(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,17 +183,18 @@ def where(call: Callable[[], None], guarding: Guard) -> dict[str, float]:
         "judging": (Judge, "__call__"),
         "solver": (guarding.pipe.scheduler, "step"),
     }
-    calls = []
+    profiles = []
     with ExitStack() as stack:
         for part, (owner, name) in parts.items():
             stack.enter_context(patch.object(owner, name, clocked(part, getattr(owner, name))))
         stack.enter_context(guarding)
-        for _ in range(PROFILED_CALLS):
+        for _ in range(calls):
             seconds.clear()
-            call()
-            # the solver's own step is not the guard's
-            calls.append({**seconds, "step": seconds["step"] - seconds["solver"]})
-    return {part: statistics.median(each[part] for each in calls) for part in parts if part != "solver"}
+            clocked("call", call)()
+            profile = {part: seconds[part] for part in parts}
+            profile["step"] -= profile.pop("solver")  # which is not the guard's
+            profiles.append({**profile, "share": sum(profile.values()) / seconds["call"]})
+    return {part: statistics.median(each[part] for each in profiles) for part in profiles[0]}
 
 
 def peak_extra_bytes(call: Callable[[], None], guarding: Guard) -> int:

@@ -1,6 +1,7 @@
 """Noise schedules: the map from a timestep t to (α, σ) in x_t = α·x_0 + σ·ε."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -32,15 +33,19 @@ class VariancePreserving:
 
     def __call__(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """(α, σ) at timesteps 0 ≤ t ≤ T − 1."""
-        # a schedule with zero terminal signal-to-noise ratio has ᾱ = 0 at its end
-        bars = self.alphas_cumprod.detach().to("cpu", torch.float64).clamp_min(1e-20)
-        at = torch.as_tensor(t).detach().to("cpu", torch.float64).clamp(0, len(bars) - 1)
-        log_ratio = 0.5 * ((1 - bars) / bars).log()
+        at = torch.as_tensor(t).detach().to("cpu", torch.float64).clamp(0, len(self._log_ratio) - 1)
         low = at.floor().long()
         high = at.ceil().long()
-        ratio = torch.lerp(log_ratio[low], log_ratio[high], at - low).exp()
+        ratio = torch.lerp(self._log_ratio[low], self._log_ratio[high], at - low).exp()
         alpha = (1 + ratio**2).rsqrt()
         return alpha, ratio * alpha
+
+    @cached_property
+    def _log_ratio(self) -> Tensor:
+        """log(σ/α) of every trained timestep, which each evaluation asks for."""
+        # a schedule with zero terminal signal-to-noise ratio has ᾱ = 0 at its end
+        bars = self.alphas_cumprod.detach().to("cpu", torch.float64).clamp_min(1e-20)
+        return 0.5 * ((1 - bars) / bars).log()
 
 
 @dataclass(frozen=True)

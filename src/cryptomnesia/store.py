@@ -85,10 +85,11 @@ class Store:
                 if not (folder / "run.json").exists():
                     _write(folder / "run.json", json.dumps({"format": FORMAT, "about": about}, indent=2).encode())
         store = cls(folder)
+        now, there = _flat(about), _flat(store.about)
         apart = [
-            f"{key} is {_short(about.get(key))}, there {_short(store.about.get(key))}"
-            for key in sorted(about.keys() | store.about.keys())
-            if about.get(key) != store.about.get(key)
+            f"{key} is {_short(now.get(key))}, there {_short(there.get(key))}"
+            for key in sorted(now.keys() | there.keys())
+            if now.get(key) != there.get(key)
         ]
         if apart:
             raise UsageError(f"{folder} holds another run: {'; '.join(apart)}; give another folder")
@@ -199,6 +200,14 @@ def _write(path: Path, content: bytes) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the levels between: `settings` → `steps` becomes `steps`."""
+    flat: dict[str, Any] = {}
+    for key, value in about.items():
+        flat |= _flat(value) if isinstance(value, Mapping) else {key: value}
+    return flat
 
 
 def _short(value: Any) -> str:

@@ -82,6 +82,8 @@ def varied(found):
         "mask": corner,
         "region_path": "near.png",
         "region_relative": 0.4,
+        "region_p": 0.01,
+        "matched_region": True,
         "action": "mitigated",
         "dropped": ["tree"],
         "reason": "without tree p = 0.8",

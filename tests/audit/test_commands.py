@@ -71,6 +71,19 @@ def test_a_run_of_a_newer_version_is_refused(cryptomnesia, run):
         assert "has run format 2, this version reads up to 1; update cryptomnesia" in said
 
 
+def test_a_run_can_be_reported_under_another_gate_and_into_a_file(cryptomnesia, run, tmp_path):
+    gate = json.loads(cryptomnesia("report", run, "--format", "json")[1])["gate"]
+    code, out, _ = cryptomnesia("report", run, "--format", "json", "--fail-on", "suspected", "--max-rate", 0.9)
+    other = json.loads(out)["gate"]
+    assert code == 0
+    assert (other["fail_on"], other["limit"]) == ("suspected", 0.9)
+    assert (gate["fail_on"], gate["limit"]) == ("corroborated", 0)
+    code, _, said = cryptomnesia("report", run, "--fail-on", "confirmed")
+    assert (code, "nothing can be confirmed without training images" in said) == (2, True)
+    assert cryptomnesia("report", run, "-o", tmp_path / "table.txt")[0] == 0
+    assert "a green ring" in (tmp_path / "table.txt").read_text(encoding="utf-8")
+
+
 def test_a_run_is_reported_rescored_and_compared(cryptomnesia, run, audited):
     code, out, _ = cryptomnesia("report", run)
     assert code == 0

@@ -124,6 +124,7 @@ def test_scores_can_be_made_anew_from_what_was_stored(audit_folder, audited, tmp
         ({"rate": 0.001}, "102 reference prompts leave 68 for the null, a rate of 0.001 needs 999; give 1499 or more"),
         ({"prompts": "references.txt"}, "102 prompts are references as well, 'a red circle 0' for one; take them out"),
         ({"training_images": "few"}, "the index holds 3 pictures, too few to tell"),
+        ({"training_images": ".."}, "is among the training images, which would match it; give another folder"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_run_is_begun(audit_folder, tmp_path, more, message):
@@ -144,9 +145,10 @@ def test_an_unfinished_run_has_no_outcome(audit_folder, audited, tmp_path):
 
 def test_the_cost_is_told_beforehand(audit_folder):
     cost = estimate(settings(audit_folder, images_per_prompt=5))
-    assert (cost.images, cost.references, cost.evaluations) == (15, 102, 117 * 3)
+    # every reference has a map of 32 probes too
+    assert (cost.images, cost.references, cost.evaluations) == (15, 102, 117 * 3 + 102 * 32)
     assert cost.seconds > 0
-    assert "15 images and 102 references: 351 denoiser evaluations" in str(cost)
+    assert "15 images and 102 references: 3,615 denoiser evaluations" in str(cost)
     assert asdict(cost)["flagged_evaluations"] > 32
 
 
@@ -158,19 +160,34 @@ def test_pictures_of_a_prompt_repeat_each_other_where_they_agree_inside_the_regi
     right = torch.zeros(8, 8, dtype=torch.bool)
     right[:, 4:] = True
     everywhere = torch.ones(8, 8, dtype=torch.bool)
-    assert repeated(prompts, pictures, {0: right, 1: right, 2: right, 3: right}) == {0, 1}
-    assert repeated(prompts, pictures, {0: everywhere, 1: everywhere}) == set()
-    assert repeated(prompts, pictures, {0: right, 1: ~right}) == set()
+    assert repeated(prompts, pictures, {0: right, 1: right, 2: right, 3: right}, rate=0.05) == {0, 1}
+    assert repeated(prompts, pictures, {0: everywhere, 1: everywhere}, rate=0.05) == set()
+    assert repeated(prompts, pictures, {0: right, 1: ~right}, rate=0.05) == set()
+    # 37 other prompts cannot support a rate of 0.01, and where the others are as much alike it says nothing
+    assert repeated(prompts, pictures, {0: right, 1: right}, rate=0.01) == set()
+    plain = [picture.clone() for picture in pictures]
+    for number in range(2, 20):
+        plain[number][:, :, 16:] = plain[0][:, :, 16:]
+    assert repeated(prompts, plain, {0: right, 1: right}, rate=0.05) == set()
 
 
 def test_levels_follow_from_the_signals(audit_folder, audited, tmp_path):
-    rows = audited.rows("images")[:4]
+    rows = audited.rows("images")
     store = running.Store.create(tmp_path / "levels", audited.about)
     for name in ("calibration.safetensors", "maps.safetensors"):
         (store.folder / name).write_bytes((audited.folder / name).read_bytes())
-    for row, (mean_p, whole) in zip(rows, [(None, None), (0.001, None), (0.9, 0.5), (None, 1.5)], strict=True):
-        row |= {"image": str(audited.folder / row["image"]), "mean_p": mean_p, "mask": None, "whole_relative": whole}
+    known = [
+        ((None, None, None, None), Level.suspected),
+        ((0.001, None, None, None), Level.corroborated),
+        ((0.9, 0.0, None, None), Level.confirmed),
+        ((None, 1.5, 0.5, 0.01), Level.confirmed),
+        ((None, 1.5, 0.5, 0.995), Level.suspected),
+        ((None, 1.5, 1.5, 1.0), Level.suspected),
+    ]
+    for row, ((mean_p, whole, region, p), _) in zip(rows, known, strict=True):
+        row |= {"image": str(audited.folder / row["image"]), "mean_p": mean_p, "mask": None}
+        row |= {"whole_path": None if whole is None else "a.png", "whole_relative": whole}
+        row |= {"region_path": None if region is None else "a.png", "region_relative": region, "region_p": p}
     store.write("images", 0, rows)
     score(store, rate=0.99)
-    levels = [Level[row["level"]] for row in store.rows("scores")]
-    assert levels == [Level.suspected, Level.corroborated, Level.confirmed, Level.suspected]
+    assert [Level[row["level"]] for row in store.rows("scores")] == [level for _, level in known]

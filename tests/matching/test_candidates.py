@@ -91,7 +91,7 @@ def test_a_match_is_that_of_the_exact_search(large):
     queries = torch.cat([near_copies()[:5], some_pictures(5, 3)])
     brute, found = (index.match(queries) for index in (exact, ImageIndex(folder, Tiles())))
     assert found.paths[:5] == brute.paths[:5]
-    assert found.reproduced.tolist() == brute.reproduced.tolist() == [True] * 5 + [False] * 5
+    assert found.reproduced().tolist() == brute.reproduced().tolist() == [True] * 5 + [False] * 5
     nothing = ImageIndex(folder, Tiles()).match(queries[:1], masks=torch.zeros(1, 8, 8))
     assert nothing.distances.isinf().all()
 

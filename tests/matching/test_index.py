@@ -12,6 +12,7 @@ from PIL import Image
 
 from cryptomnesia import UsageError, cli
 from cryptomnesia.matching import ImageIndex, Tiles, square
+from cryptomnesia.proving_ground.scenes import Description, Draws, Scene
 
 
 def save(path, picture):
@@ -70,12 +71,13 @@ def test_a_match_is_nearer_than_pictures_usually_are(pictures, tmp_path):
     other = torch.rand(3, 64, 64, generator=rng)
     found = index.match(torch.stack([near, other]))
     assert tensor(pictures / found.paths[0]).equal(tensor(pictures / "02.png"))
-    assert found.reproduced.tolist() == [True, False]
+    assert found.reproduced().tolist() == [True, False]
+    assert found.p_values.isnan().all()
     assert found.relative[0] < 0.2
     assert 1 < found.relative[1] <= 2
     sliver = torch.zeros(2, 64, 64)
     sliver[:, :4, :4] = 1
-    assert not index.match(torch.stack([near, other]), masks=sliver).reproduced.any()
+    assert not index.match(torch.stack([near, other]), masks=sliver).reproduced().any()
 
 
 def test_a_mask_finds_what_the_whole_picture_does_not(pictures, tmp_path):
@@ -89,6 +91,38 @@ def test_a_mask_finds_what_the_whole_picture_does_not(pictures, tmp_path):
     assert inside.distances.item() < 0.002
     assert index.paths[inside.positions.item()] == "01.png"
     assert whole.distances.item() > 0.3
+
+
+def scenes(first, count):
+    """Pictures of plain scenes, no two the same."""
+    for number in range(first, first + count):
+        draws = Draws(0, 99, number)
+        yield torch.from_numpy(Scene.draw(draws, Description.draw(draws)).pixels()).permute(2, 0, 1).float() / 255
+
+
+def test_plain_corners_are_no_match(tmp_path):
+    for number, scene in enumerate(scenes(0, 300)):
+        save(tmp_path / "pictures" / f"{number:03}.png", scene.permute(1, 2, 0).numpy())
+    template = next(scenes(900, 1))
+    for copy in range(20):  # whole copies say nothing of what comes by chance
+        save(tmp_path / "pictures" / f"copy-{copy:02}.png", template.permute(1, 2, 0).numpy())
+    index = ImageIndex.build(tmp_path / "pictures", tmp_path / "index", Tiles())
+    queries = torch.stack(list(scenes(1000, 100)))
+    corner, half = torch.zeros(2, 64, 64)
+    corner[:16, :16] = 1
+    half[:, 32:] = 1
+    for mask, chance in ((corner, 0.3), (half, 0.03)):
+        found = index.match(queries, masks=mask.expand(100, -1, -1))
+        assert (found.relative <= 1).float().mean() >= chance
+        assert found.reproduced(0.05).float().mean() <= 0.1
+        assert ((found.p_values == 1) == (found.relative > 1)).all()
+    free = torch.stack([template, *queries[:3]])
+    free[0, :, :, :32] = queries[0, :, :, :32]
+    found = index.match(free, masks=half.expand(4, -1, -1))
+    assert found.reproduced().tolist() == [True, False, False, False]
+    assert found.paths[0].startswith("copy")
+    assert found.p_values[0] == pytest.approx(0.01)
+    assert index.match(free[:1], masks=half[None], null=19).p_values[0] == pytest.approx(0.05)
 
 
 def test_an_empty_mask_matches_nothing(pictures, tmp_path):
@@ -199,6 +233,21 @@ def test_files_that_lie_about_what_they_are_do_no_harm(pictures, tmp_path):
     assert set(index.skipped) == {"bomb.png", "cut.png"}
     assert "DecompressionBombError" in index.skipped["bomb.png"]
     assert "truncated" in index.skipped["cut.png"]
+
+
+def test_content_that_pillow_would_run_a_program_for_is_skipped(pictures, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "page.eps")
+    (pictures / "page.png").write_bytes((tmp_path / "page.eps").read_bytes())
+    index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
+    assert index.skipped.keys() == {"page.png"}
+
+
+def test_names_that_are_no_text_are_kept(pictures, tmp_path):
+    (pictures / "01.png").rename(pictures / os.fsdecode(b"caf\xe9.png"))
+    index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
+    found = ImageIndex(tmp_path / "index", Tiles()).match(tensor(pictures / os.fsdecode(b"caf\xe9.png"))[None])
+    assert os.fsencode(found.paths[0]) == b"caf\xe9.png"
+    assert len(index) == 40
 
 
 def test_links_inside_lead_to_no_picture_twice_and_circles_end(pictures, tmp_path):

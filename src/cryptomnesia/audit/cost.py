@@ -55,14 +55,16 @@ def estimate(settings: Settings) -> Cost:
     planned, seconds, picture = _measured(setup, min(settings.batch_size, len(units)))
     probes = getattr(getattr(setup.method.localizer, "estimator", None), "probes", 1)
     words = sum(len(set(prompt.split())) for prompt in setup.prompts) / len(setup.prompts)
-    # a probe of the map goes through one branch at a time, and the searched words are tried for a few steps
+    # the searched words are tried for a few steps
+    # every reference gets a map
+    evaluations = len(units) * planned + references * (planned + probes)
     flagged = probes + (round(planned + 2 * words) if settings.mitigate else 0)
     return Cost(
         images=len(units),
         references=references,
-        evaluations=(len(units) + references) * planned,
+        evaluations=evaluations,
         flagged_evaluations=flagged,
-        seconds=(len(units) + references) * planned * seconds,
+        seconds=evaluations * seconds,
         flagged_seconds=flagged * seconds,
         bytes=len(units) * (picture + _ROW) + references * _ROW,
     )

@@ -4,6 +4,7 @@ It knows nothing of the run directory but how to keep a picture, so it can run a
 """
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -79,39 +80,55 @@ class Examiner:
             )
         )
         images = torch.stack([each.image for each in found])
-        whole = None if self.index is None else self.index.match(images)
         reference = self.maps.references[self.method.name]
-        rows = []
-        for number, each in enumerate(found):
-            row = {
+        masks = [None if each.map is None else reference.mask(each.map[None], rate=self.pixel_rate) for each in found]
+        matches = self._matches(images, [None if mask is None else mask.pixels[0] for mask in masks])
+        return [
+            {
                 "prompt": each.prompt,
                 "seed": each.seed,
                 "flagged": each.flagged,
                 **signals(each.norms),
                 "image": keep(png(each.image), ".png"),
-                **_match("whole", whole, number),
+                **_map(each.map, mask),
+                **match,
+                **_remedy(each, keep),
             }
-            mask = None if each.map is None else reference.mask(each.map[None], rate=self.pixel_rate)
-            rows.append(row | self._map(each, mask) | _remedy(each, keep))
+            for each, mask, match in zip(found, masks, matches, strict=True)
+        ]
+
+    def _matches(self, images: Tensor, masks: Sequence[Tensor | None]) -> list[dict[str, Any]]:
+        """The training images nearest to each of B images; inside its mask where the whole one is none of them."""
+        if self.index is None:
+            return [NO_MATCH for _ in masks]
+        whole = self.index.match(images)
+        rows = [NO_MATCH | _match("whole", whole, row) for row in range(len(masks))]
+        # only tiles belong to a place; an embedding is of the whole picture
+        local = isinstance(self.index.descriptor, Tiles)
+        left = {
+            row: mask
+            for row, mask in enumerate(masks)
+            if local and mask is not None and mask.any() and not whole.reproduced()[row]
+        }
+        if left:
+            null = math.ceil(1 / self.rate) - 1
+            inside = self.index.match(images[list(left)], masks=torch.stack(list(left.values())), null=null)
+            for number, row in enumerate(left):
+                rows[row] |= _match("region", inside, number) | {"region_p": inside.p_values[number].item()}
         return rows
 
-    def _map(self, found: Finding, mask: Mask | None) -> dict[str, Any]:
-        """What the map of a flagged image says, and which training image is inside it."""
-        if found.map is None or mask is None:
-            return dict.fromkeys(("map", "mask", "fraction", "fraction_p", "mean_p")) | _match("region")
-        inside = None
-        # only tiles belong to a place; an embedding is of the whole picture
-        local = self.index is not None and isinstance(self.index.descriptor, Tiles)
-        if self.index is not None and local and mask.pixels.any():
-            inside = self.index.match(found.image[None], masks=mask.pixels)
-        return {
-            "map": found.map.tolist(),
-            "mask": mask.pixels[0].tolist(),
-            "fraction": mask.fraction.item(),
-            "fraction_p": mask.p_value.item(),
-            "mean_p": mask.mean_p_value.item(),
-            **_match("region", inside),
-        }
+
+def _map(found: Tensor | None, mask: Mask | None) -> dict[str, Any]:
+    """What the map of a flagged image says."""
+    if found is None or mask is None:
+        return dict.fromkeys(("map", "mask", "fraction", "fraction_p", "mean_p"))
+    return {
+        "map": found.tolist(),
+        "mask": mask.pixels[0].tolist(),
+        "fraction": mask.fraction.item(),
+        "fraction_p": mask.p_value.item(),
+        "mean_p": mask.mean_p_value.item(),
+    }
 
 
 def _remedy(found: Finding, keep: Keep) -> dict[str, Any]:
@@ -145,10 +162,16 @@ def trajectory_of(rows: Sequence[dict[str, Any]]) -> Trajectory:
     return Trajectory(tuple(map(float, range(evaluations))), norms, {}, torch.empty(len(rows), 0), complete=True)
 
 
-def _match(name: str, found: Matches | None = None, number: int = 0) -> dict[str, Any]:
-    """The training image that was found, under `name`."""
-    keys = (f"{name}_path", f"{name}_distance", f"{name}_relative")
-    if found is None:
-        return dict.fromkeys(keys)
-    values = (found.paths[number], found.distances[number].item(), found.relative[number].item())
-    return dict(zip(keys, values, strict=True))
+NO_MATCH: dict[str, Any] = dict.fromkeys(
+    [f"{place}_{what}" for place in ("whole", "region") for what in ("path", "distance", "relative")] + ["region_p"]
+)
+
+
+def _match(place: str, found: Matches, number: int) -> dict[str, Any]:
+    """The training image that was found."""
+    return {
+        # not every file name is text
+        f"{place}_path": found.paths[number].encode(errors="surrogateescape").decode(errors="replace"),
+        f"{place}_distance": found.distances[number].item(),
+        f"{place}_relative": found.relative[number].item(),
+    }

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from cryptomnesia.audit.settings import Settings
+from cryptomnesia.audit.settings import Settings, resolve
 from cryptomnesia.errors import UsageError
 from cryptomnesia.evidence import Gate, Level, gate
 from cryptomnesia.store import Store, batch_count
@@ -111,9 +111,10 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
         max_rate: share of prompts that may reach it, likewise.
 
     Raises:
-        UsageError: for a run that is not finished.
+        UsageError: for a run that is not finished, or a level or share that cannot be.
     """
-    settings = Settings(**store.about["settings"])
+    given = {name: value for name, value in (("fail_on", fail_on), ("max_rate", max_rate)) if value is not None}
+    settings = resolve(store.about["settings"] | given, environment={})
     size = batch_count(len(store.about["prompts"]) * settings.images_per_prompt, settings.batch_size)
     if store.done("images") < size or not store.done("scores"):
         raise UsageError(
@@ -132,8 +133,8 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
         judged.append(Judged(prompt, max(Level[row["level"]] for row in images), images))
     judged.sort(key=lambda each: (-each.level, _worst(each.images[0])))
     levels = [each.level for each in judged]
-    limit = settings.max_rate if max_rate is None else max_rate
-    decision = gate(levels, Level[fail_on or settings.fail_on], limit, unsure=[each.unsure for each in judged])
+    unsure = [each.unsure for each in judged]
+    decision = gate(levels, Level[settings.fail_on], settings.max_rate, unsure=unsure)
     return Outcome(store.about, settings, scores[0]["detector"], scores[0]["rate"], judged, decision)
 
 

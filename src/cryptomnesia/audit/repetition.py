@@ -2,7 +2,9 @@
 
 Two images of a prompt repeat each other when they agree inside their common memorized region better than pictures
 usually agree there: their distance is at most half the mean distance to the 50 nearest pictures of other prompts, the
-rule by which a picture is matched to a training image (`cryptomnesia.matching`).
+rule by which a picture is matched to a training image (`cryptomnesia.matching`), and so small that of pictures of other
+prompts at most a share `rate` come as near. That they share a caption makes them alike too, which no picture of another
+prompt can tell: so this is a second signal beside a score, never evidence of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +20,16 @@ from cryptomnesia.matching.index import NEAREST, USUAL
 _OTHERS = 1000
 
 
-def repeated(prompts: Sequence[str], pictures: Sequence[Tensor], masks: Mapping[int, Tensor]) -> set[int]:
+def repeated(
+    prompts: Sequence[str], pictures: Sequence[Tensor], masks: Mapping[int, Tensor], *, rate: float = 0.01
+) -> set[int]:
     """The images that another one of the same prompt repeats.
 
     Args:
         prompts: of n images.
         pictures: (3, H, W) in [0, 1], n of them; squares of 32 pixels are enough.
         masks: memorized region (h, w) bool of those images that have one.
+        rate: share of other prompts that may come as near; fewer than 1/rate of them can support none.
     """
     tiles = Tiles()
     described = tiles.describe(torch.stack([square(each, tiles.side) for each in pictures]))
@@ -43,6 +48,7 @@ def repeated(prompts: Sequence[str], pictures: Sequence[Tensor], masks: Mapping[
             squares = (weights * (described[[other, *others]] - described[one]) ** 2).sum(dim=2)
             distances = (squares / weights.sum(dim=1).clamp_min(1e-12)).amax(dim=1).sqrt()
             usual = distances[1:].sort().values[:NEAREST].mean()
-            if distances[0] <= USUAL * usual:
+            p = (1 + (distances[1:] <= distances[0]).sum()) / len(distances)
+            if distances[0] <= USUAL * usual and p <= rate:
                 found |= {one, other}
     return found

@@ -90,6 +90,8 @@ class Setup:
         if settings.index is not None:
             index = ImageIndex(settings.index, descriptor)
         elif settings.training_images is not None and folder is not None:
+            if folder.resolve().is_relative_to(settings.training_images.resolve()):
+                raise UsageError(f"{folder} is among the training images, which would match it; give another folder")
             index = ImageIndex.build(
                 settings.training_images, folder / "index", descriptor, progress=partial(tell or _silent, "index")
             )
@@ -312,15 +314,15 @@ def score(store: Store, *, detector: str | None = None, rate: float | None = Non
             row |= {f"{name}_score": value, f"{name}_p": p}
     masks = {number: torch.tensor(row["mask"]) for number, row in enumerate(rows) if row["mask"]}
     pictures = [_small(store.folder / row["image"]) for row in rows]
-    again = repeated([row["prompt"] for row in rows], pictures, masks)
+    again = repeated([row["prompt"] for row in rows], pictures, masks, rate=rate)
     for number, (row, own) in enumerate(zip(rows, scored, strict=True)):
         second = {
             "region": row["mean_p"] is not None and row["mean_p"] <= rate,
             "repeated": number in again,
         }
         matched = {
-            place: row[f"{place}_relative"] is not None and row[f"{place}_relative"] <= 1
-            for place in ("whole", "region")
+            "whole": row["whole_path"] is not None and row["whole_relative"] <= 1,
+            "region": row["region_path"] is not None and row["region_relative"] <= 1 and row["region_p"] <= rate,
         }
         level = Level.of(own[f"{detector}_p"], rate, corroborated=any(second.values()), confirmed=any(matched.values()))
         signals_ = {**second, **{f"matched_{place}": hit for place, hit in matched.items()}}

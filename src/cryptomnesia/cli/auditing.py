@@ -1,7 +1,9 @@
 """`audit`, `report`, `rescore`, `compare`: a model and a prompt set in, evidence out."""
 
 import json
+from contextlib import redirect_stdout
 from importlib.resources import files
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +54,12 @@ def audit(
     maps: Annotated[Path | None, typer.Option(help="Instead of references: made by `calibrate-maps`.")] = None,
     detector: Annotated[str | None, typer.Option(help="Whose score is a suspicion; drift by default.")] = None,
     rate: Annotated[float | None, typer.Option(help="False-positive rate at which it is; 0.01 by default.")] = None,
+    heat: Annotated[
+        str | None, typer.Option("--map", help="Of flagged images; curvature-difference by default.")
+    ] = None,
+    pixel_rate: Annotated[
+        float | None, typer.Option(help="Share of ordinary pixels above a mask's threshold; PIXELRATE by default.")
+    ] = None,
     mitigate: Annotated[bool | None, typer.Option(help="Try the mitigation on flagged images.")] = None,
     index: Annotated[Path | None, typer.Option(help="Training images, made searchable by `index build`.")] = None,
     training_images: Annotated[
@@ -96,6 +104,8 @@ def audit(
         "maps": maps,
         "detector": detector,
         "rate": rate,
+        "map": heat,
+        "pixel_rate": pixel_rate,
         "mitigate": mitigate,
         "index": index,
         "training_images": training_images,
@@ -128,6 +138,10 @@ def report(
         ),
     ] = "table",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file, instead of standard output.")] = None,
+    fail_on: Annotated[
+        str | None, typer.Option(help="Judge the gate by another level of evidence than the run did.")
+    ] = None,
+    max_rate: Annotated[float | None, typer.Option(help="Likewise, by another share of prompts.")] = None,
     embed_images: Annotated[
         bool, typer.Option(help="Put pictures into the HTML; they may be what was memorized.")
     ] = False,
@@ -140,8 +154,8 @@ def report(
     from cryptomnesia.store import Store
 
     store = Store(run)
-    found = outcome(store)
-    if kind == "table":
+    found = outcome(store, fail_on=fail_on, max_rate=max_rate)
+    if kind == "table" and output is None:
         print_outcome(found)
         return
     text = _report(kind, found, store, embed_images, training_images)
@@ -195,6 +209,10 @@ def _report(kind: str, found: "Outcome", store: "Store", embed_images: bool, tra
     from cryptomnesia.report.markdown import answers, model_card
     from cryptomnesia.report.sarif import sarif
 
+    if kind == "table":
+        with redirect_stdout(StringIO()) as table:
+            print_outcome(found)
+        return table.getvalue().rstrip()
     if kind == "html":
         return html(found, store, embed_images=embed_images, training=training)
     if kind == "schema":

@@ -28,6 +28,9 @@ FORMAT = 1
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """What counts as a picture."""
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""What is in such files. Pillow goes by their content, and knows formats that make it run other programs."""
+
 Progress = Callable[[int, int], None]
 """Called with the number of pictures done and their total; of an index with candidates all are done twice."""
 
@@ -52,6 +55,10 @@ USUAL = 0.5
 """Share of the usual distance within which a picture is a copy (their α)."""
 
 
+NULL = 99
+"""Pictures of the index that say how often a match under a mask comes by chance; enough for a rate of 1%."""
+
+
 @dataclass(frozen=True)
 class Matches:
     """The nearest picture of each of B queries, and whether it is nearer than pictures usually are.
@@ -62,16 +69,19 @@ class Matches:
         relative: (B,): the distance over `USUAL` times the mean distance of the `NEAREST` next pictures that are no
             copies of the nearest one. At most 1: the query reproduces it. ∞ where the index holds fewer than 10 such.
             Next ones that candidates leave out make it too small; benchmarks/matching.py measures by how much.
+        p_values: (B,): of queries under a mask, how usual so small a `relative` is for pictures of the index
+            under the same mask, (1 + #{null ≤ relative})/(n + 1) for n pictures; 1 where `relative` exceeds 1, NaN
+            without masks.
     """
 
     paths: list[str]
     distances: Tensor
     relative: Tensor
+    p_values: Tensor
 
-    @property
-    def reproduced(self) -> Tensor:
-        """Whether each query reproduces its nearest picture, (B,) bool."""
-        return self.relative <= 1
+    def reproduced(self, rate: float = 0.01) -> Tensor:
+        """Whether each query reproduces its nearest picture, under a mask at that false-positive rate, (B,) bool."""
+        return (self.relative <= 1) & ~(self.p_values > rate)
 
 
 class ImageIndex:
@@ -161,7 +171,76 @@ class ImageIndex:
                 tiles of which at least half is.
             k: neighbours; fewer are found in a smaller index.
         """
+        return self._nearest(*self._described(pictures, masks), k)
+
+    def match(self, pictures: Tensor, *, masks: Tensor | None = None, null: int = NULL) -> Matches:
+        """The nearest picture of each query, and whether it is reproduced.
+
+        In a space of pictures distances alone say little: plain pictures lie close to everything. So the distance to
+        the nearest is compared with those to the next ones (Carlini et al., 2023, arXiv:2301.13188). Where a training
+        image is there many times, the next ones are copies of it, and left out: those nearer to it than the query, or
+        than a quarter of its median distance to pictures from all over the index.
+
+        That rule was made for whole pictures. Under a mask little may be left to compare, a plain corner say, of which
+        any index holds many. So the same mask is laid over pictures of the index, each is compared with all that are no
+        copies of it as a whole, and what they reach by chance is the null of the query's p-value. Where more pictures
+        of the index than the wanted rate repeat each other in that very region, no p-value can be that small.
+
+        Args:
+            pictures: see `search`.
+            masks: see `search`.
+            null: pictures under every mask; all, of an index with fewer.
+        """
         own, weights = self._described(pictures, masks)
+        distances, relative, nearest = self._relative(own, weights)
+        p_values = torch.full_like(relative, torch.nan)
+        if masks is not None:
+            p_values[:] = 1
+            for row in (relative <= 1).nonzero()[:, 0].tolist():
+                some = spread(len(self), null)
+                _, chance, _ = self._relative(self._shards.at(some), weights[row].expand(len(some), -1, -1), some)
+                p_values[row] = (1 + (chance <= relative[row]).sum()) / (len(some) + 1)
+        return Matches([self.paths[each] for each in nearest.tolist()], distances, relative, p_values)
+
+    def _relative(
+        self, own: Tensor, weights: Tensor, themselves: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Distance of the nearest picture, `Matches.relative` and its place for descriptors `own` under `weights`.
+
+        Pictures of the index itself, at the places `themselves` (B,), are not compared with their copies.
+        """
+        anywhere = spread(len(self), 256)
+        everywhere = torch.ones_like(weights[0])
+        distances, relative = torch.full((2, len(own)), torch.inf)
+        nearest = torch.zeros(len(own), dtype=torch.long)
+        k, left = 4 * NEAREST, torch.arange(len(own))
+        while len(left):
+            found = self._nearest(own[left], weights[left], k)
+            short = []
+            for row, apart, positions in zip(left.tolist(), found.distances, found.positions, strict=True):
+                if themselves is not None:
+                    whole = self._apart(everywhere, own[row], positions)
+                    others = whole > self._apart(everywhere, own[row], anywhere).median() / 4
+                    others &= positions != themselves[row]
+                    apart, positions = apart[others], positions[others]
+                usual = apart[:0]
+                if len(apart) and apart[0].isfinite():
+                    distances[row], nearest[row] = apart[0], positions[0]
+                    first = self._shards.at(positions[:1])[0]
+                    copies = self._apart(weights[row], first, anywhere).median() / 4
+                    among = self._apart(weights[row], first, positions[1:])
+                    usual = apart[1:][among > apart[0].maximum(copies)][:NEAREST]
+                if len(usual) >= 10:
+                    relative[row] = apart[0] / (USUAL * usual.mean())
+                if len(usual) < NEAREST and weights[row].any():
+                    short.append(row)
+            if k >= len(self):
+                break
+            left, k = torch.tensor(short, dtype=torch.long), 4 * k
+        return distances, relative, nearest
+
+    def _nearest(self, own: Tensor, weights: Tensor, k: int) -> Neighbours:
+        """The k nearest pictures of descriptors `own` under `weights`, both (B, T, P)."""
         looked_at = max(candidates.CANDIDATES, 4 * k)
         if self._candidates is None or looked_at >= len(self):
             found = self._among_all(own, weights, k)
@@ -169,35 +248,6 @@ class ImageIndex:
             found = self._among(own, weights, k, self._candidates.nearest(own, weights, looked_at))
         found.distances[~weights.any(dim=(1, 2))] = torch.inf
         return found
-
-    def match(self, pictures: Tensor, *, masks: Tensor | None = None) -> Matches:
-        """The nearest picture of each query, and whether it is reproduced; arguments as for `search`.
-
-        In a space of pictures distances alone say little: plain pictures lie close to everything. So the distance to
-        the nearest is compared with those to the next ones (Carlini et al., 2023, arXiv:2301.13188). Where a training
-        image is there many times, the next ones are copies of it, and left out: those nearer to it than the query, or
-        than a quarter of its median distance to pictures from all over the index.
-        """
-        _, weights = self._described(pictures, masks)
-        anywhere = spread(len(self), 256)
-        k, relative = 4 * NEAREST, torch.full((len(pictures),), torch.inf)
-        while True:
-            found = self.search(pictures, masks=masks, k=k)
-            enough = True
-            for row, (distances, positions) in enumerate(zip(found.distances, found.positions, strict=True)):
-                if not distances[0].isfinite():
-                    continue
-                nearest = self._shards.at(positions[:1])[0]
-                copies = self._apart(weights[row], nearest, anywhere).median() / 4
-                apart = self._apart(weights[row], nearest, positions[1:])
-                usual = distances[1:][apart > distances[0].maximum(copies)][:NEAREST]
-                enough &= len(usual) == NEAREST
-                if len(usual) >= 10:
-                    relative[row] = distances[0] / (USUAL * usual.mean())
-            if enough or k >= len(self):
-                break
-            k *= 4
-        return Matches([self.paths[each] for each in found.positions[:, 0].tolist()], found.distances[:, 0], relative)
 
     def _among_all(self, own: Tensor, weights: Tensor, k: int) -> Neighbours:
         """The k nearest of all pictures."""
@@ -307,7 +357,7 @@ def _pictures(images: Path) -> tuple[list[str], dict[str, str]]:
 def _read(path: Path, side: int) -> Tensor | str:
     """The square picture, or why there is none."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             return square(picture, side)
     # Pillow's decoders raise whatever a broken file leads them to
     except Exception as error:

@@ -55,11 +55,11 @@ def _print(what: Table | Text) -> None:
 
 def print_regions(rows: list[Region], rate: float) -> None:
     """One line per map; masks hold a share `rate` of the pixels of ordinary pictures."""
-    table = Table(title=f"memorized regions, {rate:.1%} of ordinary pixels", title_justify="left")
+    table = Table(title=f"regions, {rate:.1%} of ordinary pixels", title_justify="left")
     table.add_column("prompt", overflow="fold")
     table.add_column("seed", justify="right")
     table.add_column("map")
-    for heading in ("mean", "p of mean", "memorized", "p"):
+    for heading in ("mean", "p of mean", "region", "p"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(

@@ -17,7 +17,6 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, ImageOps
 
-from cryptomnesia import __version__
 from cryptomnesia.audit.examiner import trajectory_of
 from cryptomnesia.audit.outcome import Judged, Outcome
 from cryptomnesia.calibrate import Calibration
@@ -31,7 +30,7 @@ SIDE = 256
 
 _REASONS = {
     "matched_whole": "the picture is nearer to a training image than pictures usually are",
-    "matched_region": "its memorized region is nearer to one of a training image than pictures usually are",
+    "matched_region": "its memorized region is nearer to one of a training image than pictures usually are there",
     "region": "its map is higher than those of ordinary pictures",
     "repeated": "another seed gives the same pixels",
 }
@@ -70,7 +69,7 @@ def html(found: Outcome, store: Store, *, embed_images: bool = False, training: 
         images=sum(len(each.images) for each in found.prompts),
         detector=found.detector,
         rate=f"{found.rate:g}",
-        version=__version__,
+        version=found.about["versions"]["cryptomnesia"],
         gate=gate,
         share=f"{gate.share.value:.1%}",
         low=f"{gate.share.low:.1%}",
@@ -165,18 +164,25 @@ def _map(row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _nearest(row: dict[str, Any], training: Path | None, shown: Shown) -> dict[str, Any] | None:
-    """The training image that the picture, or its region, is nearest to for what is usual."""
+    """The training image that the picture or its region matches, or is nearest to for what is usual."""
     places = [place for place in ("region", "whole") if row[f"{place}_path"] is not None]
     if not places:
         return None
-    place = min(places, key=lambda each: row[f"{each}_relative"])
+    place = min(places, key=lambda each: (not row[f"matched_{each}"], row[f"{each}_relative"]))
     path = row[f"{place}_path"]
     return {
         "path": path,
         "place": place,
         "relative": _number(row[f"{place}_relative"]),
-        "picture": None if training is None else shown(training / path),
+        "matched": row[f"matched_{place}"],
+        "p": _number(row["region_p"]) if place == "region" else None,
+        "picture": shown(training / path) if training and _inside(training, path) else None,
     }
+
+
+def _inside(folder: Path, path: str) -> bool:
+    """Whether a path stays in the folder; a run may come from elsewhere, and must not choose which files are shown."""
+    return (folder / path).resolve().is_relative_to(folder.resolve())
 
 
 def _why(row: dict[str, Any], found: Outcome) -> str:

@@ -1,6 +1,5 @@
 """The audit in Markdown: a section for the model's card, and what the evidence answers and what it cannot."""
 
-from cryptomnesia import __version__
 from cryptomnesia.audit.outcome import Outcome
 
 
@@ -9,10 +8,11 @@ def model_card(found: Outcome) -> str:
     settings, gate = found.settings, found.gate
     index = found.about["index"]
     matched = "none, so that nothing could be confirmed" if index is None else f"{index[1]} by {index[0]}"
+    made_by = f"cryptomnesia {found.about['versions']['cryptomnesia']}"
     share, low, high = (f"{value:.1%}" for value in (gate.share.value, gate.share.low, gate.share.high))
     return f"""## Memorization
 
-Audited with cryptomnesia {__version__}: {len(found.prompts)} prompts with {settings.images_per_prompt} images each
+Audited with {made_by}: {len(found.prompts)} prompts with {settings.images_per_prompt} images each
 ({settings.steps} steps of {settings.scheduler}, guidance {found.about["guidance"]:g}); {found.detector}, suspected at
 p ≤ {found.rate:g}. Training images compared with: {matched}.
 
@@ -31,11 +31,16 @@ def answers(found: Outcome) -> str:
     """For those who must answer for a model: which questions the evidence answers, and which it cannot."""
     compared = "yes" if found.about["index"] is not None else "no: no training images were compared"
     seeds = "in part" if found.settings.images_per_prompt > 1 else "no: one image per prompt"
+    rows = [row for each in found.prompts for row in each.images]
+    tried = sum(row["action"] is not None for row in rows)
+    mapped = sum(row["map"] is not None for row in rows)
+    remedy = f"in part, on {tried} images" if tried else "no: nothing was flagged, or the mitigation was not tried"
+    regions = f"yes, of {mapped} images" if mapped else "no: nothing was flagged"
     head = ("question", "answered", "by")
     copyright_questions = [
         ("Was the model tested for reproducing training content?", "yes, by these prompts", "run.json"),
         ("How often does it, on these prompts?", compared, "confirmed prompts, with their interval"),
-        ("Is there a measure that prevents it, and does it work?", "in part", "the mitigation tried on flagged images"),
+        ("Is there a measure that prevents it, and does it work?", remedy, "the mitigation tried on flagged images"),
         ("Does it reproduce works that were not compared?", "no", "scores suspect; only a match confirms"),
         ("Is a reproduction an infringement?", "no", "that is a question of law, not of pixels"),
     ]
@@ -43,7 +48,7 @@ def answers(found: Outcome) -> str:
         ("Can prompts draw training images out of the model?", compared, "confirmed prompts"),
         ("Can someone who searches for them do so?", "no", "an audit replays prompts, an attacker chooses them"),
         ("Does the finding hold under other seeds?", seeds, "images per prompt"),
-        ("Which region of a picture is memorized?", "yes, with a known error", "maps and masks"),
+        ("Which region of a picture is memorized?", regions, "maps and masks"),
         ("Was the content licensed, or its subject's consent given?", "no", "nothing in pixels or weights says so"),
     ]
     return f"""# What this audit answers

@@ -175,8 +175,9 @@ function shown(picture, caption) {
   return element("figure", {}, content, element("figcaption", {}, caption));
 }
 
-function nearest({ path, place, relative, picture }) {
-  const near = relative === null ? "too few training images to judge it by" : `${relative <= 1 ? "a match" : "no match"} (${number(relative)} of the distance that counts as one)`;
+function nearest({ path, place, relative, matched, p, picture }) {
+  const chance = p === null ? "" : `, p = ${number(p)}`;
+  const near = relative === null ? "too few training images to judge it by" : `${matched ? "a match" : "no match"} (${number(relative)} of the distance that counts as one${chance})`;
   return shown(picture, `nearest training image${place === "region" ? " inside the mask" : ""}: ${path}, ${near}`);
 }
 
