@@ -9,8 +9,9 @@ settings to scores, all loading included; `index_seconds` that of the index befo
 
 `confirmed_recall`: of the top rung's generations that reproduce the planted pixels (by `replicates`, which knows the
 truth), the share that is confirmed; `confirmed_recall_without_mask`: the share that is confirmed by the whole picture
-alone. Both also by kind. `false_confirmed`: the share of never-planted captions of which an image is confirmed, and by
-kind. Intervals (95%) redraw whole concepts and captions. `levels`: images by kind and level of evidence.
+alone. Both also by kind. `false_confirmed`: the share of images of captions without a planted picture that are
+confirmed, and by kind; `false_confirmed_captions` counts the captions. Intervals (95%) redraw whole concepts and
+captions. `levels`: images by kind and level of evidence.
 
 `throughput_ratio`: an audit of some prompts against detection, localization and mitigation one after another as
 programs of their own do it, one image at a time, each generating for itself, the latter two only what the first
@@ -32,7 +33,7 @@ from common import CACHE, Start, print_json, progress
 from PIL import Image
 from stability import by
 
-from cryptomnesia import Calibration, CurvatureDifference, Guard, Sampling, generate
+from cryptomnesia import Calibration, Collapse, Guard, Sampling, generate
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.audit.run import audit
 from cryptomnesia.audit.settings import Settings
@@ -149,6 +150,7 @@ def evidence(store: Store, manifest: Manifest, prompts: dict[str, Entry | None])
         "confirmed_recall_without_mask": rates(replicated, lambda row: row["matched_whole"]),
         "confirmed_names_the_planted_image": confirmed_right,
         "false_confirmed": rates(unplanted, lambda row: row["level"] == "confirmed"),
+        "false_confirmed_captions": len({row["prompt"] for row in unplanted if row["level"] == "confirmed"}),
         "false_confirmed_images": sum(row["level"] == "confirmed" for row in unplanted),
         "never_planted_images": len(unplanted),
         "flagged_images": flagged,
@@ -206,8 +208,8 @@ def programs(pipe: Any, prompts: list[str], tell: Callable[[float], None]) -> tu
         return calibration.p_value("drift", detector.score(batch.trajectory)).item() <= RATE
 
     def localize(prompt: str) -> None:
-        localizer = CurvatureDifference()
-        (batch,) = generate(pipe, [prompt], [0], sampling, keep=(localizer.step,))
+        localizer = Collapse()
+        (batch,) = generate(pipe, [prompt], [0], sampling, keep=localizer.evaluations)
         localizer.map(Watched(batch.trajectory, view, seeds=batch.seeds))
 
     def mitigate(prompt: str) -> None:

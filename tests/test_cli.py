@@ -215,9 +215,9 @@ def test_localize_draws_maps_and_with_a_calibration_masks(cryptomnesia, model, t
     # without a calibration there are maps only
     code, out, _ = cryptomnesia("localize", model / "tiny", *asked, *SETUP, "--probes", "16")
     assert code == 0
-    assert "curvature-difference" in out
+    assert "collapse" in out
     tensors = load_file(tmp_path / "out" / "maps-0000-seed-0.safetensors")
-    assert set(tensors) == {"curvature-difference", "curvature-difference/error"}
+    assert set(tensors) == {"collapse", "collapse/error"}
     # what an earlier run left makes room
     code, _, _ = cryptomnesia("localize", model / "tiny", "--prompt", "a", "-o", tmp_path / "out", *SETUP)
     assert code == 0
@@ -230,8 +230,9 @@ def test_localize_draws_maps_and_with_a_calibration_masks(cryptomnesia, model, t
         (["--map", "tarot"], "unknown map 'tarot'"),
         (["--map", "curvature-checkpoint"], "unknown map 'curvature-checkpoint'"),
         (["--map", "score-difference-checkpoint"], "needs a less-trained checkpoint"),
-        (["--at", "7"], "keep asks for step 7 of a run of 2"),
+        (["--at", "7"], "got the evaluation 7 of a run of 2"),
         (["--probes", "24"], "24 orthogonal probes in groups of 16"),
+        (["--at", "-0.5"], "got the evaluation -0.5; give a whole number"),
         (["--guidance", "1"], "needs the unconditional branch"),
         (["--calibration", "nowhere"], "no map calibration file nowhere"),
         (["--baseline", "nowhere"], "got --baseline but no map that uses it"),

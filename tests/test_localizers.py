@@ -11,6 +11,7 @@ from cryptomnesia.adapters import Shared, adapter_for
 from cryptomnesia.evaluate import auc
 from cryptomnesia.localizers import (
     BrightEnding,
+    Collapse,
     Curvature,
     DiagonalEstimator,
     GuidanceMap,
@@ -24,6 +25,7 @@ from cryptomnesia.localizers import (
 )
 from cryptomnesia.localizers.base import over_channels
 from cryptomnesia.localizers.bright_ending import cross_attention
+from cryptomnesia.localizers.collapse import guided
 from cryptomnesia.proving_ground import components
 from oracles import FiniteSet, Gaussian
 from test_families import CASES
@@ -104,13 +106,82 @@ def test_the_curvature_map_points_at_the_planted_half_of_a_memorizer():
         assert auc(each[PLANTED].numpy(), each[~PLANTED].numpy()) > 0.95
 
 
+@pytest.mark.parametrize("step", [0.3, -1])
+def test_collapse_is_the_share_of_variance_that_is_gone(gaussian_run, step):
+    trajectory, denoiser = gaussian_run
+    alpha, sigma = trajectory.step(step).cond.alpha, trajectory.step(step).cond.sigma
+    fixed = gaussian().variances[1].view(4, 4).float()
+    # of a Gaussian that was measured with noise of deviation σ/α
+    posterior = 1 / (1 / fixed + (alpha / sigma) ** 2)
+    found = Collapse(step, estimator=DiagonalEstimator(engine="exact")).estimate(Watched(trajectory, denoiser)).value
+    torch.testing.assert_close(found, (1 - posterior).expand(3, -1, -1), rtol=1e-4, atol=1e-4)
+
+
+def test_collapse_points_at_the_planted_half_of_a_memorizer():
+    generator = torch.Generator().manual_seed(0)
+    everything = 2.0 * torch.randint(0, 2, (4096, 1, 4, 4), generator=generator) - 1
+    template = torch.where(PLANTED, everything[:1], everything)
+    pipe = oracle_pipeline(FiniteSet((everything, template)))
+    with watch(pipe, keep=(0, 0.3)) as seen:
+        call_oracle(pipe, which=1, seeds=range(2), steps=50)
+    localizer = Collapse(estimator=DiagonalEstimator(probes=64))
+    run = Watched(seen.trajectory, view(pipe))
+    maps = localizer.map(run)
+    assert (maps >= 0).all()
+    for each, share in zip(maps, localizer.estimate(run).value, strict=True):
+        assert auc(each[PLANTED].numpy(), each[~PLANTED].numpy()) == 1
+        torch.testing.assert_close(share[PLANTED], torch.ones(8), atol=0.05, rtol=0)
+        assert share[~PLANTED].mean() < 0.3
+
+
+def test_the_guide_of_collapse_says_something_where_there_is_no_signal_yet():
+    """A flow model's first evaluation sees nothing but noise, of which the branches say the same."""
+    family = CASES["sd3"]
+    seen = watched(family.make(), family.sampling)
+    first = seen.trajectory.step(0)
+    assert first.cond.alpha == 0
+    assert torch.equal(first.cond.epsilon, first.uncond.epsilon)
+    localizer = Collapse(1, estimator=CHEAP)
+    share = localizer.estimate(seen).value
+    assert not torch.allclose(localizer.map(seen), guided(share, torch.ones_like(share)).relu())
+
+
+def test_collapse_needs_some_signal(gaussian_run):
+    first, denoiser = gaussian_run[0].step(0), gaussian_run[1]
+    blind = replace(gaussian_run[0], steps={15: replace(first, cond=replace(first.cond, alpha=0.0))})
+    with pytest.raises(UsageError, match="sees nothing but noise; look at a later one"):
+        Collapse().estimate(Watched(blind, denoiser))
+
+
+def test_a_guided_filter_takes_the_noise_and_leaves_the_edges():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.zeros(2, 16, 16)
+    truth[0, :, 5:], truth[1, 3:9] = 1, 1
+    noisy = truth + torch.randn(truth.shape, generator=generator)
+    guide = 5 - 3 * truth + 0.1 * torch.randn(truth.shape, generator=generator)
+    found = guided(noisy, guide)
+    assert (found - truth).square().mean() < (noisy - truth).square().mean() / 10
+    torch.testing.assert_close(guided(noisy, 7 * guide - 2), found)
+    torch.testing.assert_close(guided(3 * noisy + 1, guide), 3 * found + 1)
+    torch.testing.assert_close(guided(noisy[1:], guide[1:]), found[1:])
+    # without a guide only means of windows are left
+    assert guided(noisy, torch.ones(2, 16, 16)).std() < noisy.std() / 2
+
+
 CHEAP = DiagonalEstimator(probes=16)
-MAPS = (CurvatureDifference(-1, CHEAP), Curvature(-1, CHEAP), ScoreDifference(), GuidanceMap(), BrightEnding())
+MAPS = (
+    Collapse(1, estimator=CHEAP),
+    CurvatureDifference(-1, CHEAP),
+    Curvature(-1, CHEAP),
+    ScoreDifference(),
+    GuidanceMap(),
+    BrightEnding(),
+)
 PROMPTS = ["a red circle", "a small striped blue star"]
 
 
 def watched(pipe, sampling, baseline=None, ends=True, prompts=PROMPTS, seeds=(0, 1)):
-    (batch,) = generate(pipe, prompts, seeds, sampling, keep=(-1,))
+    (batch,) = generate(pipe, prompts, seeds, sampling, keep=(0, 1, -1))
     positions = end_positions(pipe, prompts) if ends else None
     return Watched(batch.trajectory, adapter_for(pipe).denoiser(), baseline, positions, seeds)
 
@@ -244,11 +315,11 @@ def test_bright_ending_is_the_attention_of_the_stock_processors():
 
 def test_maps_explain_what_they_lack():
     pipe = stable_diffusion()
-    seen = watched(pipe, Sampling(2, 2.0), ends=False)
+    seen = watched(pipe, Sampling(4, 2.0), ends=False)
     with pytest.raises(UsageError, match="need the positions of the end tokens"):
         BrightEnding().map(seen)
-    with pytest.raises(UsageError, match="step 0 of 2 holds no tensors"):
-        ScoreDifference(step=0).map(seen)
+    with pytest.raises(UsageError, match="step 2 of 4 holds no tensors"):
+        ScoreDifference(step=2).map(seen)
     with pytest.raises(UsageError, match="got 0 probes"):
         DiagonalEstimator(probes=0)
     with torch.no_grad():

@@ -65,8 +65,12 @@ def test_a_checkpoint_is_asked_once_and_checked_once(pipe, other, monkeypatch):
 def test_steps_are_counted_from_either_end(pipe):
     first = next(localize(pipe, ["a red circle"], [0], SAMPLING, [method("score-difference", step=0)]))
     same = next(localize(pipe, ["a red circle"], [0], SAMPLING, [method("score-difference", step=-3)]))
-    assert torch.equal(first.maps["score-difference"], same.maps["score-difference"])
-    with pytest.raises(UsageError, match="keep asks for step 3 of a run of 3"):
+    share = next(localize(pipe, ["a red circle"], [0], SAMPLING, [method("score-difference", step=0.3)]))
+    for each in (same, share):
+        assert torch.equal(first.maps["score-difference"], each.maps["score-difference"])
+    with pytest.raises(UsageError, match=r"got the evaluation 1\.5; give a whole number, or a share of the run"):
+        next(localize(pipe, ["a red circle"], [0], SAMPLING, [method("score-difference", step=1.5)]))
+    with pytest.raises(UsageError, match="got the evaluation 3 of a run of 3; give one in 0 … 2"):
         next(localize(pipe, ["a red circle"], [0], SAMPLING, [method("score-difference", step=3)]))
 
 
@@ -77,7 +81,7 @@ def test_methods_are_made_by_name():
     assert method("curvature", empty=True) == method("curvature")
     assert method("score-difference", empty=True).baseline == "empty"
     for name in ("tarot", "bright-ending-checkpoint"):
-        with pytest.raises(UsageError, match=rf"unknown map '{name}'; known are curvature-difference, .*-checkpoint"):
+        with pytest.raises(UsageError, match=rf"unknown map '{name}'; known are collapse, .*-checkpoint"):
             method(name)
 
 

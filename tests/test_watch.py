@@ -191,5 +191,5 @@ def test_bad_use_is_explained():
         call(pipe)
     with pytest.raises(UsageError, match=r"step -1 of 4 holds no tensors .* keep=\(-1,\)"):
         seen.trajectory.step()
-    with pytest.raises(UsageError, match=r"step 4 of a run of 4; give one in 0 … 3"), watch(pipe, keep=(4,)):
+    with pytest.raises(UsageError, match=r"evaluation 4 of a run of 4; give one in 0 … 3"), watch(pipe, keep=(4,)):
         call(pipe)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cryptomnesia.errors import CryptomnesiaError, UsageError
     from cryptomnesia.findings import Finding, examine
     from cryptomnesia.guarding import Guard, guard
-    from cryptomnesia.localizers import CurvatureDifference, ScoreDifference
+    from cryptomnesia.localizers import Collapse, CurvatureDifference, ScoreDifference
     from cryptomnesia.localizing import localize
     from cryptomnesia.making import Verdict
     from cryptomnesia.map_calibration import MapCalibration
@@ -26,6 +26,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Calibration": "calibrate",
+    "Collapse": "localizers",
     "CryptomnesiaError": "errors",
     "CurvatureDifference": "localizers",
     "Drift": "detectors",
@@ -53,6 +54,7 @@ _HOMES = {
 
 __all__ = [
     "Calibration",
+    "Collapse",
     "CryptomnesiaError",
     "CurvatureDifference",
     "Drift",

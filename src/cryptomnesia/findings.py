@@ -35,7 +35,7 @@ class Finding:
             the references' scores at the same place.
         norms: what was seen of it, each (1, N).
         image: (3, H, W) in [0, 1].
-        map: of a flagged image, when asked for: Δh_∅ at latent resolution, (h, w).
+        map: of a flagged image, when asked for: the localizer's at latent resolution, (h, w).
         instead: of a flagged image, when asked for: the same prompt and seed under mitigation, (3, H, W); None also
             when the mitigation found nothing that may be shown.
         remedy: of a flagged image, when asked for: the guard's verdict, with what the mitigation did.
@@ -88,7 +88,7 @@ def examine(
     """
     judge, guarding = check(pipe, sampling, calibration, detector=detector, rate=rate, localizer=localizer, rule=rule)
     adapter = adapter_for(pipe)
-    keep = () if localizer is None else (localizer.step,)
+    keep = () if localizer is None else localizer.evaluations
     for batch in generate(pipe, prompts, seeds, sampling, batch_size=batch_size, keep=keep, progress=progress):
         judged = judge(batch.trajectory)
         rows = [row for row, each in enumerate(judged) if each.flagged]

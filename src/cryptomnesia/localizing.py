@@ -22,8 +22,8 @@ class Located:
         seed: its seed.
         image: (3, H, W) in [0, 1].
         maps: method name → (h, w) at latent resolution, in the method's units, ≥ 0.
-        errors: method name → standard error of the map, (h, w), before its negative values were cut; only of methods
-            that are estimated, NaN where a single set of probes tells nothing of it.
+        errors: method name → standard error of the map, (h, w), before its negative values were cut, and of `collapse`
+            before its filter; only of methods that are estimated, NaN where a single set of probes tells nothing of it.
         masks: method name → what the map says; empty without a calibration.
     """
 
@@ -44,7 +44,7 @@ def localize(
     *,
     other: Any = None,
     calibration: MapCalibration | None = None,
-    rate: float = 0.01,
+    rate: float = 0.05,
     smooth: float = 0.0,
     smallest: int = 1,
     batch_size: int = 8,

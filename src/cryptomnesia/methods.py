@@ -13,6 +13,7 @@ from cryptomnesia.localizers import (
     LOCALIZERS,
     Baseline,
     BrightEnding,
+    Collapse,
     Curvature,
     CurvatureDifference,
     DiagonalEstimator,
@@ -25,6 +26,7 @@ from cryptomnesia.localizers.baseline import check_checkpoint, reading
 from cryptomnesia.localizers.bright_ending import cross_attention
 from cryptomnesia.sampling import Batch, Progress, generate
 from cryptomnesia.settings import Sampling
+from cryptomnesia.trajectory import Place
 
 CHECKPOINT = "-checkpoint"
 """Behind a method's name: against the less-trained checkpoint."""
@@ -50,14 +52,14 @@ class Method:
 
 
 def method(
-    name: str, *, step: int | None = None, estimator: DiagonalEstimator | None = None, empty: bool = False
+    name: str, *, step: Place | None = None, estimator: DiagonalEstimator | None = None, empty: bool = False
 ) -> Method:
     """The method called `name`, one of `LOCALIZERS`, or one that takes a baseline with `-checkpoint` behind it.
 
     Args:
         name: for instance `curvature-difference-checkpoint`.
-        step: the evaluation that is looked at; negative numbers count from the end. By default the method's own, the
-            last one, or of curvature the one before.
+        step: the evaluation that is looked at. By default the method's own: the last one, of curvature the one before,
+            of collapse the one three tenths into the run.
         estimator: for the methods that need one.
         empty: compare with an empty caption rather than with the run's own unconditional branch.
 
@@ -70,7 +72,7 @@ def method(
         known = [*LOCALIZERS, *(f"{each}{CHECKPOINT}" for each, made in LOCALIZERS.items() if made.differs)]
         raise UsageError(f"got the unknown map {name!r}; known are {', '.join(known)}")
     made = kind() if step is None else kind(step)
-    if estimator is not None and isinstance(made, CurvatureDifference | Curvature):
+    if estimator is not None and isinstance(made, Collapse | CurvatureDifference | Curvature):
         made = replace(made, estimator=estimator)
     compared: Compared = (
         "nothing" if not kind.differs else "checkpoint" if plain != name else "empty" if empty else "run"
@@ -142,7 +144,7 @@ def mapped(
         seeds,
         sampling,
         batch_size=batch_size,
-        keep={each.localizer.step for each in methods},
+        keep={place for each in methods for place in each.localizer.evaluations},
         decode=decode,
         progress=progress,
     ):
@@ -152,7 +154,7 @@ def mapped(
         answered: dict[tuple[str, int], Baseline] = {}
         maps, errors = {}, {}
         for each in methods:
-            step, baseline = batch.trajectory.step(each.localizer.step), None
+            step, baseline = batch.trajectory.step(each.localizer.evaluations[0]), None
             if each.baseline in ("empty", "checkpoint"):
                 if each.baseline not in asked:
                     asked[each.baseline] = (
@@ -167,6 +169,10 @@ def mapped(
             if isinstance(each.localizer, CurvatureDifference | Curvature):
                 found = each.localizer.estimate(watched)
                 maps[each.name], errors[each.name] = found.value.relu().cpu(), found.error.cpu()
+            elif isinstance(each.localizer, Collapse):
+                found = each.localizer.estimate(watched)
+                maps[each.name] = each.localizer.filtered(found.value, watched).cpu()
+                errors[each.name] = found.error.cpu()
             else:
                 maps[each.name] = each.localizer.map(watched).cpu()
         yield batch, maps, errors
@@ -180,8 +186,9 @@ def in_words(methods: Sequence[Method], other: Any) -> dict[str, str]:
     said = {}
     for each in methods:
         made = each.localizer
-        words = [f"evaluation {made.step}", f"against {against[each.baseline]}"]
-        if isinstance(made, CurvatureDifference | Curvature):
+        places = " and ".join(str(place) for place in made.evaluations)
+        words = [f"evaluation {places}", f"against {against[each.baseline]}"]
+        if isinstance(made, Collapse | CurvatureDifference | Curvature):
             how = made.estimator
             probes = f"{how.probes} {how.design} probes of {how.group}"
             words += [probes, f"{how.engine} with steps of {how.step:g}", f"seed {how.seed}"]

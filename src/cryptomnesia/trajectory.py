@@ -27,8 +27,29 @@ from cryptomnesia.solver import VARIANCE_EXPLODING, SolverStep
 
 _LOCK = Lock()
 
-Keep = Collection[int] | Literal["all"]
-"""Evaluations whose tensors are kept; negative numbers count from the end."""
+Place = int | float
+"""An evaluation of a run: its number, counted from the end if negative, or as a float in [0, 1) a share of the run."""
+
+Keep = Collection[Place] | Literal["all"]
+"""Evaluations whose tensors are kept."""
+
+
+def evaluation(place: Place, count: int) -> int:
+    """The number of an evaluation in a run of `count`.
+
+    Raises:
+        UsageError: for one outside the run.
+    """
+    if isinstance(place, float):
+        if not 0 <= place < 1:
+            raise UsageError(
+                f"got the evaluation {place:g}; give a whole number, or a share of the run from 0 to below 1"
+            )
+        # not 28 for .29 of 100
+        return int(place * count + 1e-9)
+    if not -count <= place < count:
+        raise UsageError(f"got the evaluation {place} of a run of {count}; give one in 0 … {count - 1}")
+    return place % count
 
 
 @dataclass(frozen=True)
@@ -116,13 +137,13 @@ class Trajectory:
     latents: Tensor
     complete: bool
 
-    def step(self, index: int = -1) -> Step:
-        """The kept step number `index`; negative numbers count from the end."""
-        number = index + len(self.timesteps) if index < 0 else index
+    def step(self, place: Place = -1) -> Step:
+        """The kept evaluation at `place`."""
+        number = evaluation(place, len(self.timesteps))
         if number not in self.steps:
             kept = ", ".join(map(str, self.steps)) or "none"
             raise UsageError(
-                f"step {index} of {len(self.timesteps)} holds no tensors (kept: {kept}); watch with keep=({index},)"
+                f"step {place} of {len(self.timesteps)} holds no tensors (kept: {kept}); watch with keep=({place},)"
             )
         return self.steps[number]
 
@@ -204,11 +225,9 @@ class Watch:
     def _begin(self, timesteps: tuple[float, ...]) -> None:
         count = len(timesteps)
         wanted = range(count) if self._keep == "all" else self._keep
-        for index in wanted:
-            if not -count <= index < count:
-                raise UsageError(f"keep asks for step {index} of a run of {count}; give one in 0 … {count - 1}")
+        kept = frozenset(evaluation(place, count) for place in wanted)
         self._pending = None
-        self._calls.append(_Call(timesteps, frozenset(index % count for index in wanted)))
+        self._calls.append(_Call(timesteps, kept))
 
     def _on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # the model may also be evaluated inside the block but outside a generation, by a localizer say

@@ -70,6 +70,21 @@ def test_a_picture_is_shown_small_upright_and_without_what_its_file_says(audited
         assert "comment" not in shown.info
 
 
+def test_a_run_chooses_no_file_but_its_own_and_training_images(audited, found, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "page.eps")
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "page.png").write_bytes((tmp_path / "page.eps").read_bytes())
+    first = found.prompts[0]
+    row = {**first.images[0], "whole_path": "../private.png", "whole_relative": 0.5, "action": "mitigated"}
+    outside = {**row, "image": str(tmp_path / "private.png"), "instead": "../../private.png"}
+    program = {**row, "whole_path": "page.png"}
+    foreign = replace(found, prompts=[replace(first, images=[outside, program])])
+    images = evidence_of(html(foreign, audited, embed_images=True, training=tmp_path / "training"))
+    assert [images[0]["picture"], images[0]["instead"]] == [None, None]
+    assert [image["nearest"]["picture"] for image in images] == [None, None]
+
+
 def test_its_policy_allows_its_own_script_and_style_alone(audited, found):
     page = html(found, audited)
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)

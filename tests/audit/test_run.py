@@ -115,6 +115,9 @@ def test_scores_can_be_made_anew_from_what_was_stored(audit_folder, audited, tmp
     ]
     with pytest.raises(UsageError, match="knows no tarot"):
         score(store, detector="tarot")
+    same = {**audited.about, "settings": {**audited.about["settings"], "map": "score-difference"}}
+    with pytest.raises(UsageError, match="guidance-last is the mean of score-difference, no second signal"):
+        score(running.Store.create(tmp_path / "same", same), detector="guidance-last")
 
 
 @pytest.mark.parametrize(
@@ -145,11 +148,11 @@ def test_an_unfinished_run_has_no_outcome(audit_folder, audited, tmp_path):
 
 def test_the_cost_is_told_beforehand(audit_folder):
     cost = estimate(settings(audit_folder, images_per_prompt=5))
-    # every reference has a map of 32 probes too
-    assert (cost.images, cost.references, cost.evaluations) == (15, 102, 117 * 3 + 102 * 32)
+    # every reference has a map of 32 probes of one branch too
+    assert (cost.images, cost.references, cost.evaluations) == (15, 102, 117 * 3 + 102 * 16)
     assert cost.seconds > 0
-    assert "15 images and 102 references: 3,615 denoiser evaluations" in str(cost)
-    assert asdict(cost)["flagged_evaluations"] > 32
+    assert "15 images and 102 references: 1,983 denoiser evaluations" in str(cost)
+    assert asdict(cost)["flagged_evaluations"] > 16
 
 
 def test_pictures_of_a_prompt_repeat_each_other_where_they_agree_inside_the_region():
@@ -181,7 +184,7 @@ def test_levels_follow_from_the_signals(audit_folder, audited, tmp_path):
         ((0.001, None, None, None), Level.corroborated),
         ((0.9, 0.0, None, None), Level.confirmed),
         ((None, 1.5, 0.5, 0.01), Level.confirmed),
-        ((None, 1.5, 0.5, 0.995), Level.suspected),
+        ((None, 1.5, 0.5, 0.6), Level.suspected),
         ((None, 1.5, 1.5, 1.0), Level.suspected),
     ]
     for row, ((mean_p, whole, region, p), _) in zip(rows, known, strict=True):

@@ -1,10 +1,12 @@
 """What an audit would cost, before it is begun."""
 
+import math
 import time
 from dataclasses import dataclass
 
 from cryptomnesia.audit.run import Setup
 from cryptomnesia.audit.settings import Settings
+from cryptomnesia.localizers import CurvatureDifference
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.sampling import generate
 
@@ -53,7 +55,10 @@ def estimate(settings: Settings) -> Cost:
     units = setup.units
     references = 0 if settings.references is None else len(read_prompts(settings.references))
     planned, seconds, picture = _measured(setup, min(settings.batch_size, len(units)))
-    probes = getattr(getattr(setup.method.localizer, "estimator", None), "probes", 1)
+    localizer = setup.method.localizer
+    probes = getattr(getattr(localizer, "estimator", None), "probes", 1)
+    if not isinstance(localizer, CurvatureDifference):
+        probes = math.ceil(probes / 2)  # of one branch
     words = sum(len(set(prompt.split())) for prompt in setup.prompts) / len(setup.prompts)
     # the searched words are tried for a few steps
     # every reference gets a map

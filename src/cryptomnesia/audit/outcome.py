@@ -135,7 +135,8 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
     levels = [each.level for each in judged]
     unsure = [each.unsure for each in judged]
     decision = gate(levels, Level[settings.fail_on], settings.max_rate, unsure=unsure)
-    return Outcome(store.about, settings, scores[0]["detector"], scores[0]["rate"], judged, decision)
+    about = store.about | {"settings": settings.model_dump(mode="json")}
+    return Outcome(about, settings, scores[0]["detector"], scores[0]["rate"], judged, decision)
 
 
 def _worst(row: dict[str, Any]) -> tuple[int, float]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cryptomnesia.audit.examiner import Examiner, signals, trajectory_of
 from cryptomnesia.audit.repetition import repeated
-from cryptomnesia.audit.settings import Settings
+from cryptomnesia.audit.settings import SAME, Settings
 from cryptomnesia.calibrate import FIRST_SEED, Calibration, check_references, weights_digest
 from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.errors import CryptomnesiaError, UsageError
@@ -295,13 +295,16 @@ def score(store: Store, *, detector: str | None = None, rate: float | None = Non
     Args:
         store: of a run whose images are all done.
         detector: whose score is a suspicion, the run's own when None.
-        rate: false-positive rate at which it is, likewise.
+        rate: false-positive rate at which it is, likewise. What a match is stays as the run's own rate has it.
 
     Raises:
-        UsageError: for a detector that the calibration does not know, or a rate that it cannot support.
+        UsageError: for a detector that the calibration does not know or that is the map's own mean, or a rate that the
+            calibration cannot support.
     """
     settings = Settings(**store.about["settings"])
     detector, rate = detector or settings.detector, rate or settings.rate
+    if (detector, settings.map) == SAME:
+        raise UsageError(f"{detector} is the mean of {settings.map}, no second signal; give another detector")
     calibration = Calibration.load(store.folder / "calibration.safetensors")
     calibration.threshold(detector, rate)
     rows = store.rows(IMAGES)
@@ -322,7 +325,9 @@ def score(store: Store, *, detector: str | None = None, rate: float | None = Non
         }
         matched = {
             "whole": row["whole_path"] is not None and row["whole_relative"] <= 1,
-            "region": row["region_path"] is not None and row["region_relative"] <= 1 and row["region_p"] <= rate,
+            "region": row["region_path"] is not None
+            and row["region_relative"] <= 1
+            and row["region_p"] <= settings.rate,
         }
         level = Level.of(own[f"{detector}_p"], rate, corroborated=any(second.values()), confirmed=any(matched.values()))
         signals_ = {**second, **{f"matched_{place}": hit for place, hit in matched.items()}}

@@ -13,6 +13,10 @@ PREFIX = "CRYPTOMNESIA_"
 """Of the environment variables: `CRYPTOMNESIA_STEPS=25`."""
 
 
+SAME = "guidance-last", "score-difference"
+"""A detector that is the mean of a map."""
+
+
 class Settings(BaseModel):
     """Everything that a run depends on, apart from the machine.
 
@@ -62,8 +66,8 @@ class Settings(BaseModel):
     references: Path | None = None
     detector: str = "drift"
     rate: float = Field(0.01, gt=0, lt=1)
-    map: str = "curvature-difference"
-    pixel_rate: float = Field(0.01, gt=0, lt=1)
+    map: str = "collapse"
+    pixel_rate: float = Field(0.05, gt=0, lt=1)
     mitigate: bool = True
     index: Path | None = None
     training_images: Path | None = None
@@ -78,8 +82,8 @@ class Settings(BaseModel):
             raise ValueError("references make both calibrations anew; give either them or calibration and maps")
         if self.index is not None and self.training_images is not None:
             raise ValueError("an index of training images is there already; give either index or training_images")
-        if (self.detector, self.map) == ("guidance-last", "score-difference"):
-            raise ValueError("guidance-last is the mean of score-difference, no second signal; give another map")
+        if (self.detector, self.map) == SAME:
+            raise ValueError(f"{self.detector} is the mean of {self.map}, no second signal; give another map")
         if self.fail_on == "confirmed" and self.index is None and self.training_images is None:
             raise ValueError("nothing can be confirmed without training images; give index or training_images")
         return self

@@ -54,11 +54,9 @@ def audit(
     maps: Annotated[Path | None, typer.Option(help="Instead of references: made by `calibrate-maps`.")] = None,
     detector: Annotated[str | None, typer.Option(help="Whose score is a suspicion; drift by default.")] = None,
     rate: Annotated[float | None, typer.Option(help="False-positive rate at which it is; 0.01 by default.")] = None,
-    heat: Annotated[
-        str | None, typer.Option("--map", help="Of flagged images; curvature-difference by default.")
-    ] = None,
+    heat: Annotated[str | None, typer.Option("--map", help="Of flagged images; collapse by default.")] = None,
     pixel_rate: Annotated[
-        float | None, typer.Option(help="Share of ordinary pixels above a mask's threshold; PIXELRATE by default.")
+        float | None, typer.Option(help="Share of ordinary pixels above a mask's threshold; 0.05 by default.")
     ] = None,
     mitigate: Annotated[bool | None, typer.Option(help="Try the mitigation on flagged images.")] = None,
     index: Annotated[Path | None, typer.Option(help="Training images, made searchable by `index build`.")] = None,
@@ -146,10 +144,11 @@ def report(
         bool, typer.Option(help="Put pictures into the HTML; they may be what was memorized.")
     ] = False,
     training_images: Annotated[
-        Path | None, typer.Option(help="With embedded images: the training images, if not where the run had them.")
+        Path | None,
+        typer.Option(help="With embedded images: the folder of the training images, to show the nearest ones."),
     ] = None,
 ) -> None:
-    """Report a finished run; loads no model."""
+    """Report a finished run; loads no model, and ends with exit code 0 whatever the gate says."""
     from cryptomnesia.audit.outcome import outcome
     from cryptomnesia.store import Store
 

@@ -50,15 +50,15 @@ Maps = Annotated[
     list[str] | None,
     typer.Option(
         "--map",
-        help="curvature-difference (the default), score-difference, guidance-map, curvature or bright-ending; the "
-        "first three also with -checkpoint behind, against --baseline. May be given more than once.",
+        help="collapse (the default), curvature-difference, score-difference, guidance-map, curvature or "
+        "bright-ending; the first four also with -checkpoint behind, against --baseline. May be given more than once.",
     ),
 ]
 At = Annotated[
-    int | None,
+    float | None,
     typer.Option(
-        help="Evaluation to look at, from 0; negative numbers count from the end. By default the last one, "
-        "of curvature the one before."
+        help="Evaluation to look at, from 0; negative numbers count from the end, 0.3 is three tenths into the run. By "
+        "default the last one, of curvature the one before, of collapse 0.3."
     ),
 ]
 BaselineModel = Annotated[
@@ -121,15 +121,16 @@ def bundled(model: str, name: str) -> Path | None:
 
 
 def chosen_methods(
-    maps: list[str] | None, at: int | None, empty_caption: bool, probes: int, wanted: float | None, memory: float
+    maps: list[str] | None, at: float | None, empty_caption: bool, probes: int, wanted: float | None, memory: float
 ) -> "list[Method]":
     """The maps that were asked for."""
-    from cryptomnesia.localizers import DiagonalEstimator
+    from cryptomnesia.localizers import LOCALIZERS, DiagonalEstimator
     from cryptomnesia.methods import method
 
     estimator = DiagonalEstimator(probes=probes, wanted=wanted, memory=round(memory * 2**30))
-    names = dict.fromkeys(maps or ["curvature-difference"])
-    return [method(name, step=at, estimator=estimator, empty=empty_caption) for name in names]
+    names = dict.fromkeys(maps or [next(iter(LOCALIZERS))])
+    step = int(at) if at is not None and at.is_integer() else at
+    return [method(name, step=step, estimator=estimator, empty=empty_caption) for name in names]
 
 
 def baseline_pipeline(

@@ -136,7 +136,7 @@ def _examine(
     from cryptomnesia.adapters import adapter_for
     from cryptomnesia.calibrate import Calibration
     from cryptomnesia.findings import check, examine
-    from cryptomnesia.localizers import CurvatureDifference
+    from cryptomnesia.localizers import Collapse
     from cryptomnesia.mitigations import default_rule
     from cryptomnesia.models import BUNDLED, load_pipeline
     from cryptomnesia.panel import write_panel
@@ -149,7 +149,7 @@ def _examine(
     manifest = Manifest.load(BUNDLE) if model == BUNDLED else None
     if manifest is not None:
         manifest.check(pipe)
-    localizer = None if output is None else CurvatureDifference()
+    localizer = None if output is None else Collapse()
     rule = None if output is None else default_rule(conditional=adapter_for(pipe).conditional, batch=batch_size)
     check(pipe, settings, fitted, detector=detector, rate=rate, localizer=localizer, rule=rule)
     check_prompts(pipe, prompts)

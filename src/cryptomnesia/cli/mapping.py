@@ -76,7 +76,7 @@ def localize(
     ] = None,
     rate: Annotated[
         float, typer.Option(help="Share of pixels of ordinary pictures above the mask's threshold.")
-    ] = 0.01,
+    ] = 0.05,
     smooth: Annotated[float, typer.Option(min=0.0, help="Blur before the threshold, in latent pixels.")] = 0.0,
     smallest: Annotated[int, typer.Option(min=1, help="Drop regions of fewer latent pixels.")] = 1,
     batch_size: BatchSize = 8,
@@ -106,7 +106,7 @@ def localize(
         except UsageError as error:
             typer.echo(f"maps without masks: {error}", err=True)
             fitted = None
-    if fitted is None and (rate, smooth, smallest) != (0.01, 0.0, 1):
+    if fitted is None and (rate, smooth, smallest) != (0.05, 0.0, 1):
         raise UsageError("--rate, --smooth and --smallest are of masks, which need a --calibration; see calibrate-maps")
     rows: list[Region] = []
     with progress_bar() as report:

@@ -3,6 +3,7 @@
 from cryptomnesia.localizers.base import Localizer, Watched, upsampled
 from cryptomnesia.localizers.baseline import Baseline, checkpoint, conditioning, empty_caption
 from cryptomnesia.localizers.bright_ending import BrightEnding, end_positions
+from cryptomnesia.localizers.collapse import Collapse
 from cryptomnesia.localizers.curvature import Curvature, CurvatureDifference
 from cryptomnesia.localizers.diagonal import Diagonal, DiagonalEstimator
 from cryptomnesia.localizers.mask import MapReference, Mask
@@ -12,6 +13,7 @@ __all__ = [
     "LOCALIZERS",
     "Baseline",
     "BrightEnding",
+    "Collapse",
     "Curvature",
     "CurvatureDifference",
     "Diagonal",
@@ -29,7 +31,7 @@ __all__ = [
     "upsampled",
 ]
 
-LOCALIZERS: dict[str, type[CurvatureDifference | ScoreDifference | GuidanceMap | Curvature | BrightEnding]] = {
-    each.name: each for each in (CurvatureDifference, ScoreDifference, GuidanceMap, Curvature, BrightEnding)
-}
-"""Name on the command line → the localizer; `step` chooses the evaluation."""
+LOCALIZERS: dict[
+    str, type[Collapse | CurvatureDifference | ScoreDifference | GuidanceMap | Curvature | BrightEnding]
+] = {each.name: each for each in (Collapse, CurvatureDifference, ScoreDifference, GuidanceMap, Curvature, BrightEnding)}
+"""Name on the command line → the localizer, the default first; `step` chooses the evaluation."""

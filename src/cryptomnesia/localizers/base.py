@@ -12,7 +12,7 @@ from cryptomnesia.adapters import Shared
 from cryptomnesia.denoiser import Denoiser, Inputs
 from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers.baseline import Baseline
-from cryptomnesia.trajectory import Step, Trajectory
+from cryptomnesia.trajectory import Place, Step, Trajectory
 
 
 @dataclass(frozen=True)
@@ -59,21 +59,38 @@ class Watched:
         return Baseline(self.denoiser, step.uncond_inputs, step.uncond)
 
 
+class AtStep:
+    """A localizer that looks at one evaluation."""
+
+    step: Place
+
+    @property
+    def evaluations(self) -> tuple[Place, ...]:
+        """That one."""
+        return (self.step,)
+
+
 class Localizer(Protocol):
     """A map over the picture, ≥ 0, higher = more memorized.
 
     Attributes:
         name: on the command line and in results.
-        step: the evaluation that is looked at; its tensors must have been kept.
-        differs: whether a baseline is subtracted.
+        step: the evaluation that is looked at.
+        evaluations: all whose tensors must have been kept; the first is the one that is compared with a baseline.
+        differs: whether there is a baseline.
     """
 
     name: ClassVar[str]
     differs: ClassVar[bool]
 
     @property
-    def step(self) -> int:
+    def step(self) -> Place:
         """The evaluation that is looked at."""
+        ...
+
+    @property
+    def evaluations(self) -> tuple[Place, ...]:
+        """All whose tensors must have been kept."""
         ...
 
     def map(self, watched: Watched) -> Tensor:

@@ -46,11 +46,15 @@ class Baseline:
         return replace(self, seen=self.denoiser(step.cond.x, step.t, self.inputs))
 
     @torch.no_grad()
-    def epsilon(self, x: Tensor, t: float) -> Tensor:
-        """Its noise estimate at x (B, …), (B, …); an evaluation only where there was none."""
+    def prediction(self, x: Tensor, t: float) -> Prediction:
+        """Its prediction at x (B, …); an evaluation only where there was none."""
         if self.seen is not None and (self.seen.x is x or torch.equal(self.seen.x, x)):
-            return self.seen.epsilon
-        return self.denoiser(x, t, self.inputs).epsilon
+            return self.seen
+        return self.denoiser(x, t, self.inputs)
+
+    def epsilon(self, x: Tensor, t: float) -> Tensor:
+        """Its noise estimate at x (B, …), (B, …), likewise."""
+        return self.prediction(x, t).epsilon
 
 
 def reading(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Baseline:

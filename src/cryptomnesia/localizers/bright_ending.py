@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localizers.base import Watched, finite, upsampled, wide
+from cryptomnesia.localizers.base import AtStep, Watched, finite, upsampled, wide
+from cryptomnesia.trajectory import Place
 
 
 @dataclass(frozen=True)
-class BrightEnding:
+class BrightEnding(AtStep):
     """Attention to the end token at evaluation `step`, in [0, 1]."""
 
-    step: int = -1
+    step: Place = -1
     name: ClassVar[str] = "bright-ending"
     differs: ClassVar[bool] = False
 

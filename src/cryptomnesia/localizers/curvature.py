@@ -25,18 +25,18 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.denoiser import Denoiser, input_rows
-from cryptomnesia.localizers.base import Watched, over_channels
+from cryptomnesia.localizers.base import AtStep, Watched, over_channels
 from cryptomnesia.localizers.baseline import together
 from cryptomnesia.localizers.diagonal import Diagonal, DiagonalEstimator
 from cryptomnesia.localizers.jacobian import Function
-from cryptomnesia.trajectory import Step
+from cryptomnesia.trajectory import Place, Step
 
 
 @dataclass(frozen=True)
-class CurvatureDifference:
+class CurvatureDifference(AtStep):
     """Δh at evaluation `step`, in 1/(latent unit)²."""
 
-    step: int = -2
+    step: Place = -2
     estimator: DiagonalEstimator = field(default_factory=DiagonalEstimator)
     name: ClassVar[str] = "curvature-difference"
     differs: ClassVar[bool] = True
@@ -71,10 +71,10 @@ class CurvatureDifference:
 
 
 @dataclass(frozen=True)
-class Curvature:
+class Curvature(AtStep):
     """The curvature of the conditional branch alone, in 1/(latent unit)²: what is left without a baseline."""
 
-    step: int = -2
+    step: Place = -2
     estimator: DiagonalEstimator = field(default_factory=DiagonalEstimator)
     name: ClassVar[str] = "curvature"
     differs: ClassVar[bool] = False

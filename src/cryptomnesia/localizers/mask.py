@@ -69,7 +69,7 @@ class MapReference:
         cut = len(maps) // 3
         return cls(maps[order[:cut]], maps[order[cut:]])
 
-    def threshold(self, rate: float = 0.01, smooth: float = 0.0) -> float:
+    def threshold(self, rate: float = 0.05, smooth: float = 0.0) -> float:
         """The value that at most a share `rate` of the reference pixels exceeds.
 
         Raises:
@@ -84,7 +84,7 @@ class MapReference:
             )
         return pixels[allowed].item()
 
-    def mask(self, maps: Tensor, *, rate: float = 0.01, smooth: float = 0.0, smallest: int = 1) -> Mask:
+    def mask(self, maps: Tensor, *, rate: float = 0.05, smooth: float = 0.0, smallest: int = 1) -> Mask:
         """Masks of maps (B, h, w).
 
         Args:

@@ -10,15 +10,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from cryptomnesia.localizers.base import Watched, finite, over_channels, wide
-from cryptomnesia.trajectory import Step
+from cryptomnesia.localizers.base import AtStep, Watched, finite, over_channels, wide
+from cryptomnesia.trajectory import Place, Step
 
 
 @dataclass(frozen=True)
-class ScoreDifference:
+class ScoreDifference(AtStep):
     """Δs at evaluation `step`, in 1/(latent unit)²; against the unconditional branch it costs nothing."""
 
-    step: int = -1
+    step: Place = -1
     name: ClassVar[str] = "score-difference"
     differs: ClassVar[bool] = True
 
@@ -29,10 +29,10 @@ class ScoreDifference:
 
 
 @dataclass(frozen=True)
-class GuidanceMap:
+class GuidanceMap(AtStep):
     """‖ε_c − ε̃‖ over channels at evaluation `step`: guidance magnitude, not summed over the picture."""
 
-    step: int = -1
+    step: Place = -1
     name: ClassVar[str] = "guidance-map"
     differs: ClassVar[bool] = True
 

@@ -69,7 +69,7 @@ class Matches:
         relative: (B,): the distance over `USUAL` times the mean distance of the `NEAREST` next pictures that are no
             copies of the nearest one. At most 1: the query reproduces it. ∞ where the index holds fewer than 10 such.
             Next ones that candidates leave out make it too small; benchmarks/matching.py measures by how much.
-        p_values: (B,): of queries under a mask, how usual so small a `relative` is for pictures of the index
+        p_values: (B,) float64: of queries under a mask, how usual so small a `relative` is for pictures of the index
             under the same mask, (1 + #{null ≤ relative})/(n + 1) for n pictures; 1 where `relative` exceeds 1, NaN
             without masks.
     """
@@ -80,7 +80,7 @@ class Matches:
     p_values: Tensor
 
     def reproduced(self, rate: float = 0.01) -> Tensor:
-        """Whether each query reproduces its nearest picture, under a mask at that false-positive rate, (B,) bool."""
+        """Whether each query reproduces its nearest picture, under a mask with a p-value of at most `rate`, (B,)."""
         return (self.relative <= 1) & ~(self.p_values > rate)
 
 
@@ -183,8 +183,10 @@ class ImageIndex:
 
         That rule was made for whole pictures. Under a mask little may be left to compare, a plain corner say, of which
         any index holds many. So the same mask is laid over pictures of the index, each is compared with all that are no
-        copies of it as a whole, and what they reach by chance is the null of the query's p-value. Where more pictures
-        of the index than the wanted rate repeat each other in that very region, no p-value can be that small.
+        copies of it as a whole, and what they reach by chance is the null of the query's p-value. Those that share the
+        matched region with the nearest picture are left out: they would repeat it, as a template's copies do. The mask
+        comes from the query, on which it may fit smoother places than on others, so the p-value is a yardstick rather
+        than an error rate.
 
         Args:
             pictures: see `search`.
@@ -193,13 +195,14 @@ class ImageIndex:
         """
         own, weights = self._described(pictures, masks)
         distances, relative, nearest = self._relative(own, weights)
-        p_values = torch.full_like(relative, torch.nan)
-        if masks is not None:
-            p_values[:] = 1
-            for row in (relative <= 1).nonzero()[:, 0].tolist():
-                some = spread(len(self), null)
-                _, chance, _ = self._relative(self._shards.at(some), weights[row].expand(len(some), -1, -1), some)
-                p_values[row] = (1 + (chance <= relative[row]).sum()) / (len(some) + 1)
+        # a share such as 1/20 is to be compared with .05 as it is
+        p_values = torch.full_like(relative, torch.nan if masks is None else 1, dtype=torch.float64)
+        for row in (relative <= 1).nonzero()[:, 0].tolist() if masks is not None else ():
+            some = self._without_copies(weights[row], nearest[row : row + 1], spread(len(self), 2 * null))
+            some = some[spread(len(some), null)]
+            _, chance, _ = self._relative(self._shards.at(some), weights[row].expand(len(some), -1, -1), some)
+            known = chance[chance.isfinite()]
+            p_values[row] = (1 + (known <= relative[row]).sum().item()) / (len(known) + 1)
         return Matches([self.paths[each] for each in nearest.tolist()], distances, relative, p_values)
 
     def _relative(
@@ -238,6 +241,12 @@ class ImageIndex:
                 break
             left, k = torch.tensor(short, dtype=torch.long), 4 * k
         return distances, relative, nearest
+
+    def _without_copies(self, weights: Tensor, nearest: Tensor, positions: Tensor) -> Tensor:
+        """Those of `positions` that are no copies of the picture at `nearest` (1,) under weights (T, P)."""
+        first = self._shards.at(nearest)[0]
+        copies = self._apart(weights, first, spread(len(self), 256)).median() / 4
+        return positions[self._apart(weights, first, positions) > copies]
 
     def _nearest(self, own: Tensor, weights: Tensor, k: int) -> Neighbours:
         """The k nearest pictures of descriptors `own` under `weights`, both (B, T, P)."""

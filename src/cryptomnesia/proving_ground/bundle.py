@@ -23,7 +23,13 @@ STEPS = 50
 REFERENCES = 450
 """Captions of the bundled calibrations: 150 give regions and thresholds, 300 the null."""
 
-MAPS = ("curvature-difference", "curvature-difference-checkpoint", "score-difference", "score-difference-checkpoint")
+MAPS = (
+    "collapse",
+    "curvature-difference",
+    "curvature-difference-checkpoint",
+    "score-difference",
+    "score-difference-checkpoint",
+)
 """Maps that the bundled map calibration is for."""
 
 _CONTROL_KEY = 5

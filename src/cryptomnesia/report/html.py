@@ -22,6 +22,7 @@ from cryptomnesia.audit.outcome import Judged, Outcome
 from cryptomnesia.calibrate import Calibration
 from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.evidence import Level, gate
+from cryptomnesia.matching.index import FORMATS
 from cryptomnesia.report.meanings import meanings
 from cryptomnesia.store import Store
 
@@ -47,8 +48,7 @@ def html(found: Outcome, store: Store, *, embed_images: bool = False, training: 
         store: the run.
         embed_images: whether to put pictures into it. They may be what was memorized: without them the report can be
             shown to anyone.
-        training: the folder of the training images, whose nearest ones are then put in as well; by default the one
-            that the run was given.
+        training: the folder of the training images, whose nearest ones are then put in as well.
     """
     static = files("cryptomnesia.report") / "static"
     style, script = (static.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
@@ -59,7 +59,6 @@ def html(found: Outcome, store: Store, *, embed_images: bool = False, training: 
     calibration = Calibration.load(store.folder / "calibration.safetensors")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         shown = _picture if embed_images else _left_out
-        training = training or settings.training_images
         evidence = list(
             pool.map(lambda each: _inert(_evidence(each, found, calibration, store, training, shown)), found.prompts)
         )
@@ -140,8 +139,8 @@ def _evidence(
             "action": row["action"],
             "reason": row["reason"],
             "dropped": row["dropped"] or [],
-            "picture": shown(store.folder / row["image"]),
-            "instead": shown(store.folder / row["instead"]) if row["instead"] else None,
+            "picture": _within(store.folder, row["image"], shown),
+            "instead": _within(store.folder, row["instead"], shown),
             "nearest": _nearest(row, training, shown),
         }
         for row, scores in zip(judged.images, running, strict=True)
@@ -176,13 +175,15 @@ def _nearest(row: dict[str, Any], training: Path | None, shown: Shown) -> dict[s
         "relative": _number(row[f"{place}_relative"]),
         "matched": row[f"matched_{place}"],
         "p": _number(row["region_p"]) if place == "region" else None,
-        "picture": shown(training / path) if training and _inside(training, path) else None,
+        "picture": _within(training, path, shown),
     }
 
 
-def _inside(folder: Path, path: str) -> bool:
-    """Whether a path stays in the folder; a run may come from elsewhere, and must not choose which files are shown."""
-    return (folder / path).resolve().is_relative_to(folder.resolve())
+def _within(folder: Path | None, path: str | None, shown: Shown) -> str | None:
+    """A picture of the folder; a run may come from elsewhere, and must not choose any other file to be shown."""
+    if folder is None or path is None or not (folder / path).resolve().is_relative_to(folder.resolve()):
+        return None
+    return shown(folder / path)
 
 
 def _why(row: dict[str, Any], found: Outcome) -> str:
@@ -203,7 +204,7 @@ def _about(found: Outcome) -> dict[str, str]:
 def _picture(path: Path) -> str | None:
     """A picture as a data URI, without whatever else its file says of it; None where it cannot be read."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             picture = ImageOps.exif_transpose(file).convert("RGB")
     except OSError:
         return None

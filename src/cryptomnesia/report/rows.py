@@ -8,6 +8,7 @@ from cryptomnesia import __version__
 if TYPE_CHECKING:
     from cryptomnesia.localizing import Located
     from cryptomnesia.settings import Sampling
+    from cryptomnesia.trajectory import Place
 
 
 class Row(NamedTuple):
@@ -66,7 +67,7 @@ class Region(NamedTuple):
 
 
 def regions_to_json(
-    rows: list[Region], model: str, scheduler: str, sampling: "Sampling", at: dict[str, int], rate: float | None
+    rows: list[Region], model: str, scheduler: str, sampling: "Sampling", at: "dict[str, Place]", rate: float | None
 ) -> dict[str, Any]:
     """The regions and the settings they hold for, as JSON values; `at` is the evaluation that each map looks at."""
     return {
