@@ -56,7 +56,7 @@ SEEDS = 2
 LADDER_WORDINGS = 2
 WORKERS = 2
 ROUNDS = 3
-PART = 40
+PART = 16
 """Prompts of a round."""
 RATE = 0.01
 
@@ -111,7 +111,8 @@ def chosen(manifest: Manifest) -> dict[str, Entry | None]:
 
 def fresh_audit(prompts: Sequence[str], work: Path, workers: int, start: Start, seeds: int = 1) -> Store:
     """An audit from nothing but the index."""
-    shutil.rmtree(work / "run", ignore_errors=True)
+    run = work / f"{len(prompts)} prompts"
+    shutil.rmtree(run, ignore_errors=True)
     (work / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     settings = Settings(
         model="bundled",
@@ -121,7 +122,7 @@ def fresh_audit(prompts: Sequence[str], work: Path, workers: int, start: Start, 
         rate=RATE,
     )
     tell = start(f"audit of {len(prompts)} prompts, {workers} workers", seeds * len(prompts))
-    return audit(settings, work / "run", workers=workers, progress=lambda _stage, done, _total: tell(done))
+    return audit(settings, run, workers=workers, progress=lambda _stage, done, _total: tell(done))
 
 
 def evidence(store: Store, manifest: Manifest, prompts: dict[str, Entry | None]) -> dict[str, Any]:

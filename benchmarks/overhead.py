@@ -45,7 +45,7 @@ from cryptomnesia.trajectory import Watch
 ORDINARY = "a red circle on a blue ground"
 ROUNDS = 60
 CORRECTED_ROUNDS = 20
-LARGE_ROUNDS = 6
+LARGE_ROUNDS = 4
 LARGE_STEPS = 3
 EMBEDS = torch.zeros(1, 77, 768)
 """What the large model reads; it has no text encoder."""

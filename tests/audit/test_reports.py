@@ -80,7 +80,7 @@ def test_a_run_chooses_no_file_but_its_own_and_training_images(audited, found, t
     outside = {**row, "image": str(tmp_path / "private.png"), "instead": "../../private.png"}
     program = {**row, "whole_path": "page.png"}
     foreign = replace(found, prompts=[replace(first, images=[outside, program])])
-    images = evidence_of(html(foreign, audited, embed_images=True, training=tmp_path / "training"))
+    (images,) = evidence_of(html(foreign, audited, embed_images=True, training=tmp_path / "training"))
     assert [images[0]["picture"], images[0]["instead"]] == [None, None]
     assert [image["nearest"]["picture"] for image in images] == [None, None]
 

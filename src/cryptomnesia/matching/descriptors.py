@@ -78,7 +78,7 @@ class Tiles:
         return self.across**2, 3 * (self.side // self.across) ** 2
 
     def describe(self, pictures: Tensor) -> Tensor:
-        """The pixels, (B, T, P) in [0, 1]."""
+        """The pixels, (B, T, P) in [0, 1], channel by channel in every tile."""
         tiles = pictures.unflatten(3, (self.across, -1)).unflatten(2, (self.across, -1))
         return tiles.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2).float()
 

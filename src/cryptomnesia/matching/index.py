@@ -183,23 +183,26 @@ class ImageIndex:
 
         That rule was made for whole pictures. Under a mask little may be left to compare, a plain corner say, of which
         any index holds many. So the same mask is laid over pictures of the index, each is compared with all that are no
-        copies of it as a whole, and what they reach by chance is the null of the query's p-value. Those that share the
-        matched region with the nearest picture are left out: they would repeat it, as a template's copies do. The mask
-        comes from the query, on which it may fit smoother places than on others, so the p-value is a yardstick rather
-        than an error rate.
+        copies of it as a whole, and what they reach by chance is the null of the query's p-value. Plain regions match
+        by chance far more often than others, so the null is those pictures whose contrast under the mask is nearest to
+        the query's. Those that share the matched region with the nearest picture are left out: they would repeat it, as
+        a template's copies do. The mask comes from the query, so the p-value is a yardstick rather than an error rate.
 
         Args:
             pictures: see `search`.
             masks: see `search`.
-            null: pictures under every mask; all, of an index with fewer.
+            null: pictures under every mask, of up to twenty times as many from all over the index.
         """
         own, weights = self._described(pictures, masks)
         distances, relative, nearest = self._relative(own, weights)
         # a share such as 1/20 is to be compared with .05 as it is
         p_values = torch.full_like(relative, torch.nan if masks is None else 1, dtype=torch.float64)
         for row in (relative <= 1).nonzero()[:, 0].tolist() if masks is not None else ():
-            some = self._without_copies(weights[row], nearest[row : row + 1], spread(len(self), 2 * null))
-            some = some[spread(len(some), null)]
+            some = self._without_copies(weights[row], nearest[row : row + 1], spread(len(self), 20 * null))
+            apart = self._contrast(weights[row], self._shards.at(some)) - self._contrast(
+                weights[row], own[row : row + 1]
+            )
+            some = some[apart.abs().argsort()[:null]]
             _, chance, _ = self._relative(self._shards.at(some), weights[row].expand(len(some), -1, -1), some)
             known = chance[chance.isfinite()]
             p_values[row] = (1 + (known <= relative[row]).sum().item()) / (len(known) + 1)
@@ -241,6 +244,12 @@ class ImageIndex:
                 break
             left, k = torch.tensor(short, dtype=torch.long), 4 * k
         return distances, relative, nearest
+
+    def _contrast(self, weights: Tensor, values: Tensor) -> Tensor:
+        """Standard deviation of descriptors (n, T, P) from their mean colour under weights (T, P), (n,)."""
+        pixels, shares = (each.unflatten(-1, (3, -1)) for each in (values, weights))
+        level = (shares * pixels).sum(dim=(1, 3), keepdim=True) / shares.sum(dim=(0, 2), keepdim=True).clamp_min(1e-12)
+        return ((shares * (pixels - level) ** 2).sum(dim=(1, 2, 3)) / shares.sum().clamp_min(1e-12)).sqrt()
 
     def _without_copies(self, weights: Tensor, nearest: Tensor, positions: Tensor) -> Tensor:
         """Those of `positions` that are no copies of the picture at `nearest` (1,) under weights (T, P)."""
