@@ -15,13 +15,20 @@ thresholds the best for each figure. `honest`: the threshold that 5% of the pixe
 captions exceed, fixed beforehand. IoU is over all pixels of a set, mIoU the mean over pictures (an empty union
 counts 1). Intervals (95%) redraw whole concepts and captions.
 
-`detection_auc`: the spatial mean of the map as a score, reproduced pictures against never-planted captions. `by_rate`:
-the honest IoU on reported templates where another share of ordinary pixels exceeds the threshold.
+`detection_auc`, `detection_tpr_at_1pct`: the spatial mean of the map as a score, reproduced pictures against
+never-planted captions. `by_rate`: the honest IoU where another share of ordinary pixels exceeds the threshold, on
+reported templates, and of `collapse` on the selection. `masks`: the honest IoU on reported templates of the masks that
+`localize` makes, at the latents' resolution, a third of the references fixing the threshold.
+
+`hard_negatives`: pictures of which nothing was planted, of captions with an invented name, of captions that fix most
+pixels, and of frequent ones: the share of pixels above the threshold, and the share of pictures whose fraction has a
+p-value of at most 5%. Of ordinary captions both are 5%.
 
 `candidates`: what was tried beyond single maps: other evaluations, `collapse` without its filter, combinations in units
 of each map's own threshold, and blurs, as honest IoU on the selection and on reported templates. `best` is the winner
-on the selection, `best_single` that among the maps that others have published. `versus_bright_ending` and
-`versus_best_single` say how much larger the IoU of `collapse` is, on the same redrawn concepts.
+on the selection, `best_single` that among the maps that others have published, and `best_single_anywhere` among these
+with other evaluations and blurs. (`collapse` without its filter is `curvature` at that evaluation, in other units.)
+`versus_…` says how much larger the IoU of `collapse` is, on the same redrawn concepts.
 
 `by_step`, `by_design`, `by_probes`, all on the selection: pixel AUC and honest IoU of maps at other evaluations; how
 the error of Δh, before its cut at zero and against the exact diagonal, depends on the number of probes and on how many
@@ -43,10 +50,11 @@ import torch
 from common import Start, kept, print_json, progress
 from first_look import entries_and_prompts, ordinary
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.calibrate import weights_digest
-from cryptomnesia.evaluate import auc, clustered
+from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
 from cryptomnesia.localizers import (
     Collapse,
     CurvatureDifference,
@@ -94,6 +102,9 @@ EARLY = {
     "curvature-difference at 0.1": method("curvature-difference", step=0.1),
     "score-difference at 0": method("score-difference", step=0),
 }
+HARD = ("rare_name", "fixed_pixels", "frequent")
+HARD_CAPTIONS = 24
+"""Of each kind, at most."""
 BLURS = (0.5, 1.0)
 """Standard deviations in latent pixels."""
 TOGETHER = {
@@ -196,8 +207,27 @@ def measure(start: Start) -> dict[str, Any]:
     references = pictures(setup, "references", *never_planted("calibration", REFERENCES), 8_000_000, single)
     planted = pictures(setup, "planted", *entries_and_prompts(reported), 8_100_000, single)
     unplanted = pictures(setup, "never planted", *never_planted("evaluation", NEGATIVES), 8_200_000, single)
+    hard = {
+        kind: pictures(
+            setup,
+            kind,
+            *ordinary(
+                [
+                    caption
+                    for wording in zip(*(e.captions for e in manifest.entries if e.kind == kind), strict=True)
+                    for caption in wording
+                ][:HARD_CAPTIONS]
+            ),
+            8_700_000 + 10_000 * number,
+            {"collapse": single["collapse"]},
+        )
+        for number, kind in enumerate(HARD)
+    }
     return {
         **judged_maps(references, planted, unplanted, chosen_on),
+        "hard_negatives": {
+            kind: marked(own.maps["collapse"], references.maps["collapse"]) for kind, own in hard.items()
+        },
         "by_step": {
             str(step): {name: at_a_glance(chosen_on, beside, f"{name} at {step}") for name in STEPPED} for step in STEPS
         },
@@ -313,6 +343,9 @@ def judged_maps(references: Pictures, planted: Pictures, unplanted: Pictures, se
     tried, counted = candidates(templates.maps, units), counted_on(templates)
     chosen = {name: iou(each) for name, each in counted_on(selection).items()}
     best_single, best = max(PUBLISHED, key=chosen.__getitem__), max(tried, key=chosen.__getitem__)
+    single = (*PUBLISHED, *EARLY, SHARE)
+    anywhere = [*single, *(f"{name}, blurred by {by}" for name in single for by in BLURS)]
+    best_anywhere = max(anywhere, key=chosen.__getitem__)
     shown = tuple(dict.fromkeys((*NAMES, best)))
 
     figures: dict[str, Any] = {"iou": {}, "miou": {}, "accuracy": {}}
@@ -326,18 +359,29 @@ def judged_maps(references: Pictures, planted: Pictures, unplanted: Pictures, se
     return {
         **figures,
         "pixel_auc": {name: pixel_auc(templates, tried[name]) for name in shown},
-        "detection_auc": {
+        **{
+            figure: {
+                name: asdict(
+                    clustered(
+                        statistic,
+                        *(
+                            by(own.ids, candidates(own.maps, units)[name].mean(dim=(1, 2)).numpy())
+                            for own in (planted, unplanted)
+                        ),
+                        draws=200,
+                    )
+                )
+                for name in shown
+            }
+            for figure, statistic in (("detection_auc", auc), ("detection_tpr_at_1pct", tpr_at_fpr))
+        },
+        "masks": {
             name: asdict(
                 clustered(
-                    auc,
-                    *(
-                        by(own.ids, candidates(own.maps, units)[name].mean(dim=(1, 2)).numpy())
-                        for own in (planted, unplanted)
-                    ),
-                    draws=200,
+                    iou, by(templates.ids, counts(masks(tried[name], references.maps[name]), large_truth(templates)))
                 )
             )
-            for name in shown
+            for name in NAMES
         },
         "candidates": {
             name: {"selection": chosen[name], **asdict(clustered(iou, by(templates.ids, own)))}
@@ -350,10 +394,37 @@ def judged_maps(references: Pictures, planted: Pictures, unplanted: Pictures, se
             }
             for rate in RATES
         },
+        "by_rate_selection": {
+            str(rate): iou(
+                counts(
+                    large(selection.maps["collapse"]) > threshold(references.maps["collapse"], rate),
+                    large_truth(selection),
+                )
+            )
+            for rate in RATES
+        },
         "best_single": best_single,
+        "best_single_anywhere": best_anywhere,
         "best": best,
         "versus_bright_ending": versus(counted["collapse"], counted["bright-ending"], templates.ids),
         "versus_best_single": versus(counted["collapse"], counted[best_single], templates.ids),
+        "versus_best_single_anywhere": versus(counted["collapse"], counted[best_anywhere], templates.ids),
+    }
+
+
+def masks(maps: Tensor, references: Tensor) -> np.ndarray:
+    """The masks of `localize`, at 256×256."""
+    pixels = MapReference.fit(references).mask(maps, rate=RATE).pixels.float()
+    return interpolate(pixels[:, None], size=(SIDE, SIDE))[:, 0].numpy() > 0
+
+
+def marked(maps: Tensor, references: Tensor) -> dict[str, Any]:
+    """How much of pictures in which nothing is memorized is marked."""
+    found = MapReference.fit(references).mask(maps, rate=RATE)
+    return {
+        "pixels": found.fraction.mean().item(),
+        "pictures_at_5pct": (found.p_value <= 0.05).double().mean().item(),
+        "pictures": len(maps),
     }
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from cryptomnesia.matching import ImageIndex, Tiles, candidates, square
-from cryptomnesia.matching.index import FORMAT
+from cryptomnesia.matching.building import FORMAT
 from cryptomnesia.matching.shards import Shards, write_json, write_shard
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
@@ -135,7 +135,7 @@ def compared(
             "seconds": {"value": statistics.median(seconds), "least": min(seconds), "greatest": max(seconds)},
             f"seconds_each_of_{BATCH}": (time.perf_counter() - began) / BATCH,
         }
-        reproduced[kind] = torch.cat([each.reproduced() for each in found])
+        reproduced[kind] = torch.cat([each.reproduced for each in found])
         usual[kind] = index.search(pictures, masks=masks, k=51).distances[:, 1:].mean(dim=1)
     longer = usual["candidates"] / usual["exact"]
     alike = reproduced["candidates"] == reproduced["exact"]

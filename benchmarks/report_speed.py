@@ -134,7 +134,7 @@ def images(store: Store, number: int, generator: np.random.Generator) -> Iterato
         yield {
             **{norm.name: generator.uniform(1, 2, evaluations).tolist() for norm in fields(Norms)},
             **dict.fromkeys(("matched_whole", "matched_region", "region", "repeated"), True),
-            **dict.fromkeys(("region_path", "region_relative")),
+            **dict.fromkeys(("region_path", "region_relative", "region_p")),
             "seed": seed,
             "level": "confirmed",
             "score": 5 + generator.random(),
@@ -149,6 +149,7 @@ def images(store: Store, number: int, generator: np.random.Generator) -> Iterato
             "reason": "made up",
             "whole_path": training,
             "whole_relative": 0.5,
+            "whole_p": 0.01,
         }
 
 

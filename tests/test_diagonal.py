@@ -257,6 +257,7 @@ def test_bad_settings_are_explained():
         ({"engine": "tarot"}, "got engine 'tarot'"),
         ({"design": "tarot"}, "design 'tarot'"),
         ({"probes": 20}, "20 orthogonal probes in groups of 16"),
+        ({"wanted": 0.1}, "a wanted error with 32 probes, .* give 48 or more"),
         ({"group": 12, "probes": 12}, "group of 12 probes; give a power of two"),
         ({"memory": 0}, "memory=0"),
         ({"step": 0.0}, "step=0"),

@@ -26,6 +26,7 @@ from cryptomnesia.localizers import (
 from cryptomnesia.localizers.base import over_channels
 from cryptomnesia.localizers.bright_ending import cross_attention
 from cryptomnesia.localizers.collapse import guided
+from cryptomnesia.methods import check_methods, method
 from cryptomnesia.proving_ground import components
 from oracles import FiniteSet, Gaussian
 from test_families import CASES
@@ -106,15 +107,64 @@ def test_the_curvature_map_points_at_the_planted_half_of_a_memorizer():
         assert auc(each[PLANTED].numpy(), each[~PLANTED].numpy()) > 0.95
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow_prediction"])
 @pytest.mark.parametrize("step", [0.3, -1])
-def test_collapse_is_the_share_of_variance_that_is_gone(gaussian_run, step):
-    trajectory, denoiser = gaussian_run
-    alpha, sigma = trajectory.step(step).cond.alpha, trajectory.step(step).cond.sigma
-    fixed = gaussian().variances[1].view(4, 4).float()
+def test_collapse_is_the_share_of_variance_that_is_gone(gaussian_run, step, kind):
+    trajectory, oracle = gaussian_run[0], gaussian(kind)
+    seen, inputs = trajectory.step(step), {"which": torch.ones(3, dtype=torch.long)}
+    made = replace(seen, cond=oracle(seen.cond.x, seen.t, inputs), cond_inputs=inputs)
+    alpha, sigma = made.cond.alpha, made.cond.sigma
     # of a Gaussian that was measured with noise of deviation σ/α
-    posterior = 1 / (1 / fixed + (alpha / sigma) ** 2)
-    found = Collapse(step, estimator=DiagonalEstimator(engine="exact")).estimate(Watched(trajectory, denoiser)).value
+    posterior = 1 / (1 / oracle.variances[1].view(4, 4).float() + (alpha / sigma) ** 2)
+    run = Watched(replace(trajectory, steps={seen.index: made}), oracle)
+    found = Collapse(step, estimator=DiagonalEstimator(engine="exact")).estimate(run).value
     torch.testing.assert_close(found, (1 - posterior).expand(3, -1, -1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd-epsilon", "sd-v"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_collapse_of_a_network_in_half_precision_is_that_in_single(name, dtype):
+    family = CASES[name]
+    pipe = family.make()
+    run = watched(pipe, family.sampling)
+    localizer, step = Collapse(1, estimator=DiagonalEstimator(engine="reverse")), run.trajectory.step(1)
+    single = localizer.estimate(run).value
+
+    def half(inputs):
+        return {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
+
+    narrow = replace(
+        step,
+        cond=replace(step.cond, x=step.cond.x.to(dtype), value=step.cond.value.to(dtype)),
+        cond_inputs=half(step.cond_inputs),
+    )
+    pipe.to(dtype)
+    found = localizer.estimate(replace(run, trajectory=replace(run.trajectory, steps={step.index: narrow})))
+    torch.testing.assert_close(found.value, single, rtol=2e-3, atol=5e-3)
+
+
+def test_a_run_under_autocast_is_not_subtracted_from_what_is_computed_without():
+    family = CASES["sd-v"]
+    pipe = double(family.make()).to(torch.float32)
+    run = watched(pipe, family.sampling)
+    places = {
+        place: replace(step, cond=replace(step.cond, value=step.cond.value.bfloat16()))
+        for place, step in run.trajectory.steps.items()
+    }
+    coarse = replace(run, trajectory=replace(run.trajectory, steps=places))
+    for localizer in (Collapse(1, estimator=CHEAP), Curvature(1, CHEAP), CurvatureDifference(1, CHEAP)):
+        expected = localizer.estimate(run).value
+        torch.testing.assert_close(localizer.estimate(coarse).value, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_collapse_refuses_a_flow_model_whose_run_is_too_short():
+    family = CASES["sd3"]
+    pipe = family.make()
+    short = replace(family.sampling, steps=3)
+    with pytest.raises(UsageError, match="with 3 steps collapse would look at pure noise"):
+        check_methods(pipe, short, [method("collapse")])
+    check_methods(pipe, short, [method("collapse", step=1)])
+    check_methods(pipe, replace(short, steps=4), [method("collapse")])
 
 
 def test_collapse_points_at_the_planted_half_of_a_memorizer():

@@ -15,6 +15,7 @@ from cryptomnesia.guarding import Guard
 from cryptomnesia.judging import Judge
 from cryptomnesia.localizers import BrightEnding, Localizer, Watched, end_positions
 from cryptomnesia.making import Remade, Verdict
+from cryptomnesia.methods import check_signal
 from cryptomnesia.mitigations import Rule
 from cryptomnesia.sampling import Progress, generate, silent
 from cryptomnesia.settings import Sampling
@@ -158,6 +159,8 @@ def check(
             f"{' and '.join(needing)} needs the unconditional branch, and at guidance {sampling.guidance:g} "
             f"{type(pipe).__name__} has none; give guidance above 1, to a model that is not distilled"
         )
+    if localizer is not None:
+        check_signal(pipe, sampling, localizer)
     guarding = (
         None if rule is None else Guard(pipe, calibration, policy="mitigate", detector=detector, rate=rate, rule=rule)
     )

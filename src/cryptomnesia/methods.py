@@ -26,7 +26,7 @@ from cryptomnesia.localizers.baseline import check_checkpoint, reading
 from cryptomnesia.localizers.bright_ending import cross_attention
 from cryptomnesia.sampling import Batch, Progress, generate
 from cryptomnesia.settings import Sampling
-from cryptomnesia.trajectory import Place
+from cryptomnesia.trajectory import Place, evaluation
 
 CHECKPOINT = "-checkpoint"
 """Behind a method's name: against the less-trained checkpoint."""
@@ -107,6 +107,7 @@ def check_methods(pipe: Any, sampling: Sampling, methods: Sequence[Method], othe
                     f"a {type(pipe).__name__} has no captions to attend to; use another map than {each.name}"
                 )
             cross_attention(adapter.module)
+        check_signal(pipe, sampling, each.localizer)
         if each.baseline == "run" and not adapter.guided_in(sampling):
             raise UsageError(
                 f"{each.name} needs the unconditional branch, and with these settings {type(pipe).__name__} has none; "
@@ -118,6 +119,19 @@ def check_methods(pipe: Any, sampling: Sampling, methods: Sequence[Method], othe
             raise UsageError(f"a {type(pipe).__name__} has no captions, and so no empty one; give a checkpoint")
     if any(each.baseline == "checkpoint" for each in methods):
         check_checkpoint(pipe, other)
+
+
+def check_signal(pipe: Any, sampling: Sampling, localizer: Localizer) -> None:
+    """Refuse `collapse` at the first evaluation of a flow model, which sees nothing but noise.
+
+    Raises:
+        UsageError: naming the steps that are too few.
+    """
+    blind = isinstance(localizer, Collapse) and evaluation(localizer.step, sampling.steps) == 0
+    if blind and adapter_for(pipe).kind == "flow_prediction":
+        raise UsageError(
+            f"with {sampling.steps} steps {localizer.name} would look at pure noise; give more, or a later evaluation"
+        )
 
 
 Mapped = tuple[Batch, dict[str, Tensor], dict[str, Tensor]]

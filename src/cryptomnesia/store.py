@@ -107,14 +107,18 @@ class Store:
         while missing := [number for number in range(batches) if not self.path(stage, number).exists()]:
             worked = False
             for number in missing:
-                lock = FileLock(locks / f"{stage}-{number:05}", timeout=0)
+                lock = FileLock(locks / f"{stage}-{number:05}")
+                with _writing(self.folder):
+                    try:
+                        lock.acquire(timeout=0)
+                    except Timeout:
+                        continue
                 try:
-                    with lock:
-                        if not self.path(stage, number).exists():
-                            yield number
-                            worked = True
-                except Timeout:
-                    continue
+                    if not self.path(stage, number).exists():
+                        yield number
+                        worked = True
+                finally:
+                    lock.release()
             if not worked:
                 time.sleep(0.2)
 

@@ -58,7 +58,7 @@ def test_a_picture_is_shown_small_upright_and_without_what_its_file_says(audited
     facts[ExifTags.Base.Artist] = "somebody"
     Image.new("RGB", (600, 300)).save(tmp_path / "near.jpg", exif=facts, comment=b"somewhere")
     first = found.prompts[0]
-    row = {**first.images[0], "whole_path": "near.jpg", "whole_relative": 0.5}
+    row = {**first.images[0], "whole_path": "near.jpg", "whole_relative": 0.5, "whole_p": 0.01}
     lost = {**row, "whole_path": "gone.jpg"}
     compared = replace(found, prompts=[replace(first, images=[row, lost])])
     (images,) = evidence_of(html(compared, audited, embed_images=True, training=tmp_path))
@@ -76,7 +76,13 @@ def test_a_run_chooses_no_file_but_its_own_and_training_images(audited, found, t
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "page.png").write_bytes((tmp_path / "page.eps").read_bytes())
     first = found.prompts[0]
-    row = {**first.images[0], "whole_path": "../private.png", "whole_relative": 0.5, "action": "mitigated"}
+    row = {
+        **first.images[0],
+        "whole_path": "../private.png",
+        "whole_relative": 0.5,
+        "whole_p": 0.01,
+        "action": "mitigated",
+    }
     outside = {**row, "image": str(tmp_path / "private.png"), "instead": "../../private.png"}
     program = {**row, "whole_path": "page.png"}
     foreign = replace(found, prompts=[replace(first, images=[outside, program])])
@@ -116,7 +122,13 @@ def test_json_is_as_its_schema_says(found):
     validator.validate(json.loads(json.dumps(found.to_json(), allow_nan=False)))
     # with training images, too few to say what is near, and an image that could not be judged
     worst = found.prompts[0].images[0]
-    worst |= {"whole_path": "a.png", "whole_distance": 0.3, "whole_relative": math.inf, "score": math.nan}
+    worst |= {
+        "whole_path": "a.png",
+        "whole_distance": 0.3,
+        "whole_relative": math.inf,
+        "whole_p": 1.0,
+        "score": math.nan,
+    }
     compared = replace(found, about={**found.about, "index": ["tiles", 5]})
     validator.validate(json.loads(json.dumps(compared.to_json(), allow_nan=False)))
     assert not validator.is_valid(found.to_json() | {"counts": {}})

@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from dataclasses import asdict
@@ -17,6 +18,8 @@ from cryptomnesia.audit.outcome import outcome
 from cryptomnesia.audit.repetition import repeated
 from cryptomnesia.audit.run import audit, score
 from cryptomnesia.evidence import Level
+from cryptomnesia.report.markdown import model_card
+from cryptomnesia.store import Store
 from tiny_audit import settings
 
 
@@ -40,6 +43,8 @@ def test_a_run_holds_evidence_on_every_image(audit_folder, audited):
 def test_running_again_changes_nothing(audit_folder, audited, monkeypatch):
     # NaN is unlike itself
     before = str(audited.rows("images")), str(audited.rows("scores"))
+    score(audited, detector="stability", rate=0.3)
+    assert str(audited.rows("scores")) != before[1]
     monkeypatch.setattr(running.Examiner, "__call__", None)
     again = audit(settings(audit_folder, images_per_prompt=2), audit_folder / "run")
     assert (str(again.rows("images")), str(again.rows("scores"))) == before
@@ -47,64 +52,78 @@ def test_running_again_changes_nothing(audit_folder, audited, monkeypatch):
         audit(settings(audit_folder, images_per_prompt=3), audit_folder / "run")
 
 
-def work(chosen, folder):
+def training(folder):
+    """Twelve training images and a broken one."""
+    folder.mkdir()
+    for number in range(12):
+        Image.effect_noise((16, 16), number).save(folder / f"{number}.png")
+    (folder / "broken.png").write_text("no picture")
+    return folder
+
+
+def work(chosen, folder, log):
     """A worker in a process of its own, which takes its time over every batch so that it can be killed in it."""
     torch.set_num_threads(1)
-    slow = running.Examiner.__call__
+    quick = Store.write
 
-    def slower(*args, **kwargs):
-        time.sleep(0.02)
-        return slow(*args, **kwargs)
+    def slow(store, stage, number, rows):
+        time.sleep(0.05)
+        quick(store, stage, number, rows)
+        with log.open("a") as lines:
+            lines.write(f"{stage} {number}\n")
 
-    running.Examiner.__call__ = slower
+    Store.write = slow
     audit(chosen, folder)
 
 
-def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(audit_folder, audited, tmp_path):
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(audit_folder, tmp_path):
     """Killed twenty times at random moments, some of them while two workers share the run."""
     (audit_folder / "many.txt").write_text("\n".join(f"a blue star {number}" for number in range(40)))
-    made = {name: audited.folder / f"{name}.safetensors" for name in ("calibration", "maps")}
-    chosen = settings(
-        audit_folder, prompts=audit_folder / "many.txt", batch_size=1, mitigate=False, references=None, **made
-    )
+    images = training(tmp_path / "images")
+    chosen = settings(audit_folder, prompts=audit_folder / "many.txt", batch_size=2, training_images=images)
     expected = audit(chosen, tmp_path / "whole")
+    log, progress = tmp_path / "log.txt", []
     context = multiprocessing.get_context("fork")
     moments = random.Random(0)
     for attempt in range(20):
-        workers = [context.Process(target=work, args=(chosen, tmp_path / "killed")) for _ in range(1 + attempt % 2)]
+        workers = [
+            context.Process(target=work, args=(chosen, tmp_path / "killed", log)) for _ in range(1 + attempt % 2)
+        ]
         for worker in workers:
             worker.start()
         time.sleep(moments.uniform(0.2, 1.5))
         for worker in workers:
             os.kill(worker.pid, signal.SIGKILL)
             worker.join()
+        progress.append(len(list((tmp_path / "killed").glob("[ri]*/*.parquet"))))
+    assert len(set(progress)) >= 5
+    done = log.read_text().splitlines()
+    assert len(set(done)) == len(done) <= progress[-1] + 1
     resumed = audit(chosen, tmp_path / "killed")
-    for stage in ("images", "scores"):
+    for stage in ("references", "images", "scores"):
         assert str(resumed.rows(stage)) == str(expected.rows(stage))
     assert not list((resumed.folder / "images").glob("*.unfinished"))
 
 
 def test_several_processes_share_a_run(audit_folder, tmp_path):
     """From the index of training images to the scores, and each batch is examined by one of them."""
-    images = tmp_path / "images"
-    images.mkdir()
-    for number in range(12):
-        Image.effect_noise((16, 16), number).save(images / f"{number}.png")
+    images = training(tmp_path / "images")
     chosen = settings(audit_folder, images_per_prompt=2, batch_size=1, training_images=images)
     threads = torch.get_num_threads()
     alone, shared = (audit(chosen, tmp_path / f"by {workers}", workers=workers) for workers in (1, 2))
     assert torch.get_num_threads() == threads
     for stage in ("images", "scores"):
         assert str(shared.rows(stage)) == str(alone.rows(stage))
+    assert alone.about["skipped"].keys() == {"broken.png"}
+    assert "12 by tiles, 32 pixels, 4 across; 1 more files could not be used" in model_card(outcome(alone))
 
 
 def test_scores_can_be_made_anew_from_what_was_stored(audit_folder, audited, tmp_path):
     store = running.Store.create(tmp_path / "copy", audited.about)
     for name in ("calibration.safetensors", "maps.safetensors"):
         (store.folder / name).write_bytes((audited.folder / name).read_bytes())
+    shutil.copytree(audited.folder / "assets", store.folder / "assets")
     rows = audited.rows("images")
-    for row in rows:
-        row["image"] = str(audited.folder / row["image"])
     store.write("images", 0, rows[:4])
     store.write("images", 1, rows[4:])
     score(store, detector="stability", rate=0.3)
@@ -115,6 +134,11 @@ def test_scores_can_be_made_anew_from_what_was_stored(audit_folder, audited, tmp
     ]
     with pytest.raises(UsageError, match="knows no tarot"):
         score(store, detector="tarot")
+    foreign = running.Store.create(tmp_path / "foreign", audited.about)
+    shutil.copytree(store.folder, foreign.folder, dirs_exist_ok=True)
+    foreign.write("images", 0, [{**row, "image": str(audited.folder / row["image"])} for row in rows[:4]])
+    with pytest.raises(UsageError, match="which is not its own"):
+        score(foreign)
     same = {**audited.about, "settings": {**audited.about["settings"], "map": "score-difference"}}
     with pytest.raises(UsageError, match="guidance-last is the mean of score-difference, no second signal"):
         score(running.Store.create(tmp_path / "same", same), detector="guidance-last")
@@ -146,13 +170,19 @@ def test_an_unfinished_run_has_no_outcome(audit_folder, audited, tmp_path):
         outcome(store)
 
 
-def test_the_cost_is_told_beforehand(audit_folder):
+def test_the_cost_is_told_beforehand(audit_folder, tmp_path):
     cost = estimate(settings(audit_folder, images_per_prompt=5))
     # every reference has a map of 32 probes of one branch too
     assert (cost.images, cost.references, cost.evaluations) == (15, 102, 117 * 3 + 102 * 16)
     assert cost.seconds > 0
     assert "15 images and 102 references: 1,983 denoiser evaluations" in str(cost)
     assert asdict(cost)["flagged_evaluations"] > 16
+    pictures = training(tmp_path / "images")
+    with_index = estimate(settings(audit_folder, images_per_prompt=5, training_images=pictures))
+    # in half precision, with their names
+    assert with_index.bytes - cost.bytes == pytest.approx(13 * 2 * 3072, rel=0.05)
+    with pytest.raises(UsageError, match="no folder"):
+        estimate(settings(audit_folder, training_images=tmp_path / "nowhere"))
 
 
 def test_pictures_of_a_prompt_repeat_each_other_where_they_agree_inside_the_region():
@@ -179,18 +209,16 @@ def test_levels_follow_from_the_signals(audit_folder, audited, tmp_path):
     store = running.Store.create(tmp_path / "levels", audited.about)
     for name in ("calibration.safetensors", "maps.safetensors"):
         (store.folder / name).write_bytes((audited.folder / name).read_bytes())
+    shutil.copytree(audited.folder / "assets", store.folder / "assets")
     known = [
-        ((None, None, None, None), Level.suspected),
-        ((0.001, None, None, None), Level.corroborated),
-        ((0.9, 0.0, None, None), Level.confirmed),
-        ((None, 1.5, 0.5, 0.01), Level.confirmed),
-        ((None, 1.5, 0.5, 0.6), Level.suspected),
-        ((None, 1.5, 1.5, 1.0), Level.suspected),
+        ((None, False, False), Level.suspected),
+        ((0.001, False, False), Level.corroborated),
+        ((0.9, True, False), Level.confirmed),
+        ((None, False, True), Level.confirmed),
     ]
-    for row, ((mean_p, whole, region, p), _) in zip(rows, known, strict=True):
-        row |= {"image": str(audited.folder / row["image"]), "mean_p": mean_p, "mask": None}
-        row |= {"whole_path": None if whole is None else "a.png", "whole_relative": whole}
-        row |= {"region_path": None if region is None else "a.png", "region_relative": region, "region_p": p}
+    for row, ((mean_p, whole, region), _) in zip(rows, known, strict=False):
+        row |= {"mean_p": mean_p, "mask": None}
+        row |= {"matched_whole": whole, "matched_region": region}
     store.write("images", 0, rows)
     score(store, rate=0.99)
-    assert [Level[row["level"]] for row in store.rows("scores")] == [level for _, level in known]
+    assert [Level[row["level"]] for row in store.rows("scores")][: len(known)] == [level for _, level in known]

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from cryptomnesia import UsageError
-from cryptomnesia.matching import SSCD, Tiles, square
+from cryptomnesia.matching import SSCD, ImageIndex, Tiles, square
 from cryptomnesia.matching.descriptors import middle
 
 
@@ -28,6 +28,17 @@ def test_weights_are_laid_out_as_the_numbers_are():
     assert weights[0, 1].mean().item() == 0.5
     assert weights.sum().item() == weights[0, 1].sum().item()
     torch.testing.assert_close(weights, Tiles().describe(masks[:, ::2, ::2].expand(3, -1, -1)[None]))
+
+
+def test_contrast_is_what_is_left_without_the_mean_colour():
+    tiles = Tiles()
+    pictures = torch.stack([torch.rand(3, 32, 32), torch.tensor([0.9, 0.1, 0.4]).view(3, 1, 1).expand(3, 32, 32)])
+    weights = torch.zeros(1, 32, 32)
+    weights[:, 8:24, 4:20] = 1
+    inside = pictures[:, :, 8:24, 4:20]
+    expected = (inside - inside.mean(dim=(2, 3), keepdim=True)).square().mean(dim=(1, 2, 3)).sqrt()
+    found = tiles.contrast(tiles.describe(pictures), tiles.weights(weights)[0])
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
 
 
 def test_a_tensor_and_its_picture_are_the_same_square():
@@ -90,6 +101,20 @@ def test_sscd_distances_are_those_of_cosines(network):
     with pytest.raises(UsageError, match="SSCD compares whole pictures"):
         sscd.weights(torch.ones(1, 32, 32))
     assert sscd.name == SSCD(network, side=32).name != SSCD(network, side=64).name
+
+
+def test_pictures_are_matched_by_sscd(network, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for number in range(30):
+        bands = np.random.default_rng(number).integers(0, 256, (4, 1, 3), dtype=np.uint8)
+        Image.fromarray(bands).resize((32, 32), Image.Resampling.NEAREST).save(tmp_path / "pictures" / f"{number}.png")
+    sscd = SSCD(network, side=32)
+    index = ImageIndex.build(tmp_path / "pictures", tmp_path / "index", sscd)
+    copy, other = Image.open(tmp_path / "pictures" / "7.png"), torch.rand(3, 32, 32)
+    found = index.match(torch.stack([square(copy, 32), other]), rate=0.05)
+    assert found.paths[0] == "7.png"
+    assert found.reproduced.tolist() == [True, False]
+    assert found.p_values[0] == 0.05
 
 
 def test_what_is_no_network_is_refused(tmp_path):

@@ -69,15 +69,16 @@ def test_a_match_is_nearer_than_pictures_usually_are(pictures, tmp_path):
     rng = torch.Generator().manual_seed(0)
     near = (tensor(pictures / "02.png") + 0.02 * torch.randn(3, 64, 64, generator=rng)).clamp(0, 1)
     other = torch.rand(3, 64, 64, generator=rng)
-    found = index.match(torch.stack([near, other]))
+    found = index.match(torch.stack([near, other]), rate=0.05)
     assert tensor(pictures / found.paths[0]).equal(tensor(pictures / "02.png"))
-    assert found.reproduced().tolist() == [True, False]
-    assert found.p_values.isnan().all()
+    assert found.reproduced.tolist() == [True, False]
+    assert found.p_values[0] <= 0.05
+    assert found.p_values[1] == 1
     assert found.relative[0] < 0.2
     assert 1 < found.relative[1] <= 2
     sliver = torch.zeros(2, 64, 64)
     sliver[:, :4, :4] = 1
-    assert not index.match(torch.stack([near, other]), masks=sliver).reproduced().any()
+    assert not index.match(torch.stack([near, other]), masks=sliver).reproduced.any()
 
 
 def test_a_mask_finds_what_the_whole_picture_does_not(pictures, tmp_path):
@@ -116,17 +117,66 @@ def test_plain_corners_are_no_match(tmp_path):
     half[:, 32:] = 1
     # of a corner fewer are asked, since every match by chance has a null of its own
     for mask, asked, chance in ((corner, queries[:15], 0.3), (half, queries, 0.03)):
-        found = index.match(asked, masks=mask.expand(len(asked), -1, -1))
+        found = index.match(asked, masks=mask.expand(len(asked), -1, -1), rate=0.05)
         assert (found.relative <= 1).float().mean() >= chance
-        assert found.reproduced(0.05).float().mean() <= 0.1
-        assert ((found.p_values == 1) == (found.relative > 1)).all()
+        assert found.reproduced.float().mean() <= 0.1
+        assert (found.p_values[found.relative > 1] == 1).all()
     free = torch.stack([template, *queries[:3]])
     free[0, :, :, :32] = queries[0, :, :, :32]
     found = index.match(free, masks=half.expand(4, -1, -1))
-    assert found.reproduced().tolist() == [True, False, False, False]
+    assert found.reproduced.tolist() == [True, False, False, False]
     assert found.paths[0].startswith(("copy", "template"))
     assert found.p_values[0] == 0.01
-    assert index.match(free[:1], masks=half[None], null=19).p_values[0] == 0.05
+    assert index.match(free[:1], masks=half[None], rate=0.05).p_values[0] == 0.05
+
+
+def test_what_pictures_of_an_index_do_among_themselves_is_no_match(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    first = torch.rand(120, 3, 32, 32, generator=rng)
+    # some of the way to another picture: nearer than usual, and no copy
+    siblings, again = (first.lerp(torch.rand(first.shape, generator=rng), part) for part in (0.28, 0.32))
+    for number, picture in enumerate(first):
+        save(tmp_path / "alone" / f"{number}.png", picture.permute(1, 2, 0).numpy())
+        save(tmp_path / "in pairs" / f"{number}.png", picture.permute(1, 2, 0).numpy())
+        save(tmp_path / "in pairs" / f"{number} again.png", siblings[number].permute(1, 2, 0).numpy())
+    queries = torch.stack([again[0], first[1], torch.rand(3, 32, 32, generator=rng)])
+    alone, pairs = (
+        ImageIndex.build(tmp_path / name, tmp_path / f"index {name}", Tiles()).match(queries)
+        for name in ("alone", "in pairs")
+    )
+    assert alone.reproduced.tolist() == [True, True, False]
+    assert pairs.relative[0] <= 1
+    assert pairs.p_values[0] > 0.9
+    assert pairs.reproduced.tolist() == [False, True, False]
+    assert pairs.p_values[1] == 0.01
+    assert pairs.p_values[2] == 1
+
+
+def test_a_small_index_says_how_little_it_knows(pictures, tmp_path):
+    index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
+    copy = tensor(pictures / index.paths[3])[None]
+    assert index.match(copy, rate=0.05).reproduced.all()
+    strict = index.match(copy)
+    assert not strict.reproduced.any()
+    assert strict.p_values[0] == 1 / 40
+
+
+def test_what_shows_next_to_nothing_is_no_match(pictures, tmp_path):
+    """However near: a picture that a safety checker has blacked out, the white ground of many pictures."""
+    Image.new("RGB", (64, 64)).save(pictures / "black.png")
+    for number in range(20):
+        picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(number))
+        picture[:, 40:] = 1
+        save(pictures / f"ground-{number:02}.png", picture.numpy())
+    index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
+    ground = torch.rand(3, 64, 64)
+    ground[:, :, 32:] = 0.99
+    masks = torch.zeros(2, 64, 64)
+    masks[0], masks[1, :, 40:] = 1, 1
+    found = index.match(torch.stack([torch.zeros(3, 64, 64), ground]), masks=masks, rate=0.2)
+    assert (found.relative <= 0.2).all()
+    assert found.p_values.tolist() == [1, 1]
+    assert not found.reproduced.any()
 
 
 def test_an_empty_mask_matches_nothing(pictures, tmp_path):

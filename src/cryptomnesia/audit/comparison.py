@@ -43,16 +43,19 @@ def compare(before: Outcome, after: Outcome, *, least: Level, limit: float = 0.0
         UsageError: for runs without a common prompt.
     """
     first, second = ({each.prompt: each.level for each in run.prompts} for run in (before, after))
+    blind, blind_now = ({each.prompt for each in run.prompts if each.unsure} for run in (before, after))
     common = [prompt for prompt in first if prompt in second]
     if not common:
         raise UsageError("the two runs have no prompt in common; compare runs of the same prompts")
     pairs = [(prompt, first[prompt], second[prompt]) for prompt in common]
     return Comparison(
         new=[each for each in pairs if each[1] < least <= each[2]],
-        gone=[each for each in pairs if each[2] < least <= each[1] and each[2] != Level.unknown],
-        unsure=[each for each in pairs if each[2] == Level.unknown and least <= each[1]],
+        gone=[each for each in pairs if each[2] < least <= each[1] and each[0] not in blind_now],
+        unsure=[each for each in pairs if each[2] < least <= each[1] and each[0] in blind_now],
         only_before=[prompt for prompt in first if prompt not in second],
         only_after=[prompt for prompt in second if prompt not in first],
-        before=gate([first[prompt] for prompt in common], least, limit),
-        after=gate([second[prompt] for prompt in common], least, limit),
+        before=gate([first[prompt] for prompt in common], least, limit, unsure=[prompt in blind for prompt in common]),
+        after=gate(
+            [second[prompt] for prompt in common], least, limit, unsure=[prompt in blind_now for prompt in common]
+        ),
     )

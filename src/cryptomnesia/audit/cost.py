@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from cryptomnesia.audit.run import Setup
 from cryptomnesia.audit.settings import Settings
 from cryptomnesia.localizers import CurvatureDifference
+from cryptomnesia.matching import SSCD, Tiles
+from cryptomnesia.matching.building import check_folder, pictures_of
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.sampling import generate
 
 _ROW = 10_000
-"""Bytes of the evidence on one image, about."""
+"""Bytes of the evidence on one image, about, without its map."""
+
+_PLACE = 9
+"""Bytes of a place of a map and its mask."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Cost:
         flagged_evaluations: more of them for a flagged image: its map, the search for words, another image.
         seconds: on this machine, from a measured evaluation.
         flagged_seconds: more for a flagged image.
-        bytes: on disk, at most.
+        bytes: on disk, at most, with the index that the run makes of training images.
     """
 
     images: int
@@ -54,7 +59,7 @@ def estimate(settings: Settings) -> Cost:
     setup = Setup.load(settings)
     units = setup.units
     references = 0 if settings.references is None else len(read_prompts(settings.references))
-    planned, seconds, picture = _measured(setup, min(settings.batch_size, len(units)))
+    planned, seconds, picture, places = _measured(setup, min(settings.batch_size, len(units)))
     localizer = setup.method.localizer
     probes = getattr(getattr(localizer, "estimator", None), "probes", 1)
     if not isinstance(localizer, CurvatureDifference):
@@ -71,12 +76,23 @@ def estimate(settings: Settings) -> Cost:
         flagged_evaluations=flagged,
         seconds=evaluations * seconds,
         flagged_seconds=flagged * seconds,
-        bytes=len(units) * (picture + _ROW) + references * _ROW,
+        # a flagged image has another one beside it
+        bytes=len(units) * 2 * picture + (len(units) + references) * (_ROW + _PLACE * places) + _index_bytes(settings),
     )
 
 
-def _measured(setup: Setup, size: int) -> tuple[int, float, int]:
-    """Evaluations of a run, the seconds that one takes for one image, and the bytes of a picture."""
+def _index_bytes(settings: Settings) -> int:
+    """What an index of the training images takes, if one is to be made."""
+    if settings.training_images is None:
+        return 0
+    check_folder(settings.training_images)
+    files, _ = pictures_of(settings.training_images)
+    descriptor = Tiles() if settings.sscd is None else SSCD(settings.sscd)
+    return len(files) * (2 * math.prod(descriptor.shape) + 100)
+
+
+def _measured(setup: Setup, size: int) -> tuple[int, float, int, int]:
+    """Evaluations of a run, the seconds that one takes for one image, the bytes of a picture, the places of a map."""
     moments: list[float] = []
 
     def stop(_: float) -> None:
@@ -89,7 +105,10 @@ def _measured(setup: Setup, size: int) -> tuple[int, float, int]:
     (batch,) = generate(setup.pipe, prompts, seeds, setup.sampling, batch_size=size, progress=stop)
     setup.pipe._interrupt = False
     taken = (moments[-1] - moments[0]) / max(1, min(len(moments), 3) - 1)
-    return len(batch.trajectory.timesteps), taken / size, batch.images[0].numel()
+    latents = batch.trajectory.latents
+    # a token of packed latents holds 2×2 places
+    places = latents[0, 0].numel() if latents.dim() == 4 else 4 * latents.shape[1]
+    return len(batch.trajectory.timesteps), taken / size, batch.images[0].numel(), places
 
 
 def _time(seconds: float) -> str:

@@ -4,7 +4,6 @@ It knows nothing of the run directory but how to keep a picture, so it can run a
 """
 
 import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,6 +17,7 @@ from cryptomnesia.findings import Finding, examine
 from cryptomnesia.localizers.mask import Mask
 from cryptomnesia.map_calibration import MapCalibration
 from cryptomnesia.matching import ImageIndex, Matches, Tiles
+from cryptomnesia.matching.building import as_text
 from cryptomnesia.methods import Method
 from cryptomnesia.mitigations import default_rule
 from cryptomnesia.panel import pixels
@@ -101,20 +101,19 @@ class Examiner:
         """The training images nearest to each of B images; inside its mask where the whole one is none of them."""
         if self.index is None:
             return [NO_MATCH for _ in masks]
-        whole = self.index.match(images)
+        whole = self.index.match(images, rate=self.rate)
         rows = [NO_MATCH | _match("whole", whole, row) for row in range(len(masks))]
         # only tiles belong to a place; an embedding is of the whole picture
         local = isinstance(self.index.descriptor, Tiles)
         left = {
             row: mask
             for row, mask in enumerate(masks)
-            if local and mask is not None and mask.any() and not whole.reproduced()[row]
+            if local and mask is not None and mask.any() and not whole.reproduced[row]
         }
         if left:
-            null = math.ceil(1 / self.rate) - 1
-            inside = self.index.match(images[list(left)], masks=torch.stack(list(left.values())), null=null)
+            inside = self.index.match(images[list(left)], masks=torch.stack(list(left.values())), rate=self.rate)
             for number, row in enumerate(left):
-                rows[row] |= _match("region", inside, number) | {"region_p": inside.p_values[number].item()}
+                rows[row] |= _match("region", inside, number)
         return rows
 
 
@@ -163,15 +162,18 @@ def trajectory_of(rows: Sequence[dict[str, Any]]) -> Trajectory:
 
 
 NO_MATCH: dict[str, Any] = dict.fromkeys(
-    [f"{place}_{what}" for place in ("whole", "region") for what in ("path", "distance", "relative")] + ["region_p"]
-)
+    f"{place}_{what}" for place in ("whole", "region") for what in ("path", "distance", "relative", "p")
+) | {"matched_whole": False, "matched_region": False}
 
 
 def _match(place: str, found: Matches, number: int) -> dict[str, Any]:
-    """The training image that was found."""
+    """The training image that was found, if there was anything to compare."""
+    if found.distances[number].isinf():
+        return {}
     return {
-        # not every file name is text
-        f"{place}_path": found.paths[number].encode(errors="surrogateescape").decode(errors="replace"),
+        f"{place}_path": as_text(found.paths[number]),
         f"{place}_distance": found.distances[number].item(),
         f"{place}_relative": found.relative[number].item(),
+        f"{place}_p": found.p_values[number].item(),
+        f"matched_{place}": found.reproduced[number].item(),
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cryptomnesia.matching import Tiles, square
 from cryptomnesia.matching.descriptors import middle
-from cryptomnesia.matching.index import NEAREST, USUAL
+from cryptomnesia.matching.reproduction import FEWEST, NEAREST, USUAL
 
 _OTHERS = 1000
 
@@ -43,7 +43,7 @@ def repeated(
         for one, other in combinations(members, 2):
             weights = tiles.weights(middle((masks[one] & masks[other])[None]))[0]
             weights = weights * (weights.mean(dim=1, keepdim=True) >= 0.5)
-            if not weights.any() or len(others) < 10:
+            if not weights.any() or len(others) < FEWEST:
                 continue
             squares = (weights * (described[[other, *others]] - described[one]) ** 2).sum(dim=2)
             distances = (squares / weights.sum(dim=1).clamp_min(1e-12)).amax(dim=1).sqrt()

@@ -28,6 +28,8 @@ from cryptomnesia.evidence import Level
 from cryptomnesia.findings import check
 from cryptomnesia.map_calibration import MapCalibration
 from cryptomnesia.matching import SSCD, ImageIndex, Tiles, square
+from cryptomnesia.matching.building import as_text
+from cryptomnesia.matching.reproduction import FEWEST
 from cryptomnesia.methods import Method, mapped, method
 from cryptomnesia.mitigations import default_rule
 from cryptomnesia.models import BUNDLED, load_pipeline
@@ -44,8 +46,8 @@ Progress = Callable[[str, float, int], None]
 Unit = tuple[str, int]
 """Prompt and seed of an image."""
 
-_FEWEST = 11
-"""Pictures of an index: one, and ten to compare its distance with."""
+_NAMED = 20
+"""Files that the index does not hold, named in a run at most."""
 
 REFERENCES, IMAGES, SCORES = "references", "images", "scores"
 """Stages of a run."""
@@ -95,10 +97,12 @@ class Setup:
             index = ImageIndex.build(
                 settings.training_images, folder / "index", descriptor, progress=partial(tell or _silent, "index")
             )
-        if index is not None and len(index) < _FEWEST:
+        # one that matches, one that does not, and those to compare their distance with
+        fewest = max(FEWEST + 2, math.ceil(1 / settings.rate))
+        if index is not None and len(index) < fewest:
             raise UsageError(
-                f"the index holds {len(index)} pictures, too few to tell how far apart pictures are; add others, "
-                f"{_FEWEST} at least and better hundreds"
+                f"the index holds {len(index)} pictures, too few to tell a match from chance at a rate of "
+                f"{settings.rate:g}; add other pictures of the kind, {fewest} at least and better hundreds"
             )
         pipe = load_pipeline(settings.model, scheduler=settings.scheduler, dtype=settings.dtype)
         guidance = settings.guidance
@@ -118,6 +122,7 @@ class Setup:
 
     def about(self) -> dict[str, Any]:
         """Everything that the results depend on, as JSON values."""
+        skipped = {} if self.index is None else self.index.skipped
         return {
             "settings": self.settings.model_dump(mode="json"),
             "prompts": self.prompts,
@@ -125,6 +130,8 @@ class Setup:
             "weights": weights_digest(self.pipe),
             "references": None if self.settings.references is None else read_prompts(self.settings.references),
             "index": None if self.index is None else [self.index.descriptor.name, len(self.index)],
+            "skipped": {as_text(path): why for path, why in sorted(skipped.items())[:_NAMED]},
+            "skipped_count": len(skipped),
             "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")}
             | {"python": platform.python_version()},
         }
@@ -154,6 +161,9 @@ def audit(settings: Settings, folder: Path, *, workers: int = 1, progress: Progr
             store.write(IMAGES, number, examiner(prompts, seeds, store.keep, progress=report))
         for _ in store.work(SCORES, 1):
             score(store)
+        made = store.rows(SCORES)[0]
+        if (made["detector"], made["rate"]) != (settings.detector, settings.rate):
+            score(store)  # somebody judged by another detector since
     return store
 
 
@@ -316,29 +326,28 @@ def score(store: Store, *, detector: str | None = None, rate: float | None = Non
         for row, value, p in zip(scored, values.tolist(), calibration.p_value(name, values).tolist(), strict=True):
             row |= {f"{name}_score": value, f"{name}_p": p}
     masks = {number: torch.tensor(row["mask"]) for number, row in enumerate(rows) if row["mask"]}
-    pictures = [_small(store.folder / row["image"]) for row in rows]
+    pictures = [_small(store.folder, row["image"]) for row in rows]
     again = repeated([row["prompt"] for row in rows], pictures, masks, rate=rate)
     for number, (row, own) in enumerate(zip(rows, scored, strict=True)):
         second = {
             "region": row["mean_p"] is not None and row["mean_p"] <= rate,
             "repeated": number in again,
         }
-        matched = {
-            "whole": row["whole_path"] is not None and row["whole_relative"] <= 1,
-            "region": row["region_path"] is not None
-            and row["region_relative"] <= 1
-            and row["region_p"] <= settings.rate,
-        }
-        level = Level.of(own[f"{detector}_p"], rate, corroborated=any(second.values()), confirmed=any(matched.values()))
-        signals_ = {**second, **{f"matched_{place}": hit for place, hit in matched.items()}}
-        own |= {"detector": detector, "rate": rate, "level": level.name, **signals_}
+        matched = row["matched_whole"] or row["matched_region"]
+        level = Level.of(own[f"{detector}_p"], rate, corroborated=any(second.values()), confirmed=matched)
+        own |= {"detector": detector, "rate": rate, "level": level.name, **second}
     store.write(SCORES, 0, scored)
 
 
-def _small(path: Path) -> Tensor:
+def _small(folder: Path, name: str) -> Tensor:
     """The middle square of a picture, as small as `repeated` needs it, so that those of a large run fit into memory."""
+    path = folder / name
+    # a run may come from elsewhere
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{folder} names the picture {name}, which is not its own; give a run that `audit` made")
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=["PNG"]) as file:
             return square(file, Tiles().side)
-    except OSError as error:
+    # Pillow's decoders raise whatever a broken file leads them to
+    except Exception as error:
         raise UsageError(f"cannot read {path} ({error}); the run has lost pictures, make it anew") from None

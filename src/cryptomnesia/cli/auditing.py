@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryptomnesia.cli.common import Dtype, app, check_writable, make_folder
+from cryptomnesia.cli.common import Dtype, app, check_writable, make_folder, print_skipped
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_comparison, print_outcome, progress_bar
 
@@ -118,6 +118,7 @@ def audit(
         return
     with progress_bar() as report:
         store = run(settings, output, workers=workers, progress=report)
+    print_skipped(store.about["skipped"], store.about["skipped_count"], settings.index or output / "index")
     found = outcome(store)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))

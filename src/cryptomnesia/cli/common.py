@@ -67,7 +67,12 @@ BaselineModel = Annotated[
 EmptyCaption = Annotated[
     bool, typer.Option(help="Compare with an empty caption, where the run has no unconditional branch.")
 ]
-Probes = Annotated[int, typer.Option(min=1, help="Products with the Jacobian per image, at most; a multiple of 16.")]
+Probes = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Products with the Jacobian per image, a multiple of 16: 32, or at most 512 with --wanted."
+    ),
+]
 Wanted = Annotated[
     float | None, typer.Option(help="Relative error of a curvature map at which to stop before all probes are spent.")
 ]
@@ -120,13 +125,27 @@ def bundled(model: str, name: str) -> Path | None:
     return BUNDLE / name if model == BUNDLED and (BUNDLE / name).exists() else None
 
 
+def print_skipped(skipped: dict[str, str], count: int, index: Path) -> None:
+    """Name the training images that an index could not use, on standard error."""
+    for path, why in list(skipped.items())[:10]:
+        typer.echo(f"skipped {path}: {why}", err=True)
+    if count > 10:
+        typer.echo(f"skipped {count - 10} more; all are named in {index / 'index.json'}", err=True)
+
+
 def chosen_methods(
-    maps: list[str] | None, at: float | None, empty_caption: bool, probes: int, wanted: float | None, memory: float
+    maps: list[str] | None,
+    at: float | None,
+    empty_caption: bool,
+    probes: int | None,
+    wanted: float | None,
+    memory: float,
 ) -> "list[Method]":
     """The maps that were asked for."""
     from cryptomnesia.localizers import LOCALIZERS, DiagonalEstimator
     from cryptomnesia.methods import method
 
+    probes = probes or (32 if wanted is None else 512)
     estimator = DiagonalEstimator(probes=probes, wanted=wanted, memory=round(memory * 2**30))
     names = dict.fromkeys(maps or [next(iter(LOCALIZERS))])
     step = int(at) if at is not None and at.is_integer() else at

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cryptomnesia.cli.common import app
+from cryptomnesia.cli.common import app, print_skipped
 from cryptomnesia.report.console import progress_bar
 
 index = typer.Typer(help="Training images, to match generated pictures against.", no_args_is_help=True)
@@ -42,7 +42,4 @@ def build(
             progress=lambda done, total: report("pictures", done, total),
         )
     typer.echo(f"{output}: {len(made)} pictures by {descriptor.name}")
-    for path, why in sorted(made.skipped.items())[:10]:
-        typer.echo(f"skipped {path}: {why}", err=True)
-    if len(made.skipped) > 10:
-        typer.echo(f"skipped {len(made.skipped) - 10} more; all are named in {output / 'index.json'}", err=True)
+    print_skipped(dict(sorted(made.skipped.items())), len(made.skipped), output)

@@ -67,7 +67,7 @@ def localize(
     at: At = None,
     baseline: BaselineModel = None,
     empty_caption: EmptyCaption = False,
-    probes: Probes = 32,
+    probes: Probes = None,
     wanted: Wanted = None,
     memory: Memory = 2.0,
     calibration: Annotated[
@@ -173,7 +173,7 @@ def calibrate_maps(
     at: At = None,
     baseline: BaselineModel = None,
     empty_caption: EmptyCaption = False,
-    probes: Probes = 32,
+    probes: Probes = None,
     wanted: Wanted = None,
     memory: Memory = 2.0,
     batch_size: BatchSize = 8,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from cryptomnesia.adapters import Shared
-from cryptomnesia.denoiser import Denoiser, Inputs
+from cryptomnesia.denoiser import Denoiser, Inputs, Prediction
 from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers.baseline import Baseline
 from cryptomnesia.trajectory import Place, Step, Trajectory
@@ -113,6 +113,14 @@ def over_channels(values: Tensor, inputs: Inputs) -> Tensor:
 def upsampled(maps: Tensor, height: int, width: int) -> Tensor:
     """Maps (B, h, w) at picture resolution by bilinear interpolation, (B, height, width)."""
     return interpolate(maps[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
+
+
+def subtractable(prediction: Prediction, formed: Tensor) -> Tensor | None:
+    """What was `formed` from a recorded prediction, unless the network gave that in fewer bits than its input has.
+
+    So it does under autocast. A finite difference would subtract the rounding from what was computed without.
+    """
+    return formed if prediction.value.dtype == prediction.x.dtype else None
 
 
 def wide(values: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch.nn.functional import avg_pool2d
 
 from cryptomnesia.denoiser import Prediction, input_rows
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localizers.base import Watched, finite, over_channels, wide
+from cryptomnesia.localizers.base import Watched, finite, over_channels, subtractable, wide
 from cryptomnesia.localizers.diagonal import Diagonal, DiagonalEstimator
 from cryptomnesia.trajectory import Place
 
@@ -62,18 +62,20 @@ class Collapse:
         alpha, sigma = step.cond.alpha, step.cond.sigma
         if alpha < 1e-3:
             raise UsageError(f"evaluation {step.index} of {step.planned} sees nothing but noise; look at a later one")
-
-        def estimate_of(x: Tensor, rows: Tensor) -> Tensor:
-            return _x0(watched.denoiser(x, step.t, input_rows(step.cond_inputs, rows)))
-
-        def variance(diagonal: Tensor) -> Tensor:
-            summed = over_channels(diagonal, step.cond_inputs)
-            return summed * (sigma**2 / alpha * summed[0].numel() / diagonal[0].numel())
-
-        found = self.estimator.estimate(
-            estimate_of, step.cond.x, scale=sigma, value=_x0(step.cond), reduce=variance, seeds=watched.seeds
+        # x̂_0 is a sum of x and the network's value; what x itself contributes is exact, in half precision, too
+        of_x, of_value = (
+            replace(step.cond, x=torch.tensor(x), value=torch.tensor(1 - x)).x0.item() for x in (1.0, 0.0)
         )
-        return replace(found, value=1 - found.value)
+
+        def value(x: Tensor, rows: Tensor) -> Tensor:
+            return watched.denoiser(x, step.t, input_rows(step.cond_inputs, rows)).value
+
+        def share(diagonal: Tensor) -> Tensor:
+            summed = over_channels(of_x + of_value * wide(diagonal), step.cond_inputs)
+            return 1 - summed * (sigma**2 / alpha * summed[0].numel() / diagonal[0].numel())
+
+        known = subtractable(step.cond, step.cond.value)
+        return self.estimator.estimate(value, step.cond.x, scale=sigma, value=known, reduce=share, seeds=watched.seeds)
 
     def map(self, watched: Watched) -> Tensor:
         """The filtered share of every image, (B, h, w), ≥ 0."""

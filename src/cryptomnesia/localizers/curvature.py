@@ -7,11 +7,11 @@ the curvature of an underfitted baseline is subtracted,
     Δh = diag(−∇²log p(x|c)) − diag(−∇²log p̃(x)) = (diag J_ε_c − diag J_ε̃)/σ,   J_ε = ∂ε/∂x,
 
 the same model without the caption (Δh_∅) or a less-trained one with it (Δh_θ̃). The map is
-ReLU(Σ_channels Δh). The paper looks at the last step; by default it is the one before here, because maps
-of the bundled model point better there (σ = .14 rather than .04 with 50 steps; `by_step` of benchmarks/curvature.py,
-on concepts that nothing else is judged by). Δh_∅ asks for an unconditional branch that has not memorized the
-picture, Δh_θ̃ for a checkpoint that is early enough. The paper's definition with 1/σ is used; its released code
-leaves it out.
+ReLU(Σ_channels Δh). The paper looks at the last step; by default it is the one before here, because maps of the
+bundled model point better there (σ = .14 rather than .04 with 50 steps; `by_step` of benchmarks/curvature.py). They
+point better still early in the run, `step=0.1`, which is no longer the paper's map; from there `collapse` went on.
+Δh_∅ asks for an unconditional branch that has not memorized the picture, Δh_θ̃ for a checkpoint that is early enough.
+The paper's definition with 1/σ is used; its released code leaves it out.
 
 The diagonal of the difference is estimated as a whole: both branches meet the same probes, and where their
 Jacobians agree, so do their estimation errors, which then vanish.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.denoiser import Denoiser, input_rows
-from cryptomnesia.localizers.base import AtStep, Watched, over_channels
+from cryptomnesia.localizers.base import AtStep, Watched, over_channels, subtractable
 from cryptomnesia.localizers.baseline import together
 from cryptomnesia.localizers.diagonal import Diagonal, DiagonalEstimator
 from cryptomnesia.localizers.jacobian import Function
@@ -67,7 +67,7 @@ class CurvatureDifference(AtStep):
             return watched.denoiser(x, step.t, own).epsilon - baseline.denoiser(x, step.t, other).epsilon
 
         value = step.cond.epsilon - baseline.epsilon(step.cond.x, step.t)
-        return _curvature(self.estimator, apart, value, step, watched.seeds, summed=summed)
+        return _curvature(self.estimator, apart, subtractable(step.cond, value), step, watched.seeds, summed=summed)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Curvature(AtStep):
         def epsilon(x: Tensor, rows: Tensor) -> Tensor:
             return watched.denoiser(x, step.t, input_rows(step.cond_inputs, rows)).epsilon
 
-        return _curvature(self.estimator, epsilon, step.cond.epsilon, step, watched.seeds, summed=True)
+        value = subtractable(step.cond, step.cond.epsilon)
+        return _curvature(self.estimator, epsilon, value, step, watched.seeds, summed=True)
 
     def map(self, watched: Watched) -> Tensor:
         """ReLU(Σ_channels diag(−∇²log p(x|c))) of every image, (B, h, w)."""
@@ -100,13 +101,13 @@ def _network(denoiser: Denoiser) -> object:
 def _curvature(
     estimator: DiagonalEstimator,
     epsilon: Function,
-    value: Tensor,
+    value: Tensor | None,
     step: Step,
     seeds: Sequence[int] | None,
     *,
     summed: bool,
 ) -> Diagonal:
-    """∂ε/∂x's diagonal over σ at a step where ε is `value`, summed over channels or not."""
+    """∂ε/∂x's diagonal over σ at a step where ε is `value`, if that is known, summed over channels or not."""
 
     def reduce(diagonal: Tensor) -> Tensor:
         return (over_channels(diagonal, step.cond_inputs) if summed else diagonal) / step.cond.sigma

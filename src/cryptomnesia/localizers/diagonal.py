@@ -9,8 +9,8 @@ where a network's Jacobian is small. (With as many channels as colours there is 
 channels are told apart.)
 
 Entries of one diagonal err together, so the error of a sum of them is not to be had from theirs. Where a linear
-function of the diagonal is wanted, a sum over channels say, it is applied to every set of probes, and value, error
-and the early stop are its own.
+(or affine) function of the diagonal is wanted, a sum over channels say, it is applied to every set of probes, and
+value, error and the early stop are its own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,10 +33,10 @@ Design = Literal["orthogonal", "random"]
 
 @dataclass(frozen=True)
 class Diagonal:
-    """An estimate of diag ∂f/∂x for B images, or of a linear function of it.
+    """An estimate of diag ∂f/∂x for B images, or of an affine function of it.
 
     Attributes:
-        value: (B, …), shaped like x, or like what the linear function makes of that.
+        value: (B, …), shaped like x, or like what the affine function makes of that.
         error: its standard error, likewise: 0 where exact, NaN where there was nothing to estimate it from.
         probes: products with the Jacobian that went into each image's estimate, (B,).
     """
@@ -65,7 +65,7 @@ class DiagonalEstimator:
         probes: products per image, at most.
         group: probes of one orthogonal set, a power of two; the error is estimated from the spread
             between sets, so there should be two or more.
-        wanted: relative error at which to stop early; None spends all probes.
+        wanted: relative error at which to stop early, which takes three sets of probes or more; None spends all.
         step: length of the finite difference, in units of `scale`.
         memory: bytes that the tensors of one evaluation may take, beside weights. As many points as fit, by the peak
             of one, are evaluated at once, and one where none does.
@@ -92,6 +92,12 @@ class DiagonalEstimator:
             raise UsageError(f"got {self.probes} probes; give at least 1")
         if self.wanted is not None and not self.wanted > 0:
             raise UsageError(f"got a wanted error of {self.wanted:g}; give a positive one, or None")
+        least = 3 * (self.group if self.design == "orthogonal" else 1)
+        if self.wanted is not None and self.probes < least:
+            raise UsageError(
+                f"got a wanted error with {self.probes} probes, of which two sets are spent before any error is known; "
+                f"give {least} or more"
+            )
         if self.memory < 1 or self.step <= 0:
             raise UsageError(f"got memory={self.memory} and step={self.step:g}; give positive numbers")
         if self.group < 1 or self.group & (self.group - 1):
@@ -110,14 +116,14 @@ class DiagonalEstimator:
         reduce: Callable[[Tensor], Tensor] = lambda values: values,
         seeds: Sequence[int] | None = None,
     ) -> Diagonal:
-        """Diag ∂f/∂x at every image, or a linear function of it.
+        """Diag ∂f/∂x at every image, or an affine function of it.
 
         Args:
             function: see `Function`.
             x: the images, (B, C, h, w) or (B, tokens, channels).
             scale: length over which f is still nearly linear, of a noisy image its σ; finite differences only.
             value: f(x), if known, (B, …); finite differences only.
-            reduce: the linear function of diagonals (n, …), image by image, a sum over channels say.
+            reduce: the affine function of diagonals (n, …), image by image, a sum over channels say.
             seeds: one per image, for probes of its own: an estimate then depends on nothing else in the batch, and
                 the errors of different images are independent. None gives all images the same probes.
 
@@ -183,7 +189,7 @@ class DiagonalEstimator:
         x = jacobian.x
         each = self.group if self.design == "orthogonal" else 1
         # sums in double precision, on the CPU: not every device has that
-        total = reduce(torch.zeros(len(images), *x.shape[1:], dtype=torch.float64))
+        total = torch.zeros_like(reduce(torch.zeros(len(images), *x.shape[1:], dtype=torch.float64)))
         squares = torch.zeros_like(total)
         sets = torch.zeros(len(images), *[1] * (total.dim() - 1), dtype=torch.float64)
         left = torch.arange(len(images))

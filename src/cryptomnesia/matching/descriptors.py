@@ -54,6 +54,10 @@ class Descriptor(Protocol):
         """
         ...
 
+    def contrast(self, described: Tensor, weights: Tensor) -> Tensor:
+        """How much pictures (n, T, P) show under weights (T, P), (n,): the less, the nearer others are by chance."""
+        ...
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -86,6 +90,13 @@ class Tiles:
         """The share of every pixel that lies in the mask, (B, T, P)."""
         scaled = interpolate(masks[:, None].float(), size=(self.side, self.side), mode="area")
         return self.describe(scaled.expand(-1, 3, -1, -1))
+
+    def contrast(self, described: Tensor, weights: Tensor) -> Tensor:
+        """Standard deviation of the pixels from their mean colour, (n,)."""
+        pixels, shares = (each.unflatten(-1, (3, -1)) for each in (described, weights))
+        totals = shares.sum(dim=(0, 2)).clamp_min(1e-12)
+        mean, square = (torch.einsum("ntcp,tcp->nc", each, shares) / totals for each in (pixels, pixels**2))
+        return (square - mean**2).clamp_min(0).mean(dim=1).sqrt()
 
 
 def middle(values: Tensor) -> Tensor:

@@ -5,13 +5,18 @@ paths, which is written last: a shard counts when that is there.
 """
 
 import json
+import math
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+HELD = 2**27
+"""Numbers that are held in memory, half a gigabyte of them; more are read anew by every search."""
 
 
 class Shards:
@@ -36,8 +41,17 @@ class Shards:
         """The number of pictures."""
         return len(self.paths)
 
+    @cached_property
+    def _held(self) -> Tensor | None:
+        """All descriptors, where they are few enough."""
+        if len(self) * math.prod(self.shape) > HELD:
+            return None
+        return torch.from_numpy(np.concatenate(self._values).astype(np.float32))
+
     def at(self, positions: Tensor) -> Tensor:
         """Descriptors of some pictures (n,), (n, T, P)."""
+        if self._held is not None:
+            return self._held[positions]
         places = positions.numpy()
         numbers = np.searchsorted(self._starts, places, side="right") - 1
         found = torch.empty(len(places), *self.shape)
@@ -49,6 +63,9 @@ class Shards:
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
         """(place of the first picture, descriptors (n, T, P)), some at a time."""
+        if self._held is not None:
+            yield from zip(range(0, len(self), 2048), self._held.split(2048), strict=True)
+            return
         for start, values in zip(self._starts, self._values, strict=False):
             for begin in range(0, len(values), 2048):
                 yield int(start) + begin, torch.from_numpy(values[begin : begin + 2048].astype(np.float32))

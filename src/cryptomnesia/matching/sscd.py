@@ -72,6 +72,10 @@ class SSCD:
         """Refused: an embedding is of the whole picture."""
         raise UsageError("SSCD compares whole pictures; compare regions with the tiles descriptor")
 
+    def contrast(self, described: Tensor, weights: Tensor) -> Tensor:
+        """The same for all: an embedding does not say how much there is to see, (n,)."""
+        return described.new_ones(len(described))
+
     @torch.no_grad()
     def _embed(self, pictures: Tensor) -> Tensor:
         mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _DEVIATION))

@@ -22,7 +22,7 @@ from cryptomnesia.audit.outcome import Judged, Outcome
 from cryptomnesia.calibrate import Calibration
 from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.evidence import Level, gate
-from cryptomnesia.matching.index import FORMATS
+from cryptomnesia.matching.building import FORMATS
 from cryptomnesia.report.meanings import meanings
 from cryptomnesia.store import Store
 
@@ -30,8 +30,8 @@ SIDE = 256
 """Pixels of an embedded picture at most, about as large as it is shown; the run holds it as it is."""
 
 _REASONS = {
-    "matched_whole": "the picture is nearer to a training image than pictures usually are",
-    "matched_region": "its memorized region is nearer to one of a training image than pictures usually are there",
+    "matched_whole": "the picture is nearer to a training image than pictures like it are",
+    "matched_region": "its memorized region is nearer to one of a training image than pictures like it are there",
     "region": "its map is higher than those of ordinary pictures",
     "repeated": "another seed gives the same pixels",
 }
@@ -174,7 +174,7 @@ def _nearest(row: dict[str, Any], training: Path | None, shown: Shown) -> dict[s
         "place": place,
         "relative": _number(row[f"{place}_relative"]),
         "matched": row[f"matched_{place}"],
-        "p": _number(row["region_p"]) if place == "region" else None,
+        "p": _number(row[f"{place}_p"]),
         "picture": _within(training, path, shown),
     }
 
@@ -206,7 +206,8 @@ def _picture(path: Path) -> str | None:
     try:
         with Image.open(path, formats=FORMATS) as file:
             picture = ImageOps.exif_transpose(file).convert("RGB")
-    except OSError:
+    # Pillow's decoders raise whatever a broken file leads them to
+    except Exception:
         return None
     kind = "png" if max(picture.size) <= SIDE else "jpeg"
     picture.thumbnail((SIDE, SIDE))

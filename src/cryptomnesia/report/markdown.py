@@ -8,6 +8,8 @@ def model_card(found: Outcome) -> str:
     settings, gate = found.settings, found.gate
     index = found.about["index"]
     matched = "none, so that nothing could be confirmed" if index is None else f"{index[1]} by {index[0]}"
+    if left_out := found.about["skipped_count"]:
+        matched += f"; {left_out} more files could not be used"
     made_by = f"cryptomnesia {found.about['versions']['cryptomnesia']}"
     share, low, high = (f"{value:.1%}" for value in (gate.share.value, gate.share.low, gate.share.high))
     return f"""## Memorization
