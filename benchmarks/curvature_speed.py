@@ -247,7 +247,7 @@ def timed(call: Callable[[], Any]) -> float:
 
 def draw(curves: dict[str, dict[str, Any]], theirs: dict[str, float]) -> None:
     """Error against seconds, one line per engine and design."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6, 4.8), layout="constrained")
     for name, points in curves.items():
         axes.plot(
             [point["seconds"] for point in points.values()],
@@ -259,7 +259,7 @@ def draw(curves: dict[str, dict[str, Any]], theirs: dict[str, float]) -> None:
     axes.plot(theirs["seconds"], theirs["error"], "k*", markersize=12, label="released procedure")
     axes.set(xscale="log", yscale="log", xlabel="seconds for eight images", ylabel="relative error of Δh")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig("docs/images/curvature_cost.png", dpi=150)
 
 
