@@ -165,6 +165,9 @@ def test_collapse_refuses_a_flow_model_whose_run_is_too_short():
         check_methods(pipe, short, [method("collapse")])
     check_methods(pipe, short, [method("collapse", step=1)])
     check_methods(pipe, replace(short, steps=4), [method("collapse")])
+    # Heun makes nearly twice as many evaluations as steps
+    check_methods(pipe, short, [method("collapse", step=4)])
+    check_methods(CASES["sd-epsilon"].make(), short, [method("collapse", step=4), method("curvature")])
 
 
 def test_collapse_points_at_the_planted_half_of_a_memorizer():

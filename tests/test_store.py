@@ -101,6 +101,7 @@ def test_a_worker_takes_over_what_a_dead_one_held(tmp_path):
 def test_another_run_is_refused(tmp_path):
     Store.create(tmp_path / "run", ABOUT)
     assert Store.create(tmp_path / "run", {"steps": 3, "model": "tiny"}).about == ABOUT
+    assert Store.create(tmp_path / "run", {**ABOUT, "skipped": {"steps": "broken"}}).about == ABOUT
     with pytest.raises(UsageError, match="holds another run: steps is 4, there 3; give another folder"):
         Store.create(tmp_path / "run", {**ABOUT, "steps": 4})
 

@@ -27,6 +27,9 @@ from filelock import FileLock, Timeout
 
 from cryptomnesia.errors import CryptomnesiaError, UsageError
 
+TOLD = frozenset({"skipped", "skipped_count"})
+"""Parts of `Store.about` that are worth saying, but change no result."""
+
 FORMAT = 1
 """Version of the layout of a run directory."""
 
@@ -72,7 +75,7 @@ class Store:
 
         Args:
             folder: made if it is not there.
-            about: JSON values: everything that the run's results depend on.
+            about: JSON values: everything that the run's results depend on, and what is `TOLD`.
 
         Raises:
             UsageError: if `folder` holds another run, naming what differs.
@@ -85,7 +88,7 @@ class Store:
                 if not (folder / "run.json").exists():
                     _write(folder / "run.json", json.dumps({"format": FORMAT, "about": about}, indent=2).encode())
         store = cls(folder)
-        now, there = _flat(about), _flat(store.about)
+        now, there = (_flat({key: each[key] for key in each.keys() - TOLD}) for each in (about, store.about))
         apart = [
             f"{key} is {_short(now.get(key))}, there {_short(there.get(key))}"
             for key in sorted(now.keys() | there.keys())

@@ -97,8 +97,8 @@ class Setup:
             index = ImageIndex.build(
                 settings.training_images, folder / "index", descriptor, progress=partial(tell or _silent, "index")
             )
-        # one that matches, one that does not, and those to compare their distance with
-        fewest = max(FEWEST + 2, math.ceil(1 / settings.rate))
+        # one that matches, one that does not, and those to compare their distance with; copies are none of these
+        fewest = max(FEWEST + 2, math.ceil(1.5 / settings.rate))
         if index is not None and len(index) < fewest:
             raise UsageError(
                 f"the index holds {len(index)} pictures, too few to tell a match from chance at a rate of "
@@ -161,9 +161,10 @@ def audit(settings: Settings, folder: Path, *, workers: int = 1, progress: Progr
             store.write(IMAGES, number, examiner(prompts, seeds, store.keep, progress=report))
         for _ in store.work(SCORES, 1):
             score(store)
-        made = store.rows(SCORES)[0]
-        if (made["detector"], made["rate"]) != (settings.detector, settings.rate):
-            score(store)  # somebody judged by another detector since
+        with store.alone():
+            made = store.rows(SCORES)[0]
+            if (made["detector"], made["rate"]) != (settings.detector, settings.rate):
+                score(store)  # somebody judged by another detector since
     return store
 
 
