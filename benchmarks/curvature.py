@@ -30,9 +30,14 @@ on the selection, `best_single` that among the maps that others have published, 
 with other evaluations and blurs. (`collapse` without its filter is `curvature` at that evaluation, in other units.)
 `versus_…` says how much larger the IoU of `collapse` is, on the same redrawn concepts.
 
-`by_step`, `by_design`, `by_probes`, all on the selection: pixel AUC and honest IoU of maps at other evaluations; how
-the error of Δh, before its cut at zero and against the exact diagonal, depends on the number of probes and on how many
-of them make an orthogonal set; and the pixel AUC of `collapse` by number of probes.
+`detectors`: the same mean as a detector, as `detect --detector collapse` has it: taken in the run, with probes of its
+own, of reproduced pictures, never-planted captions and the hard negatives; the share that is flagged at 1%, with the
+bundled calibration.
+
+`by_step`, `by_design`, `by_probes`, all on the selection: pixel AUC and honest IoU of maps at other evaluations,
+against either baseline or none (an empty caption is the unconditional branch of these runs); how the error
+of Δh, before its cut at zero and against the exact diagonal, depends on the number of probes and on how many of them
+make an orthogonal set; and the pixel AUC of `collapse` by number of probes.
 
 What is generated is kept in .benchmarks-cache, so an interrupted run goes on where it was.
 """
@@ -53,8 +58,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from cryptomnesia.adapters import adapter_for
-from cryptomnesia.calibrate import weights_digest
+from cryptomnesia.calibrate import Calibration
+from cryptomnesia.detectors import SIGNALS
 from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
+from cryptomnesia.fingerprint import weights_digest
 from cryptomnesia.localizers import (
     Collapse,
     CurvatureDifference,
@@ -87,6 +94,7 @@ NAMES = ("collapse", *PUBLISHED)
 ALL_ONES = "all-ones"
 SIDE = 256
 RATE = 0.05
+FLAGGED = 0.01
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 REFERENCES = 150
 NEGATIVES = 200
@@ -97,7 +105,16 @@ DESIGN_PICTURES = 16
 BATCH = 16
 
 STEPS = (0, 5, 10, 15, 20, 30, 40, 45, 48, 49)
-STEPPED = ("curvature", "curvature-difference", "score-difference")
+STEPPED = ("curvature", *DIFFERENCES)
+COLLAPSE_STEPS = (5, 10, 15, 20, 30)
+BY_STEP = {
+    **{f"{name} at {step}": method(name, step=step) for name in STEPPED for step in STEPS},
+    **{
+        f"{name} at {step}": method(name, step=step)
+        for name in ("collapse", "collapse-checkpoint")
+        for step in COLLAPSE_STEPS
+    },
+}
 EARLY = {
     "curvature-difference at 0.1": method("curvature-difference", step=0.1),
     "score-difference at 0": method("score-difference", step=0),
@@ -114,16 +131,17 @@ TOGETHER = {
     "all four differences": DIFFERENCES,
 }
 SHARE = "collapse without its filter"
+MEAN = "mean of"
 DESIGNS = {
     (design, probes): DiagonalEstimator(probes=probes, **settings)
     for design, settings in {
-        **{f"orthogonal, {group}": {"group": group} for group in (4, 16)},
+        **{f"orthogonal, {group}": {"group": group} for group in (4, 8, 16, 32)},
         "random": {"design": "random"},
     }.items()
     for probes in (8, 16, 32, 64)
     if probes % settings.get("group", 1) == 0
 }
-PROBES = (16, 32, 64, 128)
+PROBES = (8, 16, 32, 64, 128)
 EXACT = DiagonalEstimator(engine="exact")
 
 Counts = np.ndarray
@@ -197,12 +215,11 @@ def measure(start: Start) -> dict[str, Any]:
     templates = [e for e in top if e.kind == "template"]
     reported = [e for e in top if e not in templates[:HELD_BACK]]
     single = {name: method(name) for name in NAMES} | EARLY
-    steps = {f"{name} at {step}": method(name, step=step) for name in STEPPED for step in STEPS}
     chosen_on = pictures(
-        setup, "selection", *entries_and_prompts(templates[:HELD_BACK]), 8_500_000, single | steps, designs=True
+        setup, "selection", *entries_and_prompts(templates[:HELD_BACK]), 8_500_000, single | BY_STEP, designs=True
     )
     beside = pictures(
-        setup, "selection, ordinary", *never_planted("selection", SELECTION_CAPTIONS), 8_600_000, single | steps
+        setup, "selection, ordinary", *never_planted("selection", SELECTION_CAPTIONS), 8_600_000, single | BY_STEP
     )
     references = pictures(setup, "references", *never_planted("calibration", REFERENCES), 8_000_000, single)
     planted = pictures(setup, "planted", *entries_and_prompts(reported), 8_100_000, single)
@@ -229,8 +246,14 @@ def measure(start: Start) -> dict[str, Any]:
             kind: marked(own.maps["collapse"], references.maps["collapse"]) for kind, own in hard.items()
         },
         "by_step": {
-            str(step): {name: at_a_glance(chosen_on, beside, f"{name} at {step}") for name in STEPPED} for step in STEPS
+            str(step): {
+                label.removesuffix(f" at {step}"): at_a_glance(chosen_on, beside, label)
+                for label in BY_STEP
+                if label.endswith(f" at {step}")
+            }
+            for step in STEPS
         },
+        "detectors": detected({"planted": planted, "never_planted": unplanted, **hard}),
         "by_design": by_design(chosen_on),
         "by_probes": {str(probes): auc_of(chosen_on, f"collapse, {probes} probes") for probes in PROBES},
         "counts": {
@@ -263,15 +286,16 @@ def pictures(
         "sampling": vars(setup.sampling),
         "methods": {label: repr(each) for label, each in methods.items()},
         "designs": [*map(repr, (*DESIGNS.values(), EXACT)), *PROBES] if designs else None,
+        "signals": [*map(repr, SIGNALS.values())],
     }
-    tell = setup.start(what, len(prompts))
+    tell, signals = setup.start(what, len(prompts)), [*SIGNALS.values()]
     ids, kinds, truths, parts = [], [], [], []
     for begin in range(0, len(prompts), BATCH):
         some, own = prompts[begin : begin + BATCH], entries[begin : begin + BATCH]
         seeds = range(first_seed + begin, first_seed + begin + len(some))
 
         def make() -> tuple[dict[str, Any], dict[str, Tensor]]:
-            (batch,) = generate(setup.pipe, some, seeds, setup.sampling, batch_size=BATCH, keep="all")  # noqa: B023
+            (batch,) = generate(setup.pipe, some, seeds, setup.sampling, batch_size=BATCH, keep="all", signals=signals)  # noqa: B023
             rows = [row for row, each in enumerate(own) if reproduced(setup, each, batch.images[row])]  # noqa: B023
             return {"rows": rows}, mapped(setup, batch, rows, methods, designs=designs) if rows else {}
 
@@ -315,6 +339,7 @@ def mapped(
         watched = Watched(trajectory, run.denoiser, baseline, run.ends, run.seeds)
         found[label] = each.localizer.map(watched)
     found[SHARE] = Collapse().estimate(run).value.relu()
+    found |= {f"{MEAN} {name}": values for name, values in trajectory.signals.items()}
     for probes in PROBES if designs else ():
         found[f"collapse, {probes} probes"] = Collapse(estimator=DiagonalEstimator(probes=probes)).map(run)
     if designs:
@@ -410,6 +435,26 @@ def judged_maps(references: Pictures, planted: Pictures, unplanted: Pictures, se
         "versus_best_single": versus(counted["collapse"], counted[best_single], templates.ids),
         "versus_best_single_anywhere": versus(counted["collapse"], counted[best_anywhere], templates.ids),
     }
+
+
+def detected(sets: Mapping[str, Pictures]) -> dict[str, Any]:
+    """Detector → AUC against never-planted captions, and the share of every set that the bundled calibration flags."""
+    calibration = Calibration.load(BUNDLE / "calibration.safetensors")
+    found = {}
+    for name in SIGNALS:
+        label = f"{MEAN} {name}"
+        scores = {what: by(own.ids, own.maps[label].numpy()) for what, own in sets.items()}
+        flagged = {
+            what: by(own.ids, (calibration.p_value(name, own.maps[label]) <= FLAGGED).double().numpy())
+            for what, own in sets.items()
+        }
+        found[name] = {
+            "auc": asdict(clustered(auc, scores["planted"], scores["never_planted"], draws=200)),
+            "flagged": {
+                what: asdict(clustered(lambda values: float(values.mean()), own)) for what, own in flagged.items()
+            },
+        }
+    return found
 
 
 def masks(maps: Tensor, references: Tensor) -> np.ndarray:

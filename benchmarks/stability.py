@@ -36,10 +36,10 @@ from first_look import entries_and_prompts, ordinary
 from torch import Tensor
 
 from cryptomnesia import Calibration, Rephrasing, Sampling, StabilityRule, generate, guard, stabilize
-from cryptomnesia.calibrate import fingerprint
 from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
 from cryptomnesia.evaluate import rate as share
+from cryptomnesia.fingerprint import fingerprint
 from cryptomnesia.mitigations import Rule
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE

@@ -114,6 +114,29 @@ def test_calibrate_makes_what_detect_takes(cryptomnesia, model, tmp_path):
     assert code in (0, 1)
 
 
+def test_the_mean_of_a_map_is_calibrated_on_demand(cryptomnesia, model, calibration, tmp_path):
+    made = tmp_path / "c.safetensors"
+    arguments = ("--prompts", model / "reference.txt", "--batch-size", "34", "-o", made, *SETUP)
+    code, _, err = cryptomnesia("calibrate", model / "tiny", *arguments, "--detector", "collapse")
+    assert code == 0, err
+    asked = ("--prompt", "a red circle", "--detector", "collapse", "--rate", "0.02", "--json", *SETUP)
+    code, out, err = cryptomnesia("detect", model / "tiny", "--calibration", made, *asked)
+    assert code in (0, 1), err
+    told = json.loads(out)
+    assert told["detector"] == "collapse"
+    assert told["images"][0]["score"] >= 0
+    code, _, err = cryptomnesia("detect", model / "tiny", "--calibration", calibration, *asked)
+    assert code == 2
+    assert "knows no collapse" in err
+    assert "or calibrate with `--detector collapse`" in err
+    code, _, err = cryptomnesia("calibrate", model / "tiny", *arguments, "--detector", "bright-ending")
+    assert code == 2
+    assert "unknown detector 'bright-ending'" in err
+    code, _, err = cryptomnesia("calibrate", model / "tiny", *arguments, "--detector", "collapse", "--guidance", "1")
+    assert code == 2
+    assert "collapse needs the unconditional branch" in err
+
+
 def test_another_scheduler_is_mitigated_too(cryptomnesia, model, tmp_path):
     made = tmp_path / "c.safetensors"
     euler = ("--scheduler", "euler", *SETUP)
@@ -231,7 +254,7 @@ def test_localize_draws_maps_and_with_a_calibration_masks(cryptomnesia, model, t
         (["--map", "curvature-checkpoint"], "unknown map 'curvature-checkpoint'"),
         (["--map", "score-difference-checkpoint"], "needs a less-trained checkpoint"),
         (["--at", "7"], "got the evaluation 7 of a run of 2"),
-        (["--probes", "24"], "24 orthogonal probes in groups of 16"),
+        (["--probes", "20"], "20 orthogonal probes in groups of 8"),
         (["--at", "-0.5"], "got the evaluation -0.5; give a whole number"),
         (["--guidance", "1"], "needs the unconditional branch"),
         (["--calibration", "nowhere"], "no map calibration file nowhere"),

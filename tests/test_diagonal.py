@@ -1,3 +1,4 @@
+import itertools
 from itertools import pairwise
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from cryptomnesia import UsageError
-from cryptomnesia.localizers.diagonal import DiagonalEstimator, coloured, rademacher
+from cryptomnesia.localizers.diagonal import DiagonalEstimator, coloured, lattice, rademacher
 from cryptomnesia.localizers.memory import peak_bytes
 from test_localizers import SIZE, gaussian
 
@@ -103,7 +104,7 @@ def test_an_estimate_depends_neither_on_the_batch_nor_on_memory(engine):
         return linear(matrices)(at, rows)
 
     whole = DiagonalEstimator(engine=engine).estimate(function, x, seeds=[5, 6, 7])
-    assert max(sizes) == (3 if engine == "reverse" else 48)
+    assert max(sizes) == (3 if engine == "reverse" else 24)
     sizes.clear()
     cut = DiagonalEstimator(engine=engine, memory=1).estimate(function, x, seeds=[5, 6, 7])
     assert set(sizes) == {1}
@@ -212,19 +213,54 @@ def test_probes_belong_to_the_image_and_to_the_estimator():
     assert DiagonalEstimator(seed=-1).estimate(linear(matrices), x, seeds=[-1, 2**63 - 1, 0]).value.isfinite().all()
 
 
-def test_colours_separate_channels_and_neighbours():
-    colours = coloured(torch.Size((4, 8, 8)), 16)
-    block = colours[:, :2, :2].flatten()
-    assert sorted(block.tolist()) == list(range(16))
-    assert torch.equal(colours[:, 2:, 2:], colours[:, :-2, :-2])
-    assert coloured(torch.Size((4, 8, 8)), 4).unique().tolist() == [0, 1, 2, 3]
-    assert coloured(torch.Size((4, 8, 8)), 64)[:, :4, :4].unique().numel() == 64
-    assert coloured(torch.Size((4, 8, 8)), 32)[:, :2, :4].unique().numel() == 32
-    assert coloured(torch.Size((3, 8, 8)), 16).max() < 16
-    assert coloured(torch.Size((16, 8, 8)), 4).max() == 3
+def places(shape):
+    """Squared distance of positions, plus 1 between channels, of all pairs of entries."""
+    channel, y, x = (each.flatten() for each in torch.meshgrid(*map(torch.arange, shape), indexing="ij"))
+    return (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2 + (channel[:, None] != channel)
+
+
+@pytest.mark.parametrize(
+    ("shape", "colours", "closest"),
+    [
+        ((1, 8, 8), 16, 16),
+        ((3, 8, 8), 16, 5),
+        ((4, 8, 8), 4, 2),
+        ((4, 8, 8), 8, 3),
+        ((4, 8, 8), 16, 5),
+        ((4, 8, 8), 64, 17),
+        ((16, 8, 8), 4, 1),
+        ((16, 8, 8), 64, 5),
+        ((4, 8, 1), 16, 17),
+    ],
+)
+def test_like_colours_are_far_apart(shape, colours, closest):
+    colour = coloured(torch.Size(shape), colours).flatten()
+    assert colour.unique().tolist() == list(range(colours))
+    like = (colour[:, None] == colour).fill_diagonal_(fill_value=False)
+    assert places(shape)[like].min() == closest
+
+
+@pytest.mark.parametrize("colours", [4, 8, 16])
+def test_no_lattice_keeps_like_colours_farther_apart(colours):
+    shape = (4, 9, 9)
+    weight = (1.0 + places(shape)).double() ** -2
+    weight.fill_diagonal_(0)
+    channel, y, x = (each.flatten() for each in torch.meshgrid(*map(torch.arange, shape), indexing="ij"))
+
+    def cost(steps):
+        colour = (steps[0] * channel + steps[1] * y + steps[2] * x) % colours
+        return weight[colour[:, None] == colour].sum().item()
+
+    # borders count here and do not there
+    least = min(map(cost, itertools.product(range(colours // 2 + 1), range(colours), range(colours))))
+    assert cost(lattice(*shape, colours)) < 1.02 * least
+
+
+def test_packed_latents_are_coloured_as_a_row_of_tokens():
     packed = coloured(torch.Size((9, 16)), 32)
     assert packed.shape == (9, 16)
     assert packed[:2].unique().numel() == 32
+    assert torch.equal(packed, coloured(torch.Size((16, 1, 9)), 32)[:, 0].T)
 
 
 def test_random_signs_are_signs():
@@ -256,8 +292,8 @@ def test_bad_settings_are_explained():
         ({"probes": 0}, "got 0 probes"),
         ({"engine": "tarot"}, "got engine 'tarot'"),
         ({"design": "tarot"}, "design 'tarot'"),
-        ({"probes": 20}, "20 orthogonal probes in groups of 16"),
-        ({"wanted": 0.1}, "a wanted error with 32 probes, .* give 48 or more"),
+        ({"probes": 20}, "20 orthogonal probes in groups of 8"),
+        ({"wanted": 0.1}, "a wanted error with 16 probes, .* give 24 or more"),
         ({"group": 12, "probes": 12}, "group of 12 probes; give a power of two"),
         ({"memory": 0}, "memory=0"),
         ({"step": 0.0}, "step=0"),

@@ -10,7 +10,7 @@ from diffusers import DDIMPipeline, DDPMPipeline
 
 from cryptomnesia import Calibration, Sampling, StabilityRule, examine, generate, guard, watch
 from cryptomnesia.adapters import FAMILIES, adapter_for
-from cryptomnesia.detectors import DETECTORS
+from cryptomnesia.detectors import DETECTORS, SIGNALS
 from tiny_pipelines import PROMPTS, flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl, unconditional
 
 
@@ -89,7 +89,7 @@ def test_the_whole_chain_from_calibration_to_guard(family):
     pipe = family.make()
     calibration = Calibration.fit(pipe, PROMPTS, family.sampling, batch_size=51)
     guided = family.scale is not None
-    assert set(calibration.null) == (set(DETECTORS) if guided else {"stability", "drift"})
+    assert set(calibration.null) == (DETECTORS.keys() - SIGNALS.keys() if guided else {"stability", "drift"})
     found = list(examine(pipe, ["a red circle", "a blue star"], [0, 1], family.sampling, calibration, rate=0.5))
     plain = call(pipe, family)
     with guard(pipe, calibration, rate=0.5) as observing:
@@ -107,6 +107,23 @@ def test_the_whole_chain_from_calibration_to_guard(family):
     for verdict in again.verdicts:
         made = {"regenerated"} if not verdict.clean and verdict.retried[0] > 0.5 else {"mitigated", "withheld"}
         assert verdict.action in ({"none"} if verdict.clean else made)
+
+
+@pytest.mark.parametrize("name", ["sd-epsilon", "sd-v", "sdxl", "sd3", "flux true guidance", "flux distilled", "ddim"])
+def test_the_mean_of_a_map_detects_as_any_other_detector_does(name):
+    family = CASES[name]
+    pipe = family.make()
+    detector = "curvature" if family.scale is None else "collapse"
+    calibration = Calibration.fit(pipe, PROMPTS, family.sampling, detectors=[detector], batch_size=51)
+    assert detector in calibration.null
+    prompts = ["a red circle", "a blue star"]
+    found = list(examine(pipe, prompts, [0, 1], family.sampling, calibration, detector=detector, rate=0.5))
+    plain = call(pipe, family)
+    with guard(pipe, calibration, detector=detector, rate=0.5) as observing:
+        assert torch.equal(call(pipe, family), plain)
+    for finding, verdict in zip(found, observing.verdicts, strict=True):
+        assert verdict.score == pytest.approx(finding.score, rel=1e-3, abs=1e-4)
+        assert verdict.score >= 0
 
 
 @pytest.mark.parametrize("name", ["sd-epsilon", "sdxl", "sd3", "flux true guidance"])

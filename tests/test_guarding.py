@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipe
 from transformers import BatchFeature
 
 from cryptomnesia import Calibration, Guard, Rephrasing, Sampling, StabilityRule, UsageError, examine, guard, watch
-from cryptomnesia.calibrate import fingerprint
 from cryptomnesia.calls import Noise
+from cryptomnesia.fingerprint import fingerprint
 from oracles import FiniteSet
 from tiny_pipelines import SAMPLING, KeywordEncoder, oracle_pipeline, stable_diffusion
 

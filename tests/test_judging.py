@@ -66,7 +66,8 @@ def test_what_does_not_fit_is_explained():
     fitted = calibration(1.0, 1.0, 1.0)
     for settings, message in [
         ({"detector": "tarot"}, "unknown detector 'tarot'; known are stability, drift"),
-        ({"detector": "guidance-mean"}, "knows no guidance-mean; it has stability, guidance-last"),
+        ({"detector": "guidance-mean"}, "knows no guidance-mean; take one of stability, guidance-last$"),
+        ({"detector": "collapse"}, "guidance-last, or calibrate with `--detector collapse`$"),
         ({"rate": 0.0}, "got the false-positive rate 0; give one between 0 and 1"),
         ({"rate": 0.001}, "needs at least 999 null references, the calibration has 99"),
         ({"decide_by": 4}, r"decide_by=4 of 3 evaluations; give one in 1 … 3"),

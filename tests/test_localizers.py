@@ -127,7 +127,8 @@ def test_collapse_of_a_network_in_half_precision_is_that_in_single(name, dtype):
     family = CASES[name]
     pipe = family.make()
     run = watched(pipe, family.sampling)
-    localizer, step = Collapse(1, estimator=DiagonalEstimator(engine="reverse")), run.trajectory.step(1)
+    estimator = DiagonalEstimator(engine="reverse", probes=32, group=16)
+    localizer, step = Collapse(1, estimator=estimator), run.trajectory.step(1)
     single = localizer.estimate(run).value
 
     def half(inputs):
@@ -222,7 +223,7 @@ def test_a_guided_filter_takes_the_noise_and_leaves_the_edges():
     assert guided(noisy, torch.ones(2, 16, 16)).std() < noisy.std() / 2
 
 
-CHEAP = DiagonalEstimator(probes=16)
+CHEAP = DiagonalEstimator(probes=16, group=16)
 MAPS = (
     Collapse(1, estimator=CHEAP),
     CurvatureDifference(-1, CHEAP),

@@ -13,7 +13,7 @@ from cryptomnesia.sampling import generate
 from cryptomnesia.settings import Sampling
 from tiny_pipelines import PROMPTS, SAMPLING, flux, stable_diffusion, unconditional
 
-CHEAP = DiagonalEstimator(probes=16)
+CHEAP = DiagonalEstimator(probes=16, group=16)
 
 
 @pytest.fixture(scope="module")

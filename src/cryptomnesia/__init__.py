@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from cryptomnesia.models import load_pipeline
     from cryptomnesia.sampling import generate
     from cryptomnesia.settings import Sampling
-    from cryptomnesia.trajectory import Step, Trajectory, watch
+    from cryptomnesia.trajectory import Step, Trajectory
+    from cryptomnesia.watching import watch
 
 __version__ = "0.1.0"
 
@@ -49,7 +50,7 @@ _HOMES = {
     "localize": "localizing",
     "load_pipeline": "models",
     "stabilize": "mitigations",
-    "watch": "trajectory",
+    "watch": "watching",
 }
 
 __all__ = [

@@ -12,23 +12,22 @@ The null is kept for every evaluation, so a running score can be judged early, a
 scores of the references at the same place. The promise holds for one look, at a place chosen beforehand.
 """
 
-import hashlib
-import inspect
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cryptomnesia.adapters import adapter_for
-from cryptomnesia.detectors import DETECTORS, Reference
+from cryptomnesia.detectors import DETECTORS, SIGNALS, MapSignal, Reference
 from cryptomnesia.detectors.base import Moments
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import load_checked, prompts_digest, save_checked
+from cryptomnesia.fingerprint import Fingerprint, differing, fingerprint
+from cryptomnesia.methods import check_methods, method
 from cryptomnesia.sampling import Progress, generate
 from cryptomnesia.settings import Sampling
 from cryptomnesia.trajectory import Trajectory, joined
@@ -36,73 +35,8 @@ from cryptomnesia.trajectory import Trajectory, joined
 FORMAT = 1
 """Version of the file layout."""
 
-STATISTICS = 1
-"""Version of the detectors' arithmetic; a calibration made with another one is refused."""
-
 FIRST_SEED = 1_000_000
 """Seed of the first reference image, far from the seeds that people pick."""
-
-Fingerprint = dict[str, Any]
-"""Everything a calibration depends on, as JSON values."""
-
-
-def fingerprint(pipe: Any, sampling: Sampling, weights: dict[str, str] | None = None) -> Fingerprint:
-    """What identifies a setup: weights (their digests, if already known), scheduler, settings, dtype.
-
-    Settings are read as from a call that was made with them, so that it does not matter how they are written.
-    """
-    adapter = adapter_for(pipe)
-    config = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    defaults = {name: each.default for name, each in parameters.items()}
-    settings = adapter.sampling(adapter.arguments([""], sampling), defaults)
-    return {
-        "statistics": STATISTICS,
-        "pipeline": type(pipe).__name__,
-        "weights": weights or weights_digests(pipe),
-        "scheduler": type(pipe.scheduler).__name__,
-        "scheduler_config": json.loads(json.dumps(config, default=str, sort_keys=True)),
-        "steps": settings.steps,
-        "guidance": settings.guidance,
-        "height": settings.height,
-        "width": settings.width,
-        "options": dict(settings.options),
-        "dtype": str(adapter.module.dtype).removeprefix("torch."),
-    }
-
-
-def weights_digest(pipe: Any) -> str:
-    """SHA-256 over the weights of all networks of the pipeline; see `weights_digests`."""
-    return hashlib.sha256(json.dumps(weights_digests(pipe), sort_keys=True).encode()).hexdigest()
-
-
-def weights_digests(pipe: Any) -> dict[str, str]:
-    """Name of each network of the pipeline → SHA-256 over names, shapes and values of its weights, in half precision.
-
-    Of large tensors some 65,536 evenly spaced values are read, so that a model of any size takes a
-    moment and any training step still shows. Half precision: a checkpoint is the same model
-    whether it was loaded in fp32 or fp16.
-
-    Raises:
-        UsageError: for weights that are not in memory.
-    """
-    digests = {}
-    for part, network in sorted(pipe.components.items()):
-        if not isinstance(network, nn.Module):
-            continue
-        digest = hashlib.sha256()
-        # a network wrapped by torch.compile is still the same
-        for name, value in sorted(getattr(network, "_orig_mod", network).state_dict().items()):
-            if value.is_meta:
-                raise UsageError(
-                    f"the weights of the {part} are not in memory; calibrate and guard before sequential offloading"
-                )
-            digest.update(f"{name} {tuple(value.shape)}".encode())
-            flat = value.detach().flatten()
-            some = flat[:: max(1, len(flat) // 65_536)].to("cpu", torch.float16)
-            digest.update(some.contiguous().view(torch.uint8).numpy().tobytes())
-        digests[part] = digest.hexdigest()
-    return digests
 
 
 @dataclass(frozen=True)
@@ -130,6 +64,7 @@ class Calibration:
         prompts: Sequence[str],
         sampling: Sampling,
         *,
+        detectors: Sequence[str] = (),
         seed: int = FIRST_SEED,
         batch_size: int = 8,
         progress: Progress | None = None,
@@ -144,17 +79,23 @@ class Calibration:
                 150 give a null of 100, enough for a false-positive rate of 1%. Of a model without captions
                 only their number counts.
             sampling: the settings that the calibration is for.
+            detectors: means of maps, names of `cryptomnesia.detectors.SIGNALS`, to calibrate as well. Those that cost
+                nothing always are.
             seed: image i has seed `seed` + i; far from the seeds of what will be judged.
             batch_size: images per call.
             progress: called with the number of images done.
 
         Raises:
-            UsageError: for too few or repeated prompts, or a model whose output is not finite.
+            UsageError: for too few or repeated prompts, detectors that are unknown or lack what they need, or a model
+                whose output is not finite.
         """
         check_references(prompts, repeated=not adapter_for(pipe).conditional)
+        signals = signals_of(pipe, sampling, detectors)
         seeds = range(seed, seed + len(prompts))
-        batches = generate(pipe, prompts, seeds, sampling, batch_size=batch_size, decode=False, progress=progress)
-        return cls.of(pipe, prompts, sampling, joined([batch.trajectory for batch in batches]))
+        batches = generate(
+            pipe, prompts, seeds, sampling, batch_size=batch_size, signals=signals, decode=False, progress=progress
+        )
+        return cls.of(pipe, prompts, sampling, joined([replace(each.trajectory, steps={}) for each in batches]))
 
     @classmethod
     def of(cls, pipe: Any, prompts: Sequence[str], sampling: Sampling, seen: Trajectory) -> "Calibration":
@@ -168,7 +109,7 @@ class Calibration:
         reference = Reference.fit(seen.rows(order[:cut]).norms)
         rest = seen.rows(order[cut:])
         guided = not seen.norms.guidance.isnan().all()
-        judges = [make(reference) for make in DETECTORS.values()]
+        judges = [make(reference) for name, make in DETECTORS.items() if name not in SIGNALS or name in seen.signals]
         null = {judge.name: judge.running(rest) for judge in judges if guided or "uncond" not in judge.needs}
         if any(scores.isnan().any() for scores in null.values()):
             raise UsageError(
@@ -263,13 +204,28 @@ class Calibration:
     def _null(self, detector: str, evaluation: int) -> Tensor:
         """Scores of the references after an evaluation, (n,)."""
         if detector not in self.null:
-            raise UsageError(f"the calibration knows no {detector}; it has {', '.join(self.null)}")
+            how = f", or calibrate with `--detector {detector}`" if detector in SIGNALS else ""
+            raise UsageError(f"the calibration knows no {detector}; take one of {', '.join(self.null)}{how}")
         null = self.null[detector]
         if not -null.shape[1] <= evaluation < null.shape[1]:
             raise UsageError(
                 f"got evaluation {evaluation} of a run of {null.shape[1]}; give one in 0 … {null.shape[1] - 1}"
             )
         return null[:, evaluation]
+
+
+def signals_of(pipe: Any, sampling: Sampling, detectors: Sequence[str]) -> list[MapSignal]:
+    """What is to be taken of runs for `detectors`, those that cost nothing left out.
+
+    Raises:
+        UsageError: for a detector that is unknown, or lacks what it needs.
+    """
+    if unknown := set(detectors) - DETECTORS.keys():
+        raise UsageError(f"got the unknown detector {min(unknown)!r}; known are {', '.join(DETECTORS)}")
+    names = [name for name in SIGNALS if name in detectors]
+    if names:
+        check_methods(pipe, sampling, [method(name) for name in names])
+    return [SIGNALS[name] for name in names]
 
 
 def check_references(prompts: Sequence[str], *, repeated: bool = False, rate: float | None = None) -> None:
@@ -295,27 +251,6 @@ def check_references(prompts: Sequence[str], *, repeated: bool = False, rate: fl
         )
 
 
-def differing(then: Fingerprint, now: Fingerprint) -> list[str]:
-    """What differs between the setup of a calibration and another one, in words."""
-    flat_then, flat_now = _flat(then), _flat(now)
-    return [
-        f"{key} is {_short(flat_now.get(key))}, calibrated {_short(flat_then.get(key))}"
-        for key in sorted(flat_then.keys() | flat_now.keys())
-        if flat_then.get(key) != flat_now.get(key)
-    ]
-
-
 def _ceil(rate: float) -> str:
     """`rate` with three decimals, rounded up."""
     return f"{math.ceil(rate * 1000 - 1e-9) / 1000:g}"
-
-
-def _flat(values: Fingerprint, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _short(value: Any) -> str:
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)

@@ -1,6 +1,6 @@
 """The main job: from prompts to "memorized, here, and this instead"."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class Finding:
         crossed: of a flagged image, the evaluation, from 0, at which the running score was first flagged, against
             the references' scores at the same place.
         norms: what was seen of it, each (1, N).
+        signals: of the detector, that were taken of it, each (1,).
         image: (3, H, W) in [0, 1].
         map: of a flagged image, when asked for: the localizer's at latent resolution, (h, w).
         instead: of a flagged image, when asked for: the same prompt and seed under mitigation, (3, H, W); None also
@@ -49,6 +50,7 @@ class Finding:
     flagged: bool
     crossed: int | None
     norms: Norms
+    signals: Mapping[str, Tensor]
     image: Tensor
     map: Tensor | None = None
     instead: Tensor | None = None
@@ -90,7 +92,9 @@ def examine(
     judge, guarding = check(pipe, sampling, calibration, detector=detector, rate=rate, localizer=localizer, rule=rule)
     adapter = adapter_for(pipe)
     keep = () if localizer is None else localizer.evaluations
-    for batch in generate(pipe, prompts, seeds, sampling, batch_size=batch_size, keep=keep, progress=progress):
+    for batch in generate(
+        pipe, prompts, seeds, sampling, batch_size=batch_size, keep=keep, signals=judge.signals, progress=progress
+    ):
         judged = judge(batch.trajectory)
         rows = [row for row, each in enumerate(judged) if each.flagged]
         maps: dict[int, Tensor] = {}
@@ -124,6 +128,7 @@ def examine(
                 flagged=each.flagged,
                 crossed=each.crossed,
                 norms=batch.trajectory.norms.rows([row]),
+                signals={name: values[[row]] for name, values in batch.trajectory.signals.items()},
                 image=batch.images[row],
                 map=maps.get(row),
                 instead=None if shown is None else shown.float().cpu(),

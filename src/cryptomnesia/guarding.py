@@ -16,9 +16,10 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from cryptomnesia.adapters import adapter_for
-from cryptomnesia.calibrate import Calibration, weights_digests
+from cryptomnesia.calibrate import Calibration
 from cryptomnesia.calls import Noise, replaced, single
 from cryptomnesia.errors import UsageError
+from cryptomnesia.fingerprint import weights_digests
 from cryptomnesia.judging import Judge
 from cryptomnesia.making import Maker, Remade, Verdict, uncorrected, withheld
 from cryptomnesia.mitigations import Rephrasing, Rule, StabilityRule, default_rule

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from cryptomnesia.calibrate import Calibration
-from cryptomnesia.detectors import DETECTORS
+from cryptomnesia.detectors import DETECTORS, SIGNALS
 from cryptomnesia.errors import UsageError
-from cryptomnesia.trajectory import Trajectory
+from cryptomnesia.trajectory import Signal, Trajectory
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Judge:
     Attributes:
         detector: that makes the scores.
         last: the evaluation, from 0, after which the judgement is made.
+        signals: that it is to be given; see `watch`.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Judge:
         if decide_by is not None and not 1 <= decide_by <= evaluations:
             raise UsageError(f"got decide_by={decide_by} of {evaluations} evaluations; give one in 1 … {evaluations}")
         self.detector = DETECTORS[detector](calibration.reference)
+        self.signals: tuple[Signal, ...] = (SIGNALS[detector],) if detector in SIGNALS else ()
         if (decide_by or evaluations) < self.detector.earliest:
             raise UsageError(
                 f"{detector} needs {self.detector.earliest} evaluations to tell anything, there are to be "

@@ -12,7 +12,7 @@ from cryptomnesia.detectors import Stability
 from cryptomnesia.judging import Judge
 from cryptomnesia.mitigations import Correction, Rephrasing, Rule, StabilityRule
 from cryptomnesia.mitigations.rephrasing import candidates, without
-from cryptomnesia.trajectory import watch
+from cryptomnesia.watching import watch
 
 Action = Literal["none", "mitigated", "withheld", "regenerated"]
 
@@ -125,6 +125,7 @@ class Maker:
             self._pipe,
             steer=None if correction is None else correction.steer,
             after_step=stop_early if self._early and correction is None else None,
+            signals=self._judge.signals,
         ) as seen:
             output = self.kind.__call__(self._pipe, **arguments)
         if stopped:
@@ -216,7 +217,7 @@ class Maker:
             some = tried[start : start + self._rule.batch]
             each = [_reworded(calls[row], texts[row], [*dropped[row], word]) for row, word in some]
             arguments = {name: value for name, value in merged(each).items() if not name.startswith("callback")}
-            with watch(self._pipe, after_step=stop) as seen:
+            with watch(self._pipe, after_step=stop, signals=self._judge.signals) as seen:
                 self.kind.__call__(self._pipe, **{**arguments, "output_type": "latent"})
             self._pipe._interrupt = False
             scores = self._judge.detector.running(seen.trajectory)[:, evaluations - 1].nan_to_num(nan=torch.inf)

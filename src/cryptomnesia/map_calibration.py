@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.adapters import adapter_for
-from cryptomnesia.calibrate import FIRST_SEED, Calibration, Fingerprint, check_references, differing, fingerprint
+from cryptomnesia.calibrate import FIRST_SEED, Calibration, check_references, signals_of
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import load_checked, prompts_digest, save_checked
+from cryptomnesia.fingerprint import Fingerprint, differing, fingerprint
 from cryptomnesia.localizers import MapReference
 from cryptomnesia.methods import Method, check_methods, in_words, mapped, resolved
 from cryptomnesia.sampling import Progress
@@ -53,7 +54,7 @@ class MapCalibration:
     ) -> "MapCalibration":
         """Map one generation for every reference prompt; see `Calibration.fit` and `localize`."""
         methods = resolved(methods)
-        _, maps = _references(pipe, prompts, sampling, methods, other, seed, batch_size, progress)
+        _, maps = _references(pipe, prompts, sampling, methods, other, (), seed, batch_size, progress)
         return cls.of(pipe, prompts, sampling, methods, maps, other)
 
     @classmethod
@@ -120,13 +121,14 @@ def calibrate(
     methods: Sequence[Method | str],
     *,
     other: Any = None,
+    detectors: Sequence[str] = (),
     seed: int = FIRST_SEED,
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> tuple[Calibration, MapCalibration]:
     """`Calibration.fit` and `MapCalibration.fit` from the same images."""
     methods = resolved(methods)
-    seen, maps = _references(pipe, prompts, sampling, methods, other, seed, batch_size, progress)
+    seen, maps = _references(pipe, prompts, sampling, methods, other, detectors, seed, batch_size, progress)
     return (
         Calibration.of(pipe, prompts, sampling, seen),
         MapCalibration.of(pipe, prompts, sampling, methods, maps, other),
@@ -139,6 +141,7 @@ def _references(
     sampling: Sampling,
     methods: Sequence[Method],
     other: Any,
+    detectors: Sequence[str],
     seed: int,
     batch_size: int,
     progress: Progress | None,
@@ -146,10 +149,20 @@ def _references(
     """What was seen of one image for every reference prompt, and its maps by method, (n, h, w)."""
     check_references(prompts, repeated=not adapter_for(pipe).conditional)
     check_methods(pipe, sampling, methods, other)
+    signals = signals_of(pipe, sampling, detectors)
     seeds = range(seed, seed + len(prompts))
     trajectories, maps = [], []
     for batch, found, _ in mapped(
-        pipe, prompts, seeds, sampling, methods, other, batch_size=batch_size, decode=False, progress=progress
+        pipe,
+        prompts,
+        seeds,
+        sampling,
+        methods,
+        other,
+        batch_size=batch_size,
+        signals=signals,
+        decode=False,
+        progress=progress,
     ):
         # the tensors that maps were made from are not wanted any more
         trajectories.append(replace(batch.trajectory, steps={}))

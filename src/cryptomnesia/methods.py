@@ -7,8 +7,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from cryptomnesia.adapters import adapter_for
-from cryptomnesia.calibrate import weights_digest
 from cryptomnesia.errors import UsageError
+from cryptomnesia.fingerprint import weights_digest
 from cryptomnesia.localizers import (
     LOCALIZERS,
     Baseline,
@@ -26,7 +26,7 @@ from cryptomnesia.localizers.baseline import check_checkpoint, reading
 from cryptomnesia.localizers.bright_ending import cross_attention
 from cryptomnesia.sampling import Batch, Progress, generate
 from cryptomnesia.settings import Sampling
-from cryptomnesia.trajectory import Place
+from cryptomnesia.trajectory import Place, Signal
 
 CHECKPOINT = "-checkpoint"
 """Behind a method's name: against the less-trained checkpoint."""
@@ -150,6 +150,7 @@ def mapped(
     other: Any,
     *,
     batch_size: int,
+    signals: Sequence[Signal] = (),
     decode: bool,
     progress: Progress | None,
 ) -> Iterator[Mapped]:
@@ -162,6 +163,7 @@ def mapped(
         sampling,
         batch_size=batch_size,
         keep={place for each in methods for place in each.localizer.evaluations},
+        signals=signals,
         decode=decode,
         progress=progress,
     ):
@@ -207,7 +209,9 @@ def in_words(methods: Sequence[Method], other: Any) -> dict[str, str]:
         words = [f"evaluation {places}", f"against {against[each.baseline]}"]
         if isinstance(made, Collapse | CurvatureDifference | Curvature):
             how = made.estimator
-            probes = f"{how.probes} {how.design} probes of {how.group}"
+            probes = f"{how.probes} random probes"
+            if how.design == "orthogonal":
+                probes = f"{how.probes} probes orthogonal in {how.group} on a lattice"
             words += [probes, f"{how.engine} with steps of {how.step:g}", f"seed {how.seed}"]
             if how.wanted is not None:
                 words.append(f"until {how.wanted:g}")

@@ -12,7 +12,8 @@ from torch import Tensor
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.errors import UsageError
 from cryptomnesia.settings import Sampling
-from cryptomnesia.trajectory import Keep, Trajectory, watch
+from cryptomnesia.trajectory import Signal, Trajectory
+from cryptomnesia.watching import Keep, watch
 
 Progress = Callable[[float], None]
 """Called with the number of images done; the one in the making counts in part."""
@@ -66,6 +67,7 @@ def generate(
     *,
     batch_size: int = 8,
     keep: Keep = (),
+    signals: Sequence[Signal] = (),
     around: Callable[[], AbstractContextManager[Any]] | None = None,
     decode: bool = True,
     progress: Progress | None = None,
@@ -82,6 +84,7 @@ def generate(
         sampling: the settings.
         batch_size: images per call of the pipeline.
         keep: evaluations whose tensors the trajectories keep.
+        signals: taken while the runs go on.
         around: makes a context manager, a mitigation say, for each call.
         decode: whether to turn latents into pictures; where only trajectories are wanted that is time lost.
         progress: called after every evaluation with the number of images done.
@@ -108,7 +111,7 @@ def generate(
             if progress is not None:
                 progress(start + size * done / len(pipe.scheduler.timesteps))
 
-        with silent(pipe), watch(pipe, keep=keep, after_step=tell) as seen, (around or nullcontext)():
+        with silent(pipe), watch(pipe, keep=keep, after_step=tell, signals=signals) as seen, (around or nullcontext)():
             try:
                 output = pipe(
                     **adapter.arguments(some, sampling),

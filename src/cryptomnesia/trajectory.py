@@ -1,37 +1,17 @@
-"""Watch a pipeline's own call: every denoiser evaluation, every solver step, nothing re-implemented.
+"""What was seen of one call of a pipeline: norms of every evaluation, tensors of some, signals computed from those."""
 
-Two places are tapped while the `with` block lasts. A forward hook on the denoiser sees x_t, t, the
-conditioning and both guidance branches. A wrapper around the scheduler's `step` sees the guided
-prediction that the solver really consumes (after guidance rescaling, if any) and the latents before
-and after, and can hand the solver another prediction. The hook alone would not do: the last latents
-never reach the denoiser again, and what a solver makes of a prediction differs from solver to
-solver. `set_timesteps`, which every pipeline calls once per generation, marks where one begins.
-
-Observing copies nothing and computes only norms, so the image is bit-identical.
-"""
-
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import wraps
-from threading import Lock, get_ident
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cryptomnesia.adapters import Adapter, Evaluation, adapter_for
-from cryptomnesia.denoiser import Inputs, Prediction, input_rows, norms
+from cryptomnesia.denoiser import Denoiser, Inputs, Prediction, input_rows
 from cryptomnesia.errors import UsageError
-from cryptomnesia.solver import VARIANCE_EXPLODING, SolverStep
-
-_LOCK = Lock()
 
 Place = int | float
 """An evaluation of a run: its number, counted from the end if negative, or as a float in [0, 1) a share of the run."""
-
-Keep = Collection[Place] | Literal["all"]
-"""Evaluations whose tensors are kept."""
 
 
 def evaluation(place: Place, count: int) -> int:
@@ -129,6 +109,7 @@ class Trajectory:
         steps: the evaluations whose tensors were kept, by number.
         latents: the newest latents, (B, C, h, w).
         complete: whether the call ran to its last timestep.
+        signals: name → a number per image, (B,) on the CPU, of the signals that were asked for, once they are known.
     """
 
     timesteps: tuple[float, ...]
@@ -136,6 +117,7 @@ class Trajectory:
     steps: dict[int, Step]
     latents: Tensor
     complete: bool
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
 
     def step(self, place: Place = -1) -> Step:
         """The kept evaluation at `place`."""
@@ -149,8 +131,13 @@ class Trajectory:
 
     def rows(self, rows: list[int]) -> "Trajectory":
         """The trajectory of some of the images."""
-        steps = {number: step.rows(rows) for number, step in self.steps.items()}
-        return Trajectory(self.timesteps, self.norms.rows(rows), steps, self.latents[rows], self.complete)
+        return replace(
+            self,
+            norms=self.norms.rows(rows),
+            steps={number: step.rows(rows) for number, step in self.steps.items()},
+            latents=self.latents[rows],
+            signals={name: values[rows] for name, values in self.signals.items()},
+        )
 
 
 def joined(trajectories: Sequence[Trajectory]) -> Trajectory:
@@ -161,228 +148,28 @@ def joined(trajectories: Sequence[Trajectory]) -> Trajectory:
         {},
         torch.cat([each.latents for each in trajectories]),
         complete=all(each.complete for each in trajectories),
+        signals={name: torch.cat([each.signals[name] for each in trajectories]) for name in trajectories[0].signals},
     )
 
 
-Steer = Callable[[Step, SolverStep], Tensor | None]
-"""Given an evaluation and the solver step that it is for, the value (B, C, h, w) to hand the solver instead
-of `step.guided.value`, or None."""
-
-
-@dataclass
-class _Call:
-    timesteps: tuple[float, ...]
-    keep: frozenset[int]
-    steps: dict[int, Step] = field(default_factory=dict)
-    norms: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
-    latents: Tensor | None = None
-    estimate: Tensor | None = None
-    thread: int = field(default_factory=get_ident)
+class Signal(Protocol):
+    """A number per image that asks the network more than its norms tell, taken while the run goes on."""
 
     @property
-    def complete(self) -> bool:
-        return len(self.norms) == len(self.timesteps)
-
-    def trajectory(self) -> Trajectory:
-        assert self.latents is not None
-        columns = [torch.stack(column, dim=1).cpu() for column in zip(*self.norms, strict=True)]
-        return Trajectory(self.timesteps, Norms(*columns), dict(self.steps), self.latents, self.complete)
-
-
-class Watch:
-    """The running record of a `watch` block."""
-
-    def __init__(
-        self,
-        adapter: Adapter,
-        keep: Keep = (),
-        steer: Steer | None = None,
-        after_step: Callable[[int], None] | None = None,
-    ) -> None:
-        """Nothing is attached yet: use `watch`."""
-        self.adapter = adapter
-        self._keep: Keep = keep
-        self._steer = steer
-        self._after_step = after_step
-        self._calls: list[_Call] = []
-        self._pending: Evaluation | None = None
+    def name(self) -> str:
+        """Under which a trajectory has it."""
+        ...
 
     @property
-    def trajectories(self) -> list[Trajectory]:
-        """One for every call of the pipeline that took at least one step, oldest first."""
-        return [call.trajectory() for call in self._calls if call.norms]
+    def evaluations(self) -> tuple[Place, ...]:
+        """Those whose tensors it needs; after the last of them it is taken."""
+        ...
 
-    @property
-    def trajectory(self) -> Trajectory:
-        """That of the newest call."""
-        if not self._calls or not self._calls[-1].norms:
-            raise UsageError(
-                "no generation was watched; call the pipeline inside the `with` block, "
-                "and set its scheduler before the block"
-            )
-        return self._calls[-1].trajectory()
+    def __call__(self, trajectory: Trajectory, denoiser: Denoiser) -> Tensor:
+        """The number of every image, (B,), NaN where there is none.
 
-    def _begin(self, timesteps: tuple[float, ...]) -> None:
-        count = len(timesteps)
-        wanted = range(count) if self._keep == "all" else self._keep
-        kept = frozenset(evaluation(place, count) for place in wanted)
-        self._pending = None
-        self._calls.append(_Call(timesteps, kept))
-
-    def _on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        # the model may also be evaluated inside the block but outside a generation, by a localizer say
-        # and by another pipeline that shares it, in another thread
-        call = self._calls[-1] if self._calls else None
-        if call is not None and not call.complete and call.thread == get_ident():
-            value = output if isinstance(output, Tensor) else output[0]
-            self._pending = self.adapter.read(args, kwargs, value, self._pending)
-
-    def _alpha_after(self, scheduler: Any, call: _Call) -> float:
-        """The factor of x_0 in the latents that the step in progress leads to."""
-        if type(scheduler).__name__ in VARIANCE_EXPLODING:
-            return 1.0
-        if type(scheduler).__name__ == "DDIMScheduler":
-            # not always the next timestep of the run: with spacing "linspace" DDIM aims a little beside it
-            before = (
-                int(call.timesteps[len(call.norms)])
-                - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-            )
-            bar = scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod
-            return float(bar) ** 0.5
-        following = len(call.norms) + 1
-        if following < len(call.timesteps):
-            return self.adapter.schedule(call.timesteps[following])[0].item()
-        return float(getattr(scheduler, "final_alpha_cumprod", 1.0)) ** 0.5
-
-    def _on_step(
-        self, scheduler: Any, step: Callable[..., Any], value: Tensor, t: Any, sample: Tensor, *rest: Any, **named: Any
-    ) -> Any:
-        if self._pending is None or not self._calls:
-            return step(value, t, sample, *rest, **named)
-        call, seen_now, self._pending = self._calls[-1], self._pending, None
-        x, cond, uncond = seen_now.x, seen_now.cond, seen_now.uncond
-        alpha, sigma = (number.item() for number in self.adapter.schedule(t))
-
-        def prediction(of: Tensor) -> Prediction:
-            return Prediction(x, of, alpha, sigma, self.adapter.kind)
-
-        seen = Step(
-            index=len(call.norms),
-            planned=len(call.timesteps),
-            t=float(t),
-            cond=prediction(cond.value),
-            uncond=None if uncond is None else prediction(uncond.value),
-            guided=prediction(value),
-            sample=sample,
-            cond_inputs=cond.inputs,
-            uncond_inputs=None if uncond is None else uncond.inputs,
-            options=named,
-        )
-        if self._steer is not None:
-            steered = self._steer(
-                seen, SolverStep(scheduler, (t, sample, *rest), named, self._alpha_after(scheduler, call))
-            )
-            value = value if steered is None else steered
-        result = step(value, t, sample, *rest, **named)
-        latents: Tensor = result[0]
-        call.latents = latents
-        if seen.index in call.keep:
-            call.steps[seen.index] = seen
-        if seen.uncond is None:
-            apart = torch.full_like(norms(x), torch.nan)
-        else:
-            apart = norms(seen.cond.value - seen.uncond.value)
-        estimate = seen.cond.x0.detach()
-        drift = torch.full_like(apart, torch.nan) if call.estimate is None else norms(estimate - call.estimate)
-        call.estimate = estimate
-        call.norms.append((norms(latents - sample), norms(latents), norms(prediction(value).x0), apart, drift))
-        if self._after_step is not None:
-            self._after_step(len(call.norms))
-        return result
-
-
-@contextmanager
-def watch(
-    pipe: Any,
-    *,
-    keep: Keep = (),
-    steer: Steer | None = None,
-    after_step: Callable[[int], None] | None = None,
-) -> Iterator[Watch]:
-    """Record every generation that `pipe` makes inside the block.
-
-    Args:
-        pipe: a diffusers pipeline of a known family.
-        keep: evaluations whose tensors are kept; the norms of all are recorded always.
-        steer: called at every evaluation, may replace the prediction that the solver is given.
-        after_step: called after every solver step with the number of evaluations done.
-
-    Raises:
-        UsageError: for a pipeline of an unknown family, or a step outside the run.
-
-    Example:
-        with watch(pipe, keep=(-1,)) as seen:
-            image = pipe("a red circle on a blue ground").images[0]
-        seen.trajectory.norms.delta
-    """
-    seen = Watch(adapter_for(pipe), keep, steer, after_step)
-    scheduler = pipe.scheduler
-    step, set_timesteps = scheduler.step, scheduler.set_timesteps
-    before = {name: vars(scheduler).get(name) for name in ("step", "set_timesteps")}
-
-    @wraps(step)
-    def watched_step(value: Tensor, t: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
-        return seen._on_step(scheduler, step, value, t, sample, *rest, **named)
-
-    watched_step.unwatched = step  # type: ignore[attr-defined]
-
-    # pipelines inspect the signatures of both methods, which `wraps` keeps
-    @wraps(set_timesteps)
-    def watched_set_timesteps(*args: Any, **kwargs: Any) -> Any:
-        result = set_timesteps(*args, **kwargs)
-        seen._begin(tuple(float(t) for t in scheduler.timesteps))
-        return result
-
-    unhook = _after_forward(seen.adapter.module, seen._on_forward)
-    scheduler.step, scheduler.set_timesteps = watched_step, watched_set_timesteps
-    try:
-        yield seen
-    finally:
-        unhook()
-        for name, value in before.items():
-            if value is None:
-                delattr(scheduler, name)
-            else:
-                setattr(scheduler, name, value)
-
-
-def _after_forward(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
-    """Have `hook(module, args, kwargs, output)` called after every call of the module; returns how to undo that."""
-    compiled = vars(module).get("_compiled_call_impl")
-    if compiled is None:
-        return module.register_forward_hook(hook, with_kwargs=True).remove
-    # a module compiled in place would compile its hooks too, and itself anew for each of them
-    with _LOCK:
-        hooks: list[Callable[..., None]] | None = getattr(compiled, "hooks", None)
-        if hooks is None:
-            inner, hooks = compiled, []
-
-            @wraps(inner)
-            def call(*args: Any, **kwargs: Any) -> Any:
-                output = inner(*args, **kwargs)
-                for each in tuple(call.hooks):  # type: ignore[attr-defined]
-                    each(module, args, kwargs, output)
-                return output
-
-            call.hooks = hooks  # type: ignore[attr-defined]
-            call.inner = inner  # type: ignore[attr-defined]
-            vars(module)["_compiled_call_impl"] = call
-        hooks.append(hook)
-
-    def remove() -> None:
-        with _LOCK:
-            hooks.remove(hook)
-            if not hooks:
-                vars(module)["_compiled_call_impl"] = vars(module)["_compiled_call_impl"].inner
-
-    return remove
+        Args:
+            trajectory: as it stands, with the tensors.
+            denoiser: the network that made it.
+        """
+        ...

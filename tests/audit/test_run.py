@@ -11,16 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from cryptomnesia import Calibration, UsageError
+from cryptomnesia import Calibration, Sampling, UsageError
 from cryptomnesia.audit import run as running
 from cryptomnesia.audit.cost import estimate
 from cryptomnesia.audit.outcome import outcome
 from cryptomnesia.audit.repetition import repeated
 from cryptomnesia.audit.run import audit, score
 from cryptomnesia.evidence import Level
+from cryptomnesia.map_calibration import calibrate
 from cryptomnesia.report.markdown import model_card
 from cryptomnesia.store import Store
 from tiny_audit import settings
+from tiny_pipelines import stable_diffusion
 
 
 def test_a_run_holds_evidence_on_every_image(audit_folder, audited):
@@ -140,8 +142,48 @@ def test_scores_can_be_made_anew_from_what_was_stored(audit_folder, audited, tmp
     with pytest.raises(UsageError, match="which is not its own"):
         score(foreign)
     same = {**audited.about, "settings": {**audited.about["settings"], "map": "score-difference"}}
-    with pytest.raises(UsageError, match="guidance-last is the mean of score-difference, no second signal"):
+    with pytest.raises(UsageError, match="guidance-last says the same as the map score-difference"):
         score(running.Store.create(tmp_path / "same", same), detector="guidance-last")
+
+
+def test_a_run_may_be_judged_by_the_mean_of_a_map(audit_folder, tmp_path):
+    chosen = settings(audit_folder, detector="curvature-difference")
+    store = audit(chosen, tmp_path / "run")
+    calibration = Calibration.load(store.folder / "calibration.safetensors")
+    assert "curvature-difference" in calibration.null
+    assert "collapse" not in calibration.null
+    before = str(store.rows("scores"))
+    for row, own in zip(store.rows("images"), store.rows("scores"), strict=True):
+        mean = row["curvature-difference_mean"]
+        assert own["curvature-difference_score"] == mean
+        p = calibration.p_value("curvature-difference", torch.tensor([mean])).item()
+        assert own["curvature-difference_p"] == pytest.approx(p)
+        assert row["flagged"] == (p <= 0.5)
+    told = outcome(store)
+    assert all("curvature-difference_mean" not in row for each in told.to_json()["prompts"] for row in each["images"])
+    assert told.detector == "curvature-difference"
+    score(store, detector="drift")
+    assert outcome(store).detector == "drift"
+    score(store)
+    assert str(store.rows("scores")) == before
+    with pytest.raises(UsageError, match="the calibration knows no guidance-map"):
+        score(store, detector="guidance-map")
+    with pytest.raises(ValueError, match="collapse says the same as the map collapse"):
+        settings(audit_folder, detector="collapse")
+
+
+def test_a_mean_that_a_run_did_not_take_is_not_made_up(audit_folder, tmp_path):
+    references = (audit_folder / "references.txt").read_text().split("\n")
+    pipe = stable_diffusion()
+    sampling = Sampling(3, 2.0)
+    fitted, maps = calibrate(pipe, references, sampling, ["collapse"], detectors=["curvature"], batch_size=34)
+    fitted.save(tmp_path / "c.safetensors")
+    maps.save(tmp_path / "m.safetensors")
+    given = {"calibration": tmp_path / "c.safetensors", "maps": tmp_path / "m.safetensors", "references": None}
+    store = audit(settings(audit_folder, **given), tmp_path / "run")
+    assert "curvature_score" not in store.rows("scores")[0]
+    with pytest.raises(UsageError, match="the run took no maps for curvature; judge by another detector"):
+        score(store, detector="curvature")
 
 
 @pytest.mark.parametrize(
@@ -172,11 +214,13 @@ def test_an_unfinished_run_has_no_outcome(audit_folder, audited, tmp_path):
 
 def test_the_cost_is_told_beforehand(audit_folder, tmp_path):
     cost = estimate(settings(audit_folder, images_per_prompt=5))
-    # every reference has a map of 32 probes of one branch too
-    assert (cost.images, cost.references, cost.evaluations) == (15, 102, 117 * 3 + 102 * 16)
+    # every reference has a map of 16 probes of one branch too
+    assert (cost.images, cost.references, cost.evaluations) == (15, 102, 117 * 3 + 102 * 8)
     assert cost.seconds > 0
-    assert "15 images and 102 references: 1,983 denoiser evaluations" in str(cost)
-    assert asdict(cost)["flagged_evaluations"] > 16
+    assert "15 images and 102 references: 1,167 denoiser evaluations" in str(cost)
+    assert asdict(cost)["flagged_evaluations"] > 8
+    mean = estimate(settings(audit_folder, images_per_prompt=5, detector="curvature-difference"))
+    assert mean.evaluations == 117 * (3 + 16) + 102 * 8
     pictures = training(tmp_path / "images")
     with_index = estimate(settings(audit_folder, images_per_prompt=5, training_images=pictures))
     # in half precision, with their names

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from cryptomnesia.audit.run import Setup
 from cryptomnesia.audit.settings import Settings
-from cryptomnesia.localizers import CurvatureDifference
+from cryptomnesia.detectors import SIGNALS
+from cryptomnesia.localizers import CurvatureDifference, Localizer
 from cryptomnesia.matching import SSCD, Tiles
 from cryptomnesia.matching.building import check_folder, pictures_of
 from cryptomnesia.prompts import read_prompts
@@ -60,10 +61,9 @@ def estimate(settings: Settings) -> Cost:
     units = setup.units
     references = 0 if settings.references is None else len(read_prompts(settings.references))
     planned, seconds, picture, places = _measured(setup, min(settings.batch_size, len(units)))
-    localizer = setup.method.localizer
-    probes = getattr(getattr(localizer, "estimator", None), "probes", 1)
-    if not isinstance(localizer, CurvatureDifference):
-        probes = math.ceil(probes / 2)  # of one branch
+    probes = _evaluations(setup.method.localizer)
+    # every image and every reference, where the detector is the mean of a map
+    planned += _evaluations(SIGNALS[settings.detector].localizer) if settings.detector in SIGNALS else 0
     words = sum(len(set(prompt.split())) for prompt in setup.prompts) / len(setup.prompts)
     # the searched words are tried for a few steps
     # every reference gets a map
@@ -79,6 +79,13 @@ def estimate(settings: Settings) -> Cost:
         # a flagged image has another one beside it
         bytes=len(units) * 2 * picture + (len(units) + references) * (_ROW + _PLACE * places) + _index_bytes(settings),
     )
+
+
+def _evaluations(localizer: Localizer) -> int:
+    """Of both branches, that a map takes."""
+    probes = getattr(getattr(localizer, "estimator", None), "probes", 1)
+    # but for the difference, products are with the Jacobian of one branch
+    return probes if isinstance(localizer, CurvatureDifference) else math.ceil(probes / 2)
 
 
 def _index_bytes(settings: Settings) -> int:

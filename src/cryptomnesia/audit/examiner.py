@@ -4,7 +4,7 @@ It knows nothing of the run directory but how to keep a picture, so it can run a
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cryptomnesia.audit.outcome import MEAN
 from cryptomnesia.calibrate import Calibration
+from cryptomnesia.detectors import SIGNALS
 from cryptomnesia.findings import Finding, examine
 from cryptomnesia.localizers.mask import Mask
 from cryptomnesia.map_calibration import MapCalibration
@@ -88,7 +90,7 @@ class Examiner:
                 "prompt": each.prompt,
                 "seed": each.seed,
                 "flagged": each.flagged,
-                **signals(each.norms),
+                **columns(each.norms, each.signals),
                 "image": keep(png(each.image), ".png"),
                 **_map(each.map, mask),
                 **match,
@@ -149,16 +151,21 @@ def png(image: Tensor) -> bytes:
     return file.getvalue()
 
 
-def signals(norms: Norms) -> dict[str, list[float]]:
-    """The norms (1, N) of one image as columns of a row."""
-    return {norm.name: getattr(norms, norm.name)[0].tolist() for norm in fields(Norms)}
+def columns(norms: Norms, signals: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The norms (1, N) and signals (1,) of one image as columns of a row."""
+    seen = {norm.name: getattr(norms, norm.name)[0].tolist() for norm in fields(Norms)}
+    return seen | {f"{name}{MEAN}": value.item() for name, value in signals.items()}
 
 
 def trajectory_of(rows: Sequence[dict[str, Any]]) -> Trajectory:
     """What rows of evidence say was seen of their images, without tensors."""
     norms = Norms(*(torch.tensor([row[norm.name] for row in rows]) for norm in fields(Norms)))
     evaluations = norms.z.shape[1]
-    return Trajectory(tuple(map(float, range(evaluations))), norms, {}, torch.empty(len(rows), 0), complete=True)
+    signals = {
+        name: torch.tensor([row[f"{name}{MEAN}"] for row in rows]) for name in SIGNALS if f"{name}{MEAN}" in rows[0]
+    }
+    timesteps = tuple(map(float, range(evaluations)))
+    return Trajectory(timesteps, norms, {}, torch.empty(len(rows), 0), complete=True, signals=signals)
 
 
 NO_MATCH: dict[str, Any] = dict.fromkeys(

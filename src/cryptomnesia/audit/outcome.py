@@ -15,6 +15,9 @@ SCHEMA = 1
 SIGNALS = ("delta", "z", "x0", "guidance", "drift", "map", "mask")
 """Columns of a run that are long, and not in the JSON report."""
 
+MEAN = "_mean"
+"""Behind the name of a map: the column of its spatial mean, which the report has as a score."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -70,6 +73,7 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the signals, as JSON values."""
+        hidden = (*SIGNALS, "prompt")
         return {
             "schema": SCHEMA,
             "about": {key: value for key, value in self.about.items() if key != "prompts"},
@@ -93,7 +97,11 @@ class Outcome:
                     "prompt": each.prompt,
                     "level": each.level.name,
                     "images": [
-                        {key: _known(value) for key, value in row.items() if key not in (*SIGNALS, "prompt")}
+                        {
+                            key: _known(value)
+                            for key, value in row.items()
+                            if key not in hidden and not key.endswith(MEAN)
+                        }
                         for row in each.images
                     ],
                 }

@@ -18,14 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cryptomnesia.audit.examiner import Examiner, signals, trajectory_of
+from cryptomnesia.audit.examiner import Examiner, columns, trajectory_of
 from cryptomnesia.audit.repetition import repeated
-from cryptomnesia.audit.settings import SAME, Settings
-from cryptomnesia.calibrate import FIRST_SEED, Calibration, check_references, weights_digest
-from cryptomnesia.detectors import DETECTORS
+from cryptomnesia.audit.settings import Settings, same
+from cryptomnesia.calibrate import FIRST_SEED, Calibration, check_references, signals_of
+from cryptomnesia.detectors import DETECTORS, SIGNALS
 from cryptomnesia.errors import CryptomnesiaError, UsageError
 from cryptomnesia.evidence import Level
 from cryptomnesia.findings import check
+from cryptomnesia.fingerprint import weights_digest
 from cryptomnesia.map_calibration import MapCalibration
 from cryptomnesia.matching import SSCD, ImageIndex, Tiles, square
 from cryptomnesia.matching.building import as_text
@@ -281,15 +282,26 @@ def _calibrated(setup: Setup, store: Store, tell: Progress) -> tuple[Calibration
     captions = read_prompts(setup.settings.references)
     units = [(caption, FIRST_SEED + number) for number, caption in enumerate(captions)]
     methods = [setup.method]
+    signals = signals_of(setup.pipe, setup.sampling, [setup.settings.detector])
     for number, some, report in _batches(store, REFERENCES, units, setup.settings.batch_size, tell):
         prompts, seeds = zip(*some, strict=True)
         size = len(some)
         ((batch, found, _),) = mapped(
-            setup.pipe, prompts, seeds, setup.sampling, methods, None, batch_size=size, decode=False, progress=report
+            setup.pipe,
+            prompts,
+            seeds,
+            setup.sampling,
+            methods,
+            None,
+            batch_size=size,
+            signals=signals,
+            decode=False,
+            progress=report,
         )
+        each = [batch.trajectory.rows([row]) for row in range(size)]
         rows = [
-            {"prompt": prompt, "seed": seed, **signals(batch.trajectory.norms.rows([row])), "map": heat.tolist()}
-            for row, (prompt, seed, heat) in enumerate(zip(prompts, seeds, found[setup.method.name], strict=True))
+            {"prompt": prompt, "seed": seed, **columns(seen.norms, seen.signals), "map": heat.tolist()}
+            for prompt, seed, seen, heat in zip(prompts, seeds, each, found[setup.method.name], strict=True)
         ]
         store.write(REFERENCES, number, rows)
     rows = store.rows(REFERENCES)
@@ -314,14 +326,17 @@ def score(store: Store, *, detector: str | None = None, rate: float | None = Non
     """
     settings = Settings(**store.about["settings"])
     detector, rate = detector or settings.detector, rate or settings.rate
-    if (detector, settings.map) == SAME:
-        raise UsageError(f"{detector} is the mean of {settings.map}, no second signal; give another detector")
+    if said := same(detector, settings.map):
+        raise UsageError(f"{said}; give another detector")
     calibration = Calibration.load(store.folder / "calibration.safetensors")
     calibration.threshold(detector, rate)
     rows = store.rows(IMAGES)
     seen = trajectory_of(rows)
+    if detector in SIGNALS.keys() - seen.signals.keys():
+        raise UsageError(f"the run took no maps for {detector}; judge by another detector, or audit with that one")
     scored: list[dict[str, Any]] = [{"prompt": row["prompt"], "seed": row["seed"]} for row in rows]
-    for name in calibration.null:
+    untaken = SIGNALS.keys() - seen.signals.keys()
+    for name in (each for each in calibration.null if each not in untaken):
         values = DETECTORS[name](calibration.reference).score(seen)
         values[~seen.norms.z.isfinite().all(dim=1)] = torch.nan
         for row, value, p in zip(scored, values.tolist(), calibration.p_value(name, values).tolist(), strict=True):

@@ -13,8 +13,8 @@ PREFIX = "CRYPTOMNESIA_"
 """Of the environment variables: `CRYPTOMNESIA_STEPS=25`."""
 
 
-SAME = "guidance-last", "score-difference"
-"""A detector that is the mean of a map."""
+_ONE = frozenset({"guidance-last", "score-difference", "guidance-map"})
+"""A detector and maps that look at the same: how far apart the branches are at the last evaluation."""
 
 
 class Settings(BaseModel):
@@ -82,11 +82,18 @@ class Settings(BaseModel):
             raise ValueError("references make both calibrations anew; give either them or calibration and maps")
         if self.index is not None and self.training_images is not None:
             raise ValueError("an index of training images is there already; give either index or training_images")
-        if (self.detector, self.map) == SAME:
-            raise ValueError(f"{self.detector} is the mean of {self.map}, no second signal; give another map")
+        if said := same(self.detector, self.map):
+            raise ValueError(f"{said}; give another detector or map")
         if self.fail_on == "confirmed" and self.index is None and self.training_images is None:
             raise ValueError("nothing can be confirmed without training images; give index or training_images")
         return self
+
+
+def same(detector: str, map_: str) -> str:
+    """Why a map is no second signal beside a detector, "" where it is one."""
+    if detector == map_ or {detector, map_} <= _ONE:
+        return f"the detector {detector} says the same as the map {map_}, which is then no second signal"
+    return ""
 
 
 def resolve(flags: dict[str, Any], file: Path | None = None, environment: dict[str, str] | None = None) -> Settings:

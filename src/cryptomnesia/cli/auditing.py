@@ -52,7 +52,9 @@ def audit(
     ] = None,
     calibration: Annotated[Path | None, typer.Option(help="Instead of references: made by `calibrate`.")] = None,
     maps: Annotated[Path | None, typer.Option(help="Instead of references: made by `calibrate-maps`.")] = None,
-    detector: Annotated[str | None, typer.Option(help="Whose score is a suspicion; drift by default.")] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="Whose score is a suspicion; drift by default. See `detect`.")
+    ] = None,
     rate: Annotated[float | None, typer.Option(help="False-positive rate at which it is; 0.01 by default.")] = None,
     heat: Annotated[str | None, typer.Option("--map", help="Of flagged images; collapse by default.")] = None,
     pixel_rate: Annotated[

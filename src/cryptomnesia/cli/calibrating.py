@@ -38,6 +38,13 @@ def calibrate(
     negative_prompt: NegativePrompt = None,
     scheduler: Scheduler = "ddim",
     dtype: Dtype = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A map whose mean is to be a detector, too: collapse, curvature-difference, score-difference, "
+            "guidance-map, curvature. May be given more than once; all other detectors always are calibrated."
+        ),
+    ] = None,
     batch_size: BatchSize = 8,
 ) -> None:
     """Learn from reference prompts what is usual, one image each, and save it for `detect`."""
@@ -53,6 +60,7 @@ def calibrate(
             pipe,
             captions,
             sampling(model, steps, guidance, height, width, negative_prompt),
+            detectors=detector or (),
             seed=seed,
             batch_size=batch_size,
             progress=lambda done: report("reference images", done, len(captions)),

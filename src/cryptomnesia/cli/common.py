@@ -70,7 +70,7 @@ EmptyCaption = Annotated[
 Probes = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Products with the Jacobian per image, a multiple of 16: 32, or at most 512 with --wanted."
+        min=1, help="Products with the Jacobian per image, a multiple of 8: 16, or at most 512 with --wanted."
     ),
 ]
 Wanted = Annotated[
@@ -145,7 +145,7 @@ def chosen_methods(
     from cryptomnesia.localizers import LOCALIZERS, DiagonalEstimator
     from cryptomnesia.methods import method
 
-    probes = probes or (32 if wanted is None else 512)
+    probes = probes or (16 if wanted is None else 512)
     estimator = DiagonalEstimator(probes=probes, wanted=wanted, memory=round(memory * 2**30))
     names = dict.fromkeys(maps or [next(iter(LOCALIZERS))])
     step = int(at) if at is not None and at.is_integer() else at

@@ -58,7 +58,11 @@ def detect(
         ),
     ] = None,
     detector: Annotated[
-        str, typer.Option(help="drift, stability, guidance-first, guidance-mean or guidance-last.")
+        str,
+        typer.Option(
+            help="drift, stability, guidance-first, guidance-mean, guidance-last, or the mean of a map: collapse, "
+            "curvature-difference, score-difference, guidance-map, curvature."
+        ),
     ] = "drift",
     rate: Annotated[float, typer.Option(help="False-positive rate at which an image is flagged.")] = 0.01,
     batch_size: BatchSize = 8,

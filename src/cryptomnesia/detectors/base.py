@@ -1,7 +1,7 @@
 """What a detector is: a pure function from what was seen to one number per image."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from cryptomnesia.trajectory import Norms, Trajectory
 Need = Literal["uncond"]
 """Signals a detector cannot do without; checked before anything is generated."""
 
+NOTHING: frozenset[Need] = frozenset()
+UNCOND: frozenset[Need] = frozenset({"uncond"})
+
 
 class Detector(Protocol):
     """A score, higher = more memorized, NaN = cannot tell."""
@@ -21,9 +24,15 @@ class Detector(Protocol):
         """Its name in `DETECTORS`."""
         ...
 
-    needs: ClassVar[frozenset[Need]]
-    earliest: ClassVar[int]
-    """Evaluations after which there is something to judge by."""
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Signals that it cannot do without."""
+        ...
+
+    @property
+    def earliest(self) -> int:
+        """Evaluations after which there is something to judge by."""
+        ...
 
     def running(self, trajectory: Trajectory) -> Tensor:
         """The score as it stood after every evaluation, (B, N)."""
@@ -89,3 +98,16 @@ def mean_log_drift(norms: Norms) -> Tensor:
     moved = torch.maximum(norms.drift, STILL * norms.x0).clamp_min(1e-12).log()[:, 1:]
     so_far = moved.cumsum(dim=1) / torch.arange(1, moved.shape[1] + 1)
     return torch.cat([torch.zeros_like(norms.drift[:, :1]), so_far], dim=1)
+
+
+def check_evaluations(trajectory: Trajectory, calibrated: int) -> None:
+    """Refuse a run that has another number of evaluations than those it is compared with.
+
+    Raises:
+        UsageError: with both numbers.
+    """
+    if len(trajectory.timesteps) != calibrated:
+        raise UsageError(
+            f"the run has {len(trajectory.timesteps)} evaluations, the calibration {calibrated}; "
+            "calibrate with the same scheduler and steps"
+        )

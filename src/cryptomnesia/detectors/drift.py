@@ -13,13 +13,11 @@ knows in part but does not reproduce; figures are reported on the top one. This 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from cryptomnesia.detectors.base import Need, Reference, mean_log_drift
-from cryptomnesia.errors import UsageError
+from cryptomnesia.detectors.base import NOTHING, Reference, check_evaluations, mean_log_drift
 from cryptomnesia.trajectory import Trajectory
 
 _LESS = 3
@@ -31,8 +29,8 @@ class Drift:
     """Largest deviation of the mean logarithmic drift from its reference, in standard deviations, ≥ 0."""
 
     reference: Reference
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    earliest: ClassVar[int] = 2
+    needs = NOTHING
+    earliest = 2
 
     @property
     def name(self) -> str:
@@ -42,11 +40,7 @@ class Drift:
     def running(self, trajectory: Trajectory) -> Tensor:
         """The largest so far, (B, N); 0 at the first evaluation, before which there is none."""
         moments = self.reference.drift
-        if len(trajectory.timesteps) != len(moments.mean):
-            raise UsageError(
-                f"the run has {len(trajectory.timesteps)} evaluations, the calibration {len(moments.mean)}; "
-                "calibrate with the same scheduler and steps"
-            )
+        check_evaluations(trajectory, len(moments.mean))
         drift = mean_log_drift(trajectory.norms)
         taken = drift.shape[1]
         u = (drift - moments.mean[:taken]) / moments.std[:taken]

@@ -9,12 +9,11 @@ schedule ε is x, whatever the caption says.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from cryptomnesia.detectors.base import Need
+from cryptomnesia.detectors.base import UNCOND
 from cryptomnesia.trajectory import Trajectory
 
 
@@ -23,8 +22,8 @@ class GuidanceMagnitude:
     """Mean ‖Δε_t‖ over the first `steps` evaluations, over all of them when None; ≥ 0, in latent units."""
 
     steps: int | None = None
-    needs: ClassVar[frozenset[Need]] = frozenset({"uncond"})
-    earliest: ClassVar[int] = 1
+    needs = UNCOND
+    earliest = 1
 
     @property
     def name(self) -> str:
@@ -50,8 +49,8 @@ class GuidanceMagnitude:
 class LastGuidance:
     """‖Δε_t‖ of the newest evaluation, ≥ 0, in latent units: the spatial mean of Δs, up to a monotone function."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"uncond"})
-    earliest: ClassVar[int] = 1
+    needs = UNCOND
+    earliest = 1
 
     @property
     def name(self) -> str:

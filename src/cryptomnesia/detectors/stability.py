@@ -6,13 +6,11 @@ running maximum is a score at every step, so detection is online.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from cryptomnesia.detectors.base import Need, Reference
-from cryptomnesia.errors import UsageError
+from cryptomnesia.detectors.base import NOTHING, Reference, check_evaluations
 from cryptomnesia.trajectory import Trajectory
 
 
@@ -21,8 +19,8 @@ class Stability:
     """Largest deviation of ‖δ_t‖ from its reference, in standard deviations, ≥ 0."""
 
     reference: Reference
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    earliest: ClassVar[int] = 1
+    needs = NOTHING
+    earliest = 1
 
     @property
     def name(self) -> str:
@@ -32,11 +30,7 @@ class Stability:
     def running(self, trajectory: Trajectory) -> Tensor:
         """Max over s ≤ t of |‖δ_s‖ − μ_s|/σ_s, (B, N)."""
         delta = trajectory.norms.delta
-        if len(trajectory.timesteps) != len(self.reference.delta.mean):
-            raise UsageError(
-                f"the run has {len(trajectory.timesteps)} evaluations, the calibration "
-                f"{len(self.reference.delta.mean)}; calibrate with the same scheduler and steps"
-            )
+        check_evaluations(trajectory, len(self.reference.delta.mean))
         taken = delta.shape[1]
         scores = ((delta - self.reference.delta.mean[:taken]) / self.reference.delta.std[:taken]).abs()
         return scores.cummax(dim=1).values

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.adapters import adapter_for
-from cryptomnesia.calibrate import weights_digests
 from cryptomnesia.denoiser import Denoiser, Inputs, Prediction, input_rows
 from cryptomnesia.errors import UsageError
+from cryptomnesia.fingerprint import weights_digests
 from cryptomnesia.settings import Sampling
-from cryptomnesia.trajectory import Step, watch
+from cryptomnesia.trajectory import Step
+from cryptomnesia.watching import watch
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,22 @@
 
 Every probe v with entries ±1 gives v ⊙ (J·v), whose entries are J_ii plus Σ_{j≠i} v_i·v_j·J_ij. Averaged over
 random signs the rest vanishes at the rate 1/√K (Hutchinson). Orthogonal probes do better: entries
-are coloured by channel and by position within a small block, each probe gives all entries of a colour the
-same sign, a row of a Hadamard matrix, times one random sign per entry, and the products of
-entries of different colour cancel exactly. What is left are entries of the same channel a block or more apart,
-where a network's Jacobian is small. (With as many channels as colours there is no room for blocks: then only the
-channels are told apart.)
+are coloured, each probe gives all entries of a colour the same sign, a row of a Hadamard matrix, times one random
+sign per entry, and the products of entries of different colour cancel exactly. What is left are entries of like
+colour, which lie on a lattice over channels and positions that keeps them as far apart as it can: there a network's
+Jacobian is small. (The usual colouring, a block of positions for every channel, leaves twice the error: it has all
+like colours in one channel, at the block's width, when in other channels there are places farther away.)
 
 Entries of one diagonal err together, so the error of a sum of them is not to be had from theirs. Where a linear
 (or affine) function of the diagonal is wanted, a sum over channels say, it is applied to every set of probes, and
 value, error and the early stop are its own.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -74,8 +76,8 @@ class DiagonalEstimator:
 
     engine: Engine = "auto"
     design: Design = "orthogonal"
-    probes: int = 32
-    group: int = 16
+    probes: int = 16
+    group: int = 8
     wanted: float | None = None
     step: float = 0.1
     memory: int = 2 * 2**30
@@ -272,22 +274,47 @@ def rademacher(shape: torch.Size, count: int, rng: np.random.Generator) -> Tenso
 
 
 def coloured(shape: torch.Size, colours: int) -> Tensor:
-    """A colour in 0 … `colours` − 1 for every entry, shaped like `shape`: by channel, then by place in a block.
-
-    Channels that are fewer than the colours leave room for blocks of neighbouring positions, as square as
-    powers of two allow; where there are more channels than colours, several share one.
+    """A colour in 0 … `colours` − 1 for every entry, shaped like `shape`, by channel and position; see `lattice`.
 
     Args:
-        shape: (C, h, w), or (tokens, channels) of packed latents.
+        shape: (C, h, w), or (tokens, channels) of packed latents, whose tokens count as one row.
         colours: a power of two.
     """
     if len(shape) == 2:
-        return coloured(torch.Size((shape[1], shape[0], 1)), colours).squeeze(-1).T.contiguous()
-    channels, height, width = shape
-    room = max(1, colours // (1 << (channels - 1).bit_length()))
-    across = 1 << (room.bit_length() // 2)
-    down = room // across
-    if width == 1:
-        down, across = room, 1
-    channel, y, x = torch.meshgrid(torch.arange(channels), torch.arange(height), torch.arange(width), indexing="ij")
-    return (channel * room + (y % down) * across + x % across) % colours
+        return coloured(torch.Size((shape[1], 1, shape[0])), colours)[:, 0].T.contiguous()
+    deep, down, across = lattice(*shape, colours)
+    channel, y, x = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
+    return (deep * channel + down * y + across * x) % colours
+
+
+@cache
+def lattice(channels: int, height: int, width: int, colours: int) -> tuple[int, int, int]:
+    """By how much the colour changes from channel to channel, from row to row and from column to column.
+
+    Of all lattices the one whose entries of like colour matter least to each other, if an entry's influence on
+    another falls as (1 + d²)⁻², where d² is the squared distance of their positions, plus 1 if their channels differ.
+    Of the bundled model's networks, on whose Jacobians the exponent was looked at but not fitted, no lattice of 8, 16
+    or 32 colours leaves an error more than 2% smaller.
+
+    Args:
+        channels: of the latents.
+        height: of the latents.
+        width: of the latents.
+        colours: a power of two.
+    """
+    # positions farther away hardly count, and come in like colours anyway
+    reach = 2 + math.isqrt(colours // channels)
+    apart = [np.arange(1 - size, size) for size in (channels, min(reach + 1, height), min(reach + 1, width))]
+    channel, y, x = (each.ravel() for each in np.meshgrid(*apart, indexing="ij"))
+    weight = (channels - abs(channel)) / (1 + y**2 + x**2 + (channel != 0)) ** 2
+    weight[(channel == 0) & (y == 0) & (x == 0)] = 0
+    # mirrored lattices are as good, and so are multiples by odd numbers, which permute the colours
+    steps = np.arange(colours // 2 + 1)
+    found = []
+    for deep in (0, *(1 << bit for bit in range(colours.bit_length() - 1))):
+        for down in steps.tolist():
+            like = (deep * channel + down * y + steps[:, None] * x) % colours == 0
+            costs = like @ weight
+            best = int(costs.argmin())
+            found.append((float(costs[best]), deep, down, best))
+    return min(found)[1:]

@@ -28,7 +28,8 @@ from cryptomnesia.denoiser import norms
 from cryptomnesia.detectors.base import Moments, Reference
 from cryptomnesia.errors import UsageError
 from cryptomnesia.solver import SolverStep, check_steerable
-from cryptomnesia.trajectory import Step, Trajectory, Watch, watch
+from cryptomnesia.trajectory import Step, Trajectory
+from cryptomnesia.watching import Watch, watch
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from cryptomnesia.calibrate import weights_digest
+from cryptomnesia.detectors import SIGNALS
+from cryptomnesia.fingerprint import weights_digest
 from cryptomnesia.map_calibration import calibrate
 from cryptomnesia.models import load_pipeline
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
@@ -97,7 +98,7 @@ def bundle(
     captions = control_captions("calibration", REFERENCES, concepts, seed)
     sampling = Sampling(STEPS, guidance)
     less = load_pipeline(str(unfinished / "early"), device="cpu")
-    fitted, maps = calibrate(pipe, captions, sampling, MAPS, other=less, progress=progress)
+    fitted, maps = calibrate(pipe, captions, sampling, MAPS, other=less, detectors=[*SIGNALS], progress=progress)
     fitted.save(unfinished / "calibration.safetensors")
     maps.save(unfinished / "maps.safetensors")
     shutil.rmtree(folder, ignore_errors=True)

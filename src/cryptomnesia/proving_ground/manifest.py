@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cryptomnesia.calibrate import weights_digest
 from cryptomnesia.errors import UsageError
+from cryptomnesia.fingerprint import weights_digest
 from cryptomnesia.proving_ground.planted import Concept
 
 FORMAT = 1

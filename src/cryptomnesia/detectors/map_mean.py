@@ -1,0 +1,82 @@
+"""The spatial mean of a map as a score (arXiv:2605.26756): how much of a picture is memorized, wherever that is.
+
+The map asks the network more than a run tells by itself, so it is made while the run goes on, as soon as the
+evaluations that it looks at are over (`watch(signals=…)`): of `collapse` three tenths into the run, where a guard may
+already decide by it. All images meet the same probes, whoever asks and in whatever batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cryptomnesia.denoiser import Denoiser
+from cryptomnesia.detectors.base import NOTHING, UNCOND, Need, check_evaluations
+from cryptomnesia.localizers import Localizer, Watched
+from cryptomnesia.trajectory import Place, Trajectory, evaluation
+
+
+@dataclass(frozen=True)
+class MapSignal:
+    """The spatial mean of a localizer's map, in the map's unit, ≥ 0."""
+
+    localizer: Localizer
+
+    @property
+    def name(self) -> str:
+        """The localizer's."""
+        return self.localizer.name
+
+    @property
+    def evaluations(self) -> tuple[Place, ...]:
+        """Those that the localizer looks at."""
+        return self.localizer.evaluations
+
+    def __call__(self, trajectory: Trajectory, denoiser: Denoiser) -> Tensor:
+        """The mean of every image, (B,) float32, NaN where the network's output is not finite."""
+        whole = torch.ones(len(trajectory.latents), dtype=torch.bool)
+        for step in map(trajectory.step, self.evaluations):
+            for seen in (step.cond, step.uncond):
+                whole &= seen is None or seen.value.flatten(1).isfinite().all(dim=1).cpu()
+        rows = whole.nonzero().flatten().tolist()
+        means = torch.full((len(whole),), torch.nan)
+        if rows:
+            maps = self.localizer.map(Watched(trajectory.rows(rows), denoiser))
+            means[rows] = maps.cpu().double().flatten(1).mean(dim=1).float()
+        return means
+
+
+@dataclass(frozen=True)
+class MapMean:
+    """The spatial mean of a map, ≥ 0 in its unit, of runs of `count` evaluations."""
+
+    localizer: Localizer
+    count: int
+
+    @property
+    def name(self) -> str:
+        """The localizer's."""
+        return self.localizer.name
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The unconditional branch, if the map is a difference from it."""
+        return UNCOND if self.localizer.differs else NOTHING
+
+    @property
+    def earliest(self) -> int:
+        """Evaluations after which there is a map."""
+        return 1 + max(evaluation(place, self.count) for place in self.localizer.evaluations)
+
+    def running(self, trajectory: Trajectory) -> Tensor:
+        """The mean once there is a map, 0 before, (B, N); NaN where none was made."""
+        check_evaluations(trajectory, self.count)
+        found = torch.zeros_like(trajectory.norms.z)
+        known = trajectory.signals.get(self.name, torch.tensor([torch.nan]))
+        found[:, self.earliest - 1 :] = known[:, None]
+        return found
+
+    def score(self, trajectory: Trajectory) -> Tensor:
+        """The mean of every image, (B,); NaN for a run that was cut short."""
+        running = self.running(trajectory)
+        return running[:, -1] if trajectory.complete else torch.full_like(running[:, -1], torch.nan)
