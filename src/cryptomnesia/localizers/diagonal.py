@@ -314,7 +314,8 @@ def lattice(channels: int, height: int, width: int, colours: int) -> tuple[int, 
     for deep in (0, *(1 << bit for bit in range(colours.bit_length() - 1))):
         for down in steps.tolist():
             like = (deep * channel + down * y + steps[:, None] * x) % colours == 0
-            costs = like @ weight
+            # mirror images cost the same, and which of them it is must not depend on the order of a sum
+            costs = (like @ weight).round(9)
             best = int(costs.argmin())
             found.append((float(costs[best]), deep, down, best))
     return min(found)[1:]
