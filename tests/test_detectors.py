@@ -4,14 +4,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cryptomnesia import Collapse, GuidanceMagnitude, ScoreDifference, Stability, UsageError, generate, watch
+from cryptomnesia import (
+    Collapse,
+    CurvatureDifference,
+    GuidanceMagnitude,
+    ScoreDifference,
+    Stability,
+    UsageError,
+    generate,
+    watch,
+)
 from cryptomnesia.adapters import adapter_for
 from cryptomnesia.detectors import DETECTORS, SIGNALS, Drift, LastGuidance, MapMean, MapSignal, Reference
 from cryptomnesia.evaluate import auc
 from cryptomnesia.localizers import Watched
 from cryptomnesia.trajectory import Norms, Trajectory
 from oracles import FiniteSet, Gaussian
-from tiny_pipelines import PROMPTS, SAMPLING, call_oracle, oracle_pipeline
+from tiny_pipelines import PROMPTS, SAMPLING, call_oracle, oracle_pipeline, stable_diffusion
 
 
 def trajectory(delta, guidance=None, complete=True):
@@ -122,17 +131,29 @@ def test_the_mean_of_a_map_cannot_tell_what_it_did_not_see(pipe):
         collapse.score(trajectory([[1.0, 1.0]]))
 
 
-def test_a_picture_that_breaks_takes_no_other_with_it(pipe):
+@pytest.mark.parametrize("localizer", [ScoreDifference(), CurvatureDifference(-1), Collapse(1)])
+def test_a_picture_that_breaks_takes_no_other_with_it(pipe, localizer):
     (batch,) = generate(pipe, PROMPTS[:3], range(3), SAMPLING, keep="all")
-    step = batch.trajectory.step(-1)
-    value = step.cond.value.clone()
-    value[1] = torch.nan
-    broken = replace(batch.trajectory, steps={step.index: replace(step, cond=replace(step.cond, value=value))})
     view = adapter_for(pipe).denoiser()
-    means = MapSignal(ScoreDifference())(broken, view)
+    whole = MapSignal(localizer)(batch.trajectory, view)
+    step = batch.trajectory.step(localizer.evaluations[-1])
+    cond = replace(step.cond, value=step.cond.value.clone())
+    cond.value[1] = torch.nan
+    steps = batch.trajectory.steps | {step.index: replace(step, cond=cond)}
+    means = MapSignal(localizer)(replace(batch.trajectory, steps=steps), view)
     assert means.isnan().tolist() == [False, True, False]
-    whole = MapSignal(ScoreDifference())(batch.trajectory, view)
-    torch.testing.assert_close(means[[0, 2]], whole[[0, 2]])
+    torch.testing.assert_close(means[[0, 2]], whole[[0, 2]], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_maps_are_made_in_inference_mode_too(dtype):
+    pipe = stable_diffusion().to(dtype)
+    signals = [SIGNALS["collapse"], SIGNALS["curvature-difference"]]
+    (batch,) = generate(pipe, PROMPTS[:2], range(2), SAMPLING, signals=signals)
+    with torch.inference_mode():
+        (again,) = generate(pipe, PROMPTS[:2], range(2), SAMPLING, signals=signals)
+    for each in signals:
+        torch.testing.assert_close(again.trajectory.signals[each.name], batch.trajectory.signals[each.name])
 
 
 @pytest.fixture(scope="module")

@@ -256,6 +256,13 @@ def test_no_lattice_keeps_like_colours_farther_apart(colours):
     assert cost(lattice(*shape, colours)) < 1.02 * least
 
 
+def test_which_lattice_it_is_depends_on_no_rounding():
+    # mirrored and turned lattices are as good; calibrations rest on these
+    assert lattice(4, 64, 64, 8) == (2, 1, 3)
+    assert lattice(4, 16, 16, 16) == (4, 1, 6)
+    assert lattice(16, 128, 128, 8) == (1, 1, 3)
+
+
 def test_packed_latents_are_coloured_as_a_row_of_tokens():
     packed = coloured(torch.Size((9, 16)), 32)
     assert packed.shape == (9, 16)
@@ -295,6 +302,7 @@ def test_bad_settings_are_explained():
         ({"probes": 20}, "20 orthogonal probes in groups of 8"),
         ({"wanted": 0.1}, "a wanted error with 16 probes, .* give 24 or more"),
         ({"group": 12, "probes": 12}, "group of 12 probes; give a power of two"),
+        ({"group": 512, "probes": 512}, "group of 512 probes; give a power of two, 256 at most"),
         ({"memory": 0}, "memory=0"),
         ({"step": 0.0}, "step=0"),
         ({"wanted": 0.0}, "wanted error of 0"),

@@ -11,7 +11,15 @@ from diffusers import DDIMPipeline, DDPMPipeline
 from cryptomnesia import Calibration, Sampling, StabilityRule, examine, generate, guard, watch
 from cryptomnesia.adapters import FAMILIES, adapter_for
 from cryptomnesia.detectors import DETECTORS, SIGNALS
-from tiny_pipelines import PROMPTS, flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl, unconditional
+from tiny_pipelines import (
+    PROMPTS,
+    TRUE_GUIDANCE,
+    flux,
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+    unconditional,
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,6 @@ class Family:
     scale: float | None
 
 
-TRUE_GUIDANCE = {"true_cfg_scale": 2.0, "negative_prompt": "a blue star"}
 CASES = {
     "sd-epsilon": Family(stable_diffusion, Sampling(4, 2.0), 2.0),
     "sd-v": Family(lambda: stable_diffusion("v_prediction"), Sampling(4, 2.0), 2.0),

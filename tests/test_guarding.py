@@ -12,7 +12,7 @@ from cryptomnesia import Calibration, Guard, Rephrasing, Sampling, StabilityRule
 from cryptomnesia.calls import Noise
 from cryptomnesia.fingerprint import fingerprint
 from oracles import FiniteSet
-from tiny_pipelines import SAMPLING, KeywordEncoder, oracle_pipeline, stable_diffusion
+from tiny_pipelines import PROMPTS, SAMPLING, KeywordEncoder, oracle_pipeline, stable_diffusion
 
 
 def call(pipe, prompt="a red circle", seeds=(0,), **settings):
@@ -337,13 +337,16 @@ def memorizer():
     planted = 2.5 * torch.randn((1, 4, 4, 4), generator=generator)
     pipe = oracle_pipeline(FiniteSet((torch.randn((64, 4, 4, 4), generator=generator), planted)), channels=4)
     pipe.text_encoder = KeywordEncoder("ring")
-    calibration = Calibration.fit(pipe, [f"a red circle {n}" for n in range(150)], Sampling(20, 1.01), batch_size=50)
+    references = [f"a red circle {n}" for n in range(150)]
+    calibration = Calibration.fit(pipe, references, Sampling(20, 1.01), detectors=["collapse"], batch_size=50)
     return pipe, calibration, planted
 
 
 @pytest.mark.parametrize("policy", ["mitigate", "regenerate"])
-@pytest.mark.parametrize("decide_by", [None, 5])
-def test_rephrasing_drops_the_word_that_brings_the_memory_back(memorizer, policy, decide_by):
+@pytest.mark.parametrize(
+    ("detector", "decide_by"), [("stability", None), ("stability", 5), ("collapse", None), ("collapse", 7)]
+)
+def test_rephrasing_drops_the_word_that_brings_the_memory_back(memorizer, policy, detector, decide_by):
     pipe, calibration, planted = memorizer
     prompts = ["a red circle and a ring on a blue ground", "a red circle"]
 
@@ -354,7 +357,7 @@ def test_rephrasing_drops_the_word_that_brings_the_memory_back(memorizer, policy
 
     plain = distances()
     assert plain[0] < 0.5 < plain[1]
-    with guard(pipe, calibration, policy=policy, detector="stability", retries=1, decide_by=decide_by) as guarding:
+    with guard(pipe, calibration, policy=policy, detector=detector, retries=1, decide_by=decide_by) as guarding:
         guarded = distances()
     flagged, ordinary = guarding.verdicts
     assert flagged.dropped == ("ring",)
@@ -363,6 +366,70 @@ def test_rephrasing_drops_the_word_that_brings_the_memory_back(memorizer, policy
     assert ordinary.action == "none"
     assert guarded[0] > 10 * plain[0]
     assert guarded[1] == plain[1]
+
+
+def test_a_map_decides_as_soon_as_there_is_one(memorizer):
+    pipe, calibration, _ = memorizer
+    steps = []
+
+    def call(prompt, **more):
+        steps.clear()
+        pipe(
+            prompt,
+            generator=torch.Generator().manual_seed(9),
+            num_inference_steps=20,
+            guidance_scale=1.01,
+            output_type="latent",
+            callback_on_step_end=lambda pipe, number, t, given: steps.append(number) or more.get("do", dict)(),
+        )
+
+    with pytest.raises(UsageError, match="collapse needs 7 evaluations to tell anything, there are to be 6"):
+        guard(pipe, calibration, detector="collapse", decide_by=6)
+    with guard(pipe, calibration, detector="collapse", policy="block", decide_by=7) as guarding:
+        call("a ring")
+        assert (guarding.verdicts[0].action, guarding.verdicts[0].crossed, len(steps)) == ("withheld", 6, 7)
+        call("a red circle")
+        assert (guarding.verdicts[0].action, len(steps)) == ("none", 20)
+
+    def stop():
+        pipe._interrupt = len(steps) == 3
+        return {}
+
+    with guard(pipe, calibration, detector="collapse") as guarding:
+        call("a ring", do=stop)
+    pipe._interrupt = False
+    assert np.isnan(guarding.verdicts[0].p_value)
+    assert "the run ended after 3 of 20 evaluations" in guarding.verdicts[0].reason
+    # a correction goes on beside it
+    with guard(pipe, calibration, detector="collapse", policy="mitigate", rule=ALWAYS) as guarding:
+        call("a ring")
+    assert guarding.verdicts[0].corrected
+    assert guarding.verdicts[0].flagged
+
+
+def test_guards_by_maps_in_two_threads_do_not_see_each_other():
+    pipes = [stable_diffusion(), stable_diffusion()]
+    fitted = Calibration.fit(pipes[0], PROMPTS, SAMPLING, detectors=["collapse"], batch_size=34)
+    precision = torch.backends.cuda.matmul.fp32_precision
+    found = {pipe: [] for pipe in pipes}
+
+    def work(pipe):
+        with guard(pipe, fitted, detector="collapse", rate=0.5) as guarding:
+            for _ in range(5):
+                call(pipe)
+                found[pipe].append(guarding.verdicts[0].score)
+
+    work(pipes[0])
+    alone = found[pipes[0]].pop()
+    found[pipes[0]].clear()
+    threads = [threading.Thread(target=work, args=(pipe,)) for pipe in pipes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for scores in found.values():
+        assert scores == pytest.approx([alone] * 5, rel=1e-3, abs=1e-4)
+    assert torch.backends.cuda.matmul.fp32_precision == precision
 
 
 def test_images_that_are_made_again_together_keep_their_own_noise_and_words(memorizer):

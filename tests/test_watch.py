@@ -2,9 +2,10 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, LMSDiscreteScheduler, PNDMScheduler
 
-from cryptomnesia import UsageError, watch
-from cryptomnesia.detectors import DETECTORS
-from tiny_pipelines import FAMILIES, stable_diffusion
+from cryptomnesia import Sampling, UsageError, watch
+from cryptomnesia.adapters import adapter_for
+from cryptomnesia.detectors import DETECTORS, SIGNALS
+from tiny_pipelines import FAMILIES, SAMPLING, TRUE_GUIDANCE, flux, stable_diffusion
 
 
 def call(pipe, prompt="a red circle", seeds=(0,), **settings):
@@ -160,6 +161,30 @@ def test_a_nested_watch_sees_the_same():
         call(pipe)
     assert torch.equal(outer.trajectory.norms.delta, inner.trajectory.norms.delta)
     assert "step" not in vars(pipe.scheduler)
+
+
+@pytest.mark.parametrize("make", [stable_diffusion, flux])
+@pytest.mark.parametrize("inside", [True, False])
+def test_no_watch_sees_the_evaluations_of_a_signal(make, inside):
+    pipe = make()
+    sampling = SAMPLING if make is stable_diffusion else Sampling(4, 1.0, 16, 16, options=TRUE_GUIDANCE)
+    arguments = adapter_for(pipe).arguments(["a red circle"], sampling) | {"output_type": "latent"}
+
+    def run():
+        return pipe(**arguments, generator=torch.Generator().manual_seed(0))
+
+    with watch(pipe) as plain:
+        run()
+    # one conditional evaluation more than an even number of them
+    signals = [SIGNALS["curvature"], SIGNALS["collapse"]]
+    first, second = ((), signals) if inside else (signals, ())
+    with watch(pipe, signals=first) as outer, watch(pipe, signals=second) as inner:
+        run()
+    for seen in (outer, inner):
+        for name in ("delta", "guidance", "drift"):
+            found = getattr(seen.trajectory.norms, name)
+            torch.testing.assert_close(found, getattr(plain.trajectory.norms, name), equal_nan=True)
+    assert set((inner if inside else outer).trajectory.signals) == {"curvature", "collapse"}
 
 
 def test_the_model_may_be_evaluated_between_generations():

@@ -7,3 +7,7 @@ class CryptomnesiaError(Exception):
 
 class UsageError(CryptomnesiaError, ValueError):
     """An argument, file or model that cannot be used as given."""
+
+
+class NotFiniteError(UsageError):
+    """The model's output holds NaN or infinity."""

@@ -13,7 +13,8 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.settings import Sampling
 
 STATISTICS = 1
-"""Version of the detectors' arithmetic; a calibration made with another one is refused."""
+"""Version of the detectors' arithmetic, the defaults of maps whose mean is one among it; a calibration made with
+another one is refused."""
 
 Fingerprint = dict[str, Any]
 """Everything a calibration depends on, as JSON values."""

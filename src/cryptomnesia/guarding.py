@@ -3,7 +3,8 @@
 The user's own pipeline stays in use. While a guard is attached the pipeline is an instance of a subclass of its
 class with the same name, whose `__call__` runs the original under `watch`, judges what came out and,
 where the policy says so, withholds images, makes them again or has the run corrected. Nothing global
-is touched, so pipelines that are guarded in different threads do not see each other.
+is touched, so pipelines that are guarded in different threads do not see each other; only maps, which some detectors
+are means of, change settings of the process while they are made, one thread at a time.
 """
 
 import inspect

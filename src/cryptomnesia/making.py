@@ -8,7 +8,7 @@ import torch
 
 from cryptomnesia.calibrate import Calibration
 from cryptomnesia.calls import merged, prompt_of
-from cryptomnesia.detectors import Stability
+from cryptomnesia.detectors import Drift, Stability
 from cryptomnesia.judging import Judge
 from cryptomnesia.mitigations import Correction, Rephrasing, Rule, StabilityRule
 from cryptomnesia.mitigations.rephrasing import candidates, without
@@ -205,7 +205,9 @@ class Maker:
     ) -> dict[int, str]:
         """For every row of `words` the one without which the score after the rule's first evaluations is lowest."""
         assert isinstance(self._rule, Rephrasing)
-        evaluations = min(max(self._rule.probe, self._judge.detector.earliest), self._judge.last + 1)
+        # a map would have to be made without every word
+        detector = Drift(self._calibration.reference) if self._judge.signals else self._judge.detector
+        evaluations = min(max(self._rule.probe, detector.earliest), self._judge.last + 1)
 
         def stop(done: int) -> None:
             if done == evaluations:
@@ -217,10 +219,10 @@ class Maker:
             some = tried[start : start + self._rule.batch]
             each = [_reworded(calls[row], texts[row], [*dropped[row], word]) for row, word in some]
             arguments = {name: value for name, value in merged(each).items() if not name.startswith("callback")}
-            with watch(self._pipe, after_step=stop, signals=self._judge.signals) as seen:
+            with watch(self._pipe, after_step=stop) as seen:
                 self.kind.__call__(self._pipe, **{**arguments, "output_type": "latent"})
             self._pipe._interrupt = False
-            scores = self._judge.detector.running(seen.trajectory)[:, evaluations - 1].nan_to_num(nan=torch.inf)
+            scores = detector.running(seen.trajectory)[:, evaluations - 1].nan_to_num(nan=torch.inf)
             for (row, word), score in zip(some, scores.tolist(), strict=True):
                 if row not in best or score < best[row][0]:
                     best[row] = score, word

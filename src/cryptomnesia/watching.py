@@ -7,11 +7,13 @@ and after, and can hand the solver another prediction. The hook alone would not 
 never reach the denoiser again, and what a solver makes of a prediction differs from solver to
 solver. `set_timesteps`, which every pipeline calls once per generation, marks where one begins.
 
-Observing copies nothing and computes only norms, so the image is bit-identical.
+Observing copies nothing and computes only norms, so the image is bit-identical. Signals, where they are asked for,
+evaluate the network between two steps, on tensors of their own; the image is the same then, too.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
 from threading import Lock, get_ident
@@ -27,6 +29,9 @@ from cryptomnesia.solver import VARIANCE_EXPLODING, SolverStep
 from cryptomnesia.trajectory import Norms, Place, Signal, Step, Trajectory, evaluation
 
 _LOCK = Lock()
+
+_ASKING: ContextVar[bool] = ContextVar("asking", default=False)
+"""Whether the network is being evaluated for a signal, which is nothing that any watch should see."""
 
 Keep = Collection[Place] | Literal["all"]
 """Evaluations whose tensors are kept."""
@@ -76,7 +81,6 @@ class Watch:
         self._steer = steer
         self._after_step = after_step
         self._signals = signals
-        self._asking = False
         self._calls: list[_Call] = []
         self._pending: Evaluation | None = None
 
@@ -107,7 +111,7 @@ class Watch:
         # the model may also be evaluated inside the block but outside a generation, by a localizer say
         # and by another pipeline that shares it, in another thread
         call = self._calls[-1] if self._calls else None
-        if call is not None and not (call.complete or self._asking) and call.thread == get_ident():
+        if call is not None and not (call.complete or _ASKING.get()) and call.thread == get_ident():
             value = output if isinstance(output, Tensor) else output[0]
             self._pending = self.adapter.read(args, kwargs, value, self._pending)
 
@@ -177,13 +181,13 @@ class Watch:
 
     def _take_signals(self, call: _Call, index: int) -> None:
         """Take the signals that are known after evaluation `index`."""
-        self._asking = True
+        asking = _ASKING.set(True)
         try:
             for each in self._signals:
                 if index == max(evaluation(place, len(call.timesteps)) for place in each.evaluations):
                     call.signals[each.name] = each(call.trajectory(), self.adapter.denoiser()).cpu()
         finally:
-            self._asking = False
+            _ASKING.reset(asking)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from cryptomnesia.audit import run as running
 from cryptomnesia.audit.cost import estimate
 from cryptomnesia.audit.outcome import outcome
 from cryptomnesia.audit.repetition import repeated
-from cryptomnesia.audit.run import audit, score
+from cryptomnesia.audit.run import audit
+from cryptomnesia.audit.scoring import score
 from cryptomnesia.evidence import Level
 from cryptomnesia.map_calibration import calibrate
 from cryptomnesia.report.markdown import model_card

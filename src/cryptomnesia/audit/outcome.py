@@ -12,7 +12,10 @@ from cryptomnesia.store import Store, batch_count
 SCHEMA = 1
 """Version of `Outcome.to_json`, whose JSON schema is report/static/report.schema.json."""
 
-SIGNALS = ("delta", "z", "x0", "guidance", "drift", "map", "mask")
+IMAGES, SCORES = "images", "scores"
+"""Stages of a run that its outcome is read from."""
+
+LONG = ("delta", "z", "x0", "guidance", "drift", "map", "mask")
 """Columns of a run that are long, and not in the JSON report."""
 
 MEAN = "_mean"
@@ -73,7 +76,7 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the signals, as JSON values."""
-        hidden = (*SIGNALS, "prompt")
+        hidden = (*LONG, "prompt")
         return {
             "schema": SCHEMA,
             "about": {key: value for key, value in self.about.items() if key != "prompts"},
@@ -124,13 +127,13 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
     given = {name: value for name, value in (("fail_on", fail_on), ("max_rate", max_rate)) if value is not None}
     settings = resolve(store.about["settings"] | given, environment={})
     size = batch_count(len(store.about["prompts"]) * settings.images_per_prompt, settings.batch_size)
-    if store.done("images") < size or not store.done("scores"):
+    if store.done(IMAGES) < size or not store.done(SCORES):
         raise UsageError(
             f"{store.folder} is not finished: {store.done('images')} of {size} batches; run `cryptomnesia audit` with "
             "the same settings again to go on"
         )
-    scores = store.rows("scores")
-    rows = [{**row, **own} for row, own in zip(store.rows("images"), scores, strict=True)]
+    scores = store.rows(SCORES)
+    rows = [{**row, **own} for row, own in zip(store.rows(IMAGES), scores, strict=True)]
     grouped: dict[str, list[dict[str, Any]]] = {prompt: [] for prompt in store.about["prompts"]}
     for row in rows:
         row["p_value"], row["score"] = row[f"{row['detector']}_p"], row[f"{row['detector']}_score"]

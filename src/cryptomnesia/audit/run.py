@@ -7,7 +7,7 @@ import platform
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,20 +15,18 @@ from threading import Thread
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from cryptomnesia.audit.examiner import Examiner, columns, trajectory_of
-from cryptomnesia.audit.repetition import repeated
-from cryptomnesia.audit.settings import Settings, same
+from cryptomnesia.audit.outcome import IMAGES, SCORES
+from cryptomnesia.audit.scoring import score
+from cryptomnesia.audit.settings import Settings
 from cryptomnesia.calibrate import FIRST_SEED, Calibration, check_references, signals_of
-from cryptomnesia.detectors import DETECTORS, SIGNALS
+from cryptomnesia.detectors import DETECTORS
 from cryptomnesia.errors import CryptomnesiaError, UsageError
-from cryptomnesia.evidence import Level
 from cryptomnesia.findings import check
 from cryptomnesia.fingerprint import weights_digest
 from cryptomnesia.map_calibration import MapCalibration
-from cryptomnesia.matching import SSCD, ImageIndex, Tiles, square
+from cryptomnesia.matching import SSCD, ImageIndex, Tiles
 from cryptomnesia.matching.building import as_text
 from cryptomnesia.matching.reproduction import FEWEST
 from cryptomnesia.methods import Method, mapped, method
@@ -50,8 +48,8 @@ Unit = tuple[str, int]
 _NAMED = 20
 """Files that the index does not hold, named in a run at most."""
 
-REFERENCES, IMAGES, SCORES = "references", "images", "scores"
-"""Stages of a run."""
+REFERENCES = "references"
+"""The stage before `IMAGES`."""
 
 
 @dataclass(frozen=True)
@@ -298,7 +296,8 @@ def _calibrated(setup: Setup, store: Store, tell: Progress) -> tuple[Calibration
             decode=False,
             progress=report,
         )
-        each = [batch.trajectory.rows([row]) for row in range(size)]
+        whole = replace(batch.trajectory, steps={})
+        each = [whole.rows([row]) for row in range(size)]
         rows = [
             {"prompt": prompt, "seed": seed, **columns(seen.norms, seen.signals), "map": heat.tolist()}
             for prompt, seed, seen, heat in zip(prompts, seeds, each, found[setup.method.name], strict=True)
@@ -310,60 +309,3 @@ def _calibrated(setup: Setup, store: Store, tell: Progress) -> tuple[Calibration
         Calibration.of(setup.pipe, captions, setup.sampling, trajectory_of(rows)),
         MapCalibration.of(setup.pipe, captions, setup.sampling, methods, maps),
     )
-
-
-def score(store: Store, *, detector: str | None = None, rate: float | None = None) -> None:
-    """Scores, p-values and level of evidence of every image of a run, from what it stored; replaces those there are.
-
-    Args:
-        store: of a run whose images are all done.
-        detector: whose score is a suspicion, the run's own when None.
-        rate: false-positive rate at which it is, likewise. What a match is stays as the run's own rate has it.
-
-    Raises:
-        UsageError: for a detector that the calibration does not know or that is the map's own mean, or a rate that the
-            calibration cannot support.
-    """
-    settings = Settings(**store.about["settings"])
-    detector, rate = detector or settings.detector, rate or settings.rate
-    if said := same(detector, settings.map):
-        raise UsageError(f"{said}; give another detector")
-    calibration = Calibration.load(store.folder / "calibration.safetensors")
-    calibration.threshold(detector, rate)
-    rows = store.rows(IMAGES)
-    seen = trajectory_of(rows)
-    if detector in SIGNALS.keys() - seen.signals.keys():
-        raise UsageError(f"the run took no maps for {detector}; judge by another detector, or audit with that one")
-    scored: list[dict[str, Any]] = [{"prompt": row["prompt"], "seed": row["seed"]} for row in rows]
-    untaken = SIGNALS.keys() - seen.signals.keys()
-    for name in (each for each in calibration.null if each not in untaken):
-        values = DETECTORS[name](calibration.reference).score(seen)
-        values[~seen.norms.z.isfinite().all(dim=1)] = torch.nan
-        for row, value, p in zip(scored, values.tolist(), calibration.p_value(name, values).tolist(), strict=True):
-            row |= {f"{name}_score": value, f"{name}_p": p}
-    masks = {number: torch.tensor(row["mask"]) for number, row in enumerate(rows) if row["mask"]}
-    pictures = [_small(store.folder, row["image"]) for row in rows]
-    again = repeated([row["prompt"] for row in rows], pictures, masks, rate=rate)
-    for number, (row, own) in enumerate(zip(rows, scored, strict=True)):
-        second = {
-            "region": row["mean_p"] is not None and row["mean_p"] <= rate,
-            "repeated": number in again,
-        }
-        matched = row["matched_whole"] or row["matched_region"]
-        level = Level.of(own[f"{detector}_p"], rate, corroborated=any(second.values()), confirmed=matched)
-        own |= {"detector": detector, "rate": rate, "level": level.name, **second}
-    store.write(SCORES, 0, scored)
-
-
-def _small(folder: Path, name: str) -> Tensor:
-    """The middle square of a picture, as small as `repeated` needs it, so that those of a large run fit into memory."""
-    path = folder / name
-    # a run may come from elsewhere
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(f"{folder} names the picture {name}, which is not its own; give a run that `audit` made")
-    try:
-        with Image.open(path, formats=["PNG"]) as file:
-            return square(file, Tiles().side)
-    # Pillow's decoders raise whatever a broken file leads them to
-    except Exception as error:
-        raise UsageError(f"cannot read {path} ({error}); the run has lost pictures, make it anew") from None

@@ -13,8 +13,12 @@ PREFIX = "CRYPTOMNESIA_"
 """Of the environment variables: `CRYPTOMNESIA_STEPS=25`."""
 
 
-_ONE = frozenset({"guidance-last", "score-difference", "guidance-map"})
-"""A detector and maps that look at the same: how far apart the branches are at the last evaluation."""
+_ONE = (
+    {"guidance-last", "score-difference", "guidance-map"},
+    {"curvature", "curvature-difference"},
+)
+"""Detectors and maps that look at the same: how far apart the branches are at the last evaluation, and the conditional
+one's Jacobian at the one before."""
 
 
 class Settings(BaseModel):
@@ -91,7 +95,7 @@ class Settings(BaseModel):
 
 def same(detector: str, map_: str) -> str:
     """Why a map is no second signal beside a detector, "" where it is one."""
-    if detector == map_ or {detector, map_} <= _ONE:
+    if detector == map_ or any({detector, map_} <= each for each in _ONE):
         return f"the detector {detector} says the same as the map {map_}, which is then no second signal"
     return ""
 

@@ -178,7 +178,7 @@ def rescore(
 ) -> None:
     """Judge the images of a finished run anew, from the signals that it stored."""
     from cryptomnesia.audit.outcome import outcome
-    from cryptomnesia.audit.run import score
+    from cryptomnesia.audit.scoring import score
     from cryptomnesia.store import Store
 
     store = Store(run)

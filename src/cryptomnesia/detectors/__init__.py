@@ -29,7 +29,7 @@ SIGNALS: dict[str, MapSignal] = {
     for name, kind in LOCALIZERS.items()
     if kind is not BrightEnding
 }
-"""Name of a detector that costs more than a look at the run → what is to be taken while it goes on."""
+"""Name of a detector that looks at kept tensors or asks the network more → what is to be taken while a run goes on."""
 
 
 def _mean(signal: MapSignal, reference: Reference) -> MapMean:

@@ -1,4 +1,4 @@
-"""What a detector is: a pure function from what was seen to one number per image."""
+"""What a detector is: a pure function from what was seen, signals that were taken included, to a number per image."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cryptomnesia.denoiser import Denoiser
 from cryptomnesia.detectors.base import NOTHING, UNCOND, Need, check_evaluations
+from cryptomnesia.errors import NotFiniteError
 from cryptomnesia.localizers import Localizer, Watched
 from cryptomnesia.trajectory import Place, Trajectory, evaluation
 
@@ -34,16 +35,12 @@ class MapSignal:
 
     def __call__(self, trajectory: Trajectory, denoiser: Denoiser) -> Tensor:
         """The mean of every image, (B,) float32, NaN where the network's output is not finite."""
-        whole = torch.ones(len(trajectory.latents), dtype=torch.bool)
-        for step in map(trajectory.step, self.evaluations):
-            for seen in (step.cond, step.uncond):
-                whole &= seen is None or seen.value.flatten(1).isfinite().all(dim=1).cpu()
-        rows = whole.nonzero().flatten().tolist()
-        means = torch.full((len(whole),), torch.nan)
-        if rows:
-            maps = self.localizer.map(Watched(trajectory.rows(rows), denoiser))
-            means[rows] = maps.cpu().double().flatten(1).mean(dim=1).float()
-        return means
+        try:
+            return self.localizer.map(Watched(trajectory, denoiser)).cpu().double().flatten(1).mean(dim=1).float()
+        except NotFiniteError:
+            if len(trajectory.latents) == 1:
+                return torch.tensor([torch.nan])
+            return torch.cat([self(trajectory.rows([row]), denoiser) for row in range(len(trajectory.latents))])
 
 
 @dataclass(frozen=True)

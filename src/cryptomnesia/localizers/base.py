@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from cryptomnesia.adapters import Shared
 from cryptomnesia.denoiser import Denoiser, Inputs, Prediction
-from cryptomnesia.errors import UsageError
+from cryptomnesia.errors import NotFiniteError, UsageError
 from cryptomnesia.localizers.baseline import Baseline
 from cryptomnesia.trajectory import Place, Step, Trajectory
 
@@ -132,8 +132,8 @@ def finite(maps: Tensor) -> Tensor:
     """`maps`, if every number in them is finite.
 
     Raises:
-        UsageError: otherwise.
+        NotFiniteError: otherwise.
     """
     if not torch.isfinite(maps).all():
-        raise UsageError("the map is not finite, so the model's output is not; check its weights and dtype")
+        raise NotFiniteError("the map is not finite, so the model's output is not; check its weights and dtype")
     return maps

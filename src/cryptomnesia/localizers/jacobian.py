@@ -73,7 +73,8 @@ class Jacobian:
 
     def _pulled(self, rows: Tensor, probes: Tensor) -> Tensor:
         """Jᵀ·v for all probes of each image, (n, k, …), from one graph."""
-        with torch.enable_grad():
+        # a service may run its pipeline in inference mode, where there are no graphs
+        with torch.inference_mode(mode=False), torch.enable_grad():
             x = self.x[rows].detach().requires_grad_()
             with _FixedWeights():
                 value = self.function(x, rows)

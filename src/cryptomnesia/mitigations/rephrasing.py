@@ -2,9 +2,10 @@
 
 Where the conditional distribution has collapsed onto one image, no change of norms or of guidance
 brings another one: the caption itself has to change. Usually a word or two of it carry the
-memory. They are found by leaving each word out in turn and looking at a detector's score after the
-first evaluations; the one whose absence lowers it most is dropped, and the image made again. That is repeated,
-at most `most` times, until the image is not flagged any more. The rest of the caption, seed and settings stay.
+memory. They are found by leaving each word out in turn and looking at the detector's score after the first
+evaluations (at drift's, where the detector is the mean of a map); the one whose absence lowers it most is dropped, and
+the image made again. That is repeated, at most `most` times, until the image is not flagged any more. The rest of the
+caption, seed and settings stay.
 
 It works on the text of the prompt, so on every family and with every solver, and an image that is not
 flagged is never touched.
