@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from torch._dynamo import eval_frame
 from transformers import BatchFeature
 
 from cryptomnesia import Calibration, Guard, Rephrasing, Sampling, StabilityRule, UsageError, examine, guard, watch
@@ -407,10 +408,11 @@ def test_a_map_decides_as_soon_as_there_is_one(memorizer):
     assert guarding.verdicts[0].flagged
 
 
-def test_guards_by_maps_in_two_threads_do_not_see_each_other():
-    pipes = [stable_diffusion(), stable_diffusion()]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_guards_by_maps_in_two_threads_do_not_see_each_other(dtype):
+    pipes = [stable_diffusion().to(dtype), stable_diffusion().to(dtype)]
     fitted = Calibration.fit(pipes[0], PROMPTS, SAMPLING, detectors=["collapse"], batch_size=34)
-    precision = torch.backends.cuda.matmul.fp32_precision
+    before = torch.backends.cuda.matmul.fp32_precision, eval_frame._stance.stance
     found = {pipe: [] for pipe in pipes}
 
     def work(pipe):
@@ -429,7 +431,7 @@ def test_guards_by_maps_in_two_threads_do_not_see_each_other():
         thread.join()
     for scores in found.values():
         assert scores == pytest.approx([alone] * 5, rel=1e-3, abs=1e-4)
-    assert torch.backends.cuda.matmul.fp32_precision == precision
+    assert (torch.backends.cuda.matmul.fp32_precision, eval_frame._stance.stance) == before
 
 
 def test_images_that_are_made_again_together_keep_their_own_noise_and_words(memorizer):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cryptomnesia.audit.run import Setup
 from cryptomnesia.audit.settings import Settings
 from cryptomnesia.detectors import SIGNALS
-from cryptomnesia.localizers import Collapse, Curvature, CurvatureDifference, Localizer
+from cryptomnesia.localizers import BrightEnding, Collapse, Curvature, CurvatureDifference, Localizer
 from cryptomnesia.matching import SSCD, Tiles
 from cryptomnesia.matching.building import check_folder, pictures_of
 from cryptomnesia.prompts import read_prompts
@@ -83,7 +83,9 @@ def estimate(settings: Settings) -> Cost:
 
 def _evaluations(localizer: Localizer) -> int:
     """Of both branches, that a map takes."""
-    probes = localizer.estimator.probes if isinstance(localizer, Collapse | Curvature | CurvatureDifference) else 0
+    probes = int(isinstance(localizer, BrightEnding))
+    if isinstance(localizer, Collapse | Curvature | CurvatureDifference):
+        probes = localizer.estimator.probes
     # but for the difference, products are with the Jacobian of one branch
     return probes if isinstance(localizer, CurvatureDifference) else math.ceil(probes / 2)
 

@@ -38,9 +38,12 @@ class MapSignal:
         try:
             return self.localizer.map(Watched(trajectory, denoiser)).cpu().double().flatten(1).mean(dim=1).float()
         except NotFiniteError:
-            if len(trajectory.latents) == 1:
-                return torch.tensor([torch.nan])
-            return torch.cat([self(trajectory.rows([row]), denoiser) for row in range(len(trajectory.latents))])
+            pass
+        rows = [*range(len(trajectory.latents))]
+        if len(rows) == 1:
+            return torch.tensor([torch.nan])
+        half = len(rows) // 2
+        return torch.cat([self(trajectory.rows(some), denoiser) for some in (rows[:half], rows[half:])])
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers.base import AtStep, Watched, finite, upsampled, wide
+from cryptomnesia.localizers.settled import eagerly
 from cryptomnesia.trajectory import Place
 
 
@@ -52,7 +53,7 @@ class BrightEnding(AtStep):
         ]
         try:
             # a compiled network would not see the hooks
-            with torch.compiler.set_stance("force_eager"):
+            with eagerly():
                 watched.denoiser(step.cond.x, step.t, step.cond_inputs)
         finally:
             for hook in hooks:

@@ -14,12 +14,11 @@ value, error and the early stop are its own.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from threading import RLock
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -29,8 +28,7 @@ from torch import Tensor
 from cryptomnesia.errors import NotFiniteError, UsageError
 from cryptomnesia.localizers.jacobian import Function, Jacobian
 from cryptomnesia.localizers.memory import peak_bytes
-
-_ALONE = RLock()
+from cryptomnesia.localizers.settled import eagerly, whole_floats
 
 Engine = Literal["auto", "exact", "reverse", "forward", "finite"]
 Design = Literal["orthogonal", "random"]
@@ -142,9 +140,8 @@ class DiagonalEstimator:
         """
         engine = self._engine(x)
         # compiled code knows no tangents, and gives up its graph at the first product
-        plain = nullcontext() if engine == "finite" else torch.compiler.set_stance("force_eager")
-        # both are settings of the whole process
-        with _ALONE, _whole_floats() as rounded, plain:
+        plain = nullcontext() if engine == "finite" else eagerly()
+        with whole_floats() as rounded, plain:
             if rounded and x.is_cuda:
                 value = None  # it was computed with fewer bits than what it is subtracted from
             taken = "reverse" if engine == "exact" else engine
@@ -259,21 +256,6 @@ def _diagonal(total: Tensor, squares: Tensor, sets: Tensor, each: int) -> Diagon
     error = ((squares / sets - mean.square()).clamp_min(0) / (sets - 1).clamp_min(0)).sqrt()
     error = torch.where(sets > 1, error, torch.nan)
     return Diagonal(mean, error, sets.flatten().long() * each)
-
-
-@contextmanager
-def _whole_floats() -> Iterator[bool]:
-    """Without TF32, whose ten bits a finite difference would consist of; yields whether it was on."""
-    backends: Any = torch.backends
-    places = backends.cudnn.conv, backends.cuda.matmul
-    before = [place.fp32_precision for place in places]
-    for place in places:
-        place.fp32_precision = "ieee"
-    try:
-        yield "tf32" in before
-    finally:
-        for place, held in zip(places, before, strict=True):
-            place.fp32_precision = held
 
 
 def rademacher(shape: torch.Size, count: int, rng: np.random.Generator) -> Tensor:

@@ -8,6 +8,7 @@ up its graph at the first product.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,18 +64,16 @@ class Jacobian:
 
     def _pushed(self, rows: Tensor, along: Tensor) -> Tensor:
         """J·v for one probe of each image, (n, …)."""
-        x = self.x[rows]
         if self.engine == "finite":
-            return (self.function(x + self.step * along, rows) - self.value[rows]) / self.step
-        with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-            dual = self.function(forward_ad.make_dual(x, along), rows)
+            return (self.function(self.x[rows] + self.step * along, rows) - self.value[rows]) / self.step
+        with _plain(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+            dual = self.function(forward_ad.make_dual(self.x[rows], along.clone()), rows)
             tangent = forward_ad.unpack_dual(dual).tangent
-            return torch.zeros_like(x) if tangent is None else tangent
+            return torch.zeros_like(along) if tangent is None else tangent
 
     def _pulled(self, rows: Tensor, probes: Tensor) -> Tensor:
         """Jᵀ·v for all probes of each image, (n, k, …), from one graph."""
-        # a service may run its pipeline in inference mode, where there are no graphs
-        with torch.inference_mode(mode=False), torch.enable_grad():
+        with _plain(), torch.enable_grad():
             x = self.x[rows].detach().requires_grad_()
             with _FixedWeights():
                 value = self.function(x, rows)
@@ -92,6 +91,11 @@ class Jacobian:
         return torch.stack(products, dim=1)
 
 
+def _plain() -> AbstractContextManager[None]:
+    """Outside inference mode, in which a service may run its pipeline, and which knows no derivatives."""
+    return torch.inference_mode(mode=False)
+
+
 class _FixedWeights(TorchFunctionMode):
     """Parameters enter every function as constants, so that no graph is kept for gradients that nobody wants.
 
@@ -102,6 +106,8 @@ class _FixedWeights(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         def fixed(each: Any) -> Any:
+            if isinstance(each, Tensor) and each.is_inference():
+                return each.clone()  # as it is, no graph may keep it
             return each.detach() if isinstance(each, nn.Parameter) and each.requires_grad else each
 
         return func(*tree_map(fixed, args), **tree_map(fixed, kwargs or {}))

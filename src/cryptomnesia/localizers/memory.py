@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cryptomnesia.localizers.settled import eagerly
+
 
 def peak_bytes(call: Callable[[], Any]) -> int:
     """The most bytes that tensors made by `call` take at any moment, on all devices together.
@@ -17,7 +19,7 @@ def peak_bytes(call: Callable[[], Any]) -> int:
     by itself. Compiled networks run uncompiled while they are looked at, which takes no less.
     """
     # compiled code makes its tensors unseen; other threads, too, run uncompiled for that moment
-    with torch.compiler.set_stance("force_eager"), _LiveBytes() as live:
+    with eagerly(), _LiveBytes() as live:
         call()
     return live.peak
 
