@@ -171,6 +171,8 @@ def test_a_run_may_be_judged_by_the_mean_of_a_map(audit_folder, tmp_path):
         score(store, detector="guidance-map")
     with pytest.raises(ValueError, match="collapse says the same as the map collapse"):
         settings(audit_folder, detector="collapse")
+    with pytest.raises(ValueError, match="curvature says the same as the map curvature-difference"):
+        settings(audit_folder, detector="curvature", map="curvature-difference")
 
 
 def test_a_mean_that_a_run_did_not_take_is_not_made_up(audit_folder, tmp_path):
@@ -222,6 +224,8 @@ def test_the_cost_is_told_beforehand(audit_folder, tmp_path):
     assert asdict(cost)["flagged_evaluations"] > 8
     mean = estimate(settings(audit_folder, images_per_prompt=5, detector="curvature-difference"))
     assert mean.evaluations == 117 * (3 + 16) + 102 * 8
+    attention = estimate(settings(audit_folder, images_per_prompt=5, map="bright-ending"))
+    assert attention.evaluations == 117 * 3 + 102
     pictures = training(tmp_path / "images")
     with_index = estimate(settings(audit_folder, images_per_prompt=5, training_images=pictures))
     # in half precision, with their names
