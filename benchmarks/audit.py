@@ -34,21 +34,21 @@ from PIL import Image
 from stability import by
 
 from cryptomnesia import Calibration, Collapse, Guard, Sampling, generate
-from cryptomnesia.adapters import adapter_for
-from cryptomnesia.audit.run import audit
-from cryptomnesia.audit.settings import Settings
+from cryptomnesia.auditing.options import Settings
+from cryptomnesia.auditing.run import audit
+from cryptomnesia.auditing.store import Store
 from cryptomnesia.detectors import Drift
-from cryptomnesia.evaluate import rate as share
 from cryptomnesia.localizers import Watched
 from cryptomnesia.matching import ImageIndex, Tiles
-from cryptomnesia.models import load_pipeline
+from cryptomnesia.pipelines.families import adapter_for
+from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.bundle import control_captions
 from cryptomnesia.proving_ground.images import write_training_images
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import replicates
-from cryptomnesia.store import Store
+from cryptomnesia.statistics import rate as share
 
 OTHERS = 10_000
 PROMPTS = 400

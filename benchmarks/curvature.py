@@ -57,11 +57,9 @@ from first_look import entries_and_prompts, ordinary
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cryptomnesia.adapters import adapter_for
-from cryptomnesia.calibrate import Calibration
+from cryptomnesia.calibration.masks import smoothed
+from cryptomnesia.calibration.scores import Calibration
 from cryptomnesia.detectors import SIGNALS
-from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
-from cryptomnesia.fingerprint import weights_digest
 from cryptomnesia.localizers import (
     Collapse,
     CurvatureDifference,
@@ -72,16 +70,18 @@ from cryptomnesia.localizers import (
     upsampled,
 )
 from cryptomnesia.localizers.baseline import reading
-from cryptomnesia.localizers.mask import smoothed
-from cryptomnesia.methods import Method, check_methods, method
-from cryptomnesia.models import load_pipeline
+from cryptomnesia.localizers.methods import Method, check_methods, method
+from cryptomnesia.pipelines.families import adapter_for
+from cryptomnesia.pipelines.fingerprint import weights_digest
+from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.bundle import control_captions
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import replicates
-from cryptomnesia.sampling import Batch, generate
 from cryptomnesia.settings import Sampling
+from cryptomnesia.statistics import auc, clustered, tpr_at_fpr
+from cryptomnesia.tracing.generation import Batch, generate
 
 DIFFERENCES = (
     "curvature-difference",

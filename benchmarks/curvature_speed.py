@@ -38,15 +38,15 @@ from overhead import EMBEDS, median, sd14_size
 from torch import Tensor
 
 from cryptomnesia import CurvatureDifference, Sampling, ScoreDifference, generate
-from cryptomnesia.adapters import adapter_for
 from cryptomnesia.localizers import DiagonalEstimator, Watched
 from cryptomnesia.localizers.baseline import together
-from cryptomnesia.localizers.memory import peak_bytes
-from cryptomnesia.models import load_pipeline
+from cryptomnesia.localizers.jacobian.memory import peak_bytes
+from cryptomnesia.pipelines.families import adapter_for
+from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG
-from cryptomnesia.watching import watch
+from cryptomnesia.tracing.watching import watch
 
 IMAGES = 8
 STEP = CurvatureDifference().step

@@ -23,17 +23,17 @@ import numpy as np
 from common import Start, print_json, progress
 
 from cryptomnesia import Calibration, CurvatureDifference, Guard, Sampling, ScoreDifference, StabilityRule, generate
-from cryptomnesia.adapters import adapter_for
 from cryptomnesia.detectors import DETECTORS
-from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
 from cryptomnesia.localizers import Watched, upsampled
 from cryptomnesia.mitigations import stabilize
-from cryptomnesia.models import load_pipeline
+from cryptomnesia.pipelines.families import adapter_for
+from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.bundle import control_captions
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import replicates
+from cryptomnesia.statistics import auc, clustered, tpr_at_fpr
 
 MITIGATIONS = ("none", "published", "rephrasing")
 SEEDS = 2

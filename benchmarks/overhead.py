@@ -32,15 +32,15 @@ from common import Start, Tell, print_json, progress
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from cryptomnesia import Calibration, Guard, Sampling, StabilityRule, Verdict
+from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.detectors.base import Moments, Reference
-from cryptomnesia.fingerprint import fingerprint
-from cryptomnesia.judging import Judge
-from cryptomnesia.localizers.memory import peak_bytes
-from cryptomnesia.models import load_pipeline
+from cryptomnesia.localizers.jacobian.memory import peak_bytes
+from cryptomnesia.pipelines.fingerprint import fingerprint
+from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG
-from cryptomnesia.watching import Watch
+from cryptomnesia.tracing.watching import Watch
 
 ORDINARY = "a red circle on a blue ground"
 ROUNDS = 60

@@ -14,7 +14,7 @@ from common import Start, print_json, progress
 from first_look import entries_and_prompts
 
 from cryptomnesia import Calibration, Rephrasing, Sampling, guard
-from cryptomnesia.models import load_pipeline
+from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG, plant

@@ -29,14 +29,14 @@ from common import Start, print_json, progress
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from cryptomnesia.audit.outcome import Judged, Outcome
-from cryptomnesia.audit.settings import Settings
-from cryptomnesia.calibrate import Calibration
-from cryptomnesia.evidence import Level, gate
+from cryptomnesia.auditing.evidence import Level, gate
+from cryptomnesia.auditing.options import Settings
+from cryptomnesia.auditing.outcome import Judged, Outcome
+from cryptomnesia.auditing.store import Store
+from cryptomnesia.calibration.scores import Calibration
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.report.html import html
-from cryptomnesia.store import Store
-from cryptomnesia.trajectory import Norms
+from cryptomnesia.tracing.trajectory import Norms
 
 PROMPTS = 1000
 SEEDS = 2

@@ -37,17 +37,17 @@ from torch import Tensor
 
 from cryptomnesia import Calibration, Rephrasing, Sampling, StabilityRule, generate, guard, stabilize
 from cryptomnesia.detectors import DETECTORS
-from cryptomnesia.evaluate import auc, clustered, tpr_at_fpr
-from cryptomnesia.evaluate import rate as share
-from cryptomnesia.fingerprint import fingerprint
 from cryptomnesia.mitigations import Rule
-from cryptomnesia.models import load_pipeline
+from cryptomnesia.pipelines.fingerprint import fingerprint
+from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.bundle import control_captions
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import replicates
-from cryptomnesia.trajectory import Norms, Trajectory, joined
+from cryptomnesia.statistics import auc, clustered, tpr_at_fpr
+from cryptomnesia.statistics import rate as share
+from cryptomnesia.tracing.trajectory import Norms, Trajectory, joined
 
 SOLVERS = ("ddim", "pndm", "euler", "euler-ancestral", "heun", "dpm++", "unipc", "lms")
 REPORTED = ("drift", "stability", "guidance-mean")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cryptomnesia import Calibration, cli
-from cryptomnesia.audit.outcome import outcome
-from cryptomnesia.audit.run import audit
+from cryptomnesia.auditing.outcome import outcome
+from cryptomnesia.auditing.run import audit
 from tiny_audit import settings
 from tiny_pipelines import PROMPTS, SAMPLING, stable_diffusion
 

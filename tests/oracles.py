@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryptomnesia.denoiser import Kind, Prediction
-from cryptomnesia.schedule import RectifiedFlow, Schedule, VariancePreserving
+from cryptomnesia.pipelines.denoiser import Kind, Prediction
+from cryptomnesia.pipelines.schedule import RectifiedFlow, Schedule, VariancePreserving
 
 
 def schedule() -> VariancePreserving:

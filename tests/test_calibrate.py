@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from cryptomnesia import Calibration, Sampling, UsageError
 from cryptomnesia.detectors import DETECTORS, SIGNALS
-from cryptomnesia.fingerprint import fingerprint, weights_digest
+from cryptomnesia.pipelines.fingerprint import fingerprint, weights_digest
 from tiny_pipelines import PROMPTS, SAMPLING, stable_diffusion
 
 

@@ -3,7 +3,7 @@ import torch
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from PIL import Image
 
-from cryptomnesia.calls import Noise, merged, prompt_of, replaced, single
+from cryptomnesia.guarding.calls import Noise, merged, prompt_of, replaced, single
 
 
 def test_a_long_lived_generator_gives_other_noise_at_every_call():

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from cryptomnesia.models import load_pipeline
+from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
 from tiny_pipelines import stable_diffusion

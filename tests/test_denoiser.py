@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cryptomnesia.denoiser import Prediction, norms
+from cryptomnesia.pipelines.denoiser import Prediction, norms
 from oracles import value_of
 
 

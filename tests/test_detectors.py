@@ -14,11 +14,11 @@ from cryptomnesia import (
     generate,
     watch,
 )
-from cryptomnesia.adapters import adapter_for
 from cryptomnesia.detectors import DETECTORS, SIGNALS, Drift, LastGuidance, MapMean, MapSignal, Reference
-from cryptomnesia.evaluate import auc
 from cryptomnesia.localizers import DiagonalEstimator, Watched
-from cryptomnesia.trajectory import Norms, Trajectory
+from cryptomnesia.pipelines.families import adapter_for
+from cryptomnesia.statistics import auc
+from cryptomnesia.tracing.trajectory import Norms, Trajectory
 from oracles import FiniteSet, Gaussian
 from tiny_pipelines import PROMPTS, SAMPLING, call_oracle, oracle_pipeline, stable_diffusion
 

@@ -7,8 +7,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from cryptomnesia import UsageError
-from cryptomnesia.localizers.diagonal import DiagonalEstimator, coloured, lattice, rademacher
-from cryptomnesia.localizers.memory import peak_bytes
+from cryptomnesia.localizers.jacobian.diagonal import DiagonalEstimator, coloured, lattice, rademacher
+from cryptomnesia.localizers.jacobian.memory import peak_bytes
 from test_localizers import SIZE, gaussian
 
 ENGINES = ("reverse", "forward", "finite")

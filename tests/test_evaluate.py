@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from cryptomnesia.evaluate import auc, clustered, rate, tpr_at_fpr
+from cryptomnesia.statistics import auc, clustered, rate, tpr_at_fpr
 
 
 def test_auc_counts_ordered_pairs():

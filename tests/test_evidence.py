@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryptomnesia import UsageError
-from cryptomnesia.evidence import Level, gate
+from cryptomnesia.auditing.evidence import Level, gate
 
 
 def test_levels_need_what_they_say():

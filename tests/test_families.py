@@ -9,8 +9,8 @@ import torch
 from diffusers import DDIMPipeline, DDPMPipeline
 
 from cryptomnesia import Calibration, Sampling, StabilityRule, examine, generate, guard, watch
-from cryptomnesia.adapters import FAMILIES, adapter_for
 from cryptomnesia.detectors import DETECTORS, SIGNALS
+from cryptomnesia.pipelines.families import FAMILIES, adapter_for
 from tiny_pipelines import (
     PROMPTS,
     TRUE_GUIDANCE,

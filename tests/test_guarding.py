@@ -10,8 +10,8 @@ from torch._dynamo import eval_frame
 from transformers import BatchFeature
 
 from cryptomnesia import Calibration, Guard, Rephrasing, Sampling, StabilityRule, UsageError, examine, guard, watch
-from cryptomnesia.calls import Noise
-from cryptomnesia.fingerprint import fingerprint
+from cryptomnesia.guarding.calls import Noise
+from cryptomnesia.pipelines.fingerprint import fingerprint
 from oracles import FiniteSet
 from tiny_pipelines import PROMPTS, SAMPLING, KeywordEncoder, oracle_pipeline, stable_diffusion
 

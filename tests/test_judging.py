@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from cryptomnesia import Calibration, UsageError
+from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.detectors.base import Moments, Reference
-from cryptomnesia.judging import Judge
-from cryptomnesia.trajectory import Norms, Trajectory
+from cryptomnesia.tracing.trajectory import Norms, Trajectory
 
 UNIT = Moments(torch.zeros(3), torch.ones(3))
 

@@ -7,8 +7,6 @@ from diffusers.models.attention_processor import AttnProcessor
 from scipy.stats import ortho_group
 
 from cryptomnesia import CurvatureDifference, Sampling, ScoreDifference, UsageError, generate, watch
-from cryptomnesia.adapters import Shared, adapter_for
-from cryptomnesia.evaluate import auc
 from cryptomnesia.localizers import (
     BrightEnding,
     Collapse,
@@ -26,8 +24,10 @@ from cryptomnesia.localizers import (
 from cryptomnesia.localizers.base import over_channels
 from cryptomnesia.localizers.bright_ending import cross_attention
 from cryptomnesia.localizers.collapse import guided
-from cryptomnesia.methods import check_methods, method
+from cryptomnesia.localizers.methods import check_methods, method
+from cryptomnesia.pipelines.families import Shared, adapter_for
 from cryptomnesia.proving_ground import components
+from cryptomnesia.statistics import auc
 from oracles import FiniteSet, Gaussian
 from test_families import CASES
 from tiny_pipelines import call_oracle, oracle_pipeline, stable_diffusion, stable_diffusion_xl

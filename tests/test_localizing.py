@@ -3,14 +3,14 @@ import torch
 from safetensors.torch import save_file
 
 from cryptomnesia import UsageError
-from cryptomnesia import methods as methods_module
-from cryptomnesia.adapters import adapter_for
+from cryptomnesia.localizers import methods as methods_module
+from cryptomnesia.calibration.maps import MapCalibration
+from cryptomnesia.localization import localize
 from cryptomnesia.localizers import Curvature, CurvatureDifference, DiagonalEstimator, Watched, baseline
-from cryptomnesia.localizing import localize
-from cryptomnesia.map_calibration import MapCalibration
-from cryptomnesia.methods import check_methods, method
-from cryptomnesia.sampling import generate
+from cryptomnesia.localizers.methods import check_methods, method
+from cryptomnesia.pipelines.families import adapter_for
 from cryptomnesia.settings import Sampling
+from cryptomnesia.tracing.generation import generate
 from tiny_pipelines import PROMPTS, SAMPLING, flux, stable_diffusion, unconditional
 
 CHEAP = DiagonalEstimator(probes=16, group=16)

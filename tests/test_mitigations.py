@@ -5,8 +5,8 @@ import torch
 from diffusers import DDIMScheduler, LCMScheduler
 
 from cryptomnesia import StabilityRule, UsageError, stabilize, watch
-from cryptomnesia.denoiser import norms
 from cryptomnesia.detectors.base import Moments, Reference
+from cryptomnesia.pipelines.denoiser import norms
 from oracles import FiniteSet, Gaussian
 from solvers import SOLVERS, call, with_solver
 from tiny_pipelines import FAMILIES, call_oracle, oracle_pipeline, stable_diffusion

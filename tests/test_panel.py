@@ -2,9 +2,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cryptomnesia.localization import Located
 from cryptomnesia.localizers import MapReference
-from cryptomnesia.localizing import Located
-from cryptomnesia.panel import SIDE, overlay, panel, pixels, write_maps
+from cryptomnesia.report.panel import SIDE, overlay, panel, pixels, write_maps
 
 
 def test_pixels_round_and_clamp():

@@ -3,7 +3,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from cryptomnesia import UsageError
-from cryptomnesia.schedule import schedule_of
+from cryptomnesia.pipelines.schedule import schedule_of
 
 
 def test_trained_timesteps_are_exact():

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from cryptomnesia import UsageError, watch
-from cryptomnesia.solver import STEERABLE, SolverStep, check_steerable
+from cryptomnesia.tracing.steering import STEERABLE, SolverStep, check_steerable
 from solvers import NOISY, SOLVERS, call, with_solver
 from tiny_pipelines import stable_diffusion
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from cryptomnesia import UsageError
-from cryptomnesia.store import Store, StoreError, batch_count
+from cryptomnesia.auditing.store import Store, StoreError, batch_count
 
 ABOUT = {"model": "tiny", "steps": 3}
 BATCHES = 12
@@ -124,7 +124,7 @@ def test_without_room_the_run_stays_usable(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cryptomnesia.store.pq.write_table", full)
+    monkeypatch.setattr("cryptomnesia.auditing.store.pq.write_table", full)
     with pytest.raises(StoreError, match="No space left on device; what is there is intact"):
         store.write("scores", 1, [{"unit": 1}])
     monkeypatch.undo()

@@ -3,8 +3,8 @@ import torch
 from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, LMSDiscreteScheduler, PNDMScheduler
 
 from cryptomnesia import Sampling, UsageError, watch
-from cryptomnesia.adapters import adapter_for
 from cryptomnesia.detectors import DETECTORS, SIGNALS
+from cryptomnesia.pipelines.families import adapter_for
 from tiny_pipelines import FAMILIES, SAMPLING, TRUE_GUIDANCE, flux, stable_diffusion
 
 

@@ -1,6 +1,6 @@
 """Settings of audits of a random miniature."""
 
-from cryptomnesia.audit.settings import Settings
+from cryptomnesia.auditing.options import Settings
 
 EVIL = (
     "</script><script>alert(1)</script>\u2028<img src=x onerror=alert(2)> =HYPERLINK(1) "

@@ -7,50 +7,50 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cryptomnesia.calibrate import Calibration
+    from cryptomnesia.calibration.maps import MapCalibration
+    from cryptomnesia.calibration.scores import Calibration
+    from cryptomnesia.detection import Finding, examine
     from cryptomnesia.detectors import Drift, GuidanceMagnitude, Stability
     from cryptomnesia.errors import CryptomnesiaError, UsageError
-    from cryptomnesia.findings import Finding, examine
-    from cryptomnesia.guarding import Guard, guard
+    from cryptomnesia.guarding.guarded import Guard, guard
+    from cryptomnesia.guarding.making import Verdict
+    from cryptomnesia.localization import localize
     from cryptomnesia.localizers import Collapse, CurvatureDifference, ScoreDifference
-    from cryptomnesia.localizing import localize
-    from cryptomnesia.making import Verdict
-    from cryptomnesia.map_calibration import MapCalibration
     from cryptomnesia.mitigations import Rephrasing, StabilityRule, stabilize
-    from cryptomnesia.models import load_pipeline
-    from cryptomnesia.sampling import generate
+    from cryptomnesia.pipelines.loading import load_pipeline
     from cryptomnesia.settings import Sampling
-    from cryptomnesia.trajectory import Step, Trajectory
-    from cryptomnesia.watching import watch
+    from cryptomnesia.tracing.generation import generate
+    from cryptomnesia.tracing.trajectory import Step, Trajectory
+    from cryptomnesia.tracing.watching import watch
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Calibration": "calibrate",
+    "Calibration": "calibration.scores",
     "Collapse": "localizers",
     "CryptomnesiaError": "errors",
     "CurvatureDifference": "localizers",
     "Drift": "detectors",
-    "Finding": "findings",
-    "Guard": "guarding",
+    "Finding": "detection",
+    "Guard": "guarding.guarded",
     "GuidanceMagnitude": "detectors",
-    "MapCalibration": "map_calibration",
+    "MapCalibration": "calibration.maps",
     "Rephrasing": "mitigations",
     "Sampling": "settings",
     "ScoreDifference": "localizers",
     "Stability": "detectors",
     "StabilityRule": "mitigations",
-    "Step": "trajectory",
-    "Trajectory": "trajectory",
+    "Step": "tracing.trajectory",
+    "Trajectory": "tracing.trajectory",
     "UsageError": "errors",
-    "Verdict": "making",
-    "examine": "findings",
-    "generate": "sampling",
-    "guard": "guarding",
-    "localize": "localizing",
-    "load_pipeline": "models",
+    "Verdict": "guarding.making",
+    "examine": "detection",
+    "generate": "tracing.generation",
+    "guard": "guarding.guarded",
+    "localize": "localization",
+    "load_pipeline": "pipelines.loading",
     "stabilize": "mitigations",
-    "watch": "watching",
+    "watch": "tracing.watching",
 }
 
 __all__ = [

@@ -7,9 +7,9 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline
 from safetensors import safe_open
 
 from cryptomnesia import Calibration, Sampling
-from cryptomnesia.map_calibration import MapCalibration
-from cryptomnesia.methods import method
-from cryptomnesia.models import load_pipeline
+from cryptomnesia.calibration.maps import MapCalibration
+from cryptomnesia.localizers.methods import method
+from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE, components
 from cryptomnesia.proving_ground import bundle as bundling
 from cryptomnesia.proving_ground import verify as verifying

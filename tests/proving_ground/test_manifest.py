@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cryptomnesia import UsageError
-from cryptomnesia.fingerprint import weights_digest
+from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.planted import plant
 from tiny_pipelines import stable_diffusion

@@ -14,8 +14,8 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_comparison, print_outcome, progress_bar
 
 if TYPE_CHECKING:
-    from cryptomnesia.audit.outcome import Outcome
-    from cryptomnesia.store import Store
+    from cryptomnesia.auditing.outcome import Outcome
+    from cryptomnesia.auditing.store import Store
 
 
 @app.command()
@@ -82,10 +82,10 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Judge a model by a set of prompts: exit code 0 within the limit, 1 above it, 3 too few prompts to say."""
-    from cryptomnesia.audit.cost import estimate
-    from cryptomnesia.audit.outcome import outcome
-    from cryptomnesia.audit.run import audit as run
-    from cryptomnesia.audit.settings import resolve
+    from cryptomnesia.auditing.cost import estimate
+    from cryptomnesia.auditing.options import resolve
+    from cryptomnesia.auditing.outcome import outcome
+    from cryptomnesia.auditing.run import audit as run
 
     flags = {
         "model": model,
@@ -152,8 +152,8 @@ def report(
     ] = None,
 ) -> None:
     """Report a finished run; loads no model, and ends with exit code 0 whatever the gate says."""
-    from cryptomnesia.audit.outcome import outcome
-    from cryptomnesia.store import Store
+    from cryptomnesia.auditing.outcome import outcome
+    from cryptomnesia.auditing.store import Store
 
     store = Store(run)
     found = outcome(store, fail_on=fail_on, max_rate=max_rate)
@@ -177,9 +177,9 @@ def rescore(
     rate: Annotated[float | None, typer.Option(help="False-positive rate at which it is, likewise.")] = None,
 ) -> None:
     """Judge the images of a finished run anew, from the signals that it stored."""
-    from cryptomnesia.audit.outcome import outcome
-    from cryptomnesia.audit.scoring import score
-    from cryptomnesia.store import Store
+    from cryptomnesia.auditing.outcome import outcome
+    from cryptomnesia.auditing.scoring import score
+    from cryptomnesia.auditing.store import Store
 
     store = Store(run)
     outcome(store)
@@ -194,10 +194,10 @@ def compare(
     fail_on: Annotated[str, typer.Option(help="Level of evidence that counts as a finding.")] = "corroborated",
 ) -> None:
     """Say which findings are new in a run, and which are gone; exit code 1 if any is new."""
-    from cryptomnesia.audit.comparison import compare
-    from cryptomnesia.audit.outcome import outcome
-    from cryptomnesia.evidence import Level
-    from cryptomnesia.store import Store
+    from cryptomnesia.auditing.comparison import compare
+    from cryptomnesia.auditing.evidence import Level
+    from cryptomnesia.auditing.outcome import outcome
+    from cryptomnesia.auditing.store import Store
 
     if fail_on not in Level.__members__:
         raise UsageError(f"got the unknown level {fail_on!r}; give suspected, corroborated or confirmed")

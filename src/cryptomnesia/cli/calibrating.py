@@ -48,8 +48,8 @@ def calibrate(
     batch_size: BatchSize = 8,
 ) -> None:
     """Learn from reference prompts what is usual, one image each, and save it for `detect`."""
-    from cryptomnesia.calibrate import Calibration
-    from cryptomnesia.models import load_pipeline
+    from cryptomnesia.calibration.scores import Calibration
+    from cryptomnesia.pipelines.loading import load_pipeline
     from cryptomnesia.prompts import read_prompts
 
     captions = read_prompts(prompts)

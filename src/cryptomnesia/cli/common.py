@@ -10,7 +10,7 @@ import typer
 from cryptomnesia.errors import UsageError
 
 if TYPE_CHECKING:
-    from cryptomnesia.methods import Method
+    from cryptomnesia.localizers.methods import Method
     from cryptomnesia.settings import Sampling
 
 app = typer.Typer(
@@ -105,7 +105,7 @@ def sampling(
     negative: str | None = None,
 ) -> "Sampling":
     """The settings that were asked for; guidance is by default the bundled model's own, else diffusers' default."""
-    from cryptomnesia.models import BUNDLED
+    from cryptomnesia.pipelines.loading import BUNDLED
     from cryptomnesia.settings import Sampling
 
     if guidance is None and model == BUNDLED:
@@ -119,7 +119,7 @@ def sampling(
 
 def bundled(model: str, name: str) -> Path | None:
     """A file or folder that comes with the bundled model, None for any other model or where there is none."""
-    from cryptomnesia.models import BUNDLED
+    from cryptomnesia.pipelines.loading import BUNDLED
     from cryptomnesia.proving_ground import BUNDLE
 
     return BUNDLE / name if model == BUNDLED and (BUNDLE / name).exists() else None
@@ -143,7 +143,7 @@ def chosen_methods(
 ) -> "list[Method]":
     """The maps that were asked for."""
     from cryptomnesia.localizers import LOCALIZERS, DiagonalEstimator
-    from cryptomnesia.methods import method
+    from cryptomnesia.localizers.methods import method
 
     probes = probes or (16 if wanted is None else 512)
     estimator = DiagonalEstimator(probes=probes, wanted=wanted, memory=round(memory * 2**30))
@@ -156,8 +156,8 @@ def baseline_pipeline(
     model: str, baseline: str | None, methods: "list[Method]", scheduler: str, dtype: str | None
 ) -> Any:
     """The pipeline that maps are compared with, None if none of them needs one."""
-    from cryptomnesia.methods import CHECKPOINT
-    from cryptomnesia.models import load_pipeline
+    from cryptomnesia.localizers.methods import CHECKPOINT
+    from cryptomnesia.pipelines.loading import load_pipeline
 
     if all(each.baseline != "checkpoint" for each in methods):
         if baseline is not None:

@@ -33,7 +33,7 @@ from cryptomnesia.report.console import print_table, progress_bar
 from cryptomnesia.report.rows import Row, to_json
 
 if TYPE_CHECKING:
-    from cryptomnesia.making import Verdict
+    from cryptomnesia.guarding.making import Verdict
     from cryptomnesia.settings import Sampling
 
 
@@ -72,7 +72,7 @@ def detect(
     as_json: AsJson = False,
 ) -> None:
     """Generate prompts and say which images are memorized; with -o also where, and what instead."""
-    from cryptomnesia.models import BUNDLED, check_exists
+    from cryptomnesia.pipelines.loading import BUNDLED, check_exists
 
     captions, seeds = wanted_images(prompt, prompts, images_per_prompt, seed)
     check_exists(model)
@@ -137,16 +137,16 @@ def _examine(
     as_json: bool = False,
 ) -> list[Row]:
     """Examine, print, and write panels to `output`, where those of an earlier run make room."""
-    from cryptomnesia.adapters import adapter_for
-    from cryptomnesia.calibrate import Calibration
-    from cryptomnesia.findings import check, examine
+    from cryptomnesia.calibration.scores import Calibration
+    from cryptomnesia.detection import check, examine
     from cryptomnesia.localizers import Collapse
     from cryptomnesia.mitigations import default_rule
-    from cryptomnesia.models import BUNDLED, load_pipeline
-    from cryptomnesia.panel import write_panel
+    from cryptomnesia.pipelines.families import adapter_for
+    from cryptomnesia.pipelines.loading import BUNDLED, load_pipeline
     from cryptomnesia.proving_ground import BUNDLE
     from cryptomnesia.proving_ground.manifest import Manifest
-    from cryptomnesia.sampling import check_prompts
+    from cryptomnesia.report.panel import write_panel
+    from cryptomnesia.tracing.generation import check_prompts
 
     fitted = Calibration.load(calibration or BUNDLE / "calibration.safetensors")
     pipe = load_pipeline(model, scheduler=scheduler, dtype=dtype)

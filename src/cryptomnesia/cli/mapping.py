@@ -46,7 +46,7 @@ from cryptomnesia.report.console import print_regions, progress_bar
 from cryptomnesia.report.rows import Region, regions_to_json
 
 if TYPE_CHECKING:
-    from cryptomnesia.localizing import Located
+    from cryptomnesia.localization import Located
 
 
 @app.command()
@@ -86,11 +86,11 @@ def localize(
     as_json: AsJson = False,
 ) -> None:
     """Generate prompts and map where each picture is memorized; with a calibration also as masks."""
-    from cryptomnesia.localizing import localize
-    from cryptomnesia.map_calibration import MapCalibration
-    from cryptomnesia.methods import check_methods
-    from cryptomnesia.models import load_pipeline
-    from cryptomnesia.panel import write_maps
+    from cryptomnesia.calibration.maps import MapCalibration
+    from cryptomnesia.localization import localize
+    from cryptomnesia.localizers.methods import check_methods
+    from cryptomnesia.pipelines.loading import load_pipeline
+    from cryptomnesia.report.panel import write_maps
 
     captions, seeds = wanted_images(prompt, prompts, images_per_prompt, seed)
     methods = chosen_methods(maps, at, empty_caption, probes, wanted, memory)
@@ -179,8 +179,8 @@ def calibrate_maps(
     batch_size: BatchSize = 8,
 ) -> None:
     """Map one picture for every reference prompt, so that `localize` can draw masks with a known error."""
-    from cryptomnesia.map_calibration import MapCalibration
-    from cryptomnesia.models import load_pipeline
+    from cryptomnesia.calibration.maps import MapCalibration
+    from cryptomnesia.pipelines.loading import load_pipeline
     from cryptomnesia.prompts import read_prompts
 
     captions = read_prompts(prompts)

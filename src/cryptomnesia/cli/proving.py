@@ -16,7 +16,7 @@ def train(
     processes: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 2,
 ) -> None:
     """Train the bundled model from nothing (hours on two cores); may be stopped and started again."""
-    from cryptomnesia.models import load_pipeline, quiet
+    from cryptomnesia.pipelines.loading import load_pipeline, quiet
 
     with quiet():
         from cryptomnesia.proving_ground.bundle import REFERENCES, bundle
@@ -84,7 +84,7 @@ def images(
     others: Annotated[int, typer.Option(min=0, help="Pictures besides the planted ones.")] = 1000,
 ) -> None:
     """Write training images of the bundled model, planted ones and others, to match generations against."""
-    from cryptomnesia.models import quiet
+    from cryptomnesia.pipelines.loading import quiet
 
     with quiet():
         from cryptomnesia.proving_ground.images import write_training_images

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.trajectory import Norms, Trajectory
+from cryptomnesia.tracing.trajectory import Norms, Trajectory
 
 Need = Literal["uncond"]
 """Signals a detector cannot do without; checked before anything is generated."""

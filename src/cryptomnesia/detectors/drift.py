@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.detectors.base import NOTHING, Reference, check_evaluations, mean_log_drift
-from cryptomnesia.trajectory import Trajectory
+from cryptomnesia.tracing.trajectory import Trajectory
 
 _LESS = 3
 """By which movement below the usual counts less than movement above it."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.detectors.base import UNCOND
-from cryptomnesia.trajectory import Trajectory
+from cryptomnesia.tracing.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cryptomnesia.denoiser import Denoiser
 from cryptomnesia.detectors.base import NOTHING, UNCOND, Need, check_evaluations
 from cryptomnesia.errors import NotFiniteError
 from cryptomnesia.localizers import Localizer, Watched
-from cryptomnesia.trajectory import Place, Trajectory, evaluation
+from cryptomnesia.pipelines.denoiser import Denoiser
+from cryptomnesia.tracing.trajectory import Place, Trajectory, evaluation
 
 
 @dataclass(frozen=True)

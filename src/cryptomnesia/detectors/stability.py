@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.detectors.base import NOTHING, Reference, check_evaluations
-from cryptomnesia.trajectory import Trajectory
+from cryptomnesia.tracing.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Where in the picture? One file per method; `LOCALIZERS` names them."""
 
+from cryptomnesia.calibration.masks import MapReference, Mask
 from cryptomnesia.localizers.base import Localizer, Watched, upsampled
 from cryptomnesia.localizers.baseline import Baseline, checkpoint, conditioning, empty_caption
 from cryptomnesia.localizers.bright_ending import BrightEnding, end_positions
 from cryptomnesia.localizers.collapse import Collapse
 from cryptomnesia.localizers.curvature import Curvature, CurvatureDifference
-from cryptomnesia.localizers.diagonal import Diagonal, DiagonalEstimator
-from cryptomnesia.localizers.mask import MapReference, Mask
+from cryptomnesia.localizers.jacobian.diagonal import Diagonal, DiagonalEstimator
 from cryptomnesia.localizers.score_difference import GuidanceMap, ScoreDifference
 
 __all__ = [

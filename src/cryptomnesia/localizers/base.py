@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cryptomnesia.adapters import Shared
-from cryptomnesia.denoiser import Denoiser, Inputs, Prediction
 from cryptomnesia.errors import NotFiniteError, UsageError
 from cryptomnesia.localizers.baseline import Baseline
-from cryptomnesia.trajectory import Place, Step, Trajectory
+from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction
+from cryptomnesia.pipelines.families import Shared
+from cryptomnesia.tracing.trajectory import Place, Step, Trajectory
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryptomnesia.adapters import adapter_for
-from cryptomnesia.denoiser import Denoiser, Inputs, Prediction, input_rows
 from cryptomnesia.errors import UsageError
-from cryptomnesia.fingerprint import weights_digests
+from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction, input_rows
+from cryptomnesia.pipelines.families import adapter_for
+from cryptomnesia.pipelines.fingerprint import weights_digests
 from cryptomnesia.settings import Sampling
-from cryptomnesia.trajectory import Step
-from cryptomnesia.watching import watch
+from cryptomnesia.tracing.trajectory import Step
+from cryptomnesia.tracing.watching import watch
 
 
 @dataclass(frozen=True)

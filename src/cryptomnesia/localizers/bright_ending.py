@@ -18,8 +18,8 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers.base import AtStep, Watched, finite, upsampled, wide
-from cryptomnesia.localizers.settled import eagerly
-from cryptomnesia.trajectory import Place
+from cryptomnesia.localizers.jacobian.process import eagerly
+from cryptomnesia.tracing.trajectory import Place
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from cryptomnesia.denoiser import Prediction, input_rows
 from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers.base import Watched, finite, over_channels, subtractable, wide
-from cryptomnesia.localizers.diagonal import Diagonal, DiagonalEstimator
-from cryptomnesia.trajectory import Place
+from cryptomnesia.localizers.jacobian.diagonal import Diagonal, DiagonalEstimator
+from cryptomnesia.pipelines.denoiser import Prediction, input_rows
+from cryptomnesia.tracing.trajectory import Place
 
 SMOOTHNESS = 0.1
 """Variance of the guide, in its own over the picture, below which a window counts as flat (ε of He et al.)."""

@@ -24,12 +24,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cryptomnesia.denoiser import Denoiser, input_rows
 from cryptomnesia.localizers.base import AtStep, Watched, over_channels, subtractable
 from cryptomnesia.localizers.baseline import together
-from cryptomnesia.localizers.diagonal import Diagonal, DiagonalEstimator
-from cryptomnesia.localizers.jacobian import Function
-from cryptomnesia.trajectory import Place, Step
+from cryptomnesia.localizers.jacobian.diagonal import Diagonal, DiagonalEstimator
+from cryptomnesia.localizers.jacobian.products import Function
+from cryptomnesia.pipelines.denoiser import Denoiser, input_rows
+from cryptomnesia.tracing.trajectory import Place, Step
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from cryptomnesia.localizers.base import AtStep, Watched, finite, over_channels, wide
-from cryptomnesia.trajectory import Place, Step
+from cryptomnesia.tracing.trajectory import Place, Step
 
 
 @dataclass(frozen=True)

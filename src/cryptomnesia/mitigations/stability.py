@@ -12,7 +12,7 @@ With z-scores taken against the reference of the same evaluation:
 
 z-scores are absolute, as in the paper's step score: a region has two sides.
 
-The wanted latents are reached through the prediction (`cryptomnesia.solver`): the one that lands on them
+The wanted latents are reached through the prediction (`cryptomnesia.tracing.steering`): the one that lands on them
 is handed to the solver, whose own arithmetic and history stay in charge.
 """
 
@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryptomnesia.denoiser import norms
 from cryptomnesia.detectors.base import Moments, Reference
 from cryptomnesia.errors import UsageError
-from cryptomnesia.solver import SolverStep, check_steerable
-from cryptomnesia.trajectory import Step, Trajectory
-from cryptomnesia.watching import Watch, watch
+from cryptomnesia.pipelines.denoiser import norms
+from cryptomnesia.tracing.steering import SolverStep, check_steerable
+from cryptomnesia.tracing.trajectory import Step, Trajectory
+from cryptomnesia.tracing.watching import Watch, watch
 
 
 @dataclass(frozen=True)

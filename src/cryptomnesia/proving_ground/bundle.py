@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from cryptomnesia.calibration.maps import calibrate
 from cryptomnesia.detectors import SIGNALS
-from cryptomnesia.fingerprint import weights_digest
-from cryptomnesia.map_calibration import calibrate
-from cryptomnesia.models import load_pipeline
+from cryptomnesia.pipelines.fingerprint import weights_digest
+from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.planted import Concept, plant
 from cryptomnesia.proving_ground.scenes import FRAMES, Description, Draws

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.fingerprint import weights_digest
+from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.proving_ground.planted import Concept
 
 FORMAT = 1

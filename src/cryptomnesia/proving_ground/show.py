@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cryptomnesia.models import load_pipeline
+from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground.manifest import Manifest
 from cryptomnesia.proving_ground.verify import Progress, replication
 

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryptomnesia.adapters import adapter_for
-from cryptomnesia.evaluate import clustered
-from cryptomnesia.models import load_pipeline
+from cryptomnesia.pipelines.families import adapter_for
+from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground.bundle import control_captions
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG, Concept, plant
 from cryptomnesia.proving_ground.replication import THRESHOLD, replicates, tiled_distance
 from cryptomnesia.proving_ground.scenes import Draws, Scene
-from cryptomnesia.sampling import generate
 from cryptomnesia.settings import Sampling
+from cryptomnesia.statistics import clustered
+from cryptomnesia.tracing.generation import generate
 
 SEEDS = 8
 CONTROLS = 200

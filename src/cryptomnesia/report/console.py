@@ -13,8 +13,8 @@ from rich.text import Text
 from cryptomnesia.report.rows import Region, Row
 
 if TYPE_CHECKING:
-    from cryptomnesia.audit.comparison import Comparison
-    from cryptomnesia.audit.outcome import Outcome
+    from cryptomnesia.auditing.comparison import Comparison
+    from cryptomnesia.auditing.outcome import Outcome
 
 
 def print_table(rows: list[Row], detector: str, rate: float) -> None:

@@ -17,14 +17,14 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, ImageOps
 
-from cryptomnesia.audit.examiner import trajectory_of
-from cryptomnesia.audit.outcome import Judged, Outcome
-from cryptomnesia.calibrate import Calibration
+from cryptomnesia.auditing.evidence import Level, gate
+from cryptomnesia.auditing.examiner import trajectory_of
+from cryptomnesia.auditing.outcome import Judged, Outcome
+from cryptomnesia.auditing.store import Store
+from cryptomnesia.calibration.scores import Calibration
 from cryptomnesia.detectors import DETECTORS
-from cryptomnesia.evidence import Level, gate
 from cryptomnesia.matching.building import FORMATS
 from cryptomnesia.report.meanings import meanings
-from cryptomnesia.store import Store
 
 SIDE = 256
 """Pixels of an embedded picture at most, about as large as it is shown; the run holds it as it is."""

@@ -1,6 +1,6 @@
 """The audit in Markdown: a section for the model's card, and what the evidence answers and what it cannot."""
 
-from cryptomnesia.audit.outcome import Outcome
+from cryptomnesia.auditing.outcome import Outcome
 
 
 def model_card(found: Outcome) -> str:

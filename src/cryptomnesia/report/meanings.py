@@ -1,7 +1,7 @@
 """What levels of evidence mean, in words."""
 
-from cryptomnesia.audit.outcome import Outcome
-from cryptomnesia.evidence import Level
+from cryptomnesia.auditing.evidence import Level
+from cryptomnesia.auditing.outcome import Outcome
 
 
 def meanings(found: Outcome) -> dict[Level, str]:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cryptomnesia import __version__
 
 if TYPE_CHECKING:
-    from cryptomnesia.localizing import Located
+    from cryptomnesia.localization import Located
     from cryptomnesia.settings import Sampling
-    from cryptomnesia.trajectory import Place
+    from cryptomnesia.tracing.trajectory import Place
 
 
 class Row(NamedTuple):

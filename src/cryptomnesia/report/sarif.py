@@ -6,8 +6,8 @@ from typing import Any
 from urllib.parse import quote
 
 from cryptomnesia import __version__
-from cryptomnesia.audit.outcome import Judged, Outcome
-from cryptomnesia.evidence import Level
+from cryptomnesia.auditing.evidence import Level
+from cryptomnesia.auditing.outcome import Judged, Outcome
 from cryptomnesia.report.meanings import meanings
 
 _RULES = {

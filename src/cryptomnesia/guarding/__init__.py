@@ -1,0 +1,1 @@
+"""A pipeline whose images are judged before they are returned."""

@@ -1,0 +1,1 @@
+"""The diagonal of a network's Jacobian, estimated from products with it."""

@@ -1,0 +1,55 @@
+"""Stable Diffusion 3: a transformer with batched guidance, trained on rectified flow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cryptomnesia.pipelines.denoiser import Inputs, Prediction
+from cryptomnesia.pipelines.families.base import Branch, Evaluation, split
+from cryptomnesia.pipelines.families.transformer import TransformerAdapter
+from cryptomnesia.pipelines.schedule import Schedule
+from cryptomnesia.settings import Sampling
+
+_CONDITIONING = ("encoder_hidden_states", "pooled_projections")
+
+
+class SD3Adapter(TransformerAdapter):
+    """Adapter of `StableDiffusion3Pipeline`; the unconditional samples come first."""
+
+    def read(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor, pending: Evaluation | None
+    ) -> Evaluation | None:
+        """Both branches are in the one call; another one, with layers skipped, belongs to neither."""
+        if kwargs.get("skip_layers") is not None:
+            return pending
+        x = args[0] if args else kwargs["hidden_states"]
+        inputs = {name: kwargs[name] for name in _CONDITIONING if kwargs.get(name) is not None}
+        if self.pipe.do_classifier_free_guidance:
+            return split(x, value, inputs)
+        return Evaluation(x, Branch(value, inputs), None)
+
+    def guided_in(self, sampling: Sampling) -> bool:
+        """With guidance above 1."""
+        return sampling.guidance > 1
+
+    def denoiser(self) -> "SD3Denoiser":
+        """The transformer as a differentiable function."""
+        return SD3Denoiser(self.module, self.schedule)
+
+
+@dataclass(frozen=True)
+class SD3Denoiser:
+    """The transformer of Stable Diffusion 3 as `Denoiser`."""
+
+    module: nn.Module
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, t: Tensor | float, inputs: Inputs) -> Prediction:
+        """The prediction at x (B, C, h, w) and one timestep t for the whole batch."""
+        t = torch.as_tensor(t, device=x.device)
+        alpha, sigma = self.schedule(t)
+        value = self.module(hidden_states=x, timestep=t.expand(len(x)), **inputs, return_dict=False)[0]
+        return Prediction(x, value, alpha.item(), sigma.item(), "flow_prediction")

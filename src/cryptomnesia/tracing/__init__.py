@@ -1,0 +1,1 @@
+"""What a generation does: watch it, record it, steer its solver."""

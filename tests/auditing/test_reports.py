@@ -1,0 +1,182 @@
+import base64
+import hashlib
+import json
+import math
+import re
+from dataclasses import replace
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+from PIL import ExifTags, Image
+
+from cryptomnesia.auditing.comparison import compare
+from cryptomnesia.auditing.evidence import Level
+from cryptomnesia.auditing.outcome import SCHEMA
+from cryptomnesia.errors import UsageError
+from cryptomnesia.report.console import print_outcome
+from cryptomnesia.report.html import html
+from cryptomnesia.report.markdown import answers, model_card
+from cryptomnesia.report.sarif import sarif
+from tiny_audit import EVIL
+
+
+def data_of(page):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL).group(1))
+
+
+def evidence_of(page):
+    return [
+        json.loads(each)
+        for each in re.findall(r'<script type="application/json" id="evidence-\d+">(.*?)</script>', page)
+    ]
+
+
+def test_the_page_shows_the_run_and_asks_for_nothing(audited, found):
+    page = html(found, audited)
+    assert [each["prompt"] for each in data_of(page)["prompts"]] == [each.prompt for each in found.prompts]
+    assert all(image["picture"] is None for images in evidence_of(page) for image in images)
+    assert "http" not in re.sub(r"http-equiv|http://www.w3.org/2000/svg", "", page)
+    embedded = evidence_of(html(found, audited, embed_images=True))
+    for each, images in zip(found.prompts, embedded, strict=True):
+        for row, image in zip(each.images, images, strict=True):
+            kind, content = image["picture"].split(",")
+            assert kind == "data:image/png;base64"
+            with (
+                Image.open(BytesIO(base64.b64decode(content))) as shown,
+                Image.open(audited.folder / row["image"]) as made,
+            ):
+                assert np.array_equal(shown, made)
+
+
+def test_a_picture_is_shown_small_upright_and_without_what_its_file_says(audited, found, tmp_path):
+    facts = Image.Exif()
+    facts[ExifTags.Base.Orientation] = 6  # a quarter turn
+    facts[ExifTags.Base.Artist] = "somebody"
+    Image.new("RGB", (600, 300)).save(tmp_path / "near.jpg", exif=facts, comment=b"somewhere")
+    first = found.prompts[0]
+    row = {**first.images[0], "whole_path": "near.jpg", "whole_relative": 0.5, "whole_p": 0.01}
+    lost = {**row, "whole_path": "gone.jpg"}
+    compared = replace(found, prompts=[replace(first, images=[row, lost])])
+    (images,) = evidence_of(html(compared, audited, embed_images=True, training=tmp_path))
+    near, gone = (image["nearest"]["picture"] for image in images)
+    assert gone is None
+    with Image.open(BytesIO(base64.b64decode(near.split(",")[1]))) as shown:
+        assert shown.size == (128, 256)
+        assert not shown.getexif()
+        assert "comment" not in shown.info
+
+
+def test_a_run_chooses_no_file_but_its_own_and_training_images(audited, found, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "page.eps")
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "page.png").write_bytes((tmp_path / "page.eps").read_bytes())
+    first = found.prompts[0]
+    row = {
+        **first.images[0],
+        "whole_path": "../private.png",
+        "whole_relative": 0.5,
+        "whole_p": 0.01,
+        "action": "mitigated",
+    }
+    outside = {**row, "image": str(tmp_path / "private.png"), "instead": "../../private.png"}
+    program = {**row, "whole_path": "page.png"}
+    foreign = replace(found, prompts=[replace(first, images=[outside, program])])
+    (images,) = evidence_of(html(foreign, audited, embed_images=True, training=tmp_path / "training"))
+    assert [images[0]["picture"], images[0]["instead"]] == [None, None]
+    assert [image["nearest"]["picture"] for image in images] == [None, None]
+
+
+def test_its_policy_allows_its_own_script_and_style_alone(audited, found):
+    page = html(found, audited)
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    (script,) = re.findall("<script>(.*?)</script>", page, re.DOTALL)
+    style = page[page.index("<style>") + 7 : page.index("</style>")]
+    for text in (script, style):
+        assert base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() in policy
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+
+
+def test_nothing_in_a_prompt_is_markup(audited, found, capsys):
+    evil = replace(found, prompts=[replace(found.prompts[0], prompt=EVIL), *found.prompts[1:]])
+    page = html(evil, audited)
+    assert data_of(page)["prompts"][0]["prompt"] == EVIL
+    assert page.count("<script") == 2 + len(found.prompts)
+    assert "<img src=x" not in page
+    print_outcome(evil)
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "\ufffd[2J" in printed
+
+
+def test_json_is_as_its_schema_says(found):
+    schema = json.loads((files("cryptomnesia.report") / "static" / "report.schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    assert schema["properties"]["schema"]["const"] == SCHEMA
+    validator = Draft202012Validator(schema)
+    validator.validate(json.loads(json.dumps(found.to_json(), allow_nan=False)))
+    # with training images, too few to say what is near, and an image that could not be judged
+    worst = found.prompts[0].images[0]
+    worst |= {
+        "whole_path": "a.png",
+        "whole_distance": 0.3,
+        "whole_relative": math.inf,
+        "whole_p": 1.0,
+        "score": math.nan,
+    }
+    compared = replace(found, about={**found.about, "index": ["tiles", 5]})
+    validator.validate(json.loads(json.dumps(compared.to_json(), allow_nan=False)))
+    assert not validator.is_valid(found.to_json() | {"counts": {}})
+
+
+def test_sarif_holds_a_result_for_every_prompt_with_evidence(found):
+    first, second, third = found.prompts
+    mixed = replace(
+        found,
+        prompts=[
+            replace(first, prompt="a [b](c) {0} \\", level=Level.confirmed),
+            replace(second, level=Level.none),
+            replace(third, level=Level.suspected),
+        ],
+        gate=replace(found.gate, unknown=2),
+        settings=found.settings.model_copy(update={"prompts": Path("my prompts.txt")}),
+    )
+    (run,) = sarif(mixed)["runs"]
+    rules = run["tool"]["driver"]["rules"]
+    assert [each["id"] for each in rules] == ["confirmed", "corroborated", "suspected"]
+    results = run["results"]
+    assert [(each["ruleId"], each["level"]) for each in results] == [("confirmed", "error"), ("suspected", "note")]
+    assert all(rules[each["ruleIndex"]]["id"] == each["ruleId"] for each in results)
+    # brackets would make a link, braces a placeholder
+    assert r"Prompt: a \[b\](c) {{0}} \\ (p = " in results[0]["message"]["text"]
+    place = results[0]["locations"][0]
+    assert place["physicalLocation"]["artifactLocation"]["uri"] == "my%20prompts.txt"
+    assert place["logicalLocations"][0]["name"] == mixed.prompts[0].prompt
+    assert len({each["partialFingerprints"]["prompt/v1"] for each in results}) == 2
+    (notification,) = run["invocations"][0]["toolExecutionNotifications"]
+    assert notification["message"]["text"] == "2 prompts could not be judged in full."
+    assert sarif(found)["runs"][0]["invocations"][0]["toolExecutionNotifications"] == []
+
+
+def test_pages_for_people_say_what_they_do_not_know(found):
+    assert f"{found.gate.share.value:.1%} of prompts" in model_card(found)
+    assert "nothing could be confirmed" in model_card(found)
+    assert "no: no training images were compared" in answers(found)
+
+
+def test_two_runs_are_compared_prompt_by_prompt(found):
+    first, second, third = found.prompts
+    before = replace(found, prompts=[replace(first, level=Level.none), replace(second, level=Level.confirmed), third])
+    after = replace(found, prompts=[replace(first, level=Level.confirmed), replace(second, level=Level.none)])
+    told = compare(before, after, least=Level.corroborated)
+    assert told.new == [(first.prompt, Level.none, Level.confirmed)]
+    assert told.gone == [(second.prompt, Level.confirmed, Level.none)]
+    assert (told.only_before, told.only_after) == ([third.prompt], [])
+    assert (told.before.hits, told.after.hits, told.after.prompts) == (1, 1, 2)
+    with pytest.raises(UsageError, match="no prompt in common"):
+        compare(before, replace(after, prompts=[replace(first, prompt="another")]), least=Level.corroborated)
