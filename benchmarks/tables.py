@@ -183,7 +183,24 @@ def stability_negatives(results: Results) -> str:
         ]
         for negative, words in {"never_planted": "never-planted captions", **NEGATIVES}.items()
     ]
-    return grid(["against", *map(code, names)], rows)
+    return grid(["AUC, templates and verbatim pictures, against", *map(code, names)], rows)
+
+
+@table("stability.detectors")
+def stability_detectors(results: Results) -> str:
+    """AUC of every detector under every solver, against never-planted captions."""
+    by_solver = results("stability", "auc")
+    rows = [
+        [solver]
+        + [
+            number(found[kind]["never_planted"]) if kind in found else "–"
+            for found in detectors.values()
+            for kind in ("template", "verbatim")
+        ]
+        for solver, detectors in by_solver.items()
+    ]
+    names = next(iter(by_solver.values()))
+    return grid(["solver", *(f"{code(name)}, {kind}" for name in names for kind in ("templates", "verbatim"))], rows)
 
 
 @table("stability.mitigation")
@@ -472,7 +489,7 @@ def audit_false_confirmed(results: Results) -> str:
 @table("audit.levels")
 def audit_levels(results: Results) -> str:
     """Images by kind of caption and level of evidence."""
-    levels = ("none", "suspected", "corroborated", "confirmed")
+    levels = ("none", "suspected", "corroborated", "confirmed", "unknown")
     words = {**NEGATIVES, "ordinary": "ordinary captions"}
     rows = [
         [words.get(kind, kind.replace(", 1 exposures", ", 1 exposure"))] + [count(found.get(x, 0)) for x in levels]
