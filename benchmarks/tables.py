@@ -380,7 +380,7 @@ def curvature_hard_negatives(results: Results) -> str:
     rows = [
         [
             f"{words} ({count(results('curvature', 'hard_negatives', kind, 'pictures'))} pictures)",
-            number(results("curvature", "hard_negatives", kind, "pixels"), 2),
+            number(results("curvature", "hard_negatives", kind, "pixels")),
             number(results("curvature", "hard_negatives", kind, "pictures_at_5pct"), 2),
         ]
         for kind, words in NEGATIVES.items()

