@@ -16,10 +16,10 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# needs no network; every warning is an error
+# needs no network; every warning is an error (with --quiet MkDocs would not count them)
 docs: $(VENV)/installed-docs
 	$(BIN)/python benchmarks/publish.py --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # torch goes first: asked for by name and version it may be a build that is already at hand
 $(VENV)/torch: constraints.txt

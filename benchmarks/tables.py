@@ -144,7 +144,7 @@ def first_look_summary(results: Results) -> str:
         [
             "What instead? Share of memorized captions' images that still reproduce the planted pixels",
             f"`rephrasing` {interval(results('first_look', 'replicated', 'rephrasing'))}",
-            f"`stability-rule` {interval(results('first_look', 'replicated', 'published'))}",
+            f"`stability` (correction) {interval(results('first_look', 'replicated', 'published'))}",
         ],
     ]
     return grid(["question and measure", "default method", "published method"], rows)
@@ -218,7 +218,7 @@ def stability_mitigation(results: Results) -> str:
         [words] + [interval(results("stability", key, way, *rest)) for way in ways]
         for (key, *rest), words in measures.items()
     ]
-    return grid(["share of", "nothing", "`stability-rule`, as published", "`rephrasing`"], rows)
+    return grid(["share of", "nothing", "`stability` (correction), as published", "`rephrasing`"], rows)
 
 
 # The cost of a guard (overhead.json)
@@ -238,7 +238,7 @@ def overhead_time(results: Results) -> str:
             number(results("overhead", "where", "share"), 4),
             number(results("overhead", "where_sd14_size", "share"), 5),
         ],
-        ["`stability-rule`, ordinary caption", interval(results("overhead", "overhead_mitigate"), 4), ""],
+        ["`stability` (correction), ordinary caption", interval(results("overhead", "overhead_mitigate"), 4), ""],
         ["`rephrasing`, ordinary caption", interval(results("overhead", "overhead_rephrase"), 4), ""],
     ]
     return grid(["share of the unguarded call", "bundled model", "UNet of SD 1.4's size"], rows)

@@ -28,6 +28,8 @@ REQUIREMENTS = {
 }
 """What a method can require, in words."""
 
+ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+
 PLACEHOLDER = re.compile(r"<!-- methods: (\w+) -->")
 
 
@@ -78,23 +80,23 @@ def method_page(entry: registry.Entry) -> str:
     """What a method is, when to use it, what it needs and costs, how it works, and its settings."""
     method = registry.create(entry.kind, entry.name)
     made_by = type(method)
-    facts = [
-        ("Kind", entry.kind),
-        ("Source", method.source),
-        ("Package", f"{entry.package} {entry.version}"),
-        ("Requires", requirements(method)),
-        ("Cost", cost(method)),
-    ]
+    facts = {
+        "Kind": entry.kind,
+        "Source": linked(method.source),
+        "Package": f"{entry.package} {entry.version}",
+        "Requires": requirements(method),
+        "Cost per image": cost(method),
+    }
     parts = [
         f"# {entry.name}",
         method.summary,
-        grid(["", ""], facts),
+        "\n".join(f"- **{name}**: {fact}" for name, fact in facts.items()),
         "## When to use it",
         inspect.cleandoc(method.use_when),
         "## When not to use it",
         inspect.cleandoc(method.avoid_when),
         "## How it works",
-        text_of_module(made_by),
+        linked(text_of_module(made_by)),
         "## Settings",
         f"::: {made_by.__module__}.{made_by.__qualname__}\n"
         "    options:\n"
@@ -113,7 +115,7 @@ def comparison(kind: str) -> str:
     for entry in ready(kind):
         method = registry.create(kind, entry.name)
         link = f"[`{entry.name}`]({KINDS[kind]}/{entry.name}.md)"
-        rows.append([link, method.summary, short_requirements(method), cost(method), method.source])
+        rows.append([link, method.summary, short_requirements(method), cost(method), linked(method.source)])
     return grid(["method", "what it does", "requires", "cost per image", "source"], rows)
 
 
@@ -161,6 +163,11 @@ def bundled_setup() -> Any:
     from cryptomnesia.proving_ground import BUNDLE
 
     return Setup.of(load_pipeline("bundled"), {}, checkpoint=load_pipeline(str(BUNDLE / "early")))
+
+
+def linked(text: str) -> str:
+    """A text whose arXiv numbers are links."""
+    return ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
 def text_of_module(made_by: type) -> str:
