@@ -6,6 +6,7 @@ pages as well.
 """
 
 import inspect
+import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,9 @@ import typer
 from cryptomnesia import registry
 from cryptomnesia.cli import app
 from cryptomnesia.errors import CryptomnesiaError
+
+logger = logging.getLogger("mkdocs.cryptomnesia")
+"""Below MkDocs' own logger, so that a warning fails a strict build."""
 
 KINDS = {"detector": "detectors", "localizer": "localizers", "mitigation": "mitigations"}
 """Kind of method → folder of its pages."""
@@ -71,9 +75,16 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "reference/commands.md", commands_page(typer.main.get_command(app))
 
 
+@cache
 def ready(kind: str) -> list[registry.Entry]:
-    """The registered methods of a kind that can be loaded."""
-    return [entry for entry in registry.entries(kind).values() if entry.state == "ready"]
+    """The registered methods of a kind that can be loaded; a warning names the others."""
+    found = []
+    for entry in registry.entries(kind).values():
+        if (state := entry.state) == "ready":
+            found.append(entry)
+        else:
+            logger.warning("no page for %s: %s", entry.name, state)
+    return found
 
 
 def method_page(entry: registry.Entry) -> str:
@@ -152,7 +163,9 @@ def short_requirements(method: Any) -> str:
 def cost(method: Any) -> str:
     """What a method costs in the bundled model's own set-up."""
     evaluations = method.cost(bundled_setup())
-    return "no further evaluation" if not evaluations else f"{evaluations:g} further evaluations of the denoiser"
+    if not evaluations:
+        return "no further evaluation"
+    return f"{evaluations:g} further evaluation{'' if evaluations == 1 else 's'} of the denoiser"
 
 
 @cache

@@ -56,7 +56,9 @@ def generated(request, monkeypatch):
     monkeypatch.syspath_prepend(request.config.rootpath / "docs")
     import generated
 
-    return generated
+    generated.ready.cache_clear()
+    yield generated
+    generated.ready.cache_clear()
 
 
 def test_the_page_of_a_method_is_what_its_class_says(generated, monkeypatch):
