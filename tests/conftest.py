@@ -12,7 +12,7 @@ from cryptomnesia import Calibration, cli
 from cryptomnesia.auditing.outcome import outcome
 from cryptomnesia.auditing.run import audit
 from tiny_audit import settings
-from tiny_pipelines import PROMPTS, SAMPLING, stable_diffusion
+from cryptomnesia.testing.miniatures import PROMPTS, SAMPLING, stable_diffusion
 
 torch.set_num_threads(1)  # miniatures gain nothing from more, and a busy machine would stall them
 

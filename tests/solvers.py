@@ -6,7 +6,7 @@ from typing import Any
 import diffusers
 import torch
 
-from tiny_pipelines import stable_diffusion
+from cryptomnesia.testing.miniatures import stable_diffusion
 
 SOLVERS = {
     "DDIM": ("DDIMScheduler", {}),

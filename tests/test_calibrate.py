@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from cryptomnesia import Calibration, Sampling, UsageError
 from cryptomnesia.detectors import DETECTORS, SIGNALS
 from cryptomnesia.pipelines.fingerprint import fingerprint, weights_digest
-from tiny_pipelines import PROMPTS, SAMPLING, stable_diffusion
+from cryptomnesia.testing.miniatures import PROMPTS, SAMPLING, stable_diffusion
 
 
 def test_a_third_gives_the_regions_and_the_rest_the_null(calibration):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
-from tiny_pipelines import stable_diffusion
+from cryptomnesia.testing.miniatures import stable_diffusion
 
 SETUP = ["--steps", "2", "--guidance", "2"]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cryptomnesia.pipelines.denoiser import Prediction, norms
-from oracles import value_of
+from cryptomnesia.testing.oracles import value_of
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow_prediction"])

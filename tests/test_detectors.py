@@ -19,8 +19,8 @@ from cryptomnesia.localizers import DiagonalEstimator, Watched
 from cryptomnesia.pipelines.families import adapter_for
 from cryptomnesia.statistics import auc
 from cryptomnesia.tracing.trajectory import Norms, Trajectory
-from oracles import FiniteSet, Gaussian
-from tiny_pipelines import PROMPTS, SAMPLING, call_oracle, oracle_pipeline, stable_diffusion
+from cryptomnesia.testing.oracles import FiniteSet, Gaussian
+from cryptomnesia.testing.miniatures import PROMPTS, SAMPLING, call_oracle, oracle_pipeline, stable_diffusion
 
 
 def trajectory(delta, guidance=None, complete=True):

@@ -11,7 +11,7 @@ from diffusers import DDIMPipeline, DDPMPipeline
 from cryptomnesia import Calibration, Sampling, StabilityRule, examine, generate, guard, watch
 from cryptomnesia.detectors import DETECTORS, SIGNALS
 from cryptomnesia.pipelines.families import FAMILIES, adapter_for
-from tiny_pipelines import (
+from cryptomnesia.testing.miniatures import (
     PROMPTS,
     TRUE_GUIDANCE,
     flux,

@@ -14,7 +14,7 @@ from cryptomnesia import (
     examine,
     generate,
 )
-from tiny_pipelines import SAMPLING, unconditional
+from cryptomnesia.testing.miniatures import SAMPLING, unconditional
 
 
 def test_findings_agree_with_the_parts(pipe, calibration):

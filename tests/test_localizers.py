@@ -28,9 +28,9 @@ from cryptomnesia.localizers.methods import check_methods, method
 from cryptomnesia.pipelines.families import Shared, adapter_for
 from cryptomnesia.proving_ground import components
 from cryptomnesia.statistics import auc
-from oracles import FiniteSet, Gaussian
+from cryptomnesia.testing.oracles import FiniteSet, Gaussian
 from test_families import CASES
-from tiny_pipelines import call_oracle, oracle_pipeline, stable_diffusion, stable_diffusion_xl
+from cryptomnesia.testing.miniatures import call_oracle, oracle_pipeline, stable_diffusion, stable_diffusion_xl
 
 SIZE = 16
 PLANTED = torch.zeros(4, 4, dtype=torch.bool)

@@ -11,7 +11,7 @@ from cryptomnesia.localizers.methods import check_methods, method
 from cryptomnesia.pipelines.families import adapter_for
 from cryptomnesia.settings import Sampling
 from cryptomnesia.tracing.generation import generate
-from tiny_pipelines import PROMPTS, SAMPLING, flux, stable_diffusion, unconditional
+from cryptomnesia.testing.miniatures import PROMPTS, SAMPLING, flux, stable_diffusion, unconditional
 
 CHEAP = DiagonalEstimator(probes=16, group=16)
 

@@ -5,7 +5,7 @@ import torch
 from cryptomnesia import UsageError, watch
 from cryptomnesia.tracing.steering import STEERABLE, SolverStep, check_steerable
 from solvers import NOISY, SOLVERS, call, with_solver
-from tiny_pipelines import stable_diffusion
+from cryptomnesia.testing.miniatures import stable_diffusion
 
 
 def test_every_steerable_solver_is_tested():

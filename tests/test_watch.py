@@ -5,7 +5,7 @@ from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, LMSDiscrete
 from cryptomnesia import Sampling, UsageError, watch
 from cryptomnesia.detectors import DETECTORS, SIGNALS
 from cryptomnesia.pipelines.families import adapter_for
-from tiny_pipelines import FAMILIES, SAMPLING, TRUE_GUIDANCE, flux, stable_diffusion
+from cryptomnesia.testing.miniatures import FAMILIES, SAMPLING, TRUE_GUIDANCE, flux, stable_diffusion
 
 
 def call(pipe, prompt="a red circle", seeds=(0,), **settings):

@@ -1,25 +1,29 @@
-"""The main job: from prompts to "memorized, here, and this instead"."""
+"""The verb `detect`: from prompts to "memorized, here, and this instead"."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cryptomnesia.calibration.judging import Judge
-from cryptomnesia.calibration.scores import Calibration
-from cryptomnesia.detectors import DETECTORS
-from cryptomnesia.errors import UsageError
-from cryptomnesia.guarding.guarded import Guard
-from cryptomnesia.guarding.making import Remade, Verdict
-from cryptomnesia.localizers import BrightEnding, Localizer, Watched, end_positions
-from cryptomnesia.localizers.methods import check_signal
-from cryptomnesia.mitigations import Rule
-from cryptomnesia.pipelines.families import adapter_for
-from cryptomnesia.settings import Sampling
-from cryptomnesia.tracing.generation import Progress, generate, silent
-from cryptomnesia.tracing.trajectory import Norms
+from cryptomnesia.calibration.stored import Calibration, resolved
+from cryptomnesia.detectors import Detector
+from cryptomnesia.detectors import detector as detector_of
+from cryptomnesia.guarding.making import Maker
+from cryptomnesia.localization import Located
+from cryptomnesia.localizers import Localizer, Map
+from cryptomnesia.localizers import localizer as localizer_of
+from cryptomnesia.localizers.mapping import maps_of, places
+from cryptomnesia.mitigations import Flagged, Mitigation, Remade
+from cryptomnesia.mitigations import mitigation as mitigation_of
+from cryptomnesia.pipelines.call import silent
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.tracing.generation import Batch, Progress, check_call, generate, images_of
+from cryptomnesia.tracing.trajectory import Trajectory
+from cryptomnesia.verdicts import Verdict
 
 
 @dataclass(frozen=True)
@@ -29,145 +33,190 @@ class Finding:
     Attributes:
         prompt: its caption.
         seed: its seed.
-        score: the detector's score; NaN when it could not tell.
-        p_value: conformal p-value of the score, NaN likewise.
-        flagged: whether the p-value is at most the chosen false-positive rate.
-        crossed: of a flagged image, the evaluation, from 0, at which the running score was first flagged, against
-            the references' scores at the same place.
-        norms: what was seen of it, each (1, N).
-        signals: of the detector, that were taken of it, each (1,).
+        verdict: whether it is memorized and, if a mitigation was asked for, what that did.
         image: (3, H, W) in [0, 1].
-        map: of a flagged image, when asked for: the localizer's at latent resolution, (h, w).
-        instead: of a flagged image, when asked for: the same prompt and seed under mitigation, (3, H, W); None also
-            when the mitigation found nothing that may be shown.
-        remedy: of a flagged image, when asked for: the guard's verdict, with what the mitigation did.
+        trajectory: norms and signals of its run, each (1, …), without tensors.
+        located: for a flagged image, when asked for: the picture with its map.
+        instead: for a flagged image, when asked for: the picture under mitigation, (3, H, W); None also when the
+            mitigation found nothing that may be shown.
     """
 
     prompt: str
     seed: int
-    score: float
-    p_value: float
-    flagged: bool
-    crossed: int | None
-    norms: Norms
-    signals: Mapping[str, Tensor]
+    verdict: Verdict
     image: Tensor
-    map: Tensor | None = None
+    trajectory: Trajectory
+    located: Located | None = None
     instead: Tensor | None = None
-    remedy: Verdict | None = None
 
 
-def examine(
+def detect(
     pipe: Any,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    sampling: Sampling,
-    calibration: Calibration,
+    prompts: str | Sequence[str],
     *,
-    detector: str = "drift",
-    rate: float = 0.01,
-    localizer: Localizer | None = None,
-    rule: Rule | None = None,
+    seeds: Sequence[int] | None = None,
+    images_per_prompt: int = 1,
+    calibration: Calibration | str | Path | None = None,
+    detector: str | Any = "auto",
+    fpr: float = 0.01,
+    localizer: str | Any | None = None,
+    mitigation: str | Any | None = None,
     batch_size: int = 8,
     progress: Progress | None = None,
+    **call: Any,
 ) -> Iterator[Finding]:
-    """Generate `prompts[i]` with `seeds[i]`, judge each image, and look closer at the flagged ones.
+    """Generate prompts, judge every image, and look closer at the flagged ones.
 
     Args:
         pipe: a pipeline of a known family.
-        prompts: one per image.
-        seeds: one per image.
-        sampling: the settings, those of the calibration.
-        calibration: of this setup; any other is refused.
-        detector: one of `cryptomnesia.detectors.DETECTORS`.
-        rate: false-positive rate at which an image is flagged.
-        localizer: maps flagged images; None leaves maps out.
-        rule: mitigates flagged images; None leaves that out.
+        prompts: one caption or several.
+        seeds: one per image; 0, 1, … for the images of every prompt by default.
+        images_per_prompt: how often every prompt is made.
+        calibration: of this set-up, as an object or a file; by default `calibration.safetensors` in the folder that the
+            pipeline was loaded from. Any other set-up is refused.
+        detector: name or object of the detector; `auto` is the default of the pipeline's family.
+        fpr: false-positive rate at which an image is flagged, in (0, 1).
+        localizer: name or object of the localizer that maps flagged images; `auto` is the default of the pipeline's
+            family, None leaves maps out.
+        mitigation: name or object of the mitigation that makes flagged images again; `auto` is the default of the
+            pipeline's family, None leaves that out.
         batch_size: images per call of the pipeline.
         progress: called after every evaluation with the number of images done.
+        **call: arguments of every call, named as the pipeline names them; its own defaults for the rest.
 
     Raises:
-        UsageError: before anything is generated, if the setup cannot answer.
+        UsageError: at once, before anything is generated, for whatever does not fit.
+
+    Example:
+        for finding in detect(pipe, ["a red circle on a blue ground"]):
+            print(finding.prompt, finding.verdict.p_value, finding.verdict.flagged)
     """
-    judge, guarding = check(pipe, sampling, calibration, detector=detector, rate=rate, localizer=localizer, rule=rule)
-    adapter = adapter_for(pipe)
-    keep = () if localizer is None else localizer.evaluations
-    for batch in generate(
-        pipe, prompts, seeds, sampling, batch_size=batch_size, keep=keep, signals=judge.signals, progress=progress
-    ):
-        judged = judge(batch.trajectory)
-        rows = [row for row, each in enumerate(judged) if each.flagged]
-        maps: dict[int, Tensor] = {}
-        remade: dict[int, Remade] = {}
-        if rows and localizer is not None:
-            view = adapter.denoiser()
-            attention = isinstance(localizer, BrightEnding)
-            ends = end_positions(pipe, [batch.prompts[row] for row in rows]) if attention else None
-            watched = Watched(batch.trajectory.rows(rows), view, ends=ends, seeds=[batch.seeds[row] for row in rows])
-            maps = dict(zip(rows, localizer.map(watched).cpu(), strict=True))
-        if guarding is not None:
-            calls = [
+    setup = Setup.of(pipe, call)
+    check_call(setup)
+    captions, numbers = images_of(setup, prompts, seeds, images_per_prompt)
+    examiner = Examination.of(
+        setup,
+        resolved(calibration, pipe),
+        detector=detector,
+        fpr=fpr,
+        localizer=localizer,
+        mitigation=mitigation,
+        batch_size=batch_size,
+    )
+    return examiner.findings(captions, numbers, progress=progress)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A set-up and everything that judges its images, seen to fit together.
+
+    Attributes:
+        setup: the pipeline and the settings of its calls.
+        judge: of every image.
+        localizer: of flagged images, or None.
+        mitigation: of flagged images, or None.
+        batch_size: images per call of the pipeline.
+    """
+
+    setup: Setup
+    judge: Judge
+    localizer: Localizer | None
+    mitigation: Mitigation | None
+    batch_size: int
+
+    @classmethod
+    def of(
+        cls,
+        setup: Setup,
+        calibration: Calibration,
+        *,
+        detector: str | Any = "auto",
+        fpr: float = 0.01,
+        localizer: str | Any | None = None,
+        mitigation: str | Any | None = None,
+        batch_size: int = 8,
+    ) -> "Examination":
+        """Find the methods and check everything; arguments as for `detect`.
+
+        Raises:
+            UsageError: saying what does not fit.
+        """
+        judging: Detector = detector_of(detector, setup)
+        mapping = None if localizer is None else localizer_of(localizer, setup)
+        setup.check([judging] if mapping is None else [judging, mapping])
+        remedy = None if mitigation is None else mitigation_of(mitigation, setup)
+        calibration.check(setup)
+        return cls(setup, Judge(calibration, judging, fpr), mapping, remedy, batch_size)
+
+    def findings(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, progress: Progress | None = None
+    ) -> Iterator[Finding]:
+        """Generate `prompts[i]` with `seeds[i]`, and say what is found."""
+        for batch in generate(
+            self.setup,
+            prompts,
+            seeds,
+            batch_size=self.batch_size,
+            keep=() if self.localizer is None else places([self.localizer]),
+            norms=self.judge.detector.norms,
+            signals=self.judge.detector.signals,
+            progress=progress,
+        ):
+            verdicts = self.judge(batch.trajectory, list(batch.prompts))
+            rows = [row for row, verdict in enumerate(verdicts) if verdict.flagged]
+            maps = self._maps(batch, rows)
+            remade = self._remade(batch, verdicts, rows)
+            runs = batch.trajectory.bare()
+            for row, verdict in enumerate(verdicts):
+                again = remade.get(row)
+                shown = None if again is None or again.output is None else again.output.images[again.place]
+                yield Finding(
+                    prompt=batch.prompts[row],
+                    seed=batch.seeds[row],
+                    verdict=verdict if again is None else again.verdict,
+                    image=batch.images[row],
+                    trajectory=runs.rows([row]),
+                    located=self._located(batch, row, maps.get(row)),
+                    instead=None if shown is None else shown.float().cpu(),
+                )
+
+    def _maps(self, batch: Batch, rows: list[int]) -> dict[int, Map]:
+        """The maps of some images, (1, h, w) each."""
+        if not rows or self.localizer is None:
+            return {}
+        signals = {signal.describe(): signal.name for signal in self.judge.detector.signals}
+        if (name := signals.get(self.localizer.describe())) is not None:
+            # the detector is made from the same map, so every image has one already
+            found = Map(batch.trajectory.signals[name][rows])
+        else:
+            found = maps_of(self.setup, [self.localizer], batch, rows)[self.localizer.name]
+        return {
+            row: Map(found.values[[at]], None if found.errors is None else found.errors[[at]])
+            for at, row in enumerate(rows)
+        }
+
+    def _located(self, batch: Batch, row: int, found: Map | None) -> Located | None:
+        if found is None or self.localizer is None:
+            return None
+        name = self.localizer.name
+        errors = {} if found.errors is None else {name: found.errors[0]}
+        return Located(batch.prompts[row], batch.seeds[row], batch.images[row], {name: found.values[0]}, errors)
+
+    def _remade(self, batch: Batch, verdicts: Sequence[Verdict], rows: list[int]) -> dict[int, Remade]:
+        """What the mitigation makes of some images."""
+        if not rows or self.mitigation is None:
+            return {}
+        maker = Maker(self.setup.pipe, self.judge, alters=self.mitigation.alters, batch=self.batch_size)
+        flagged = [
+            Flagged(
                 {
-                    **adapter.arguments([batch.prompts[row]], sampling),
+                    **self.setup.family.arguments([batch.prompts[row]], self.setup.sampling),
                     "generator": torch.Generator().manual_seed(batch.seeds[row]),
                     "output_type": "pt",
-                }
-                for row in rows
-            ]
-            verdicts = [Verdict(row, batch.prompts[row], **vars(judged[row])) for row in rows]
-            with silent(pipe):
-                remade = dict(zip(rows, guarding.mitigate(calls, verdicts), strict=True))
-        for row, each in enumerate(judged):
-            there = remade.get(row)
-            shown = None if there is None or there.output is None else there.output.images[there.place]
-            yield Finding(
-                prompt=batch.prompts[row],
-                seed=batch.seeds[row],
-                score=each.score,
-                p_value=each.p_value,
-                flagged=each.flagged,
-                crossed=each.crossed,
-                norms=batch.trajectory.norms.rows([row]),
-                signals={name: values[[row]] for name, values in batch.trajectory.signals.items()},
-                image=batch.images[row],
-                map=maps.get(row),
-                instead=None if shown is None else shown.float().cpu(),
-                remedy=None if there is None else there.verdict,
+                },
+                verdicts[row],
             )
-
-
-def check(
-    pipe: Any,
-    sampling: Sampling,
-    calibration: Calibration,
-    *,
-    detector: str = "drift",
-    rate: float = 0.01,
-    localizer: Localizer | None = None,
-    rule: Rule | None = None,
-) -> tuple[Judge, Guard | None]:
-    """See that setup, calibration and settings fit together; arguments as for `examine`.
-
-    Returns:
-        What judges images, and what makes those again that are flagged, None without a rule.
-
-    Raises:
-        UsageError: saying what does not fit.
-    """
-    adapter = adapter_for(pipe)
-    needs = DETECTORS[detector](calibration.reference).needs if detector in DETECTORS else frozenset()
-    needing = [detector] * ("uncond" in needs) + (
-        [localizer.name] if localizer is not None and localizer.differs else []
-    )
-    if needing and not adapter.guided_in(sampling):
-        raise UsageError(
-            f"{' and '.join(needing)} needs the unconditional branch, and at guidance {sampling.guidance:g} "
-            f"{type(pipe).__name__} has none; give guidance above 1, to a model that is not distilled"
-        )
-    if localizer is not None:
-        check_signal(pipe, sampling, localizer)
-    guarding = (
-        None if rule is None else Guard(pipe, calibration, policy="mitigate", detector=detector, rate=rate, rule=rule)
-    )
-    calibration.check(pipe, sampling)
-    return Judge(calibration, detector, rate), guarding
+            for row in rows
+        ]
+        with silent(self.setup.pipe):
+            return dict(zip(rows, self.mitigation.remake(flagged, maker), strict=True))

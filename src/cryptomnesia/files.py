@@ -1,8 +1,10 @@
-"""Files that a verdict rests on: safetensors with a JSON header, versioned, and sealed against later changes."""
+"""Files that are written as a whole, and files that a verdict rests on: versioned, and sealed against later changes."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,37 @@ from torch import Tensor
 import cryptomnesia
 from cryptomnesia.errors import UsageError
 
-_MAKE = {
-    "calibration": "make one with `cryptomnesia calibrate`",
-    "map calibration": "make one with `cryptomnesia calibrate-maps`",
-}
+_MAKE = {"calibration": "make one with `cryptomnesia calibrate`"}
+"""How a file of a kind is made, for messages."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield another name beside `path` to write to; when the block ends without an error the file gets its real name.
+
+    So `path` is never half written, whoever reads it or kills the process, and two processes may write it at once. The
+    file gets the permissions that the user's umask gives to new files.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        # whoever writes to it may make it anew with other permissions
+        unfinished.touch()
+        permissions = unfinished.stat().st_mode
+        yield unfinished
+        unfinished.chmod(permissions)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file as a whole; see `replacing`."""
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def save_checked(path: str | Path, kind: str, version: int, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write a file of some kind as a whole; `about` holds JSON values.
+    """Write a file of a kind as a whole; `about` holds JSON values.
 
     Raises:
         UsageError: if it cannot be written there.
@@ -31,16 +56,15 @@ def save_checked(path: str | Path, kind: str, version: int, about: dict[str, Any
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     header = {"kind": kind, "format": version, "cryptomnesia": cryptomnesia.__version__, **about}
     header["content"] = _content(header, tensors)
-    unfinished = path.with_name(f"{path.name}.unfinished")
     try:
-        save_file(tensors, unfinished, metadata={"about": json.dumps(header, sort_keys=True)})
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            save_file(tensors, unfinished, metadata={"about": json.dumps(header, sort_keys=True)})
     except (OSError, SafetensorError) as error:
         raise UsageError(f"cannot write {path} ({error}); give another place") from None
 
 
 def load_checked(path: str | Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `save_checked` wrote.
+    """Read what `save_checked` wrote.
 
     Raises:
         UsageError: for a file that is missing, of another kind or version, damaged, or edited.
@@ -57,9 +81,10 @@ def load_checked(path: str | Path, kind: str, version: int) -> tuple[dict[str, A
     if found != kind:
         raise UsageError(f"{path} is a {found}, not a {kind}; {_MAKE.get(kind, '')}")
     if written != version:
-        raise UsageError(f"{path} has {kind} format {written}, this version reads {version}; make it anew")
+        how = _MAKE.get(kind, "make it again")
+        raise UsageError(f"{path} has {kind} format {written}, this version reads {version}; {how}")
     if content != _content(about, tensors):
-        raise UsageError(f"{path} was damaged or edited after it was made; make it anew")
+        raise UsageError(f"{path} was damaged or edited after it was made; make it again")
     return about, tensors
 
 

@@ -1,33 +1,37 @@
-"""The settings of a generation, and how to read them off a call of a pipeline."""
+"""The settings of a generation and of an audit. Importing this module loads neither torch nor diffusers.
 
-import hashlib
-from collections.abc import Mapping
+Every setting is declared once, as a field of a class below. The docstring under the field is its description, also in
+the help of the command line, where `cryptomnesia.cli.options` turns fields into flags.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import numpy as np
-from torch import Tensor
-
-PER_PROMPT = frozenset(
-    f"{sign}{name}"
-    for sign in ("", "negative_")
-    for name in ("prompt", "prompt_2", "prompt_3", "prompt_embeds", "pooled_prompt_embeds")
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
 )
-"""Arguments of diffusers' pipelines with one value per prompt."""
 
-NEUTRAL = frozenset(name for name in PER_PROMPT if not name.startswith("negative_")) | {
-    "batch_size",
-    "callback",
-    "callback_on_step_end",
-    "callback_on_step_end_tensor_inputs",
-    "callback_steps",
-    "generator",
-    "latents",
-    "num_images_per_prompt",
-    "output_type",
-    "return_dict",
-}
-"""Arguments that a calibration need not know: they pick the image, not the way images are made."""
+from cryptomnesia.errors import UsageError
+
+logger = logging.getLogger("cryptomnesia")
+
+PREFIX = "CRYPTOMNESIA_"
+"""The first part of the name of an environment variable that holds a setting: `CRYPTOMNESIA_STEPS=25`."""
+
+OTHER_VARIABLES: frozenset[str] = frozenset()
+"""Environment variables with this prefix that are no settings of a command."""
 
 
 @dataclass(frozen=True)
@@ -35,60 +39,275 @@ class Sampling:
     """The settings of a generation that a calibration is bound to.
 
     Attributes:
-        steps: solver steps.
-        guidance: guidance scale; 1 switches the unconditional branch off.
-        height: of the picture in pixels, the model's own when None.
-        width: likewise.
-        options: further arguments of every call, `negative_prompt` or `guidance_rescale` for instance.
+        steps: solver steps, `num_inference_steps` of the pipeline's call.
+        guidance: `guidance_scale` of the pipeline's call; with most families 1 switches the unconditional branch off.
+        height: of the picture in pixels, None for the model's own.
+        width: of the picture in pixels, None for the model's own.
+        options: further arguments of every call, for instance `negative_prompt` or `guidance_rescale`.
     """
 
-    steps: int = 50
-    guidance: float = 7.5
+    steps: int
+    guidance: float
     height: int | None = None
     width: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def sampling_of(given: Mapping[str, Any], defaults: Mapping[str, Any], *, native: tuple[int, int]) -> Sampling:
-    """The settings of a pipeline's call.
+class Settings(BaseSettings):
+    """Base of all groups of settings.
 
-    Args:
-        given: the call's arguments by name.
-        defaults: what the pipeline takes for those that are not given.
-        native: height and width in pixels that the model makes unasked.
+    The constructor takes values as arguments and reads nothing else. `resolve` also reads a file and the environment,
+    and raises errors of this library.
     """
-    settings = {**defaults, **given}
-    own = {"num_inference_steps", "guidance_scale", "height", "width"}
-    options = {
-        name: canonical(name, value)
-        for name, value in given.items()
-        if name not in NEUTRAL | own and canonical(name, value) != canonical(name, defaults.get(name))
-    }
-    height, width = settings.get("height"), settings.get("width")
-    return Sampling(
-        steps=settings["num_inference_steps"],
-        guidance=float(settings["guidance_scale"]),
-        height=None if height == native[0] else height,
-        width=None if width == native[1] else width,
-        options=options,
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    panel: ClassVar[str | None] = None
+    """The heading of the group in the help of a command."""
 
-def canonical(name: str, value: Any) -> Any:
-    """The JSON value that stands for an argument's value, however it was written.
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The sources of the constructor: its arguments. `resolve` reads the others, to know where a value is from."""
+        return (init_settings,)
 
-    One value per prompt becomes that value if all are the same; tensors and arrays become a hash, what JSON does not
-    know its type's name.
+    @classmethod
+    def resolve(
+        cls, flags: Mapping[str, Any], file: Path | None = None, *, environment: Mapping[str, str] | None = None
+    ) -> Self:
+        """The settings from all sources: flags are stronger than the environment, which is stronger than the file.
+
+        A file and the environment may serve several commands: a setting that only other commands know is passed over.
+
+        Args:
+            flags: values by name; None stands for a value that was not given.
+            file: a TOML file whose keys are names of settings.
+            environment: environment variables by name; those of the process when None, and none at all when empty.
+
+        Raises:
+            UsageError: in one line, for an unknown name among the flags or in the file, for a file that cannot be read
+                and for a value that is not possible. The message says from which source the value is.
+        """
+        given: dict[str, Any] = {}
+        sources: dict[str, _Source] = {}
+        if file is not None:
+            given |= cls._from_file(file)
+            sources |= dict.fromkeys(given, _Source(f" from {file}", "change it there"))
+        variables = cls._from_environment(os.environ if environment is None else environment)
+        given |= variables
+        for name in variables:
+            place = variable_name(name)
+            sources[name] = _Source(f" from the environment variable {place}", f"change or unset {place}")
+        arguments = {name: value for name, value in flags.items() if value is not None}
+        if unknown := sorted(arguments.keys() - cls.model_fields.keys()):
+            raise UsageError(f"got the unknown setting {_with_guesses(unknown, cls.model_fields)}{cls._known()}")
+        given |= arguments
+        sources |= dict.fromkeys(arguments, _ARGUMENT)
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise UsageError("; ".join(_explain(detail, sources) for detail in error.errors())) from None
+
+    @classmethod
+    def _from_file(cls, file: Path) -> dict[str, Any]:
+        # pydantic-settings takes a file that does not exist for an empty one
+        if not file.is_file():
+            raise UsageError(f"cannot read the settings {file} (no such file); give a TOML file")
+        try:
+            found = TomlConfigSettingsSource(cls, file)()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read the settings {file} ({error}); give a TOML file") from None
+        everything = _all_names()
+        if unknown := sorted(found.keys() - everything):
+            raise UsageError(f"{file} has the unknown key {_with_guesses(unknown, cls.model_fields)}{cls._known()}")
+        if foreign := sorted(found.keys() - cls.model_fields.keys()):
+            logger.info("%s: this command does not use %s", file, ", ".join(foreign))
+        return {name: value for name, value in found.items() if name in cls.model_fields}
+
+    @classmethod
+    def _from_environment(cls, variables: Mapping[str, str]) -> dict[str, Any]:
+        known = {name.upper() for name in _all_names()} | {name.removeprefix(PREFIX) for name in OTHER_VARIABLES}
+        for name in sorted(variables):
+            short = name.upper().removeprefix(PREFIX)
+            if name.upper().startswith(PREFIX) and short not in known:
+                # the prefix would make all names alike
+                guess = get_close_matches(short, known, n=1)
+                hint = f"; did you mean {PREFIX}{guess[0]}?" if guess else ""
+                logger.warning("ignored the unknown environment variable %s%s", name, hint)
+        source = EnvSettingsSource(cls)
+        # an empty variable is a variable that is not set
+        source.env_vars = {name.lower(): value for name, value in variables.items() if value}
+        try:
+            return source()
+        except SettingsError as error:
+            raise UsageError(f"cannot read the environment ({error}); give lists as JSON") from None
+
+    @classmethod
+    def _known(cls) -> str:
+        return f"; known are {', '.join(cls.model_fields)}"
+
+
+BatchSize = Annotated[int, Field(ge=1, description="Images per call of the pipeline.")]
+
+
+class CallSettings(Settings):
+    """The model and the arguments of its calls, for every command that generates images."""
+
+    panel: ClassVar[str | None] = "Generation"
+
+    model: str | None = None
+    """A local diffusers folder, a hub id such as org/name, or `bundled`."""
+    steps: int | None = Field(None, ge=1)
+    """Solver steps; the default of the pipeline's own call unless given."""
+    guidance: float | None = None
+    """Guidance scale; the default of the pipeline's own call unless given."""
+    height: int | None = Field(None, ge=1)
+    """Height of the images in pixels; the model's own unless given."""
+    width: int | None = Field(None, ge=1)
+    """Width of the images in pixels; the model's own unless given."""
+    negative_prompt: str | None = None
+    """Text for the unconditional branch of every image, instead of an empty one."""
+    scheduler: str = "own"
+    """The pipeline's own scheduler, or ddim, pndm, euler, euler-ancestral, heun, dpm++, unipc or lms."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Number format of the weights; use the one that the service uses."""
+    batch_size: BatchSize = 8
+
+
+class ImageSettings(CallSettings):
+    """The model, the arguments of its calls and the images of every prompt."""
+
+    images_per_prompt: int = Field(1, ge=1)
+    """Images per prompt, every one with another seed."""
+    seed: int = Field(0, ge=0, le=2**62)
+    """Seed of the first image of every prompt; the next images have the seeds that follow."""
+
+
+class JudgeSettings(Settings):
+    """How an image is judged."""
+
+    panel: ClassVar[str | None] = "Detection"
+
+    calibration: Path | None = None
+    """File that `calibrate` made, with scores and maps of reference images; the one in the model's folder unless
+    given."""
+    detector: str = "auto"
+    """Detector whose score makes an image suspected; `auto` is the default of the model's family. `methods` lists
+    all."""
+    fpr: float = Field(0.01, gt=0, lt=1)
+    """False-positive rate: the share of ordinary images that are flagged."""
+
+
+class AuditSettings(JudgeSettings, ImageSettings):
+    """Everything that the result of an audit depends on, apart from the machine.
+
+    `model` and `prompts` are None where Python passes a pipeline and a list.
     """
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().float().numpy()
-    if isinstance(value, np.ndarray):
-        return f"sha256:{hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
-    if isinstance(value, list | tuple):
-        items = [canonical("", item) for item in value]
-        if name in PER_PROMPT and items and all(item == items[0] for item in items):
-            return canonical(name, items[0])
-        return items
-    if isinstance(value, Mapping):
-        return {str(key): canonical("", item) for key, item in value.items()}
-    return value if value is None or isinstance(value, str | int | float) else f"a {type(value).__name__}"
+
+    panel: ClassVar[str | None] = "Audit"
+
+    prompts: Path | None = None
+    """File of the prompts to audit: .txt, .csv or .jsonl."""
+    references: Path | None = None
+    """File of captions that are not memorized, to calibrate on instead of `calibration`; 150 support a false-positive
+    rate of 1%."""
+    seed: int = Field(0, ge=0, le=2**62)
+    """Seed of the first image of the run; every further image has the next seed."""
+    batch_size: BatchSize = 16
+    localize: bool = True
+    """Map where flagged images are memorized."""
+    localizer: str = "auto"
+    """Localizer that makes the maps; `auto` is the default of the model's family. `methods` lists all."""
+    pixel_fpr: float = Field(0.05, gt=0, lt=1)
+    """Share of the pixels of ordinary images that are above the threshold of a mask."""
+    mitigate: bool = True
+    """Try the mitigation on flagged images."""
+    mitigation: str = "auto"
+    """Mitigation to try; `auto` is the default of the model's family. `methods` lists all."""
+    index: Path | None = None
+    """Index of the training images, made by `index build`."""
+    training_images: Path | None = None
+    """Folder of the training images, of which the run makes an index."""
+    sscd: Path | None = None
+    """TorchScript or ONNX file of the descriptor SSCD, if the index was built with it."""
+    fail_on: Literal["suspected", "corroborated", "confirmed"] = "corroborated"
+    """Level of evidence that counts against the model."""
+    max_rate: float = Field(0.0, ge=0, lt=1)
+    """Share of prompts that may reach that level; no model can pass with 0."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.references is not None and self.calibration is not None:
+            raise ValueError("got both references and calibration; references make a new calibration, so give one")
+        if self.index is not None and self.training_images is not None:
+            raise ValueError("got both index and training_images; training_images make a new index, so give one")
+        if self.fail_on == "confirmed" and self.index is None and self.training_images is None:
+            raise ValueError(
+                "got fail_on = 'confirmed' without training images, which alone can confirm; give index or "
+                "training_images, or another level"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a value is from, as part of an error message.
+
+    Attributes:
+        place: behind the value.
+        fix: what the user can do.
+    """
+
+    place: str
+    fix: str
+
+
+_ARGUMENT = _Source("", "give another value")
+
+
+def variable_name(name: str) -> str:
+    """The environment variable of the setting `name`."""
+    return f"{PREFIX}{name.upper()}"
+
+
+def _all_names() -> set[str]:
+    """The names of the settings of every command."""
+    names: set[str] = set()
+    groups: list[type[Settings]] = [Settings]
+    while groups:
+        group = groups.pop()
+        names |= group.model_fields.keys()
+        groups += group.__subclasses__()
+    return names
+
+
+def _with_guesses(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Unknown names, each with the known name that is most like it, if one is."""
+    possible = list(known)
+    words = []
+    for name in unknown:
+        guess = get_close_matches(name, possible, n=1)
+        words.append(f"{name} (did you mean {guess[0]}?)" if guess else name)
+    return ", ".join(words)
+
+
+def _explain(detail: ErrorDetails, sources: Mapping[str, _Source]) -> str:
+    """An error of pydantic as part of one line: what was got, what was expected and the fix."""
+    message = detail["msg"].removeprefix("Value error, ")
+    if not detail["loc"]:
+        return message
+    name = str(detail["loc"][0])
+    if detail["type"] == "missing":
+        return f"got no {name}; give it as an argument, in a settings file or as {variable_name(name)}"
+    source = sources.get(name, _ARGUMENT)
+    value = repr(detail["input"])
+    shown = value if len(value) <= 60 else f"{value[:57]}..."
+    return f"got {name} = {shown}{source.place}, {message.replace('Input should be', 'expected to be')}; {source.fix}"

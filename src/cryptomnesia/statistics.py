@@ -1,10 +1,65 @@
-"""Figures of merit, with intervals that know that images of one prompt are not independent."""
+"""Conformal p-values, and figures of merit with intervals that know that images of one prompt are not independent.
 
+With n scores of ordinary images, the null, the conformal p-value of a score s is p = (1 + #{null ≥ s})/(n + 1). If the
+image behind s is exchangeable with those of the null, P(p ≤ a) ≤ a for every a, whatever the score is. n references can
+support rates down to 1/(n + 1).
+"""
+
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.stats import beta
+from torch import Tensor
+
+from cryptomnesia.errors import UsageError
+
+_TOLERANCE = 1e-9
+"""Relative to 1, what rounding may take from a rate such as 1/20 written as .05."""
+
+
+def conformal_p_values(scores: Tensor, null: Tensor) -> Tensor:
+    """Conformal p-values of scores (B,) against those of ordinary images (n,), (B,) float64; NaN for a score of NaN.
+
+    Higher scores are more unusual. Ties count as unusual as the score itself.
+
+    Example:
+        >>> conformal_p_values(torch.tensor([2.0, 5.0]), torch.tensor([1.0, 2.0, 3.0])).tolist()
+        [0.75, 0.25]
+    """
+    above = (null[None, :] >= scores[:, None]).sum(dim=1)
+    return ((1 + above.double()) / (len(null) + 1)).masked_fill(scores.isnan(), torch.nan)
+
+
+def conformal_threshold(null: Tensor, fpr: float) -> float:
+    """The smallest score whose p-value against `null` (n,) is at most `fpr`.
+
+    Raises:
+        UsageError: if `fpr` is no rate between 0 and 1, or `null` is too small for it.
+    """
+    if not 0 < fpr < 1:
+        raise UsageError(f"got the false-positive rate {fpr:g}; give one between 0 and 1")
+    allowed = int(fpr * (len(null) + 1) + _TOLERANCE) - 1
+    if allowed < 0:
+        raise UsageError(
+            f"a false-positive rate of {fpr:g} needs at least {needed_null(fpr)} null references, the calibration has "
+            f"{len(null)}; ask for {rounded_up(1 / (len(null) + 1))} or more, or calibrate on "
+            f"{math.ceil(1.5 * needed_null(fpr))} prompts"
+        )
+    highest = null.sort(descending=True).values
+    return torch.nextafter(highest[allowed], torch.tensor(torch.inf)).item()
+
+
+def needed_null(fpr: float) -> int:
+    """The number of scores in a null that a false-positive rate takes."""
+    return math.ceil(1 / fpr - _TOLERANCE) - 1
+
+
+def rounded_up(rate: float) -> str:
+    """A rate with three decimals, rounded up."""
+    return f"{math.ceil(rate * 1000 - _TOLERANCE) / 1000:g}"
 
 
 @dataclass(frozen=True)

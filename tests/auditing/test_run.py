@@ -23,7 +23,7 @@ from cryptomnesia.auditing.store import Store
 from cryptomnesia.calibration.maps import calibrate
 from cryptomnesia.report.markdown import model_card
 from tiny_audit import settings
-from tiny_pipelines import stable_diffusion
+from cryptomnesia.testing.miniatures import stable_diffusion
 
 
 def test_a_run_holds_evidence_on_every_image(audit_folder, audited):

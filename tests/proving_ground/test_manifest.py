@@ -8,7 +8,7 @@ from cryptomnesia import UsageError
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.planted import plant
-from tiny_pipelines import stable_diffusion
+from cryptomnesia.testing.miniatures import stable_diffusion
 
 CONCEPTS = tuple(concept for concept in plant(0) if concept.exposures in (64, 128))
 

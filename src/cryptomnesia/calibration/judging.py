@@ -1,107 +1,103 @@
-"""From what was seen of images to what is said of them: a detector, a calibration and a rate together."""
+"""From what is known of images to a verdict on each: a detector, a calibration and a false-positive rate together."""
 
-from dataclasses import dataclass
+import math
 
 import torch
+from torch import Tensor
 
-from cryptomnesia.calibration.scores import Calibration
-from cryptomnesia.detectors import DETECTORS, SIGNALS
+from cryptomnesia.calibration.stored import Calibration
+from cryptomnesia.detectors.base import Detector
 from cryptomnesia.errors import UsageError
-from cryptomnesia.tracing.trajectory import Signal, Trajectory
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What is said of one image.
-
-    Attributes:
-        score: the detector's; NaN when it could not tell.
-        p_value: conformal p-value of the score, NaN likewise.
-        flagged: whether the p-value is at most the rate.
-        crossed: of a flagged image, the evaluation, from 0, at which its running score was first flagged, against
-            the references' scores at the same place.
-        reason: why, in words.
-    """
-
-    score: float
-    p_value: float
-    flagged: bool
-    crossed: int | None
-    reason: str
+from cryptomnesia.tracing.trajectory import Trajectory
+from cryptomnesia.verdicts import Verdict
 
 
 class Judge:
-    """Judges images by the same detector, references and rate.
+    """Judges images by one detector, one calibration and one rate.
 
     Attributes:
-        detector: that makes the scores.
-        last: the evaluation, from 0, after which the judgement is made.
-        signals: that it is to be given; see `watch`.
+        detector: that gives the scores.
+        calibration: of the set-up that makes the images.
+        fpr: false-positive rate at which an image is flagged.
+        last: the evaluation, from 0, after which the verdict is given.
     """
 
     def __init__(
-        self,
-        calibration: Calibration,
-        detector: str = "drift",
-        rate: float = 0.01,
-        *,
-        decide_by: int | None = None,
+        self, calibration: Calibration, detector: Detector, fpr: float = 0.01, *, decide_by: int | None = None
     ) -> None:
-        """See that they fit together.
+        """Check that they fit together.
 
         Args:
-            calibration: of the setup that makes the images.
-            detector: one of `DETECTORS`.
-            rate: false-positive rate at which an image is flagged.
-            decide_by: judge after this many evaluations rather than at the end.
+            calibration: of the set-up that makes the images.
+            detector: that gives the scores.
+            fpr: false-positive rate at which an image is flagged.
+            decide_by: judge after this many evaluations instead of at the end.
 
         Raises:
             UsageError: saying what does not fit.
         """
-        if detector not in DETECTORS:
-            raise UsageError(f"got the unknown detector {detector!r}; known are {', '.join(DETECTORS)}")
-        evaluations = len(calibration.reference.delta.mean)
+        evaluations = calibration.evaluations
         if decide_by is not None and not 1 <= decide_by <= evaluations:
             raise UsageError(f"got decide_by={decide_by} of {evaluations} evaluations; give one in 1 … {evaluations}")
-        self.detector = DETECTORS[detector](calibration.reference)
-        self.signals: tuple[Signal, ...] = (SIGNALS[detector],) if detector in SIGNALS else ()
-        if (decide_by or evaluations) < self.detector.earliest:
-            raise UsageError(
-                f"{detector} needs {self.detector.earliest} evaluations to tell anything, there are to be "
-                f"{decide_by or evaluations}; decide later, or take another detector"
-            )
         self.last = (decide_by or evaluations) - 1
-        self._calibration = calibration
-        self._rate = rate
-        self._thresholds = torch.tensor(
-            [calibration.threshold(detector, rate, evaluation) for evaluation in range(self.last + 1)]
-        )
+        earliest = detector.earliest(evaluations)
+        if self.last + 1 < earliest:
+            raise UsageError(
+                f"{detector.name} needs {earliest} evaluations before there is a score, got {self.last + 1}; decide "
+                "later, or use another detector"
+            )
+        self.detector = detector
+        self.calibration = calibration
+        self.fpr = fpr
+        first = earliest - 1
+        self._thresholds = torch.full((self.last + 1,), torch.inf)
+        for step_index in range(first, self.last + 1):
+            self._thresholds[step_index] = calibration.threshold(detector, fpr, step_index)
 
-    def __call__(self, trajectory: Trajectory) -> list[Judgement]:
-        """One judgement per image; "could not tell" where the run ended early or its latents are not finite."""
-        running = self.detector.running(trajectory)[:, : self.last + 1]
-        count, taken = running.shape
-        scores = running[:, -1].clone() if taken > self.last else torch.full((count,), torch.nan)
-        # also where the latents broke after the decision, or behind what the detector looks at
-        scores[~trajectory.norms.z.isfinite().all(dim=1)] = torch.nan
-        p_values = self._calibration.p_value(self.detector.name, scores, self.last)
-        judgements = []
-        for row, (score, p) in enumerate(zip(scores.tolist(), p_values.tolist(), strict=True)):
-            flagged = p <= self._rate
-            crossed = int((running[row] >= self._thresholds).nonzero()[0]) if flagged else None
-            if p == p:
-                sign = "≤" if flagged else ">"
-                reason = f"{self.detector.name} {score:.3g} has p = {p:.3g} {sign} {self._rate:g}"
+    def scores(self, runs: Trajectory) -> tuple[Tensor, Tensor]:
+        """Score of every image after every evaluation up to the last that counts, (B, N), and the final one, (B,).
+
+        The final score is NaN where the run ended early or its latents are not finite: also where they ceased to be so
+        after the decision, or in a way that the detector does not read.
+        """
+        running = self.detector.running(runs, self.calibration.references)[:, : self.last + 1]
+        count, evaluations = running.shape
+        final = running[:, -1].clone() if evaluations > self.last else torch.full((count,), torch.nan)
+        final[~runs.norms["z"].isfinite().all(dim=1)] = torch.nan
+        return running, final
+
+    def __call__(self, runs: Trajectory, prompts: list[str | None] | None = None) -> list[Verdict]:
+        """One verdict per image; "could not tell" where the run ended early or its latents are not finite."""
+        running, final = self.scores(runs)
+        p_values = self.calibration.p_value(self.detector, final, self.last)
+        verdicts = []
+        for row, (score, p_value) in enumerate(zip(final.tolist(), p_values.tolist(), strict=True)):
+            flagged = p_value <= self.fpr
+            crossed = (running[row] >= self._thresholds[: running.shape[1]]).nonzero().flatten().tolist()
+            if math.isnan(p_value):
+                reason = f"could not tell: {self._why_unknown(runs, row)}"
             else:
-                reason = f"could not tell: {self._unknown(trajectory, row)}"
-            judgements.append(Judgement(score, p, flagged, crossed, reason))
-        return judgements
+                sign = "≤" if flagged else ">"
+                reason = f"{self.detector.name} {score:.3g} has p = {p_value:.3g} {sign} {self.fpr:g}"
+            verdicts.append(
+                Verdict(
+                    image=row,
+                    prompt=None if prompts is None else prompts[row],
+                    detector=self.detector.name,
+                    fpr=self.fpr,
+                    score=score,
+                    p_value=p_value,
+                    flagged=flagged,
+                    first_flagged_step=crossed[0] if flagged else None,
+                    reason=reason,
+                )
+            )
+        return verdicts
 
-    def _unknown(self, trajectory: Trajectory, row: int) -> str:
-        broken = (~trajectory.norms.z[row].isfinite()).nonzero().flatten().tolist()
+    def _why_unknown(self, runs: Trajectory, row: int) -> str:
+        broken = (~runs.norms["z"][row].isfinite()).nonzero().flatten().tolist()
         if broken:
             return f"the latents are not finite from evaluation {broken[0]} on; check the model's dtype"
-        taken = trajectory.norms.z.shape[1]
-        if taken <= self.last:
-            return f"the run ended after {taken} of {self.last + 1} evaluations"
-        return f"{self.detector.name} lacks its signal"
+        if runs.evaluations <= self.last:
+            return f"the run ended after {runs.evaluations} of {self.last + 1} evaluations"
+        return f"{self.detector.name} gives no score; it reads {', '.join(sorted(self.detector.reads))}"

@@ -1,7 +1,6 @@
-"""From a map to a statement: which pixels are memorized, and how sure that any are.
+"""From a map to a mask: which pixels are memorized, and how sure it is that any are.
 
-The threshold comes from generations that nobody memorized: every pixel of a never-planted caption's map is a
-negative, and at most a share `rate` of them lies above it. How much of a picture then counts as memorized is
+The threshold comes from generations of ordinary captions: every pixel of their maps is a negative, and at most a share `fpr` of them lies above it. How much of a picture then counts as memorized is
 compared with how much of other reference pictures does, which gives a conformal p-value. Reference pictures are
 split: a third fixes the threshold, the others are the null, so that a new picture and the null are exchangeable.
 The map's spatial mean, a detection score that needs no threshold, is compared with the same null.
@@ -16,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.statistics import conformal_p_values
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Mask:
     mean_p_value: Tensor
 
     def image(self, row: int) -> "Mask":
-        """That of one image."""
-        return Mask(*(getattr(self, each.name)[row] for each in fields(self)))
+        """The mask of one image."""
+        return Mask(*(getattr(self, part.name)[row] for part in fields(self)))
 
 
 @dataclass(frozen=True)
-class MapReference:
+class ReferenceMaps:
     """Maps of one method on reference generations.
 
     Attributes:
@@ -58,38 +58,27 @@ class MapReference:
         default_factory=dict, compare=False, repr=False
     )
 
-    @classmethod
-    def fit(cls, maps: Tensor) -> "MapReference":
-        """Split reference maps (n, h, w) at random, always alike: a third for the threshold, the rest for the null."""
-        if len(maps) < 3:
-            raise UsageError(f"got {len(maps)} reference maps; give at least 3, better 150")
-        if broken := int((~maps.isfinite()).flatten(1).any(dim=1).sum()):
-            raise UsageError(f"{broken} of {len(maps)} reference maps are not finite; check the model's dtype")
-        order = torch.randperm(len(maps), generator=torch.Generator().manual_seed(0))
-        cut = len(maps) // 3
-        return cls(maps[order[:cut]], maps[order[cut:]])
-
-    def threshold(self, rate: float = 0.05, smooth: float = 0.0) -> float:
-        """The value that at most a share `rate` of the reference pixels exceeds.
+    def threshold(self, fpr: float = 0.05, smooth: float = 0.0) -> float:
+        """The value that at most a share `fpr` of the reference pixels exceeds.
 
         Raises:
             UsageError: if there are too few reference pixels for that rate.
         """
         pixels = smoothed(self.fitting, smooth).flatten().sort(descending=True).values
-        allowed = int(rate * len(pixels)) if 0 < rate < 1 else 0
+        allowed = int(fpr * len(pixels)) if 0 < fpr < 1 else 0
         if allowed < 1:
             raise UsageError(
-                f"got the pixel rate {rate:g} for {len(pixels)} reference pixels; "
+                f"got the pixel rate {fpr:g} for {len(pixels)} reference pixels; "
                 f"give one between {1 / len(pixels):.2g} and 1, or more references"
             )
         return pixels[allowed].item()
 
-    def mask(self, maps: Tensor, *, rate: float = 0.05, smooth: float = 0.0, smallest: int = 1) -> Mask:
+    def mask(self, maps: Tensor, *, fpr: float = 0.05, smooth: float = 0.0, smallest: int = 1) -> Mask:
         """Masks of maps (B, h, w).
 
         Args:
             maps: of the same method and model as the reference.
-            rate: share of reference pixels above the threshold.
+            fpr: share of reference pixels above the threshold.
             smooth: standard deviation of a Gaussian blur before the threshold, in map pixels; the reference
                 gets the same.
             smallest: regions with fewer pixels are dropped, here and in the null.
@@ -99,9 +88,9 @@ class MapReference:
                 f"got maps of {tuple(maps.shape[1:])}, the reference has {tuple(self.null.shape[1:])}; "
                 "calibrate at the same size"
             )
-        asked = (rate, smooth, smallest)
+        asked = (fpr, smooth, smallest)
         if asked not in self._known:
-            level = self.threshold(rate, smooth)
+            level = self.threshold(fpr, smooth)
             shares = _mean(_regions(smoothed(self.null, smooth) > level, smallest) > 0)
             self._known[asked] = level, shares
         threshold, null = self._known[asked]
@@ -109,17 +98,18 @@ class MapReference:
         fraction = _mean(regions > 0)
         mean = _mean(maps.cpu())
         fraction = fraction.masked_fill(mean.isnan(), torch.nan)
-        return Mask(regions > 0, regions, fraction, _p_value(fraction, null), mean, _p_value(mean, _mean(self.null)))
+        return Mask(
+            regions > 0,
+            regions,
+            fraction,
+            conformal_p_values(fraction, null),
+            mean,
+            conformal_p_values(mean, _mean(self.null)),
+        )
 
 
 def _mean(maps: Tensor) -> Tensor:
     return maps.flatten(1).double().mean(dim=1)
-
-
-def _p_value(scores: Tensor, null: Tensor) -> Tensor:
-    """Conformal p-values of scores (B,) against those of the null (n,); NaN for a score of NaN."""
-    p = (1 + (null[None] >= scores[:, None]).sum(dim=1).double()) / (len(null) + 1)
-    return p.masked_fill(scores.isnan(), torch.nan)
 
 
 def smoothed(maps: Tensor, deviation: float) -> Tensor:

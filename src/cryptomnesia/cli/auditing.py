@@ -9,72 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryptomnesia.cli.common import Dtype, app, check_writable, make_folder, print_skipped
+from cryptomnesia.cli.common import app, check_writable, make_folder, print_skipped
+from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_comparison, print_outcome, progress_bar
+from cryptomnesia.settings import AuditSettings
 
 if TYPE_CHECKING:
+    from cryptomnesia.auditing.options import Settings
     from cryptomnesia.auditing.outcome import Outcome
     from cryptomnesia.auditing.store import Store
 
 
 @app.command()
+@settings_flags(arguments=["model"], needed=["model", "prompts"])
 def audit(
-    model: Annotated[str | None, typer.Argument(help="A local diffusers folder, a hub id, or `bundled`.")] = None,
+    settings: AuditSettings,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder of the run; one that was stopped goes on.")
+        Path, typer.Option("-o", "--output", help="Folder of the run; a run that was stopped goes on.")
     ] = Path("audit-run"),
-    config: Annotated[
-        Path | None,
-        typer.Option(help="A TOML file with any of these settings; weaker than CRYPTOMNESIA_STEPS=25 and flags."),
-    ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file of prompts: .txt, .csv or .jsonl.")] = None,
-    images_per_prompt: Annotated[
-        int | None, typer.Option(help="Images per prompt, every one with a seed of its own; 1 by default.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the first image, the others count on; 0 by default.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Solver steps; 50 by default.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale; 7.5, or the bundled model's own, by default.")
-    ] = None,
-    height: Annotated[int | None, typer.Option(help="Of the pictures in pixels; the model's own by default.")] = None,
-    width: Annotated[int | None, typer.Option(help="Of the pictures in pixels; the model's own by default.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What the unconditional branch is told.")] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(help="ddim (the default), pndm, euler, euler-ancestral, heun, dpm++, unipc, lms, or own."),
-    ] = None,
-    dtype: Dtype = None,
-    references: Annotated[
-        Path | None, typer.Option(help="Captions that are not memorized, to calibrate on; 150 for a rate of 1%.")
-    ] = None,
-    calibration: Annotated[Path | None, typer.Option(help="Instead of references: made by `calibrate`.")] = None,
-    maps: Annotated[Path | None, typer.Option(help="Instead of references: made by `calibrate-maps`.")] = None,
-    detector: Annotated[
-        str | None, typer.Option(help="Whose score is a suspicion; drift by default. See `detect`.")
-    ] = None,
-    rate: Annotated[float | None, typer.Option(help="False-positive rate at which it is; 0.01 by default.")] = None,
-    heat: Annotated[str | None, typer.Option("--map", help="Of flagged images; collapse by default.")] = None,
-    pixel_rate: Annotated[
-        float | None, typer.Option(help="Share of ordinary pixels above a mask's threshold; 0.05 by default.")
-    ] = None,
-    mitigate: Annotated[bool | None, typer.Option(help="Try the mitigation on flagged images.")] = None,
-    index: Annotated[Path | None, typer.Option(help="Training images, made searchable by `index build`.")] = None,
-    training_images: Annotated[
-        Path | None, typer.Option(help="A folder of training images; an index of them is made in the run.")
-    ] = None,
-    sscd: Annotated[Path | None, typer.Option(help="The SSCD file that the index was built with.")] = None,
-    fail_on: Annotated[
-        str | None,
-        typer.Option(help="Level of evidence that counts: suspected, corroborated (the default) or confirmed."),
-    ] = None,
-    max_rate: Annotated[
-        float | None,
-        typer.Option(help="Share of prompts that may reach it; 0 by default, which cannot be passed."),
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per call of the pipeline; 16 by default.")] = None,
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that share the run and the cores; on CPUs one per core is fastest.")
     ] = 1,
@@ -83,43 +36,15 @@ def audit(
 ) -> None:
     """Judge a model by a set of prompts: exit code 0 within the limit, 1 above it, 3 too few prompts to say."""
     from cryptomnesia.auditing.cost import estimate
-    from cryptomnesia.auditing.options import resolve
     from cryptomnesia.auditing.outcome import outcome
     from cryptomnesia.auditing.run import audit as run
 
-    flags = {
-        "model": model,
-        "prompts": prompts,
-        "images_per_prompt": images_per_prompt,
-        "seed": seed,
-        "steps": steps,
-        "guidance": guidance,
-        "height": height,
-        "width": width,
-        "negative_prompt": negative_prompt,
-        "scheduler": scheduler,
-        "dtype": dtype,
-        "references": references,
-        "calibration": calibration,
-        "maps": maps,
-        "detector": detector,
-        "rate": rate,
-        "map": heat,
-        "pixel_rate": pixel_rate,
-        "mitigate": mitigate,
-        "index": index,
-        "training_images": training_images,
-        "sscd": sscd,
-        "fail_on": fail_on,
-        "max_rate": max_rate,
-        "batch_size": batch_size,
-    }
-    settings = resolve(flags, config)
+    given = _older(settings)
     if dry_run:
-        typer.echo(str(estimate(settings)))
+        typer.echo(str(estimate(given)))
         return
     with progress_bar() as report:
-        store = run(settings, output, workers=workers, progress=report)
+        store = run(given, output, workers=workers, progress=report)
     print_skipped(store.about["skipped"], store.about["skipped_count"], settings.index or output / "index")
     found = outcome(store)
     if as_json:
@@ -127,6 +52,22 @@ def audit(
     else:
         print_outcome(found)
     raise typer.Exit(found.gate.exit_code)
+
+
+def _older(settings: AuditSettings) -> "Settings":
+    """The settings for an audit that does not take `AuditSettings` yet; to be removed with that."""
+    from cryptomnesia.auditing.options import Settings
+
+    values = settings.model_dump(exclude={"fpr", "pixel_fpr", "localize", "localizer", "mitigation"})
+    values |= {
+        "rate": settings.fpr,
+        "pixel_rate": settings.pixel_fpr,
+        "detector": "drift" if settings.detector == "auto" else settings.detector,
+        "map": "collapse" if settings.localizer == "auto" else settings.localizer,
+        "scheduler": "ddim" if settings.scheduler == "own" else settings.scheduler,
+        "steps": settings.steps or 50,
+    }
+    return Settings(**values)
 
 
 @app.command()

@@ -141,7 +141,7 @@ def _examine(
     from cryptomnesia.detection import check, examine
     from cryptomnesia.localizers import Collapse
     from cryptomnesia.mitigations import default_rule
-    from cryptomnesia.pipelines.families import adapter_for
+    from cryptomnesia.pipelines.families import family_of
     from cryptomnesia.pipelines.loading import BUNDLED, load_pipeline
     from cryptomnesia.proving_ground import BUNDLE
     from cryptomnesia.proving_ground.manifest import Manifest
@@ -154,7 +154,7 @@ def _examine(
     if manifest is not None:
         manifest.check(pipe)
     localizer = None if output is None else Collapse()
-    rule = None if output is None else default_rule(conditional=adapter_for(pipe).conditional, batch=batch_size)
+    rule = None if output is None else default_rule(conditional=family_of(pipe).conditional, batch=batch_size)
     check(pipe, settings, fitted, detector=detector, rate=rate, localizer=localizer, rule=rule)
     check_prompts(pipe, prompts)
     if output is not None:

@@ -1,47 +1,82 @@
-"""Is it memorized? One file per method; `DETECTORS` names them."""
+"""Is it memorized? One file per method; `detector` finds a method by its name."""
 
-from collections.abc import Callable
-from functools import partial
+from typing import Any
 
-from cryptomnesia.detectors.base import Detector, Reference
+from cryptomnesia.detectors.base import Detector, Moments
 from cryptomnesia.detectors.drift import Drift
-from cryptomnesia.detectors.guidance_magnitude import GuidanceMagnitude, LastGuidance
-from cryptomnesia.detectors.map_mean import MapMean, MapSignal
+from cryptomnesia.detectors.guidance_magnitude import GuidanceMagnitude
+from cryptomnesia.detectors.map_mean import MapMean, MapSignal, during_run
 from cryptomnesia.detectors.stability import Stability
-from cryptomnesia.localizers import LOCALIZERS, BrightEnding
+from cryptomnesia.errors import UsageError
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.registry import create, entries, load, names
 
 __all__ = [
-    "DETECTORS",
-    "SIGNALS",
     "Detector",
     "Drift",
     "GuidanceMagnitude",
-    "LastGuidance",
     "MapMean",
     "MapSignal",
-    "Reference",
+    "Moments",
     "Stability",
+    "default_detector",
+    "detector",
+    "detector_names",
+    "free_detectors",
 ]
 
-SIGNALS: dict[str, MapSignal] = {
-    # the run does not say where the caption's end token is, which that map is of
-    name: MapSignal(kind())
-    for name, kind in LOCALIZERS.items()
-    if kind is not BrightEnding
-}
-"""Name of a detector that looks at kept tensors or asks the network more → what is to be taken while a run goes on."""
+DEFAULTS = ("drift", "stability")
+"""Names of the detectors to choose from when none is given; the first that works in the set-up is taken."""
 
 
-def _mean(signal: MapSignal, reference: Reference) -> MapMean:
-    return MapMean(signal.localizer, len(reference.delta.mean))
+def detector(method: str | Any, setup: Setup | None = None) -> Detector:
+    """A detector that was given by name or as an object.
+
+    Args:
+        method: a registered detector, the name of a localizer, which stands for the mean of its map, `auto` for the
+            default, or an object.
+        setup: that `auto` is chosen for.
+
+    Raises:
+        UsageError: for an unknown name, or `auto` without a set-up.
+        PluginError: if the package that registers the name cannot be imported.
+    """
+    if method == "auto":
+        if setup is None:
+            raise UsageError("got the detector 'auto' without a set-up to choose it for; name one")
+        return default_detector(setup)
+    if not isinstance(method, str) or method in entries("detector"):
+        return create("detector", method)
+    if method in entries("localizer"):
+        return MapMean(load("localizer", method)())
+    raise UsageError(f"got the unknown detector {method!r}; known are {', '.join(detector_names())}")
 
 
-DETECTORS: dict[str, Callable[[Reference], Detector]] = {
-    "stability": Stability,
-    "drift": Drift,
-    "guidance-first": lambda _: GuidanceMagnitude(steps=1),
-    "guidance-mean": lambda _: GuidanceMagnitude(),
-    "guidance-last": lambda _: LastGuidance(),
-    **{name: partial(_mean, signal) for name, signal in SIGNALS.items()},
-}
-"""Name on the command line → how to make the detector from the reference statistics."""
+def default_detector(setup: Setup) -> Detector:
+    """The detector that is used when none is given."""
+    for name in DEFAULTS:
+        found = create("detector", name)
+        if setup.accepts(found):
+            return found
+    raise UsageError(
+        f"none of the detectors {', '.join(DEFAULTS)} works in this set-up; name one of {names('detector')}"
+    )
+
+
+def detector_names() -> list[str]:
+    """The names of all detectors, those that are the mean of a map behind the others; imports nothing."""
+    return [*entries("detector"), *(name for name in entries("localizer") if name not in entries("detector"))]
+
+
+def free_detectors(setup: Setup) -> list[Detector]:
+    """The registered detectors that work in a set-up and cost nothing beyond the generation.
+
+    A detector whose package cannot be loaded is left out: nobody asked for it.
+    """
+    found = []
+    for name, entry in entries("detector").items():
+        if entry.state == "ready":
+            made = create("detector", name)
+            if setup.accepts(made) and made.cost(setup) == 0:
+                found.append(made)
+    return found

@@ -1,113 +1,94 @@
-"""What a detector is: a pure function from what was seen, signals that were taken included, to a number per image."""
+"""What a detector is: a pure function from what is known of a run to a number per image."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.tracing.trajectory import Norms, Trajectory
+from cryptomnesia.registry import Method
+from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory
 
-Need = Literal["uncond"]
-"""Signals a detector cannot do without; checked before anything is generated."""
-
-NOTHING: frozenset[Need] = frozenset()
-UNCOND: frozenset[Need] = frozenset({"uncond"})
+LEAST_SPREAD = 1e-6
+"""Smallest standard deviation of a norm over reference runs, relative to its mean: it keeps z-scores finite."""
 
 
-class Detector(Protocol):
-    """A score, higher = more memorized, NaN = cannot tell."""
+class Detector(Method, Protocol):
+    """A score of memorization: higher is more memorized, NaN is "cannot tell".
 
-    @property
-    def name(self) -> str:
-        """Its name in `DETECTORS`."""
+    Subclass this protocol: then `name` and `running` are all that a detector has to define.
+
+    Attributes:
+        reads: names of the norms and signals that the score is made from. A detector that reads only what a calibration
+            or a run stored can be used on it without generating again.
+        norms: norms that `watch` has to record for it, beside those that it always does.
+        signals: signals that `watch` has to compute for it.
+    """
+
+    reads: frozenset[str] = frozenset()
+    norms: tuple[Norm, ...] = ()
+    signals: tuple[Signal, ...] = ()
+
+    def earliest(self, evaluations: int) -> int:
+        """The number of evaluations, of a run of `evaluations`, after which there is a score."""
+        return 1
+
+    def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
+        """The score of every image as it was after each evaluation, (B, N).
+
+        Args:
+            runs: B runs, perhaps not finished, of N evaluations each.
+            references: runs of ordinary prompts in the same set-up. They are other runs than those whose scores the
+                p-value is computed from.
+        """
         ...
 
-    @property
-    def needs(self) -> frozenset[Need]:
-        """Signals that it cannot do without."""
-        ...
-
-    @property
-    def earliest(self) -> int:
-        """Evaluations after which there is something to judge by."""
-        ...
-
-    def running(self, trajectory: Trajectory) -> Tensor:
-        """The score as it stood after every evaluation, (B, N)."""
-        ...
-
-    def score(self, trajectory: Trajectory) -> Tensor:
-        """The score of every image, (B,)."""
-        ...
-
-
-STILL = 1e-3
-"""Of the estimate's norm: a drift below that stands still."""
-
-LEAST_SPREAD = 0.1
-"""Of the logarithm, in which a tenth is no difference."""
+    def score(self, runs: Trajectory, references: Trajectory) -> Tensor:
+        """The score of every image, (B,); NaN for runs that were cut short."""
+        running = self.running(runs, references)
+        return running[:, -1].clone() if runs.complete else torch.full_like(running[:, -1], torch.nan)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and standard deviation per evaluation over reference images, each (N,)."""
+    """Mean and standard deviation over reference runs at every evaluation, (N,) both."""
 
     mean: Tensor
     std: Tensor
 
-
-@dataclass(frozen=True)
-class Reference:
-    """Statistics of images that are not memorized: the centre and width of the stability regions.
-
-    Attributes:
-        delta: of ‖δ_t‖.
-        z: of ‖z_t‖ after the step.
-        x0: of ‖x̂_0‖.
-        drift: of the mean of log‖x̂_0(t) − x̂_0(t+1)‖ so far, conditional; meaningless at the first evaluation.
-    """
-
-    delta: Moments
-    z: Moments
-    x0: Moments
-    drift: Moments
-
     @classmethod
-    def fit(cls, norms: Norms) -> "Reference":
-        """Estimate the moments from the norms of at least two reference images."""
-        moments = {}
-        for name, values in (
-            ("delta", norms.delta),
-            ("z", norms.z),
-            ("x0", norms.x0),
-            ("drift", mean_log_drift(norms)),
-        ):
-            if len(values) < 2:
-                raise UsageError(f"got {len(values)} reference images; give at least 2")
-            mean = values.mean(dim=0)
-            # a norm that never varies says nothing; a floor keeps its z-scores finite
-            least = torch.tensor(LEAST_SPREAD) if name == "drift" else 1e-6 * mean.abs().clamp_min(1e-6)
-            moments[name] = Moments(mean, values.std(dim=0).maximum(least))
-        return cls(**moments)
+    def of(cls, values: Tensor, least: float | Tensor | None = None) -> "Moments":
+        """Those of values (n, N).
+
+        Args:
+            values: of at least two reference runs.
+            least: smallest standard deviation, `LEAST_SPREAD` of the mean by default: a norm that never varies says
+                nothing, and must not give infinite scores.
+
+        Raises:
+            UsageError: for fewer than two reference runs.
+        """
+        if len(values) < 2:
+            raise UsageError(f"got {len(values)} reference runs; give at least 2, better 150")
+        mean = values.mean(dim=0)
+        least = LEAST_SPREAD * mean.abs().clamp_min(LEAST_SPREAD) if least is None else torch.as_tensor(least)
+        return cls(mean, values.std(dim=0).maximum(least))
+
+    def z_scores(self, values: Tensor) -> Tensor:
+        """How many standard deviations values (B, N′ ≤ N) lie above the mean of the same evaluation, (B, N′)."""
+        taken = values.shape[1]
+        return (values - self.mean[:taken]) / self.std[:taken]
 
 
-def mean_log_drift(norms: Norms) -> Tensor:
-    """The mean logarithm of the drift so far, (B, N), 0 at the first evaluation; what rounding hides is all alike."""
-    moved = torch.maximum(norms.drift, STILL * norms.x0).clamp_min(1e-12).log()[:, 1:]
-    so_far = moved.cumsum(dim=1) / torch.arange(1, moved.shape[1] + 1)
-    return torch.cat([torch.zeros_like(norms.drift[:, :1]), so_far], dim=1)
-
-
-def check_evaluations(trajectory: Trajectory, calibrated: int) -> None:
-    """Refuse a run that has another number of evaluations than those it is compared with.
+def check_evaluations(runs: Trajectory, references: Trajectory) -> None:
+    """Refuse runs that have another number of evaluations than those that they are compared with.
 
     Raises:
         UsageError: with both numbers.
     """
-    if len(trajectory.timesteps) != calibrated:
+    if len(runs.timesteps) != len(references.timesteps):
         raise UsageError(
-            f"the run has {len(trajectory.timesteps)} evaluations, the calibration {calibrated}; "
+            f"the run has {len(runs.timesteps)} evaluations, the calibration {len(references.timesteps)}; "
             "calibrate with the same scheduler and steps"
         )

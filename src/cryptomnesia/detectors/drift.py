@@ -1,15 +1,16 @@
-"""Drift: how far the conditional estimate of the clean latent moves from one evaluation to the next.
+"""Drift: how far the conditional estimate of the clean latents moves from one evaluation to the next.
 
-A generation commits to its picture when the posterior of x_0 collapses, and while it does so the conditional estimate
-x̂_0 moves. With an ordinary caption that is in the middle of the run. With a memorized one a single picture is left
-almost from the beginning: x̂_0 moves early, when other captions' estimates hardly do, or, of a perfect memorizer, never.
+A generation settles on its picture when the posterior of x_0 collapses, and while this happens the conditional estimate
+x̂_0 moves. With an ordinary caption it happens in the middle of the run. With a memorized caption a single picture is
+left almost from the beginning: x̂_0 moves early, when the estimates of other captions hardly do; for a perfect memorizer
+it never moves.
 
-With u_t the deviation of the mean of log‖x̂_0(s) − x̂_0(s+1)‖ up to t from that of reference generations, in their
-standard deviations, the score is max_t max(u_t, −u_t/3). Like the stability score (arXiv:2605.22050) it is a running
-maximum, known at every evaluation, but of the model's estimate and not of the solver's latents; the mean, because
-neighbouring evaluations say nearly the same. Less movement than usual counts a third, because ordinary pictures of
-plain captions move little as well. Mean and third were chosen on the bundled model's rung below the top one, which it
-knows in part but does not reproduce; figures are reported on the top one. This library's own.
+Let u_t be the deviation of the mean of log‖x̂_0(s) − x̂_0(s+1)‖ over s ≤ t from its mean over reference runs, in their
+standard deviations. The score is max_t max(u_t, −u_t/3). Like the stability score (arXiv:2605.22050) it is a maximum so
+far, known at every evaluation, but of the model's estimate instead of the solver's latents. It uses the mean because
+neighbouring evaluations say nearly the same. Less movement than usual counts a third, because ordinary pictures of plain
+captions move little as well. The mean and the third were chosen on the bundled model's rung below the top one, whose
+pictures the model knows in part but does not reproduce; figures are reported on the top rung.
 """
 
 from dataclasses import dataclass
@@ -17,37 +18,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cryptomnesia.detectors.base import NOTHING, Reference, check_evaluations, mean_log_drift
+from cryptomnesia.detectors.base import Detector, Moments, check_evaluations
 from cryptomnesia.tracing.trajectory import Trajectory
 
-_LESS = 3
-"""By which movement below the usual counts less than movement above it."""
+STILL = 1e-3
+"""Movement of the estimate, relative to its norm, below which it counts as standing still: rounding hides the rest."""
+
+LEAST_SPREAD = 0.1
+"""Smallest standard deviation of the mean logarithm: a change of the movement by a tenth counts as no change."""
 
 
 @dataclass(frozen=True)
-class Drift:
-    """Largest deviation of the mean logarithmic drift from its reference, in standard deviations, ≥ 0."""
+class Drift(Detector):
+    """Largest deviation of the mean logarithmic movement from its mean over reference runs, in standard deviations, ≥ 0.
 
-    reference: Reference
-    needs = NOTHING
-    earliest = 2
+    Attributes:
+        less: by how much movement below the usual counts less than movement above it.
+    """
 
-    @property
-    def name(self) -> str:
-        """`drift`."""
-        return "drift"
+    less: float = 3.0
 
-    def running(self, trajectory: Trajectory) -> Tensor:
-        """The largest so far, (B, N); 0 at the first evaluation, before which there is none."""
-        moments = self.reference.drift
-        check_evaluations(trajectory, len(moments.mean))
-        drift = mean_log_drift(trajectory.norms)
-        taken = drift.shape[1]
-        u = (drift - moments.mean[:taken]) / moments.std[:taken]
+    name = "drift"
+    summary = "How early the model's estimate of the picture settles, compared with ordinary prompts."
+    source = "this library"
+    use_when = (
+        "The model reproduces pictures of captions that it otherwise follows only loosely, or the runs have no "
+        "unconditional branch. It costs nothing."
+    )
+    avoid_when = (
+        "You need a method that is known to work on many models. `drift` was developed on the bundled model, and on two "
+        "other models it was worse than `guidance-mean` and `stability`. It has nothing to judge after one evaluation."
+    )
+    reads = frozenset({"drift", "x0"})
+
+    def earliest(self, evaluations: int) -> int:
+        """Two: there is no movement before."""
+        return 2
+
+    def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
+        """The largest deviation so far, (B, N); 0 at the first evaluation, before which nothing moved."""
+        check_evaluations(runs, references)
+        u = Moments.of(mean_log_drift(references), LEAST_SPREAD).z_scores(mean_log_drift(runs))
         u[:, 0] = 0
-        return torch.maximum(u, -u / _LESS).cummax(dim=1).values
+        return torch.maximum(u, -u / self.less).cummax(dim=1).values
 
-    def score(self, trajectory: Trajectory) -> Tensor:
-        """The largest of every image, (B,); NaN for a run that was cut short."""
-        running = self.running(trajectory)
-        return running[:, -1] if trajectory.complete else torch.full_like(running[:, -1], torch.nan)
+
+def mean_log_drift(runs: Trajectory) -> Tensor:
+    """The mean logarithm of the movement so far, (B, N), 0 at the first evaluation."""
+    drift, x0 = runs.norms["drift"], runs.norms["x0"]
+    moved = torch.maximum(drift, STILL * x0).clamp_min(1e-12).log()[:, 1:]
+    so_far = moved.cumsum(dim=1) / torch.arange(1, moved.shape[1] + 1)
+    return torch.cat([torch.zeros_like(drift[:, :1]), so_far], dim=1)

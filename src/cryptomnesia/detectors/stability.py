@@ -1,41 +1,38 @@
 """Stability regions (arXiv:2605.22050): a memorized generation leaves the usual range of update norms.
 
-δ_t = z_{t−1} − z_t is the latent update. With μ_t, σ_t the mean and deviation of ‖δ_t‖ over reference
-generations, the step score is s_t = |‖δ_t‖ − μ_t|/σ_t and the image's score S = max_t s_t. The
-running maximum is a score at every step, so detection is online.
+δ_t = z_{t−1} − z_t is the update of the latents. With μ_t and σ_t the mean and the standard deviation of ‖δ_t‖ over
+reference runs, the score of a step is s_t = |‖δ_t‖ − μ_t|/σ_t and the score of the image S = max_t s_t. The maximum so
+far is a score at every step, so an image can be judged while it is made.
 """
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from cryptomnesia.detectors.base import NOTHING, Reference, check_evaluations
+from cryptomnesia.detectors.base import Detector, Moments, check_evaluations
 from cryptomnesia.tracing.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
-class Stability:
-    """Largest deviation of ‖δ_t‖ from its reference, in standard deviations, ≥ 0."""
+class Stability(Detector):
+    """Largest deviation of ‖δ_t‖ from its mean over reference runs, in standard deviations, ≥ 0."""
 
-    reference: Reference
-    needs = NOTHING
-    earliest = 1
+    name = "stability"
+    summary = "The largest deviation of the latents' update norm from its usual range, over the steps so far."
+    source = "arXiv:2605.22050"
+    use_when = (
+        "You use the solver that its authors used, PNDM (the scheduler of Stable Diffusion 1.4), and strong guidance. It "
+        "costs nothing, and it is known after every step."
+    )
+    avoid_when = (
+        "Your reference prompts and the prompts that you judge give pictures of different complexity: plain pictures "
+        "have extreme norms for an innocent reason. With DDIM at weak guidance it tells little; use `guidance-mean` or "
+        "`drift` there."
+    )
+    reads = frozenset({"delta"})
 
-    @property
-    def name(self) -> str:
-        """`stability`."""
-        return "stability"
-
-    def running(self, trajectory: Trajectory) -> Tensor:
+    def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
         """Max over s ≤ t of |‖δ_s‖ − μ_s|/σ_s, (B, N)."""
-        delta = trajectory.norms.delta
-        check_evaluations(trajectory, len(self.reference.delta.mean))
-        taken = delta.shape[1]
-        scores = ((delta - self.reference.delta.mean[:taken]) / self.reference.delta.std[:taken]).abs()
-        return scores.cummax(dim=1).values
-
-    def score(self, trajectory: Trajectory) -> Tensor:
-        """S of every image, (B,); NaN for a run that was cut short."""
-        running = self.running(trajectory)
-        return running[:, -1] if trajectory.complete else torch.full_like(running[:, -1], torch.nan)
+        check_evaluations(runs, references)
+        scores = Moments.of(references.norms["delta"]).z_scores(runs.norms["delta"])
+        return scores.abs().cummax(dim=1).values

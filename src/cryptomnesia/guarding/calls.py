@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cryptomnesia.settings import PER_PROMPT
+from cryptomnesia.pipelines.call import PER_PROMPT
 
 
 class Noise:

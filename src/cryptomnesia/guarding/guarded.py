@@ -1,34 +1,37 @@
 """Guard a pipeline: judge every image that it makes, and do about it what a policy says.
 
-The user's own pipeline stays in use. While a guard is attached the pipeline is an instance of a subclass of its
-class with the same name, whose `__call__` runs the original under `watch`, judges what came out and,
-where the policy says so, withholds images, makes them again or has the run corrected. Nothing global
-is touched, so pipelines that are guarded in different threads do not see each other; only maps, which some detectors
-are means of, change settings of the process while they are made, one thread at a time.
+The user's own pipeline stays in use. While a guard is attached the pipeline is an instance of a subclass of its class
+with the same name. The `__call__` of that subclass runs the original under `watch`, judges the images and, where the
+policy says so, withholds images, makes them again or has the run corrected. The pipeline uses copies of its tokenizers
+meanwhile, because a tokenizer keeps padding and truncation in itself, and pipelines in other threads may share it.
+Nothing global is changed; only maps, of which some detectors are means, change settings of the process while they are
+computed, one thread at a time.
 """
 
+import copy
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from functools import wraps
-from itertools import repeat
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from cryptomnesia.calibration.judging import Judge
-from cryptomnesia.calibration.scores import Calibration
+from cryptomnesia.calibration.stored import Calibration, resolved
+from cryptomnesia.detectors import detector as detector_of
 from cryptomnesia.errors import UsageError
 from cryptomnesia.guarding.calls import Noise, replaced, single
-from cryptomnesia.guarding.making import Maker, Remade, Verdict, uncorrected, withheld
-from cryptomnesia.mitigations import Rephrasing, Rule, StabilityRule, default_rule
-from cryptomnesia.pipelines.families import adapter_for
-from cryptomnesia.pipelines.fingerprint import weights_digests
-from cryptomnesia.tracing.steering import check_steerable
+from cryptomnesia.guarding.making import Maker
+from cryptomnesia.guarding.policies import Open, Policy, policy_of
+from cryptomnesia.mitigations import Flagged, Remade
+from cryptomnesia.mitigations import mitigation as mitigation_of
+from cryptomnesia.mitigations.base import withheld
+from cryptomnesia.pipelines.families import family_of
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.verdicts import Verdict
 
-Policy = Literal["observe", "mitigate", "block", "regenerate"]
-"""`observe`: say so. `mitigate`: apply the rule. `block`: return a black image instead. `regenerate`: try other seeds,
-at most `retries`, then mitigate."""
+_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
 
 class Guard:
@@ -36,67 +39,44 @@ class Guard:
 
     Attributes:
         verdicts: one per image of the newest call.
+        detector: that gives the scores.
+        mitigation: of flagged images, None if the policy needs none.
 
     Example:
         with guard(pipe, calibration, policy="block") as guarding:
-            image = pipe("a red circle on a blue ground", guidance_scale=1.5).images[0]
+            image = pipe("a red circle on a blue ground").images[0]
         guarding.verdicts[0].p_value
     """
 
     def __init__(
         self,
         pipe: Any,
-        calibration: Calibration,
+        calibration: Calibration | str | Path | None = None,
         *,
-        policy: Policy = "observe",
-        detector: str = "drift",
-        rate: float = 0.01,
-        rule: Rule | None = None,
+        policy: str | Policy = "observe",
+        detector: str | Any = "auto",
+        fpr: float = 0.01,
+        mitigation: str | Any = "auto",
         decide_by: int | None = None,
-        retries: int = 3,
         on_verdict: Callable[[Verdict], None] | None = None,
     ) -> None:
-        """See that everything fits together; nothing is attached yet.
-
-        Args:
-            pipe: a pipeline of a known family.
-            calibration: of this setup; calls with other settings are refused.
-            policy: what to do about flagged images.
-            detector: one of `cryptomnesia.detectors.DETECTORS`.
-            rate: false-positive rate at which an image is flagged.
-            rule: of the mitigation: `Rephrasing`, the default where there are prompts, makes flagged images
-                again without the words that bring the memory back; `StabilityRule`, the published one, corrects
-                the run itself.
-            decide_by: judge every image after this many evaluations rather than at the end. When all images of a
-                call are flagged then and would not be returned, the rest of the run is not computed.
-            retries: other seeds to try under `regenerate`.
-            on_verdict: called with every verdict, before the call returns.
-
-        Raises:
-            UsageError: saying what does not fit.
-        """
-        if policy not in get_args(Policy):
-            raise UsageError(f"got the unknown policy {policy!r}; known are {', '.join(get_args(Policy))}")
-        if retries < 1:
-            raise UsageError(f"got {retries} retries; give at least 1, or another policy than regenerate")
-        prompted = adapter_for(pipe).conditional
-        rule = rule or default_rule(conditional=prompted)
-        if isinstance(rule, Rephrasing) and not prompted:
-            raise UsageError(f"a {type(pipe).__name__} has no prompt to rephrase; give rule=StabilityRule()")
-        if isinstance(rule, StabilityRule) and policy in ("mitigate", "regenerate"):
-            check_steerable(pipe.scheduler)
+        """Check that everything fits together; nothing is attached yet. Arguments as for `guard`."""
         self.pipe = pipe
-        self.calibration = calibration
-        self.policy = policy
-        self.rule = rule
-        self.retries = retries
+        self.calibration = resolved(calibration, pipe)
+        self.policy = policy_of(policy)
         self.on_verdict = on_verdict
         self.verdicts: tuple[Verdict, ...] = ()
-        judge = Judge(calibration, detector, rate, decide_by=decide_by)
-        self._maker = Maker(pipe, calibration, judge, rule, early=decide_by is not None and policy != "observe")
-        self._weights = weights_digests(pipe)
-        calibration.check(pipe, calibration.sampling, self._weights)
-        self._parts = _networks(pipe)
+        setup = Setup(pipe, self.calibration.sampling)
+        self.detector = detector_of(detector, setup)
+        setup.check([self.detector])
+        self.mitigation = mitigation_of(mitigation, setup) if self.policy.mitigates else None
+        self.calibration.check(setup)
+        judge = Judge(self.calibration, self.detector, fpr, decide_by=decide_by)
+        alters = frozenset() if self.mitigation is None else self.mitigation.alters
+        self._maker = Maker(pipe, judge, alters=alters)
+        self._stop_early = decide_by is not None and self.policy.acts
+        self._networks = _networks(pipe)
+        self._tokenizers: dict[str, Any] = {}
 
     def attach(self) -> "Guard":
         """Guard every call of the pipeline from now on.
@@ -105,10 +85,10 @@ class Guard:
             UsageError: if the pipeline is guarded already.
         """
         kind = type(self.pipe)
-        other: Guard | None = getattr(kind, "guarded_by", None)
-        if other is not None and other.pipe is self.pipe:
+        present: Guard | None = getattr(kind, "guarded_by", None)
+        if present is not None and present.pipe is self.pipe:
             raise UsageError("the pipeline is guarded already; detach that guard first")
-        if other is not None:
+        if present is not None:
             kind = kind.__mro__[1]  # of a pipeline that was copied while it was guarded
         guarding = self
 
@@ -117,15 +97,23 @@ class Guard:
             # a copy of the pipeline is another one
             return guarding._call(args, kwargs) if called is guarding.pipe else kind.__call__(called, *args, **kwargs)
 
-        names = {"__call__": __call__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        self.pipe.__class__ = type(kind.__name__, (kind,), {**names, "guarded_by": self})
+        attributes = {"__call__": __call__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        self.pipe.__class__ = type(kind.__name__, (kind,), {**attributes, "guarded_by": self})
         self._maker.kind = kind
+        for name in _TOKENIZERS:
+            tokenizer = getattr(self.pipe, name, None)
+            if tokenizer is not None:
+                self._tokenizers[name] = tokenizer
+                setattr(self.pipe, name, copy.deepcopy(tokenizer))
         return self
 
     def detach(self) -> None:
         """Leave the pipeline as it was; does nothing if the guard is not attached."""
         if getattr(type(self.pipe), "guarded_by", None) is self:
             self.pipe.__class__ = self._maker.kind
+            for name, tokenizer in self._tokenizers.items():
+                setattr(self.pipe, name, tokenizer)
+            self._tokenizers = {}
 
     def __enter__(self) -> "Guard":
         return self.attach()
@@ -137,26 +125,22 @@ class Guard:
         arguments = self._arguments(args, kwargs)
         self.verdicts = ()
         noise = Noise(arguments)
-        output, verdicts = self._maker.generate(arguments, correct=self.policy == "mitigate")
-        open_rows = [
+        correction = None
+        if self.mitigation is not None and self.policy.corrects:
+            correction = self.mitigation.correction(self.calibration.references)
+        output, verdicts = self._maker.generate(arguments, correction, stop_early=self._stop_early)
+        rows = [
             row
-            for row, each in enumerate(verdicts)
-            if not (each.clean or each.action == "mitigated" or self.policy == "observe")
+            for row, verdict in enumerate(verdicts)
+            if self.policy.acts and not (verdict.clean or verdict.action == "mitigated")
         ]
-        alone = [single(arguments, row) for row in open_rows]
-        found = [verdicts[row] for row in open_rows]
+        images = [self._open(arguments, noise, row, verdicts[row], alone=len(verdicts) == 1) for row in rows]
         if getattr(self.pipe, "_interrupt", False):
-            # who interrupted the call wants nothing more computed
-            done = [Remade(withheld(each, "the call was interrupted")) for each in found]
-        elif self.policy == "regenerate":
-            done = [self._regenerate(*each) for each in zip(alone, repeat(noise), found)]
-        elif self.policy == "mitigate" and isinstance(self.rule, Rephrasing):
-            own = [noise.of(row, alone=len(verdicts) == 1) for row in open_rows]
-            done = self._maker.mitigate([{**one, **its} for one, its in zip(alone, own, strict=True)], found)
+            # who interrupted the call wants nothing more to be computed
+            settled = [Remade(withheld(image.flagged.verdict, "the call was interrupted")) for image in images]
         else:
-            why = uncorrected if self.policy == "mitigate" else (lambda _: "")
-            done = [Remade(withheld(each, why(each))) for each in found]
-        for row, remade in zip(open_rows, done, strict=True):
+            settled = self.policy.settle(images, self._maker, self.mitigation)
+        for row, remade in zip(rows, settled, strict=True):
             verdicts[row] = remade.verdict
             output = replaced(output, row, remade.output, remade.place)
         self.verdicts = tuple(verdicts)
@@ -165,39 +149,71 @@ class Guard:
                 self.on_verdict(verdict)
         return output
 
+    def _open(self, arguments: dict[str, Any], noise: Noise, row: int, verdict: Verdict, *, alone: bool) -> Open:
+        call = single(arguments, row)
+
+        def other(attempt: int) -> dict[str, Any]:
+            return {**call, **noise.other(row, attempt)}
+
+        return Open(Flagged({**call, **noise.of(row, alone=alone)}, verdict), other)
+
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The call's arguments by name, seen to fit the calibration."""
         signature = inspect.signature(self._maker.kind.__call__)
         given = dict(signature.bind(self.pipe, *args, **kwargs).arguments)
         given.pop("self", None)
         given |= given.pop("kwargs", {})
-        defaults = {name: each.default for name, each in signature.parameters.items()}
-        others = [name for name, part in _networks(self.pipe).items() if self._parts.get(name) is not part]
-        if others:
+        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+        replacements = [name for name, part in _networks(self.pipe).items() if self._networks.get(name) is not part]
+        if replacements:
             raise UsageError(
-                f"the pipeline's {', '.join(others)} was replaced after its guard was made; make a new guard"
+                f"the pipeline's {', '.join(replacements)} was replaced after its guard was made; make a new guard"
             )
-        self.calibration.check(self.pipe, adapter_for(self.pipe).sampling(given, defaults), self._weights)
+        sampling = family_of(self.pipe).sampling(given, defaults)
+        self.calibration.check(Setup(self.pipe, sampling))
         return given
 
-    def _regenerate(self, alone: dict[str, Any], noise: Noise, verdict: Verdict) -> Remade:
-        """Other seeds for one image, then mitigation."""
-        for attempt in range(1, self.retries + 1):
-            output, (again,) = self._maker.generate({**alone, **noise.other(verdict.image, attempt)})
-            verdict = replace(verdict, retried=(*verdict.retried, again.p_value))
-            if again.clean:
-                reason = f"{verdict.reason}; seed {attempt} after it has p = {again.p_value:.3g}"
-                return Remade(replace(verdict, action="regenerated", reason=reason), output)
-        verdict = replace(verdict, reason=f"{verdict.reason}; {self.retries} other seeds were no better")
-        return self._maker.mitigate([{**alone, **noise.other(verdict.image, self.retries)}], [verdict])[0]
 
-    def mitigate(self, calls: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> list[Remade]:
-        """See `Maker.mitigate`."""
-        return self._maker.mitigate(calls, verdicts)
+def guard(
+    pipe: Any,
+    calibration: Calibration | str | Path | None = None,
+    *,
+    policy: str | Policy = "observe",
+    detector: str | Any = "auto",
+    fpr: float = 0.01,
+    mitigation: str | Any = "auto",
+    decide_by: int | None = None,
+    on_verdict: Callable[[Verdict], None] | None = None,
+) -> Guard:
+    """A guard for a pipeline: a context manager, or something to `attach` for as long as a service runs.
 
+    Args:
+        pipe: a pipeline of a known family.
+        calibration: of this set-up, as an object or a file; by default `calibration.safetensors` in the folder that the
+            pipeline was loaded from. Calls with other settings are refused.
+        policy: what to do about flagged images: `observe`, `block`, `mitigate`, `regenerate`, or an object such as
+            `Regenerate(retries=5)`.
+        detector: name or object of the detector; `auto` is the default of the pipeline's family.
+        fpr: false-positive rate at which an image is flagged, in (0, 1).
+        mitigation: name or object of the mitigation that `mitigate` and `regenerate` use; `auto` is the default of the
+            pipeline's family.
+        decide_by: judge every image after this many evaluations instead of at the end. If all images of a call are
+            flagged then and would not be returned, the rest of the run is not computed.
+        on_verdict: called with every verdict before the call returns.
 
-guard = Guard
-"""`Guard` where it stands in a `with` statement: a verb, like `watch` and `stabilize`."""
+    Raises:
+        UsageError: saying what does not fit.
+    """
+    return Guard(
+        pipe,
+        calibration,
+        policy=policy,
+        detector=detector,
+        fpr=fpr,
+        mitigation=mitigation,
+        decide_by=decide_by,
+        on_verdict=on_verdict,
+    )
 
 
 def _networks(pipe: Any) -> dict[str, nn.Module]:

@@ -1,16 +1,21 @@
-"""Where in the picture? One file per method; `LOCALIZERS` names them."""
+"""Where in the picture? One file per method; `localizer` finds a method by its name."""
 
-from cryptomnesia.calibration.masks import MapReference, Mask
-from cryptomnesia.localizers.base import Localizer, Watched, upsampled
-from cryptomnesia.localizers.baseline import Baseline, checkpoint, conditioning, empty_caption
-from cryptomnesia.localizers.bright_ending import BrightEnding, end_positions
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from cryptomnesia.errors import UsageError
+from cryptomnesia.localizers.base import Localizer, Map, Watched
+from cryptomnesia.localizers.baseline import Baseline
+from cryptomnesia.localizers.bright_ending import BrightEnding
 from cryptomnesia.localizers.collapse import Collapse
 from cryptomnesia.localizers.curvature import Curvature, CurvatureDifference
 from cryptomnesia.localizers.jacobian.diagonal import Diagonal, DiagonalEstimator
 from cryptomnesia.localizers.score_difference import GuidanceMap, ScoreDifference
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.registry import create
 
 __all__ = [
-    "LOCALIZERS",
     "Baseline",
     "BrightEnding",
     "Collapse",
@@ -20,18 +25,77 @@ __all__ = [
     "DiagonalEstimator",
     "GuidanceMap",
     "Localizer",
-    "MapReference",
-    "Mask",
+    "Map",
     "ScoreDifference",
     "Watched",
-    "checkpoint",
-    "conditioning",
-    "empty_caption",
-    "end_positions",
-    "upsampled",
+    "configured",
+    "default_localizer",
+    "localizer",
+    "localizers_of",
 ]
 
-LOCALIZERS: dict[
-    str, type[Collapse | CurvatureDifference | ScoreDifference | GuidanceMap | Curvature | BrightEnding]
-] = {each.name: each for each in (Collapse, CurvatureDifference, ScoreDifference, GuidanceMap, Curvature, BrightEnding)}
-"""Name on the command line → the localizer, the default first; `step` chooses the evaluation."""
+DEFAULTS = ("collapse", "collapse-empty", "curvature")
+"""Names of the localizers to choose from when none is given; the first that works in the set-up is taken."""
+
+
+def localizer(method: str | Any, setup: Setup | None = None) -> Localizer:
+    """A localizer that was given by name or as an object.
+
+    Args:
+        method: a registered localizer, `auto` for the default, or an object.
+        setup: that `auto` is chosen for.
+
+    Raises:
+        UsageError: for an unknown name, or `auto` without a set-up.
+        PluginError: if the package that registers the name cannot be imported.
+    """
+    if method != "auto":
+        return create("localizer", method)
+    if setup is None:
+        raise UsageError("got the localizer 'auto' without a set-up to choose it for; name one")
+    return default_localizer(setup)
+
+
+def default_localizer(setup: Setup) -> Localizer:
+    """The localizer that is used when none is given.
+
+    Raises:
+        UsageError: if none works in the set-up.
+    """
+    for name in DEFAULTS:
+        found = create("localizer", name)
+        if setup.accepts(found):
+            return found
+    raise UsageError(
+        f"none of the localizers {', '.join(DEFAULTS)} works in this set-up; name another one, or use none"
+    )
+
+
+def localizers_of(methods: str | Any | Sequence[str | Any], setup: Setup) -> list[Localizer]:
+    """Localizers that were given by name or as objects, seen to work in a set-up.
+
+    Raises:
+        UsageError: for none, one that is unknown or cannot work, or two of the same name.
+    """
+    several = methods if isinstance(methods, list | tuple) else [methods]
+    found = [localizer(method, setup) for method in several]
+    if not found:
+        raise UsageError("got no map to compute; name at least one localizer")
+    names = [method.name for method in found]
+    if len(set(names)) < len(names):
+        raise UsageError(
+            f"got the maps {', '.join(names)}, of which two have the same name; compute them one after the other"
+        )
+    setup.check(found)
+    return found
+
+
+def configured(method: Localizer, **settings: Any) -> Localizer:
+    """A localizer with those of the settings that it has, `step` and `estimator` for instance; None changes nothing."""
+    if not dataclasses.is_dataclass(method) or isinstance(method, type):
+        return method
+    fields = {field.name for field in dataclasses.fields(method)}
+    changed: Any = method
+    return dataclasses.replace(
+        changed, **{name: value for name, value in settings.items() if name in fields and value is not None}
+    )

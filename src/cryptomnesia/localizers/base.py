@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from cryptomnesia.errors import NotFiniteError, UsageError
-from cryptomnesia.localizers.baseline import Baseline
+from cryptomnesia.localizers.baseline import Against, Baseline, check_checkpoint
 from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction
 from cryptomnesia.pipelines.families import Shared
+from cryptomnesia.registry import Method, Requirement
 from cryptomnesia.tracing.trajectory import Place, Step, Trajectory
+
+if TYPE_CHECKING:
+    from cryptomnesia.pipelines.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -20,31 +23,23 @@ class Watched:
     """A generation to be mapped.
 
     Attributes:
-        trajectory: with the tensors of the step in question.
-        denoiser: the model.
-        baseline: what does not remember; None for the run's own unconditional branch.
-        ends: position of the end token in every caption, (B,) int; for attention maps.
-        seeds: one per image, for random probes of its own; None for the same in all images.
+        trajectory: with the tensors of the localizer's evaluations.
+        denoiser: the network.
+        baseline: what the map is compared with; None for the run's own unconditional branch.
+        prompts: the captions, one per image, or None where they are not known in words.
+        seeds: one per image, for random probes of its own; None gives all images the same probes.
+        pipe: the pipeline, None where only its network is known.
     """
 
     trajectory: Trajectory
     denoiser: Denoiser
     baseline: Baseline | None = None
-    ends: Tensor | None = None
+    prompts: Sequence[str] | None = None
     seeds: Sequence[int] | None = None
-
-    def rows(self, rows: list[int]) -> "Watched":
-        """The generation of some of the images."""
-        return Watched(
-            self.trajectory.rows(rows),
-            self.denoiser,
-            None if self.baseline is None else self.baseline.rows(rows),
-            None if self.ends is None else self.ends[rows],
-            None if self.seeds is None else [self.seeds[row] for row in rows],
-        )
+    pipe: Any = None
 
     def against(self, step: Step) -> Baseline:
-        """The baseline at a step.
+        """The baseline at an evaluation.
 
         Raises:
             UsageError: where there is none.
@@ -54,52 +49,91 @@ class Watched:
         if step.uncond is None or step.uncond_inputs is None:
             raise UsageError(
                 "the run has no unconditional branch, which is the baseline of this map; generate with guidance "
-                "above 1, or give another baseline: `empty_caption` or `checkpoint`"
+                "above 1, or give the map another baseline: `empty` or `checkpoint`"
             )
         return Baseline(self.denoiser, step.uncond_inputs, step.uncond)
 
 
-class AtStep:
-    """A localizer that looks at one evaluation."""
-
-    step: Place
-
-    @property
-    def evaluations(self) -> tuple[Place, ...]:
-        """That one."""
-        return (self.step,)
-
-
-class Localizer(Protocol):
-    """A map over the picture, ≥ 0, higher = more memorized.
+@dataclass(frozen=True)
+class Map:
+    """Maps of B images at latent resolution.
 
     Attributes:
-        name: on the command line and in results.
-        step: the evaluation that is looked at.
-        evaluations: all whose tensors must have been kept; the first is the one that is compared with a baseline.
-        differs: whether there is a baseline.
+        values: (B, h, w), ≥ 0 in the localizer's unit, higher is more memorized.
+        errors: their standard errors (B, h, w), before negative values were cut, NaN where nothing is known of them;
+            None if the localizer estimates nothing.
     """
 
-    name: ClassVar[str]
-    differs: ClassVar[bool]
+    values: Tensor
+    errors: Tensor | None = None
 
-    @property
-    def step(self) -> Place:
-        """The evaluation that is looked at."""
-        ...
+
+class Localizer(Method, Protocol):
+    """A map over the picture: ≥ 0, higher is more memorized.
+
+    Subclass this protocol: then `name` and `map` are all that a localizer has to define.
+
+    Attributes:
+        step: the evaluation that is looked at.
+        baseline: what the map is compared with: `none`, the `unconditional` branch of the same run, the model asked with
+            an `empty` caption, or a less-trained `checkpoint`.
+    """
+
+    step: Place = -1
+    baseline: Against = "none"
 
     @property
     def evaluations(self) -> tuple[Place, ...]:
-        """All whose tensors must have been kept."""
+        """The evaluations whose tensors must be kept; the baseline is evaluated at the first of them."""
+        return (self.step,)
+
+    @property
+    def requires(self) -> frozenset[Requirement]:
+        """What the baseline requires."""
+        needed: dict[Against, Requirement] = {
+            "unconditional": "guidance",
+            "empty": "captions",
+            "checkpoint": "checkpoint",
+        }
+        return frozenset({needed[self.baseline]} if self.baseline in needed else ())
+
+    def check(self, setup: "Setup") -> None:
+        """Refuse a set-up in which the map cannot be computed.
+
+        Raises:
+            UsageError: saying why.
+        """
+        check_scales(setup)
+        if self.baseline == "checkpoint":
+            check_checkpoint(setup.pipe, setup.checkpoint)
+
+    def cost(self, setup: "Setup") -> float:
+        """Evaluations for the map, and one of another baseline than the run's own unconditional branch."""
+        return float(self.baseline in ("empty", "checkpoint"))
+
+    def map(self, watched: Watched) -> Map:
+        """The map of every image."""
         ...
 
-    def map(self, watched: Watched) -> Tensor:
-        """The map of every image, (B, h, w) at latent resolution."""
-        ...
+
+def check_scales(setup: "Setup") -> None:
+    """Refuse calls that scale parts of the network, which maps evaluate without that.
+
+    Raises:
+        UsageError: naming the argument.
+    """
+    scaled = sorted({"cross_attention_kwargs", "joint_attention_kwargs"} & setup.sampling.options.keys())
+    if scaled:
+        raise UsageError(f"maps evaluate the network without {scaled[0]}; merge what it scales into the weights")
+
+
+def named(name: str, baseline: Against) -> str:
+    """The name of a localizer with one of several baselines."""
+    return f"{name}-{baseline}" if baseline in ("empty", "checkpoint") else name
 
 
 def over_channels(values: Tensor, inputs: Inputs) -> Tensor:
-    """Σ over channels of values (B, C, h, w), or (B, tokens, channels) of packed latents: (B, h, w), `wide`."""
+    """Sum over channels of values (B, C, h, w), or (B, tokens, channels) of packed latents: (B, h, w), fp32 or wider."""
     values = wide(values)
     if values.dim() == 4:
         return values.sum(dim=1)
@@ -110,21 +144,16 @@ def over_channels(values: Tensor, inputs: Inputs) -> Tensor:
     return cells.permute(0, 1, 3, 2, 4).reshape(len(values), 2 * height, 2 * width)
 
 
-def upsampled(maps: Tensor, height: int, width: int) -> Tensor:
-    """Maps (B, h, w) at picture resolution by bilinear interpolation, (B, height, width)."""
-    return interpolate(maps[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
-
-
 def subtractable(prediction: Prediction, formed: Tensor) -> Tensor | None:
-    """What was `formed` from a recorded prediction, unless the network gave that in fewer bits than its input has.
+    """`formed`, computed from a recorded prediction, unless the network's output has fewer bits than its input.
 
-    So it does under autocast. A finite difference would subtract the rounding from what was computed without.
+    Under autocast it has. A finite difference would then subtract the rounding from what was computed without it.
     """
     return formed if prediction.value.dtype == prediction.x.dtype else None
 
 
 def wide(values: Tensor) -> Tensor:
-    """`values`, in single precision if they came in half."""
+    """`values`, in single precision if they are in half."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

@@ -1,24 +1,29 @@
 """What a map is compared with: a model that knows the picture less well.
 
-The paper's two baselines are the same model without the caption (Δ_∅) and a less-trained checkpoint of it
-with the caption (Δ_θ̃). The first is part of every guided generation and costs nothing. A model that is not
-guided can be asked once more with an empty caption.
+The paper's two baselines are the same model without the caption (Δ_∅) and a less-trained checkpoint of it with the
+caption (Δ_θ̃). The first is part of every guided generation and costs nothing. For a run without guidance the model can
+be evaluated once more with an empty caption.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction, input_rows
-from cryptomnesia.pipelines.families import adapter_for
+from cryptomnesia.pipelines.call import silent
+from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction
+from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.fingerprint import weights_digests
+from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.settings import Sampling
 from cryptomnesia.tracing.trajectory import Step
 from cryptomnesia.tracing.watching import watch
+
+Against = Literal["none", "unconditional", "empty", "checkpoint"]
+"""What a map is compared with."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,6 @@ class Baseline:
     denoiser: Denoiser
     inputs: Inputs
     seen: Prediction | None = None
-
-    def rows(self, rows: list[int]) -> "Baseline":
-        """The baseline of some of the images."""
-        return Baseline(
-            self.denoiser, input_rows(self.inputs, rows), None if self.seen is None else self.seen.rows(rows)
-        )
 
     @torch.no_grad()
     def at(self, step: Step) -> "Baseline":
@@ -58,43 +57,32 @@ class Baseline:
         return self.prediction(x, t).epsilon
 
 
-def reading(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Baseline:
-    """The network of a pipeline under its own reading of the captions."""
-    return Baseline(adapter_for(pipe).denoiser(), conditioning(pipe, prompts, sampling))
+def baseline_for(setup: Setup, against: Against, prompts: Sequence[str]) -> Baseline | None:
+    """The baseline for the images of `prompts`, None for the run's own unconditional branch or none at all.
 
-
-def empty_caption(pipe: Any, count: int, sampling: Sampling) -> Baseline:
-    """The model itself, asked with an empty caption: for runs without an unconditional branch.
-
-    The caption is encoded like any other; SDXL's own unconditional branch is fed zeros in its place.
+    An empty caption is encoded like any other; SDXL's own unconditional branch is given zeros in its place. A checkpoint
+    reads the captions with its own text encoder.
     """
-    return reading(pipe, [""] * count, sampling)
+    if against == "empty":
+        return _reading(setup.pipe, [""] * len(prompts), setup.sampling)
+    if against == "checkpoint":
+        return _reading(setup.checkpoint, prompts, setup.sampling)
+    return None
 
 
-def checkpoint(pipe: Any, other: Any, prompts: Sequence[str], sampling: Sampling) -> Baseline:
-    """Another checkpoint, with its own reading of the captions.
-
-    Args:
-        pipe: the pipeline whose generations are mapped.
-        other: a pipeline around a less-trained checkpoint of the same model.
-        prompts: the captions of the images.
-        sampling: the settings of the generation.
-
-    Raises:
-        UsageError: if the two do not speak of the same latents.
-    """
-    check_checkpoint(pipe, other)
-    return reading(other, prompts, sampling)
+def _reading(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Baseline:
+    """The network of a pipeline, with what the pipeline makes of the captions."""
+    return Baseline(family_of(pipe).denoiser(), conditioning(pipe, prompts, sampling))
 
 
 def check_checkpoint(pipe: Any, other: Any) -> None:
-    """See that another checkpoint speaks of the same latents.
+    """Refuse a checkpoint whose latents or noise schedule are not those of the model.
 
     Raises:
         UsageError: naming everything that differs.
     """
-    first: Any = adapter_for(pipe)
-    second: Any = adapter_for(other)
+    first: Any = family_of(pipe)
+    second: Any = family_of(other)
     differences = {
         "family": (type(pipe).__name__, type(other).__name__),
         "prediction type": (first.kind, second.kind),
@@ -104,31 +92,28 @@ def check_checkpoint(pipe: Any, other: Any) -> None:
         "noise schedule": (_schedule(pipe), _schedule(other)),
         "autoencoder": (_autoencoder(pipe), _autoencoder(other)),
     }
-    differing = [f"{name} is {b}, the model's {a}" for name, (a, b) in differences.items() if a != b]
-    if differing:
+    unlike = [f"{name} is {b}, the model's {a}" for name, (a, b) in differences.items() if a != b]
+    if unlike:
         raise UsageError(
-            f"the baseline does not fit the model: {'; '.join(differing)}; give a checkpoint of the same model"
+            f"the baseline does not fit the model: {'; '.join(unlike)}; give a checkpoint of the same model"
         )
 
 
 def conditioning(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Inputs:
-    """What the pipeline gives its network for the captions, read off a call that ends after one evaluation."""
+    """What the pipeline gives its network for the captions, taken from a call that ends after one evaluation."""
 
     def stop(_: int) -> None:
         pipe._interrupt = True
 
-    bar = getattr(pipe, "_progress_bar_config", {})
-    pipe.set_progress_bar_config(**{**bar, "disable": True})
     try:
-        with watch(pipe, keep=(0,), after_step=stop) as seen:
+        with silent(pipe), watch(pipe, keep=(0,), after_step=stop) as seen:
             pipe(
-                **adapter_for(pipe).arguments(prompts, replace(sampling, steps=2)),
+                **family_of(pipe).arguments(prompts, replace(sampling, steps=2)),
                 generator=[torch.Generator().manual_seed(0) for _ in prompts],
                 output_type="latent",
             )
     finally:
         pipe._interrupt = False
-        pipe.set_progress_bar_config(**bar)
     return seen.trajectory.step(0).cond_inputs
 
 
@@ -145,8 +130,8 @@ def together(first: Inputs, second: Inputs) -> dict[str, Any]:
 
 
 def _schedule(pipe: Any) -> str:
-    """A few places of the noise schedule, in words."""
-    schedule = adapter_for(pipe).schedule
+    """The noise schedule at three timesteps, in words."""
+    schedule = family_of(pipe).schedule
     return ", ".join(f"{schedule(t)[0].item():.6f}" for t in (0, 500, 999))
 
 

@@ -1,4 +1,4 @@
-"""Bright Ending (Chen et al., ICLR 2025): where the end token is looked at.
+"""Bright Ending (Chen et al., ICLR 2025): where the picture attends to the caption's end token.
 
 The map is the cross-attention probability of the caption's end token at the last step, in the first blocks on
 the way down that attend to the caption at the highest resolution, averaged over heads and layers. A memorized
@@ -8,40 +8,70 @@ Queries and keys are read from the projections of the stock attention modules in
 conditional branch, so no attention processor is replaced and the generation itself stays as it was.
 """
 
+import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localizers.base import AtStep, Watched, finite, upsampled, wide
+from cryptomnesia.images import upsampled
+from cryptomnesia.localizers.base import Localizer, Map, Watched, finite, wide
 from cryptomnesia.localizers.jacobian.process import eagerly
+from cryptomnesia.registry import Requirement
 from cryptomnesia.tracing.trajectory import Place
+
+if TYPE_CHECKING:
+    from cryptomnesia.pipelines.setup import Setup
 
 
 @dataclass(frozen=True)
-class BrightEnding(AtStep):
+class BrightEnding(Localizer):
     """Attention to the end token at evaluation `step`, in [0, 1]."""
 
     step: Place = -1
-    name: ClassVar[str] = "bright-ending"
-    differs: ClassVar[bool] = False
+
+    name = "bright-ending"
+    summary = "How much the picture attends to the caption's end token at the last step, at every place."
+    source = "Chen et al., ICLR 2025"
+    use_when = "You compare with it on Stable Diffusion 1 or 2, where it was published."
+    avoid_when = (
+        "The network is a transformer, which has no cross-attention on its way down, or the caption's end is not known "
+        "(no captions; as a detector during a run)."
+    )
+
+    @property
+    def requires(self) -> frozenset[Requirement]:
+        """Captions in words, to know where they end."""
+        return frozenset({"captions"})
+
+    def check(self, setup: "Setup") -> None:
+        """Refuse a network without cross-attention on its way down.
+
+        Raises:
+            UsageError: naming the network.
+        """
+        super().check(setup)
+        cross_attention(setup.family.module)
+
+    def cost(self, setup: "Setup") -> float:
+        """One evaluation of the conditional branch, half of one of both."""
+        return 0.5 if setup.guided else 1.0
 
     @torch.no_grad()
-    def map(self, watched: Watched) -> Tensor:
+    def map(self, watched: Watched) -> Map:
         """The mean probability at every place of every image, (B, h, w), upsampled where the block's is smaller.
 
         Raises:
-            UsageError: for a network that is no UNet with cross-attention, or without the end tokens' positions.
+            UsageError: for a network that is no UNet with cross-attention, or without captions and pipeline.
         """
         step = watched.trajectory.step(self.step)
-        if watched.ends is None:
-            raise UsageError(
-                "attention maps need the positions of the end tokens; give `ends=end_positions(pipe, prompts)`"
-            )
+        if watched.prompts is None or watched.pipe is None:
+            raise UsageError("attention maps need the captions and the pipeline; give `Watched` both")
+        ends = end_positions(watched.pipe, watched.prompts)
         layers = cross_attention(getattr(watched.denoiser, "module", None))
         seen: dict[Any, dict[str, Tensor]] = defaultdict(dict)
         hooks = [
@@ -58,11 +88,11 @@ class BrightEnding(AtStep):
         finally:
             for hook in hooks:
                 hook.remove()
-        maps = torch.stack([_to_token(layer, **seen[layer], ends=watched.ends) for layer in layers]).mean(dim=0)
+        maps = torch.stack([_to_token(layer, **seen[layer], ends=ends) for layer in layers]).mean(dim=0)
         height, width = step.cond.x.shape[-2:]
         down = round((height * width / maps.shape[1]) ** 0.5)
         maps = maps.unflatten(1, (-(-height // down), -(-width // down)))
-        return finite(maps if down == 1 else upsampled(maps, height, width))
+        return Map(finite(maps if down == 1 else upsampled(maps, height, width)))
 
 
 def cross_attention(network: Any) -> list[Any]:
@@ -83,7 +113,9 @@ def cross_attention(network: Any) -> list[Any]:
 
 def end_positions(pipe: Any, prompts: Sequence[str]) -> Tensor:
     """The position of the end token of every prompt, (B,) int."""
-    return torch.tensor([len(pipe.tokenizer(prompt, truncation=True).input_ids) - 1 for prompt in prompts])
+    # a copy: fast tokenizers keep padding and truncation in themselves, and another thread may be using the pipeline's
+    tokenizer = copy.deepcopy(pipe.tokenizer)
+    return torch.tensor([len(tokenizer(prompt, truncation=True).input_ids) - 1 for prompt in prompts])
 
 
 def _to_token(layer: Any, to_q: Tensor, to_k: Tensor, ends: Tensor) -> Tensor:

@@ -18,31 +18,73 @@ twelve had shown how those fall short.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localizers.base import Watched, finite, over_channels, subtractable, wide
+from cryptomnesia.localizers.base import Localizer, Map, Watched, finite, named, over_channels, subtractable, wide
+from cryptomnesia.localizers.baseline import Against
 from cryptomnesia.localizers.jacobian.diagonal import Diagonal, DiagonalEstimator
 from cryptomnesia.pipelines.denoiser import Prediction, input_rows
 from cryptomnesia.tracing.trajectory import Place
+
+if TYPE_CHECKING:
+    from cryptomnesia.pipelines.setup import Setup
 
 SMOOTHNESS = 0.1
 """Variance of the guide, in its own over the picture, below which a window counts as flat (ε of He et al.)."""
 
 
 @dataclass(frozen=True)
-class Collapse:
+class Collapse(Localizer):
     """The share of the posterior variance that is gone at `step`, guided by the difference at `guide`; no unit."""
 
     step: Place = 0.3
     guide: Place = 0
+    baseline: Against = "unconditional"
     estimator: DiagonalEstimator = field(default_factory=DiagonalEstimator)
-    name: ClassVar[str] = "collapse"
-    differs: ClassVar[bool] = True
+
+    summary = "The share of the picture's posterior variance that is gone early in the run, at every place."
+    source = "this library"
+    use_when = "You need a mask: a region with a threshold that was fixed on other pictures."
+    avoid_when = (
+        "Captions legitimately fix plain grounds or most pixels: those collapse too, and are marked. On another model than "
+        "the one on which it was developed its masks were much worse, so calibrate, and look at the pictures."
+    )
+
+    @property
+    def name(self) -> str:
+        """`collapse`, with the baseline of its guide behind it unless that is the unconditional branch."""
+        return named("collapse", self.baseline)
+
+    @property
+    def observes(self) -> str:
+        """The posterior variance early in the run."""
+        return "the Jacobian early in the run"
+
+    def cost(self, setup: "Setup") -> float:
+        """One evaluation of the conditional branch per probe, half of one of both, and those of the baseline."""
+        return self.estimator.probes * (0.5 if setup.guided else 1.0) + super().cost(setup)
+
+    def check(self, setup: "Setup") -> None:
+        """Refuse the first evaluation of a flow model too, which sees nothing but noise.
+
+        Raises:
+            UsageError: naming the steps that are too few.
+        """
+        super().check(setup)
+        if setup.family.kind != "flow_prediction":
+            return
+        # solvers make as many evaluations as steps, or more; what lies beyond is refused when it is reached
+        steps = setup.sampling.steps
+        share = self.step if isinstance(self.step, float) else self.step / steps
+        if self.step == -steps or 0 <= share * steps < 1:
+            raise UsageError(
+                f"with {steps} steps {self.name} would look at pure noise; give more steps, or a later evaluation"
+            )
 
     @property
     def evaluations(self) -> tuple[Place, ...]:
@@ -77,15 +119,16 @@ class Collapse:
         known = subtractable(step.cond, step.cond.value)
         return self.estimator.estimate(value, step.cond.x, scale=sigma, value=known, reduce=share, seeds=watched.seeds)
 
-    def map(self, watched: Watched) -> Tensor:
-        """The filtered share of every image, (B, h, w), ≥ 0."""
-        return self.filtered(self.estimate(watched).value, watched)
+    def map(self, watched: Watched) -> Map:
+        """The filtered share of every image, (B, h, w), ≥ 0; its errors are those of the share before the filter."""
+        found = self.estimate(watched)
+        return Map(self.filtered(found.value, watched), found.error)
 
     def filtered(self, share: Tensor, watched: Watched) -> Tensor:
         """The map that an estimated share (B, h, w) gives, likewise."""
         first = watched.trajectory.step(self.guide)
-        apart = _x0(first.cond) - _x0(watched.against(first).prediction(first.cond.x, first.t))
-        moved = over_channels(finite(apart) ** 2, first.cond_inputs)
+        difference = _x0(first.cond) - _x0(watched.against(first).prediction(first.cond.x, first.t))
+        moved = over_channels(finite(difference) ** 2, first.cond_inputs)
         # a baseline that says exactly the same somewhere has no logarithm
         guide = (moved + 1e-6 * moved.mean(dim=(1, 2), keepdim=True) + 1e-30).log()
         return guided(finite(share), guide).relu()
@@ -115,3 +158,13 @@ def guided(values: Tensor, guide: Tensor) -> Tensor:
     mean, level = window(guide), window(fine)
     slope = (window(guide * fine) - mean * level) / (window(guide**2) - mean**2 + SMOOTHNESS)
     return (window(slope) * guide + window(level - slope * mean)).to(values)
+
+
+def against_empty() -> Collapse:
+    """`collapse-empty`."""
+    return Collapse(baseline="empty")
+
+
+def against_checkpoint() -> Collapse:
+    """`collapse-checkpoint`."""
+    return Collapse(baseline="checkpoint")

@@ -19,27 +19,57 @@ Jacobians agree, so do their estimation errors, which then vanish.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from cryptomnesia.localizers.base import AtStep, Watched, over_channels, subtractable
-from cryptomnesia.localizers.baseline import together
+from cryptomnesia.localizers.base import Localizer, Map, Watched, named, over_channels, subtractable
+from cryptomnesia.localizers.baseline import Against, together
 from cryptomnesia.localizers.jacobian.diagonal import Diagonal, DiagonalEstimator
 from cryptomnesia.localizers.jacobian.products import Function
 from cryptomnesia.pipelines.denoiser import Denoiser, input_rows
 from cryptomnesia.tracing.trajectory import Place, Step
 
+if TYPE_CHECKING:
+    from cryptomnesia.pipelines.setup import Setup
+
+OBSERVED = "the Jacobian at the evaluation before the last"
+"""What both maps of this file are made from."""
+
 
 @dataclass(frozen=True)
-class CurvatureDifference(AtStep):
+class CurvatureDifference(Localizer):
     """Δh at evaluation `step`, in 1/(latent unit)²."""
 
     step: Place = -2
+    baseline: Against = "unconditional"
     estimator: DiagonalEstimator = field(default_factory=DiagonalEstimator)
-    name: ClassVar[str] = "curvature-difference"
-    differs: ClassVar[bool] = True
+
+    summary = "How much sharper the density of latents is with the caption than without it, at every place."
+    source = "arXiv:2605.26756"
+    use_when = (
+        "You want the published map, or you rank the pixels of one picture. The unconditional branch, or the checkpoint "
+        "that you compare with, must not have memorized the picture."
+    )
+    avoid_when = (
+        "You need a mask with a threshold that holds for other pictures: late in a run ordinary pictures reach the same "
+        "values. Use `collapse`, which reads the same curvature early."
+    )
+
+    @property
+    def name(self) -> str:
+        """`curvature-difference`, with the baseline behind it unless that is the unconditional branch."""
+        return named("curvature-difference", self.baseline)
+
+    @property
+    def observes(self) -> str:
+        """The Jacobian late in the run."""
+        return OBSERVED
+
+    def cost(self, setup: "Setup") -> float:
+        """One evaluation of both branches per probe, and those of the baseline."""
+        return self.estimator.probes + super().cost(setup)
 
     def difference(self, watched: Watched) -> Diagonal:
         """Δh with its standard error, signed and per channel, shaped like the latents."""
@@ -49,9 +79,10 @@ class CurvatureDifference(AtStep):
         """Σ_channels Δh with its standard error, signed, (B, h, w)."""
         return self._estimated(watched, summed=True)
 
-    def map(self, watched: Watched) -> Tensor:
+    def map(self, watched: Watched) -> Map:
         """ReLU(Σ_channels Δh) of every image, (B, h, w)."""
-        return self.estimate(watched).value.relu()
+        found = self.estimate(watched)
+        return Map(found.value.relu(), found.error)
 
     @torch.no_grad()
     def _estimated(self, watched: Watched, *, summed: bool) -> Diagonal:
@@ -59,25 +90,40 @@ class CurvatureDifference(AtStep):
         baseline = watched.against(step)
         one_network = _network(baseline.denoiser) is _network(watched.denoiser)
 
-        def apart(x: Tensor, rows: Tensor) -> Tensor:
-            own, other = input_rows(step.cond_inputs, rows), input_rows(baseline.inputs, rows)
+        def difference(x: Tensor, rows: Tensor) -> Tensor:
+            cond, less = input_rows(step.cond_inputs, rows), input_rows(baseline.inputs, rows)
             if one_network:
-                both = watched.denoiser(torch.cat([x, x]), step.t, together(own, other)).epsilon
+                both = watched.denoiser(torch.cat([x, x]), step.t, together(cond, less)).epsilon
                 return both[: len(x)] - both[len(x) :]
-            return watched.denoiser(x, step.t, own).epsilon - baseline.denoiser(x, step.t, other).epsilon
+            return watched.denoiser(x, step.t, cond).epsilon - baseline.denoiser(x, step.t, less).epsilon
 
         value = step.cond.epsilon - baseline.epsilon(step.cond.x, step.t)
-        return _curvature(self.estimator, apart, subtractable(step.cond, value), step, watched.seeds, summed=summed)
+        return _curvature(
+            self.estimator, difference, subtractable(step.cond, value), step, watched.seeds, summed=summed
+        )
 
 
 @dataclass(frozen=True)
-class Curvature(AtStep):
-    """The curvature of the conditional branch alone, in 1/(latent unit)²: what is left without a baseline."""
+class Curvature(Localizer):
+    """The curvature of the conditional branch alone, in 1/(latent unit)², without a baseline."""
 
     step: Place = -2
     estimator: DiagonalEstimator = field(default_factory=DiagonalEstimator)
-    name: ClassVar[str] = "curvature"
-    differs: ClassVar[bool] = False
+
+    name = "curvature"
+    summary = "How sharp the density of latents is at every place, without a baseline."
+    source = "arXiv:2605.26756"
+    use_when = "There is no baseline: an unconditional model, without a less-trained checkpoint."
+    avoid_when = "There is one: late in a run every picture is settled, memorized or not. Use `collapse`."
+
+    @property
+    def observes(self) -> str:
+        """The Jacobian late in the run."""
+        return OBSERVED
+
+    def cost(self, setup: "Setup") -> float:
+        """One evaluation of the conditional branch per probe, half of one of both."""
+        return self.estimator.probes * (0.5 if setup.guided else 1.0)
 
     def estimate(self, watched: Watched) -> Diagonal:
         """Σ_channels diag(−∇²log p(x|c)) with its standard error, signed, (B, h, w)."""
@@ -89,9 +135,10 @@ class Curvature(AtStep):
         value = subtractable(step.cond, step.cond.epsilon)
         return _curvature(self.estimator, epsilon, value, step, watched.seeds, summed=True)
 
-    def map(self, watched: Watched) -> Tensor:
+    def map(self, watched: Watched) -> Map:
         """ReLU(Σ_channels diag(−∇²log p(x|c))) of every image, (B, h, w)."""
-        return self.estimate(watched).value.relu()
+        found = self.estimate(watched)
+        return Map(found.value.relu(), found.error)
 
 
 def _network(denoiser: Denoiser) -> object:
@@ -113,3 +160,13 @@ def _curvature(
         return (over_channels(diagonal, step.cond_inputs) if summed else diagonal) / step.cond.sigma
 
     return estimator.estimate(epsilon, step.cond.x, scale=step.cond.sigma, value=value, reduce=reduce, seeds=seeds)
+
+
+def against_empty() -> CurvatureDifference:
+    """`curvature-difference-empty`."""
+    return CurvatureDifference(baseline="empty")
+
+
+def against_checkpoint() -> CurvatureDifference:
+    """`curvature-difference-checkpoint`."""
+    return CurvatureDifference(baseline="checkpoint")

@@ -1,46 +1,100 @@
 """Score differences Δs (arXiv:2605.26756): the surrogate of Δh that needs no derivative.
 
-Δs = Σ_channels (s_c − s̃)² with s = −ε/σ, against the unconditional branch (Δs_∅) or a less-trained checkpoint
-(Δs_θ̃). By the Fisher identity it approaches the curvature difference as t → 0, so it is read at the last
-step. What it asks of the baseline is the same.
+Δs = Σ_channels (s_c − s̃)² with s = −ε/σ, against the unconditional branch (Δs_∅) or a less-trained checkpoint (Δs_θ̃). By
+the Fisher identity it approaches the curvature difference as t → 0, so it is read at the last step. It requires the same
+of the baseline. The guidance map is the same difference without the division and the square.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from cryptomnesia.localizers.base import AtStep, Watched, finite, over_channels, wide
+from cryptomnesia.localizers.base import Localizer, Map, Watched, finite, named, over_channels, wide
+from cryptomnesia.localizers.baseline import Against
 from cryptomnesia.tracing.trajectory import Place, Step
 
+OBSERVED = "guidance at the last evaluation"
+"""What Δs, the guidance map and the detector `guidance-last` are made from."""
+
 
 @dataclass(frozen=True)
-class ScoreDifference(AtStep):
-    """Δs at evaluation `step`, in 1/(latent unit)²; against the unconditional branch it costs nothing."""
+class ScoreDifference(Localizer):
+    """Δs at evaluation `step`, in 1/(latent unit)²."""
 
     step: Place = -1
-    name: ClassVar[str] = "score-difference"
-    differs: ClassVar[bool] = True
+    baseline: Against = "unconditional"
 
-    def map(self, watched: Watched) -> Tensor:
+    summary = "The squared difference of the scores with and without the caption, at every place."
+    source = "arXiv:2605.26756"
+    use_when = "You want a map that costs nothing beyond the generation."
+    avoid_when = (
+        "You need a mask: a ground that an ordinary caption names moves the prediction as far as a memorized one. Use "
+        "`collapse`."
+    )
+
+    @property
+    def name(self) -> str:
+        """`score-difference`, with the baseline behind it unless that is the unconditional branch."""
+        return named("score-difference", self.baseline)
+
+    @property
+    def observes(self) -> str:
+        """How far the branches are apart."""
+        return OBSERVED
+
+    def map(self, watched: Watched) -> Map:
         """Δs of every image, (B, h, w), ≥ 0."""
         step = watched.trajectory.step(self.step)
-        return over_channels((_apart(watched, step) / step.cond.sigma) ** 2, step.cond_inputs)
+        return Map(over_channels((_difference(watched, step) / step.cond.sigma) ** 2, step.cond_inputs))
 
 
 @dataclass(frozen=True)
-class GuidanceMap(AtStep):
-    """‖ε_c − ε̃‖ over channels at evaluation `step`: guidance magnitude, not summed over the picture."""
+class GuidanceMap(Localizer):
+    """‖ε_c − ε̃‖ over channels at evaluation `step`, in latent units: guidance magnitude at every place."""
 
     step: Place = -1
-    name: ClassVar[str] = "guidance-map"
-    differs: ClassVar[bool] = True
+    baseline: Against = "unconditional"
 
-    def map(self, watched: Watched) -> Tensor:
-        """The distance at every place of every image, (B, h, w), ≥ 0, in latent units."""
+    summary = "How far the predictions with and without the caption are apart, at every place."
+    source = "arXiv:2407.21720"
+    use_when = "You want to see where a caption acts, at no cost."
+    avoid_when = "You need a mask of what is memorized; use `collapse`."
+
+    @property
+    def name(self) -> str:
+        """`guidance-map`, with the baseline behind it unless that is the unconditional branch."""
+        return named("guidance-map", self.baseline)
+
+    @property
+    def observes(self) -> str:
+        """How far the branches are apart."""
+        return OBSERVED
+
+    def map(self, watched: Watched) -> Map:
+        """The distance at every place of every image, (B, h, w), ≥ 0."""
         step = watched.trajectory.step(self.step)
-        return over_channels(_apart(watched, step) ** 2, step.cond_inputs).sqrt()
+        return Map(over_channels(_difference(watched, step) ** 2, step.cond_inputs).sqrt())
 
 
-def _apart(watched: Watched, step: Step) -> Tensor:
+def _difference(watched: Watched, step: Step) -> Tensor:
     return finite(wide(step.cond.epsilon - watched.against(step).epsilon(step.cond.x, step.t)))
+
+
+def score_difference_empty() -> ScoreDifference:
+    """`score-difference-empty`."""
+    return ScoreDifference(baseline="empty")
+
+
+def score_difference_checkpoint() -> ScoreDifference:
+    """`score-difference-checkpoint`."""
+    return ScoreDifference(baseline="checkpoint")
+
+
+def guidance_map_empty() -> GuidanceMap:
+    """`guidance-map-empty`."""
+    return GuidanceMap(baseline="empty")
+
+
+def guidance_map_checkpoint() -> GuidanceMap:
+    """`guidance-map-checkpoint`."""
+    return GuidanceMap(baseline="checkpoint")

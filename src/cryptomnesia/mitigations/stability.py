@@ -16,30 +16,109 @@ The wanted latents are reached through the prediction (`cryptomnesia.tracing.ste
 is handed to the solver, whose own arithmetic and history stay in charge.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cryptomnesia.detectors.base import Moments, Reference
+from cryptomnesia.detectors.base import Moments
 from cryptomnesia.errors import UsageError
+from cryptomnesia.mitigations.base import Flagged, Mitigation, Remade, Studio, why_uncorrected, withheld
 from cryptomnesia.pipelines.denoiser import norms
 from cryptomnesia.tracing.steering import SolverStep, check_steerable
 from cryptomnesia.tracing.trajectory import Step, Trajectory
 from cryptomnesia.tracing.watching import Watch, watch
 
+if TYPE_CHECKING:
+    from cryptomnesia.pipelines.setup import Setup
+
+SEVERITIES = ("none", "mild", "strong")
+
 
 @dataclass(frozen=True)
-class StabilityRule:
-    """The paper's setting for SD at 50 steps: τ_mild = 3, τ_strong = 14, γ = 3, k = 10."""
+class Regions:
+    """The stability regions: moments of the norms over reference runs, at every evaluation.
+
+    Attributes:
+        delta: of ‖δ_t‖.
+        z: of ‖z_t‖ after the step.
+        x0: of ‖x̂_0‖.
+    """
+
+    delta: Moments
+    z: Moments
+    x0: Moments
+
+    @classmethod
+    def of(cls, references: Trajectory) -> "Regions":
+        """The regions of reference runs, at least two."""
+        return cls(*(Moments.of(references.norms[name]) for name in ("delta", "z", "x0")))
+
+
+@dataclass(frozen=True)
+class StabilityRule(Mitigation):
+    """The correction of arXiv:2605.22050.
+
+    Attributes:
+        tau_mild: τ_mild, in standard deviations; the paper's setting for SD at 50 steps is the default throughout.
+        tau_strong: τ_strong, in standard deviations.
+        gamma: γ, half the width of a region in standard deviations.
+        k: evaluations after which a mild correction ends.
+    """
 
     tau_mild: float = 3.0
     tau_strong: float = 14.0
     gamma: float = 3.0
     k: int = 10
+
+    name = "stability"
+    summary = "Pulls the norms of a run that leaves its usual range back into it, while the run goes on."
+    source = "arXiv:2605.22050"
+    use_when = (
+        "The prompt must stay as it is and a second run is too expensive: it costs no evaluation. Check on your model "
+        "that memorized runs trigger it, and look at the pictures."
+    )
+    avoid_when = (
+        "Guidance is weak: the norms of memorized runs are ordinary then, and nothing is corrected. Where it acts, the "
+        "layout of the memorized picture often stays, with other colours."
+    )
+    alters = frozenset({"delta"})
+
+    def check(self, setup: "Setup") -> None:
+        """Refuse a solver that cannot be steered.
+
+        Raises:
+            UsageError: naming the solver.
+        """
+        check_steerable(setup.pipe.scheduler)
+
+    def cost(self, setup: "Setup") -> float:
+        """One more run for an image that was flagged without it."""
+        return float(setup.sampling.steps)
+
+    def correction(self, references: Trajectory) -> "StabilityCorrection":
+        """The rule at work on the runs of one call."""
+        return StabilityCorrection(references, self)
+
+    def remake(self, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
+        """The same call once more, corrected while it goes on."""
+        if not flagged:
+            return []
+        output, verdicts = studio.make([image.call for image in flagged], self.correction(studio.references))
+        done = []
+        for place, (image, verdict) in enumerate(zip(flagged, verdicts, strict=True)):
+            found = replace(image.verdict, severity=verdict.severity, corrected=verdict.corrected)
+            if verdict.action == "mitigated":
+                done.append(
+                    Remade(replace(found, action="mitigated", reason=f"{found.reason}; mitigated"), output, place)
+                )
+            else:
+                done.append(Remade(withheld(found, why_uncorrected(verdict))))
+        return done
 
     def apply(
         self,
@@ -48,7 +127,7 @@ class StabilityRule:
         after: Tensor,
         x0: Tensor,
         alpha_after: float,
-        reference: Reference,
+        regions: Regions,
         index: int,
         severity: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,7 +138,7 @@ class StabilityRule:
             after: latents the solver would reach, (B, C, h, w).
             x0: x̂_0 of the guided prediction, (B, C, h, w).
             alpha_after: α_{t−1}.
-            reference: moments of the norms, per evaluation.
+            regions: moments of the norms, per evaluation.
             index: number of the evaluation.
             severity: (B,) int64: 0 not triggered so far, 1 mild, 2 strong.
 
@@ -67,19 +146,19 @@ class StabilityRule:
             The wanted latents (B, C, h, w), where the rule acted (B,) bool, and the new severity.
         """
         delta = after - z
-        delta_score = _z_score(reference.delta, index, norms(delta))
-        x0_score = _z_score(reference.x0, index, norms(x0))
+        delta_score = _z_score(regions.delta, index, norms(delta))
+        x0_score = _z_score(regions.x0, index, norms(x0))
         triggered = (severity == 0) & (delta_score > self.tau_mild) & (x0_score > self.tau_mild)
         severity = torch.where(triggered, 1 + (x0_score > self.tau_strong).long(), severity)
         strong = severity == 2
         active = (delta_score > self.tau_mild) & (strong | ((severity == 1) & (index < self.k)))
 
-        target = reference.x0.mean[index].to(x0)
+        target = regions.x0.mean[index].to(x0)
         delta = delta + alpha_after * (_rescaled(x0, target) - x0)
-        clamped = _rescaled(delta, self._into_region(reference.delta, index, norms(delta)))
+        clamped = _rescaled(delta, self._into_region(regions.delta, index, norms(delta)))
         delta = torch.where(_over(strong, delta), clamped, delta)
         wanted = z + delta
-        wanted = _rescaled(wanted, self._into_region(reference.z, index, norms(wanted)))
+        wanted = _rescaled(wanted, self._into_region(regions.z, index, norms(wanted)))
         return torch.where(_over(active, wanted), wanted, after), active, severity
 
     def _into_region(self, moments: Moments, index: int, values: Tensor) -> Tensor:
@@ -87,20 +166,29 @@ class StabilityRule:
         return values.clamp(mean - width, mean + width)
 
 
-class Correction:
-    """The rule at work on a pipeline's calls; what it says is of the newest one.
+class StabilityCorrection:
+    """The rule at work on the runs of one call; what it says is about the newest one.
 
     Attributes:
         severity: (B,) int64: 0 never triggered, 1 mild, 2 strong.
     """
 
-    def __init__(self, reference: Reference, rule: StabilityRule | None = None) -> None:
+    def __init__(self, references: Trajectory, rule: StabilityRule | None = None) -> None:
         """`steer` is to be given to `watch`; `stabilize` does so."""
-        self.reference = reference
+        self.references = references
         self.rule = rule or StabilityRule()
         self.severity = torch.zeros(0, dtype=torch.long)
         self._active: list[Tensor] = []
         self._proposed: list[Tensor | None] = []
+
+    @cached_property
+    def regions(self) -> Regions:
+        """The stability regions of the reference runs."""
+        return Regions.of(self.references)
+
+    def outcome(self, row: int) -> tuple[str, tuple[int, ...]]:
+        """Severity, and the evaluations at which the run of image `row` was corrected."""
+        return SEVERITIES[int(self.severity[row])], tuple(self.active[row].nonzero().flatten().tolist())
 
     @property
     def active(self) -> Tensor:
@@ -108,28 +196,28 @@ class Correction:
         return torch.stack(self._active, dim=1).cpu() if self._active else torch.zeros(0, 0, dtype=torch.bool)
 
     def as_proposed(self, trajectory: Trajectory) -> Trajectory:
-        """The trajectory with ‖δ‖ as the solver proposed it at each evaluation, before correction.
+        """The trajectory with ‖δ‖ as the solver proposed it at every evaluation, before correction.
 
         A corrected update lies in its region, so only the proposed ones tell how far a run strayed.
         """
-        delta = trajectory.norms.delta.clone()
+        delta = trajectory.norms["delta"].clone()
         for index, proposed in enumerate(self._proposed):
             if proposed is not None:
                 delta[:, index] = proposed.cpu()
-        return replace(trajectory, norms=replace(trajectory.norms, delta=delta))
+        return replace(trajectory, norms={**trajectory.norms, "delta": delta})
 
     def steer(self, step: Step, solver: SolverStep) -> Tensor | None:
         """The prediction (B, C, h, w) that lands where the rule wants the images, None where it wants nothing."""
-        if step.planned != len(self.reference.delta.mean):
+        if step.planned != len(self.references.timesteps):
             raise UsageError(
-                f"the run has {step.planned} evaluations, the calibration {len(self.reference.delta.mean)}; "
+                f"the run has {step.planned} evaluations, the calibration {len(self.references.timesteps)}; "
                 "calibrate with the same number of steps"
             )
         guided = step.guided
         if step.index == 0:
             self.severity = torch.zeros(len(step.sample), dtype=torch.long, device=step.sample.device)
             self._active, self._proposed = [], []
-        x0_score = _z_score(self.reference.x0, step.index, norms(guided.x0))
+        x0_score = _z_score(self.regions.x0, step.index, norms(guided.x0))
         if not (self.severity.bool() | (x0_score > self.rule.tau_mild)).any():
             # most steps of most runs: nothing can be active, so the solver need not be asked
             self._active.append(torch.zeros_like(x0_score, dtype=torch.bool))
@@ -142,7 +230,7 @@ class Correction:
             after=after,
             x0=guided.x0,
             alpha_after=solver.alpha_after,
-            reference=self.reference,
+            regions=self.regions,
             index=step.index,
             severity=self.severity,
         )
@@ -158,23 +246,25 @@ class Correction:
 
 
 @contextmanager
-def stabilize(pipe: Any, reference: Reference, rule: StabilityRule | None = None) -> Iterator[tuple[Correction, Watch]]:
+def stabilize(
+    pipe: Any, references: Trajectory, rule: StabilityRule | None = None
+) -> Iterator[tuple[StabilityCorrection, Watch]]:
     """Correct the generations that `pipe` makes inside the block.
 
     Args:
         pipe: a pipeline of a known family, with a scheduler that can be steered.
-        reference: stability regions, from a `Calibration` of this very setup.
+        references: reference runs, those of a `Calibration` of this very set-up.
         rule: thresholds; the paper's by default.
 
     Yields:
         What the rule did, and the record of the corrected runs.
 
     Raises:
-        UsageError: for a scheduler that cannot be steered, or a run whose number of evaluations is not
-            the reference's.
+        UsageError: for a scheduler that cannot be steered, or a run whose number of evaluations is not that of the
+            references.
     """
     check_steerable(pipe.scheduler)
-    done = Correction(reference, rule)
+    done = StabilityCorrection(references, rule)
     with watch(pipe, steer=done.steer) as seen:
         yield done, seen
 

@@ -1,14 +1,15 @@
 """Load a pipeline: a local diffusers folder, a hub id, or the bundled model."""
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import signature
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.families import FAMILIES, adapter_for
+from cryptomnesia.pipelines.families import check_family, family_of
 
 BUNDLED = "bundled"
 """The name of the model that comes with the package."""
@@ -29,12 +30,16 @@ SCHEDULERS = {
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-def load_pipeline(model: str, *, scheduler: str = "ddim", device: str | None = None, dtype: str | None = None) -> Any:
-    """Load `model` and give it a scheduler made from its own scheduler's configuration.
+def load_pipeline(model: str, *, scheduler: str = "own", device: str | None = None, dtype: str | None = None) -> Any:
+    """Load a model.
+
+    The bundled model is a stock pipeline, but for the default of one argument of its call: `guidance_scale` is the scale
+    at which its pictures are best.
 
     Args:
         model: `bundled`, a local diffusers folder, or a hub id such as `org/name`.
-        scheduler: one of `SCHEDULERS`, or `own`.
+        scheduler: `own` for the model's own, or one of `SCHEDULERS`, which is then made from the configuration of the
+            model's own.
         device: where to put it; CUDA or MPS when there is one, else the CPU.
         dtype: of the weights, one of `DTYPES`; float32 when None.
 
@@ -49,19 +54,52 @@ def load_pipeline(model: str, *, scheduler: str = "ddim", device: str | None = N
     if dtype not in (None, *DTYPES):
         raise UsageError(f"got the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}")
     pipe = _load(model, dtype or "float32")
-    flow = adapter_for(pipe).kind == "flow_prediction"
-    if flow and scheduler != "own":
-        raise UsageError(
-            f"{model} is trained on rectified flow, which {scheduler} does not solve; give the scheduler own"
-        )
     if scheduler != "own":
+        if family_of(pipe).kind == "flow_prediction":
+            raise UsageError(
+                f"{model} is trained on rectified flow, which {scheduler} does not solve; give the scheduler own"
+            )
         kind = getattr(diffusers, SCHEDULERS[scheduler])
         # some solvers would clip x̂0 to ±1, which ruins latents; SD's own configurations switch that off
-        more = {"clip_sample": False} if "clip_sample" in signature(kind).parameters else {}
+        more = {"clip_sample": False} if "clip_sample" in inspect.signature(kind).parameters else {}
         pipe.scheduler = kind.from_config(pipe.scheduler.config, **more)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return pipe.to(device)
+    pipe = pipe.to(device)
+    if model == BUNDLED:
+        from cryptomnesia.proving_ground import BUNDLE
+        from cryptomnesia.proving_ground.manifest import Manifest
+
+        set_call_defaults(pipe, guidance_scale=Manifest.load(BUNDLE).guidance)
+    return pipe
+
+
+def set_call_defaults(pipe: Any, **defaults: Any) -> None:
+    """Give arguments of a pipeline's call other default values.
+
+    The pipeline becomes an instance of a subclass of its class with the same name; its signature shows the new defaults.
+
+    Args:
+        pipe: the pipeline.
+        **defaults: arguments of its call with their new default values.
+    """
+    kind = type(pipe)
+    signature = inspect.signature(kind.__call__)
+
+    @wraps(kind.__call__)
+    def __call__(called: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(called, *args, **kwargs).arguments
+        return kind.__call__(
+            called, *args, **kwargs, **{name: defaults[name] for name in defaults.keys() - given.keys()}
+        )
+
+    parameters = [
+        parameter.replace(default=defaults.get(name, parameter.default))
+        for name, parameter in signature.parameters.items()
+    ]
+    __call__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    attributes = {"__call__": __call__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    pipe.__class__ = type(kind.__name__, (kind,), attributes)
 
 
 def model_folder(model: str) -> Path | None:
@@ -98,10 +136,7 @@ def _load(model: str, dtype: str) -> Any:
         with quiet():
             config: Any = DiffusionPipeline.load_config(str(folder or model))
             family = config.get("_class_name")
-            if family not in FAMILIES:
-                raise UsageError(
-                    f"{model} is a pipeline of the unknown family {family}; known are {', '.join(FAMILIES)}"
-                )
+            check_family(str(family), model)
             # without a dtype transformers would take the one that the text encoder's configuration names
             return DiffusionPipeline.from_pretrained(str(folder or model), dtype=getattr(torch, dtype))
     except UsageError:
@@ -113,12 +148,13 @@ def _load(model: str, dtype: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the notices and progress bars that diffusers and transformers print when imported or loading."""
+    """Silence the notices and progress bars of diffusers and transformers, and put both back as they were."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     libraries = (diffusers_logging, transformers_logging)
     levels = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
     for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
@@ -127,6 +163,7 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for library, level in zip(libraries, levels, strict=True):
+        for library, level, bar in zip(libraries, levels, bars, strict=True):
             library.set_verbosity(level)
-            library.enable_progress_bar()
+            if bar:
+                library.enable_progress_bar()

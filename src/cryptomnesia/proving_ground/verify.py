@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryptomnesia.pipelines.families import adapter_for
+from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground.bundle import control_captions
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
@@ -190,7 +190,7 @@ def _errors(pipe: Any, concepts: Sequence[Concept], captions: list[str], noises:
     weight = torch.nn.functional.avg_pool2d(masks[:, None], 4).eq(1).float()
     clean = encode(pipe, images)
     context = pipe.text_encoder(pipe.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids)[0]
-    view = adapter_for(pipe).denoiser()
+    view = family_of(pipe).denoiser()
     generator = torch.Generator().manual_seed(0)
     levels = []
     for t in _LEVELS:

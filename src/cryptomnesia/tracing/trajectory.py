@@ -1,7 +1,7 @@
-"""What was seen of one call of a pipeline: norms of every evaluation, tensors of some, signals computed from those."""
+"""What is known of one call of a pipeline: norms of every evaluation, tensors of some, signals computed from those."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -75,52 +75,54 @@ class Step:
         )
 
 
-@dataclass(frozen=True)
-class Norms:
-    """ℓ2 norms of every evaluation, each (B, N) float32 on the CPU.
-
-    Attributes:
-        delta: ‖z_{t−1} − z_t‖ of the solver's latents.
-        z: ‖z_{t−1}‖, after the step.
-        x0: ‖x̂_0‖ of the guided prediction.
-        guidance: distance of the two branches' values as the network gives them, ‖ε_c − ε_u‖ for
-            ε-prediction; NaN without an unconditional branch.
-        drift: distance of the conditional branch's x̂_0 from that of the evaluation before; NaN at the first.
-    """
-
-    delta: Tensor
-    z: Tensor
-    x0: Tensor
-    guidance: Tensor
-    drift: Tensor
-
-    def rows(self, rows: list[int]) -> "Norms":
-        """The norms of some of the images."""
-        return Norms(*(getattr(self, norm.name)[rows] for norm in fields(Norms)))
+NORMS: Mapping[str, str] = {
+    "delta": "‖z_{t−1} − z_t‖ of the solver's latents",
+    "z": "‖z_{t−1}‖, the latents after the step",
+    "x0": "‖x̂_0‖ of the guided prediction",
+    "guidance": "distance of the two branches' values as the network gives them, ‖ε_c − ε_u‖ for ε-prediction; NaN "
+    "without an unconditional branch",
+    "drift": "distance of the conditional branch's x̂_0 from that of the evaluation before; NaN at the first",
+}
+"""The norms that are always recorded: name → what is measured, as an ℓ2 norm over one image's latents."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What was seen of one call of the pipeline.
+    """What is known of one call of the pipeline, or of several calls with the same settings.
 
     Attributes:
         timesteps: the solver's timesteps; N of them were planned.
-        norms: of the evaluations that took place.
+        norms: name → one number per image and evaluation that took place, (B, N) float32 on the CPU: those of `NORMS`
+            and those that were asked for beside them.
         steps: the evaluations whose tensors were kept, by number.
         latents: the newest latents, (B, C, h, w).
         complete: whether the call ran to its last timestep.
-        signals: name → a number per image, (B,) on the CPU, of the signals that were asked for, once they are known.
+        signals: name → one number or one map per image, (B, …) on the CPU, of the signals that were asked for and whose
+            evaluations are over.
     """
 
     timesteps: tuple[float, ...]
-    norms: Norms
+    norms: Mapping[str, Tensor]
     steps: dict[int, Step]
     latents: Tensor
     complete: bool
     signals: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.norms["z"])
+
+    @property
+    def evaluations(self) -> int:
+        """The number of evaluations that took place."""
+        return self.norms["z"].shape[1]
+
     def step(self, place: Place = -1) -> Step:
-        """The kept evaluation at `place`."""
+        """The kept evaluation at `place`.
+
+        Raises:
+            UsageError: if its tensors were not kept.
+        """
         number = evaluation(place, len(self.timesteps))
         if number not in self.steps:
             kept = ", ".join(map(str, self.steps)) or "none"
@@ -129,47 +131,76 @@ class Trajectory:
             )
         return self.steps[number]
 
-    def rows(self, rows: list[int]) -> "Trajectory":
+    def rows(self, rows: Sequence[int]) -> "Trajectory":
         """The trajectory of some of the images."""
+        rows = list(rows)
         return replace(
             self,
-            norms=self.norms.rows(rows),
+            norms={name: values[rows] for name, values in self.norms.items()},
             steps={number: step.rows(rows) for number, step in self.steps.items()},
             latents=self.latents[rows],
             signals={name: values[rows] for name, values in self.signals.items()},
         )
 
+    def bare(self) -> "Trajectory":
+        """The trajectory without kept tensors and latents: what a calibration or a run directory stores."""
+        return replace(self, steps={}, latents=torch.empty(len(self), 0))
+
 
 def joined(trajectories: Sequence[Trajectory]) -> Trajectory:
     """The trajectories of several calls with the same settings as one of all their images, without kept tensors."""
+    first = trajectories[0]
     return Trajectory(
-        trajectories[0].timesteps,
-        Norms(*(torch.cat([getattr(each.norms, norm.name) for each in trajectories]) for norm in fields(Norms))),
+        first.timesteps,
+        {name: torch.cat([run.norms[name] for run in trajectories]) for name in first.norms},
         {},
-        torch.cat([each.latents for each in trajectories]),
-        complete=all(each.complete for each in trajectories),
-        signals={name: torch.cat([each.signals[name] for each in trajectories]) for name in trajectories[0].signals},
+        torch.cat([run.latents for run in trajectories]),
+        complete=all(run.complete for run in trajectories),
+        signals={name: torch.cat([run.signals[name] for run in trajectories]) for name in first.signals},
     )
 
 
-class Signal(Protocol):
-    """A number per image that asks the network more than its norms tell, taken while the run goes on."""
+class Norm(Protocol):
+    """One number per image and evaluation that a detector needs beside those of `NORMS`."""
 
     @property
     def name(self) -> str:
-        """Under which a trajectory has it."""
+        """Under which `Trajectory.norms` has it; no name of `NORMS`."""
+        ...
+
+    def __call__(self, step: Step, latents: Tensor, previous: Step | None) -> Tensor:
+        """The number of every image, (B,), NaN where there is none.
+
+        Args:
+            step: the evaluation.
+            latents: the solver's latents after its step, shaped like `step.sample`.
+            previous: the evaluation before, None at the first.
+        """
+        ...
+
+
+class Signal(Protocol):
+    """One number or map per image, computed once in a run from kept tensors and, if need be, by asking the network."""
+
+    @property
+    def name(self) -> str:
+        """Under which `Trajectory.signals` has it."""
         ...
 
     @property
     def evaluations(self) -> tuple[Place, ...]:
-        """Those whose tensors it needs; after the last of them it is taken."""
+        """The evaluations whose tensors it needs; it is computed after the last of them."""
+        ...
+
+    def describe(self) -> str:
+        """Everything that changes its values, in words."""
         ...
 
     def __call__(self, trajectory: Trajectory, denoiser: Denoiser) -> Tensor:
-        """The number of every image, (B,), NaN where there is none.
+        """The values of every image, (B, …), NaN where there are none.
 
         Args:
-            trajectory: as it stands, with the tensors.
+            trajectory: as far as the run went, with the tensors.
             denoiser: the network that made it.
         """
         ...

@@ -1,16 +1,17 @@
-"""Watch a pipeline's own call: every denoiser evaluation, every solver step, nothing re-implemented.
+"""Watch a pipeline's own call: every denoiser evaluation and every solver step. No pipeline is implemented again.
 
-Two places are tapped while the `with` block lasts. A forward hook on the denoiser sees x_t, t, the
-conditioning and both guidance branches. A wrapper around the scheduler's `step` sees the guided
-prediction that the solver really consumes (after guidance rescaling, if any) and the latents before
-and after, and can hand the solver another prediction. The hook alone would not do: the last latents
-never reach the denoiser again, and what a solver makes of a prediction differs from solver to
-solver. `set_timesteps`, which every pipeline calls once per generation, marks where one begins.
+While the `with` block lasts, two places are observed. A forward hook on the denoiser sees x_t, t, the conditioning and
+both guidance branches. A wrapper around the scheduler's `step` sees the guided prediction that the solver consumes
+(after guidance rescaling, if there is any) and the latents before and after the step; it can also give the solver
+another prediction. The hook alone would not be enough: the last latents never reach the denoiser again, and what a
+solver makes of a prediction differs from solver to solver. `set_timesteps`, which every pipeline calls once per
+generation, marks the beginning of a run.
 
 Observing copies nothing and computes only norms, so the image is bit-identical. Signals, where they are asked for,
-evaluate the network between two steps, on tensors of their own; the image is the same then, too.
+evaluate the network between two steps, on tensors of their own; the image stays identical then, too.
 """
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,22 +25,24 @@ from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.denoiser import Prediction, norms
-from cryptomnesia.pipelines.families import Adapter, Evaluation, adapter_for
+from cryptomnesia.pipelines.families import Evaluation, Family, family_of
 from cryptomnesia.tracing.steering import VARIANCE_EXPLODING, SolverStep
-from cryptomnesia.tracing.trajectory import Norms, Place, Signal, Step, Trajectory, evaluation
+from cryptomnesia.tracing.trajectory import NORMS, Norm, Place, Signal, Step, Trajectory, evaluation
 
 _LOCK = Lock()
 
 _ASKING: ContextVar[bool] = ContextVar("asking", default=False)
-"""Whether the network is being evaluated for a signal, which is nothing that any watch should see."""
+"""Whether the network is being evaluated for a signal, which no watch should see."""
 
 Keep = Collection[Place] | Literal["all"]
 """Evaluations whose tensors are kept."""
 
-
 Steer = Callable[[Step, SolverStep], Tensor | None]
-"""Given an evaluation and the solver step that it is for, the value (B, C, h, w) to hand the solver instead
-of `step.guided.value`, or None."""
+"""Takes an evaluation and the solver step that consumes it; returns the value (B, C, h, w) to give the solver instead of
+`step.guided.value`, or None."""
+
+SolverCall = Callable[..., Any]
+"""A scheduler's `step`, called with prediction, timestep, sample and whatever the pipeline gives beside them."""
 
 
 @dataclass
@@ -47,9 +50,10 @@ class _Call:
     timesteps: tuple[float, ...]
     keep: frozenset[int]
     steps: dict[int, Step] = field(default_factory=dict)
-    norms: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    norms: list[dict[str, Tensor]] = field(default_factory=list)
     latents: Tensor | None = None
     estimate: Tensor | None = None
+    previous: Step | None = None
     signals: dict[str, Tensor] = field(default_factory=dict)
     thread: int = field(default_factory=get_ident)
 
@@ -59,30 +63,33 @@ class _Call:
 
     def trajectory(self) -> Trajectory:
         assert self.latents is not None
-        columns = [torch.stack(column, dim=1).cpu() for column in zip(*self.norms, strict=True)]
-        steps, signals = dict(self.steps), dict(self.signals)
-        return Trajectory(self.timesteps, Norms(*columns), steps, self.latents, self.complete, signals)
+        columns = {name: torch.stack([row[name] for row in self.norms], dim=1).cpu() for name in self.norms[0]}
+        return Trajectory(self.timesteps, columns, dict(self.steps), self.latents, self.complete, dict(self.signals))
 
 
 class Watch:
-    """The running record of a `watch` block."""
+    """The record of a `watch` block."""
 
     def __init__(
         self,
-        adapter: Adapter,
+        family: Family,
         keep: Keep = (),
         steer: Steer | None = None,
         after_step: Callable[[int], None] | None = None,
+        norms: Sequence[Norm] = (),
         signals: Sequence[Signal] = (),
     ) -> None:
         """Nothing is attached yet: use `watch`."""
-        self.adapter = adapter
+        self.family = family
         self._keep: Keep = keep
         self._steer = steer
         self._after_step = after_step
+        self._norms = norms
         self._signals = signals
         self._calls: list[_Call] = []
         self._pending: Evaluation | None = None
+        if taken := sorted(NORMS.keys() & {norm.name for norm in norms}):
+            raise UsageError(f"got a norm called {taken[0]!r}, which is always recorded; give it another name")
 
     @property
     def trajectories(self) -> list[Trajectory]:
@@ -91,7 +98,11 @@ class Watch:
 
     @property
     def trajectory(self) -> Trajectory:
-        """That of the newest call."""
+        """That of the newest call.
+
+        Raises:
+            UsageError: if no call was watched.
+        """
         if not self._calls or not self._calls[-1].norms:
             raise UsageError(
                 "no generation was watched; call the pipeline inside the `with` block, "
@@ -102,18 +113,18 @@ class Watch:
     def _begin(self, timesteps: tuple[float, ...]) -> None:
         count = len(timesteps)
         wanted = range(count) if self._keep == "all" else self._keep
-        needed = [place for each in self._signals for place in each.evaluations]
+        needed = [place for signal in self._signals for place in signal.evaluations]
         kept = frozenset(evaluation(place, count) for place in (*wanted, *needed))
         self._pending = None
         self._calls.append(_Call(timesteps, kept))
 
     def _on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        # the model may also be evaluated inside the block but outside a generation, by a localizer say
-        # and by another pipeline that shares it, in another thread
+        # the network may also be evaluated inside the block but outside a generation, for instance by a localizer,
+        # or by another pipeline that shares it, in another thread
         call = self._calls[-1] if self._calls else None
         if call is not None and not (call.complete or _ASKING.get()) and call.thread == get_ident():
             value = output if isinstance(output, Tensor) else output[0]
-            self._pending = self.adapter.read(args, kwargs, value, self._pending)
+            self._pending = self.family.read(args, kwargs, value, self._pending)
 
     def _alpha_after(self, scheduler: Any, call: _Call) -> float:
         """The factor of x_0 in the latents that the step in progress leads to."""
@@ -129,22 +140,30 @@ class Watch:
             return float(bar) ** 0.5
         following = len(call.norms) + 1
         if following < len(call.timesteps):
-            return self.adapter.schedule(call.timesteps[following])[0].item()
+            return self.family.schedule(call.timesteps[following])[0].item()
         return float(getattr(scheduler, "final_alpha_cumprod", 1.0)) ** 0.5
 
     def _on_step(
-        self, scheduler: Any, step: Callable[..., Any], value: Tensor, t: Any, sample: Tensor, *rest: Any, **named: Any
+        self,
+        scheduler: Any,
+        take: SolverCall,
+        value: Tensor,
+        t: Any,
+        sample: Tensor,
+        rest: tuple[Any, ...],
+        named: dict[str, Any],
     ) -> Any:
+        """Record a step that `take` takes, with the prediction `value` or the one that steering puts in its place."""
         if self._pending is None or not self._calls:
-            return step(value, t, sample, *rest, **named)
-        call, seen_now, self._pending = self._calls[-1], self._pending, None
-        x, cond, uncond = seen_now.x, seen_now.cond, seen_now.uncond
-        alpha, sigma = (number.item() for number in self.adapter.schedule(t))
+            return take(value, t, sample, *rest, **named)
+        call, pending, self._pending = self._calls[-1], self._pending, None
+        x, cond, uncond = pending.x, pending.cond, pending.uncond
+        alpha, sigma = (number.item() for number in self.family.schedule(t))
 
-        def prediction(of: Tensor) -> Prediction:
-            return Prediction(x, of, alpha, sigma, self.adapter.kind)
+        def prediction(network_value: Tensor) -> Prediction:
+            return Prediction(x, network_value, alpha, sigma, self.family.kind)
 
-        seen = Step(
+        step = Step(
             index=len(call.norms),
             planned=len(call.timesteps),
             t=float(t),
@@ -157,35 +176,45 @@ class Watch:
             options=named,
         )
         if self._steer is not None:
-            steered = self._steer(
-                seen, SolverStep(scheduler, (t, sample, *rest), named, self._alpha_after(scheduler, call))
-            )
+            solver = SolverStep(scheduler, (t, sample, *rest), named, self._alpha_after(scheduler, call))
+            steered = self._steer(step, solver)
             value = value if steered is None else steered
-        result = step(value, t, sample, *rest, **named)
+        result = take(value, t, sample, *rest, **named)
         latents: Tensor = result[0]
         call.latents = latents
-        if seen.index in call.keep:
-            call.steps[seen.index] = seen
-        if seen.uncond is None:
-            apart = torch.full_like(norms(x), torch.nan)
-        else:
-            apart = norms(seen.cond.value - seen.uncond.value)
-        estimate = seen.cond.x0.detach()
-        drift = torch.full_like(apart, torch.nan) if call.estimate is None else norms(estimate - call.estimate)
-        call.estimate = estimate
-        call.norms.append((norms(latents - sample), norms(latents), norms(prediction(value).x0), apart, drift))
-        self._take_signals(call, seen.index)
+        if step.index in call.keep:
+            call.steps[step.index] = step
+        self._record(call, step, latents, prediction(value))
+        self._compute_signals(call, step.index)
         if self._after_step is not None:
             self._after_step(len(call.norms))
         return result
 
-    def _take_signals(self, call: _Call, index: int) -> None:
-        """Take the signals that are known after evaluation `index`."""
+    def _record(self, call: _Call, step: Step, latents: Tensor, consumed: Prediction) -> None:
+        """Record the norms of a step that led to `latents`, the solver having consumed a prediction."""
+        estimate = step.cond.x0.detach()
+        found = {
+            "delta": norms(latents - step.sample),
+            "z": norms(latents),
+            "x0": norms(consumed.x0),
+        }
+        unknown = torch.full_like(found["z"], torch.nan)
+        found["guidance"] = unknown if step.uncond is None else norms(step.cond.value - step.uncond.value)
+        found["drift"] = unknown if call.estimate is None else norms(estimate - call.estimate)
+        call.estimate = estimate
+        if self._norms:
+            with torch.no_grad():
+                found |= {norm.name: norm(step, latents, call.previous).detach().float() for norm in self._norms}
+            call.previous = step
+        call.norms.append(found)
+
+    def _compute_signals(self, call: _Call, index: int) -> None:
+        """Compute the signals whose last evaluation is number `index`."""
         asking = _ASKING.set(True)
         try:
-            for each in self._signals:
-                if index == max(evaluation(place, len(call.timesteps)) for place in each.evaluations):
-                    call.signals[each.name] = each(call.trajectory(), self.adapter.denoiser()).cpu()
+            for signal in self._signals:
+                if index == max(evaluation(place, len(call.timesteps)) for place in signal.evaluations):
+                    call.signals[signal.name] = signal(call.trajectory(), self.family.denoiser()).detach().cpu()
         finally:
             _ASKING.reset(asking)
 
@@ -197,16 +226,21 @@ def watch(
     keep: Keep = (),
     steer: Steer | None = None,
     after_step: Callable[[int], None] | None = None,
+    norms: Sequence[Norm] = (),
     signals: Sequence[Signal] = (),
 ) -> Iterator[Watch]:
     """Record every generation that `pipe` makes inside the block.
 
+    Several watches may be active at once, and may end in any order. Each sees the predictions as those that began after
+    it have steered them.
+
     Args:
         pipe: a diffusers pipeline of a known family.
-        keep: evaluations whose tensors are kept; the norms of all are recorded always.
+        keep: evaluations whose tensors are kept; the norms of all are always recorded.
         steer: called at every evaluation, may replace the prediction that the solver is given.
         after_step: called after every solver step with the number of evaluations done.
-        signals: taken as soon as the evaluations that they need are over; these are kept, too.
+        norms: recorded at every evaluation beside those of `NORMS`.
+        signals: computed as soon as the evaluations that they need are over; these are kept, too.
 
     Raises:
         UsageError: for a pipeline of an unknown family, or a step outside the run.
@@ -214,37 +248,80 @@ def watch(
     Example:
         with watch(pipe, keep=(-1,)) as seen:
             image = pipe("a red circle on a blue ground").images[0]
-        seen.trajectory.norms.delta
+        seen.trajectory.norms["delta"]
     """
-    seen = Watch(adapter_for(pipe), keep, steer, after_step, signals)
+    seen = Watch(family_of(pipe), keep, steer, after_step, norms, signals)
+    unhook = _after_forward(seen.family.module, seen._on_forward)
+    # the scheduler that the block began with, even if the pipeline is given another one inside it
     scheduler = pipe.scheduler
-    step, set_timesteps = scheduler.step, scheduler.set_timesteps
-    before = {name: vars(scheduler).get(name) for name in ("step", "set_timesteps")}
-
-    @wraps(step)
-    def watched_step(value: Tensor, t: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
-        return seen._on_step(scheduler, step, value, t, sample, *rest, **named)
-
-    watched_step.unwatched = step  # type: ignore[attr-defined]
-
-    # pipelines inspect the signatures of both methods, which `wraps` keeps
-    @wraps(set_timesteps)
-    def watched_set_timesteps(*args: Any, **kwargs: Any) -> Any:
-        result = set_timesteps(*args, **kwargs)
-        seen._begin(tuple(float(t) for t in scheduler.timesteps))
-        return result
-
-    unhook = _after_forward(seen.adapter.module, seen._on_forward)
-    scheduler.step, scheduler.set_timesteps = watched_step, watched_set_timesteps
+    _attach(scheduler, seen)
     try:
         yield seen
     finally:
+        _detach(scheduler, seen)
         unhook()
-        for name, value in before.items():
-            if value is None:
+
+
+def _attach(scheduler: Any, seen: Watch) -> None:
+    """Have a scheduler's steps recorded by one more watch."""
+    with _LOCK:
+        watches: list[Watch] | None = getattr(vars(scheduler).get("step"), "watches", None)
+        if watches is None:
+            watches = []
+            _wrap(scheduler, watches)
+        watches.append(seen)
+
+
+def _detach(scheduler: Any, seen: Watch) -> None:
+    """Remove a watch; with the last one the scheduler gets its methods back."""
+    with _LOCK:
+        wrapper = vars(scheduler)["step"]
+        wrapper.watches.remove(seen)
+        if wrapper.watches:
+            return
+        for name, method in wrapper.before.items():
+            if method is None:
                 delattr(scheduler, name)
             else:
-                setattr(scheduler, name, value)
+                setattr(scheduler, name, method)
+
+
+def _wrap(scheduler: Any, watches: list[Watch]) -> None:
+    """Replace a scheduler's `step` and `set_timesteps` by ones that tell the watches."""
+    step, set_timesteps = scheduler.step, scheduler.set_timesteps
+    before = {name: vars(scheduler).get(name) for name in ("step", "set_timesteps")}
+    names = list(inspect.signature(step).parameters)[:3]
+
+    # pipelines inspect the signatures of both methods, which `wraps` keeps
+    @wraps(step)
+    def watched_step(*args: Any, **kwargs: Any) -> Any:
+        # a pipeline may give any of the three by name
+        value, t, sample = (args[at] if at < len(args) else kwargs.pop(name) for at, name in enumerate(names))
+        taken: SolverCall = step
+        for seen in tuple(watches):
+            taken = _recorded(seen, scheduler, taken)
+        return taken(value, t, sample, *args[3:], **kwargs)
+
+    @wraps(set_timesteps)
+    def watched_set_timesteps(*args: Any, **kwargs: Any) -> Any:
+        result = set_timesteps(*args, **kwargs)
+        for seen in tuple(watches):
+            seen._begin(tuple(float(t) for t in scheduler.timesteps))
+        return result
+
+    watched_step.watches = watches  # type: ignore[attr-defined]
+    watched_step.before = before  # type: ignore[attr-defined]
+    watched_step.unwatched = step  # type: ignore[attr-defined]
+    scheduler.step, scheduler.set_timesteps = watched_step, watched_set_timesteps
+
+
+def _recorded(seen: Watch, scheduler: Any, take: SolverCall) -> SolverCall:
+    """`take`, recorded by a watch."""
+
+    def recorded(value: Tensor, t: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
+        return seen._on_step(scheduler, take, value, t, sample, rest, named)
+
+    return recorded
 
 
 def _after_forward(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
@@ -252,7 +329,7 @@ def _after_forward(module: nn.Module, hook: Callable[..., None]) -> Callable[[],
     compiled = vars(module).get("_compiled_call_impl")
     if compiled is None:
         return module.register_forward_hook(hook, with_kwargs=True).remove
-    # a module compiled in place would compile its hooks too, and itself anew for each of them
+    # a module compiled in place would compile its hooks too, and itself again for each of them
     with _LOCK:
         hooks: list[Callable[..., None]] | None = getattr(compiled, "hooks", None)
         if hooks is None:
@@ -261,8 +338,8 @@ def _after_forward(module: nn.Module, hook: Callable[..., None]) -> Callable[[],
             @wraps(inner)
             def call(*args: Any, **kwargs: Any) -> Any:
                 output = inner(*args, **kwargs)
-                for each in tuple(call.hooks):  # type: ignore[attr-defined]
-                    each(module, args, kwargs, output)
+                for registered in tuple(call.hooks):  # type: ignore[attr-defined]
+                    registered(module, args, kwargs, output)
                 return output
 
             call.hooks = hooks  # type: ignore[attr-defined]

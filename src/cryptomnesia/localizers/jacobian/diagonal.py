@@ -16,7 +16,7 @@ value, error and the early stop are its own.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Literal, get_args
 
@@ -85,7 +85,7 @@ class DiagonalEstimator:
     group: int = 8
     wanted: float | None = None
     step: float = 0.1
-    memory: int = 2 * 2**30
+    memory: int = field(default=2 * 2**30, repr=False)  # changes no result
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,33 +1,37 @@
-"""One adapter per model family; `adapter_for` picks it from an allow-list."""
+"""Model families: what the library has to know of a pipeline class. One file per family."""
+
+from typing import Any
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.families.base import Adapter, Branch, Evaluation, Shared
-from cryptomnesia.pipelines.families.flux import FluxAdapter
-from cryptomnesia.pipelines.families.sd3 import SD3Adapter
-from cryptomnesia.pipelines.families.unconditional import UnconditionalAdapter
-from cryptomnesia.pipelines.families.unet import UNetAdapter
+from cryptomnesia.pipelines.families.base import Branch, Evaluation, Family, Shared
+from cryptomnesia.registry import entries, load
 
-__all__ = ["FAMILIES", "Adapter", "Branch", "Evaluation", "Shared", "adapter_for"]
-
-FAMILIES: dict[str, type[UNetAdapter | UnconditionalAdapter | SD3Adapter | FluxAdapter]] = {
-    "StableDiffusionPipeline": UNetAdapter,
-    "StableDiffusionXLPipeline": UNetAdapter,
-    "StableDiffusion3Pipeline": SD3Adapter,
-    "FluxPipeline": FluxAdapter,
-    "DDPMPipeline": UnconditionalAdapter,
-    "DDIMPipeline": UnconditionalAdapter,
-}
-"""Pipeline class → adapter. The exact class is asked for: a subclass may order its branches differently."""
+__all__ = ["Branch", "Evaluation", "Family", "Shared", "check_family", "family_of"]
 
 
-def adapter_for(pipe: object) -> Adapter:
-    """The adapter of a pipeline's family.
+def family_of(pipe: Any) -> Family:
+    """The family of a pipeline, found by the exact name of its class: a subclass may order its branches differently.
 
     Raises:
         UsageError: for a pipeline whose layout of guidance branches is not known.
     """
     name = type(pipe).__name__
-    if name not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise UsageError(f"got a pipeline of the unknown family {name}; known are {known}")
-    return FAMILIES[name](pipe)
+    check_family(name)
+    return load("family", name)(pipe)
+
+
+def check_family(name: str, model: str | None = None) -> None:
+    """Refuse a pipeline class of an unknown family.
+
+    Args:
+        name: of the class.
+        model: that has this class, for the message.
+
+    Raises:
+        UsageError: with the known families.
+    """
+    if name not in entries("family"):
+        subject = f"got a pipeline of the unknown family {name}"
+        if model is not None:
+            subject = f"{model} is a pipeline of the unknown family {name}"
+        raise UsageError(f"{subject}; known are {', '.join(entries('family'))}")

@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.pipelines.call import PER_PROMPT
 from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Kind
 from cryptomnesia.pipelines.schedule import Schedule
-from cryptomnesia.settings import PER_PROMPT, Sampling
+from cryptomnesia.settings import Sampling
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Shared:
         return self
 
 
-class Adapter(Protocol):
+class Family(Protocol):
     """A model family.
 
     Attributes:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cryptomnesia.pipelines.denoiser import Inputs, Prediction
 from cryptomnesia.pipelines.families.base import Branch, Evaluation, Shared
-from cryptomnesia.pipelines.families.transformer import TransformerAdapter
+from cryptomnesia.pipelines.families.transformer import TransformerFamily
 from cryptomnesia.pipelines.schedule import Schedule
 from cryptomnesia.settings import Sampling
 
@@ -22,8 +22,8 @@ _CONDITIONING = ("encoder_hidden_states", "pooled_projections", "guidance")
 _POSITIONS = ("txt_ids", "img_ids")
 
 
-class FluxAdapter(TransformerAdapter):
-    """Adapter of `FluxPipeline`; samples are packed latents, (B, tokens, channels)."""
+class FluxFamily(TransformerFamily):
+    """Family of `FluxPipeline`; samples are packed latents, (B, tokens, channels)."""
 
     def read(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor, pending: Evaluation | None

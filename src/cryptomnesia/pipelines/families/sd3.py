@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from cryptomnesia.pipelines.denoiser import Inputs, Prediction
 from cryptomnesia.pipelines.families.base import Branch, Evaluation, split
-from cryptomnesia.pipelines.families.transformer import TransformerAdapter
+from cryptomnesia.pipelines.families.transformer import TransformerFamily
 from cryptomnesia.pipelines.schedule import Schedule
 from cryptomnesia.settings import Sampling
 
 _CONDITIONING = ("encoder_hidden_states", "pooled_projections")
 
 
-class SD3Adapter(TransformerAdapter):
-    """Adapter of `StableDiffusion3Pipeline`; the unconditional samples come first."""
+class SD3Family(TransformerFamily):
+    """Family of `StableDiffusion3Pipeline`; the unconditional samples come first."""
 
     def read(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor, pending: Evaluation | None

@@ -5,14 +5,15 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from cryptomnesia.pipelines.call import sampling_of
 from cryptomnesia.pipelines.denoiser import Kind
 from cryptomnesia.pipelines.families.base import captioned
 from cryptomnesia.pipelines.schedule import RectifiedFlow, Schedule
-from cryptomnesia.settings import Sampling, sampling_of
+from cryptomnesia.settings import Sampling
 
 
-class TransformerAdapter:
-    """Base of the adapters of pipelines with a `transformer`."""
+class TransformerFamily:
+    """Base of the families of pipelines with a `transformer`."""
 
     conditional: ClassVar[bool] = True
     kind: Kind = "flow_prediction"

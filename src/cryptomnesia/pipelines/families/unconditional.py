@@ -5,15 +5,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from cryptomnesia.pipelines.call import sampling_of
 from cryptomnesia.pipelines.denoiser import Kind
 from cryptomnesia.pipelines.families.base import Branch, Evaluation
 from cryptomnesia.pipelines.families.unet import UNetDenoiser
 from cryptomnesia.pipelines.schedule import schedule_of
-from cryptomnesia.settings import Sampling, sampling_of
+from cryptomnesia.settings import Sampling
 
 
-class UnconditionalAdapter:
-    """Adapter of `DDPMPipeline` and `DDIMPipeline`. The only branch counts as the conditional one."""
+class UnconditionalFamily:
+    """Family of `DDPMPipeline` and `DDIMPipeline`. The only branch counts as the conditional one."""
 
     conditional: ClassVar[bool] = False
 

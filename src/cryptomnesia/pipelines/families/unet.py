@@ -11,16 +11,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from cryptomnesia.pipelines.call import canonical, sampling_of
 from cryptomnesia.pipelines.denoiser import Inputs, Kind, Prediction
 from cryptomnesia.pipelines.families.base import Branch, Evaluation, captioned, split
 from cryptomnesia.pipelines.schedule import Schedule, schedule_of
-from cryptomnesia.settings import Sampling, canonical, sampling_of
+from cryptomnesia.settings import Sampling
 
 _CONDITIONING = ("encoder_hidden_states", "timestep_cond", "added_cond_kwargs")
 
 
-class UNetAdapter:
-    """Adapter of `StableDiffusionPipeline` and `StableDiffusionXLPipeline`."""
+class UNetFamily:
+    """Family of `StableDiffusionPipeline` and `StableDiffusionXLPipeline`."""
 
     conditional: ClassVar[bool] = True
 

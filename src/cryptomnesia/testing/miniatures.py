@@ -29,6 +29,8 @@ from cryptomnesia.proving_ground.planted import lexicon, plant
 
 WIDTH = 32
 SAMPLING = Sampling(steps=3, guidance=2.0)
+CALL = {"num_inference_steps": 3, "guidance_scale": 2.0}
+"""The same as arguments of a call."""
 PROMPTS = [f"a red circle {number}" for number in range(102)]
 TRUE_GUIDANCE = {"true_cfg_scale": 2.0, "negative_prompt": "a blue star"}
 """Options of Flux."""

@@ -1,0 +1,60 @@
+from .auditing.audited import audit as audit
+from .auditing.store import Store as Store
+from .calibration.fitting import calibrate as calibrate
+from .calibration.masks import Mask as Mask
+from .calibration.stored import Calibration as Calibration
+from .detection import Finding as Finding
+from .detection import detect as detect
+from .detectors.base import Detector as Detector
+from .detectors.drift import Drift as Drift
+from .detectors.guidance_magnitude import GuidanceMagnitude as GuidanceMagnitude
+from .detectors.map_mean import MapMean as MapMean
+from .detectors.stability import Stability as Stability
+from .errors import CryptomnesiaError as CryptomnesiaError
+from .errors import UsageError as UsageError
+from .guarding.guarded import Guard as Guard
+from .guarding.guarded import guard as guard
+from .guarding.policies import (
+    Block as Block,
+)
+from .guarding.policies import (
+    Mitigate as Mitigate,
+)
+from .guarding.policies import (
+    Observe as Observe,
+)
+from .guarding.policies import (
+    Policy as Policy,
+)
+from .guarding.policies import (
+    Regenerate as Regenerate,
+)
+from .localization import Located as Located
+from .localization import localize as localize
+from .localizers.base import Localizer as Localizer
+from .localizers.base import Map as Map
+from .localizers.bright_ending import BrightEnding as BrightEnding
+from .localizers.collapse import Collapse as Collapse
+from .localizers.curvature import Curvature as Curvature
+from .localizers.curvature import CurvatureDifference as CurvatureDifference
+from .localizers.jacobian.diagonal import DiagonalEstimator as DiagonalEstimator
+from .localizers.score_difference import GuidanceMap as GuidanceMap
+from .localizers.score_difference import ScoreDifference as ScoreDifference
+from .matching.index import ImageIndex as ImageIndex
+from .matching.matched import match as match
+from .matching.reproduction import Matches as Matches
+from .mitigations.base import Mitigation as Mitigation
+from .mitigations.rephrasing import Rephrasing as Rephrasing
+from .mitigations.stability import StabilityRule as StabilityRule
+from .mitigations.stability import stabilize as stabilize
+from .pipelines.loading import load_pipeline as load_pipeline
+from .registry import Entry as Entry
+from .registry import PluginError as PluginError
+from .registry import methods as methods
+from .settings import Sampling as Sampling
+from .tracing.trajectory import Step as Step
+from .tracing.trajectory import Trajectory as Trajectory
+from .tracing.watching import watch as watch
+from .verdicts import Verdict as Verdict
+
+__version__: str

@@ -1,0 +1,5 @@
+"""`python -m cryptomnesia`: the command line."""
+
+from cryptomnesia.cli import main
+
+main()

@@ -1,0 +1,157 @@
+"""The verb `calibrate`: generate ordinary captions, and keep what was recorded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cryptomnesia.calibration.stored import Calibration, made_in_words
+from cryptomnesia.detectors import Detector, detector
+from cryptomnesia.errors import UsageError
+from cryptomnesia.files import prompts_digest
+from cryptomnesia.localizers import Localizer, localizers_of
+from cryptomnesia.localizers.mapping import mapped
+from cryptomnesia.pipelines.fingerprint import weights_digest
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.prompts import read_prompts
+from cryptomnesia.statistics import needed_null
+from cryptomnesia.tracing.generation import Progress, check_call, check_prompts
+from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory, joined
+
+FIRST_SEED = 1_000_000
+"""Seed of the first reference image, far from the seeds that people choose."""
+
+FEWEST = 100
+"""Reference prompts, of which two thirds give the null."""
+
+
+def calibrate(
+    pipe: Any,
+    prompts: Sequence[str] | str | Path,
+    *,
+    detectors: Sequence[str | Any] = (),
+    localizers: Sequence[str | Any] | str = (),
+    checkpoint: Any = None,
+    seed: int = FIRST_SEED,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+    **call: Any,
+) -> Calibration:
+    """Learn what a set-up does with ordinary captions: generate one image for each, and keep what was recorded.
+
+    All detectors that read only the norms that are always recorded are calibrated by that, also ones that are installed
+    later.
+
+    Args:
+        pipe: a pipeline of a known family.
+        prompts: at least 100 different captions that are surely not memorized and are like those to be judged, or a file
+            of them. 150 support a false-positive rate of 1%. For a model without captions only their number counts.
+        detectors: names or objects of detectors that need signals or norms of their own, for instance `collapse`.
+        localizers: names or objects of localizers whose maps are to become masks, or `auto`.
+        checkpoint: a pipeline around a less-trained checkpoint, for localizers that are compared with one.
+        seed: image i has seed `seed` + i; far from the seeds of what will be judged.
+        batch_size: images per call of the pipeline.
+        progress: called with the number of images done.
+        **call: arguments of every call, named as the pipeline names them; its own defaults for the rest.
+
+    Raises:
+        UsageError: for prompts that are too few or repeated, methods that are unknown or cannot work, arguments that the
+            pipeline does not take, or a model whose output is not finite.
+    """
+    captions = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else list(prompts)
+    setup = Setup.of(pipe, call, checkpoint)
+    check_references(captions, repeated=not setup.family.conditional)
+    judges = [detector(method, setup) for method in detectors]
+    mappers = localizers_of(localizers, setup) if localizers else []
+    setup.check(judges)
+    check_call(setup)
+    check_prompts(pipe, captions)
+    norms, signals = recorded_for(judges)
+    seeds = range(seed, seed + len(captions))
+    runs, maps = [], []
+    for batch, found in mapped(
+        setup,
+        captions,
+        seeds,
+        mappers,
+        batch_size=batch_size,
+        norms=norms,
+        signals=signals,
+        decode=False,
+        progress=progress,
+    ):
+        runs.append(batch.trajectory.bare())
+        maps.append({name: heat.values for name, heat in found.items()})
+    return fitted(
+        setup,
+        captions,
+        joined(runs),
+        {name: torch.cat([part[name] for part in maps]) for name in maps[0]},
+        signals=signals,
+        localizers=mappers,
+    )
+
+
+def recorded_for(detectors: Sequence[Detector]) -> tuple[list[Norm], list[Signal]]:
+    """The norms and signals that `watch` has to record for detectors, each once."""
+    norms = {norm.name: norm for judge in detectors for norm in judge.norms}
+    signals = {signal.name: signal for judge in detectors for signal in judge.signals}
+    return list(norms.values()), list(signals.values())
+
+
+def fitted(
+    setup: Setup,
+    prompts: Sequence[str],
+    runs: Trajectory,
+    maps: dict[str, Tensor],
+    *,
+    signals: Sequence[Signal] = (),
+    localizers: Sequence[Localizer] = (),
+) -> Calibration:
+    """The calibration from what was recorded of one image for every reference prompt; see `calibrate`.
+
+    Raises:
+        UsageError: for runs that ended early, or output that is not finite.
+    """
+    if not runs.complete:
+        raise UsageError("the reference runs ended before their last step; calibrate with options that let them end")
+    for name in ("delta", "z", "x0"):
+        if broken := int((~runs.norms[name].isfinite()).any(dim=1).sum()):
+            raise UsageError(
+                f"the model's output holds NaN or infinity on {broken} of {len(runs)} reference prompts; check its "
+                "weights and dtype"
+            )
+    for name, heat in maps.items():
+        if broken := int((~heat.isfinite()).flatten(1).any(dim=1).sum()):
+            raise UsageError(
+                f"{broken} of {len(heat)} reference maps of {name} are not finite; check the model's dtype"
+            )
+    checkpoint = "" if setup.checkpoint is None else weights_digest(setup.checkpoint)
+    made_by = {signal.name: signal.describe() for signal in signals}
+    made_by |= {f"map {mapper.name}": made_in_words(mapper, checkpoint) for mapper in localizers}
+    return Calibration(setup.fingerprint, runs, maps, made_by, prompts_digest(prompts))
+
+
+def check_references(prompts: Sequence[str], *, repeated: bool = False, fpr: float | None = None) -> None:
+    """Refuse reference prompts that are too few, or repeated and so not independent, unless that is allowed.
+
+    Args:
+        prompts: of the references.
+        repeated: whether prompts may be there more than once.
+        fpr: a false-positive rate that they are to support.
+
+    Raises:
+        UsageError: with the numbers.
+    """
+    if len(prompts) < FEWEST:
+        raise UsageError(f"got {len(prompts)} reference prompts; give at least {FEWEST} (150 for a rate of 1%)")
+    again = len(prompts) - len(set(prompts))
+    if again and not repeated:
+        raise UsageError(f"{again} of {len(prompts)} reference prompts are repeated; give every prompt once")
+    if fpr is not None and (null := len(prompts) - len(prompts) // 3) < (need := needed_null(fpr)):
+        raise UsageError(
+            f"{len(prompts)} reference prompts leave {null} for the null, a rate of {fpr:g} needs {need}; "
+            f"give {-(-3 * need // 2)} or more, or a higher rate"
+        )

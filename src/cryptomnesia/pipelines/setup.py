@@ -1,0 +1,83 @@
+"""A set-up: the pipeline and how it is called, which decide what methods can work and what a calibration holds for."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cryptomnesia.errors import UsageError
+from cryptomnesia.pipelines.call import sampling_for
+from cryptomnesia.pipelines.families import Family, family_of
+from cryptomnesia.pipelines.fingerprint import Fingerprint, fingerprint
+from cryptomnesia.registry import Method
+from cryptomnesia.settings import Sampling
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A pipeline, the settings of its calls and, where maps are compared with one, a less-trained checkpoint.
+
+    Attributes:
+        pipe: a pipeline of a known family.
+        sampling: the settings of every call.
+        checkpoint: a pipeline around a less-trained checkpoint of the same model, or None.
+    """
+
+    pipe: Any
+    sampling: Sampling
+    checkpoint: Any = None
+
+    @classmethod
+    def of(cls, pipe: Any, call: dict[str, Any], checkpoint: Any = None) -> "Setup":
+        """The set-up of calls with the arguments `call`, named as the pipeline names them.
+
+        Raises:
+            UsageError: for a pipeline of an unknown family, an argument that the pipeline does not take, or one that
+                this library gives itself.
+        """
+        return cls(pipe, sampling_for(pipe, call), checkpoint)
+
+    @cached_property
+    def family(self) -> Family:
+        """The pipeline's family."""
+        return family_of(self.pipe)
+
+    @property
+    def guided(self) -> bool:
+        """Whether the runs have an unconditional branch."""
+        return self.family.guided_in(self.sampling)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Everything that a calibration depends on."""
+        return fingerprint(self.pipe, self.sampling)
+
+    def check(self, methods: Iterable[Method]) -> None:
+        """Refuse methods that cannot work in this set-up.
+
+        Raises:
+            UsageError: saying what the first of them lacks.
+        """
+        for method in methods:
+            self._check_requirements(method)
+            method.check(self)
+
+    def accepts(self, method: Method) -> bool:
+        """Whether a method can work in this set-up."""
+        try:
+            self.check([method])
+        except UsageError:
+            return False
+        return True
+
+    def _check_requirements(self, method: Method) -> None:
+        kind = type(self.pipe).__name__
+        if "captions" in method.requires and not self.family.conditional:
+            raise UsageError(f"{method.name} needs captions, and a {kind} takes none; use another method")
+        if "guidance" in method.requires and not self.guided:
+            raise UsageError(
+                f"{method.name} needs the unconditional branch, and at guidance {self.sampling.guidance:g} this {kind} "
+                "has none; give guidance above 1 to a model that is not distilled, or use another method"
+            )
+        if "checkpoint" in method.requires and self.checkpoint is None:
+            raise UsageError(f"{method.name} needs a less-trained checkpoint of the model; give one as `checkpoint`")
