@@ -106,3 +106,13 @@ def test_every_method_has_a_page_with_all_its_parts(generated):
             for section in ("## When to use it", "## When not to use it", "## How it works"):
                 body = text.split(section)[1].split("\n## ")[0]
                 assert body.strip(), f"{path}: {section}"
+
+
+def test_examples_of_docstrings_are_code(request, monkeypatch):
+    monkeypatch.syspath_prepend(request.config.rootpath / "docs")
+    import docstrings
+
+    text = "Do it.\n\nExample:\n    with a:\n        b()\n\n    c()\n\nRaises:\n    Error: never."
+    code = "    ```python\n    with a:\n        b()\n\n    c()\n    ```"
+    assert docstrings.fenced(text) == f"Do it.\n\nExample:\n{code}\n\nRaises:\n    Error: never."
+    assert docstrings.fenced("No code here.") == "No code here."
