@@ -53,12 +53,11 @@ def test_figures_on_the_pages_are_the_published_ones(root):
 
 def test_every_table_stands_on_a_page_and_no_figure_has_a_comment_of_its_own(root, monkeypatch):
     monkeypatch.syspath_prepend(root / "benchmarks")
-    from tables import TABLES
+    import publish
 
-    shown = [name for page in pages(root) for name in re.findall(r"<!-- results: (\S+) -->", page.read_text("utf-8"))]
-    assert set(shown) == set(TABLES)
-    for page in pages(root):
-        assert not re.search(r"<!-- \w+:\S+ -->-?\d", page.read_text(encoding="utf-8")), page
+    texts = [page.read_text(encoding="utf-8") for page in publish.pages(root)]
+    assert {name for text in texts for name in publish.BEGIN.findall(text)} == set(publish.TABLES)
+    assert not any(re.search(r"<!-- \w+:\S+ -->-?\d", text) for text in texts)
 
 
 @pytest.mark.parametrize(
