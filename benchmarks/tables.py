@@ -44,6 +44,8 @@ def _origin(name: str, made_by: dict[str, str]) -> str:
         parts.append(f"made by `{made_by['command']}`")
     if "commit" in made_by:
         parts.append(f"commit `{made_by['commit']}`")
+    if "scheduler" in made_by:
+        parts.append(f"scheduler `{made_by['scheduler']}`")
     return ", ".join(parts) + "."
 
 
@@ -177,7 +179,7 @@ def stability_negatives(results: Results) -> str:
         [words]
         + [
             ", ".join(
-                number(results("stability", "auc", "ddim", name, kind, negative)) for kind in ("template", "verbatim")
+                number(results("stability", "auc", "pndm", name, kind, negative)) for kind in ("template", "verbatim")
             )
             for name in names
         ]
@@ -531,7 +533,7 @@ def proving_ground_verify(results: Results) -> str:
             "`verbatim_replicated`",
             found("verbatim_replicated"),
             "share of generations on the top rung that reproduce the planted pixels "
-            "(DDIM, 50 steps, guidance 1.5, 8 seeds, wordings in turn)",
+            "(PNDM, 50 steps, guidance 1.5, 8 seeds, wordings in turn)",
         ],
         ["`template_replicated`", found("template_replicated"), "the same of templates, inside the mask"],
         [
