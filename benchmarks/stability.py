@@ -1,6 +1,10 @@
 """Stability regions on the bundled model: docs/results/stability.json and docs/images/decide_by.png.
 
     python benchmarks/stability.py > docs/results/stability.json
+    python benchmarks/stability.py --only pndm --earlier docs/results/stability.json > new.json
+
+The second command measures one solver again and takes the others from an earlier file; `made_by` then says for every
+solver at which commit it was measured.
 
 Detection, for every solver with a calibration of its own: planted concepts (top rung and, with the model's own solver
 PNDM, every rung; all wordings) against never-planted captions and against each kind of hard negative. `fpr_met` is the
@@ -21,17 +25,20 @@ the judged captions, not that of the references from which the threshold comes. 
 .benchmarks-cache, so an interrupted run goes on where it was.
 """
 
+import argparse
+import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import compress
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from attributes import Classifier, attributes, ceiling, shown, trained
-from common import Start, kept, place, print_json, progress
+from common import COMMIT, Start, kept, place, print_json, progress
 from first_look import entries_and_prompts, ordinary
 from torch import Tensor
 
@@ -62,6 +69,8 @@ from cryptomnesia.tracing.trajectory import joined
 OWN = "pndm"
 """The model's own solver, for which most is measured."""
 SOLVERS = (OWN, "ddim", "euler", "euler-ancestral", "heun", "dpm++", "unipc", "lms")
+BY_SOLVER = ("auc", "tpr_at_1pct", "tpr_at_0.1pct", "fpr_met", "images", "clusters")
+"""Figures that there are of every solver; the others are of the model's own."""
 REPORTED = ("drift", "stability", "guidance-mean")
 """The default detector, the published one, and the strongest of the peers."""
 DETECTOR = REPORTED[0]
@@ -128,19 +137,39 @@ class Group:
 
 def main() -> None:
     """Measure and print JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=SOLVERS, action="append", help="measure this solver; may be given repeatedly")
+    parser.add_argument("--earlier", type=Path, help="results file with the figures of the other solvers")
+    given = parser.parse_args()
+    measured = tuple(given.only or SOLVERS)
+    if len(measured) < len(SOLVERS) and given.earlier is None:
+        parser.error("--only needs --earlier, for the other solvers")
+    earlier = {} if given.earlier is None else json.loads(given.earlier.read_text())
     with progress() as start:
-        figures = measure(start)
-    print_json(figures)
+        figures = measure(start, measured, earlier)
+    before = earlier.get("made_by", {})
+    commits = {
+        solver: COMMIT if solver in measured else before.get("commits", {}).get(solver, before.get("commit"))
+        for solver in SOLVERS
+    }
+    print_json(figures, commits=commits)
 
 
-def measure(start: Start) -> dict[str, Any]:
-    """All figures."""
+def measure(start: Start, measured: Sequence[str], earlier: dict[str, Any]) -> dict[str, Any]:
+    """All figures, of solvers that are not measured those of an earlier results file."""
     manifest = Manifest.load(BUNDLE)
     concepts = plant(manifest.seed)
     figures: dict[str, Any] = {"rate": RATE, "auc": {}, "tpr_at_1pct": {}, "tpr_at_0.1pct": {}, "fpr_met": {}}
     images: dict[str, dict[str, int]] = {}
     clusters: dict[str, dict[str, int]] = {}
+    if OWN not in measured:
+        figures |= {name: earlier[name] for name in earlier if name not in (*BY_SOLVER, "made_by")}
     for solver in SOLVERS:
+        if solver not in measured:
+            for name, part in {**figures, "images": images, "clusters": clusters}.items():
+                if name in BY_SOLVER and solver in earlier[name]:
+                    part[solver] = earlier[name][solver]
+            continue
         subject = calibrated(solver, manifest, start)
         rungs = {
             rung: [e for e in manifest.entries if e.planted and e.exposures == rung]
