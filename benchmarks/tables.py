@@ -131,11 +131,13 @@ def first_look_mitigation(results: Results) -> str:
 @table("first_look.summary")
 def first_look_summary(results: Results) -> str:
     """The three questions, the default method of each beside the best published one."""
+    aucs = results("first_look", "auc_planted_by_detector")
+    published = max((name for name in DETECTORS if name != "drift"), key=lambda name: aucs[name]["value"])
     rows = [
         [
             "Is it memorized? AUC against never-planted captions",
-            f"`drift` {interval(results('first_look', 'auc_planted_by_detector', 'drift'))}",
-            f"`guidance-mean` {interval(results('first_look', 'auc_planted_by_detector', 'guidance-mean'))}",
+            f"`drift` {interval(aucs['drift'])}",
+            f"`{published}` {interval(aucs[published])}",
         ],
         [
             "Where? IoU of the mask with the memorized region, threshold fixed beforehand",
@@ -173,7 +175,7 @@ def stability_solvers(results: Results) -> str:
 
 @table("stability.negatives")
 def stability_negatives(results: Results) -> str:
-    """AUC by detector and kind of negative, under DDIM."""
+    """AUC by detector and kind of negative, under PNDM, the model's own solver."""
     names = ("drift", "stability", "guidance-mean")
     rows = [
         [words]
