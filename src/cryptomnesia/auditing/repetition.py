@@ -13,9 +13,11 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from cryptomnesia.matching import Tiles, square
-from cryptomnesia.matching.descriptors import middle
+from cryptomnesia.images import middle, square
+from cryptomnesia.matching import Tiles
+from cryptomnesia.matching.distances import counted, distances_from
 from cryptomnesia.matching.reproduction import FEWEST, NEAREST, USUAL
+from cryptomnesia.statistics import conformal_p_values
 
 _OTHERS = 1000
 
@@ -41,14 +43,13 @@ def repeated(
     for prompt, members in own.items():
         others = [number for each, number in firsts.items() if each != prompt][:_OTHERS]
         for one, other in combinations(members, 2):
-            weights = tiles.weights(middle((masks[one] & masks[other])[None]))[0]
-            weights = weights * (weights.mean(dim=1, keepdim=True) >= 0.5)
+            weights = counted(tiles.weights(middle((masks[one] & masks[other])[None]))[0])
             if not weights.any() or len(others) < FEWEST:
                 continue
-            squares = (weights * (described[[other, *others]] - described[one]) ** 2).sum(dim=2)
-            distances = (squares / weights.sum(dim=1).clamp_min(1e-12)).amax(dim=1).sqrt()
+            distances = distances_from(described[one], described[[other, *others]], weights)
             usual = distances[1:].sort().values[:NEAREST].mean()
-            p = (1 + (distances[1:] <= distances[0]).sum()) / len(distances)
+            # a small distance is the unusual one
+            p = conformal_p_values(-distances[:1], -distances[1:]).item()
             if distances[0] <= USUAL * usual and p <= rate:
                 found |= {one, other}
     return found
