@@ -112,7 +112,7 @@ def _order_commands() -> None:
 
     app.registered_commands.sort(key=place)
     for command in app.registered_commands:
-        command.rich_help_panel = "Verbs" if name_of(command) in VERBS else "Other commands"
+        command.rich_help_panel = "Main commands" if name_of(command) in VERBS else "Other commands"
     for group in app.registered_groups:
         group.rich_help_panel = "Other commands"
 
