@@ -40,7 +40,9 @@ def calibrate(
     check_names("detector", settings.detector)
     named_localizers(settings.localizer)
     if settings.baseline is not None and not settings.localizer:
-        raise UsageError("got --baseline and no --localizer that is compared with it; give one, or leave --baseline out")
+        raise UsageError(
+            "got --baseline and no --localizer that is compared with it; give one, or leave --baseline out"
+        )
     check_writable(output)
     pipe = pipeline_of(settings)
     checkpoint = checkpoint_of(settings, settings.localizer)

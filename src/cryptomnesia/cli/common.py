@@ -132,6 +132,11 @@ def exit_code(verdicts: Iterable["Verdict"]) -> int:
     return 0 if all(verdict.clean for verdict in answers) else 3
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: "1 picture", "2 pictures"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def print_skipped(skipped: Mapping[str, str], count: int, index: Path) -> None:
     """Name the training images that an index could not use, on standard error."""
     for path, why in list(skipped.items())[:10]:

@@ -16,6 +16,7 @@ from cryptomnesia.cli.common import (
     captions_of,
     check_folder,
     check_names,
+    counted,
     exit_code,
     image_file,
     make_folder,
@@ -134,9 +135,7 @@ def _examined(
                 file = _written(output, len(rows), finding, truth, closer=settings.localize or settings.mitigate)
             # a long run keeps no pictures in memory
             rows.append(Judged(finding.seed, finding.verdict, file))
-    told = verdicts_to_json(
-        rows, model, Setup.of(pipe, call), detector=rows[0].verdict.detector, fpr=settings.fpr
-    )
+    told = verdicts_to_json(rows, model, Setup.of(pipe, call), detector=rows[0].verdict.detector, fpr=settings.fpr)
     text = json.dumps(told, indent=2)
     if output is not None:
         write_whole(output / FINDINGS, f"{text}\n")
@@ -145,8 +144,8 @@ def _examined(
     else:
         print_verdicts(rows)
         if output is not None:
-            count = sum(row.file is not None for row in rows)
-            typer.echo(f"{count} pictures and {FINDINGS} in {output}" if count else f"nothing flagged; {FINDINGS} in {output}")
+            written = counted(sum(row.file is not None for row in rows), "picture")
+            typer.echo(f"{written} and {FINDINGS} in {output}")
     return rows
 
 

@@ -14,6 +14,7 @@ from cryptomnesia.cli.common import (
     captions_of,
     check_folder,
     check_names,
+    counted,
     exit_code,
     image_file,
     make_folder,
@@ -109,5 +110,5 @@ def guard(
         typer.echo(json.dumps(told, indent=2))
     else:
         print_verdicts(rows)
-        typer.echo(f"{len(rows)} images in {output}")
+        typer.echo(f"{counted(len(rows), 'image')} in {output}")
     raise typer.Exit(exit_code(row.verdict for row in rows))

@@ -12,6 +12,7 @@ from cryptomnesia.cli.common import (
     call_of,
     captions_of,
     check_folder,
+    counted,
     image_file,
     make_folder,
     pipeline_of,
@@ -93,7 +94,7 @@ def localize(
         typer.echo(json.dumps(regions_to_json(rows, str(settings.model), setup, words, pixel_fpr), indent=2))
     else:
         print_regions(rows, pixel_fpr)
-        typer.echo(f"{len(seeds)} panels and as many files of maps in {output}")
+        typer.echo(f"{counted(len(seeds), 'panel')} and as many files of maps in {output}")
 
 
 def _check_no_mask_settings(settings: LocalizeSettings, localizers: "list[Localizer]") -> None:

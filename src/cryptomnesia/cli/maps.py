@@ -71,7 +71,9 @@ def _check_used(settings: LocalizeSettings | CalibrateSettings, localizers: "Seq
     for name, used in has.items():
         if getattr(settings, name) is not None and not used:
             which = ", ".join(method.name for method in localizers) or "no localizer"
-            raise UsageError(f"got --{name}, and {which} has no such setting; leave it out, or give another --localizer")
+            raise UsageError(
+                f"got --{name}, and {which} has no such setting; leave it out, or give another --localizer"
+            )
 
 
 def _fields(value: Any) -> set[str]:

@@ -75,11 +75,11 @@ def show(
     bundle: Bundle = None,
 ) -> None:
     """Draw training image, mask and generations of planted concepts side by side."""
+    check_writable(output)
     from cryptomnesia.files import replacing
     from cryptomnesia.proving_ground import BUNDLE
     from cryptomnesia.proving_ground.show import grid
 
-    check_writable(output)
     with progress_bar() as report:
         drawn = grid(bundle or BUNDLE, progress=report)
     make_folder(output.parent)
