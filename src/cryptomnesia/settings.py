@@ -346,18 +346,18 @@ class MapSettings(Settings):
     """Localizer that makes maps; can be given several times; the default of the model's family unless given. `methods`
     lists all."""
     at: float | None = None
-    """Evaluation that the maps look at: 0 is the first one, -1 the last one, 0.3 three tenths into the run. Unless given,
-    every localizer has a default of its own."""
+    """Evaluation that the maps look at: 0 is the first one, -1 the last one, 0.3 three tenths into the run. Every
+    localizer has a default of its own."""
     baseline: str | None = None
     """Less-trained checkpoint for the localizers that are compared with one: a local folder or a hub id. The bundled
     model has one."""
     probes: int | None = Field(None, ge=1)
-    """Products with the Jacobian per image, for the localizers that estimate one: a multiple of 8. Unless given 16, or at
+    """Products with the Jacobian per image, for the localizers that estimate one: a multiple of 8. By default 16, or at
     most 512 with `wanted`."""
     wanted: float | None = Field(None, gt=0)
     """Relative error of such a map at which the estimate stops before all probes are spent."""
     memory: float | None = Field(None, gt=0)
-    """Memory in GiB that such a map may take beside the model; 2 unless given."""
+    """Memory in GiB that such a map may take beside the model; by default 2."""
 
 
 class LocalizeSettings(MaskSettings, MapSettings, GenerateSettings):
@@ -380,8 +380,8 @@ class CalibrateSettings(MapSettings, CallSettings):
     seed: int = Field(1_000_000, ge=0, le=2**62)
     """Seed of the first image; every further image has the next seed."""
     detector: Names = Field(default_factory=list)
-    """Detector that needs more than the norms of a run, for instance the mean of a map, `collapse`; can be given several
-    times. All other detectors are calibrated anyway."""
+    """Detector that needs more than the norms of a run, for instance `collapse`, the mean of a map; can be given
+    several times. All other detectors are calibrated anyway."""
     localizer: Names = Field(default_factory=list)
     """Localizer whose maps are to become masks; can be given several times. `methods` lists all."""
 

@@ -1,8 +1,8 @@
 """The command line: read settings, call the library, print the result, set the exit code.
 
 Exit codes: 0 done and nothing flagged, 1 something flagged, 2 input that cannot be used, 3 nothing flagged but some
-images could not be judged. Results go to standard output, progress, warnings and errors to standard error. Nothing heavy
-is imported before a command runs.
+images could not be judged. Results go to standard output; progress, warnings and errors go to standard error. Nothing
+heavy is imported before a command runs.
 """
 
 import logging
@@ -34,10 +34,12 @@ from cryptomnesia.errors import CryptomnesiaError
 VERBS = ("detect", "localize", "guard", "audit", "calibrate", "match")
 """The commands that the help shows first."""
 
-_BROKEN_PIPE = 141
-"""Exit code of a program whose reader went away, as shells give it."""
+_INTERRUPTED, _BROKEN_PIPE = 130, 141
+"""Exit codes after Ctrl-C, and when nobody reads the output any more, as shells give them."""
 
-_CommandLineError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_CommandLineError: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if issubclass(kind, Exception) and kind.__name__ == "ClickException"
+)
 """What Typer raises for a command line that it cannot parse."""
 
 
@@ -64,11 +66,11 @@ def _run() -> int:
             # the help was printed
             return 2
         hint = getattr(getattr(error, "ctx", None), "command_path", "cryptomnesia")
-        message = f"{error.format_message().rstrip('.')}; see {hint} --help"
+        reason: str = getattr(error, "format_message", error.__str__)()
+        message = f"{reason.rstrip('.')}; see {hint} --help"
     except (KeyboardInterrupt, typer.Abort):
-        message = "interrupted"
-        typer.echo(f"error: {message}", err=True)
-        return 130
+        typer.echo("error: interrupted; run the command again to go on", err=True)
+        return _INTERRUPTED
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     return 2
 

@@ -22,13 +22,13 @@ def calibrate(
         typer.Option(
             "-o",
             "--output",
-            help="File to write. It is found without being named if it is calibration.safetensors in the model's folder.",
+            help="File to write; calibration.safetensors in the model's folder is found without being named.",
         ),
     ],
 ) -> None:
     """Learn from captions that are not memorized what is usual for a model, and save it for detect, guard and audit.
 
-    One image is generated of every caption. With --localizer the images are mapped too, so that localize can draw masks.
+    One image is generated of every caption. With --localizer it is mapped as well, so that localize can draw masks.
     """
     from cryptomnesia.calibration import fitting
     from cryptomnesia.pipelines.loading import check_exists

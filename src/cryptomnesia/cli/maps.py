@@ -52,7 +52,7 @@ def localizers_for(
     _check_used(settings, found)
     changed = []
     for method in found:
-        estimator = getattr(method, "estimator", None)
+        estimator: Any = getattr(method, "estimator", None)
         settable = {name: value for name, value in estimate.items() if value is not None and name in _fields(estimator)}
         estimator = dataclasses.replace(estimator, **settable) if settable else None
         changed.append(configured(method, step=step, estimator=estimator))

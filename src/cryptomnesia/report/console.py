@@ -126,8 +126,8 @@ def print_methods(rows: Sequence[Listed]) -> None:
     print_wide(table)
     print_wide(
         Text(
-            "cost: denoiser evaluations per image beyond the generation, for the bundled model as it is called by default; "
-            "a mitigation costs that for every flagged image"
+            "cost: denoiser evaluations per image beyond the generation, for the bundled model as it is called by "
+            "default; a mitigation costs that for every flagged image"
         )
     )
 

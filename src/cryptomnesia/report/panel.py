@@ -26,8 +26,8 @@ _BAR = 22
 def overlay(image: Tensor, heat: Tensor) -> np.ndarray:
     """A heat map over a greyed image.
 
-    The map is drawn through log1p and scaled to its own largest value. So colours compare places within one picture, and
-    do not compare pictures with each other. Places where the map is NaN get the lowest colour.
+    The map is drawn through log1p and scaled to its own largest value. So colours compare places within one picture,
+    and do not compare pictures with each other. Places where the map is NaN get the lowest colour.
 
     Args:
         image: (3, H, W) in [0, 1].
