@@ -1,5 +1,9 @@
 """A random miniature in a folder, as the commands load it."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from cryptomnesia import Calibration, calibrate, load_pipeline
@@ -37,3 +41,20 @@ def calibration_file(model):
 def fitted(calibration_file):
     """The calibration itself."""
     return Calibration.load(calibration_file)
+
+
+@pytest.fixture(scope="session")
+def cryptomnesia_once():
+    """Run the command line for a fixture of a whole module: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        ended = subprocess.run(
+            [sys.executable, "-m", "cryptomnesia", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        return ended.returncode, ended.stdout, ended.stderr
+
+    return run

@@ -69,7 +69,7 @@ def _run() -> int:
         reason: str = getattr(error, "format_message", error.__str__)()
         message = f"{reason.rstrip('.')}; see {hint} --help"
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("error: interrupted; run the command again to go on", err=True)
+        typer.echo("error: interrupted", err=True)
         return _INTERRUPTED
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     return 2

@@ -10,7 +10,7 @@ from cryptomnesia.cli.maps import checkpoint_of, localizers_for, named_localizer
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import progress_bar
-from cryptomnesia.settings import CalibrateSettings
+from cryptomnesia.settings import CalibrateSettings, MapSettings
 
 
 @app.command()
@@ -39,10 +39,11 @@ def calibrate(
     check_exists(str(settings.model))
     check_names("detector", settings.detector)
     named_localizers(settings.localizer)
-    if settings.baseline is not None and not settings.localizer:
-        raise UsageError(
-            "got --baseline and no --localizer that is compared with it; give one, or leave --baseline out"
-        )
+    given = [
+        f"--{name}" for name in MapSettings.model_fields if name != "localizer" and getattr(settings, name) is not None
+    ]
+    if given and not settings.localizer:
+        raise UsageError(f"got {' and '.join(given)} for maps, and no --localizer; give one, or leave them out")
     check_writable(output)
     pipe = pipeline_of(settings)
     checkpoint = checkpoint_of(settings, settings.localizer)

@@ -27,8 +27,10 @@ from cryptomnesia.report.rows import Region, regions, regions_to_json
 from cryptomnesia.settings import LocalizeSettings
 
 if TYPE_CHECKING:
+    from cryptomnesia.calibration import Calibration
     from cryptomnesia.localization import Located
     from cryptomnesia.localizers import Localizer
+    from cryptomnesia.pipelines.setup import Setup
 
 
 @app.command()
@@ -55,9 +57,7 @@ def localize(
     pipe = pipeline_of(settings)
     setup = Setup.of(pipe, call_of(settings), checkpoint_of(settings, names))
     localizers = localizers_for(settings, names, setup)
-    masked = bool(localization.references_for(setup, localizers, calibration))
-    if not masked:
-        _check_no_mask_settings(settings, localizers)
+    masked = _has_masks(settings, setup, localizers, calibration)
     seeds = seeds_of(settings, captions)
     rows: list[Region] = []
     with progress_bar() as report:
@@ -97,8 +97,25 @@ def localize(
         typer.echo(f"{counted(len(seeds), 'panel')} and as many files of maps in {output}")
 
 
-def _check_no_mask_settings(settings: LocalizeSettings, localizers: "list[Localizer]") -> None:
-    """Refuse settings of masks where there are none."""
+def _has_masks(
+    settings: LocalizeSettings, setup: "Setup", localizers: "list[Localizer]", calibration: "Calibration | None"
+) -> bool:
+    """Whether maps become masks; if not, say why the calibration in the model's folder does not fit.
+
+    Raises:
+        UsageError: if the calibration that was given does not fit, or settings of masks were given without one.
+    """
+    from cryptomnesia.calibration.stored import calibration_of
+    from cryptomnesia.localization import references_for
+
+    if calibration is not None:
+        return bool(references_for(setup, localizers, calibration))
+    beside = calibration_of(setup.pipe)
+    if beside is not None:
+        try:
+            return bool(references_for(setup, localizers, beside))
+        except UsageError as error:
+            typer.echo(f"maps without masks: {error}", err=True)
     defaults = LocalizeSettings.model_fields
     given = [name for name in ("pixel_fpr", "smooth", "smallest") if getattr(settings, name) != defaults[name].default]
     if given:
@@ -108,6 +125,7 @@ def _check_no_mask_settings(settings: LocalizeSettings, localizers: "list[Locali
             f"got {flags} for masks, which need a calibration with these maps; make one with `cryptomnesia calibrate "
             f"{settings.model} {wanted} --prompts FILE -o calibration.safetensors`, and give it as --calibration"
         )
+    return False
 
 
 def _save(path: Path, located: "Located") -> None:
