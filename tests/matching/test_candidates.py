@@ -89,7 +89,7 @@ def test_every_near_copy_is_found_and_what_is_usual_stays_so(large, masks):
 def test_a_match_is_that_of_the_exact_search(large):
     exact, folder = large
     queries = torch.cat([near_copies()[:5], some_pictures(5, 3)])
-    brute, found = (index.match(queries, rate=0.1) for index in (exact, ImageIndex(folder, Tiles())))
+    brute, found = (index.match(queries, fpr=0.1) for index in (exact, ImageIndex(folder, Tiles())))
     assert found.paths[:5] == brute.paths[:5]
     assert found.reproduced.tolist() == brute.reproduced.tolist() == [True] * 5 + [False] * 5
     nothing = ImageIndex(folder, Tiles()).match(queries[:1], masks=torch.zeros(1, 8, 8))
@@ -155,7 +155,7 @@ def test_a_build_keeps_candidates_up_to_date(images, tmp_path, monkeypatch):
 
 def test_codes_that_are_not_the_index_s_are_refused(large, tmp_path):
     _, folder = large
-    write(tmp_path, some_pictures(10, 0), Tiles(across=2, side=16))
+    write(tmp_path, interpolate(some_pictures(10, 0), size=16, mode="area"), Tiles(across=2, side=16))
     shutil.copy(folder / candidates.FILE, tmp_path)
     with pytest.raises(UsageError, match="holds no codes of this index; delete it"):
         ImageIndex(tmp_path, Tiles(across=2, side=16))
