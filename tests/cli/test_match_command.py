@@ -47,7 +47,8 @@ def test_a_copy_is_found_in_a_folder(cryptomnesia, index, generated):
     assert copy["reproduced"]
     assert other["picture"] == str(generated / "deep" / "other.png")
     assert not other["reproduced"]
-    for row, expected in zip(printed["pictures"], match([row["picture"] for row in printed["pictures"]], index)):
+    found = match([row["picture"] for row in printed["pictures"]], index)
+    for row, expected in zip(printed["pictures"], found, strict=True):
         assert (row["training_image"], row["p_value"]) == (expected.path, expected.p_value)
         assert row["distance"] == pytest.approx(expected.distance)
 
