@@ -71,7 +71,7 @@ else:
     class overridable:
         """A property that a subclass may replace: by a class attribute, a field, a property, or in its constructor.
 
-        A `property` would refuse to be set on an instance, as fields and constructors do. The class itself does not have
+        Fields and constructors set it on an instance, which a `property` would refuse. The class itself does not have
         the attribute, so a dataclass does not take it for the default of a field.
         """
 
