@@ -1,1 +1,6 @@
-"""What tests of methods need, also those of other packages: closed forms, miniature pipelines and named checks."""
+"""What tests of methods need, also those of other packages: named checks, closed forms and miniature pipelines."""
+
+from cryptomnesia.testing.checks import Check, CheckError, run_checks
+from cryptomnesia.testing.detector_checks import check_detector
+
+__all__ = ["Check", "CheckError", "check_detector", "run_checks"]
