@@ -2,5 +2,6 @@
 
 from cryptomnesia.testing.checks import Check, CheckError, run_checks
 from cryptomnesia.testing.detector_checks import check_detector
+from cryptomnesia.testing.localizer_checks import check_localizer
 
-__all__ = ["Check", "CheckError", "check_detector", "run_checks"]
+__all__ = ["Check", "CheckError", "check_detector", "check_localizer", "run_checks"]

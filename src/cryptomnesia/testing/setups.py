@@ -19,8 +19,11 @@ PROMPTS = ("a red circle", "a small striped blue star", "a green ring", "a white
 REFERENCES = tuple(f"a {colour} {shape}" for colour in ("blue", "pink", "white") for shape in ("bar", "disc", "heart"))
 """Captions of the reference runs."""
 
-FLUX_SIZE = {"height": 16, "width": 16}
-"""Of the pictures of Flux, whose pipeline has a size of its own, far above the miniature's."""
+SHORT = {"max_sequence_length": 32}
+"""For transformers, which otherwise read 256 or 512 tokens of every caption."""
+
+FLUX = {"height": 16, "width": 16, **SHORT}
+"""For Flux, whose pipeline has a size of its own, far above the miniature's."""
 
 
 def twin(pipe: Any) -> Any:
@@ -61,9 +64,9 @@ SETUPS: Mapping[str, Callable[[], Setup]] = {
     ),
     "Stable Diffusion without guidance": lambda: _setup(miniatures.stable_diffusion(), guidance_scale=1.0),
     "SDXL": lambda: _setup(miniatures.stable_diffusion_xl(), guidance_scale=2.0),
-    "SD 3": lambda: _setup(miniatures.stable_diffusion_3(), guidance_scale=2.0),
-    "Flux": lambda: _setup(miniatures.flux(), **FLUX_SIZE),
-    "Flux with true guidance": lambda: _setup(miniatures.flux(), **FLUX_SIZE, **miniatures.TRUE_GUIDANCE),
+    "SD 3": lambda: _setup(miniatures.stable_diffusion_3(), guidance_scale=2.0, **SHORT),
+    "Flux": lambda: _setup(miniatures.flux(), **FLUX),
+    "Flux with true guidance": lambda: _setup(miniatures.flux(), **FLUX, **miniatures.TRUE_GUIDANCE),
     "DDIM": _unconditional,
     "DDPM": lambda: _setup(miniatures.unconditional(DDPMPipeline)),
 }
