@@ -281,8 +281,8 @@ def contents(value: Any, _seen: frozenset[int] = frozenset()) -> Any:
         return type(value).__name__, tuple(contents(item, inside) for item in items)
     if isinstance(value, str | int | float | bool | None) or (callable(value) and not hasattr(value, "__dict__")):
         return repr(value)
-    slots = [name for base in type(value).__mro__ for name in vars(base).get("__slots__", ()) if hasattr(value, name)]
-    held = {name: getattr(value, name) for name in slots} | dict(getattr(value, "__dict__", {}))
+    slots = [name for base in inspect.getmro(type(value)) for name in vars(base).get("__slots__", ())]
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)} | dict(getattr(value, "__dict__", {}))
     return type(value).__qualname__, tuple((name, contents(item, inside)) for name, item in sorted(held.items()))
 
 
