@@ -3,15 +3,24 @@
 # diffusers annotates its configurations as tuples of one element and refuses its own None
 # pyright: reportArgumentType=false
 
-from collections import Counter
-from collections.abc import Iterable
-from itertools import pairwise
-
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-BOS, EOS = 0, 1
+from cryptomnesia.testing.tokens import BOS, EOS, tokenizer
+
+__all__ = [
+    "BOS",
+    "EOS",
+    "MAX_TOKENS",
+    "NOISE_SCHEDULE",
+    "autoencoder",
+    "noise_schedule",
+    "pipeline",
+    "text_encoder",
+    "tokenizer",
+    "unet",
+]
+
 MAX_TOKENS = 32
 """Length of the text input; the longest caption of the generator takes 31."""
 
@@ -29,32 +38,6 @@ so with SD's schedule the colour of a picture follows the noise and planted colo
 end ε is nearly x itself: an ε-predictor of this size had learned nothing of its captions after 1,000
 steps (an error of .01 in ε is one of 160 in x̂_0). So the network predicts v, as SD 2 does.
 """
-
-
-def tokenizer(words: Iterable[str]) -> CLIPTokenizer:
-    """A byte-pair tokenizer in CLIP's format in which every one of `words` is a single token.
-
-    Merges are found by pair frequency with ties broken by spelling, so the same words give the same
-    tokenizer everywhere.
-    """
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # the first two are BOS and EOS
-    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    merges: list[tuple[str, str]] = []
-    spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in sorted(set(words))]
-    while pairs := Counter(pair for parts in spelled for pair in pairwise(parts)):
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
-        merges.append(best)
-        vocabulary.append("".join(best))
-        for parts in spelled:
-            for at in range(len(parts) - 1, 0, -1):
-                if (parts[at - 1 : at + 1]) == [*best]:
-                    parts[at - 1 : at + 1] = ["".join(best)]
-    return CLIPTokenizer(
-        vocab={token: number for number, token in enumerate(vocabulary)},
-        merges=merges,
-        model_max_length=MAX_TOKENS,
-    )
 
 
 def autoencoder() -> AutoencoderKL:
