@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline
 
-from cryptomnesia import Regenerate, Sampling, StabilityRule, calibrate, detect, guard, watch
+from cryptomnesia import Regenerate, Sampling, StabilityRule, UsageError, calibrate, detect, guard, watch
 from cryptomnesia.detectors import free_detectors
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.setup import Setup
@@ -234,8 +234,10 @@ def test_a_model_that_clips_can_be_observed_but_not_steered():
     with guard(pipe, calibration, fpr=0.5) as guarding:
         images = pipe(batch_size=2, num_inference_steps=3, output_type="np").images
     assert len(guarding.verdicts) == len(images) == 2
-    with pytest.raises(Exception, match="DDIMScheduler with clip_sample=True"):
-        guard(pipe, calibration, policy="mitigate", fpr=0.5).__enter__()
+    with pytest.raises(UsageError, match="DDIMScheduler with clip_sample=True"):
+        guard(pipe, calibration, policy="mitigate", mitigation="stability", fpr=0.5)
+    with pytest.raises(UsageError, match="none of the mitigations rephrasing, stability works"):
+        guard(pipe, calibration, policy="mitigate", fpr=0.5)
     assert np.isfinite(images).all()
 
 
