@@ -144,7 +144,7 @@ def test_the_calibration_of_the_bundled_model_is_found_and_fits(bundled):
     calibration = resolved(None, bundled)
     calibration.check(Setup.of(bundled, {}))
     assert calibration.evaluations == 51
-    with pytest.raises(UsageError, match="guidance is 2.0, calibrated 1.5"):
+    with pytest.raises(UsageError, match=r"guidance is 2\.0, calibrated 1\.5"):
         calibration.check(Setup.of(bundled, {"guidance_scale": 2.0}))
 
 
