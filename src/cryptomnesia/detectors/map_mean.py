@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cryptomnesia.detectors.base import Detector, check_evaluations
 from cryptomnesia.errors import NotFiniteError, UsageError
-from cryptomnesia.localizers.base import Localizer, Watched
+from cryptomnesia.localizers.base import Localizer, Watched, unknown
 from cryptomnesia.pipelines.denoiser import Denoiser
 from cryptomnesia.registry import Requirement
 from cryptomnesia.tracing.trajectory import Place, Signal, Trajectory, evaluation
@@ -52,11 +52,9 @@ class MapSignal:
             pass
         rows = list(range(len(trajectory)))
         if len(rows) == 1:
-            return torch.full((1, 1, 1), torch.nan)
+            return unknown(self.localizer, trajectory).values.float()
         half = len(rows) // 2
-        halves = [self(trajectory.rows(part), denoiser) for part in (rows[:half], rows[half:])]
-        shape = max(maps.shape[1:] for maps in halves)
-        return torch.cat([maps.expand(-1, *shape) for maps in halves])
+        return torch.cat([self(trajectory.rows(part), denoiser) for part in (rows[:half], rows[half:])])
 
 
 @dataclass(frozen=True)
