@@ -187,9 +187,11 @@ def not_installed(kind: Kind, name: str) -> str:
     # the mean of a map is a detector under the name of the map
     if kind == "detector" and name not in entries("detector") and name in entries("localizer"):
         kind = "localizer"
-    entry = entries(kind).get(name)
+    if name not in entries(kind):
+        return "no installed package registers it"
+    entry = entries(kind)[name]
     # this package's own methods are there, and to load them takes seconds
-    return "" if entry is not None and entry.package == "cryptomnesia" and not entry.rivals else missing(kind, name)
+    return "" if entry.package == "cryptomnesia" and not entry.rivals else missing(kind, name)
 
 
 def _given(**values: Any) -> Mapping[str, Any]:
