@@ -188,6 +188,7 @@ def throughput(pipe: Any, prompts: dict[str, Entry | None], work: Path, start: S
         "throughput_ratio_every_image": [],
         "throughput_two_workers": [],
     }
+    prompts_per_round = len(list(prompts)[:: len(prompts) // PART])
     for number in range(ROUNDS):
         part = list(prompts)[number :: len(prompts) // PART]
         seconds = {workers: timed(lambda: fresh_audit(part, work, workers, start)) for workers in (1, 2)}  # noqa: B023
@@ -198,7 +199,7 @@ def throughput(pipe: Any, prompts: dict[str, Entry | None], work: Path, start: S
     return {
         name: {"value": float(np.median(values)), "low": min(values), "high": max(values)}
         for name, values in ratios.items()
-    } | {"rounds": ROUNDS, "prompts_per_round": len(part)}
+    } | {"rounds": ROUNDS, "prompts_per_round": prompts_per_round}
 
 
 def programs(pipe: Any, prompts: list[str], tell: Callable[[float], None]) -> tuple[float, dict[str, float]]:
@@ -221,8 +222,8 @@ def programs(pipe: Any, prompts: list[str], tell: Callable[[float], None]) -> tu
     def mitigate(prompt: str) -> None:
         list(generate(setup, [prompt], [0], around=lambda: guarding))
 
-    totals: dict[str, float]
-    of_flagged, totals = 0.0, dict.fromkeys(("detect", "localize", "mitigate"), 0.0)
+    totals: dict[str, float] = {"detect": 0.0, "localize": 0.0, "mitigate": 0.0}
+    of_flagged = 0.0
     for number, prompt in enumerate(prompts, start=1):
         hits: list[bool] = []
         totals["detect"] += timed(lambda: hits.append(detect(prompt)))  # noqa: B023
