@@ -63,7 +63,9 @@ def print_regions(rows: Sequence[Region], pixel_fpr: float | None) -> None:
         rows: what every map says of every picture.
         pixel_fpr: share of ordinary pixels above the threshold of a mask, None without masks.
     """
-    title = "maps" if pixel_fpr is None else f"maps, masks with {pixel_fpr:.3g} of the pixels of ordinary images"
+    title = "maps"
+    if pixel_fpr is not None:
+        title += f", with masks that hold {100 * pixel_fpr:.3g}% of the pixels of ordinary images"
     table = Table(title=title, title_justify="left")
     table.add_column("prompt", overflow="fold")
     table.add_column("seed", justify="right")
