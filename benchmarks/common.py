@@ -39,21 +39,20 @@ def progress() -> Iterator[Start]:
         yield start
 
 
-def print_json(figures: dict[str, Any], *, scheduler: str | None = None, output: str | None = None) -> None:
+def print_json(figures: dict[str, Any], *, output: str | None = None, **more: Any) -> None:
     """Print figures as JSON, with null for NaN, and with the command and the commit that made them.
 
     Args:
         figures: to print.
-        scheduler: class name of the solver that made the images; None where there are no images, or where the figures
-            name several solvers themselves.
         output: the file that the output is meant for; by default the one in docs/results that has the script's name.
+        **more: what else to say of how they were made, for instance the class of the solver as `scheduler`.
     """
     script = Path(sys.argv[0])
     output = output or f"docs/results/{script.stem}.json"
     made_by = {
         "command": " ".join(["python", f"benchmarks/{script.name}", *sys.argv[1:], ">", output]),
         "commit": COMMIT,
-        **({} if scheduler is None else {"scheduler": scheduler}),
+        **more,
     }
     sys.stdout.write(json.dumps(_without_nan({"made_by": made_by, **figures}), indent=2) + "\n")
 

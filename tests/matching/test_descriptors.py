@@ -4,7 +4,7 @@ import torch
 from cryptomnesia.matching import Tiles
 
 
-def test_tiles_are_the_pixels_of_each_tile():
+def test_tiles_are_the_pixels_tile_by_tile():
     pictures = torch.rand(2, 3, 32, 32)
     described = Tiles().describe(pictures)
     assert described.shape == (2, *Tiles().shape)
@@ -12,7 +12,7 @@ def test_tiles_are_the_pixels_of_each_tile():
     torch.testing.assert_close(described[1, 2 * 4 + 1], pictures[1, :, 16:24, 8:16].flatten())
 
 
-def test_weights_are_laid_out_as_the_numbers_are():
+def test_weights_have_the_order_of_the_numbers():
     masks = torch.zeros(1, 64, 64)
     masks[0, :16, 16:24] = 1  # half of the second tile
     weights = Tiles().weights(masks)
@@ -21,7 +21,7 @@ def test_weights_are_laid_out_as_the_numbers_are():
     torch.testing.assert_close(weights, Tiles().describe(masks[:, ::2, ::2].expand(3, -1, -1)[None]))
 
 
-def test_contrast_is_what_is_left_without_the_mean_colour():
+def test_contrast_is_the_deviation_from_the_mean_colour():
     tiles = Tiles()
     pictures = torch.stack([torch.rand(3, 32, 32), torch.tensor([0.9, 0.1, 0.4]).view(3, 1, 1).expand(3, 32, 32)])
     weights = torch.zeros(1, 32, 32)

@@ -22,7 +22,7 @@ def stopped_build(images, folder, after):
     ImageIndex.build(images, folder, Tiles(), shard=5, progress=stop)
 
 
-def test_a_killed_build_goes_on(pictures, tmp_path):
+def test_a_killed_build_continues(pictures, tmp_path):
     folder = tmp_path / "index"
     for after in (1, 12, 27):
         process = multiprocessing.get_context("spawn").Process(target=stopped_build, args=(pictures, folder, after))
@@ -35,7 +35,7 @@ def test_a_killed_build_goes_on(pictures, tmp_path):
     index = ImageIndex.build(
         pictures, folder, Tiles(), shard=5, progress=lambda done, total: seen.append((done, total))
     )
-    assert seen[0][0] > 5  # what was described before is not described again
+    assert seen[0][0] > 5  # pictures that were described before are not described again
     assert seen[-1] == (40, 40)
     assert sorted(index.paths) == sorted(path.relative_to(pictures).as_posix() for path in pictures.rglob("*.png"))
     nearest = index.search(torch.stack([tensor(pictures / path) for path in index.paths]))
@@ -53,7 +53,7 @@ def test_pictures_added_later_are_added(pictures, tmp_path):
         ImageIndex.build(pictures, tmp_path / "index", Tiles())
 
 
-def test_what_cannot_be_read_is_skipped_and_named(pictures, tmp_path):
+def test_files_that_cannot_be_read_are_skipped_and_named(pictures, tmp_path):
     (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
     (pictures / "empty.jpg").touch()
     (pictures / "notes.txt").write_text("not a picture")
@@ -93,7 +93,7 @@ def test_bad_indexes_are_refused(pictures, tmp_path):
 
 
 def bomb(path):
-    """A small PNG file that says it holds 900 million pixels."""
+    """Write a small PNG file whose header claims 900 million pixels."""
     chunks = {b"IHDR": struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0), b"IDAT": zlib.compress(b"\0")}
     parts = [
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -102,7 +102,7 @@ def bomb(path):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
-def test_files_that_lie_about_what_they_are_do_no_harm(pictures, tmp_path):
+def test_files_with_wrong_content_do_no_harm(pictures, tmp_path):
     bomb(pictures / "bomb.png")
     whole = (pictures / "01.png").read_bytes()
     (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])

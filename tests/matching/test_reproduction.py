@@ -12,7 +12,7 @@ from picture_files import save, tensor
 
 
 def test_a_match_is_nearer_than_pictures_usually_are(pictures, tmp_path):
-    for copy in range(60):  # a training image that is there many times
+    for copy in range(60):  # a training image that the index holds many times
         save(pictures / f"copy-{copy:02}.png", tensor(pictures / "02.png").permute(1, 2, 0))
     index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
     rng = torch.Generator().manual_seed(0)
@@ -31,7 +31,7 @@ def test_a_match_is_nearer_than_pictures_usually_are(pictures, tmp_path):
 
 
 def scenes(first, count):
-    """Pictures of plain scenes, no two the same."""
+    """Yield pictures of plain scenes, all different."""
     for number in range(first, first + count):
         draws = Draws(0, 99, number)
         yield torch.from_numpy(Scene.draw(draws, Description.draw(draws)).pixels()).permute(2, 0, 1).float() / 255
@@ -41,9 +41,9 @@ def test_plain_corners_are_no_match(tmp_path):
     for number, scene in enumerate(scenes(0, 300)):
         save(tmp_path / "pictures" / f"{number:03}.png", scene.permute(1, 2, 0))
     template = next(scenes(900, 1))
-    for copy in range(20):  # whole copies say nothing of what comes by chance
+    for copy in range(20):  # whole copies of the template are no matches by chance
         save(tmp_path / "pictures" / f"copy-{copy:02}.png", template.permute(1, 2, 0))
-    for number, scene in enumerate(scenes(950, 20)):  # nor do other exposures of the template
+    for number, scene in enumerate(scenes(950, 20)):  # neither are pictures that share its right half
         scene[:, :, 32:] = template[:, :, 32:]
         save(tmp_path / "pictures" / f"template-{number:02}.png", scene.permute(1, 2, 0))
     index = ImageIndex.build(tmp_path / "pictures", tmp_path / "index", Tiles())
@@ -51,7 +51,7 @@ def test_plain_corners_are_no_match(tmp_path):
     corner, half = torch.zeros(2, 64, 64)
     corner[:16, :16] = 1
     half[:, 32:] = 1
-    # of a corner fewer are asked, since every match by chance has a null of its own
+    # fewer queries for the corner, because every match by chance takes the search for a null
     for mask, asked, chance in ((corner, queries[:15], 0.3), (half, queries, 0.03)):
         found = index.match(asked, masks=mask.expand(len(asked), -1, -1), fpr=0.05)
         assert (found.relative <= 1).float().mean() >= chance
@@ -66,10 +66,10 @@ def test_plain_corners_are_no_match(tmp_path):
     assert index.match(free[:1], masks=half[None], fpr=0.05).p_values[0] == 0.05
 
 
-def test_what_pictures_of_an_index_do_among_themselves_is_no_match(tmp_path):
+def test_a_query_that_is_as_near_as_pictures_of_the_index_are_to_each_other_is_no_match(tmp_path):
     rng = torch.Generator().manual_seed(0)
     first = torch.rand(120, 3, 32, 32, generator=rng)
-    # some of the way to another picture: nearer than usual, and no copy
+    # a third of the way to another picture: nearer than usual, but no copy
     siblings, again = (first.lerp(torch.rand(first.shape, generator=rng), part) for part in (0.28, 0.32))
     for number, picture in enumerate(first):
         save(tmp_path / "alone" / f"{number}.png", picture.permute(1, 2, 0))
@@ -88,7 +88,7 @@ def test_what_pictures_of_an_index_do_among_themselves_is_no_match(tmp_path):
     assert pairs.p_values[2] == 1
 
 
-def test_a_small_index_says_how_little_it_knows(pictures, tmp_path):
+def test_the_p_value_of_a_small_index_cannot_be_small(pictures, tmp_path):
     index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
     copy = tensor(pictures / index.paths[3])[None]
     assert index.match(copy, fpr=0.05).reproduced.all()
@@ -97,8 +97,8 @@ def test_a_small_index_says_how_little_it_knows(pictures, tmp_path):
     assert strict.p_values[0] == 1 / 40
 
 
-def test_what_shows_next_to_nothing_is_no_match(pictures, tmp_path):
-    """However near: a picture that a safety checker has blacked out, the white ground of many pictures."""
+def test_a_picture_with_next_to_no_contrast_is_no_match(pictures, tmp_path):
+    """However near it is: a picture that a safety checker made black, the white background of many pictures."""
     Image.new("RGB", (64, 64)).save(pictures / "black.png")
     for number in range(20):
         picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(number))

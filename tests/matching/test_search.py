@@ -5,7 +5,7 @@ from cryptomnesia.matching import ImageIndex, Tiles
 from picture_files import tensor
 
 
-def test_search_finds_what_brute_force_does(pictures, tmp_path):
+def test_a_search_finds_the_same_as_brute_force(pictures, tmp_path):
     index = ImageIndex.build(pictures, tmp_path / "index", Tiles(), shard=7)
     assert len(index) == 40
     queries = torch.rand(3, 3, 64, 64)
@@ -16,9 +16,9 @@ def test_search_finds_what_brute_force_does(pictures, tmp_path):
     weights = tiles.weights(masks)
     for row in range(3):
         squares = (tiles.describe(square(queries[row], 32)[None]) - tiles.describe(all_pictures)) ** 2
-        own = weights[row] * (weights[row].mean(dim=1, keepdim=True) >= 0.5)
-        exact = ((own * squares).sum(dim=2) / own.sum(dim=1).clamp_min(1e-9)).amax(dim=1).sqrt()
-        # stored in half precision, so near ties may change places
+        inside = weights[row] * (weights[row].mean(dim=1, keepdim=True) >= 0.5)
+        exact = ((inside * squares).sum(dim=2) / inside.sum(dim=1).clamp_min(1e-9)).amax(dim=1).sqrt()
+        # descriptors are stored in half precision, so nearly equal distances may change their order
         torch.testing.assert_close(found.distances[row], exact.sort().values[:5], atol=2e-3, rtol=0)
         torch.testing.assert_close(found.distances[row], exact[found.positions[row]], atol=2e-3, rtol=0)
 
@@ -32,7 +32,7 @@ def test_a_picture_is_its_own_nearest(pictures, tmp_path):
     assert found.distances.shape == (1, 40)
 
 
-def test_a_mask_finds_what_the_whole_picture_does_not(pictures, tmp_path):
+def test_a_picture_is_found_by_a_region_when_the_rest_differs(pictures, tmp_path):
     index = ImageIndex.build(pictures, tmp_path / "index", Tiles())
     template = tensor(pictures / "01.png")
     mask = torch.zeros(64, 64)

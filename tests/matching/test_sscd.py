@@ -52,7 +52,7 @@ def test_pictures_are_matched_by_sscd(network, tmp_path):
     assert found.p_values[0] == 0.05
 
 
-def test_what_is_no_network_is_refused(tmp_path):
+def test_a_file_that_is_no_network_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no file"):
         SSCD(tmp_path / "none.pt")
     (tmp_path / "text.pt").write_text("not TorchScript")
@@ -113,7 +113,7 @@ def test_an_onnx_network_embeds_as_its_torchscript_twin(twins):
     assert exported.name == SSCD(twins / "twin.onnx", side=32).name
 
 
-def test_what_is_no_onnx_network_is_refused(twins, monkeypatch):
+def test_a_file_that_is_no_onnx_network_is_refused(twins, monkeypatch):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     (twins / "text.onnx").write_text("not ONNX")
     with pytest.raises(UsageError, match="is no ONNX file"):
@@ -128,7 +128,7 @@ def test_what_is_no_onnx_network_is_refused(twins, monkeypatch):
         SSCD(twins / "split.onnx", side=32)
 
 
-def test_onnx_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
+def test_without_onnxruntime_the_error_names_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "copies.onnx").touch()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"pip install 'cryptomnesia\[onnx\]'"):

@@ -30,7 +30,7 @@ from cryptomnesia.matching.descriptors import Descriptor
 from cryptomnesia.matching.distances import distances_between, distances_from
 from cryptomnesia.matching.search import Neighbours, Search
 from cryptomnesia.matching.shards import spread
-from cryptomnesia.statistics import conformal_p_values, needed_null
+from cryptomnesia.statistics import check_rate, conformal_p_values, needed_null
 
 NEAREST = 50
 """Neighbours that define the usual distance (Carlini et al., 2023)."""
@@ -110,8 +110,7 @@ def check_size(pictures: int, fpr: float) -> None:
     Raises:
         UsageError: if it cannot, or the rate is not between 0 and 1.
     """
-    if not 0 < fpr < 1:
-        raise UsageError(f"got the false-positive rate {fpr:g}; give one between 0 and 1")
+    check_rate(fpr)
     # half as many again as the null needs, because copies of the nearest picture are left out of it
     fewest = max(FEWEST + 2, math.ceil(1.5 / fpr))
     if pictures < fewest:

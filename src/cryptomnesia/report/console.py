@@ -136,7 +136,9 @@ def print_methods(rows: Sequence[Listed]) -> None:
 
 def print_outcome(found: "Outcome", *, rows: int = 20) -> None:
     """An audit in a table, the worst prompts first, with the gate below it."""
-    table = Table(title=f"{found.detector}, suspected at p ≤ {found.rate:g}", title_justify="left")
+    from cryptomnesia.report.meanings import notes
+
+    table = Table(title=f"{found.detector}, suspected at p ≤ {found.fpr:g}", title_justify="left")
     table.add_column("prompt", overflow="fold")
     table.add_column("evidence", no_wrap=True)
     for heading in ("images", "smallest p", "region", "nearest training image"):
@@ -162,7 +164,8 @@ def print_outcome(found: "Outcome", *, rows: int = 20) -> None:
         + (f"; {gate.needed} prompts would decide it" if gate.needed else "")
         + ("; no number of prompts can pass a limit of 0, give --max-rate" if gate.limit == 0 and not gate.hits else "")
     )
-    print_wide(Text("\n".join(lines)))
+    # a reason may come from a package
+    print_wide(Text("\n".join([*lines, *(str(plain(note)) for note in notes(found))])))
 
 
 def print_comparison(found: "Comparison") -> None:

@@ -26,7 +26,7 @@ def test_the_middle_square_is_taken(size):
     assert middle(torch.zeros(2, *size)).shape == (2, 64, 64)
 
 
-def test_transparency_is_put_on_white_and_palettes_are_read():
+def test_transparent_parts_become_white_and_palettes_are_read():
     clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
     assert square(clear, 32).min() == 1
     assert square(Image.new("P", (32, 32)), 32).shape == (3, 32, 32)

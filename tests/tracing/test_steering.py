@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from cryptomnesia import UsageError, watch
+from cryptomnesia.testing.miniatures import stable_diffusion
 from cryptomnesia.tracing.steering import STEERABLE, SolverStep, check_steerable
 from solvers import NOISY, SOLVERS, call, with_solver
-from cryptomnesia.testing.miniatures import stable_diffusion
 
 
 def test_every_steerable_solver_is_tested():

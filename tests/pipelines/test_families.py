@@ -1,5 +1,6 @@
 """What every model family promises, each on a random miniature."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline
 
-from cryptomnesia import Calibration, Sampling, StabilityRule, examine, generate, guard, watch
-from cryptomnesia.detectors import DETECTORS, SIGNALS
-from cryptomnesia.pipelines.families import FAMILIES, adapter_for
+from cryptomnesia import Regenerate, Sampling, StabilityRule, UsageError, calibrate, detect, guard, watch
+from cryptomnesia.detectors import free_detectors
+from cryptomnesia.pipelines.families import family_of
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.registry import entries
 from cryptomnesia.testing.miniatures import (
     PROMPTS,
     TRUE_GUIDANCE,
@@ -20,6 +23,7 @@ from cryptomnesia.testing.miniatures import (
     stable_diffusion_xl,
     unconditional,
 )
+from cryptomnesia.tracing.generation import generate
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Family:
     make: Any
     sampling: Sampling
     scale: float | None
+
+    def call(self, pipe: Any) -> dict[str, Any]:
+        """The settings as arguments of a call."""
+        arguments = family_of(pipe).arguments([""], self.sampling)
+        return {name: value for name, value in arguments.items() if name not in ("prompt", "batch_size")}
 
 
 CASES = {
@@ -51,13 +60,13 @@ def family(request):
 
 
 def call(pipe: Any, family: Family, seeds: tuple[int, ...] = (0, 1), **more: Any) -> Any:
-    arguments = adapter_for(pipe).arguments(["a red circle", "a blue star"][: len(seeds)], family.sampling)
+    arguments = family_of(pipe).arguments(["a red circle", "a blue star"][: len(seeds)], family.sampling)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return pipe(**arguments, generator=generators, **{"output_type": "pt", **more}).images
 
 
 def test_every_family_is_tested():
-    assert {type(case.make()).__name__ for case in CASES.values()} == set(FAMILIES)
+    assert {type(case.make()).__name__ for case in CASES.values()} == set(entries("family"))
 
 
 def test_observing_leaves_the_image_bit_identical(family):
@@ -67,7 +76,7 @@ def test_observing_leaves_the_image_bit_identical(family):
         watched = call(pipe, family)
     assert torch.equal(watched, plain)
     assert seen.trajectory.complete
-    assert seen.trajectory.norms.delta.shape == (2, 4)
+    assert seen.trajectory.norms["delta"].shape == (2, 4)
     assert torch.equal(call(pipe, family), plain)
 
 
@@ -75,7 +84,7 @@ def test_the_branches_recombine_and_agree_with_the_differentiable_view(family):
     pipe = family.make()
     with watch(pipe, keep="all") as seen:
         call(pipe, family)
-    view = adapter_for(pipe).denoiser()
+    view = family_of(pipe).denoiser()
     for step in seen.trajectory.steps.values():
         assert (step.uncond is None) == (family.scale is None)
         guided = step.cond.value
@@ -94,22 +103,28 @@ def test_the_branches_recombine_and_agree_with_the_differentiable_view(family):
 
 def test_the_whole_chain_from_calibration_to_guard(family):
     pipe = family.make()
-    calibration = Calibration.fit(pipe, PROMPTS, family.sampling, batch_size=51)
-    guided = family.scale is not None
-    assert set(calibration.null) == (DETECTORS.keys() - SIGNALS.keys() if guided else {"stability", "drift"})
-    found = list(examine(pipe, ["a red circle", "a blue star"], [0, 1], family.sampling, calibration, rate=0.5))
+    settings = family.call(pipe)
+    calibration = calibrate(pipe, PROMPTS, batch_size=51, **settings)
+    free = free_detectors(Setup.of(pipe, settings))
+    always = {"stability", "drift"}
+    guided = {"guidance-first", "guidance-mean", "guidance-last"}
+    assert {detector.name for detector in free} == (always if family.scale is None else always | guided)
+    for detector in free:
+        assert calibration.null(detector).shape == (68, 4)
+    prompts = ["a red circle", "a blue star"]
+    found = list(detect(pipe, prompts, seeds=[0, 1], calibration=calibration, fpr=0.5, **settings))
     plain = call(pipe, family)
-    with guard(pipe, calibration, rate=0.5) as observing:
+    with guard(pipe, calibration, fpr=0.5) as observing:
         assert torch.equal(call(pipe, family), plain)
     for finding, verdict in zip(found, observing.verdicts, strict=True):
-        assert verdict.score == pytest.approx(finding.score, rel=1e-3)
-    always = StabilityRule(tau_mild=-1.0, tau_strong=-1.0)
-    with guard(pipe, calibration, policy="mitigate", rate=0.5, rule=always) as mitigating:
+        assert verdict.score == pytest.approx(finding.verdict.score, rel=1e-3)
+    rule = StabilityRule(tau_mild=-1.0, tau_strong=-1.0)
+    with guard(pipe, calibration, policy="mitigate", fpr=0.5, mitigation=rule) as mitigating:
         corrected = call(pipe, family)
     assert all(verdict.corrected == (0, 1, 2, 3) for verdict in mitigating.verdicts)
     assert torch.isfinite(corrected).all()
     assert not torch.equal(corrected, plain)
-    with guard(pipe, calibration, policy="regenerate", rate=0.5, retries=1, rule=always) as again:
+    with guard(pipe, calibration, policy=Regenerate(retries=1), fpr=0.5, mitigation=rule) as again:
         call(pipe, family)
     for verdict in again.verdicts:
         made = {"regenerated"} if not verdict.clean and verdict.retried[0] > 0.5 else {"mitigated", "withheld"}
@@ -121,15 +136,16 @@ def test_the_mean_of_a_map_detects_as_any_other_detector_does(name):
     family = CASES[name]
     pipe = family.make()
     detector = "curvature" if family.scale is None else "collapse"
-    calibration = Calibration.fit(pipe, PROMPTS, family.sampling, detectors=[detector], batch_size=51)
-    assert detector in calibration.null
+    settings = family.call(pipe)
+    calibration = calibrate(pipe, PROMPTS, detectors=[detector], batch_size=51, **settings)
+    assert calibration.runs.signals.keys() == {detector}
     prompts = ["a red circle", "a blue star"]
-    found = list(examine(pipe, prompts, [0, 1], family.sampling, calibration, detector=detector, rate=0.5))
+    found = list(detect(pipe, prompts, seeds=[0, 1], calibration=calibration, detector=detector, fpr=0.5, **settings))
     plain = call(pipe, family)
-    with guard(pipe, calibration, detector=detector, rate=0.5) as observing:
+    with guard(pipe, calibration, detector=detector, fpr=0.5) as observing:
         assert torch.equal(call(pipe, family), plain)
     for finding, verdict in zip(found, observing.verdicts, strict=True):
-        assert verdict.score == pytest.approx(finding.score, rel=1e-3, abs=1e-4)
+        assert verdict.score == pytest.approx(finding.verdict.score, rel=1e-3, abs=1e-4)
         assert verdict.score >= 0
 
 
@@ -137,14 +153,14 @@ def test_the_mean_of_a_map_detects_as_any_other_detector_does(name):
 def test_several_images_per_prompt_are_told_apart(name):
     family = CASES[name]
     pipe = family.make()
-    arguments = adapter_for(pipe).arguments(["a red circle", "a blue star"], family.sampling)
+    arguments = family_of(pipe).arguments(["a red circle", "a blue star"], family.sampling)
     generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
     with watch(pipe) as seen:
         pipe(**arguments, num_images_per_prompt=2, generator=generators, output_type="latent")
     pairs = [("a red circle", 0), ("a red circle", 1), ("a blue star", 2), ("a blue star", 3)]
     for row, (prompt, seed) in enumerate(pairs):
-        alone = next(generate(pipe, [prompt], [seed], family.sampling)).trajectory
-        torch.testing.assert_close(seen.trajectory.norms.delta[row], alone.norms.delta[0], rtol=1e-3, atol=1e-3)
+        alone = next(generate(Setup(pipe, family.sampling), [prompt], [seed])).trajectory
+        torch.testing.assert_close(seen.trajectory.norms["delta"][row], alone.norms["delta"][0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -155,7 +171,7 @@ def test_half_precision_is_observed_and_steered(name, dtype):
     plain = call(pipe, family)
     with watch(pipe) as seen:
         assert torch.equal(call(pipe, family), plain)
-    assert seen.trajectory.norms.delta.dtype == torch.float32
+    assert seen.trajectory.norms["delta"].dtype == torch.float32
     wanted = []
 
     def steer(step, solver):
@@ -178,7 +194,7 @@ def test_compiled_networks_are_seen(name, how):
     part = "transformer" if hasattr(pipe, "transformer") else "unet"
     with watch(pipe) as seen:
         call(pipe, family)
-    eager = seen.trajectory.norms.delta
+    eager = seen.trajectory.norms["delta"]
     if how == "in place":
         getattr(pipe, part).compile(backend="eager")
     else:
@@ -186,7 +202,7 @@ def test_compiled_networks_are_seen(name, how):
     plain = call(pipe, family)
     with watch(pipe) as seen:
         assert torch.equal(call(pipe, family), plain)
-    torch.testing.assert_close(seen.trajectory.norms.delta, eager, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(seen.trajectory.norms["delta"], eager, rtol=1e-3, atol=1e-3)
     # a guard watches every call anew: that must not compile the network anew
     with torch._dynamo.config.patch(error_on_recompile=True):
         for _ in range(2):
@@ -201,23 +217,75 @@ def test_offloading_and_slicing_are_seen_through():
     pipe = family.make()
     with watch(pipe) as seen:
         call(pipe, family)
-    eager = seen.trajectory.norms.delta
+    eager = seen.trajectory.norms["delta"]
     pipe.vae.enable_slicing()
     pipe.enable_attention_slicing()
     pipe.enable_model_cpu_offload(device="cpu")
     plain = call(pipe, family)
     with watch(pipe) as seen:
         assert torch.equal(call(pipe, family), plain)
-    torch.testing.assert_close(seen.trajectory.norms.delta, eager, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(seen.trajectory.norms["delta"], eager, rtol=1e-3, atol=1e-3)
 
 
 def test_a_model_that_clips_can_be_observed_but_not_steered():
     pipe = unconditional(DDIMPipeline)
     pipe.scheduler.register_to_config(clip_sample=True)
-    calibration = Calibration.fit(pipe, PROMPTS, Sampling(3, 1.0), batch_size=51)
-    with guard(pipe, calibration, rate=0.5) as guarding:
+    calibration = calibrate(pipe, PROMPTS, batch_size=51, num_inference_steps=3)
+    with guard(pipe, calibration, fpr=0.5) as guarding:
         images = pipe(batch_size=2, num_inference_steps=3, output_type="np").images
     assert len(guarding.verdicts) == len(images) == 2
-    with pytest.raises(Exception, match="DDIMScheduler with clip_sample=True"):
-        guard(pipe, calibration, policy="mitigate", rate=0.5).__enter__()
+    with pytest.raises(UsageError, match="DDIMScheduler with clip_sample=True"):
+        guard(pipe, calibration, policy="mitigate", mitigation="stability", fpr=0.5)
+    with pytest.raises(UsageError, match="none of the mitigations rephrasing, stability works"):
+        guard(pipe, calibration, policy="mitigate", fpr=0.5)
     assert np.isfinite(images).all()
+
+
+DEFAULT_GUIDANCE = {
+    "sd-epsilon": 7.5,
+    "sdxl": 5.0,
+    "sd3": 7.0,
+    "flux distilled": 3.5,
+    "ddim": 1.0,
+    "ddpm": 1.0,
+}
+
+
+@pytest.mark.parametrize("name", DEFAULT_GUIDANCE)
+def test_the_default_guidance_is_that_of_the_pipelines_own_call(name):
+    pipe = CASES[name].make()
+    setup = Setup.of(pipe, {})
+    assert setup.sampling.guidance == DEFAULT_GUIDANCE[name]
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if "guidance_scale" in parameters:
+        assert setup.sampling.guidance == parameters["guidance_scale"].default
+        assert Setup.of(pipe, {"guidance_scale": 1.25}).sampling.guidance == 1.25
+    assert setup.sampling.steps == parameters["num_inference_steps"].default
+    assert setup.sampling.height is setup.sampling.width is None
+    assert setup.sampling.options == {}
+    assert setup.guided == (name in ("sd-epsilon", "sdxl", "sd3"))
+
+
+def test_negative_prompts_are_repeated_for_every_prompt(family):
+    pipe = family.make()
+    if "negative_prompt" not in inspect.signature(type(pipe).__call__).parameters:
+        pytest.skip("the pipeline takes no negative prompt")
+    settings = family.call(pipe)
+    for written in ("a red bar", ["a red bar"], ["a red bar"] * 7):
+        arguments = family_of(pipe).arguments(
+            ["a red circle", "a blue star"], Setup.of(pipe, {**settings, "negative_prompt": written}).sampling
+        )
+        assert arguments["negative_prompt"] == ["a red bar", "a red bar"]
+
+
+def test_skip_layer_guidance_of_sd3_changes_no_branch():
+    family = CASES["sd3"]
+    pipe = family.make()
+    with watch(pipe, keep="all") as plain:
+        call(pipe, family)
+    with watch(pipe, keep=(0,)) as seen:
+        call(pipe, family, skip_guidance_layers=[0], skip_layer_guidance_start=-1.0, skip_layer_guidance_stop=2.0)
+    first, other = plain.trajectory.step(0), seen.trajectory.step(0)
+    assert torch.equal(first.cond.value, other.cond.value)
+    assert torch.equal(first.uncond.value, other.uncond.value)
+    assert not torch.equal(first.guided.value, other.guided.value)
