@@ -40,7 +40,8 @@ def test_the_mean_of_a_map_is_calibrated_on_demand(cryptomnesia, model, calibrat
     code, _, err = cryptomnesia("detect", model / "tiny", "--calibration", calibration_file, *asked)
     assert code == 2
     assert "has not recorded collapse" in err
-    assert "with `cryptomnesia calibrate --detector collapse`, or use another detector" in err
+    assert "generate the references again with `cryptomnesia calibrate --detector collapse`" in err
+    assert "or use another detector" in err
 
 
 @pytest.mark.parametrize(
