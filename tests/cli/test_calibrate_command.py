@@ -12,7 +12,7 @@ def test_calibrate_makes_what_detect_takes(cryptomnesia, model, setup, tmp_path)
     arguments = ("--prompts", model / "reference.txt", "--batch-size", "34", "-o", made, *setup)
     code, out, err = cryptomnesia("calibrate", model / "tiny", *arguments)
     assert code == 0
-    assert err == "detect asks for 1% unless told otherwise with --fpr; 150 references support it\n"
+    assert err == "the default false-positive rate of detect is 1% (--fpr 0.01); 150 references support it\n"
     assert out == f"{made}: 102 references; false-positive rates from 1.45% up\n"
     code, _, _ = cryptomnesia(
         "detect", model / "tiny", "--prompt", "a red circle", "--calibration", made, "--fpr", "0.02", *setup

@@ -144,15 +144,16 @@ def _examined(
         report("images", 0, len(seeds))
         for finding in found:
             if output is not None and not rows:
-                # an earlier run's pictures stay until there are new ones
+                # an earlier run's files stay until there are new ones
                 remove_old(output, "image", "panel")
+                (output / FINDINGS).unlink(missing_ok=True)
             file = None
             if output is not None and finding.verdict.flagged:
                 file = _written(output, len(rows), finding, truth, closer=settings.localize or settings.mitigate)
             # a long run keeps no pictures in memory
             rows.append(Judged(finding.seed, finding.verdict, file))
-    told = verdicts_to_json(rows, model, Setup.of(pipe, call), detector=rows[0].verdict.detector, fpr=settings.fpr)
-    text = json.dumps(told, indent=2)
+    result = verdicts_to_json(rows, model, Setup.of(pipe, call), detector=rows[0].verdict.detector, fpr=settings.fpr)
+    text = json.dumps(result, indent=2)
     if output is not None:
         write_whole(output / FINDINGS, f"{text}\n")
     if as_json:
