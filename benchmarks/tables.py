@@ -44,6 +44,8 @@ def _origin(name: str, made_by: dict[str, str]) -> str:
         parts.append(f"made by `{made_by['command']}`")
     if "commit" in made_by:
         parts.append(f"commit `{made_by['commit']}`")
+    if "scheduler" in made_by:
+        parts.append(f"scheduler `{made_by['scheduler']}`")
     return ", ".join(parts) + "."
 
 
@@ -129,11 +131,13 @@ def first_look_mitigation(results: Results) -> str:
 @table("first_look.summary")
 def first_look_summary(results: Results) -> str:
     """The three questions, the default method of each beside the best published one."""
+    aucs = results("first_look", "auc_planted_by_detector")
+    published = max((name for name in DETECTORS if name != "drift"), key=lambda name: aucs[name]["value"])
     rows = [
         [
             "Is it memorized? AUC against never-planted captions",
-            f"`drift` {interval(results('first_look', 'auc_planted_by_detector', 'drift'))}",
-            f"`guidance-mean` {interval(results('first_look', 'auc_planted_by_detector', 'guidance-mean'))}",
+            f"`drift` {interval(aucs['drift'])}",
+            f"`{published}` {interval(aucs[published])}",
         ],
         [
             "Where? IoU of the mask with the memorized region, threshold fixed beforehand",
@@ -171,13 +175,13 @@ def stability_solvers(results: Results) -> str:
 
 @table("stability.negatives")
 def stability_negatives(results: Results) -> str:
-    """AUC by detector and kind of negative, under DDIM."""
+    """AUC by detector and kind of negative, under PNDM, the model's own solver."""
     names = ("drift", "stability", "guidance-mean")
     rows = [
         [words]
         + [
             ", ".join(
-                number(results("stability", "auc", "ddim", name, kind, negative)) for kind in ("template", "verbatim")
+                number(results("stability", "auc", "pndm", name, kind, negative)) for kind in ("template", "verbatim")
             )
             for name in names
         ]
@@ -531,7 +535,7 @@ def proving_ground_verify(results: Results) -> str:
             "`verbatim_replicated`",
             found("verbatim_replicated"),
             "share of generations on the top rung that reproduce the planted pixels "
-            "(DDIM, 50 steps, guidance 1.5, 8 seeds, wordings in turn)",
+            "(PNDM, 50 steps, guidance 1.5, 8 seeds, wordings in turn)",
         ],
         ["`template_replicated`", found("template_replicated"), "the same of templates, inside the mask"],
         [

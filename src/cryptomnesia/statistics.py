@@ -39,8 +39,7 @@ def conformal_threshold(null: Tensor, fpr: float) -> float:
     Raises:
         UsageError: if `fpr` is not between 0 and 1, or `null` is too small for it.
     """
-    if not 0 < fpr < 1:
-        raise UsageError(f"got the false-positive rate {fpr:g}; give one between 0 and 1")
+    check_rate(fpr)
     allowed = int(fpr * (len(null) + 1) + _TOLERANCE) - 1
     if allowed < 0:
         raise UsageError(
@@ -50,6 +49,16 @@ def conformal_threshold(null: Tensor, fpr: float) -> float:
         )
     highest = null.sort(descending=True).values
     return torch.nextafter(highest[allowed], torch.tensor(torch.inf)).item()
+
+
+def check_rate(fpr: float) -> None:
+    """Check that a false-positive rate lies between 0 and 1.
+
+    Raises:
+        UsageError: if it does not.
+    """
+    if not 0 < fpr < 1:
+        raise UsageError(f"got the false-positive rate {fpr:g}; give one between 0 and 1")
 
 
 def needed_null(fpr: float) -> int:

@@ -9,7 +9,7 @@ from cryptomnesia.detectors.map_mean import MapMean, MapSignal
 from cryptomnesia.detectors.stability import Stability
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.registry import create, entries, load, names
+from cryptomnesia.registry import create, entries, names
 
 __all__ = [
     "Detector",
@@ -48,7 +48,7 @@ def detector(method: str | Any, setup: Setup | None = None) -> Detector:
     if not isinstance(method, str) or method in entries("detector"):
         return create("detector", method)
     if method in entries("localizer"):
-        return MapMean(load("localizer", method)())
+        return MapMean(create("localizer", method))
     raise UsageError(f"got the unknown detector {method!r}; known are {', '.join(detector_names())}")
 
 

@@ -1,5 +1,6 @@
 """What a detector is: a function from the record of a run to a score per image."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +35,7 @@ class Detector(Method, Protocol):
         """The number of evaluations, in a run of `evaluations`, after which there is a score."""
         return 1
 
+    @abstractmethod
     def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
         """The score of every image after every evaluation, (B, N).
 

@@ -2,7 +2,6 @@ import json
 import multiprocessing
 import os
 import random
-import signal
 import time
 
 import pytest
@@ -14,21 +13,53 @@ ABOUT = {"model": "tiny", "steps": 3}
 BATCHES = 12
 
 
-def work(folder, seconds=0.0):
-    """What a worker does: a row for each of three units of a batch, and a line in its own log for every batch."""
+def work(folder, pause=None, together=1):
+    """What a worker does: a row for each of three units of a batch, and a line in its own log for every batch.
+
+    Args:
+        folder: of the run.
+        pause: called between the steps of a batch, each of which is a line in the file `steps`.
+        together: workers that must hold a batch before this one goes on with its first.
+    """
     store = Store(folder)
+
+    def step():
+        with (folder / "steps").open("a") as steps:
+            steps.write("step\n")
+        if pause is not None:
+            pause()
+
     for number in store.work("scores", BATCHES):
-        time.sleep(seconds)
+        (folder / f"here-{os.getpid()}").touch()
+        while len(list(folder.glob("here-*"))) < together:
+            time.sleep(0.01)
+        step()
         asset = store.keep(f"picture {number}".encode(), ".png")
+        step()
         store.write("scores", number, [{"unit": 3 * number + k, "score": number / 7, "asset": asset} for k in range(3)])
         with (folder / f"log-{os.getpid()}").open("a") as log:
             log.write(f"{number}\n")
+        step()
 
 
-def started(folder, seconds=0.0):
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(folder, seconds))
+def briefly():
+    """Long enough for the test to see a step and kill the worker before the next one."""
+    time.sleep(0.05)
+
+
+def forever():
+    time.sleep(3600)
+
+
+def started(folder, pause=None, together=1):
+    process = multiprocessing.get_context("fork").Process(target=work, args=(folder, pause, together))
     process.start()
     return process
+
+
+def steps(folder):
+    file = folder / "steps"
+    return len(file.read_text().splitlines()) if file.exists() else 0
 
 
 def logged(folder):
@@ -57,24 +88,23 @@ def test_killed_at_any_moment_a_run_goes_on(tmp_path):
     Store.create(folder, ABOUT)
     kills = 0
     while Store(folder).done("scores") < BATCHES:
-        process = started(folder, seconds=0.3)
-        before = Store(folder).done("scores")
-        while process.is_alive() and not (folder / "locks").exists():
-            time.sleep(0.01)
-        process.join(moments.uniform(0, 1.5) if kills < 20 else None)
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
+        before, wanted = Store(folder).done("scores"), steps(folder) + moments.randint(1, 5)
+        process = started(folder, pause=briefly)
+        while process.is_alive() and steps(folder) < wanted:
+            time.sleep(0.005)
+        kills += process.is_alive()
+        process.kill()
         process.join()
         assert Store(folder).done("scores") >= before
+    assert kills >= 5
     assert Store(folder).rows("scores") == Store(whole).rows("scores")
-    assert not list(folder.rglob("*.unfinished")) or kills
+    assert not list((folder / "scores").glob("*.unfinished"))
 
 
 def test_two_workers_share_a_run(tmp_path):
     folder = tmp_path / "run"
     Store.create(folder, ABOUT)
-    workers = [started(folder, seconds=0.3) for _ in range(2)]
+    workers = [started(folder, together=2) for _ in range(2)]
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
@@ -85,15 +115,16 @@ def test_two_workers_share_a_run(tmp_path):
 def test_a_worker_takes_over_what_a_dead_one_held(tmp_path):
     folder = tmp_path / "run"
     Store.create(folder, ABOUT)
-    slow = started(folder, seconds=60)
-    while not list(folder.glob("locks/*")):
+    slow = started(folder, pause=forever)
+    while not steps(folder):
         time.sleep(0.01)
     quick = started(folder)
     while Store(folder).done("scores") < BATCHES - 1:
         time.sleep(0.01)
     assert quick.is_alive()  # it waits for the one batch
-    os.kill(slow.pid, signal.SIGKILL)
-    quick.join(20)
+    slow.kill()
+    slow.join()
+    quick.join()
     assert quick.exitcode == 0
     assert logged(folder) == list(range(BATCHES))
 
@@ -112,9 +143,37 @@ def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(UsageError, match="is no run directory"):
         Store(tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps({"format": 2, "about": {}}))
-    with pytest.raises(UsageError, match="run format 2, this version reads up to 1"):
+    (tmp_path / "run.json").write_text(json.dumps({"format": 3, "about": {}}))
+    with pytest.raises(UsageError, match="run format 3, this version reads 2; update cryptomnesia"):
         Store(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"format": 1, "about": {}}))
+    with pytest.raises(UsageError, match="run format 1, this version reads 2; audit again into another folder"):
+        Store(tmp_path)
+
+
+def test_a_calibration_of_no_run_is_not_taken_for_the_run_s(tmp_path):
+    (tmp_path / "calibration.safetensors").touch()
+    with pytest.raises(UsageError, match="holds a calibration.safetensors that is of no run; give another folder"):
+        Store.create(tmp_path, ABOUT)
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_a_file_of_a_killed_process_is_removed_when_its_batch_is_written(tmp_path):
+    store = Store.create(tmp_path / "run", ABOUT)
+    store.write("scores", 0, [{"unit": 0}])
+    abandoned = store.path("scores", 1).with_name("00001.parquet.4711.unfinished")
+    abandoned.touch()
+    store.write("scores", 1, [{"unit": 1}])
+    assert [file.name for file in (store.folder / "scores").iterdir()].count(abandoned.name) == 0
+    assert store.rows("scores") == [{"unit": 0}, {"unit": 1}]
+
+
+def test_settings_that_differ_are_named_once(tmp_path):
+    about = {"settings": {"steps": 3, "seed": 0}, "fingerprint": {"steps": 3, "weights": {"unet": "a"}}}
+    Store.create(tmp_path / "run", about)
+    other = {"settings": {"steps": 4, "seed": 0}, "fingerprint": {"steps": 4, "weights": {"unet": "b"}}}
+    with pytest.raises(UsageError, match=r"another run: steps is 4, there 3; weights.unet is b, there a; give"):
+        Store.create(tmp_path / "run", other)
 
 
 def test_without_room_the_run_stays_usable(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from cryptomnesia.calibration.maps import calibrate
 from PIL import Image
 
 from cryptomnesia import Calibration, Sampling, UsageError
@@ -20,10 +21,9 @@ from cryptomnesia.auditing.repetition import repeated
 from cryptomnesia.auditing.run import audit
 from cryptomnesia.auditing.scoring import score
 from cryptomnesia.auditing.store import Store
-from cryptomnesia.calibration.maps import calibrate
 from cryptomnesia.report.markdown import model_card
-from tiny_audit import settings
 from cryptomnesia.testing.miniatures import stable_diffusion
+from tiny_audit import settings
 
 
 def test_a_run_holds_evidence_on_every_image(audit_folder, audited):
