@@ -133,8 +133,8 @@ class Calibration:
             UsageError: if the calibration has no such maps.
         """
         self.check_localizers([localizer])
-        maps = self.maps[localizer.name]
-        return ReferenceMaps(*(maps[rows] for rows in self._split))
+        fitting, null = (self.maps[localizer.name][rows] for rows in self._split)
+        return ReferenceMaps(fitting, null)
 
     def check(self, setup: Setup) -> None:
         """Refuse a set-up other than that of the calibration.
