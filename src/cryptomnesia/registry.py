@@ -10,6 +10,7 @@ error then names the package.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +32,12 @@ GROUPS: dict[Kind, str] = {
     "family": "cryptomnesia.families",
 }
 """The entry-point group of every kind."""
+
+SWITCH = "CRYPTOMNESIA_PLUGINS"
+"""Environment variable that is `off` to use no methods of other packages."""
+
+OWN = "cryptomnesia"
+"""The distribution of this package."""
 
 Requirement = Literal["guidance", "captions", "checkpoint"]
 """What a method can require of a set-up: an unconditional branch, captions in words, a less-trained checkpoint."""
@@ -264,18 +271,29 @@ class Entry:
         return "ready"
 
 
-@cache
 def entries(kind: Kind) -> dict[str, Entry]:
     """Name → entry of everything of a kind that is registered, this package's own first; imports nothing.
 
+    The environment variable CRYPTOMNESIA_PLUGINS=off leaves out what other packages register.
+
     Raises:
-        UsageError: for an unknown kind.
+        UsageError: for an unknown kind, or another value of CRYPTOMNESIA_PLUGINS than on and off.
     """
     if kind not in GROUPS:
         raise UsageError(f"got the unknown kind {kind!r}; known are {', '.join(get_args(Kind))}")
+    switch = os.environ.get(SWITCH, "").strip().lower() or "on"
+    if switch not in ("on", "off"):
+        raise UsageError(f"got {SWITCH} = {os.environ[SWITCH]!r}; give on, or off to leave out other packages' methods")
+    return _entries(kind, others=switch == "on")
+
+
+@cache
+def _entries(kind: Kind, *, others: bool) -> dict[str, Entry]:
     found: dict[str, list[Entry]] = {}
     for point in entry_points(group=GROUPS[kind]):
         package = point.dist.name if point.dist is not None else "?"
+        if not others and package != OWN:
+            continue
         version = point.dist.version if point.dist is not None else "?"
         alike = found.setdefault(point.name, [])
         # one distribution can be found twice, for instance when its folder is on the path in two ways
@@ -285,7 +303,7 @@ def entries(kind: Kind) -> dict[str, Entry]:
         name: dataclasses.replace(alike[0], rivals=tuple(entry.package for entry in alike[1:]))
         for name, alike in found.items()
     }
-    return dict(sorted(merged.items(), key=lambda item: (item[1].package != "cryptomnesia", item[0])))
+    return dict(sorted(merged.items(), key=lambda item: (item[1].package != OWN, item[0])))
 
 
 def names(kind: Kind) -> str:

@@ -146,6 +146,17 @@ def over_channels(values: Tensor, inputs: Inputs) -> Tensor:
     return cells.permute(0, 1, 3, 2, 4).reshape(len(values), 2 * height, 2 * width)
 
 
+def unknown(localizer: Localizer, trajectory: Trajectory) -> Map:
+    """The map of images for which the network's output is not finite: NaN everywhere.
+
+    Args:
+        localizer: that could not compute the map.
+        trajectory: of the images, with the tensors of the localizer's evaluations.
+    """
+    step = trajectory.step(localizer.evaluations[0])
+    return Map(torch.full_like(over_channels(step.cond.x, step.cond_inputs), torch.nan, device="cpu"))
+
+
 def subtractable(prediction: Prediction, formed: Tensor) -> Tensor | None:
     """`formed`, computed from a recorded prediction, unless the network's output has fewer bits than its input.
 

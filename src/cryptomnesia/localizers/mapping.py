@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
-from cryptomnesia.localizers.base import Localizer, Map, Watched
+import torch
+
+from cryptomnesia.errors import NotFiniteError
+from cryptomnesia.localizers.base import Localizer, Map, Watched, unknown
 from cryptomnesia.localizers.baseline import Baseline, baseline_for
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.tracing.generation import Batch, Progress, generate
-from cryptomnesia.tracing.trajectory import Norm, Place, Signal
+from cryptomnesia.tracing.trajectory import Norm, Place, Signal, Trajectory
 
 Mapped = tuple[Batch, dict[str, Map]]
 """A batch and its maps by the name of the localizer."""
@@ -23,7 +26,8 @@ def maps_of(
     """The maps of a batch's images, or of some of them, by the name of the localizer.
 
     Localizers with the same baseline share what it makes of the captions and, at the same evaluation, its prediction.
-    An image's probes come from its seed, so its maps do not depend on the batch.
+    An image's probes come from its seed, so its maps do not depend on the batch. An image for which the network's output
+    is not finite has a map of NaN, and the other images of the batch have theirs.
 
     Args:
         setup: of the generation.
@@ -51,9 +55,27 @@ def maps_of(
                 evaluated[key] = baseline.at(step)
             baseline = evaluated[key]
         watched = Watched(trajectory, denoiser, baseline, prompts, seeds, setup.pipe)
-        found = localizer.map(watched)
-        maps[localizer.name] = Map(found.values.cpu(), None if found.errors is None else found.errors.cpu())
+        try:
+            found = localizer.map(watched)
+        except NotFiniteError:
+            maps[localizer.name] = _by_halves(setup, localizer, batch, rows, trajectory)
+        else:
+            maps[localizer.name] = Map(found.values.cpu(), None if found.errors is None else found.errors.cpu())
     return maps
+
+
+def _by_halves(setup: Setup, localizer: Localizer, batch: Batch, rows: Sequence[int], trajectory: Trajectory) -> Map:
+    """The map of images of which at least one has no finite map: that of each half, down to single images."""
+    if len(rows) == 1:
+        return unknown(localizer, trajectory)
+    middle = len(rows) // 2
+    halves = [maps_of(setup, [localizer], batch, part)[localizer.name] for part in (rows[:middle], rows[middle:])]
+    values = torch.cat([half.values for half in halves])
+    if all(half.errors is None for half in halves):
+        return Map(values)
+    # an image without a map has no errors either
+    errors = [torch.full_like(half.values, torch.nan) if half.errors is None else half.errors for half in halves]
+    return Map(values, torch.cat(errors))
 
 
 def mapped(

@@ -1,4 +1,4 @@
-"""The untrained parts of the bundled pipeline: stock classes, small configurations."""
+"""The untrained parts of the bundled pipeline: stock classes with small configurations."""
 
 # diffusers annotates its configurations as tuples of one element and refuses its own None
 # pyright: reportArgumentType=false
@@ -31,7 +31,7 @@ NOISE_SCHEDULE = {
     "beta_end": 0.025,
     "prediction_type": "v_prediction",
 }
-"""SD's schedule at its clean end, where the maps are read, but darker at the other: √ᾱ_T = .006.
+"""SD's schedule at its clean end, where maps are read, but darker at its noisy end: √ᾱ_T = .006.
 
 SD's own ends at √ᾱ_T = .07. The mean of the initial noise over a 16×16 latent is of that order,
 so with SD's schedule the colour of a picture follows the noise and planted colours drift. At a dark
@@ -74,8 +74,8 @@ def text_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
 def unet() -> UNet2DConditionModel:
     """16×16×4 latents, cross-attention on the way down at 16×16 and 8×8, at 4×4, and up at 8×8.
 
-    The pooled caption is also added to the time embedding, as SDXL does: in so small a network, which says
-    where things are only at its bottleneck, names bind to layouts about twice as fast that way.
+    The pooled caption is also added to the time embedding, as in SDXL. In so small a network, which knows where things
+    are only at its bottleneck, names are bound to layouts about twice as fast that way.
     """
     return UNet2DConditionModel(
         sample_size=16,
@@ -99,7 +99,7 @@ def pipeline(
 ) -> StableDiffusionPipeline:
     """The stock pipeline, with PNDM as its scheduler as SD 1.4 has it."""
     scheduler = PNDMScheduler(**NOISE_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
-    # read by schedulers made from this configuration: without it DDIM would clip x̂0 to ±1
+    # for schedulers that are made from this configuration: DDIM would otherwise clip x̂_0 to ±1
     scheduler.register_to_config(clip_sample=False)
     return StableDiffusionPipeline(
         vae=vae,
