@@ -71,15 +71,15 @@ def installed(monkeypatch):
         point = EntryPoint(name, value, GROUPS[kind])
         vars(point).update(dist=Package(package, version))
         more.append(point)
-        entries.cache_clear()
+        registry._entries.cache_clear()
 
     monkeypatch.setattr(registry, "entry_points", entry_points)
     module = types.ModuleType("others")
     module.Small, module.Plain, module.failing, module.number = Small, Plain, failing, 7
     monkeypatch.setitem(sys.modules, "others", module)
-    entries.cache_clear()
+    registry._entries.cache_clear()
     yield install
-    entries.cache_clear()
+    registry._entries.cache_clear()
 
 
 def test_a_method_of_another_package_is_found_by_its_name(installed):
@@ -188,12 +188,12 @@ def test_an_unknown_kind_lists_the_known_ones():
 
 def test_what_is_not_installed_is_said(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: [])
-    entries.cache_clear()
+    registry._entries.cache_clear()
     try:
         with pytest.raises(UsageError, match="this installation of cryptomnesia has no entry points, so reinstall it"):
             create("detector", "drift")
     finally:
-        entries.cache_clear()
+        registry._entries.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["detector", "localizer", "mitigation"])

@@ -92,7 +92,7 @@ def run_checks(checks: Iterable[Check]) -> dict[str, str]:
     return outcomes
 
 
-def named_checks(bodies: Mapping[str, Callable[[], None]], known_failures: Mapping[str, str] | None) -> Iterator[Check]:
+def named_checks(bodies: Mapping[str, Callable[[], None]], known_failures: Mapping[str, str] | None) -> list[Check]:
     """The checks, those that are known to fail marked as such.
 
     Raises:
@@ -101,7 +101,7 @@ def named_checks(bodies: Mapping[str, Callable[[], None]], known_failures: Mappi
     known = known_failures or {}
     if unknown := sorted(known.keys() - bodies.keys()):
         raise UsageError(f"got the unknown check {unknown[0]!r} as a known failure; known are {', '.join(bodies)}")
-    return (Check(name, body, known.get(name)) for name, body in bodies.items())
+    return [Check(name, body, known.get(name)) for name, body in bodies.items()]
 
 
 def expect(condition: Any, message: str) -> None:
