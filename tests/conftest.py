@@ -22,7 +22,7 @@ def pipe():
 
 @pytest.fixture(scope="session")
 def calibration():
-    """Of `stable_diffusion()`."""
+    """The calibration of `stable_diffusion()`."""
     return calibrate(stable_diffusion(), PROMPTS, batch_size=34, **CALL)
 
 

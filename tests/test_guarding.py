@@ -12,8 +12,8 @@ from transformers import BatchFeature
 from cryptomnesia import Calibration, Guard, Rephrasing, Sampling, StabilityRule, UsageError, examine, guard, watch
 from cryptomnesia.guarding.calls import Noise
 from cryptomnesia.pipelines.fingerprint import fingerprint
-from cryptomnesia.testing.oracles import FiniteSet
 from cryptomnesia.testing.miniatures import PROMPTS, SAMPLING, KeywordEncoder, oracle_pipeline, stable_diffusion
+from cryptomnesia.testing.oracles import FiniteSet
 
 
 def call(pipe, prompt="a red circle", seeds=(0,), **settings):

@@ -2,9 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cryptomnesia.localizers.methods import check_methods, method
 from diffusers import FluxPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from scipy.stats import ortho_group
+from test_families import CASES
 
 from cryptomnesia import CurvatureDifference, Sampling, ScoreDifference, UsageError, generate, watch
 from cryptomnesia.localizers import (
@@ -24,13 +26,11 @@ from cryptomnesia.localizers import (
 from cryptomnesia.localizers.base import over_channels
 from cryptomnesia.localizers.bright_ending import cross_attention
 from cryptomnesia.localizers.collapse import guided
-from cryptomnesia.localizers.methods import check_methods, method
 from cryptomnesia.pipelines.families import Shared, adapter_for
 from cryptomnesia.proving_ground import components
 from cryptomnesia.statistics import auc
-from cryptomnesia.testing.oracles import FiniteSet, Gaussian
-from test_families import CASES
 from cryptomnesia.testing.miniatures import call_oracle, oracle_pipeline, stable_diffusion, stable_diffusion_xl
+from cryptomnesia.testing.oracles import FiniteSet, Gaussian
 
 SIZE = 16
 PLANTED = torch.zeros(4, 4, dtype=torch.bool)

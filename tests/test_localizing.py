@@ -1,17 +1,17 @@
 import pytest
 import torch
+from cryptomnesia.calibration.maps import MapCalibration
+from cryptomnesia.localizers.methods import check_methods, method
 from safetensors.torch import save_file
 
 from cryptomnesia import UsageError
-from cryptomnesia.localizers import methods as methods_module
-from cryptomnesia.calibration.maps import MapCalibration
 from cryptomnesia.localization import localize
 from cryptomnesia.localizers import Curvature, CurvatureDifference, DiagonalEstimator, Watched, baseline
-from cryptomnesia.localizers.methods import check_methods, method
+from cryptomnesia.localizers import methods as methods_module
 from cryptomnesia.pipelines.families import adapter_for
 from cryptomnesia.settings import Sampling
-from cryptomnesia.tracing.generation import generate
 from cryptomnesia.testing.miniatures import PROMPTS, SAMPLING, flux, stable_diffusion, unconditional
+from cryptomnesia.tracing.generation import generate
 
 CHEAP = DiagonalEstimator(probes=16, group=16)
 

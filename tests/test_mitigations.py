@@ -7,9 +7,9 @@ from diffusers import DDIMScheduler, LCMScheduler
 from cryptomnesia import StabilityRule, UsageError, stabilize, watch
 from cryptomnesia.detectors.base import Moments, Reference
 from cryptomnesia.pipelines.denoiser import norms
+from cryptomnesia.testing.miniatures import FAMILIES, call_oracle, oracle_pipeline, stable_diffusion
 from cryptomnesia.testing.oracles import FiniteSet, Gaussian
 from solvers import SOLVERS, call, with_solver
-from cryptomnesia.testing.miniatures import FAMILIES, call_oracle, oracle_pipeline, stable_diffusion
 
 
 def moments(mean, std, count=1):

@@ -88,7 +88,7 @@ class Examiner:
         if self.index is None:
             return [NO_MATCH for _ in masks]
         fpr = self.examination.judge.fpr
-        whole = self.index.match(images, rate=fpr)
+        whole = self.index.match(images, fpr=fpr)
         rows = [NO_MATCH | _match("whole", whole, row) for row in range(len(masks))]
         open_masks = {
             row: mask
@@ -96,7 +96,7 @@ class Examiner:
             if mask is not None and mask.any() and not whole.reproduced[row] and _has_places(self.index)
         }
         if open_masks:
-            inside = self.index.match(images[list(open_masks)], masks=torch.stack(list(open_masks.values())), rate=fpr)
+            inside = self.index.match(images[list(open_masks)], masks=torch.stack(list(open_masks.values())), fpr=fpr)
             for number, row in enumerate(open_masks):
                 rows[row] |= _match("region", inside, number)
         return rows

@@ -1,7 +1,6 @@
 """What an audit is to do: settings, model, methods, prompts and training images, loaded and seen to fit together."""
 
 import logging
-import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from cryptomnesia.localizers import Localizer
 from cryptomnesia.localizers import localizer as localizer_of
 from cryptomnesia.matching import SSCD, ImageIndex, Tiles
 from cryptomnesia.matching.building import as_text, check_folder
-from cryptomnesia.matching.reproduction import FEWEST
+from cryptomnesia.matching.reproduction import check_size
 from cryptomnesia.mitigations import Mitigation
 from cryptomnesia.mitigations import mitigation as mitigation_of
 from cryptomnesia.pipelines.fingerprint import weights_digest
@@ -334,11 +333,5 @@ def _index(settings: AuditSettings, folder: Path | None, progress: Progress | No
         index = ImageIndex.build(settings.training_images, folder / "index", descriptor, progress=report)
     else:
         return None
-    # one that matches, one that does not, and those to compare their distances with; copies are none of these
-    fewest = max(FEWEST + 2, math.ceil(1.5 / settings.fpr))
-    if len(index) < fewest:
-        raise UsageError(
-            f"the index holds {len(index)} pictures, too few to tell a match from chance at a rate of "
-            f"{settings.fpr:g}; add other pictures of the kind, {fewest} at least and better hundreds"
-        )
+    check_size(len(index), settings.fpr)
     return index

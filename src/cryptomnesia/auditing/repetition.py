@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cryptomnesia.images import middle, square
 from cryptomnesia.matching import Tiles
+from cryptomnesia.matching.distances import counted, distances_from
 from cryptomnesia.matching.reproduction import FEWEST, NEAREST, USUAL
-from cryptomnesia.matching.search import distance
 from cryptomnesia.statistics import conformal_p_values
 
 _OTHERS = 1000
@@ -44,12 +44,10 @@ def repeated(
     for prompt, members in masked.items():
         others = [number for other_prompt, number in firsts.items() if other_prompt != prompt][:_OTHERS]
         for first, second in combinations(members, 2):
-            weights = tiles.weights(middle((masks[first] & masks[second])[None]))[0]
-            # a tile with a few weighted numbers would be near to almost any picture
-            weights = weights * (weights.mean(dim=1, keepdim=True) >= 0.5)
+            weights = counted(tiles.weights(middle((masks[first] & masks[second])[None]))[0])
             if not weights.any() or len(others) < FEWEST:
                 continue
-            distances = distance(weights, described[first], described[[second, *others]])
+            distances = distances_from(described[first], described[[second, *others]], weights)
             usual = distances[1:].sort().values[:NEAREST].mean()
             # the nearer the more unusual
             p_value = conformal_p_values(-distances[:1], -distances[1:]).item()

@@ -1,5 +1,6 @@
 """What a localizer is: from a watched generation to a map of what is memorized."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +12,7 @@ from cryptomnesia.errors import NotFiniteError, UsageError
 from cryptomnesia.localizers.baseline import Against, Baseline, check_checkpoint
 from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction
 from cryptomnesia.pipelines.families import Shared
-from cryptomnesia.registry import Method, Requirement
+from cryptomnesia.registry import Method, Requirement, overridable
 from cryptomnesia.tracing.trajectory import Place, Step, Trajectory
 
 if TYPE_CHECKING:
@@ -82,12 +83,12 @@ class Localizer(Method, Protocol):
     step: Place = -1
     baseline: Against = "none"
 
-    @property
+    @overridable
     def evaluations(self) -> tuple[Place, ...]:
         """The evaluations whose tensors must be kept; the baseline is evaluated at the first of them."""
         return (self.step,)
 
-    @property
+    @overridable
     def requires(self) -> frozenset[Requirement]:
         """What the baseline requires."""
         needed: dict[Against, Requirement] = {
@@ -111,6 +112,7 @@ class Localizer(Method, Protocol):
         """Evaluations for the map, and one of another baseline than the run's own unconditional branch."""
         return float(self.baseline in ("empty", "checkpoint"))
 
+    @abstractmethod
     def map(self, watched: Watched) -> Map:
         """The map of every image."""
         ...

@@ -35,9 +35,10 @@ def maps_of(
         batch: generated images, with the tensors that the maps need.
         rows: numbers of the images; all of them by default.
     """
-    rows = list(range(len(batch.prompts)) if rows is None else rows)
+    everything = list(range(len(batch.prompts)))
+    rows = everything if rows is None else list(rows)
     prompts, seeds = [batch.prompts[row] for row in rows], [batch.seeds[row] for row in rows]
-    trajectory = batch.trajectory if len(rows) == len(batch.prompts) else batch.trajectory.rows(rows)
+    trajectory = batch.trajectory if rows == everything else batch.trajectory.rows(rows)
     denoiser = setup.family.denoiser()
     readings: dict[str, Baseline | None] = {}
     evaluated: dict[tuple[str, int], Baseline] = {}
@@ -63,9 +64,7 @@ def maps_of(
     return maps
 
 
-def _by_halves(
-    setup: Setup, localizer: Localizer, batch: Batch, rows: Sequence[int], trajectory: Trajectory
-) -> Map:
+def _by_halves(setup: Setup, localizer: Localizer, batch: Batch, rows: Sequence[int], trajectory: Trajectory) -> Map:
     """The map of images of which at least one has no finite map: that of each half, down to single images."""
     if len(rows) == 1:
         return unknown(localizer, trajectory)

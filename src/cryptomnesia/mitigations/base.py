@@ -1,5 +1,6 @@
 """What a mitigation is: another image in place of a flagged one."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -105,6 +106,7 @@ class Mitigation(Method, Protocol):
         """What corrects the runs of one call, None for a mitigation that makes images again instead."""
         return None
 
+    @abstractmethod
     def remake(self, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
         """Make flagged images again, all of them together.
 

@@ -195,16 +195,16 @@ class StabilityCorrection:
         """(B, N) bool, the evaluations at which each image was corrected."""
         return torch.stack(self._active, dim=1).cpu() if self._active else torch.zeros(0, 0, dtype=torch.bool)
 
-    def as_proposed(self, trajectory: Trajectory) -> Trajectory:
+    def as_proposed(self, runs: Trajectory) -> Trajectory:
         """The trajectory with ‖δ‖ as the solver proposed it at every evaluation, before correction.
 
         A corrected update lies in its region, so only the proposed ones tell how far a run strayed.
         """
-        delta = trajectory.norms["delta"].clone()
+        delta = runs.norms["delta"].clone()
         for index, proposed in enumerate(self._proposed):
             if proposed is not None:
                 delta[:, index] = proposed.cpu()
-        return replace(trajectory, norms={**trajectory.norms, "delta": delta})
+        return replace(runs, norms={**runs.norms, "delta": delta})
 
     def steer(self, step: Step, solver: SolverStep) -> Tensor | None:
         """The prediction (B, C, h, w) that lands where the rule wants the images, None where it wants nothing."""
