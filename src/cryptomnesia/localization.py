@@ -25,12 +25,12 @@ class Located:
         prompt: its caption.
         seed: its seed.
         image: (3, H, W) in [0, 1].
-        maps: localizer's name → (h, w) at latent resolution, in the localizer's unit, ≥ 0; NaN where the network's output
-            is not finite, so that there is no map.
+        maps: localizer's name → (h, w) at latent resolution, in the localizer's unit, ≥ 0; NaN where the network's
+            output is not finite, so that there is no map.
         errors: localizer's name → standard error of the map, (h, w), before its negative values were cut, for `collapse`
             before its filter; only for maps that are estimated, NaN where one set of probes tells nothing about it.
-        masks: localizer's name → what the map says; empty without a calibration. The mask of a map of NaN has no pixels,
-            and its fraction and p-values are NaN.
+        masks: localizer's name → what the map says; empty without a calibration. The mask of a map of NaN has no
+            pixels, and its fraction and p-values are NaN.
     """
 
     prompt: str

@@ -26,8 +26,8 @@ def maps_of(
     """The maps of a batch's images, or of some of them, by the name of the localizer.
 
     Localizers with the same baseline share what it makes of the captions and, at the same evaluation, its prediction.
-    An image's probes come from its seed, so its maps do not depend on the batch. An image for which the network's output
-    is not finite has a map of NaN, and the other images of the batch have theirs.
+    An image's probes come from its seed, so its maps do not depend on the batch. An image for which the network's
+    output is not finite has a map of NaN, and the other images of the batch have theirs.
 
     Args:
         setup: of the generation.
