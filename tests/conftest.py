@@ -8,11 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
-from cryptomnesia import Calibration, cli
-from cryptomnesia.auditing.outcome import outcome
-from cryptomnesia.auditing.run import audit
-from tiny_audit import settings
-from cryptomnesia.testing.miniatures import PROMPTS, SAMPLING, stable_diffusion
+from cryptomnesia import calibrate
+from cryptomnesia.testing.miniatures import CALL, PROMPTS, stable_diffusion
 
 torch.set_num_threads(1)  # miniatures gain nothing from more, and a busy machine would stall them
 
@@ -26,7 +23,7 @@ def pipe():
 @pytest.fixture(scope="session")
 def calibration():
     """Of `stable_diffusion()`."""
-    return Calibration.fit(stable_diffusion(), PROMPTS, SAMPLING, batch_size=34)
+    return calibrate(stable_diffusion(), PROMPTS, batch_size=34, **CALL)
 
 
 @pytest.fixture(scope="session")
@@ -42,12 +39,16 @@ def audit_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def audited(audit_folder):
     """A finished run of two images per prompt."""
+    from cryptomnesia.auditing.run import audit
+    from tiny_audit import settings
+
     return audit(settings(audit_folder, images_per_prompt=2), audit_folder / "run")
 
 
 @pytest.fixture
 def cryptomnesia(monkeypatch, capsys):
     """Run the command line in this process: (exit code, standard output, standard error)."""
+    from cryptomnesia import cli
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["cryptomnesia", *map(str, arguments)])
@@ -62,4 +63,6 @@ def cryptomnesia(monkeypatch, capsys):
 @pytest.fixture
 def found(audited):
     """What that run says."""
+    from cryptomnesia.auditing.outcome import outcome
+
     return outcome(audited)

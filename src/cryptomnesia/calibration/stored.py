@@ -55,7 +55,8 @@ class Calibration:
     maps: Mapping[str, Tensor]
     made_by: Mapping[str, str]
     prompts_sha256: str
-    _nulls: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    # description of a detector → its null; not passed on to a copy with other runs
+    _nulls: dict[str, Tensor] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __len__(self) -> int:
         """The number of reference runs."""

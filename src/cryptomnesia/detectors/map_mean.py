@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.detectors.base import Detector, check_evaluations
-from cryptomnesia.errors import NotFiniteError, UsageError
-from cryptomnesia.localizers.base import Localizer, Watched
+from cryptomnesia.errors import UsageError
+from cryptomnesia.localizers.base import Localizer, Watched, map_where_finite
 from cryptomnesia.pipelines.denoiser import Denoiser
 from cryptomnesia.registry import Requirement
 from cryptomnesia.tracing.trajectory import Place, Signal, Trajectory, evaluation
@@ -46,17 +46,7 @@ class MapSignal:
 
     def __call__(self, trajectory: Trajectory, denoiser: Denoiser) -> Tensor:
         """The map of every image, (B, h, w) float32; NaN for an image for which the network's output is not finite."""
-        try:
-            return self.localizer.map(Watched(trajectory, denoiser)).values.cpu().float()
-        except NotFiniteError:
-            pass
-        rows = list(range(len(trajectory)))
-        if len(rows) == 1:
-            return torch.full((1, 1, 1), torch.nan)
-        half = len(rows) // 2
-        halves = [self(trajectory.rows(part), denoiser) for part in (rows[:half], rows[half:])]
-        shape = max(maps.shape[1:] for maps in halves)
-        return torch.cat([maps.expand(-1, *shape) for maps in halves])
+        return map_where_finite(self.localizer, Watched(trajectory, denoiser)).values.cpu().float()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ Queries and keys are read from the projections of the stock attention modules in
 conditional branch, so no attention processor is replaced and the generation itself stays as it was.
 """
 
-import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.images import upsampled
 from cryptomnesia.localizers.base import Localizer, Map, Watched, finite, wide
 from cryptomnesia.localizers.jacobian.process import eagerly
+from cryptomnesia.pipelines.tokenizers import copied_tokenizers
 from cryptomnesia.registry import Requirement
 from cryptomnesia.tracing.trajectory import Place
 
@@ -113,8 +113,7 @@ def cross_attention(network: Any) -> list[Any]:
 
 def end_positions(pipe: Any, prompts: Sequence[str]) -> Tensor:
     """The position of the end token of every prompt, (B,) int."""
-    # a copy: fast tokenizers keep padding and truncation in themselves, and another thread may be using the pipeline's
-    tokenizer = copy.deepcopy(pipe.tokenizer)
+    tokenizer = copied_tokenizers(pipe, ["tokenizer"])["tokenizer"]
     return torch.tensor([len(tokenizer(prompt, truncation=True).input_ids) - 1 for prompt in prompts])
 
 

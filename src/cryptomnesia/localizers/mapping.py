@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from cryptomnesia.localizers.base import Localizer, Map, Watched
+from cryptomnesia.localizers.base import Localizer, Map, Watched, map_where_finite
 from cryptomnesia.localizers.baseline import Baseline, baseline_for
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.tracing.generation import Batch, Progress, generate
@@ -20,16 +20,17 @@ def places(localizers: Sequence[Localizer]) -> set[Place]:
 def maps_of(
     setup: Setup, localizers: Sequence[Localizer], batch: Batch, rows: Sequence[int] | None = None
 ) -> dict[str, Map]:
-    """The maps of a batch's images, or of some of them, by the name of the localizer.
+    """The maps of the images of a batch by the name of the localizer, on the CPU.
 
-    Localizers with the same baseline share what it makes of the captions and, at the same evaluation, its prediction.
-    An image's probes come from its seed, so its maps do not depend on the batch.
+    Localizers with the same baseline share the conditioning of its captions and, at the same evaluation, its prediction.
+    The probes of an image come from its seed, so its maps do not depend on the batch. An image for which the network's
+    output is not finite gets a map of NaN.
 
     Args:
         setup: of the generation.
         localizers: that work in the set-up.
         batch: generated images, with the tensors that the maps need.
-        rows: numbers of the images; all of them by default.
+        rows: numbers of the images to be mapped; all of them by default.
     """
     rows = range(len(batch.prompts)) if rows is None else rows
     prompts, seeds = [batch.prompts[row] for row in rows], [batch.seeds[row] for row in rows]
@@ -50,7 +51,7 @@ def maps_of(
                 evaluated[key] = baseline.at(step)
             baseline = evaluated[key]
         watched = Watched(trajectory, denoiser, baseline, prompts, seeds, setup.pipe)
-        found = localizer.map(watched)
+        found = map_where_finite(localizer, watched)
         maps[localizer.name] = Map(found.values.cpu(), None if found.errors is None else found.errors.cpu())
     return maps
 
@@ -67,8 +68,8 @@ def mapped(
     decode: bool,
     progress: Progress | None = None,
 ) -> Iterator[Mapped]:
-    """Generate, and compute the maps of every batch; arguments as for `generate`."""
-    for batch in generate(
+    """Generate, and compute the maps of every batch; arguments as for `generate`, which checks them at the call."""
+    batches = generate(
         setup,
         prompts,
         seeds,
@@ -78,5 +79,5 @@ def mapped(
         signals=signals,
         decode=decode,
         progress=progress,
-    ):
-        yield batch, maps_of(setup, localizers, batch)
+    )
+    return ((batch, maps_of(setup, localizers, batch)) for batch in batches)

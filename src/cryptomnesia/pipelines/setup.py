@@ -1,5 +1,6 @@
 """A set-up: the pipeline and how it is called, which decide what methods can work and what a calibration holds for."""
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +47,24 @@ class Setup:
     def guided(self) -> bool:
         """Whether the runs have an unconditional branch."""
         return self.family.guided_in(self.sampling)
+
+    @property
+    def evaluations(self) -> int | None:
+        """The number of denoiser evaluations of a run, None if only the run itself shows it."""
+        steps = self.sampling.steps
+        if steps < 1 or {"timesteps", "sigmas", "denoising_end"} & self.sampling.options.keys():
+            return None
+        kind, config = type(self.pipe.scheduler), self.pipe.scheduler.config
+        # another scheduler of this kind is asked, because the pipeline's may be in use
+        settings = {name: config[name] for name in inspect.signature(kind).parameters if name in config}
+        shift = {"mu": 1.0} if config.get("use_dynamic_shifting") else {}
+        try:
+            scheduler = kind(**settings)
+            scheduler.set_timesteps(steps, **shift)
+        # in these ways schedulers refuse a number of steps, which the call reports, or want further arguments
+        except (TypeError, ValueError):
+            return None
+        return len(scheduler.timesteps)
 
     @property
     def fingerprint(self) -> Fingerprint:

@@ -1,6 +1,5 @@
 """Generate prompts with seeds in batches under `watch`, with results that do not depend on the batch."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.call import defaults_of, silent
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.pipelines.tokenizers import copied_tokenizers
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory
 from cryptomnesia.tracing.watching import Keep, watch
 
@@ -42,9 +42,7 @@ def check_prompts(pipe: Any, prompts: Sequence[str]) -> None:
     Raises:
         UsageError: naming the prompt and both lengths.
     """
-    attributes = ("tokenizer", "tokenizer_2", "tokenizer_3")
-    # copies: fast tokenizers keep padding and truncation in themselves, and another thread may be using the pipeline's
-    tokenizers = [copy.deepcopy(found) for name in attributes if (found := getattr(pipe, name, None)) is not None]
+    tokenizers = list(copied_tokenizers(pipe).values())
     longest = defaults_of(pipe).get("max_sequence_length")
     for prompt in prompts if tokenizers else ():
         # where a T5 encoder reads on behind CLIP's 77 tokens, nothing of the prompt is lost
@@ -118,7 +116,7 @@ def generate(
     decode: bool = True,
     progress: Progress | None = None,
 ) -> Iterator[Batch]:
-    """Generate `prompts[i]` with `seeds[i]` for every i.
+    """Generate `prompts[i]` with `seeds[i]` for every i; settings are checked at the call.
 
     Every image has a CPU generator of its own, so it depends neither on device nor on batch size (up to the arithmetic
     of the batched kernels).
@@ -141,6 +139,34 @@ def generate(
     check_call(setup)
     if batch_size < 1:
         raise UsageError(f"got a batch size of {batch_size}; give at least 1")
+    return _batches(
+        setup,
+        prompts,
+        seeds,
+        batch_size=batch_size,
+        keep=keep,
+        norms=norms,
+        signals=signals,
+        around=around,
+        decode=decode,
+        progress=progress,
+    )
+
+
+def _batches(
+    setup: Setup,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    batch_size: int,
+    keep: Keep,
+    norms: Sequence[Norm],
+    signals: Sequence[Signal],
+    around: Callable[[], AbstractContextManager[Any]] | None,
+    decode: bool,
+    progress: Progress | None,
+) -> Iterator[Batch]:
+    """The batches of `generate`, once everything is checked."""
     pipe = setup.pipe
     # pipelines without an autoencoder have nothing to decode
     output_type = "pt" if decode or not hasattr(pipe, "vae") else "latent"
