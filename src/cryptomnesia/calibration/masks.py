@@ -66,8 +66,9 @@ class ReferenceMaps:
         Raises:
             UsageError: for a rate outside (0, 1), too few reference pixels for the rate, or a negative blur.
         """
+        check_mask_settings(fpr, smooth)
         pixels = smoothed(self.fitting, smooth).flatten().sort(descending=True).values
-        allowed = int(fpr * len(pixels)) if 0 < fpr < 1 else 0
+        allowed = int(fpr * len(pixels))
         if allowed < 1:
             raise UsageError(
                 f"got the pixel rate {fpr:g} for {len(pixels)} reference pixels; "
@@ -114,13 +115,24 @@ class ReferenceMaps:
 
 
 def _mean(maps: Tensor) -> Tensor:
+    """The spatial mean of maps (B, h, w), (B,) float64."""
     return maps.flatten(1).double().mean(dim=1)
 
 
+def check_mask_settings(fpr: float, smooth: float) -> None:
+    """Refuse settings with which no mask can be made.
+
+    Raises:
+        UsageError: for a rate outside (0, 1), or a negative blur.
+    """
+    if not 0 < fpr < 1:
+        raise UsageError(f"got the pixel rate {fpr:g}; give one between 0 and 1")
+    if smooth < 0:
+        raise UsageError(f"got a blur of {smooth:g} pixels; give 0 or more")
+
+
 def smoothed(maps: Tensor, deviation: float) -> Tensor:
-    """Maps (B, h, w) under a Gaussian blur of `deviation` map pixels, border pixels repeated outwards."""
-    if deviation < 0:
-        raise UsageError(f"got a blur of {deviation:g} pixels; give 0 or more")
+    """Maps (B, h, w) under a Gaussian blur of `deviation` map pixels; border pixels are repeated outwards."""
     if deviation == 0:
         return maps
     return torch.from_numpy(ndimage.gaussian_filter(maps.numpy(), (0, deviation, deviation), mode="nearest"))

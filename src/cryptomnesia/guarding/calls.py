@@ -38,7 +38,7 @@ class Noise:
         return {"generator": torch.Generator(self._devices[row]).set_state(self._states[row]), **latents}
 
     def other(self, row: int, attempt: int) -> dict[str, Any]:
-        """The arguments that give image `row` other noise: the same for the same attempt, another one in another call."""
+        """The arguments that give image `row` other noise: the same for the same attempt, but not in another call."""
         at = row if self._one_each else 0
         digest = hashlib.sha256(self._states[at].numpy().tobytes() + f"{row} {attempt}".encode()).digest()
         seed = int.from_bytes(digest[:7], "big")

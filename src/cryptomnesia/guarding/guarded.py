@@ -7,8 +7,8 @@ policy says so, withholds images, makes them again or has the run corrected.
 What a service with several threads may share: pipelines in different threads may share networks, text encoders and
 tokenizers. A tokenizer keeps padding and truncation in itself, so while a guard is attached its pipeline uses copies of
 its tokenizers. Two threads must not use one pipeline object at the same time, nor two pipelines with one scheduler:
-both keep the state of the generation in progress. Give every thread a pipeline around the same networks with a scheduler
-of its own, and a guard for it.
+both keep the state of the generation in progress. Give every thread a pipeline around the same networks with a
+scheduler of its own, and a guard for it.
 
 A guard changes nothing outside its pipeline, with one exception: detectors that are the mean of a map change settings
 of the process while a map is computed. One thread at a time does that, and the settings are put back.
@@ -36,6 +36,7 @@ from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.pipelines.tokenizers import copied_tokenizers
 from cryptomnesia.verdicts import Verdict
+
 
 class Guard:
     """The guard of one pipeline: attach it for as long as a service runs, or use it as a context manager.

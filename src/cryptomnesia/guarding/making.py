@@ -108,8 +108,8 @@ class Maker:
 
         Args:
             calls: the calls.
-            evaluations: how many evaluations to compute. Fewer are computed if the judge decides earlier, but as many as
-                the detector needs.
+            evaluations: how many evaluations to compute. Fewer are computed if the judge decides earlier, but as many
+                as the detector needs.
             detector: gives the scores.
 
         Returns:

@@ -144,7 +144,7 @@ def policy_of(policy: str | type[Policy] | Policy) -> Policy:
     made = policy() if isinstance(policy, type) else policy
     if missing := [name for name in ("name", "acts", "mitigates", "corrects", "settle") if not hasattr(made, name)]:
         raise UsageError(
-            f"got {policy!r} as policy, which lacks {', '.join(missing)}; give {', '.join(POLICIES)}, or an object of a "
-            "subclass of `cryptomnesia.Policy`"
+            f"got {policy!r} as policy, which lacks {', '.join(missing)}; give {', '.join(POLICIES)}, or an object of "
+            "a subclass of `cryptomnesia.Policy`"
         )
     return made

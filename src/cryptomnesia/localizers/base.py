@@ -69,10 +69,10 @@ class Map:
     """Maps of B images at latent resolution.
 
     Attributes:
-        values: (B, h, w), ≥ 0 in the localizer's unit, higher is more memorized. NaN for an image for which the network's
-            output is not finite.
-        errors: the standard errors of the values before negative values were set to 0, (B, h, w), NaN where they are not
-            known; None if the localizer estimates nothing.
+        values: (B, h, w), ≥ 0 in the localizer's unit, higher is more memorized. NaN for an image for which the
+            network's output is not finite.
+        errors: the standard errors of the values before negative values were set to 0, (B, h, w), NaN where they are
+            not known; None if the localizer estimates nothing.
     """
 
     values: Tensor
@@ -147,9 +147,7 @@ def map_where_finite(localizer: Localizer, watched: Watched) -> Map:
     if count == 1:
         step = watched.trajectory.step(localizer.evaluations[0])
         return Map(torch.full_like(over_channels(step.cond.x, step.cond_inputs), torch.nan))
-    halves = [
-        map_where_finite(localizer, watched.rows(part)) for part in (range(count // 2), range(count // 2, count))
-    ]
+    halves = [map_where_finite(localizer, watched.rows(part)) for part in (range(count // 2), range(count // 2, count))]
     # a map that could not be made has no errors, whatever the localizer estimates
     errors = [torch.full_like(half.values, torch.nan) if half.errors is None else half.errors for half in halves]
     estimated = any(half.errors is not None for half in halves)
@@ -186,7 +184,7 @@ def named(name: str, baseline: Against) -> str:
 
 
 def over_channels(values: Tensor, inputs: Inputs) -> Tensor:
-    """The sum over channels of values (B, C, h, w), or (B, tokens, channels) of packed latents: (B, h, w) in fp32 or fp64.
+    """The sum over channels, (B, h, w) in fp32 or fp64, of values (B, C, h, w) or (B, tokens, channels).
 
     Args:
         values: one number for every entry of the latents.

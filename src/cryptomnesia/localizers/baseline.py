@@ -67,8 +67,8 @@ class Baseline:
 def baseline_for(setup: Setup, against: Against, prompts: Sequence[str]) -> Baseline | None:
     """The baseline for the images of `prompts`; None if it is the unconditional branch of the run, or if there is none.
 
-    The empty caption is encoded like any other caption, while SDXL's unconditional branch gets zeros instead. A checkpoint
-    reads the captions with its own text encoder.
+    The empty caption is encoded like any other caption, while SDXL's unconditional branch gets zeros instead. A
+    checkpoint reads the captions with its own text encoder.
     """
     if against == "empty":
         return _reading(setup.pipe, [""] * len(prompts), setup.sampling)
@@ -107,7 +107,7 @@ def check_checkpoint(pipe: Any, other: Any) -> None:
 
 
 def conditioning(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Inputs:
-    """The conditioning that the pipeline computes from the captions, read from a call that ends after one evaluation."""
+    """The conditioning that the pipeline computes from the captions; its call ends after one evaluation."""
 
     def stop(_: int) -> None:
         pipe._interrupt = True

@@ -22,9 +22,9 @@ def maps_of(
 ) -> dict[str, Map]:
     """The maps of the images of a batch by the name of the localizer, on the CPU.
 
-    Localizers with the same baseline share the conditioning of its captions and, at the same evaluation, its prediction.
-    The probes of an image come from its seed, so its maps do not depend on the batch. An image for which the network's
-    output is not finite gets a map of NaN.
+    Localizers with the same baseline share the conditioning of its captions and, at the same evaluation, its
+    prediction. The probes of an image come from its seed, so its maps do not depend on the batch. An image for which
+    the network's output is not finite gets a map of NaN.
 
     Args:
         setup: of the generation.

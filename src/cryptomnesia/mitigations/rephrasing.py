@@ -28,20 +28,21 @@ if TYPE_CHECKING:
 
 _PROMPTS = ("prompt", "prompt_2", "prompt_3")
 
+
 @dataclass(frozen=True)
 class Rephrasing(Mitigation):
     """How to look for the words to drop.
 
     Attributes:
-        probe: evaluations after which the captions without a word are compared. After two the model's estimate has moved
-            for the first time, and more evaluations find the word no better (benchmarks/rephrasing.py).
+        probe: evaluations after which the captions without a word are compared. After two the model's estimate has
+            moved for the first time, and more evaluations find the word no better (benchmarks/rephrasing.py).
         most: words to drop at most.
     """
 
     probe: int = 2
     most: int = 3
 
-    name = "rephrasing"
+    name = "rephrasing"  # type: ignore[override]
     summary = "The same seed again, without the words of the caption that bring the memory back."
     source = "this library"
     use_when = (

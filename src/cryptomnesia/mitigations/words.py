@@ -21,10 +21,7 @@ UNSPACED = (
 )
 """Scripts that are written without spaces between words, as ranges of code points."""
 
-PAIRS = {
-    **{"(": ")", "[": "]", "{": "}", "“": "”", "„": "“”", "‘": "’", "«": "»"},
-    **{"（": "）", "［": "］", "【": "】", "〔": "〕", "「": "」", "『": "』", "《": "》", "〈": "〉"},
-}
+PAIRS = dict(zip("([{“„‘«（［【〔「『《〈", (*")]}”", "“”", *"’»）］】〕」』》〉"), strict=True))
 """Opening bracket or quote → those that close it."""
 
 PAUSES = frozenset(",;:、，；：،؛・·")

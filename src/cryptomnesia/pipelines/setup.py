@@ -10,7 +10,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.call import sampling_for
 from cryptomnesia.pipelines.families import Family, family_of
 from cryptomnesia.pipelines.fingerprint import Fingerprint, fingerprint
-from cryptomnesia.registry import Method
+from cryptomnesia.registry import Kind, Method, create
 from cryptomnesia.settings import Sampling
 
 
@@ -88,6 +88,10 @@ class Setup:
         except UsageError:
             return False
         return True
+
+    def first_accepted(self, kind: Kind, names: Iterable[str]) -> Any:
+        """The first of several registered methods that can work in this set-up, None if none can."""
+        return next((made for made in (create(kind, name) for name in names) if self.accepts(made)), None)
 
     def _check_requirements(self, method: Method) -> None:
         kind = type(self.pipe).__name__
