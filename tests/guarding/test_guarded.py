@@ -6,9 +6,20 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
-from cryptomnesia import Drift, Guard, Regenerate, Sampling, UsageError, calibrate, guard
+from cryptomnesia import (
+    Drift,
+    Guard,
+    Regenerate,
+    Sampling,
+    UsageError,
+    Verdict,
+    calibrate,
+    detect,
+    guard,
+    load_pipeline,
+)
 from cryptomnesia.pipelines.fingerprint import fingerprint
-from cryptomnesia.testing.miniatures import stable_diffusion
+from cryptomnesia.testing.miniatures import CALL, stable_diffusion
 from guarded_calls import call
 from nulls import EVERYTHING, flagging
 
@@ -156,7 +167,9 @@ def test_verdicts_can_be_joined_to_requests(pipe, calibration):
     heard = []
     with guard(pipe, calibration, fpr=0.5, on_verdict=heard.append):
         call(pipe, ["a red circle", "a blue star"], seeds=range(4), num_images_per_prompt=2)
-    assert [(verdict.image, verdict.prompt) for verdict in heard] == list(enumerate(["a red circle"] * 2 + ["a blue star"] * 2))
+    assert [(verdict.image, verdict.prompt) for verdict in heard] == list(
+        enumerate(["a red circle"] * 2 + ["a blue star"] * 2)
+    )
 
 
 def test_a_copy_of_a_guarded_pipeline_is_another_one(pipe, calibration):
@@ -193,3 +206,74 @@ def test_settings_may_be_written_in_any_way(pipe, calibration, given, bound):
 
 def _listed(negative):
     return [negative] if isinstance(negative, str) else negative
+
+
+@pytest.fixture(scope="module")
+def saved(calibration, tmp_path_factory):
+    """The folder of a model, with its calibration beside the weights."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    stable_diffusion().save_pretrained(folder)
+    calibration.save(folder / "calibration.safetensors")
+    return folder
+
+
+def test_without_a_calibration_the_one_beside_the_model_is_used(saved, calibration):
+    pipe = load_pipeline(str(saved))
+    plain = call(pipe)
+    with guard(pipe, fpr=0.5) as guarding:
+        assert np.array_equal(call(pipe), plain)
+    assert guarding.calibration.fingerprint == calibration.fingerprint
+    with guard(pipe, saved / "calibration.safetensors", fpr=0.5) as again:
+        call(pipe)
+    assert again.verdicts == guarding.verdicts
+
+
+def test_without_any_calibration_one_line_says_how_to_make_one(pipe, saved, tmp_path):
+    with pytest.raises(UsageError, match="there is no calibration.safetensors beside the model; .*`cryptomnesia calib"):
+        guard(pipe)
+    bare = tmp_path / "bare"
+    stable_diffusion().save_pretrained(bare)
+    with pytest.raises(UsageError, match="there is no calibration.safetensors beside the model") as refused:
+        guard(load_pipeline(str(bare)))
+    assert "\n" not in str(refused.value)
+    with pytest.raises(UsageError, match="no calibration file .*absent.safetensors; make one with"):
+        guard(pipe, tmp_path / "absent.safetensors")
+
+
+def test_a_detector_is_given_by_name_class_or_object(pipe, calibration):
+    scores = []
+    for detector in ("drift", Drift, Drift(), Drift(less=3.0)):
+        with guard(pipe, calibration, detector=detector, fpr=0.5) as guarding:
+            call(pipe)
+        assert guarding.detector == Drift()
+        scores.append(guarding.verdicts[0].score)
+    assert len(set(scores)) == 1
+    with guard(pipe, calibration, detector=Drift(less=1.0), fpr=0.5) as guarding:
+        call(pipe)
+    assert guarding.verdicts[0].score != scores[0]
+
+
+def test_a_failed_call_takes_an_early_decision_back(pipe, calibration):
+    """The pipeline is not left interrupted when a callback raises after all images were flagged."""
+
+    def fail(pipe, index, t, values):
+        if index == 1:
+            raise RuntimeError("stop")
+        return values
+
+    with guard(pipe, flagging(calibration, EVERYTHING), policy="block", decide_by=2) as guarding:
+        with pytest.raises(RuntimeError, match="stop"):
+            call(pipe, callback_on_step_end=fail)
+        assert pipe.interrupt is False
+    assert guarding.verdicts == ()
+
+
+def test_every_result_is_a_verdict(pipe, calibration, saved):
+    with guard(pipe, calibration, fpr=0.5) as guarding:
+        call(pipe)
+    (finding,) = detect(pipe, "a red circle", calibration=calibration, fpr=0.5, **CALL)
+    both = (*guarding.verdicts, finding.verdict)
+    assert [type(verdict) for verdict in both] == [Verdict] * 2
+    assert both[0].answer in ("memorized?", "ordinary")
+    for name in ("image", "prompt", "detector", "fpr", "flagged", "action"):
+        assert getattr(both[0], name) == getattr(both[1], name)

@@ -1,10 +1,13 @@
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 import torch
-
 from transformers import BatchFeature
 
-from cryptomnesia import Regenerate, guard
+from cryptomnesia import Block, Policy, Regenerate, UsageError, guard
+from cryptomnesia.guarding.policies import POLICIES, policy_of
+from cryptomnesia.mitigations import Mitigation, Remade
 from guarded_calls import ALWAYS, NEVER, another, call
 from nulls import EVERYTHING, by_norms, flagging
 
@@ -221,3 +224,84 @@ def test_a_broken_image_does_not_spoil_its_neighbour_under_a_rule(pipe, calibrat
     assert not bad.clean
     assert good.corrected == (0, 1, 2)
     assert torch.isfinite(images[1]).all()
+
+
+@pytest.mark.parametrize("policy", ["block", Block, Block()])
+def test_a_policy_is_given_by_name_class_or_object(pipe, calibration, policy):
+    with guard(pipe, flagging(calibration, EVERYTHING), policy=policy) as guarding:
+        assert not call(pipe).any()
+    assert guarding.policy == Block()
+    assert guarding.verdicts[0].action == "withheld"
+
+
+def test_every_policy_has_a_name():
+    assert {name: policy_of(name).name for name in POLICIES} == {name: name for name in POLICIES}
+    assert list(POLICIES) == ["observe", "block", "mitigate", "regenerate"]
+    assert policy_of("regenerate") == Regenerate(retries=3)
+
+
+def test_what_is_no_policy_is_refused(pipe, calibration):
+    with pytest.raises(UsageError, match="got 0 retries; give at least 1"):
+        Regenerate(retries=0)
+    with pytest.raises(UsageError, match="got 7 as policy, which lacks name, acts, .*settle; give observe, block"):
+        guard(pipe, calibration, policy=7, fpr=0.5)
+
+
+@dataclass(frozen=True)
+class Second(Policy):
+    """A third party's policy: return the image of the second other seed, whatever its score is."""
+
+    name = "second"
+
+    def settle(self, images, studio, mitigation):
+        assert mitigation is None
+        settled = []
+        for image in images:
+            output, (again,) = studio.make([image.other(2)])
+            settled.append(
+                Remade(replace(image.flagged.verdict, action="regenerated", retried=(again.p_value,)), output)
+            )
+        return settled
+
+
+def test_a_third_partys_policy_decides(pipe, calibration):
+    plain = call(pipe, generator=another([0, 1], row=1, attempt=2))
+    with guard(pipe, flagging(calibration, EVERYTHING), policy=Second()) as guarding:
+        images = call(pipe, ["a red circle"] * 2, seeds=(0, 1))
+    np.testing.assert_allclose(images[1], plain[0], atol=1e-5)
+    assert [(verdict.action, verdict.retried) for verdict in guarding.verdicts] == [("regenerated", (0.01,))] * 2
+
+
+@dataclass(frozen=True)
+class Whiten(Mitigation):
+    """A third party's mitigation: the same call with another prompt."""
+
+    prompt: str = "a white star"
+
+    name = "whiten"
+
+    def remake(self, flagged, studio):
+        output, verdicts = studio.make([{**image.call, "prompt": [self.prompt]} for image in flagged])
+        made = zip(flagged, verdicts, strict=True)
+        return [
+            Remade(replace(image.verdict, action="mitigated", reason=f"now p = {verdict.p_value}"), output, place)
+            for place, (image, verdict) in enumerate(made)
+        ]
+
+
+@pytest.mark.parametrize("mitigation", [Whiten, Whiten()])
+def test_a_third_partys_mitigation_makes_images_again(pipe, calibration, mitigation):
+    plain = call(pipe, ["a white star"] * 2, seeds=(0, 1))
+    with guard(pipe, flagging(calibration, EVERYTHING), policy="mitigate", mitigation=mitigation) as guarding:
+        images = call(pipe, ["a red circle", "a blue star"], seeds=(0, 1))
+    assert guarding.mitigation == Whiten()
+    np.testing.assert_allclose(images, plain, atol=1e-5)
+    assert [verdict.action for verdict in guarding.verdicts] == ["mitigated"] * 2
+
+
+def test_a_policy_that_needs_no_mitigation_asks_for_none(pipe, calibration):
+    """Also where no mitigation could work."""
+    for policy in ("observe", "block", Second()):
+        assert guard(pipe, calibration, policy=policy, mitigation="tarot", fpr=0.5).mitigation is None
+    with pytest.raises(UsageError, match="unknown mitigation 'tarot'"):
+        guard(pipe, calibration, policy="mitigate", mitigation="tarot", fpr=0.5)
