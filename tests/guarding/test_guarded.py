@@ -229,14 +229,14 @@ def test_without_a_calibration_the_one_beside_the_model_is_used(saved, calibrati
 
 
 def test_without_any_calibration_one_line_says_how_to_make_one(pipe, saved, tmp_path):
-    with pytest.raises(UsageError, match="there is no calibration.safetensors beside the model; .*`cryptomnesia calib"):
+    with pytest.raises(UsageError, match=r"there is no calibration.safetensors beside the model; .*`cryptomnesia calib"):
         guard(pipe)
     bare = tmp_path / "bare"
     stable_diffusion().save_pretrained(bare)
-    with pytest.raises(UsageError, match="there is no calibration.safetensors beside the model") as refused:
+    with pytest.raises(UsageError, match=r"there is no calibration.safetensors beside the model") as refused:
         guard(load_pipeline(str(bare)))
     assert "\n" not in str(refused.value)
-    with pytest.raises(UsageError, match="no calibration file .*absent.safetensors; make one with"):
+    with pytest.raises(UsageError, match=r"no calibration file .*absent.safetensors; make one with"):
         guard(pipe, tmp_path / "absent.safetensors")
 
 

@@ -160,7 +160,7 @@ def test_every_prompt_of_a_call_loses_the_word():
 
 def test_a_detector_with_signals_is_replaced_by_one_that_has_something_to_compare():
     """Also where the guard decides before that one has a score: its probes then run on for as long as it needs."""
-    pipe, calibration, _ = memorizer()
+    pipe, _, _ = memorizer()
     early = Collapse(step=0)
     assert MapMean(early).earliest(20) == 1
     runs = calibrate(pipe, [f"a red circle {n}" for n in range(150)], detectors=[MapMean(early)], batch_size=50, **CALL)
