@@ -1,24 +1,36 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from cryptomnesia import UsageError
-from cryptomnesia.localizers import methods as methods_module
-from cryptomnesia.calibration.maps import MapCalibration
-from cryptomnesia.localization import localize
-from cryptomnesia.localizers import Curvature, CurvatureDifference, DiagonalEstimator, Watched, baseline
-from cryptomnesia.localizers.methods import check_methods, method
-from cryptomnesia.pipelines.families import adapter_for
-from cryptomnesia.settings import Sampling
+from cryptomnesia import Located, Mask, UsageError, calibrate, load_pipeline, localize
+from cryptomnesia.localizers import (
+    Curvature,
+    CurvatureDifference,
+    DiagonalEstimator,
+    Localizer,
+    Map,
+    ScoreDifference,
+    Watched,
+    configured,
+    localizer,
+)
+from cryptomnesia.localizers.base import over_channels
+from cryptomnesia.pipelines import fingerprint
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.testing.miniatures import CALL, PROMPTS, stable_diffusion
 from cryptomnesia.tracing.generation import generate
-from cryptomnesia.testing.miniatures import PROMPTS, SAMPLING, flux, stable_diffusion, unconditional
-
-CHEAP = DiagonalEstimator(probes=16, group=16)
+from family_cases import CASES
+from mapped_runs import CHEAP
 
 
 @pytest.fixture(scope="module")
 def other():
     """A checkpoint of the same miniature that knows less."""
+    return less_trained()
+
+
+def less_trained():
     pipe = stable_diffusion()
     with torch.no_grad():
         for weight in pipe.unet.parameters():
@@ -28,164 +40,133 @@ def other():
 
 def test_all_maps_come_from_one_generation(pipe, other):
     names = ["curvature-difference", "score-difference", "score-difference-checkpoint", "curvature", "bright-ending"]
-    methods = [method(name, estimator=CHEAP) for name in names]
+    methods = [configured(localizer(name), estimator=CHEAP) for name in names]
     evaluated = []
     hook = pipe.unet.register_forward_hook(lambda _module, _args, output: evaluated.append(len(output[0])))
-    found = list(localize(pipe, ["a red circle", "a blue star"], [3, 4], SAMPLING, methods, other=other))
+    prompts = ["a red circle", "a blue star"]
+    found = list(localize(pipe, prompts, seeds=[3, 4], localizers=methods, checkpoint=other, **CALL))
     hook.remove()
-    (batch,) = generate(pipe, ["a red circle", "a blue star"], [3, 4], SAMPLING, keep=(-1,))
-    for each, image in zip(found, batch.images, strict=True):
-        assert torch.equal(each.image, image)
-        assert list(each.maps) == names
-        assert all(heat.shape == (8, 8) for heat in each.maps.values())
-        assert list(each.errors) == ["curvature-difference", "curvature"]
-        assert all(error.shape == (8, 8) for error in each.errors.values())
-        assert each.masks == {}
+    (batch,) = generate(Setup.of(pipe, CALL), prompts, [3, 4], keep=(-1,))
+    for located, image in zip(found, batch.images, strict=True):
+        assert type(located) is Located
+        assert torch.equal(located.image, image)
+        assert list(located.maps) == names
+        assert all(heat.shape == (8, 8) for heat in located.maps.values())
+        assert list(located.errors) == ["curvature-difference", "curvature"]
+        assert all(error.shape == (8, 8) for error in located.errors.values())
+        assert located.masks == {}
     # three evaluations of both branches to generate; then both branches at one point, to see what it takes, and at
     # 2·16 probed ones, the conditional branch at as many, and one look at the attention
     assert evaluated == [4] * 3 + [2, 64, 1, 32, 2]
-    assert [(each.prompt, each.seed) for each in found] == [("a red circle", 3), ("a blue star", 4)]
+    assert [(located.prompt, located.seed) for located in found] == [("a red circle", 3), ("a blue star", 4)]
 
 
-def test_a_checkpoint_is_asked_once_and_checked_once(pipe, other, monkeypatch):
+def test_a_checkpoint_is_evaluated_once_and_hashed_once(monkeypatch):
+    pipe, other = stable_diffusion(), less_trained()
     names = ["curvature-difference-checkpoint", "score-difference-checkpoint", "guidance-map-checkpoint"]
-    methods = [method(name, step=-1, estimator=CHEAP) for name in names]
+    methods = [configured(localizer(name), step=-1, estimator=CHEAP) for name in names]
     hashed, evaluated = [], []
-    digests = baseline.weights_digests
-    monkeypatch.setattr(baseline, "weights_digests", lambda pipe: hashed.append(1) or digests(pipe))
-    hook = other.unet.register_forward_hook(lambda _module, _args, output: evaluated.append(len(output[0])))
-    found = list(localize(pipe, PROMPTS[:4], range(4), SAMPLING, methods, other=other, batch_size=2))
-    hook.remove()
+    read = fingerprint._read
+    monkeypatch.setattr(fingerprint, "_read", lambda part, weights: hashed.append(part) or read(part, weights))
+    other.unet.register_forward_hook(lambda _module, _args, output: evaluated.append(len(output[0])))
+    found = list(
+        localize(pipe, PROMPTS[:4], seeds=range(4), localizers=methods, checkpoint=other, batch_size=2, **CALL)
+    )
     assert len(found) == 4
-    assert len(hashed) == 2  # the autoencoders of either
+    assert sorted(hashed) == sorted(["text_encoder", "unet", "vae"] * 2)
     # in either batch: both branches to see how it reads captions, the two images, one point, and 2·16 probed ones
     assert evaluated == [4, 2, 1, 32] * 2
 
 
 def test_steps_are_counted_from_either_end(pipe):
-    first = next(localize(pipe, ["a red circle"], [0], SAMPLING, [method("score-difference", step=0)]))
-    same = next(localize(pipe, ["a red circle"], [0], SAMPLING, [method("score-difference", step=-3)]))
-    share = next(localize(pipe, ["a red circle"], [0], SAMPLING, [method("score-difference", step=0.3)]))
-    for each in (same, share):
-        assert torch.equal(first.maps["score-difference"], each.maps["score-difference"])
+    def located(step):
+        return next(localize(pipe, "a red circle", localizers=ScoreDifference(step), **CALL))
+
+    first = located(0)
+    for same in (located(-3), located(0.3)):
+        assert torch.equal(first.maps["score-difference"], same.maps["score-difference"])
     with pytest.raises(UsageError, match=r"got the evaluation 1\.5; give a whole number, or a share of the run"):
-        next(localize(pipe, ["a red circle"], [0], SAMPLING, [method("score-difference", step=1.5)]))
+        localize(pipe, "a red circle", localizers=ScoreDifference(1.5), **CALL)
     with pytest.raises(UsageError, match="got the evaluation 3 of a run of 3; give one in 0 … 2"):
-        next(localize(pipe, ["a red circle"], [0], SAMPLING, [method("score-difference", step=3)]))
-
-
-def test_methods_are_made_by_name():
-    made = method("curvature-difference-checkpoint", step=-2, estimator=CHEAP)
-    assert made.localizer == CurvatureDifference(-2, CHEAP)
-    assert made.baseline == "checkpoint"
-    assert method("curvature", empty=True) == method("curvature")
-    assert method("score-difference", empty=True).baseline == "empty"
-    for name in ("tarot", "bright-ending-checkpoint"):
-        with pytest.raises(UsageError, match=rf"unknown map '{name}'; known are collapse, .*-checkpoint"):
-            method(name)
-
-
-def test_what_a_method_lacks_is_said_before_anything_is_generated(pipe):
-    run, compared = method("score-difference"), method("score-difference-checkpoint")
-    asked = method("score-difference", empty=True)
-    with pytest.raises(UsageError, match="got no map to make"):
-        check_methods(pipe, SAMPLING, [])
-    with pytest.raises(UsageError, match="needs the unconditional branch"):
-        check_methods(pipe, Sampling(3, 1.0), [run])
-    with pytest.raises(UsageError, match="needs the unconditional branch"):
-        check_methods(flux(), Sampling(3, 3.5), [run])
-    with pytest.raises(UsageError, match="needs a less-trained checkpoint"):
-        check_methods(pipe, SAMPLING, [compared])
-    with pytest.raises(UsageError, match="prediction type is v_prediction"):
-        check_methods(pipe, SAMPLING, [compared], stable_diffusion("v_prediction"))
-    with pytest.raises(UsageError, match="give every map once"):
-        check_methods(pipe, SAMPLING, [run, method("score-difference", step=0)])
-    with pytest.raises(UsageError, match="has no captions to attend to"):
-        check_methods(unconditional(), Sampling(3, 1.0), [method("bright-ending")])
-    with pytest.raises(UsageError, match="has no captions, and so no empty one"):
-        check_methods(unconditional(), Sampling(3, 1.0), [asked])
-    check_methods(pipe, Sampling(3, 1.0), [asked])
+        localize(pipe, "a red circle", localizers=ScoreDifference(3), **CALL)
 
 
 @pytest.fixture(scope="module")
 def fitted(pipe, other):
-    methods = [method("score-difference"), method("score-difference-checkpoint")]
-    return methods, MapCalibration.fit(pipe, PROMPTS, SAMPLING, methods, other=other, batch_size=34)
-
-
-def test_a_map_calibration_is_split_and_survives_saving(pipe, fitted, other, tmp_path):
-    methods, calibration = fitted
-    calibration.save(tmp_path / "maps.safetensors")
-    again = MapCalibration.load(tmp_path / "maps.safetensors")
-    again.check(pipe, SAMPLING, methods, other)
-    for name, reference in calibration.references.items():
-        assert reference.fitting.shape == (34, 8, 8)
-        assert reference.null.shape == (68, 8, 8)
-        assert torch.equal(again.references[name].null, reference.null)
-    assert [file.name for file in tmp_path.iterdir()] == ["maps.safetensors"]
+    """A calibration with maps of two localizers."""
+    names = ["score-difference", "score-difference-checkpoint"]
+    return calibrate(pipe, PROMPTS, localizers=names, checkpoint=other, batch_size=34, **CALL)
 
 
 def test_ordinary_pictures_get_ordinary_masks(pipe, fitted):
-    methods, calibration = fitted
     prompts = [f"a blue star {number}" for number in range(40)]
     found = list(
         localize(
             pipe,
             prompts,
-            range(40),
-            SAMPLING,
-            methods[:1],
-            calibration=calibration,
-            rate=0.05,
+            seeds=range(40),
+            localizers="score-difference",
+            calibration=fitted,
+            pixel_fpr=0.05,
             batch_size=40,
             smooth=0.5,
+            **CALL,
         )
     )
-    masks = [each.masks["score-difference"] for each in found]
+    masks = [located.masks["score-difference"] for located in found]
+    assert {type(mask) for mask in masks} == {Mask}
     assert all(0 < mask.p_value <= 1 and 0 < mask.mean_p_value <= 1 for mask in masks)
     assert sum(mask.fraction.item() for mask in masks) / 40 < 0.25
-    heat = torch.stack([each.maps["score-difference"] for each in found])
-    expected = calibration.references["score-difference"].mask(heat, rate=0.05, smooth=0.5)
+    heat = torch.stack([located.maps["score-difference"] for located in found])
+    expected = fitted.map_reference(ScoreDifference()).mask(heat, fpr=0.05, smooth=0.5)
     assert torch.equal(torch.stack([mask.pixels for mask in masks]), expected.pixels)
     assert torch.equal(torch.stack([mask.mean_p_value for mask in masks]), expected.mean_p_value)
 
 
-def test_a_calibration_that_does_not_fit_is_refused_before_anything_is_generated(pipe, fitted, monkeypatch):
-    methods, calibration = fitted
-    monkeypatch.setattr(methods_module, "generate", None)
-    with pytest.raises(UsageError, match="made with another setup"):
-        localize(pipe, ["a red circle"], [0], Sampling(4, 2.0), methods[:1], calibration=calibration)
-    with pytest.raises(UsageError, match="got the pixel rate 1e-05"):
-        localize(pipe, ["a red circle"], [0], SAMPLING, methods[:1], calibration=calibration, rate=1e-5)
-    with pytest.raises(UsageError, match="needs a less-trained checkpoint"):
-        localize(pipe, ["a red circle"], [0], SAMPLING, methods)
+def untouchable():
+    """A pipeline that must not be called."""
+    pipe = stable_diffusion()
+    pipe.unet.register_forward_pre_hook(lambda *_: pytest.fail("something was generated"))
+    return pipe
 
 
-def test_another_setup_is_refused(pipe, fitted, other, tmp_path):
-    methods, calibration = fitted
-    with pytest.raises(UsageError, match="steps is 4, calibrated 3"):
-        calibration.check(pipe, Sampling(4, 2.0), methods, other)
-    with pytest.raises(UsageError, match="it knows no curvature, only score-difference"):
-        calibration.check(pipe, SAMPLING, [method("curvature")])
-    with pytest.raises(UsageError, match="score-difference is evaluation 0, against run, calibrated evaluation -1"):
-        calibration.check(pipe, SAMPLING, [method("score-difference", step=0)])
-    with pytest.raises(UsageError, match="against empty, calibrated"):
-        calibration.check(pipe, SAMPLING, [method("score-difference", empty=True)])
-    with pytest.raises(UsageError, match=r"against checkpoint [0-9a-f]{12}, calibrated .* against checkpoint"):
-        calibration.check(pipe, SAMPLING, methods[1:], pipe)
-    save_file({"a": torch.zeros(1)}, tmp_path / "x")
-    with pytest.raises(UsageError, match="is not a map calibration"):
-        MapCalibration.load(tmp_path / "x")
-    with pytest.raises(UsageError, match="got 3 reference prompts"):
-        MapCalibration.fit(pipe, PROMPTS[:3], SAMPLING, methods)
+def test_what_does_not_fit_is_refused_at_the_call(fitted):
+    """`next` is never called: arguments are checked before the iterator is made."""
+    pipe = untouchable()
+
+    def refused(message, prompts="a red circle", **settings):
+        with pytest.raises(UsageError, match=message):
+            localize(pipe, prompts, **{**CALL, "localizers": "score-difference", **settings})
+
+    refused("made with another set-up: steps is 4, calibrated 3", calibration=fitted, num_inference_steps=4)
+    refused("got the pixel rate 1e-05 for", calibration=fitted, pixel_fpr=1e-5)
+    refused("needs a less-trained checkpoint", localizers=["score-difference", "score-difference-checkpoint"])
+    refused("the calibration has no maps of curvature", calibration=fitted, localizers="curvature")
+    refused("unknown localizer 'tarot'", localizers=["tarot"])
+    refused("got no map to compute", localizers=[])
+    refused("score-difference needs the unconditional branch", guidance_scale=1.0)
+    refused("takes no eta_scale; leave it out", eta_scale=1)
+    refused("got generator, which is given for every image here", generator=torch.Generator())
+    refused("got height 32 and width None; give both or neither", height=32)
+    refused("got 0 steps", num_inference_steps=0)
+    refused("got no prompts", [])
+    refused("got an empty prompt", ["a", " "])
+    refused("got 2 seeds for 1 images", seeds=[0, 1])
+    refused("got 0 images per prompt", images_per_prompt=0)
+    refused("got a batch size of 0; give at least 1", batch_size=0)
+    # also without a calibration, where there is no mask to make
+    refused("got the pixel rate 5; give one between 0 and 1", pixel_fpr=5)
+    refused("got a blur of -1 pixels; give 0 or more", smooth=-1.0)
+    refused("no calibration file", calibration="absent.safetensors")
 
 
 def test_maps_do_not_depend_on_the_batch_size():
     pipe = stable_diffusion().to(torch.float64)
-    made = [method("curvature-difference", estimator=DiagonalEstimator(group=8, probes=16)), method("score-difference")]
-    prompts, seeds = ["a red circle", "a blue star", "a red circle"], [0, 1, 2]
-    together = list(localize(pipe, prompts, seeds, SAMPLING, made))
-    alone = list(localize(pipe, prompts, seeds, SAMPLING, made, batch_size=1))
+    estimator = DiagonalEstimator(group=8, probes=16)
+    given = {"localizers": [CurvatureDifference(estimator=estimator), ScoreDifference()], "seeds": [0, 1, 2], **CALL}
+    prompts = ["a red circle", "a blue star", "a red circle"]
+    together = list(localize(pipe, prompts, **given))
+    alone = list(localize(pipe, prompts, batch_size=1, **given))
     for first, second in zip(together, alone, strict=True):
         for name, heat in first.maps.items():
             torch.testing.assert_close(heat, second.maps[name], rtol=1e-6, atol=1e-8)
@@ -194,30 +175,106 @@ def test_maps_do_not_depend_on_the_batch_size():
 
 
 def test_the_error_of_a_map_is_what_other_probes_change(pipe):
-    (batch,) = generate(pipe, PROMPTS[:8], range(8), SAMPLING, keep=(-1,))
-    watched = Watched(batch.trajectory, adapter_for(pipe).denoiser(), seeds=batch.seeds)
+    setup = Setup.of(pipe, CALL)
+    (batch,) = generate(setup, PROMPTS[:8], range(8), keep=(-1,))
+    watched = Watched(batch.trajectory, setup.family.denoiser(), seeds=batch.seeds)
     first, second = (
         Curvature(-1, DiagonalEstimator(probes=64, group=8, seed=seed)).estimate(watched) for seed in (0, 1)
     )
-    apart = (first.value - second.value).square().mean()
-    told = (first.error.square() + second.error.square()).mean()
-    assert (apart / told).sqrt().item() == pytest.approx(1.0, abs=0.2)
+    measured = (first.value - second.value).square().mean()
+    estimated = (first.error.square() + second.error.square()).mean()
+    assert (measured / estimated).sqrt().item() == pytest.approx(1.0, abs=0.2)
 
 
 def test_a_watched_generation_can_be_mapped_by_hand(pipe):
-    (batch,) = generate(pipe, ["a red circle"], [7], SAMPLING, keep=(-1,))
-    estimator = DiagonalEstimator(probes=16, group=8)
-    watched = Watched(batch.trajectory, adapter_for(pipe).denoiser(), seeds=[7])
-    expected = CurvatureDifference(-1, estimator).estimate(watched)
-    made = [method("curvature-difference", step=-1, estimator=estimator)]
-    found = next(localize(pipe, ["a red circle"], [7], SAMPLING, made))
+    setup = Setup.of(pipe, CALL)
+    (batch,) = generate(setup, ["a red circle"], [7], keep=(-1,))
+    made = CurvatureDifference(-1, estimator=DiagonalEstimator(probes=16, group=8))
+    expected = made.estimate(Watched(batch.trajectory, setup.family.denoiser(), seeds=[7]))
+    found = next(localize(pipe, "a red circle", seeds=[7], localizers=[made], **CALL))
     torch.testing.assert_close(found.maps["curvature-difference"], expected.value[0].relu())
     torch.testing.assert_close(found.errors["curvature-difference"], expected.error[0])
 
 
-def test_methods_may_be_given_by_name(pipe):
-    named = next(localize(pipe, ["a red circle"], [0], SAMPLING, ["score-difference"]))
-    made = next(localize(pipe, ["a red circle"], [0], SAMPLING, [method("score-difference")]))
-    assert torch.equal(named.maps["score-difference"], made.maps["score-difference"])
-    with pytest.raises(UsageError, match="unknown map 'tarot'"):
-        localize(pipe, ["a red circle"], [0], SAMPLING, ["tarot"])
+@pytest.mark.parametrize("given", ["score-difference", ScoreDifference, ScoreDifference(), ["score-difference"]])
+def test_localizers_are_given_by_name_class_or_object(pipe, given):
+    found = next(localize(pipe, "a red circle", localizers=given, **CALL))
+    expected = next(localize(pipe, "a red circle", localizers=(ScoreDifference(),), **CALL))
+    assert torch.equal(found.maps["score-difference"], expected.maps["score-difference"])
+
+
+@dataclass(frozen=True)
+class Brightness(Localizer):
+    """A third party's localizer: the square of the last estimate."""
+
+    name = "brightness"
+
+    def map(self, watched):
+        step = watched.trajectory.step(-1)
+        return Map(over_channels(step.cond.x0**2, step.cond_inputs))
+
+
+def test_a_third_partys_localizer_makes_maps_and_masks(pipe):
+    calibration = calibrate(pipe, PROMPTS, localizers=[Brightness()], batch_size=34, **CALL)
+    found = next(localize(pipe, "a blue star", localizers=Brightness(), calibration=calibration, **CALL))
+    assert found.maps["brightness"].shape == found.masks["brightness"].pixels.shape == (8, 8)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_family_is_mapped_with_no_further_option(name):
+    case = CASES[name]
+    prompts = ["a red circle", "a blue star"]
+    found = list(localize(case.make(), prompts, **case.call))
+    assert [located.prompt for located in found] == prompts
+    (map_name,) = found[0].maps
+    for located in found:
+        assert located.maps[map_name].isfinite().all()
+        assert (located.maps[map_name] >= 0).all()
+        assert located.image.shape == (3, *located.image.shape[1:])
+
+
+def test_the_calibration_beside_the_model_makes_masks_if_it_fits(fitted, tmp_path):
+    folder = tmp_path / "model"
+    stable_diffusion().save_pretrained(folder)
+    bare = load_pipeline(str(folder))
+    assert next(localize(bare, "a red circle", localizers="score-difference", **CALL)).masks == {}
+    fitted.save(folder / "calibration.safetensors")
+    found = next(localize(bare, "a red circle", localizers="score-difference", **CALL))
+    given = next(
+        localize(
+            bare,
+            "a red circle",
+            localizers="score-difference",
+            calibration=folder / "calibration.safetensors",
+            **CALL,
+        )
+    )
+    assert torch.equal(found.masks["score-difference"].pixels, given.masks["score-difference"].pixels)
+    # other maps and other settings are mapped all the same
+    assert next(localize(bare, "a red circle", localizers="curvature", **CALL)).masks == {}
+    other = {**CALL, "num_inference_steps": 2}
+    assert next(localize(bare, "a red circle", localizers="score-difference", **other)).masks == {}
+
+
+def test_an_image_whose_map_is_not_finite_does_not_end_the_rest():
+    """The network breaks for one of three images, at points that only the map looks at."""
+    pipe = stable_diffusion()
+    made = Curvature(-1, CHEAP)
+    call = {"localizers": made, "seeds": [0, 1, 2], **CALL}
+    sound = list(localize(pipe, ["a red circle", "a blue star", "a red circle"], **call))
+    star = pipe.encode_prompt("a blue star", "cpu", 1, False)[0]
+
+    def spoil(module, args, kwargs, output):
+        conditioning = kwargs["encoder_hidden_states"]
+        probed = (conditioning == star).flatten(1).all(dim=1) & (len(conditioning) != 6)
+        return (output[0].masked_fill(probed.view(-1, 1, 1, 1), torch.nan), *output[1:])
+
+    hook = pipe.unet.register_forward_hook(spoil, with_kwargs=True)
+    found = list(localize(pipe, ["a red circle", "a blue star", "a red circle"], **call))
+    hook.remove()
+    for number, (located, before) in enumerate(zip(found, sound, strict=True)):
+        assert torch.equal(located.image, before.image)
+        if number == 1:
+            assert located.maps["curvature"].isnan().all()
+        else:
+            torch.testing.assert_close(located.maps["curvature"], before.maps["curvature"], rtol=1e-3, atol=1e-3)
