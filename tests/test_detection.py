@@ -221,13 +221,14 @@ def test_every_family_is_examined_with_no_further_option(name):
         assert (finding.instead is None) == (finding.verdict.action == "withheld")
 
 
-def test_a_model_for_which_no_mitigation_works_is_examined_without_one():
+def test_a_model_for_which_no_mitigation_works_is_examined_without_one(caplog):
     """DDPM usually clips its estimate: it cannot be steered, and it has no captions."""
     pipe = unconditional()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=True)
     call = {"num_inference_steps": 3}
     strict = flagging(calibrate(pipe, PROMPTS, batch_size=34, **call), EVERYTHING)
     (finding,) = detect(pipe, "any", calibration=strict, localizer="auto", mitigation="auto", **call)
+    assert "no mitigation works in this set-up" in caplog.text
     assert finding.verdict.flagged
     assert (finding.verdict.action, finding.instead) == ("none", None)
     assert finding.located is not None

@@ -1,5 +1,6 @@
 """The verb `detect`: which generated images are memorized and, on request, where, and what to show instead."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.tracing.generation import Batch, Progress, check_call, generate, images_of
 from cryptomnesia.tracing.trajectory import Trajectory
 from cryptomnesia.verdicts import Verdict
+
+logger = logging.getLogger("cryptomnesia")
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,10 @@ class Examination:
         mapping = None if localizer is None else localizer_of(localizer, setup)
         setup.check([judging] if mapping is None else [judging, mapping])
         if mitigation == "auto":
-            # a scheduler that clips, which is usual for DDPM, leaves a model without captions no mitigation
             remedy = default_mitigation(setup)
+            if remedy is None:
+                # a model without captions whose scheduler clips, as is usual for DDPM
+                logger.warning("no mitigation works in this set-up, so flagged images are not made again")
         else:
             remedy = None if mitigation is None else mitigation_of(mitigation, setup)
         calibration.check(setup)

@@ -229,7 +229,7 @@ def test_without_a_calibration_the_one_beside_the_model_is_used(saved, calibrati
 
 
 def test_without_any_calibration_one_line_says_how_to_make_one(pipe, saved, tmp_path):
-    with pytest.raises(UsageError, match=r"there is no calibration.safetensors beside the model; .*`cryptomnesia calib"):
+    with pytest.raises(UsageError, match=r"no calibration.safetensors beside the model; .*`cryptomnesia calibrate`"):
         guard(pipe)
     bare = tmp_path / "bare"
     stable_diffusion().save_pretrained(bare)

@@ -173,7 +173,7 @@ class Guard:
         return Open(Flagged({**call, **noise.of(row, alone=alone)}, verdict), other)
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The call's arguments by name, seen to fit the calibration."""
+        """The arguments of a call by name, once it is certain that the call fits the calibration."""
         signature = inspect.signature(self._maker.kind.__call__)
         given = dict(signature.bind(self.pipe, *args, **kwargs).arguments)
         given.pop("self", None)
@@ -200,20 +200,20 @@ def guard(
     decide_by: int | None = None,
     on_verdict: Callable[[Verdict], None] | None = None,
 ) -> Guard:
-    """A guard for a pipeline: a context manager, or something to `attach` for as long as a service runs.
+    """A guard for a pipeline: use it as a context manager, or `attach` it for as long as a service runs.
 
     Args:
         pipe: a pipeline of a known family.
-        calibration: of this set-up, as an object or a file; by default `calibration.safetensors` in the folder that the
-            pipeline was loaded from. Calls with other settings are refused.
-        policy: what to do about flagged images: `observe`, `block`, `mitigate`, `regenerate`, or an object such as
-            `Regenerate(retries=5)`.
+        calibration: for the set-up of the calls, as an object or a file; by default `calibration.safetensors` in the
+            folder that the pipeline was loaded from. Calls with other settings are refused.
+        policy: what to do about images that are flagged, or that could not be judged: `observe`, `block`, `mitigate`,
+            `regenerate`, or an object such as `Regenerate(retries=5)`.
         detector: name or object of the detector; `auto` is the default of the pipeline's family.
         fpr: false-positive rate at which an image is flagged, in (0, 1).
         mitigation: name or object of the mitigation that `mitigate` and `regenerate` use; `auto` is the default of the
             pipeline's family.
-        decide_by: judge every image after this many evaluations instead of at the end. If all images of a call are
-            flagged then and would not be returned, the rest of the run is not computed.
+        decide_by: judge every image after this many evaluations instead of at the end. If the policy does not observe
+            only, and all images of a call are flagged then, the rest of the run is not computed.
         on_verdict: called with every verdict before the call returns.
 
     Raises:
@@ -232,4 +232,5 @@ def guard(
 
 
 def _networks(pipe: Any) -> dict[str, nn.Module]:
+    """The networks of a pipeline by name."""
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}

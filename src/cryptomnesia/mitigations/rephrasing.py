@@ -109,7 +109,7 @@ class Rephrasing(Mitigation):
 
         Args:
             flagged: the images.
-            texts: their prompts.
+            texts: the prompts of the images.
             dropped: the words that are left out already, for every image.
             tried: number of an image → its words that could be dropped next.
             studio: computes the scores.
