@@ -4,7 +4,6 @@ from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import pytest
-from foreign_methods import Acme, AcmeMap, AcmeRemedy
 
 from cryptomnesia import Calibration, Drift, Stability, UsageError, audit, calibrate, registry
 from cryptomnesia.auditing.comparison import compare
@@ -17,6 +16,7 @@ from cryptomnesia.report.html import html
 from cryptomnesia.report.markdown import answers, model_card
 from cryptomnesia.report.sarif import sarif
 from cryptomnesia.testing.miniatures import CALL, PROMPTS, stable_diffusion
+from foreign_methods import Acme, AcmeMap, AcmeRemedy
 from tiny_audit import settings
 
 EVERYTHING = {

@@ -1,5 +1,6 @@
 """A set-up: a pipeline and the settings of its calls, on which methods and calibrations depend."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.call import NEUTRAL, PER_PROMPT, canonical, defaults_of
 from cryptomnesia.pipelines.families import Family, family_of
 from cryptomnesia.pipelines.fingerprint import Fingerprint, fingerprint
-from cryptomnesia.registry import Method
+from cryptomnesia.registry import Kind, Method, create
 from cryptomnesia.settings import Sampling
 
 
@@ -48,6 +49,24 @@ class Setup:
         return self.family.guided_in(self.sampling)
 
     @property
+    def evaluations(self) -> int | None:
+        """The number of denoiser evaluations of a run, None if only the run itself shows it."""
+        steps = self.sampling.steps
+        if steps < 1 or {"timesteps", "sigmas", "denoising_end"} & self.sampling.options.keys():
+            return None
+        kind, config = type(self.pipe.scheduler), self.pipe.scheduler.config
+        # another scheduler of this kind is asked, because the pipeline's may be in use
+        settings = {name: config[name] for name in inspect.signature(kind).parameters if name in config}
+        shift = {"mu": 1.0} if config.get("use_dynamic_shifting") else {}
+        try:
+            scheduler = kind(**settings)
+            scheduler.set_timesteps(steps, **shift)
+        # in these ways schedulers refuse a number of steps, which the call reports, or want further arguments
+        except (TypeError, ValueError):
+            return None
+        return len(scheduler.timesteps)
+
+    @property
     def fingerprint(self) -> Fingerprint:
         """Everything that a calibration depends on."""
         return fingerprint(self.pipe, self.sampling)
@@ -69,6 +88,10 @@ class Setup:
         except UsageError:
             return False
         return True
+
+    def first_accepted(self, kind: Kind, names: Iterable[str]) -> Any:
+        """The first of several registered methods that can work in this set-up, None if none can."""
+        return next((made for made in (create(kind, name) for name in names) if self.accepts(made)), None)
 
     def _check_requirements(self, method: Method) -> None:
         kind = type(self.pipe).__name__
