@@ -43,11 +43,11 @@ def install(monkeypatch):
 
     def install(**installed):
         monkeypatch.setattr(registry, "entry_points", lambda group: points(installed, group))
-        registry.entries.cache_clear()
+        registry._entries.cache_clear()
 
     yield install
     monkeypatch.undo()
-    registry.entries.cache_clear()
+    registry._entries.cache_clear()
 
 
 def copied(store, folder):
