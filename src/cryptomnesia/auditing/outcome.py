@@ -46,8 +46,8 @@ class Judged:
 
     @property
     def unsure(self) -> bool:
-        """Whether an image could not be judged."""
-        return any(row["level"] == Level.unknown.name for row in self.images)
+        """Whether an image could not be judged in full: it has no score, or not the map that it should have."""
+        return any(row["level"] == Level.unknown.name or row["map_missing"] is not None for row in self.images)
 
 
 @dataclass(frozen=True)
