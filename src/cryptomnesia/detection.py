@@ -1,5 +1,6 @@
-"""The verb `detect`: from prompts to "memorized, here, and this instead"."""
+"""The verb `detect`: which generated images are memorized and, on request, where, and what to show instead."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from cryptomnesia.localization import Located
 from cryptomnesia.localizers import Localizer, Map
 from cryptomnesia.localizers import localizer as localizer_of
 from cryptomnesia.localizers.mapping import maps_of, places
-from cryptomnesia.mitigations import Flagged, Mitigation, Remade
+from cryptomnesia.mitigations import Flagged, Mitigation, Remade, default_mitigation
 from cryptomnesia.mitigations import mitigation as mitigation_of
 from cryptomnesia.pipelines.call import silent
 from cryptomnesia.pipelines.setup import Setup
@@ -25,20 +26,22 @@ from cryptomnesia.tracing.generation import Batch, Progress, check_call, generat
 from cryptomnesia.tracing.trajectory import Trajectory
 from cryptomnesia.verdicts import Verdict
 
+logger = logging.getLogger("cryptomnesia")
+
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known of one generated image.
+    """What was found out about one generated image.
 
     Attributes:
-        prompt: its caption.
-        seed: its seed.
-        verdict: whether it is memorized and, if a mitigation was asked for, what that did.
+        prompt: the caption of the image.
+        seed: the seed of the image.
+        verdict: whether the image is flagged as memorized and, if a mitigation was asked for, what that did.
         image: (3, H, W) in [0, 1].
-        trajectory: norms and signals of its run, each (1, …), without tensors.
-        located: for a flagged image, when asked for: the picture with its map.
-        instead: for a flagged image, when asked for: the picture under mitigation, (3, H, W); None also when the
-            mitigation found nothing that may be shown.
+        trajectory: norms and signals of the image's run, (1, …) each, without tensors.
+        located: the image with its map, if it is flagged and a localizer was asked for; else None.
+        instead: another image, made by the mitigation, (3, H, W) in [0, 1], if the image is flagged and a mitigation
+            was asked for; else None, and also if the mitigation found no image that may be shown.
     """
 
     prompt: str
@@ -65,27 +68,31 @@ def detect(
     progress: Progress | None = None,
     **call: Any,
 ) -> Iterator[Finding]:
-    """Generate prompts, judge every image, and look closer at the flagged ones.
+    """Generate prompts and judge every image; map the flagged images and make them again, if asked for.
 
     Args:
         pipe: a pipeline of a known family.
         prompts: one caption or several.
         seeds: one per image; 0, 1, … for the images of every prompt by default.
-        images_per_prompt: how often every prompt is made.
-        calibration: of this set-up, as an object or a file; by default `calibration.safetensors` in the folder that the
-            pipeline was loaded from. Any other set-up is refused.
+        images_per_prompt: images to generate for every prompt.
+        calibration: for this set-up, as an object or a file; one for another set-up is refused. By default
+            `calibration.safetensors` in the folder that the pipeline was loaded from.
         detector: name or object of the detector; `auto` is the default of the pipeline's family.
         fpr: false-positive rate at which an image is flagged, in (0, 1).
         localizer: name or object of the localizer that maps flagged images; `auto` is the default of the pipeline's
-            family, None leaves maps out.
+            family. None makes no maps.
         mitigation: name or object of the mitigation that makes flagged images again; `auto` is the default of the
-            pipeline's family, None leaves that out.
+            pipeline's family, if one works in the set-up. None makes no image again.
         batch_size: images per call of the pipeline.
         progress: called after every evaluation with the number of images done.
         **call: arguments of every call, named as the pipeline names them; its own defaults for the rest.
 
+    Returns:
+        An iterator over the findings, one per image, in the order of prompts and seeds. Images are generated while it
+        is iterated over.
+
     Raises:
-        UsageError: at once, before anything is generated, for whatever does not fit.
+        UsageError: at the call, before anything is generated, for arguments that do not fit together.
 
     Example:
         for finding in detect(pipe, ["a red circle on a blue ground"]):
@@ -94,7 +101,7 @@ def detect(
     setup = Setup.of(pipe, call)
     check_call(setup)
     captions, numbers = images_of(setup, prompts, seeds, images_per_prompt)
-    examiner = Examination.of(
+    examination = Examination.of(
         setup,
         resolved(calibration, pipe),
         detector=detector,
@@ -103,18 +110,18 @@ def detect(
         mitigation=mitigation,
         batch_size=batch_size,
     )
-    return examiner.findings(captions, numbers, progress=progress)
+    return examination.findings(captions, numbers, progress=progress)
 
 
 @dataclass(frozen=True)
 class Examination:
-    """A set-up and everything that judges its images, seen to fit together.
+    """A set-up, and the methods that examine its images.
 
     Attributes:
         setup: the pipeline and the settings of its calls.
-        judge: of every image.
-        localizer: of flagged images, or None.
-        mitigation: of flagged images, or None.
+        judge: judges every image.
+        localizer: maps flagged images, or None.
+        mitigation: makes flagged images again, or None.
         batch_size: images per call of the pipeline.
     """
 
@@ -136,7 +143,7 @@ class Examination:
         mitigation: str | Any | None = None,
         batch_size: int = 8,
     ) -> "Examination":
-        """Find the methods and check everything; arguments as for `detect`.
+        """Find the methods and check that everything fits together; arguments as for `detect`.
 
         Raises:
             UsageError: saying what does not fit.
@@ -144,15 +151,25 @@ class Examination:
         judging: Detector = detector_of(detector, setup)
         mapping = None if localizer is None else localizer_of(localizer, setup)
         setup.check([judging] if mapping is None else [judging, mapping])
-        remedy = None if mitigation is None else mitigation_of(mitigation, setup)
+        if mitigation == "auto":
+            remedy = default_mitigation(setup)
+            if remedy is None:
+                # a model without captions whose scheduler clips, as is usual for DDPM
+                logger.warning("no mitigation works in this set-up, so flagged images are not made again")
+        else:
+            remedy = None if mitigation is None else mitigation_of(mitigation, setup)
         calibration.check(setup)
         return cls(setup, Judge(calibration, judging, fpr), mapping, remedy, batch_size)
 
     def findings(
         self, prompts: Sequence[str], seeds: Sequence[int], *, progress: Progress | None = None
     ) -> Iterator[Finding]:
-        """Generate `prompts[i]` with `seeds[i]`, and say what is found."""
-        for batch in generate(
+        """Generate `prompts[i]` with `seeds[i]` for every i, and examine the images.
+
+        Raises:
+            UsageError: at the call, for settings that the pipeline does not take.
+        """
+        batches = generate(
             self.setup,
             prompts,
             seeds,
@@ -161,7 +178,12 @@ class Examination:
             norms=self.judge.detector.norms,
             signals=self.judge.detector.signals,
             progress=progress,
-        ):
+        )
+        return self._examined(batches)
+
+    def _examined(self, batches: Iterator[Batch]) -> Iterator[Finding]:
+        """The findings for the images of every batch."""
+        for batch in batches:
             verdicts = self.judge(batch.trajectory, list(batch.prompts))
             rows = [row for row, verdict in enumerate(verdicts) if verdict.flagged]
             maps = self._maps(batch, rows)
@@ -181,21 +203,22 @@ class Examination:
                 )
 
     def _maps(self, batch: Batch, rows: list[int]) -> dict[int, Map]:
-        """The maps of some images, (1, h, w) each."""
+        """The maps of images by their numbers, (1, h, w) each."""
         if not rows or self.localizer is None:
             return {}
         signals = {signal.describe(): signal.name for signal in self.judge.detector.signals}
         if (name := signals.get(self.localizer.describe())) is not None:
-            # the detector is made from the same map, so every image has one already
+            # the score is made from this very map, so it is there already
             found = Map(batch.trajectory.signals[name][rows])
         else:
             found = maps_of(self.setup, [self.localizer], batch, rows)[self.localizer.name]
         return {
-            row: Map(found.values[[at]], None if found.errors is None else found.errors[[at]])
-            for at, row in enumerate(rows)
+            row: Map(found.values[[place]], None if found.errors is None else found.errors[[place]])
+            for place, row in enumerate(rows)
         }
 
     def _located(self, batch: Batch, row: int, found: Map | None) -> Located | None:
+        """Image `row` of a batch with its map, None without a map."""
         if found is None or self.localizer is None:
             return None
         name = self.localizer.name
@@ -203,7 +226,7 @@ class Examination:
         return Located(batch.prompts[row], batch.seeds[row], batch.images[row], {name: found.values[0]}, errors)
 
     def _remade(self, batch: Batch, verdicts: Sequence[Verdict], rows: list[int]) -> dict[int, Remade]:
-        """What the mitigation makes of some images."""
+        """What the mitigation makes of images, by their numbers."""
         if not rows or self.mitigation is None:
             return {}
         maker = Maker(self.setup.pipe, self.judge, alters=self.mitigation.alters, batch=self.batch_size)

@@ -1,4 +1,4 @@
-"""The verb `localize`: from prompts to maps of what is memorized in every picture."""
+"""The verb `localize`: where generated images are memorized."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cryptomnesia.calibration.masks import Mask, ReferenceMaps
+from cryptomnesia.calibration.masks import Mask, ReferenceMaps, check_mask_settings
 from cryptomnesia.calibration.stored import Calibration, calibration_of, resolved
 from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers import Localizer, localizers_of
@@ -19,18 +19,17 @@ from cryptomnesia.tracing.generation import Progress, check_call, images_of
 
 @dataclass(frozen=True)
 class Located:
-    """A generated picture and where it is memorized.
+    """A generated image, and where it is memorized.
 
     Attributes:
-        prompt: its caption.
-        seed: its seed.
+        prompt: the caption of the image.
+        seed: the seed of the image.
         image: (3, H, W) in [0, 1].
-        maps: localizer's name → (h, w) at latent resolution, in the localizer's unit, ≥ 0; NaN where the network's output
-            is not finite, so that there is no map.
-        errors: localizer's name → standard error of the map, (h, w), before its negative values were cut, for `collapse`
-            before its filter; only for maps that are estimated, NaN where one set of probes tells nothing about it.
-        masks: localizer's name → what the map says; empty without a calibration. The mask of a map of NaN has no pixels,
-            and its fraction and p-values are NaN.
+        maps: name of a localizer → its map, (h, w) at latent resolution, ≥ 0 in the localizer's unit; NaN where the
+            network's output is not finite.
+        errors: name of a localizer that estimates its map → the standard error of the map, (h, w), before negative
+            values were set to 0, and for `collapse` before its filter; NaN if there was one set of probes only.
+        masks: name of a localizer → the pixels that count as memorized; empty without a calibration.
     """
 
     prompt: str
@@ -57,39 +56,48 @@ def localize(
     progress: Progress | None = None,
     **call: Any,
 ) -> Iterator[Located]:
-    """Generate prompts and map every picture, all maps from the one generation.
+    """Generate prompts, and map where every image is memorized. All maps of an image come from one generation.
 
     Args:
         pipe: a pipeline of a known family.
         prompts: one caption or several.
         seeds: one per image; 0, 1, … for the images of every prompt by default.
-        images_per_prompt: how often every prompt is made.
-        localizers: names or objects; `auto` is the default of the pipeline's family.
+        images_per_prompt: images to generate for every prompt.
+        localizers: one or several, as names or objects; `auto` is the default of the pipeline's family.
         checkpoint: a pipeline around a less-trained checkpoint, for localizers that are compared with one.
-        calibration: makes masks of the maps, as an object or a file; any that does not fit is refused. Without one the
-            file beside the model is used if it fits and has these maps, and otherwise there are no masks.
-        pixel_fpr: share of the pixels of reference pictures above a mask's threshold, in (0, 1).
-        smooth: standard deviation of a Gaussian blur before the threshold, in map pixels.
+        calibration: for this set-up and with these maps, as an object or a file; one that does not fit is refused. It
+            turns maps into masks. By default `calibration.safetensors` in the folder that the pipeline was loaded from,
+            if it fits; else there are no masks.
+        pixel_fpr: share of the pixels of reference images above the threshold of a mask, in (0, 1).
+        smooth: standard deviation of a Gaussian blur before the threshold, in map pixels, ≥ 0.
         smallest: regions of fewer map pixels are dropped.
         batch_size: images per call of the pipeline.
         progress: called after every evaluation with the number of images done.
         **call: arguments of every call, named as the pipeline names them; its own defaults for the rest.
 
+    Returns:
+        An iterator over the images, in the order of prompts and seeds. Images are generated while it is iterated over.
+
     Raises:
-        UsageError: at once, before anything is generated, for whatever does not fit.
+        UsageError: at the call, before anything is generated, for arguments that do not fit together.
+
+    Example:
+        for located in localize(pipe, ["a red circle on a blue ground"], localizers=["collapse"]):
+            print(located.prompt, located.maps["collapse"].shape)
     """
     setup = Setup.of(pipe, call, checkpoint)
-    methods = localizers_of(localizers, setup)
     check_call(setup)
+    check_mask_settings(pixel_fpr, smooth)
+    methods = localizers_of(localizers, setup)
     captions, numbers = images_of(setup, prompts, seeds, images_per_prompt)
     references = references_for(setup, methods, calibration)
     for reference in references.values():
         reference.threshold(pixel_fpr, smooth)
 
+    batches = mapped(setup, captions, numbers, methods, batch_size=batch_size, decode=True, progress=progress)
+
     def located() -> Iterator[Located]:
-        for batch, maps in mapped(
-            setup, captions, numbers, methods, batch_size=batch_size, decode=True, progress=progress
-        ):
+        for batch, maps in batches:
             masks = {
                 name: reference.mask(maps[name].values, fpr=pixel_fpr, smooth=smooth, smallest=smallest)
                 for name, reference in references.items()
@@ -110,12 +118,12 @@ def localize(
 def references_for(
     setup: Setup, localizers: Sequence[Localizer], calibration: Calibration | str | Path | None
 ) -> dict[str, ReferenceMaps]:
-    """What turns the localizers' maps into masks, by name.
+    """What turns the maps of localizers into masks, by the name of the localizer.
 
     Args:
         setup: of the generation.
         localizers: that make the maps.
-        calibration: must fit. If None, the file beside the model is used as far as it fits.
+        calibration: must fit if it is given. If it is None, the file beside the model is used if that fits.
 
     Raises:
         UsageError: if a calibration was given and does not fit.

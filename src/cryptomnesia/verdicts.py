@@ -1,4 +1,4 @@
-"""What is said of one image: one type for guards, detections and audits."""
+"""The verdict on one image: one type for guards, detections and audits."""
 
 import math
 from dataclasses import dataclass

@@ -1,9 +1,10 @@
-"""From a map to a mask: which pixels are memorized, and how sure it is that any are.
+"""From a map to a mask: which pixels count as memorized, and how unusual that is.
 
-The threshold comes from generations of ordinary captions: every pixel of their maps is a negative, and at most a share `fpr` of them lies above it. How much of a picture then counts as memorized is
-compared with how much of other reference pictures does, which gives a conformal p-value. Reference pictures are
-split: a third fixes the threshold, the others are the null, so that a new picture and the null are exchangeable.
-The map's spatial mean, a detection score that needs no threshold, is compared with the same null.
+The threshold comes from the maps of reference pictures, which were generated from ordinary captions: at most a share
+`fpr` of their pixels lies above it. The share of a new picture above the threshold is compared with the shares of other
+reference pictures, which gives a conformal p-value. The reference pictures are split: a third fixes the threshold, and
+the rest is the null, so that a new picture and the null are exchangeable. The spatial mean of the map, a detection
+score that needs no threshold, is compared with the same null.
 """
 
 from dataclasses import dataclass, field, fields
@@ -20,14 +21,14 @@ from cryptomnesia.statistics import conformal_p_values
 
 @dataclass(frozen=True)
 class Mask:
-    """What a map says of B images, or of one, without the first dimension.
+    """The pixels of B images that count as memorized; of one image without the first dimension.
 
     Attributes:
-        pixels: (B, h, w) bool, true where memorized.
-        regions: (B, h, w) int, 0 outside, else the number of the connected region.
-        fraction: share of the image that is memorized, (B,).
+        pixels: true where the map is above the threshold, (B, h, w) bool.
+        regions: 0 outside, else the number of the connected region, (B, h, w) int.
+        fraction: share of the image's pixels that are true, (B,) in [0, 1]; NaN for a map of NaN.
         p_value: conformal p-value of the fraction, (B,).
-        mean: spatial mean of the map, the paper's detection score, (B,).
+        mean: spatial mean of the map, the detection score of arXiv:2605.26756, (B,).
         mean_p_value: conformal p-value of the mean, (B,); it depends on no threshold.
     """
 
@@ -45,27 +46,29 @@ class Mask:
 
 @dataclass(frozen=True)
 class ReferenceMaps:
-    """Maps of one method on reference generations.
+    """Maps of one localizer for reference pictures.
 
     Attributes:
-        fitting: those that fix the threshold, (n, h, w).
-        null: those that fractions are compared with, (m, h, w).
+        fitting: the maps that fix the threshold, (n, h, w).
+        null: the maps that a new map is compared with, (m, h, w).
     """
 
     fitting: Tensor
     null: Tensor
-    _known: dict[tuple[float, float, int], tuple[float, Tensor]] = field(
-        default_factory=dict, compare=False, repr=False
+    # (fpr, smooth, smallest) → threshold and fractions of the null; not passed on to a copy with other maps
+    _computed: dict[tuple[float, float, int], tuple[float, Tensor]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
     )
 
     def threshold(self, fpr: float = 0.05, smooth: float = 0.0) -> float:
-        """The value that at most a share `fpr` of the reference pixels exceeds.
+        """The value that at most a share `fpr` of the reference pixels exceeds, under a blur of `smooth` map pixels.
 
         Raises:
-            UsageError: if there are too few reference pixels for that rate.
+            UsageError: for a rate outside (0, 1), too few reference pixels for the rate, or a negative blur.
         """
+        check_mask_settings(fpr, smooth)
         pixels = smoothed(self.fitting, smooth).flatten().sort(descending=True).values
-        allowed = int(fpr * len(pixels)) if 0 < fpr < 1 else 0
+        allowed = int(fpr * len(pixels))
         if allowed < 1:
             raise UsageError(
                 f"got the pixel rate {fpr:g} for {len(pixels)} reference pixels; "
@@ -77,11 +80,14 @@ class ReferenceMaps:
         """Masks of maps (B, h, w).
 
         Args:
-            maps: of the same method and model as the reference.
-            fpr: share of reference pixels above the threshold.
-            smooth: standard deviation of a Gaussian blur before the threshold, in map pixels; the reference
-                gets the same.
-            smallest: regions with fewer pixels are dropped, here and in the null.
+            maps: of the same localizer and model as the reference.
+            fpr: share of reference pixels above the threshold, in (0, 1).
+            smooth: standard deviation of a Gaussian blur before the threshold, in map pixels; the reference maps get
+                the same.
+            smallest: regions of fewer map pixels are dropped, here and in the null.
+
+        Raises:
+            UsageError: for maps of another size, or a rate that the reference does not support.
         """
         if maps.shape[1:] != self.null.shape[1:]:
             raise UsageError(
@@ -89,11 +95,11 @@ class ReferenceMaps:
                 "calibrate at the same size"
             )
         asked = (fpr, smooth, smallest)
-        if asked not in self._known:
+        if asked not in self._computed:
             level = self.threshold(fpr, smooth)
             shares = _mean(_regions(smoothed(self.null, smooth) > level, smallest) > 0)
-            self._known[asked] = level, shares
-        threshold, null = self._known[asked]
+            self._computed[asked] = level, shares
+        threshold, null = self._computed[asked]
         regions = _regions(smoothed(maps.cpu(), smooth) > threshold, smallest)
         fraction = _mean(regions > 0)
         mean = _mean(maps.cpu())
@@ -109,13 +115,24 @@ class ReferenceMaps:
 
 
 def _mean(maps: Tensor) -> Tensor:
+    """The spatial mean of maps (B, h, w), (B,) float64."""
     return maps.flatten(1).double().mean(dim=1)
 
 
+def check_mask_settings(fpr: float, smooth: float) -> None:
+    """Refuse settings with which no mask can be made.
+
+    Raises:
+        UsageError: for a rate outside (0, 1), or a negative blur.
+    """
+    if not 0 < fpr < 1:
+        raise UsageError(f"got the pixel rate {fpr:g}; give one between 0 and 1")
+    if smooth < 0:
+        raise UsageError(f"got a blur of {smooth:g} pixels; give 0 or more")
+
+
 def smoothed(maps: Tensor, deviation: float) -> Tensor:
-    """Maps (B, h, w) under a Gaussian blur of `deviation` map pixels, border pixels repeated outwards."""
-    if deviation < 0:
-        raise UsageError(f"got a blur of {deviation:g} pixels; give 0 or more")
+    """Maps (B, h, w) under a Gaussian blur of `deviation` map pixels; border pixels are repeated outwards."""
     if deviation == 0:
         return maps
     return torch.from_numpy(ndimage.gaussian_filter(maps.numpy(), (0, deviation, deviation), mode="nearest"))

@@ -53,18 +53,13 @@ def detector(method: str | Any, setup: Setup | None = None) -> Detector:
 
 
 def default_detector(setup: Setup) -> Detector:
-    """The detector that is used when none is given.
-
-    Raises:
-        UsageError: if none of `DEFAULTS` works in the set-up.
-    """
-    for name in DEFAULTS:
-        found = create("detector", name)
-        if setup.accepts(found):
-            return found
-    raise UsageError(
-        f"none of the detectors {', '.join(DEFAULTS)} works in this set-up; name one of {names('detector')}"
-    )
+    """The detector that is used when none is given."""
+    found = setup.first_accepted("detector", DEFAULTS)
+    if found is None:
+        raise UsageError(
+            f"none of the detectors {', '.join(DEFAULTS)} works in this set-up; name one of {names('detector')}"
+        )
+    return found
 
 
 def detector_names() -> list[str]:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.detectors.base import Detector, check_evaluations
-from cryptomnesia.errors import NotFiniteError, UsageError
-from cryptomnesia.localizers.base import Localizer, Watched
+from cryptomnesia.errors import UsageError
+from cryptomnesia.localizers.base import Localizer, Watched, map_where_finite
 from cryptomnesia.pipelines.denoiser import Denoiser
 from cryptomnesia.registry import Requirement
-from cryptomnesia.tracing.trajectory import Place, Signal, Trajectory, evaluation, joined_maps
+from cryptomnesia.tracing.trajectory import Place, Signal, Trajectory, evaluation
 
 if TYPE_CHECKING:
     from cryptomnesia.pipelines.setup import Setup
@@ -45,20 +45,8 @@ class MapSignal:
         return self.localizer.describe()
 
     def __call__(self, trajectory: Trajectory, denoiser: Denoiser) -> Tensor:
-        """The map of every image, (B, h, w) float32; NaN for an image for which the network's output is not finite.
-
-        If that is so for all images, the size of the map is not known and the result has the shape (B, 1, 1).
-        """
-        try:
-            return self.localizer.map(Watched(trajectory, denoiser)).values.cpu().float()
-        except NotFiniteError:
-            pass
-        rows = list(range(len(trajectory)))
-        if len(rows) == 1:
-            return torch.full((1, 1, 1), torch.nan)
-        # one broken image must not cost the others their maps, so halves are tried separately
-        half = len(rows) // 2
-        return joined_maps([self(trajectory.rows(part), denoiser) for part in (rows[:half], rows[half:])])
+        """The map of every image, (B, h, w) float32; NaN for an image for which the network's output is not finite."""
+        return map_where_finite(self.localizer, Watched(trajectory, denoiser)).values.cpu().float()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A call of a pipeline taken apart: the arguments that make one of its images alone, its noise, its output."""
+"""One image of a pipeline's call: the arguments that make it alone, its noise, and its place in the output."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -12,53 +12,56 @@ from cryptomnesia.pipelines.call import PER_PROMPT
 
 
 class Noise:
-    """The noise of a call's images, to be drawn again."""
+    """The noise of a call's images, which can be drawn again."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        """Remember it before the call with these arguments uses its generators up."""
+        """Remember the state of the call's generators, before the call draws from them."""
         given = arguments.get("generator")
-        self._own = isinstance(given, list) and len(given) > 1
+        self._one_each = isinstance(given, list) and len(given) > 1
         # a fresh generator seeds itself and leaves the global one alone
         fallback = torch.Generator()
         fallback.seed()
         generators: list[torch.Generator] = given if isinstance(given, list) else [fallback if given is None else given]
-        self._devices = [each.device for each in generators]
-        self._states = [each.get_state() for each in generators]
+        self._devices = [generator.device for generator in generators]
+        self._states = [generator.get_state() for generator in generators]
         self._known = given is not None
         self._latents = arguments.get("latents")
 
     def of(self, row: int, *, alone: bool) -> dict[str, Any]:
-        """The arguments for the noise that image `row` had; for other noise where that cannot be told apart.
+        """The arguments that give image `row` the noise that it had, or other noise where that is not known.
 
-        It can where every image has a generator or latents of its own, or the image was the call's only one.
+        It is known if every image has its own generator or latents, or if the image is `alone` in its call.
         """
         latents = {} if self._latents is None else {"latents": self._latents[row : row + 1]}
-        if not self._known or not (self._own or alone):
+        if not self._known or not (self._one_each or alone):
             return {**self.other(row, 0), **latents}
         return {"generator": torch.Generator(self._devices[row]).set_state(self._states[row]), **latents}
 
     def other(self, row: int, attempt: int) -> dict[str, Any]:
-        """The arguments for other noise, the same whenever asked for, and another in every call."""
-        at = row if self._own else 0
+        """The arguments that give image `row` other noise: the same for the same attempt, but not in another call."""
+        at = row if self._one_each else 0
         digest = hashlib.sha256(self._states[at].numpy().tobytes() + f"{row} {attempt}".encode()).digest()
         seed = int.from_bytes(digest[:7], "big")
         return {"generator": torch.Generator(self._devices[at]).manual_seed(seed)}
 
 
 def replayed(generator: torch.Generator) -> torch.Generator:
-    """Another generator in the state that this one is in."""
+    """A copy of a generator: it draws the same numbers and leaves the original alone."""
     return torch.Generator(generator.device).set_state(generator.get_state())
 
 
 def prompt_of(arguments: Mapping[str, Any], row: int) -> str | None:
     """The caption of image `row` of a call, None if it was not given in words."""
     given = arguments.get("prompt")
-    return given[row // arguments.get("num_images_per_prompt", 1)] if isinstance(given, list) else given
+    return given[_prompt_number(arguments, row)] if isinstance(given, list) else given
 
 
 def single(arguments: Mapping[str, Any], row: int) -> dict[str, Any]:
-    """The arguments that make image `row` of a call alone, one value per prompt in lists; without its noise."""
-    prompt = row // arguments.get("num_images_per_prompt", 1)
+    """The arguments that make image `row` of a call alone, without those for its noise.
+
+    Arguments with one value per prompt are lists of one value.
+    """
+    prompt = _prompt_number(arguments, row)
     alone = {
         name: value[prompt : prompt + 1] if name in PER_PROMPT and isinstance(value, list | Tensor) else value
         for name, value in arguments.items()
@@ -68,28 +71,28 @@ def single(arguments: Mapping[str, Any], row: int) -> dict[str, Any]:
 
 
 def merged(calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The arguments of one call that makes what several calls of `single`, with their noise, would make."""
-    many: dict[str, Any] = {"generator": [replayed(each["generator"]) for each in calls]}
+    """The arguments of one call that makes the images of several calls of `single` with their noise."""
+    many: dict[str, Any] = {"generator": [replayed(call["generator"]) for call in calls]}
     for name, value in calls[0].items():
         if name in (*PER_PROMPT, "latents") and isinstance(value, list):
-            many[name] = [item for each in calls for item in each[name]]
+            many[name] = [item for call in calls for item in call[name]]
         elif name in (*PER_PROMPT, "latents") and isinstance(value, Tensor):
-            many[name] = torch.cat([each[name] for each in calls])
+            many[name] = torch.cat([call[name] for call in calls])
     if "batch_size" in calls[0]:
         many["batch_size"] = len(calls)
     return {**calls[0], **many}
 
 
 def replaced(output: Any, row: int, other: Any | None, place: int = 0) -> Any:
-    """A call's output with everything that it says of one image taken from another call.
+    """A call's output in which one image, with all that belongs to it, is replaced by one of another call.
 
     Args:
-        output: a tuple, or an output of diffusers, which is changed: the images first, a list of PIL images, an array
-            or a tensor; behind them may stand Stable Diffusion's safety flags.
-        row: which image.
+        output: a tuple, or an output of diffusers, which is changed. The images come first, as a list of PIL images, an
+            array or a tensor; the safety flags of Stable Diffusion may follow.
+        row: number of the image.
         other: the output of another call. None makes the image black and leaves its safety flag, as diffusers' own
-            checker does.
-        place: which image of `other`.
+            safety checker does.
+        place: number of the image in `other`.
     """
     parts = dict(enumerate(output)) if isinstance(output, tuple) else dict(output)
     for number, (name, values) in enumerate(parts.items()):
@@ -109,3 +112,8 @@ def replaced(output: Any, row: int, other: Any | None, place: int = 0) -> Any:
     for name, values in parts.items():
         output[name] = values
     return output
+
+
+def _prompt_number(arguments: Mapping[str, Any], row: int) -> int:
+    """The number of the prompt that image `row` of a call was made from."""
+    return row // arguments.get("num_images_per_prompt", 1)

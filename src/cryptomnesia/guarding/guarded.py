@@ -2,13 +2,18 @@
 
 The user's own pipeline stays in use. While a guard is attached the pipeline is an instance of a subclass of its class
 with the same name. The `__call__` of that subclass runs the original under `watch`, judges the images and, where the
-policy says so, withholds images, makes them again or has the run corrected. The pipeline uses copies of its tokenizers
-meanwhile, because a tokenizer keeps padding and truncation in itself, and pipelines in other threads may share it.
-Nothing global is changed; only maps, of which some detectors are means, change settings of the process while they are
-computed, one thread at a time.
+policy says so, withholds images, makes them again or has the run corrected.
+
+What a service with several threads may share: pipelines in different threads may share networks, text encoders and
+tokenizers. A tokenizer keeps padding and truncation in itself, so while a guard is attached its pipeline uses copies of
+its tokenizers. Two threads must not use one pipeline object at the same time, nor two pipelines with one scheduler:
+both keep the state of the generation in progress. Give every thread a pipeline around the same networks with a
+scheduler of its own, and a guard for it.
+
+A guard changes nothing outside its pipeline, with one exception: detectors that are the mean of a map change settings
+of the process while a map is computed. One thread at a time does that, and the settings are put back.
 """
 
-import copy
 import inspect
 from collections.abc import Callable
 from functools import wraps
@@ -29,18 +34,21 @@ from cryptomnesia.mitigations import mitigation as mitigation_of
 from cryptomnesia.mitigations.base import withheld
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.pipelines.tokenizers import copied_tokenizers
 from cryptomnesia.verdicts import Verdict
-
-_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
 
 class Guard:
-    """A pipeline's guard: attach it for as long as a service runs, or use it as a context manager.
+    """The guard of one pipeline: attach it for as long as a service runs, or use it as a context manager.
 
     Attributes:
-        verdicts: one per image of the newest call.
-        detector: that gives the scores.
+        pipe: the pipeline.
+        calibration: of its set-up.
+        policy: what happens to flagged images.
+        detector: gives the scores.
         mitigation: of flagged images, None if the policy needs none.
+        on_verdict: called with every verdict before the call returns, or None.
+        verdicts: one per image of the newest call; empty if that call failed.
 
     Example:
         with guard(pipe, calibration, policy="block") as guarding:
@@ -76,7 +84,8 @@ class Guard:
         self._maker = Maker(pipe, judge, alters=alters)
         self._stop_early = decide_by is not None and self.policy.acts
         self._networks = _networks(pipe)
-        self._tokenizers: dict[str, Any] = {}
+        # name → the pipeline's tokenizer and the copy that takes its place while the guard is attached
+        self._tokenizers: dict[str, tuple[Any, Any]] = {}
 
     def attach(self) -> "Guard":
         """Guard every call of the pipeline from now on.
@@ -89,31 +98,37 @@ class Guard:
         if present is not None and present.pipe is self.pipe:
             raise UsageError("the pipeline is guarded already; detach that guard first")
         if present is not None:
-            kind = kind.__mro__[1]  # of a pipeline that was copied while it was guarded
+            # the pipeline is a copy of one that was guarded at that moment
+            kind = kind.__mro__[1]
         guarding = self
+        self._tokenizers = {
+            name: (getattr(self.pipe, name), private) for name, private in copied_tokenizers(self.pipe).items()
+        }
 
         @wraps(kind.__call__)
         def __call__(called: Any, *args: Any, **kwargs: Any) -> Any:
-            # a copy of the pipeline is another one
+            # a copy of the guarded pipeline has the same class, and is not guarded
             return guarding._call(args, kwargs) if called is guarding.pipe else kind.__call__(called, *args, **kwargs)
 
         attributes = {"__call__": __call__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
         self.pipe.__class__ = type(kind.__name__, (kind,), {**attributes, "guarded_by": self})
         self._maker.kind = kind
-        for name in _TOKENIZERS:
-            tokenizer = getattr(self.pipe, name, None)
-            if tokenizer is not None:
-                self._tokenizers[name] = tokenizer
-                setattr(self.pipe, name, copy.deepcopy(tokenizer))
+        for name, (_, private) in self._tokenizers.items():
+            setattr(self.pipe, name, private)
         return self
 
     def detach(self) -> None:
-        """Leave the pipeline as it was; does nothing if the guard is not attached."""
-        if getattr(type(self.pipe), "guarded_by", None) is self:
-            self.pipe.__class__ = self._maker.kind
-            for name, tokenizer in self._tokenizers.items():
+        """Leave the pipeline as it was before `attach`; does nothing if the guard is not attached.
+
+        A tokenizer that the user replaced meanwhile stays.
+        """
+        if getattr(type(self.pipe), "guarded_by", None) is not self:
+            return
+        self.pipe.__class__ = self._maker.kind
+        for name, (tokenizer, private) in self._tokenizers.items():
+            if getattr(self.pipe, name) is private:
                 setattr(self.pipe, name, tokenizer)
-            self._tokenizers = {}
+        self._tokenizers = {}
 
     def __enter__(self) -> "Guard":
         return self.attach()
@@ -158,7 +173,7 @@ class Guard:
         return Open(Flagged({**call, **noise.of(row, alone=alone)}, verdict), other)
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The call's arguments by name, seen to fit the calibration."""
+        """The arguments of a call by name, once it is certain that the call fits the calibration."""
         signature = inspect.signature(self._maker.kind.__call__)
         given = dict(signature.bind(self.pipe, *args, **kwargs).arguments)
         given.pop("self", None)
@@ -185,20 +200,20 @@ def guard(
     decide_by: int | None = None,
     on_verdict: Callable[[Verdict], None] | None = None,
 ) -> Guard:
-    """A guard for a pipeline: a context manager, or something to `attach` for as long as a service runs.
+    """A guard for a pipeline: use it as a context manager, or `attach` it for as long as a service runs.
 
     Args:
         pipe: a pipeline of a known family.
-        calibration: of this set-up, as an object or a file; by default `calibration.safetensors` in the folder that the
-            pipeline was loaded from. Calls with other settings are refused.
-        policy: what to do about flagged images: `observe`, `block`, `mitigate`, `regenerate`, or an object such as
-            `Regenerate(retries=5)`.
+        calibration: for the set-up of the calls, as an object or a file; by default `calibration.safetensors` in the
+            folder that the pipeline was loaded from. Calls with other settings are refused.
+        policy: what to do about images that are flagged, or that could not be judged: `observe`, `block`, `mitigate`,
+            `regenerate`, or an object such as `Regenerate(retries=5)`.
         detector: name or object of the detector; `auto` is the default of the pipeline's family.
         fpr: false-positive rate at which an image is flagged, in (0, 1).
         mitigation: name or object of the mitigation that `mitigate` and `regenerate` use; `auto` is the default of the
             pipeline's family.
-        decide_by: judge every image after this many evaluations instead of at the end. If all images of a call are
-            flagged then and would not be returned, the rest of the run is not computed.
+        decide_by: judge every image after this many evaluations instead of at the end. If the policy does not observe
+            only, and all images of a call are flagged then, the rest of the run is not computed.
         on_verdict: called with every verdict before the call returns.
 
     Raises:
@@ -217,4 +232,5 @@ def guard(
 
 
 def _networks(pipe: Any) -> dict[str, nn.Module]:
+    """The networks of a pipeline by name."""
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}

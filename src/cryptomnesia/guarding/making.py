@@ -1,4 +1,4 @@
-"""Calls of a pipeline whose images are judged: what a guard and a mitigation make images with."""
+"""Calls of a pipeline whose images are judged: with these a guard, a detection and a mitigation make images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,21 +16,21 @@ from cryptomnesia.verdicts import Verdict
 
 
 class Maker:
-    """Makes images with a pipeline's own call and judges them; a `Studio` for mitigations.
+    """Makes images with a pipeline's own call and judges them; the `Studio` of mitigations.
 
     Attributes:
         kind: the pipeline's class, whose `__call__` makes the images.
-        batch: images to make in one call, at most.
+        batch: the most images to make in one call.
     """
 
     def __init__(self, pipe: Any, judge: Judge, *, alters: frozenset[str] = frozenset(), batch: int = 8) -> None:
-        """Remember what belongs together.
+        """Make images with `pipe` from now on.
 
         Args:
             pipe: the pipeline.
-            judge: of every image.
+            judge: judges every image.
             alters: norms that the mitigation sets itself; see `Mitigation`.
-            batch: images to make in one call, at most.
+            batch: the most images to make in one call.
         """
         self.kind: type[Any] = type(pipe)
         self.batch = batch
@@ -45,24 +45,31 @@ class Maker:
 
     @property
     def detector(self) -> Detector:
-        """By which images are judged."""
+        """The detector by which images are judged."""
         return self._judge.detector
 
     def make(
         self, calls: Sequence[Mapping[str, Any]], correction: Correction | None = None
     ) -> tuple[Any, list[Verdict]]:
-        """Output and verdicts of one call that makes the images of several, each with its own noise."""
+        """Make the images of several calls in one call, every image from its own noise.
+
+        Returns:
+            The output of that call, and a verdict for every image in it.
+        """
         return self.generate(merged(calls), correction)
 
     def generate(
         self, arguments: Mapping[str, Any], correction: Correction | None = None, *, stop_early: bool = False
     ) -> tuple[Any, list[Verdict]]:
-        """Output and verdicts of a call of the original pipeline.
+        """Call the original pipeline and judge its images.
 
         Args:
             arguments: of the call.
-            correction: of its runs.
-            stop_early: whether the call ends once the judge has flagged all of its images.
+            correction: corrects the runs while they go on.
+            stop_early: whether the call ends when the judge decides, if it flags all images then.
+
+        Returns:
+            The output of the call, and a verdict for every image in it.
         """
         stopped = False
 
@@ -74,16 +81,20 @@ class Maker:
             ):
                 stopped = self._pipe._interrupt = True
 
-        with watch(
+        watching = watch(
             self._pipe,
             steer=None if correction is None else correction.steer,
             after_step=stop if stop_early and correction is None else None,
             norms=self.detector.norms,
             signals=self.detector.signals,
-        ) as seen:
-            output = self.kind.__call__(self._pipe, **arguments)
-        if stopped:
-            self._pipe._interrupt = False
+        )
+        try:
+            with watching as seen:
+                output = self.kind.__call__(self._pipe, **arguments)
+        finally:
+            # an interruption by the user stays
+            if stopped:
+                self._pipe._interrupt = False
         runs = seen.trajectory if correction is None else correction.as_proposed(seen.trajectory)
         verdicts = self._judge(runs, [prompt_of(arguments, row) for row in range(len(runs))])
         if correction is not None:
@@ -91,19 +102,31 @@ class Maker:
         return output, verdicts
 
     def first_scores(self, calls: Sequence[Mapping[str, Any]], evaluations: int, detector: Detector) -> Tensor:
-        """Scores (B,) after the first evaluations of runs that end there, NaN where there is none.
+        """Compute the first evaluations of the runs of several calls, and no images.
 
-        The user's callbacks are left out: these runs make no image.
+        The user's callbacks are not called, because these runs make no image.
+
+        Args:
+            calls: the calls.
+            evaluations: how many evaluations to compute. Fewer are computed if the judge decides earlier, but as many
+                as the detector needs.
+            detector: gives the scores.
+
+        Returns:
+            The scores after these evaluations, (B,), NaN where there is no score.
         """
-        evaluations = min(evaluations, self._judge.last + 1)
+        earliest = detector.earliest(self._judge.calibration.evaluations)
+        evaluations = max(earliest, min(evaluations, self._judge.last + 1))
 
         def stop(done: int) -> None:
             if done == evaluations:
                 self._pipe._interrupt = True
 
         arguments = {name: value for name, value in merged(calls).items() if not name.startswith("callback")}
-        with watch(self._pipe, after_step=stop, norms=detector.norms) as seen:
-            self.kind.__call__(self._pipe, **{**arguments, "output_type": "latent"})
-        self._pipe._interrupt = False
+        try:
+            with watch(self._pipe, after_step=stop, norms=detector.norms) as seen:
+                self.kind.__call__(self._pipe, **{**arguments, "output_type": "latent"})
+        finally:
+            self._pipe._interrupt = False
         scores = detector.running(seen.trajectory, self.references)
         return scores[:, evaluations - 1] if scores.shape[1] >= evaluations else torch.full((len(scores),), torch.nan)

@@ -1,4 +1,4 @@
-"""What a guard does about flagged images, and about those that could not be judged."""
+"""What a guard does about flagged images, and about images that could not be judged."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +10,11 @@ from cryptomnesia.mitigations.base import Flagged, Mitigation, Remade, Studio, w
 
 @dataclass(frozen=True)
 class Open:
-    """An image about which something has to be done.
+    """An image that is not clean, and that a policy has to decide about.
 
     Attributes:
-        flagged: the call that makes it from its own noise, and the verdict on it.
-        other: attempt number, from 0 → the call that makes it from other noise.
+        flagged: the call that makes it from the noise that it had, and the verdict on it.
+        other: number of an attempt, from 0 → the call that makes the image from other noise.
     """
 
     flagged: Flagged
@@ -22,12 +22,14 @@ class Open:
 
 
 class Policy(Protocol):
-    """What a guard does about images that are not clean.
+    """What a guard does about images that are not clean: flagged ones, and those that could not be judged.
+
+    Subclass this protocol: then `name` and `settle` are all that a policy has to define.
 
     Attributes:
-        name: on the command line and in messages.
-        acts: whether it does anything; otherwise images are returned as they are.
-        mitigates: whether it needs a mitigation.
+        name: of the policy, for messages.
+        acts: whether the policy changes what is returned; if not, `settle` is never called.
+        mitigates: whether the policy needs a mitigation.
         corrects: whether a mitigation that corrects runs does so in the user's own call.
     """
 
@@ -37,43 +39,53 @@ class Policy(Protocol):
     corrects: ClassVar[bool] = False
 
     def settle(self, images: Sequence[Open], studio: Studio, mitigation: Mitigation | None) -> list[Remade]:
-        """What becomes of the images, in their order."""
+        """Decide what becomes of the images of one call that are not clean.
+
+        Args:
+            images: those images.
+            studio: makes images with the guarded pipeline and judges them.
+            mitigation: of the guard; None unless the policy asks for one by `mitigates`.
+
+        Returns:
+            One result for every image, in their order; `Remade(withheld(verdict))` for an image that is not to be
+            returned.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Observe(Policy):
-    """Return every image as it is, and say what was found."""
+    """Return every image as it is; only the verdicts tell what was found."""
 
     name: ClassVar[str] = "observe"
     acts: ClassVar[bool] = False
 
     def settle(self, images: Sequence[Open], studio: Studio, mitigation: Mitigation | None) -> list[Remade]:
-        """Nothing: no image is open under this policy."""
+        """Nothing: under this policy no image waits for a decision."""
         return []
 
 
 @dataclass(frozen=True)
 class Block(Policy):
-    """Return a black image instead."""
+    """Return a black image in place of one that is not clean."""
 
     name: ClassVar[str] = "block"
 
     def settle(self, images: Sequence[Open], studio: Studio, mitigation: Mitigation | None) -> list[Remade]:
-        """All images are withheld."""
+        """Withhold all images."""
         return [Remade(withheld(image.flagged.verdict)) for image in images]
 
 
 @dataclass(frozen=True)
 class Mitigate(Policy):
-    """Have the mitigation correct the call's own runs, or make the image again."""
+    """Have the mitigation correct the runs of the user's call or, if it makes images again, make them again."""
 
     name: ClassVar[str] = "mitigate"
     mitigates: ClassVar[bool] = True
     corrects: ClassVar[bool] = True
 
     def settle(self, images: Sequence[Open], studio: Studio, mitigation: Mitigation | None) -> list[Remade]:
-        """What the mitigation gives; after a correction in the call itself the images are withheld."""
+        """Make images again; those that a correction left flagged are withheld."""
         assert mitigation is not None
         if mitigation.correction(studio.references) is not None:
             return [Remade(withheld(image.flagged.verdict, why_uncorrected(image.flagged.verdict))) for image in images]
@@ -82,10 +94,10 @@ class Mitigate(Policy):
 
 @dataclass(frozen=True)
 class Regenerate(Policy):
-    """Make the image again with other seeds, and then under the mitigation.
+    """Make the image again with other seeds and, if none gives a clean image, under the mitigation.
 
     Attributes:
-        retries: other seeds to try.
+        retries: the number of other seeds to try.
     """
 
     retries: int = 3
@@ -94,12 +106,12 @@ class Regenerate(Policy):
     mitigates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Reject numbers that try nothing."""
+        """Refuse a number of retries below 1."""
         if self.retries < 1:
             raise UsageError(f"got {self.retries} retries; give at least 1, or another policy than regenerate")
 
     def settle(self, images: Sequence[Open], studio: Studio, mitigation: Mitigation | None) -> list[Remade]:
-        """One image after the other."""
+        """Make the images again, one after the other."""
         return [self._settle_one(image, studio, mitigation) for image in images]
 
     def _settle_one(self, image: Open, studio: Studio, mitigation: Mitigation | None) -> Remade:
@@ -116,16 +128,23 @@ class Regenerate(Policy):
 
 
 POLICIES: Mapping[str, type[Policy]] = {policy.name: policy for policy in (Observe, Block, Mitigate, Regenerate)}
+"""The policies that can be given by name."""
 
 
-def policy_of(policy: str | Policy) -> Policy:
-    """A policy that was given by name or as an object.
+def policy_of(policy: str | type[Policy] | Policy) -> Policy:
+    """A policy that was given by name, as a class or as an object.
 
     Raises:
-        UsageError: for an unknown name.
+        UsageError: for an unknown name, or an object that is no policy.
     """
-    if not isinstance(policy, str):
-        return policy() if isinstance(policy, type) else policy
-    if policy not in POLICIES:
-        raise UsageError(f"got the unknown policy {policy!r}; known are {', '.join(POLICIES)}")
-    return POLICIES[policy]()
+    if isinstance(policy, str):
+        if policy not in POLICIES:
+            raise UsageError(f"got the unknown policy {policy!r}; known are {', '.join(POLICIES)}")
+        return POLICIES[policy]()
+    made = policy() if isinstance(policy, type) else policy
+    if missing := [name for name in ("name", "acts", "mitigates", "corrects", "settle") if not hasattr(made, name)]:
+        raise UsageError(
+            f"got {policy!r} as policy, which lacks {', '.join(missing)}; give {', '.join(POLICIES)}, or an object of "
+            "a subclass of `cryptomnesia.Policy`"
+        )
+    return made

@@ -1,4 +1,4 @@
-"""Where in the picture? One file per method; `localizer` finds a method by its name."""
+"""Where in the picture is it memorized? One file per method; `localizer` finds a method by its name."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def localizer(method: str | Any, setup: Setup | None = None) -> Localizer:
 
     Args:
         method: a registered localizer, `auto` for the default, or an object.
-        setup: that `auto` is chosen for.
+        setup: for which `auto` is chosen.
 
     Raises:
         UsageError: for an unknown name, or `auto` without a set-up.
@@ -62,23 +62,26 @@ def default_localizer(setup: Setup) -> Localizer:
     Raises:
         UsageError: if none works in the set-up.
     """
-    for name in DEFAULTS:
-        found = create("localizer", name)
-        if setup.accepts(found):
-            return found
-    raise UsageError(
-        f"none of the localizers {', '.join(DEFAULTS)} works in this set-up; name another one, or use none"
-    )
+    found = setup.first_accepted("localizer", DEFAULTS)
+    if found is None:
+        raise UsageError(
+            f"none of the localizers {', '.join(DEFAULTS)} works in this set-up; name another one, or use none"
+        )
+    return found
 
 
 def localizers_of(methods: str | Any | Sequence[str | Any], setup: Setup) -> list[Localizer]:
-    """Localizers that were given by name or as objects, seen to work in a set-up.
+    """Localizers that were given by name or as objects.
+
+    Args:
+        methods: one or several; see `localizer`.
+        setup: in which all of them have to work.
 
     Raises:
-        UsageError: for none, one that is unknown or cannot work, or two of the same name.
+        UsageError: for no localizer, one that is unknown or cannot work, or two with the same name.
     """
-    several = methods if isinstance(methods, list | tuple) else [methods]
-    found = [localizer(method, setup) for method in several]
+    listed = methods if isinstance(methods, list | tuple) else [methods]
+    found = [localizer(method, setup) for method in listed]
     if not found:
         raise UsageError("got no map to compute; name at least one localizer")
     names = [method.name for method in found]
@@ -91,7 +94,10 @@ def localizers_of(methods: str | Any | Sequence[str | Any], setup: Setup) -> lis
 
 
 def configured(method: Localizer, **settings: Any) -> Localizer:
-    """A localizer with those of the settings that it has, `step` and `estimator` for instance; None changes nothing."""
+    """A localizer with other settings, `step` and `estimator` for instance.
+
+    Settings that the localizer does not have, and those that are None, are passed over.
+    """
     if not dataclasses.is_dataclass(method) or isinstance(method, type):
         return method
     fields = {field.name for field in dataclasses.fields(method)}

@@ -1,8 +1,8 @@
-"""What a localizer is: from a watched generation to a map of what is memorized."""
+"""What a localizer is: it takes a watched generation and gives a map of what is memorized."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -13,7 +13,7 @@ from cryptomnesia.localizers.baseline import Against, Baseline, check_checkpoint
 from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction
 from cryptomnesia.pipelines.families import Shared
 from cryptomnesia.registry import Method, Requirement, overridable
-from cryptomnesia.tracing.trajectory import Place, Step, Trajectory
+from cryptomnesia.tracing.trajectory import Place, Step, Trajectory, evaluation
 
 if TYPE_CHECKING:
     from cryptomnesia.pipelines.setup import Setup
@@ -24,11 +24,11 @@ class Watched:
     """A generation to be mapped.
 
     Attributes:
-        trajectory: with the tensors of the localizer's evaluations.
-        denoiser: the network.
-        baseline: what the map is compared with; None for the run's own unconditional branch.
+        trajectory: the run, with the tensors of the localizer's evaluations.
+        denoiser: the network that made it.
+        baseline: what the map is compared with; None for the unconditional branch of the run.
         prompts: the captions, one per image, or None where they are not known in words.
-        seeds: one per image, for random probes of its own; None gives all images the same probes.
+        seeds: one per image, from which its random probes are drawn; None gives all images the same probes.
         pipe: the pipeline, None where only its network is known.
     """
 
@@ -39,11 +39,21 @@ class Watched:
     seeds: Sequence[int] | None = None
     pipe: Any = None
 
+    def rows(self, rows: Sequence[int]) -> "Watched":
+        """The generation of some of the images."""
+        return replace(
+            self,
+            trajectory=self.trajectory.rows(rows),
+            baseline=None if self.baseline is None else self.baseline.rows(rows),
+            prompts=None if self.prompts is None else [self.prompts[row] for row in rows],
+            seeds=None if self.seeds is None else [self.seeds[row] for row in rows],
+        )
+
     def against(self, step: Step) -> Baseline:
         """The baseline at an evaluation.
 
         Raises:
-            UsageError: where there is none.
+            UsageError: if the run has no unconditional branch, and no other baseline was given.
         """
         if self.baseline is not None:
             return self.baseline
@@ -60,9 +70,10 @@ class Map:
     """Maps of B images at latent resolution.
 
     Attributes:
-        values: (B, h, w), ≥ 0 in the localizer's unit, higher is more memorized.
-        errors: their standard errors (B, h, w), before negative values were cut, NaN where nothing is known of them;
-            None if the localizer estimates nothing.
+        values: (B, h, w), ≥ 0 in the localizer's unit, higher is more memorized. NaN for an image for which the
+            network's output is not finite.
+        errors: the standard errors of the values before negative values were set to 0, (B, h, w), NaN where they are
+            not known; None if the localizer estimates nothing.
     """
 
     values: Tensor
@@ -70,14 +81,14 @@ class Map:
 
 
 class Localizer(Method, Protocol):
-    """A map over the picture: ≥ 0, higher is more memorized.
+    """Makes a map over the picture: ≥ 0, higher is more memorized.
 
     Subclass this protocol: then `name` and `map` are all that a localizer has to define.
 
     Attributes:
-        step: the evaluation that is looked at.
-        baseline: what the map is compared with: `none`, the `unconditional` branch of the same run, the model asked with
-            an `empty` caption, or a less-trained `checkpoint`.
+        step: the evaluation from which the map is made.
+        baseline: what the map is compared with: `none`, the `unconditional` branch of the same run, the model with an
+            `empty` caption, or a less-trained `checkpoint`.
     """
 
     step: Place = -1
@@ -105,21 +116,71 @@ class Localizer(Method, Protocol):
             UsageError: saying why.
         """
         check_scales(setup)
+        for place in self.evaluations:
+            check_place(setup, place)
         if self.baseline == "checkpoint":
             check_checkpoint(setup.pipe, setup.checkpoint)
 
     def cost(self, setup: "Setup") -> float:
-        """Evaluations for the map, and one of another baseline than the run's own unconditional branch."""
+        """One evaluation for a baseline that is not part of the run; a localizer adds its own evaluations."""
         return float(self.baseline in ("empty", "checkpoint"))
 
     @abstractmethod
     def map(self, watched: Watched) -> Map:
-        """The map of every image."""
+        """The map of every image.
+
+        Raises:
+            NotFiniteError: if the network's output is not finite for one of the images.
+            UsageError: if something that the map needs is missing.
+        """
         ...
 
 
+def map_where_finite(localizer: Localizer, watched: Watched) -> Map:
+    """The maps of a localizer; NaN for an image for which the network's output is not finite.
+
+    Only that image is lost: the batch is halved, and its halves are mapped again, until the image is alone.
+    """
+    try:
+        return localizer.map(watched)
+    except NotFiniteError:
+        pass
+    count = len(watched.trajectory)
+    if count == 1:
+        step = watched.trajectory.step(localizer.evaluations[0])
+        return Map(torch.full_like(over_channels(step.cond.x, step.cond_inputs), torch.nan))
+    halves = [map_where_finite(localizer, watched.rows(part)) for part in (range(count // 2), range(count // 2, count))]
+    # the size of a localizer's maps is known only where it made one
+    size = next((half.values.shape[1:] for half in halves if not half.values.isnan().all()), halves[0].values.shape[1:])
+    values = [
+        half.values if half.values.shape[1:] == size else half.values.new_full((len(half.values), *size), torch.nan)
+        for half in halves
+    ]
+    if all(half.errors is None for half in halves):
+        return Map(torch.cat(values))
+    # a map that could not be made has no errors, whatever the localizer estimates
+    errors = [
+        torch.full_like(maps, torch.nan) if half.errors is None or half.errors.shape != maps.shape else half.errors
+        for half, maps in zip(halves, values, strict=True)
+    ]
+    return Map(torch.cat(values), torch.cat(errors))
+
+
+def check_place(setup: "Setup", place: Place) -> None:
+    """Refuse an evaluation that no run of the set-up has.
+
+    Raises:
+        UsageError: with the evaluations that a run has.
+    """
+    count = setup.evaluations
+    if isinstance(place, float):
+        evaluation(place, 1)
+    elif count is not None:
+        evaluation(place, count)
+
+
 def check_scales(setup: "Setup") -> None:
-    """Refuse calls that scale parts of the network, which maps evaluate without that.
+    """Refuse calls that scale parts of the network: maps evaluate the network without these scales.
 
     Raises:
         UsageError: naming the argument.
@@ -130,12 +191,17 @@ def check_scales(setup: "Setup") -> None:
 
 
 def named(name: str, baseline: Against) -> str:
-    """The name of a localizer with one of several baselines."""
+    """The name of a localizer that can be compared with several baselines."""
     return f"{name}-{baseline}" if baseline in ("empty", "checkpoint") else name
 
 
 def over_channels(values: Tensor, inputs: Inputs) -> Tensor:
-    """Sum over channels of values (B, C, h, w), or (B, tokens, channels) of packed latents: (B, h, w), fp32 or wider."""
+    """The sum over channels, (B, h, w) in fp32 or fp64, of values (B, C, h, w) or (B, tokens, channels).
+
+    Args:
+        values: one number for every entry of the latents.
+        inputs: conditioning of the network, which tells where the tokens of packed latents are.
+    """
     values = wide(values)
     if values.dim() == 4:
         return values.sum(dim=1)
@@ -146,35 +212,25 @@ def over_channels(values: Tensor, inputs: Inputs) -> Tensor:
     return cells.permute(0, 1, 3, 2, 4).reshape(len(values), 2 * height, 2 * width)
 
 
-def unknown(localizer: Localizer, trajectory: Trajectory) -> Map:
-    """The map of images for which the network's output is not finite: NaN everywhere.
-
-    Args:
-        localizer: that could not compute the map.
-        trajectory: of the images, with the tensors of the localizer's evaluations.
-    """
-    step = trajectory.step(localizer.evaluations[0])
-    return Map(torch.full_like(over_channels(step.cond.x, step.cond_inputs), torch.nan, device="cpu"))
-
-
 def subtractable(prediction: Prediction, formed: Tensor) -> Tensor | None:
-    """`formed`, computed from a recorded prediction, unless the network's output has fewer bits than its input.
+    """What was formed from a recorded prediction, or None if a finite difference must not subtract it.
 
-    Under autocast it has. A finite difference would then subtract the rounding from what was computed without it.
+    Under autocast the network's output has fewer bits than its input. The difference between such an output and one
+    that was computed without autocast would mostly be rounding.
     """
     return formed if prediction.value.dtype == prediction.x.dtype else None
 
 
 def wide(values: Tensor) -> Tensor:
-    """`values`, in single precision if they are in half."""
+    """Values in single precision if they are in half precision, else as they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def finite(maps: Tensor) -> Tensor:
-    """`maps`, if every number in them is finite.
+    """The maps, if all of their numbers are finite.
 
     Raises:
-        NotFiniteError: otherwise.
+        NotFiniteError: if one is not.
     """
     if not torch.isfinite(maps).all():
         raise NotFiniteError("the map is not finite, so the model's output is not; check its weights and dtype")

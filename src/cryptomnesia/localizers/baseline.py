@@ -1,8 +1,8 @@
 """What a map is compared with: a model that knows the picture less well.
 
-The paper's two baselines are the same model without the caption (Δ_∅) and a less-trained checkpoint of it with the
-caption (Δ_θ̃). The first is part of every guided generation and costs nothing. For a run without guidance the model can
-be evaluated once more with an empty caption.
+The two baselines of arXiv:2605.26756 are the same model without the caption (Δ_∅) and a less-trained checkpoint of it
+with the caption (Δ_θ̃). The first is the unconditional branch of every guided run and costs nothing. For a run without
+guidance the model can be evaluated once more, with an empty caption.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.call import silent
-from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction
+from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction, input_rows
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.fingerprint import weights_digests
 from cryptomnesia.pipelines.setup import Setup
@@ -33,7 +33,7 @@ class Baseline:
     Attributes:
         denoiser: the model.
         inputs: its conditioning, batch first.
-        seen: its predictions at the step in question, where they are known.
+        seen: its prediction at an evaluation, if it is known.
     """
 
     denoiser: Denoiser
@@ -42,26 +42,33 @@ class Baseline:
 
     @torch.no_grad()
     def at(self, step: Step) -> "Baseline":
-        """The baseline evaluated at a step, once for all maps of it."""
+        """The baseline with its prediction at a step, so that several maps of that step evaluate it once."""
         return replace(self, seen=self.denoiser(step.cond.x, step.t, self.inputs))
 
     @torch.no_grad()
     def prediction(self, x: Tensor, t: float) -> Prediction:
-        """Its prediction at x (B, …); an evaluation only where there was none."""
+        """The prediction at x (B, …); the network is evaluated unless the prediction is known."""
         if self.seen is not None and (self.seen.x is x or torch.equal(self.seen.x, x)):
             return self.seen
         return self.denoiser(x, t, self.inputs)
 
     def epsilon(self, x: Tensor, t: float) -> Tensor:
-        """Its noise estimate at x (B, …), (B, …), likewise."""
+        """The noise estimate at x (B, …), (B, …); the network is evaluated unless the prediction is known."""
         return self.prediction(x, t).epsilon
+
+    def rows(self, rows: Sequence[int]) -> "Baseline":
+        """The baseline for some of the images."""
+        rows = list(rows)
+        return Baseline(
+            self.denoiser, input_rows(self.inputs, rows), None if self.seen is None else self.seen.rows(rows)
+        )
 
 
 def baseline_for(setup: Setup, against: Against, prompts: Sequence[str]) -> Baseline | None:
-    """The baseline for the images of `prompts`, None for the run's own unconditional branch or none at all.
+    """The baseline for the images of `prompts`; None if it is the unconditional branch of the run, or if there is none.
 
-    An empty caption is encoded like any other; SDXL's own unconditional branch is given zeros in its place. A checkpoint
-    reads the captions with its own text encoder.
+    The empty caption is encoded like any other caption, while SDXL's unconditional branch gets zeros instead. A
+    checkpoint reads the captions with its own text encoder.
     """
     if against == "empty":
         return _reading(setup.pipe, [""] * len(prompts), setup.sampling)
@@ -71,7 +78,7 @@ def baseline_for(setup: Setup, against: Against, prompts: Sequence[str]) -> Base
 
 
 def _reading(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Baseline:
-    """The network of a pipeline, with what the pipeline makes of the captions."""
+    """The network of a pipeline with the conditioning that the pipeline computes from the captions."""
     return Baseline(family_of(pipe).denoiser(), conditioning(pipe, prompts, sampling))
 
 
@@ -100,7 +107,7 @@ def check_checkpoint(pipe: Any, other: Any) -> None:
 
 
 def conditioning(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Inputs:
-    """What the pipeline gives its network for the captions, taken from a call that ends after one evaluation."""
+    """The conditioning that the pipeline computes from the captions; its call ends after one evaluation."""
 
     def stop(_: int) -> None:
         pipe._interrupt = True
@@ -118,7 +125,7 @@ def conditioning(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Input
 
 
 def together(first: Inputs, second: Inputs) -> dict[str, Any]:
-    """Two conditionings of the same network in one batch, the first's images first."""
+    """Two conditionings of the same network in one batch, the images of the first one first."""
     return {
         name: together(value, second[name])
         if isinstance(value, Mapping)
@@ -130,10 +137,11 @@ def together(first: Inputs, second: Inputs) -> dict[str, Any]:
 
 
 def _schedule(pipe: Any) -> str:
-    """The noise schedule at three timesteps, in words."""
+    """The noise schedule in words: α at three timesteps."""
     schedule = family_of(pipe).schedule
     return ", ".join(f"{schedule(t)[0].item():.6f}" for t in (0, 500, 999))
 
 
 def _autoencoder(pipe: Any) -> str:
+    """The beginning of the digest of the autoencoder's weights."""
     return weights_digests(pipe).get("vae", "none")[:12]

@@ -1,14 +1,13 @@
 """Bright Ending (Chen et al., ICLR 2025): where the picture attends to the caption's end token.
 
-The map is the cross-attention probability of the caption's end token at the last step, in the first blocks on
-the way down that attend to the caption at the highest resolution, averaged over heads and layers. A memorized
-generation attends to that token, which stands for the whole caption, where it reproduces.
+The end token stands for the whole caption. A memorized generation attends to it at the places that it reproduces. The
+map is the cross-attention probability of the end token at the last step, averaged over the heads and layers of the
+first down block that attends to the caption, which has the highest resolution.
 
-Queries and keys are read from the projections of the stock attention modules in one more evaluation of the
-conditional branch, so no attention processor is replaced and the generation itself stays as it was.
+Queries and keys are read from the projections of the stock attention modules in one more evaluation of the conditional
+branch. No attention processor is replaced, and the generation is not changed.
 """
 
-import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.images import upsampled
 from cryptomnesia.localizers.base import Localizer, Map, Watched, finite, wide
 from cryptomnesia.localizers.jacobian.process import eagerly
+from cryptomnesia.pipelines.tokenizers import copied_tokenizers
 from cryptomnesia.registry import Requirement
 from cryptomnesia.tracing.trajectory import Place
 
@@ -34,7 +34,7 @@ class BrightEnding(Localizer):
 
     step: Place = -1
 
-    name = "bright-ending"
+    name = "bright-ending"  # type: ignore[override]
     summary = "How much the picture attends to the caption's end token at the last step, at every place."
     source = "Chen et al., ICLR 2025"
     use_when = "You compare with it on Stable Diffusion 1 or 2, where it was published."
@@ -63,7 +63,7 @@ class BrightEnding(Localizer):
 
     @torch.no_grad()
     def map(self, watched: Watched) -> Map:
-        """The mean probability at every place of every image, (B, h, w), upsampled where the block's is smaller.
+        """The mean probability at every place of every image, (B, h, w), upsampled if the block has a lower resolution.
 
         Raises:
             UsageError: for a network that is no UNet with cross-attention, or without captions and pipeline.
@@ -82,7 +82,7 @@ class BrightEnding(Localizer):
             for part in ("to_q", "to_k")
         ]
         try:
-            # a compiled network would not see the hooks
+            # compiled code would not call the hooks
             with eagerly():
                 watched.denoiser(step.cond.x, step.t, step.cond_inputs)
         finally:
@@ -103,8 +103,9 @@ def cross_attention(network: Any) -> list[Any]:
     """
     for block in getattr(network, "down_blocks", ()):
         blocks = [inner for outer in getattr(block, "attentions", ()) for inner in outer.transformer_blocks]
-        if found := [each for one in blocks for each in (one.attn1, one.attn2) if each.is_cross_attention]:
-            return found
+        layers = [layer for inner in blocks for layer in (inner.attn1, inner.attn2) if layer.is_cross_attention]
+        if layers:
+            return layers
     raise UsageError(
         f"a {type(network).__name__} has no cross-attention on its way down; use a map that needs none, "
         "curvature-difference for instance"
@@ -112,14 +113,13 @@ def cross_attention(network: Any) -> list[Any]:
 
 
 def end_positions(pipe: Any, prompts: Sequence[str]) -> Tensor:
-    """The position of the end token of every prompt, (B,) int."""
-    # a copy: fast tokenizers keep padding and truncation in themselves, and another thread may be using the pipeline's
-    tokenizer = copy.deepcopy(pipe.tokenizer)
+    """The number of the end token among the tokens of every prompt, from 0, (B,) int."""
+    tokenizer = copied_tokenizers(pipe, ["tokenizer"])["tokenizer"]
     return torch.tensor([len(tokenizer(prompt, truncation=True).input_ids) - 1 for prompt in prompts])
 
 
 def _to_token(layer: Any, to_q: Tensor, to_k: Tensor, ends: Tensor) -> Tensor:
-    """The probability with which every place attends to the end token, mean over heads, (B, places)."""
+    """The probability with which every place attends to the end token, averaged over heads, (B, places)."""
     query, key = (wide(part).unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in (to_q, to_k))
     probabilities = (query @ key.transpose(-1, -2) * layer.scale).softmax(dim=-1).mean(dim=1)
     return probabilities[torch.arange(len(ends)), :, ends]

@@ -1,20 +1,22 @@
-"""Curvature differences Δh (arXiv:2605.26756): pixels whose posterior collapsed, more than a baseline's.
+"""Curvature differences Δh (arXiv:2605.26756): pixels whose posterior variance is gone, compared with a baseline.
 
-Tweedie's second-order formula, Cov[x_0|x_t] = (σ⁴·∇²log p + σ²·I)/α², says that a coordinate whose
-posterior variance is gone has a large −∂²log p/∂x_i². A caption may legitimately fix pixels too, so
-the curvature of an underfitted baseline is subtracted,
+Tweedie's second-order formula, Cov[x_0|x_t] = (σ⁴·∇²log p + σ²·I)/α², says that a coordinate whose posterior variance
+is gone has a large −∂²log p/∂x_i². A caption may legitimately determine pixels too. Therefore the curvature of a
+baseline that knows the picture less well is subtracted,
 
-    Δh = diag(−∇²log p(x|c)) − diag(−∇²log p̃(x)) = (diag J_ε_c − diag J_ε̃)/σ,   J_ε = ∂ε/∂x,
+    Δh = diag(−∇²log p(x|c)) − diag(−∇²log p̃(x)) = (diag J_ε_c − diag J_ε̃)/σ,   J_ε = ∂ε/∂x.
 
-the same model without the caption (Δh_∅) or a less-trained one with it (Δh_θ̃). The map is
-ReLU(Σ_channels Δh). The paper looks at the last step; by default it is the one before here, because maps of the
-bundled model point better there (σ = .14 rather than .04 with 50 steps; `by_step` of benchmarks/curvature.py). They
-point better still early in the run, `step=0.1`, which is no longer the paper's map; from there `collapse` went on.
-Δh_∅ asks for an unconditional branch that has not memorized the picture, Δh_θ̃ for a checkpoint that is early enough.
-The paper's definition with 1/σ is used; its released code leaves it out.
+The baseline is the same model without the caption (Δh_∅), which must not have memorized the picture, or a less-trained
+checkpoint with it (Δh_θ̃), which must be early enough. The map is ReLU(Σ_channels Δh). The definition of the paper, with
+1/σ, is used; its released code leaves that factor out.
 
-The diagonal of the difference is estimated as a whole: both branches meet the same probes, and where their
-Jacobians agree, so do their estimation errors, which then vanish.
+The paper takes the last step. Here the default is the evaluation before the last, because there the maps of the bundled
+model agree better with the truth (σ = .14 rather than .04 with 50 steps; `by_step` of benchmarks/curvature.py). Early
+in the run, with `step=0.1`, they agree better still, but that is no longer the paper's map; `collapse` was developed
+from it.
+
+The diagonal of the difference is estimated as a whole. Both branches get the same probes, so where their Jacobians
+agree, their estimation errors agree too and cancel.
 """
 
 from collections.abc import Sequence
@@ -35,12 +37,18 @@ if TYPE_CHECKING:
     from cryptomnesia.pipelines.setup import Setup
 
 OBSERVED = "the Jacobian at the evaluation before the last"
-"""What both maps of this file are made from."""
+"""What both maps of this file observe."""
 
 
 @dataclass(frozen=True)
 class CurvatureDifference(Localizer):
-    """Δh at evaluation `step`, in 1/(latent unit)²."""
+    """Δh at evaluation `step`, in 1/(latent unit)².
+
+    Attributes:
+        step: the evaluation at which the Jacobians are taken.
+        baseline: whose curvature is subtracted: `unconditional`, `empty` or `checkpoint`.
+        estimator: how the diagonal of the Jacobian is estimated.
+    """
 
     step: Place = -2
     baseline: Against = "unconditional"
@@ -49,17 +57,17 @@ class CurvatureDifference(Localizer):
     summary = "How much sharper the density of latents is with the caption than without it, at every place."
     source = "arXiv:2605.26756"
     use_when = (
-        "You want the published map, or you rank the pixels of one picture. The unconditional branch, or the checkpoint "
-        "that you compare with, must not have memorized the picture."
+        "You want the published map, or you rank the pixels of one picture. The baseline, which is the unconditional "
+        "branch or a less-trained checkpoint, must not have memorized the picture."
     )
     avoid_when = (
-        "You need a mask with a threshold that holds for other pictures: late in a run ordinary pictures reach the same "
-        "values. Use `collapse`, which reads the same curvature early."
+        "You need a mask with a threshold that holds for other pictures: late in a run ordinary pictures reach the "
+        "same values. Use `collapse`, which reads the same curvature early in the run."
     )
 
     @property
     def name(self) -> str:
-        """`curvature-difference`, with the baseline behind it unless that is the unconditional branch."""
+        """`curvature-difference`, followed by the baseline unless that is the unconditional branch."""
         return named("curvature-difference", self.baseline)
 
     @property
@@ -68,7 +76,7 @@ class CurvatureDifference(Localizer):
         return OBSERVED
 
     def cost(self, setup: "Setup") -> float:
-        """One evaluation of both branches per probe, and those of the baseline."""
+        """One evaluation of both branches for every probe, and a baseline."""
         return self.estimator.probes + super().cost(setup)
 
     def difference(self, watched: Watched) -> Diagonal:
@@ -105,12 +113,17 @@ class CurvatureDifference(Localizer):
 
 @dataclass(frozen=True)
 class Curvature(Localizer):
-    """The curvature of the conditional branch alone, in 1/(latent unit)², without a baseline."""
+    """The curvature of the conditional branch alone, in 1/(latent unit)², without a baseline.
+
+    Attributes:
+        step: the evaluation at which the Jacobian is taken.
+        estimator: how its diagonal is estimated.
+    """
 
     step: Place = -2
     estimator: DiagonalEstimator = field(default_factory=DiagonalEstimator)
 
-    name = "curvature"
+    name = "curvature"  # type: ignore[override]
     summary = "How sharp the density of latents is at every place, without a baseline."
     source = "arXiv:2605.26756"
     use_when = "There is no baseline: an unconditional model, without a less-trained checkpoint."
@@ -122,7 +135,7 @@ class Curvature(Localizer):
         return OBSERVED
 
     def cost(self, setup: "Setup") -> float:
-        """One evaluation of the conditional branch per probe, half of one of both."""
+        """One evaluation of the conditional branch for every probe, which is half of one of both branches."""
         return self.estimator.probes * (0.5 if setup.guided else 1.0)
 
     def estimate(self, watched: Watched) -> Diagonal:
@@ -142,6 +155,7 @@ class Curvature(Localizer):
 
 
 def _network(denoiser: Denoiser) -> object:
+    """The network behind a denoiser, or the denoiser itself."""
     return getattr(denoiser, "module", denoiser)
 
 
@@ -154,7 +168,16 @@ def _curvature(
     *,
     summed: bool,
 ) -> Diagonal:
-    """∂ε/∂x's diagonal over σ at a step where ε is `value`, if that is known, summed over channels or not."""
+    """The diagonal of ∂ε/∂x over σ at a step, with its standard error.
+
+    Args:
+        estimator: of the diagonal.
+        epsilon: ε, or a difference of two, as a function of x.
+        value: its value at the step, None if it must be computed again.
+        step: the evaluation.
+        seeds: one per image, for its probes.
+        summed: whether to sum over channels.
+    """
 
     def reduce(diagonal: Tensor) -> Tensor:
         return (over_channels(diagonal, step.cond_inputs) if summed else diagonal) / step.cond.sigma

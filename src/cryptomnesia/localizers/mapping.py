@@ -2,14 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch
-
-from cryptomnesia.errors import NotFiniteError
-from cryptomnesia.localizers.base import Localizer, Map, Watched, unknown
+from cryptomnesia.localizers.base import Localizer, Map, Watched, map_where_finite
 from cryptomnesia.localizers.baseline import Baseline, baseline_for
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.tracing.generation import Batch, Progress, generate
-from cryptomnesia.tracing.trajectory import Norm, Place, Signal, Trajectory
+from cryptomnesia.tracing.trajectory import Norm, Place, Signal
 
 Mapped = tuple[Batch, dict[str, Map]]
 """A batch and its maps by the name of the localizer."""
@@ -23,17 +20,17 @@ def places(localizers: Sequence[Localizer]) -> set[Place]:
 def maps_of(
     setup: Setup, localizers: Sequence[Localizer], batch: Batch, rows: Sequence[int] | None = None
 ) -> dict[str, Map]:
-    """The maps of a batch's images, or of some of them, by the name of the localizer.
+    """The maps of the images of a batch by the name of the localizer, on the CPU.
 
-    Localizers with the same baseline share what it makes of the captions and, at the same evaluation, its prediction.
-    An image's probes come from its seed, so its maps do not depend on the batch. An image for which the network's output
-    is not finite has a map of NaN, and the other images of the batch have theirs.
+    Localizers with the same baseline share the conditioning of its captions and, at the same evaluation, its
+    prediction. The probes of an image come from its seed, so its maps do not depend on the batch. An image for which
+    the network's output is not finite gets a map of NaN.
 
     Args:
         setup: of the generation.
         localizers: that work in the set-up.
         batch: generated images, with the tensors that the maps need.
-        rows: numbers of the images; all of them by default.
+        rows: numbers of the images to be mapped; all of them by default.
     """
     everything = list(range(len(batch.prompts)))
     rows = everything if rows is None else list(rows)
@@ -55,27 +52,9 @@ def maps_of(
                 evaluated[key] = baseline.at(step)
             baseline = evaluated[key]
         watched = Watched(trajectory, denoiser, baseline, prompts, seeds, setup.pipe)
-        try:
-            found = localizer.map(watched)
-        except NotFiniteError:
-            maps[localizer.name] = _by_halves(setup, localizer, batch, rows, trajectory)
-        else:
-            maps[localizer.name] = Map(found.values.cpu(), None if found.errors is None else found.errors.cpu())
+        found = map_where_finite(localizer, watched)
+        maps[localizer.name] = Map(found.values.cpu(), None if found.errors is None else found.errors.cpu())
     return maps
-
-
-def _by_halves(setup: Setup, localizer: Localizer, batch: Batch, rows: Sequence[int], trajectory: Trajectory) -> Map:
-    """The map of images of which at least one has no finite map: that of each half, down to single images."""
-    if len(rows) == 1:
-        return unknown(localizer, trajectory)
-    middle = len(rows) // 2
-    halves = [maps_of(setup, [localizer], batch, part)[localizer.name] for part in (rows[:middle], rows[middle:])]
-    values = torch.cat([half.values for half in halves])
-    if all(half.errors is None for half in halves):
-        return Map(values)
-    # an image without a map has no errors either
-    errors = [torch.full_like(half.values, torch.nan) if half.errors is None else half.errors for half in halves]
-    return Map(values, torch.cat(errors))
 
 
 def mapped(
@@ -90,8 +69,8 @@ def mapped(
     decode: bool,
     progress: Progress | None = None,
 ) -> Iterator[Mapped]:
-    """Generate, and compute the maps of every batch; arguments as for `generate`."""
-    for batch in generate(
+    """Generate, and compute the maps of every batch; arguments as for `generate`, which checks them at the call."""
+    batches = generate(
         setup,
         prompts,
         seeds,
@@ -101,5 +80,5 @@ def mapped(
         signals=signals,
         decode=decode,
         progress=progress,
-    ):
-        yield batch, maps_of(setup, localizers, batch)
+    )
+    return ((batch, maps_of(setup, localizers, batch)) for batch in batches)

@@ -1,8 +1,9 @@
-"""Score differences Δs (arXiv:2605.26756): the surrogate of Δh that needs no derivative.
+"""Score differences Δs (arXiv:2605.26756): a substitute for the curvature difference that needs no derivative.
 
-Δs = Σ_channels (s_c − s̃)² with s = −ε/σ, against the unconditional branch (Δs_∅) or a less-trained checkpoint (Δs_θ̃). By
-the Fisher identity it approaches the curvature difference as t → 0, so it is read at the last step. It requires the same
-of the baseline. The guidance map is the same difference without the division and the square.
+Δs = Σ_channels (s_c − s̃)² with s = −ε/σ, where s̃ is that of the unconditional branch (Δs_∅) or of a less-trained
+checkpoint (Δs_θ̃). By the Fisher identity Δs approaches the curvature difference as t → 0, so it is taken at the last
+step. The baseline must not have memorized the picture, as for the curvature difference. The guidance map is the
+distance ‖ε_c − ε̃‖ over channels, without the division by σ and the square.
 """
 
 from dataclasses import dataclass
@@ -14,12 +15,17 @@ from cryptomnesia.localizers.baseline import Against
 from cryptomnesia.tracing.trajectory import Place, Step
 
 OBSERVED = "guidance at the last evaluation"
-"""What Δs, the guidance map and the detector `guidance-last` are made from."""
+"""What Δs, the guidance map and the detector `guidance-last` observe."""
 
 
 @dataclass(frozen=True)
 class ScoreDifference(Localizer):
-    """Δs at evaluation `step`, in 1/(latent unit)²."""
+    """Δs at evaluation `step`, in 1/(latent unit)².
+
+    Attributes:
+        step: the evaluation at which the scores are compared.
+        baseline: whose score is subtracted: `unconditional`, `empty` or `checkpoint`.
+    """
 
     step: Place = -1
     baseline: Against = "unconditional"
@@ -34,12 +40,12 @@ class ScoreDifference(Localizer):
 
     @property
     def name(self) -> str:
-        """`score-difference`, with the baseline behind it unless that is the unconditional branch."""
+        """`score-difference`, followed by the baseline unless that is the unconditional branch."""
         return named("score-difference", self.baseline)
 
     @property
     def observes(self) -> str:
-        """How far the branches are apart."""
+        """The distance between the predictions of the two branches."""
         return OBSERVED
 
     def map(self, watched: Watched) -> Map:
@@ -50,24 +56,29 @@ class ScoreDifference(Localizer):
 
 @dataclass(frozen=True)
 class GuidanceMap(Localizer):
-    """‖ε_c − ε̃‖ over channels at evaluation `step`, in latent units: guidance magnitude at every place."""
+    """‖ε_c − ε̃‖ over channels at evaluation `step`, in latent units: the guidance magnitude at every place.
+
+    Attributes:
+        step: the evaluation at which the predictions are compared.
+        baseline: whose prediction is subtracted: `unconditional`, `empty` or `checkpoint`.
+    """
 
     step: Place = -1
     baseline: Against = "unconditional"
 
-    summary = "How far the predictions with and without the caption are apart, at every place."
+    summary = "The distance between the predictions with and without the caption, at every place."
     source = "arXiv:2407.21720"
     use_when = "You want to see where a caption acts, at no cost."
     avoid_when = "You need a mask of what is memorized; use `collapse`."
 
     @property
     def name(self) -> str:
-        """`guidance-map`, with the baseline behind it unless that is the unconditional branch."""
+        """`guidance-map`, followed by the baseline unless that is the unconditional branch."""
         return named("guidance-map", self.baseline)
 
     @property
     def observes(self) -> str:
-        """How far the branches are apart."""
+        """The distance between the predictions of the two branches."""
         return OBSERVED
 
     def map(self, watched: Watched) -> Map:
@@ -77,6 +88,7 @@ class GuidanceMap(Localizer):
 
 
 def _difference(watched: Watched, step: Step) -> Tensor:
+    """ε_c − ε̃ at a step, shaped like the latents, in single precision or better."""
     return finite(wide(step.cond.epsilon - watched.against(step).epsilon(step.cond.x, step.t)))
 
 

@@ -1,4 +1,4 @@
-"""What instead? One file per method; `mitigation` finds a method by its name."""
+"""What to show instead? One file per method; `mitigation` finds a method by its name."""
 
 from typing import Any
 
@@ -28,27 +28,28 @@ DEFAULTS = ("rephrasing", "stability")
 
 
 def mitigation(method: str | Any, setup: Setup) -> Mitigation:
-    """A mitigation that was given by name or as an object, seen to work in a set-up; `auto` for the default.
+    """A mitigation that was given by name or as an object.
+
+    Args:
+        method: a registered mitigation, `auto` for the default, or an object.
+        setup: in which it has to work.
 
     Raises:
-        UsageError: for one that is unknown or cannot work.
+        UsageError: for an unknown name, a mitigation that cannot work, or `auto` if no default can.
         PluginError: if the package that registers the name cannot be imported.
     """
     if method == "auto":
-        return default_mitigation(setup)
+        found = default_mitigation(setup)
+        if found is None:
+            raise UsageError(
+                f"none of the mitigations {', '.join(DEFAULTS)} works in this set-up; name another one, or use none"
+            )
+        return found
     found = create("mitigation", method)
     setup.check([found])
     return found
 
 
-def default_mitigation(setup: Setup) -> Mitigation:
-    """The mitigation that is used when none is given.
-
-    Raises:
-        UsageError: if none works in the set-up.
-    """
-    for name in DEFAULTS:
-        found = create("mitigation", name)
-        if setup.accepts(found):
-            return found
-    raise UsageError(f"none of the mitigations {', '.join(DEFAULTS)} works in this set-up; name another, or use none")
+def default_mitigation(setup: Setup) -> Mitigation | None:
+    """The mitigation that is used when none is given, None if none of the defaults works in the set-up."""
+    return setup.first_accepted("mitigation", DEFAULTS)

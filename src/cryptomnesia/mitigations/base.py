@@ -1,4 +1,4 @@
-"""What a mitigation is: another image in place of a flagged one."""
+"""What a mitigation is: it makes another image in place of a flagged one."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Flagged:
-    """An image that may not be shown as it is.
+    """A flagged image, which may not be shown.
 
     Attributes:
-        call: arguments of a call of the pipeline that makes this image alone: prompts as lists of one, `generator` in the
-            state that gave its noise, where that is known.
-        verdict: on the image as it was.
+        call: arguments of a call of the pipeline that makes this image alone. Prompts are lists of one; `generator` is
+            in the state from which the image's noise was drawn, if that is known.
+        verdict: the verdict on the image.
     """
 
     call: Mapping[str, Any]
@@ -32,12 +32,12 @@ class Flagged:
 
 @dataclass(frozen=True)
 class Remade:
-    """What became of an image that was not shown as it was.
+    """What a mitigation or a policy made of a flagged image.
 
     Attributes:
-        verdict: with what was done.
-        output: of the pipeline's call that made another image; None if nothing may be shown.
-        place: number of the image in that output.
+        verdict: the verdict on the image, with what was done about it.
+        output: the output of the pipeline's call that made another image; None if no image may be shown.
+        place: number of the other image in that output.
     """
 
     verdict: Verdict
@@ -49,20 +49,20 @@ class Correction(Protocol):
     """Corrects the runs of one call while they go on."""
 
     def steer(self, step: Step, solver: SolverStep) -> Tensor | None:
-        """The value to give the solver in place of `step.guided.value`, or None; see `watch`."""
+        """The prediction that the solver is given in place of `step.guided.value`, None to leave it; see `watch`."""
         ...
 
     def as_proposed(self, runs: Trajectory) -> Trajectory:
-        """The runs with the norms that the mitigation alters as they would be without its last correction."""
+        """The runs with the norms that the mitigation alters as the solver proposed them, before the correction."""
         ...
 
     def outcome(self, row: int) -> tuple[str, tuple[int, ...]]:
-        """The severity of an image's correction, and the evaluations at which its run was corrected."""
+        """How strongly the run of image `row` was corrected, and at which evaluations."""
         ...
 
 
 class Studio(Protocol):
-    """What a mitigation makes images with: the guarded pipeline's own call, judged."""
+    """Makes images with the pipeline's own call and judges them; mitigations and policies get one."""
 
     @property
     def references(self) -> Trajectory:
@@ -71,22 +71,29 @@ class Studio(Protocol):
 
     @property
     def detector(self) -> "Detector":
-        """By which images are judged."""
+        """The detector by which images are judged."""
         ...
 
     @property
     def batch(self) -> int:
-        """Images to make in one call, at most."""
+        """The most images to make in one call."""
         ...
 
     def make(
         self, calls: Sequence[Mapping[str, Any]], correction: Correction | None = None
     ) -> tuple[Any, list[Verdict]]:
-        """Output and verdicts of one call that makes the images of several, each with its own noise."""
+        """Make the images of several calls in one call, every image from its own noise.
+
+        Returns:
+            The output of that call, and a verdict for every image in it.
+        """
         ...
 
     def first_scores(self, calls: Sequence[Mapping[str, Any]], evaluations: int, detector: "Detector") -> Tensor:
-        """Scores (B,) after the first evaluations of runs that end there, NaN where there is none."""
+        """The scores (B,) after the first evaluations of the runs of several calls, NaN where there is no score.
+
+        The runs end after these evaluations, and no images are made.
+        """
         ...
 
 
@@ -96,40 +103,42 @@ class Mitigation(Method, Protocol):
     Subclass this protocol: then `name` and `remake` are all that a mitigation has to define.
 
     Attributes:
-        alters: names of the norms that a correction sets itself. A detector that reads one of them cannot tell whether
-            the correction helped.
+        alters: names of the norms that the correction sets to values of its choice. A detector that reads one of them
+            cannot tell whether the correction helped.
     """
 
     alters: frozenset[str] = frozenset()
 
     def correction(self, references: Trajectory) -> Correction | None:
-        """What corrects the runs of one call, None for a mitigation that makes images again instead."""
+        """A new correction for the runs of one call; None if the mitigation does not correct runs."""
         return None
 
     @abstractmethod
     def remake(self, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
-        """Make flagged images again, all of them together.
+        """Make the flagged images of one call again.
 
         Returns:
-            One for each, in their order, `withheld` where nothing may be shown.
+            One result for every image, in their order; without an output where no image may be shown.
         """
         ...
 
 
 def withheld(verdict: Verdict, why: str = "") -> Verdict:
-    """The verdict on an image that is not shown."""
+    """The verdict on an image that is not shown, with the reason."""
     return replace(verdict, action="withheld", reason="; ".join(filter(None, (verdict.reason, why, "withheld"))))
 
 
 def corrected(verdict: Verdict, correction: Correction, *, telling: bool) -> Verdict:
-    """The verdict on an image with what a correction did to its run.
+    """The verdict on an image whose run was under a correction, with what the correction did.
 
-    A run that cannot be judged is not mended by a correction.
+    An image counts as mitigated if its run was corrected and is not flagged. It also does so if the score cannot tell
+    whether the correction helped. A run that could not be judged stays one.
 
     Args:
         verdict: on the corrected run.
-        correction: that corrected it.
-        telling: whether the score tells if the correction helped: it does not if it is made from what the correction sets.
+        correction: corrected the run.
+        telling: whether the score tells if the correction helped; it does not if it reads norms that the correction
+            sets.
     """
     helped = verdict.clean or (verdict.flagged and not telling)
     severity, evaluations = correction.outcome(verdict.image)
@@ -142,7 +151,7 @@ def corrected(verdict: Verdict, correction: Correction, *, telling: bool) -> Ver
 
 
 def why_uncorrected(verdict: Verdict) -> str:
-    """Why an image is not shown although its run was under a correction."""
+    """Why an image is not shown although its run was under a correction; "" if that is in the verdict already."""
     if not verdict.flagged:
         return ""
     return "still flagged after correction" if verdict.corrected else "the rule corrected nothing"

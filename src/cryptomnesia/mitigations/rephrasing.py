@@ -1,16 +1,15 @@
 """Make a flagged image again, from the same noise where that is known, without the words that bring the memory back.
 
 Where the conditional distribution has collapsed onto one picture, no change of norms or of guidance brings another one:
-the caption itself has to change. Usually a word or two of it carry the memory. They are found by leaving each word out in
-turn and looking at the detector's score after the first evaluations; the word whose absence lowers the score most is
-dropped, and the image made again. This is repeated, at most `most` times, until the image is not flagged any more. The
-rest of the caption, the seed and the settings stay.
+the caption itself has to change. Usually one or two of its words carry the memory. To find them, the first evaluations
+of a run are computed for the caption without each of its words, and the detector's scores are compared. The word whose
+absence lowers the score most is dropped, and the image is made again. This is repeated, at most `most` times, until the
+image is no longer flagged. The rest of the caption, the seed and the settings stay.
 
-It works on the text of the prompt, so on every family and with every solver. An image that is not flagged is never
-touched.
+Only the text of the prompt changes, so this works with every family that takes captions and with every solver. An image
+that is not flagged is never touched. `cryptomnesia.mitigations.words` says what a word is.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import torch
 from cryptomnesia.detectors import Drift
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations.base import Flagged, Mitigation, Remade, Studio, withheld
+from cryptomnesia.mitigations.words import without, words
 from cryptomnesia.registry import Requirement
 from cryptomnesia.verdicts import Verdict
 
@@ -28,29 +28,21 @@ if TYPE_CHECKING:
 
 _PROMPTS = ("prompt", "prompt_2", "prompt_3")
 
-_WORD = re.compile(
-    # scripts that are written without spaces count by the character: Han, Hiragana, Katakana, Thai, Lao, Myanmar, Khmer
-    r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u3040-\u30ff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"
-    r"|[^\W\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u3040-\u30ff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"
-    r"(?:[\w'’\-]*\w)?"
-)
-"""A word: letters and digits, with apostrophes and hyphens inside."""
-
 
 @dataclass(frozen=True)
 class Rephrasing(Mitigation):
     """How to look for the words to drop.
 
     Attributes:
-        probe: evaluations after which the captions with a word left out are compared. Two, the first at which the
-            estimate can have moved, find the word as well as more do (benchmarks/rephrasing.py).
+        probe: evaluations after which the captions without a word are compared. After two the model's estimate has
+            moved for the first time, and more evaluations find the word no better (benchmarks/rephrasing.py).
         most: words to drop at most.
     """
 
     probe: int = 2
     most: int = 3
 
-    name = "rephrasing"
+    name = "rephrasing"  # type: ignore[override]
     summary = "The same seed again, without the words of the caption that bring the memory back."
     source = "this library"
     use_when = (
@@ -58,7 +50,7 @@ class Rephrasing(Mitigation):
     )
     avoid_when = (
         "The prompt must stay as the user wrote it; use `stability` as mitigation, or the policy `regenerate` or "
-        "`block`. It reads the text of the prompt, so images of calls with `prompt_embeds` only are withheld."
+        "`block`. It reads the text of the prompt: images of calls with `prompt_embeds` alone are withheld."
     )
 
     def __post_init__(self) -> None:
@@ -73,31 +65,31 @@ class Rephrasing(Mitigation):
         return frozenset({"captions"})
 
     def cost(self, setup: "Setup") -> float:
-        """A run without a word, and the first evaluations of a run without each of ten words."""
+        """One run without a word and, for ten words, the first evaluations of a run without it."""
         return setup.sampling.steps + 10.0 * self.probe
 
     def remake(self, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
-        """The same noise with fewer words, until an image is clean or no more words may be dropped."""
+        """Make images from the same noise with fewer words, until they are clean or no more words may be dropped."""
         texts = [_texts(image.call) for image in flagged]
         dropped: list[list[str]] = [[] for _ in flagged]
         p_values = [image.verdict.p_value for image in flagged]
         done: dict[int, Remade] = {}
         for _ in range(self.most):
-            words = {
+            tried = {
                 row: found
                 for row in range(len(flagged))
                 if row not in done and texts[row] and (found := candidates(texts[row]["prompt"], dropped[row]))
             }
-            if not words:
+            if not tried:
                 break
-            for row, word in self._best(flagged, texts, dropped, words, studio).items():
+            for row, word in self._best(flagged, texts, dropped, tried, studio).items():
                 dropped[row].append(word)
-            calls = [_reworded(flagged[row].call, texts[row], dropped[row]) for row in words]
+            calls = [_reworded(flagged[row].call, texts[row], dropped[row]) for row in tried]
             output, verdicts = studio.make(calls)
-            for place, (row, verdict) in enumerate(zip(words, verdicts, strict=True)):
+            for place, (row, verdict) in enumerate(zip(tried, verdicts, strict=True)):
                 p_values[row] = verdict.p_value
                 if verdict.clean:
-                    done[row] = Remade(_shown(flagged[row], dropped[row], verdict.p_value), output, place)
+                    done[row] = Remade(_mitigated(flagged[row], dropped[row], verdict.p_value), output, place)
         for row, image in enumerate(flagged):
             if row not in done:
                 lost = ", ".join(dropped[row])
@@ -110,17 +102,25 @@ class Rephrasing(Mitigation):
         flagged: Sequence[Flagged],
         texts: Sequence[Mapping[str, str]],
         dropped: Sequence[list[str]],
-        words: Mapping[int, list[str]],
+        tried: Mapping[int, list[str]],
         studio: Studio,
     ) -> dict[int, str]:
-        """For every row of `words` the word without which the score after the first evaluations is lowest."""
-        # a detector that asks the network for more would have to do so without every word
+        """For every image the word without which the score after the first evaluations is lowest.
+
+        Args:
+            flagged: the images.
+            texts: the prompts of the images.
+            dropped: the words that are left out already, for every image.
+            tried: number of an image → its words that could be dropped next.
+            studio: computes the scores.
+        """
+        # a detector with signals evaluates the network further, which would be repeated for every word
         detector = Drift() if studio.detector.signals else studio.detector
         evaluations = max(self.probe, detector.earliest(len(studio.references.timesteps)))
-        tried = [(row, word) for row, candidates_of_row in words.items() for word in candidates_of_row]
+        pairs = [(row, word) for row, possible in tried.items() for word in possible]
         best: dict[int, tuple[float, str]] = {}
-        for start in range(0, len(tried), studio.batch):
-            part = tried[start : start + studio.batch]
+        for start in range(0, len(pairs), studio.batch):
+            part = pairs[start : start + studio.batch]
             calls = [_reworded(flagged[row].call, texts[row], [*dropped[row], word]) for row, word in part]
             scores = studio.first_scores(calls, evaluations, detector).nan_to_num(nan=torch.inf)
             for (row, word), score in zip(part, scores.tolist(), strict=True):
@@ -130,25 +130,16 @@ class Rephrasing(Mitigation):
 
 
 def candidates(text: str, dropped: Sequence[str]) -> list[str]:
-    """The words of `text` that could be dropped next, each once, in order; none if only one is left."""
-    words = list(dict.fromkeys(word for word in _WORD.findall(text) if word not in dropped))
-    return words if len(words) > 1 else []
+    """The different words of `text` that could be dropped next, in their order; none if only one is left.
 
-
-def without(text: str, dropped: Sequence[str]) -> str:
-    """`text` without every occurrence of the dropped words, and without the punctuation that they leave behind.
-
-    Example:
-        >>> without("a red cat, sitting (quietly), podonna", ["podonna", "cat"])
-        'a red, sitting (quietly)'
+    A word in capitals is the same word: text encoders hardly distinguish them.
     """
-    lost = frozenset(dropped)
-    text = _WORD.sub(lambda word: "" if word.group() in lost else word.group(), text)
-    text = re.sub(r"\(\s*\)|\[\s*\]|\{\s*\}|[\"“«]\s*[\"”»]", "", text)
-    text = re.sub(r"\s+([,.;:!?，。、；：！？)\]])", r"\1", text)
-    text = re.sub(r"([,;:，、；：])(?:\s*[,;:，、；：])+", r"\1", text)
-    text = re.sub(r"[,;:，、；：]\s*([.!?。！？])", r"\1", text)
-    return re.sub(r"^[\s,;:，、；：]+|[\s,;:，、；：]+$", "", re.sub(r"\s{2,}", " ", text))
+    lost = {word.casefold() for word in dropped}
+    different: dict[str, str] = {}
+    for word in words(text):
+        different.setdefault(word.casefold(), word)
+    left = [word for key, word in different.items() if key not in lost]
+    return left if len(left) > 1 else []
 
 
 def _texts(call: Mapping[str, Any]) -> dict[str, str]:
@@ -157,11 +148,11 @@ def _texts(call: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _reworded(call: Mapping[str, Any], texts: Mapping[str, str], dropped: Sequence[str]) -> dict[str, Any]:
-    """A call without some words of its prompts."""
+    """A call whose prompts lack the dropped words."""
     return {**call, **{name: [without(text, dropped)] for name, text in texts.items()}}
 
 
-def _shown(image: Flagged, dropped: Sequence[str], p_value: float) -> Verdict:
-    """The verdict on an image that is shown without some words."""
+def _mitigated(image: Flagged, dropped: Sequence[str], p_value: float) -> Verdict:
+    """The verdict on an image that is returned, made without the dropped words."""
     reason = f"{image.verdict.reason}; without {', '.join(dropped)} p = {p_value:.3g}"
     return replace(image.verdict, dropped=tuple(dropped), action="mitigated", reason=reason)

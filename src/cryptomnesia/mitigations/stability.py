@@ -1,19 +1,18 @@
-"""Pull a generation back into its stability region (arXiv:2605.22050), while it runs, per image.
+"""Pull every run that leaves its stability region back into it while it goes on (arXiv:2605.22050).
 
-With z-scores taken against the reference of the same evaluation:
+δ_t is the update of the latents, z_{t−1} are the latents after it, and μ and σ are the mean and the standard deviation
+of a norm over the reference runs at the same evaluation. z-scores are absolute values, as in the paper's step score,
+because a region has two sides.
 
-- Trigger: the first step at which the z-scores of both ‖δ_t‖ and ‖x̂_0‖ exceed τ_mild. Severity is
-  *strong* if that of ‖x̂_0‖ exceeds τ_strong, else *mild*, and is kept for the rest of the run.
-- Active: from the trigger on, at every step where the z-score of ‖δ_t‖ exceeds τ_mild and (strong, or
-  mild and t < k).
-- Action: x̂_0 is rescaled to the reference's mean norm, which moves the update by
-  α_{t−1}·(x̂_0′ − x̂_0); strong only: ‖δ_t‖ is clamped into its region [μ − γσ, μ + γσ]; then ‖z_{t−1}‖
-  is clamped into its own.
+- Trigger: the first step at which the z-scores of both ‖δ_t‖ and ‖x̂_0‖ exceed τ_mild. The severity is *strong* if the
+  z-score of ‖x̂_0‖ exceeds τ_strong, else *mild*. It stays for the rest of the run.
+- Active: from the trigger on, every step at which the z-score of ‖δ_t‖ exceeds τ_mild; a mild correction ends after k
+  evaluations.
+- Action: x̂_0 is rescaled to its mean norm, which moves the update by α_{t−1}·(x̂_0′ − x̂_0). If the severity is strong,
+  ‖δ_t‖ is then clamped into its region [μ − γσ, μ + γσ]. At last ‖z_{t−1}‖ is clamped into its region.
 
-z-scores are absolute, as in the paper's step score: a region has two sides.
-
-The wanted latents are reached through the prediction (`cryptomnesia.tracing.steering`): the one that lands on them
-is handed to the solver, whose own arithmetic and history stay in charge.
+The latents that result are reached through the prediction (`cryptomnesia.tracing.steering`): the solver is given the
+prediction that lands on them, and its arithmetic and its history stay consistent.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,12 +40,12 @@ SEVERITIES = ("none", "mild", "strong")
 
 @dataclass(frozen=True)
 class Regions:
-    """The stability regions: moments of the norms over reference runs, at every evaluation.
+    """The stability regions: mean and standard deviation of norms over reference runs, at every evaluation.
 
     Attributes:
-        delta: of ‖δ_t‖.
-        z: of ‖z_t‖ after the step.
-        x0: of ‖x̂_0‖.
+        delta: moments of ‖δ_t‖, the update.
+        z: moments of ‖z_{t−1}‖, the latents after the step.
+        x0: moments of ‖x̂_0‖.
     """
 
     delta: Moments
@@ -61,13 +60,13 @@ class Regions:
 
 @dataclass(frozen=True)
 class StabilityRule(Mitigation):
-    """The correction of arXiv:2605.22050.
+    """The rule of arXiv:2605.22050; its defaults are the paper's setting for Stable Diffusion at 50 steps.
 
     Attributes:
-        tau_mild: τ_mild, in standard deviations; the paper's setting for SD at 50 steps is the default throughout.
+        tau_mild: τ_mild, in standard deviations.
         tau_strong: τ_strong, in standard deviations.
         gamma: γ, half the width of a region in standard deviations.
-        k: evaluations after which a mild correction ends.
+        k: number of evaluations after which a mild correction ends.
     """
 
     tau_mild: float = 3.0
@@ -75,7 +74,7 @@ class StabilityRule(Mitigation):
     gamma: float = 3.0
     k: int = 10
 
-    name = "stability"
+    name = "stability"  # type: ignore[override]
     summary = "Pulls the norms of a run that leaves its usual range back into it, while the run goes on."
     source = "arXiv:2605.22050"
     use_when = (
@@ -97,15 +96,15 @@ class StabilityRule(Mitigation):
         check_steerable(setup.pipe.scheduler)
 
     def cost(self, setup: "Setup") -> float:
-        """One more run for an image that was flagged without it."""
+        """One more run for an image that was flagged in a run without correction."""
         return float(setup.sampling.steps)
 
     def correction(self, references: Trajectory) -> "StabilityCorrection":
-        """The rule at work on the runs of one call."""
+        """A correction for the runs of one call."""
         return StabilityCorrection(references, self)
 
     def remake(self, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
-        """The same call once more, corrected while it goes on."""
+        """Make the images once more with the same calls, correcting the runs while they go on."""
         if not flagged:
             return []
         output, verdicts = studio.make([image.call for image in flagged], self.correction(studio.references))
@@ -138,12 +137,12 @@ class StabilityRule(Mitigation):
             after: latents the solver would reach, (B, C, h, w).
             x0: x̂_0 of the guided prediction, (B, C, h, w).
             alpha_after: α_{t−1}.
-            regions: moments of the norms, per evaluation.
+            regions: moments of the norms at every evaluation.
             index: number of the evaluation.
             severity: (B,) int64: 0 not triggered so far, 1 mild, 2 strong.
 
         Returns:
-            The wanted latents (B, C, h, w), where the rule acted (B,) bool, and the new severity.
+            The wanted latents (B, C, h, w), whether the rule acted on each image (B,) bool, and the new severity.
         """
         delta = after - z
         delta_score = _z_score(regions.delta, index, norms(delta))
@@ -162,19 +161,22 @@ class StabilityRule(Mitigation):
         return torch.where(_over(active, wanted), wanted, after), active, severity
 
     def _into_region(self, moments: Moments, index: int, values: Tensor) -> Tensor:
+        """Norms (B,) clamped into the region of an evaluation."""
         mean, width = moments.mean[index].to(values), self.gamma * moments.std[index].to(values)
         return values.clamp(mean - width, mean + width)
 
 
 class StabilityCorrection:
-    """The rule at work on the runs of one call; what it says is about the newest one.
+    """Applies the rule to the runs of a call; its attributes and results are about the newest call.
 
     Attributes:
+        references: the reference runs.
+        rule: the rule.
         severity: (B,) int64: 0 never triggered, 1 mild, 2 strong.
     """
 
     def __init__(self, references: Trajectory, rule: StabilityRule | None = None) -> None:
-        """`steer` is to be given to `watch`; `stabilize` does so."""
+        """Compare runs with `references`; corrections begin when `watch` is given `steer`, as `stabilize` does."""
         self.references = references
         self.rule = rule or StabilityRule()
         self.severity = torch.zeros(0, dtype=torch.long)
@@ -187,18 +189,18 @@ class StabilityCorrection:
         return Regions.of(self.references)
 
     def outcome(self, row: int) -> tuple[str, tuple[int, ...]]:
-        """Severity, and the evaluations at which the run of image `row` was corrected."""
+        """The severity for image `row`, and the evaluations at which its run was corrected."""
         return SEVERITIES[int(self.severity[row])], tuple(self.active[row].nonzero().flatten().tolist())
 
     @property
     def active(self) -> Tensor:
-        """(B, N) bool, the evaluations at which each image was corrected."""
+        """Whether an image was corrected at an evaluation, (B, N) bool."""
         return torch.stack(self._active, dim=1).cpu() if self._active else torch.zeros(0, 0, dtype=torch.bool)
 
     def as_proposed(self, runs: Trajectory) -> Trajectory:
-        """The trajectory with ‖δ‖ as the solver proposed it at every evaluation, before correction.
+        """The runs with ‖δ‖ as the solver proposed it at every evaluation, before the correction.
 
-        A corrected update lies in its region, so only the proposed ones tell how far a run strayed.
+        A corrected update lies in its region, so only the proposed update shows how far a run left it.
         """
         delta = runs.norms["delta"].clone()
         for index, proposed in enumerate(self._proposed):
@@ -207,7 +209,7 @@ class StabilityCorrection:
         return replace(runs, norms={**runs.norms, "delta": delta})
 
     def steer(self, step: Step, solver: SolverStep) -> Tensor | None:
-        """The prediction (B, C, h, w) that lands where the rule wants the images, None where it wants nothing."""
+        """The prediction (B, C, h, w) that leads to the latents that the rule wants, None if it changes nothing."""
         if step.planned != len(self.references.timesteps):
             raise UsageError(
                 f"the run has {step.planned} evaluations, the calibration {len(self.references.timesteps)}; "
@@ -219,7 +221,7 @@ class StabilityCorrection:
             self._active, self._proposed = [], []
         x0_score = _z_score(self.regions.x0, step.index, norms(guided.x0))
         if not (self.severity.bool() | (x0_score > self.rule.tau_mild)).any():
-            # most steps of most runs: nothing can be active, so the solver need not be asked
+            # at most steps of most runs no image can be active, and the solver need not be tried
             self._active.append(torch.zeros_like(x0_score, dtype=torch.bool))
             self._proposed.append(None)
             return None
@@ -239,9 +241,9 @@ class StabilityCorrection:
             self._active.append(active)
             return None
         landed = solver.landing(guided.value, after, wanted)
-        # where a step cannot be steered nothing was corrected
+        # a step that cannot be steered corrects nothing
         self._active.append(torch.zeros_like(active) if landed is guided.value else active)
-        # an image that is left alone keeps its own prediction to the last bit
+        # an image on which the rule does not act keeps its prediction to the last bit
         return torch.where(_over(active, after), landed, guided.value)
 
 
@@ -249,31 +251,33 @@ class StabilityCorrection:
 def stabilize(
     pipe: Any, references: Trajectory, rule: StabilityRule | None = None
 ) -> Iterator[tuple[StabilityCorrection, Watch]]:
-    """Correct the generations that `pipe` makes inside the block.
+    """Correct the runs of all generations that `pipe` makes inside the block.
 
     Args:
         pipe: a pipeline of a known family, with a scheduler that can be steered.
-        references: reference runs, those of a `Calibration` of this very set-up.
-        rule: thresholds; the paper's by default.
+        references: reference runs in the same set-up, the `references` of its `Calibration` for instance.
+        rule: the rule with its thresholds; the paper's by default.
 
     Yields:
-        What the rule did, and the record of the corrected runs.
+        The correction, which knows what it did, and the record of the corrected runs.
 
     Raises:
         UsageError: for a scheduler that cannot be steered, or a run whose number of evaluations is not that of the
             references.
     """
     check_steerable(pipe.scheduler)
-    done = StabilityCorrection(references, rule)
-    with watch(pipe, steer=done.steer) as seen:
-        yield done, seen
+    correction = StabilityCorrection(references, rule)
+    with watch(pipe, steer=correction.steer) as seen:
+        yield correction, seen
 
 
 def _z_score(moments: Moments, index: int, values: Tensor) -> Tensor:
+    """The distance of values (B,) from the mean at an evaluation, in standard deviations, (B,) ≥ 0."""
     return (values - moments.mean[index].to(values)).abs() / moments.std[index].to(values)
 
 
 def _over(mask: Tensor, like: Tensor) -> Tensor:
+    """Numbers (B,) in a shape that broadcasts with `like` (B, …)."""
     return mask.view(-1, *([1] * (like.dim() - 1)))
 
 

@@ -1,6 +1,5 @@
 """Generate images of prompts and seeds in batches under `watch`; an image does not depend on its batch."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.call import defaults_of, silent
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.pipelines.tokenizers import copied_tokenizers
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory
 from cryptomnesia.tracing.watching import Keep, watch
 
@@ -42,9 +42,7 @@ def check_prompts(pipe: Any, prompts: Sequence[str]) -> None:
     Raises:
         UsageError: with the first such prompt, its number of tokens and the number that the model takes.
     """
-    attributes = ("tokenizer", "tokenizer_2", "tokenizer_3")
-    # copies, because a fast tokenizer keeps its padding and truncation as state, and other threads may use these
-    tokenizers = [copy.deepcopy(part) for name in attributes if (part := getattr(pipe, name, None)) is not None]
+    tokenizers = list(copied_tokenizers(pipe).values())
     longest = defaults_of(pipe).get("max_sequence_length")
     for prompt in prompts if tokenizers else ():
         # a prompt that is too long for CLIP is read as a whole if a T5 encoder of the same pipeline reads more tokens
@@ -118,7 +116,7 @@ def generate(
     decode: bool = True,
     progress: Progress | None = None,
 ) -> Iterator[Batch]:
-    """Generate `prompts[i]` with `seeds[i]` for every i.
+    """Generate `prompts[i]` with `seeds[i]` for every i; settings are checked at the call.
 
     Every image has its own generator on the CPU, so its noise depends neither on the device nor on the batch size. What
     is left are the rounding differences between kernels for batches of different sizes.
@@ -141,6 +139,34 @@ def generate(
     check_call(setup)
     if batch_size < 1:
         raise UsageError(f"got a batch size of {batch_size}; give at least 1")
+    return _batches(
+        setup,
+        prompts,
+        seeds,
+        batch_size=batch_size,
+        keep=keep,
+        norms=norms,
+        signals=signals,
+        around=around,
+        decode=decode,
+        progress=progress,
+    )
+
+
+def _batches(
+    setup: Setup,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    batch_size: int,
+    keep: Keep,
+    norms: Sequence[Norm],
+    signals: Sequence[Signal],
+    around: Callable[[], AbstractContextManager[Any]] | None,
+    decode: bool,
+    progress: Progress | None,
+) -> Iterator[Batch]:
+    """The batches of `generate`, once everything is checked."""
     pipe = setup.pipe
     # pipelines without an autoencoder have nothing to decode
     output_type = "pt" if decode or not hasattr(pipe, "vae") else "latent"

@@ -1,16 +1,17 @@
-"""diag ∂f/∂x of a network, estimated from products with the Jacobian, with its own standard error.
+"""diag ∂f/∂x of a network, estimated from products with the Jacobian, with its standard error.
 
-Every probe v with entries ±1 gives v ⊙ (J·v), whose entries are J_ii plus Σ_{j≠i} v_i·v_j·J_ij. Averaged over
-random signs the rest vanishes at the rate 1/√K (Hutchinson). Orthogonal probes do better: entries
-are coloured, each probe gives all entries of a colour the same sign, a row of a Hadamard matrix, times one random
-sign per entry, and the products of entries of different colour cancel exactly. What is left are entries of like
-colour, which lie on a lattice over channels and positions that keeps them as far apart as it can: there a network's
-Jacobian is small. (The usual colouring, a block of positions for every channel, leaves a larger error: it has all
-like colours in one channel, at the block's width, when in other channels there are places farther away.)
+Every probe v with entries ±1 gives v ⊙ (J·v), whose entries are J_ii + Σ_{j≠i} v_i·v_j·J_ij. Averaged over K probes of
+random signs, the sum vanishes at the rate 1/√K (Hutchinson). Orthogonal probes are better. The entries of x are
+coloured. A probe is a row of a Hadamard matrix, which gives all entries of one colour the same sign, times a random
+sign for every entry. Over a whole set of probes the contributions of entries of different colours cancel exactly, and
+only those between entries of the same colour remain. Entries of the same colour lie on a lattice over channels and
+positions whose points are as far from one another as possible, where the Jacobian of a network is small. (The usual
+colouring has a block of positions for every channel. Its error is larger: all entries of one colour are in one channel,
+one block's width from one another, while in other channels there are places farther away.)
 
-Entries of one diagonal err together, so the error of a sum of them is not to be had from theirs. Where a linear
-(or affine) function of the diagonal is wanted, a sum over channels say, it is applied to every set of probes, and
-value, error and the early stop are its own.
+The errors of the entries of one diagonal are correlated, so the error of their sum cannot be computed from their
+errors. If an affine function of the diagonal is wanted, for instance a sum over channels, the function is applied to
+the result of every set of probes. Value, error and early stop are then those of the function.
 """
 
 import math
@@ -35,7 +36,7 @@ Design = Literal["orthogonal", "random"]
 
 
 LARGEST = 256
-"""Probes of an orthogonal set, whose lattice takes the longer to find the more there are."""
+"""The most probes of an orthogonal set; the search for a lattice takes longer the more there are."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class Diagonal:
     """An estimate of diag ∂f/∂x for B images, or of an affine function of it.
 
     Attributes:
-        value: (B, …), shaped like x, or like what the affine function makes of that.
-        error: its standard error, likewise: 0 where exact, NaN where there was nothing to estimate it from.
-        probes: products with the Jacobian that went into each image's estimate, (B,).
+        value: the estimate, (B, …), shaped like x or like the affine function's result.
+        error: its standard error, of the same shape: 0 if the value is exact, NaN if there was one set of probes only.
+        probes: the number of products with the Jacobian for every image, (B,).
     """
 
     value: Tensor
@@ -54,11 +55,11 @@ class Diagonal:
 
     @property
     def relative_error(self) -> Tensor:
-        """Root mean square error over the root mean square of the value, (B,); ∞ where noise is all there is.
+        """The root mean square of the error over that of the true diagonal, (B,); ∞ if the estimate is only noise.
 
-        The estimate's own mean square holds that of its error, which is taken away first.
+        The mean square of the estimate contains the mean square of its error, which is subtracted first.
         """
-        error, value = (each.double().flatten(1).square().mean(dim=1) for each in (self.error, self.value))
+        error, value = (numbers.double().flatten(1).square().mean(dim=1) for numbers in (self.error, self.value))
         return (error / (value - error).clamp_min(0)).sqrt()
 
 
@@ -67,16 +68,16 @@ class DiagonalEstimator:
     """How to estimate a diagonal.
 
     Attributes:
-        engine: how products are taken; `auto` is `finite` in fp32 and fp64, else `reverse`.
+        engine: how products with the Jacobian are computed; `auto` is `finite` in fp32 and fp64, else `reverse`.
         design: `orthogonal` or `random` probes.
-        probes: products per image, at most.
-        group: probes of one orthogonal set, a power of two; the error is estimated from the spread
-            between sets, so there should be two or more.
-        wanted: relative error at which to stop early, which takes three sets of probes or more; None spends all.
+        probes: the most products per image.
+        group: probes of one orthogonal set, a power of two. The error is estimated from the spread between sets, so
+            there should be two sets or more.
+        wanted: relative error at which to stop early; it takes at least three sets of probes. None takes all probes.
         step: length of the finite difference, in units of `scale`.
-        memory: bytes that the tensors of one evaluation may take, beside weights. As many points as fit, by the peak
-            of one, are evaluated at once, and one where none does.
-        seed: of the probes, together with each image's own.
+        memory: bytes that the tensors of one evaluation may take, without the weights. From the memory that one point
+            takes follows how many points are evaluated at once, but at least one is.
+        seed: of the probes, together with the seed of the image.
     """
 
     engine: Engine = "auto"
@@ -85,11 +86,12 @@ class DiagonalEstimator:
     group: int = 8
     wanted: float | None = None
     step: float = 0.1
-    memory: int = field(default=2 * 2**30, repr=False)  # changes no result
+    # does not change the result, and so does not belong to its description
+    memory: int = field(default=2 * 2**30, repr=False)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Reject what estimates nothing."""
+        """Refuse settings with which nothing can be estimated."""
         if self.engine not in get_args(Engine) or self.design not in get_args(Design):
             raise UsageError(
                 f"got engine {self.engine!r} and design {self.design!r}; known are {', '.join(get_args(Engine))} "
@@ -126,46 +128,49 @@ class DiagonalEstimator:
         """Diag ∂f/∂x at every image, or an affine function of it.
 
         Args:
-            function: see `Function`.
+            function: f; see `Function`.
             x: the images, (B, C, h, w) or (B, tokens, channels).
-            scale: length over which f is still nearly linear, of a noisy image its σ; finite differences only.
-            value: f(x), if known, (B, …); finite differences only.
-            reduce: the affine function of diagonals (n, …), image by image, a sum over channels say.
-            seeds: one per image, for probes of its own: an estimate then depends on nothing else in the batch, and
-                the errors of different images are independent. None gives all images the same probes.
+            scale: length over which f is nearly linear, for a noisy image its σ; finite differences only.
+            value: f(x) if it is known, (B, …); finite differences only.
+            reduce: the affine function of diagonals (n, …), which treats every image alike, a sum over channels for
+                instance.
+            seeds: one per image, from which its probes are drawn. The estimate for an image then does not depend on the
+                rest of the batch, and the errors of different images are independent. None gives all images the same
+                probes.
 
         Raises:
             UsageError: for finite differences in half precision, values that are not finite, or a network that
                 recomputes its activations in reverse mode.
         """
         engine = self._engine(x)
-        # compiled code knows no tangents, and gives up its graph at the first product
-        plain = nullcontext() if engine == "finite" else eagerly()
-        with whole_floats() as rounded, plain:
+        # compiled code supports no tangents, and frees its graph at the first product
+        uncompiled = nullcontext() if engine == "finite" else eagerly()
+        with whole_floats() as rounded, uncompiled:
             if rounded and x.is_cuda:
-                value = None  # it was computed with fewer bits than what it is subtracted from
+                # the given value has the rounding of TF32, the values that it would be subtracted from have not
+                value = None
             taken = "reverse" if engine == "exact" else engine
             jacobian = Jacobian(function, x, x if value is None else value, taken, self.step * scale)
             points = self._points(jacobian)
-            every = torch.arange(len(x))
+            rows = torch.arange(len(x))
             if engine == "finite" and value is None:
-                value = torch.cat([function(x[some], some) for some in every.split(points)])
+                value = torch.cat([function(x[part], part) for part in rows.split(points)])
                 jacobian = replace(jacobian, value=value)
-            # only as many images at a time as one evaluation takes: their probes take memory, too
+            # probes take memory too, so only as many images are taken together as one evaluation holds
             parts = []
-            for images in every.split(points if taken == "reverse" else max(1, points // self._portion)):
+            for images in rows.split(points if taken == "reverse" else max(1, points // self._portion)):
                 if engine == "exact":
                     parts.append(_exact(jacobian, images, reduce))
                 else:
-                    own = [0 if seeds is None else seeds[image] for image in images.tolist()]
-                    parts.append(self._estimate(jacobian, images, own, reduce, points))
-        found = Diagonal(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(Diagonal)))
+                    image_seeds = [0 if seeds is None else seeds[image] for image in images.tolist()]
+                    parts.append(self._estimate(jacobian, images, image_seeds, reduce, points))
+        found = Diagonal(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Diagonal)))
         if not found.value.isfinite().all():
             raise NotFiniteError("the model's output is not finite; check its weights and dtype")
         return found
 
     def _engine(self, x: Tensor) -> Engine:
-        """How products are taken at x."""
+        """How products are computed at x."""
         half = x.dtype not in (torch.float32, torch.float64)
         if torch.is_autocast_enabled(x.device.type):
             half = True
@@ -180,7 +185,7 @@ class DiagonalEstimator:
         return self.engine
 
     def _points(self, jacobian: Jacobian) -> int:
-        """How many points may be evaluated at once, or in reverse mode how many images' graphs kept."""
+        """How many points may be evaluated at once; in reverse mode, of how many images graphs may be kept at once."""
         first, probe = torch.zeros(1, dtype=torch.long), torch.ones_like(jacobian.x[:1])[None]
         return max(1, self.memory // max(1, peak_bytes(lambda: jacobian.products(first, probe, points=1))))
 
@@ -192,30 +197,30 @@ class DiagonalEstimator:
         reduce: Callable[[Tensor], Tensor],
         points: int,
     ) -> Diagonal:
-        """The estimate of some images (n,), each with its seed."""
+        """The estimate for the images with numbers `images` (n,), with one seed for each of them."""
         x = jacobian.x
-        each = self.group if self.design == "orthogonal" else 1
-        # sums in double precision, on the CPU: not every device has that
+        size = self.group if self.design == "orthogonal" else 1
+        # sums need double precision, which not every device has
         total = torch.zeros_like(reduce(torch.zeros(len(images), *x.shape[1:], dtype=torch.float64)))
         squares = torch.zeros_like(total)
         sets = torch.zeros(len(images), *[1] * (total.dim() - 1), dtype=torch.float64)
         left = torch.arange(len(images))
-        found = _diagonal(total, squares, sets, each)
-        # both seeds go through a hash: with the image's alone, probes would repeat the noise that it was made from
+        found = _diagonal(total, squares, sets, size)
+        # with the image's seed alone the probes would repeat the noise that the image was made from
         rngs = [np.random.default_rng([self.seed % 2**64, seed % 2**64]) for seed in seeds]
         signs = self._signs(x.shape[1:])
         for start in range(0, self.probes, self._portion):
             count = 1 if self.design == "orthogonal" else min(self._portion, self.probes - start)
             probes = torch.stack([signs * rademacher(x.shape[1:], count, rngs[row]) for row in left])
             products = jacobian.products(images[left], probes, points=points)
-            means = products.unflatten(1, (-1, each)).mean(dim=2, dtype=_wide(x)).cpu().double()
+            means = products.unflatten(1, (-1, size)).mean(dim=2, dtype=_wide(x)).cpu().double()
             means = reduce(means.flatten(0, 1)).unflatten(0, means.shape[:2])
             total[left] += means.sum(dim=1)
             squares[left] += means.square().sum(dim=1)
             sets[left] += means.shape[1]
-            found = _diagonal(total, squares, sets, each)
+            found = _diagonal(total, squares, sets, size)
             if self.wanted is not None:
-                # an image that is done is left out, so that its estimate does not depend on the others
+                # an image that is done gets no more probes, so its estimate does not depend on the other images
                 left = left[~(found.relative_error[left] <= self.wanted)]
             if not len(left):
                 break
@@ -223,24 +228,24 @@ class DiagonalEstimator:
 
     @property
     def _portion(self) -> int:
-        """Probes after which the error is looked at."""
+        """The number of probes after which the error is computed."""
         return self.group if self.design == "orthogonal" else min(16, self.probes)
 
     def _signs(self, shape: torch.Size) -> Tensor:
-        """What random signs are multiplied with, (group, …) for one probe after another of an orthogonal set."""
+        """The factors of the random signs: for every probe of an orthogonal set those of all entries, (group, …)."""
         if self.design == "random":
             return torch.ones(1)
         return torch.from_numpy(hadamard(self.group)).float()[:, coloured(shape, self.group)]
 
 
 def _exact(jacobian: Jacobian, images: Tensor, reduce: Callable[[Tensor], Tensor]) -> Diagonal:
-    """The diagonal of some images (n,), entry by entry."""
+    """The exact diagonal for the images with numbers `images` (n,), entry by entry."""
     x = jacobian.x
     size = x[0].numel()
     total = torch.zeros(len(images), *x.shape[1:], dtype=torch.float64)
-    for some in torch.arange(size).split(64):
-        basis = torch.zeros(len(some), size)
-        basis[torch.arange(len(some)), some] = 1.0
+    for entries in torch.arange(size).split(64):
+        basis = torch.zeros(len(entries), size)
+        basis[torch.arange(len(entries)), entries] = 1.0
         probes = basis.view(-1, *x.shape[1:]).expand(len(images), *[-1] * x.dim())
         total += jacobian.products(images, probes, points=1).sum(dim=1).cpu().double()
     found = reduce(total).to(x.device, _wide(x))
@@ -248,14 +253,16 @@ def _exact(jacobian: Jacobian, images: Tensor, reduce: Callable[[Tensor], Tensor
 
 
 def _wide(x: Tensor) -> torch.dtype:
+    """The dtype of estimates at x: single precision, or double if x has it."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _diagonal(total: Tensor, squares: Tensor, sets: Tensor, each: int) -> Diagonal:
+def _diagonal(total: Tensor, squares: Tensor, sets: Tensor, size: int) -> Diagonal:
+    """The estimate from the sum and the sum of squares over sets of `size` probes, of which there were `sets`."""
     mean = total / sets
     error = ((squares / sets - mean.square()).clamp_min(0) / (sets - 1).clamp_min(0)).sqrt()
     error = torch.where(sets > 1, error, torch.nan)
-    return Diagonal(mean, error, sets.flatten().long() * each)
+    return Diagonal(mean, error, sets.flatten().long() * size)
 
 
 def rademacher(shape: torch.Size, count: int, rng: np.random.Generator) -> Tensor:
@@ -264,11 +271,11 @@ def rademacher(shape: torch.Size, count: int, rng: np.random.Generator) -> Tenso
 
 
 def coloured(shape: torch.Size, colours: int) -> Tensor:
-    """A colour in 0 … `colours` − 1 for every entry, shaped like `shape`, by channel and position; see `lattice`.
+    """The colour of every entry by its channel and position, in 0 … `colours` − 1, of shape `shape`; see `lattice`.
 
     Args:
-        shape: (C, h, w), or (tokens, channels) of packed latents, whose tokens count as one row: those of neighbouring
-            rows may have like colours.
+        shape: (C, h, w), or (tokens, channels) of packed latents. Their tokens count as one row of the picture, so
+            neighbours in neighbouring rows may have the same colour.
         colours: a power of two.
     """
     if len(shape) == 2:
@@ -280,10 +287,11 @@ def coloured(shape: torch.Size, colours: int) -> Tensor:
 
 @cache
 def lattice(channels: int, height: int, width: int, colours: int) -> tuple[int, int, int]:
-    """By how much the colour changes from channel to channel, from row to row and from column to column.
+    """By how much the colour changes from one channel, row and column to the next.
 
-    Of all lattices the one whose entries of like colour matter least to each other, if an entry's influence on
-    another falls as (1 + d²)⁻², where d² is the squared distance of their positions, plus 1 if their channels differ.
+    Entries of the same colour disturb each other's estimates. The influence of one entry on another is assumed to fall
+    as (1 + d²)⁻², where d² is the squared distance of their positions, plus 1 if their channels differ. The result is
+    the lattice with the least influence between entries of the same colour.
 
     Args:
         channels: of the latents.
@@ -291,10 +299,10 @@ def lattice(channels: int, height: int, width: int, colours: int) -> tuple[int, 
         width: of the latents.
         colours: a power of two.
     """
-    # positions farther away hardly count, and come in like colours anyway
+    # positions farther away hardly count, and have the same colours in any case
     reach = 2 + math.isqrt(colours // channels)
-    apart = [np.arange(1 - size, size) for size in (channels, min(reach + 1, height), min(reach + 1, width))]
-    channel, y, x = (each.ravel() for each in np.meshgrid(*apart, indexing="ij"))
+    distances = [np.arange(1 - size, size) for size in (channels, min(reach + 1, height), min(reach + 1, width))]
+    channel, y, x = (grid.ravel() for grid in np.meshgrid(*distances, indexing="ij"))
     weight = (channels - abs(channel)) / (1 + y**2 + x**2 + (channel != 0)) ** 2
     weight[(channel == 0) & (y == 0) & (x == 0)] = 0
     # mirrored lattices are as good, and so are multiples by odd numbers, which permute the colours
@@ -303,7 +311,7 @@ def lattice(channels: int, height: int, width: int, colours: int) -> tuple[int, 
     for deep in (0, *(1 << bit for bit in range(colours.bit_length() - 1))):
         for down in steps.tolist():
             like = (deep * channel + down * y + steps[:, None] * x) % colours == 0
-            # mirror images cost the same, and which of them it is must not depend on the order of a sum
+            # mirror images cost the same, and rounding must not decide between them
             costs = (like @ weight).round(9)
             best = int(costs.argmin())
             found.append((float(costs[best]), deep, down, best))

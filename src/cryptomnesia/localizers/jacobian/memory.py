@@ -1,4 +1,4 @@
-"""How much memory a computation takes."""
+"""The memory that a computation takes."""
 
 import weakref
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from cryptomnesia.localizers.jacobian.process import eagerly
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
-    """The most bytes that tensors made by `call` take at any moment, on all devices together.
+    """The most bytes that the tensors made by `call` take at any moment, on all devices together.
 
-    Tensors that were there before, weights above all, do not count, nor does what a kernel takes and gives back
-    by itself. Compiled networks run uncompiled while they are looked at, which takes no less.
+    Tensors that existed before, such as weights, do not count, nor does memory that a kernel allocates and frees by
+    itself. Compiled networks run uncompiled during the measurement, which takes as much memory or more.
     """
-    # compiled code makes its tensors unseen; other threads, too, run uncompiled for that moment
+    # the tensors of compiled code are not dispatched; the stance holds for all threads
     with eagerly(), _LiveBytes() as live:
         call()
     return live.peak
@@ -37,7 +37,7 @@ class _LiveBytes(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        # a view shares the storage of what it views
+        # a view shares the storage of the tensor that it views
         known = {storage._cdata for storage in _storages((args, kwargs))} | self._live
         for storage in _storages(result):
             if storage._cdata not in known:
@@ -54,4 +54,5 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:
+    """The storages of all tensors in nested values."""
     return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]

@@ -1,4 +1,7 @@
-"""Settings of the whole process that maps change while they are computed: one thread at a time, and put back after."""
+"""Settings of the process that maps change while they are computed.
+
+One thread at a time changes them, and puts them back afterwards.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,28 +16,27 @@ ALONE = RLock()
 
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Run without compiled code."""
-    # torch reads the present stance when a new one is made, so the lock comes first
+    """Run without compiled code, in all threads."""
+    # `set_stance` remembers the stance that it finds, so it is called after the lock is taken
     with ALONE, torch.compiler.set_stance("force_eager"):
         yield
 
 
 @contextmanager
 def whole_floats() -> Iterator[bool]:
-    """Run without TF32, whose ten bits of mantissa are too few for a finite difference; yields whether it was on.
+    """Run without TF32, whose mantissa of ten bits is too short for finite differences; yields whether TF32 was on.
 
-    torch has two ways to say so and refuses to read the older one while the newer one says something else. So the older
-    one is used for as long as it can be read, and other threads can go on reading it.
+    torch has an older and a newer setting for this, and reading the older one raises an error while the newer one
+    contradicts it. So the older one is set wherever it can be read, and other threads can go on reading it.
     """
     with ALONE:
         before = _values()
         try:
-            try:
+            # an older setting that cannot be read could not be put back
+            if before.cudnn is not None:
                 torch.backends.cudnn.allow_tf32 = False
+            if before.products is not None:
                 torch.set_float32_matmul_precision("highest")
-            # the newer way is in use, and the older one refused
-            except RuntimeError:
-                pass
             for place in _operators():
                 if place.fp32_precision not in ("ieee", "none"):
                     place.fp32_precision = "ieee"
@@ -44,7 +46,13 @@ def whole_floats() -> Iterator[bool]:
 
 
 class _Values(NamedTuple):
-    """The settings: of cuDNN and of matrix products in the older way, None where torch refuses to say, and by operator."""
+    """Values of the settings.
+
+    Attributes:
+        cudnn: the older setting of cuDNN, None if torch refuses to read it.
+        products: the older setting of matrix products, None if torch refuses to read it.
+        operators: the newer settings, by operator.
+    """
 
     cudnn: bool | None
     products: str | None
@@ -52,11 +60,13 @@ class _Values(NamedTuple):
 
 
 def _operators() -> tuple[Any, ...]:
+    """Where torch keeps the newer settings."""
     backends: Any = torch.backends
     return backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
 
 
 def _values() -> _Values:
+    """The present values."""
     cudnn = products = None
     with suppress(RuntimeError):
         cudnn = torch.backends.cudnn.allow_tf32
@@ -66,6 +76,7 @@ def _values() -> _Values:
 
 
 def _restore(values: _Values) -> None:
+    """Set the values that were there before."""
     with suppress(RuntimeError):
         if values.cudnn is not None:
             torch.backends.cudnn.allow_tf32 = values.cudnn

@@ -1,10 +1,12 @@
-"""Products with the Jacobian of a network, in one of three ways.
+"""Products with the Jacobian of a network, computed in one of three ways.
 
-Finite differences need no graph and no automatic differentiation, so probes batch freely, at one evaluation each;
-in half precision they would drown in rounding. Reverse mode (vᵀJ has the same diagonal as J·v) keeps a graph, though
-none for the weights, and works in any precision. Forward mode needs the plain attention kernel, to which it
-switches. Only finite differences can leave a compiled network compiled: its code knows no tangents, and gives
-up its graph at the first product.
+- Finite differences need no graph and no automatic differentiation: one evaluation for every probe, and any number of
+  probes in one batch. In half precision the result would be mostly rounding.
+- Reverse mode computes vᵀJ, of which the average over probes gives the same diagonal as J·v. It works in any precision
+  and keeps a graph, but none for the weights.
+- Forward mode computes J·v. It needs the plain attention kernel and switches to it.
+
+Only finite differences work with compiled code, which supports no tangents and frees its graph at the first product.
 """
 
 from collections.abc import Callable
@@ -23,18 +25,18 @@ from torch.utils.checkpoint import CheckpointError
 from cryptomnesia.errors import UsageError
 
 Function = Callable[[Tensor, Tensor], Tensor]
-"""f(x, rows): the values (n, …) at points x (n, …), of which point i belongs to image rows[i]; every
-point on its own."""
+"""f(x, rows): the values (n, …) at points x (n, …), where point i belongs to image rows[i]. The value at a point
+depends on no other point."""
 
 
 @dataclass(frozen=True)
 class Jacobian:
-    """The Jacobian of a function at images x (B, …), as products with it.
+    """The Jacobian of a function at images, known by its products.
 
     Attributes:
-        function: see `Function`.
-        x: the images.
-        value: f(x); finite differences only.
+        function: f; see `Function`.
+        x: the images, (B, …).
+        value: f(x), shaped like x; finite differences only.
         engine: `reverse`, `forward` or `finite`.
         step: length of the finite difference.
     """
@@ -46,24 +48,28 @@ class Jacobian:
     step: float
 
     def products(self, images: Tensor, probes: Tensor, *, points: int) -> Tensor:
-        """The products v ⊙ (J·v) of some images (n,) for their probes (n, k, …), shaped like these.
+        """The products v ⊙ (J·v), or v ⊙ (Jᵀ·v) in reverse mode, for k probes of each of n images.
 
         Args:
-            images: which.
-            probes: of these images.
-            points: to be evaluated at once; in reverse mode all images are.
+            images: numbers of the images, (n,).
+            probes: the probes v, (n, k, …).
+            points: how many points are evaluated at once; in reverse mode all n images are.
+
+        Returns:
+            The products, shaped like the probes.
         """
         probes = probes.to(self.x)
         if self.engine == "reverse":
             return probes * self._pulled(images, probes)
         rows, along = images.repeat_interleave(probes.shape[1]), probes.flatten(0, 1)
         found = torch.empty_like(along)
-        for some in (slice(start, start + points) for start in range(0, len(along), points)):
-            found[some] = along[some] * self._pushed(rows[some], along[some])
+        for start in range(0, len(along), points):
+            part = slice(start, start + points)
+            found[part] = along[part] * self._pushed(rows[part], along[part])
         return found.view_as(probes)
 
     def _pushed(self, rows: Tensor, along: Tensor) -> Tensor:
-        """J·v for one probe of each image, (n, …)."""
+        """J·v for one probe of every image, (n, …)."""
         if self.engine == "finite":
             return (self.function(self.x[rows] + self.step * along, rows) - self.value[rows]) / self.step
         with _plain(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
@@ -72,7 +78,7 @@ class Jacobian:
             return torch.zeros_like(along) if tangent is None else tangent
 
     def _pulled(self, rows: Tensor, probes: Tensor) -> Tensor:
-        """Jᵀ·v for all probes of each image, (n, k, …), from one graph."""
+        """Jᵀ·v for all probes of every image, (n, k, …), from one graph."""
         with _plain(), torch.enable_grad():
             x = self.x[rows].detach().requires_grad_()
             with _FixedWeights():
@@ -92,22 +98,23 @@ class Jacobian:
 
 
 def _plain() -> AbstractContextManager[None]:
-    """Outside inference mode, in which a service may run its pipeline, and which knows no derivatives."""
+    """Leave inference mode, in which a service may run its pipeline and which supports no derivatives."""
     return torch.inference_mode(mode=False)
 
 
 class _FixedWeights(TorchFunctionMode):
-    """Parameters enter every function as constants, so that no graph is kept for gradients that nobody wants.
+    """Parameters enter every function as constants, so that no graph is kept for their gradients.
 
-    `requires_grad_(False)` would do as much to other threads, one that trains the network say.
+    `requires_grad_(False)` would also change the network for other threads, for instance one that trains it.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        def fixed(each: Any) -> Any:
-            if isinstance(each, Tensor) and each.is_inference():
-                return each.clone()  # as it is, no graph may keep it
-            return each.detach() if isinstance(each, nn.Parameter) and each.requires_grad else each
+        def fixed(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.is_inference():
+                # a graph may not keep a tensor of inference mode
+                return value.clone()
+            return value.detach() if isinstance(value, nn.Parameter) and value.requires_grad else value
 
         return func(*tree_map(fixed, args), **tree_map(fixed, kwargs or {}))

@@ -1,12 +1,15 @@
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
 
-from cryptomnesia import StabilityRule, UsageError, stabilize, watch
-from cryptomnesia.detectors.base import Moments, Reference
+from cryptomnesia import StabilityRule, UsageError, watch
+from cryptomnesia.detectors.base import Moments
+from cryptomnesia.mitigations.stability import Regions, StabilityCorrection, stabilize
 from cryptomnesia.pipelines.denoiser import norms
+from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import FAMILIES, call_oracle, oracle_pipeline, stable_diffusion
 from cryptomnesia.testing.oracles import FiniteSet, Gaussian
 from solvers import SOLVERS, call, with_solver
@@ -19,18 +22,15 @@ def moments(mean, std, count=1):
 def apply(x0_std, index=0, severity=0, delta_mean=1.0):
     """One image with z = (3, 4), an update to (0, 0) and x̂0 = (6, 8); α_{t−1} = 1/2."""
     count = index + 1
-    reference = Reference(
-        delta=moments(delta_mean, 0.5, count),
-        z=moments(4.0, 0.25, count),
-        x0=moments(5.0, x0_std, count),
-        drift=moments(0.0, 1.0, count),
+    regions = Regions(
+        delta=moments(delta_mean, 0.5, count), z=moments(4.0, 0.25, count), x0=moments(5.0, x0_std, count)
     )
     wanted, active, severity = StabilityRule().apply(
         z=torch.tensor([[3.0, 4.0]]),
         after=torch.zeros(1, 2),
         x0=torch.tensor([[6.0, 8.0]]),
         alpha_after=0.5,
-        reference=reference,
+        regions=regions,
         index=index,
         severity=torch.tensor([severity]),
     )
@@ -71,6 +71,15 @@ def test_when_the_rule_acts(case, expected):
     assert (wanted == [0.0, 0.0]) is not expected[0]
 
 
+@contextmanager
+def stabilized(pipe, references, regions, rule=None):
+    """`stabilize` with regions that a test sets."""
+    done = StabilityCorrection(references, rule)
+    done.regions = regions
+    with watch(pipe, steer=done.steer) as seen:
+        yield done, seen
+
+
 def run(pipe, seeds=(0, 1), steps=6):
     return pipe(
         ["a red circle"] * len(seeds),
@@ -86,19 +95,16 @@ def assert_corrected_everywhere(pipe, run):
     with watch(pipe) as seen:
         plain = run(pipe)
     usual = seen.trajectory.norms
-    far = Reference(
-        *(
-            Moments(0.5 * norm.mean(dim=0), 0.005 * norm.mean(dim=0))
-            for norm in (usual.delta, usual.z, usual.x0, usual.x0)
-        )
+    far = Regions(
+        *(Moments(0.5 * usual[name].mean(dim=0), 0.005 * usual[name].mean(dim=0)) for name in ("delta", "z", "x0"))
     )
-    with stabilize(pipe, far) as (done, seen):
+    with stabilized(pipe, seen.trajectory, far) as (done, seen):
         corrected = run(pipe)
     assert (done.severity == 2).all()
-    assert done.active.shape == usual.z.shape
+    assert done.active.shape == usual["z"].shape
     assert done.active.any(dim=1).all()
-    torch.testing.assert_close(done.as_proposed(seen.trajectory).norms.delta[:, 0], usual.delta[:, 0])
-    z = seen.trajectory.norms.z
+    torch.testing.assert_close(done.as_proposed(seen.trajectory).norms["delta"][:, 0], usual["delta"][:, 0])
+    z = seen.trajectory.norms["z"]
     deviation = ((z - far.z.mean).abs() / far.z.std)[done.active]
     assert (deviation < 3.01).all()  # γ = 3 and the rounding of the solver's own arithmetic
     assert (deviation > 2.99).any()
@@ -124,19 +130,20 @@ def test_the_rescaled_x0_arrives_in_the_latents(solver):
         call(pipe, solver)
     usual = seen.trajectory.norms
     # another norm at every evaluation, so that every one has something to correct
-    wanted = usual.x0.mean(dim=0) * torch.tensor([0.5, 0.8]).repeat(usual.x0.shape[1])[: usual.x0.shape[1]]
+    x0 = usual["x0"]
+    wanted = x0.mean(dim=0) * torch.tensor([0.5, 0.8]).repeat(x0.shape[1])[: x0.shape[1]]
     anywhere = Moments(torch.ones_like(wanted), torch.full_like(wanted, 1e9))
-    own = []
+    proposed = []
 
     def look(step, solver):
-        own.append((step.sample, solver.after(step.guided.value), step.guided.x0, solver.alpha_after))
+        proposed.append((step.sample, solver.after(step.guided.value), step.guided.x0, solver.alpha_after))
 
     rule = StabilityRule(tau_mild=-1.0, tau_strong=torch.inf, k=len(wanted))
-    reference = Reference(anywhere, anywhere, Moments(wanted, wanted), anywhere)
-    with stabilize(pipe, reference, rule), watch(pipe, steer=look):
+    regions = Regions(anywhere, anywhere, Moments(wanted, wanted))
+    with stabilized(pipe, seen.trajectory, regions, rule), watch(pipe, steer=look):
         latents = call(pipe, solver)
-    reached = [sample for sample, *_ in own[1:]] + [latents]
-    for found, (_, after, x0, alpha), norm in zip(reached, own, wanted, strict=True):
+    reached = [sample for sample, *_ in proposed[1:]] + [latents]
+    for found, (_, after, x0, alpha), norm in zip(reached, proposed, wanted, strict=True):
         rounding = 1e-3 * norms(found) / alpha
         assert ((norms(x0) - norm).abs() > 10 * rounding).all()
         assert ((norms(x0 + (found - after) / alpha) - norm).abs() < rounding).all()
@@ -149,28 +156,26 @@ def test_the_clamped_update_arrives(solver):
     with watch(pipe) as seen:
         call(pipe, solver)
     usual = seen.trajectory.norms
-    delta, x0 = (Moments(0.5 * norm.mean(dim=0), 0.005 * norm.mean(dim=0)) for norm in (usual.delta, usual.x0))
+    delta, x0 = (Moments(0.5 * norm.mean(dim=0), 0.005 * norm.mean(dim=0)) for norm in (usual["delta"], usual["x0"]))
     free = Moments(delta.mean, torch.full_like(delta.mean, 1e9))
     always = StabilityRule(tau_mild=-1.0, tau_strong=-1.0)
-    with stabilize(pipe, Reference(delta, free, x0, free), always) as (done, seen):
+    with stabilized(pipe, seen.trajectory, Regions(delta, free, x0), always) as (done, seen):
         call(pipe, solver)
     assert done.active.all()
     found = seen.trajectory.norms
-    outside = (found.delta - delta.mean).abs() - 3 * delta.std
-    assert (outside < 1e-6 * found.z).all()
-    assert (outside.amax(dim=1) > -1e-6 * found.z[:, 0]).all()
+    outside = (found["delta"] - delta.mean).abs() - 3 * delta.std
+    assert (outside < 1e-6 * found["z"]).all()
+    assert (outside.amax(dim=1) > -1e-6 * found["z"][:, 0]).all()
 
 
 def test_an_image_inside_its_region_is_not_touched_by_its_neighbour():
     pipe = stable_diffusion()
     with watch(pipe) as seen:
         plain = run(pipe)
-    norms = seen.trajectory.norms
+    usual = [seen.trajectory.norms[name] for name in ("delta", "z", "x0")]
     # centred on the second image, so narrow that the first one is far outside
-    reference = Reference(
-        *(Moments(norm[1], 1e-3 * (norm[0] - norm[1]).abs()) for norm in (norms.delta, norms.z, norms.x0, norms.x0))
-    )
-    with stabilize(pipe, reference) as (done, _):
+    regions = Regions(*(Moments(norm[1], 1e-3 * (norm[0] - norm[1]).abs()) for norm in usual))
+    with stabilized(pipe, seen.trajectory, regions) as (done, _):
         corrected = run(pipe)
     assert done.active[0].any()
     assert not done.active[1].any()
@@ -180,15 +185,17 @@ def test_an_image_inside_its_region_is_not_touched_by_its_neighbour():
 
 def test_mitigation_explains_what_it_cannot_do():
     pipe = stable_diffusion()
-    reference = Reference(*(moments(1.0, 1.0, count=6) for _ in range(4)))
-    with pytest.raises(UsageError, match="calibration 6"), stabilize(pipe, reference):
+    with watch(pipe) as seen:
+        run(pipe, steps=6)
+    references = seen.trajectory
+    with pytest.raises(UsageError, match="calibration 6"), stabilize(pipe, references):
         run(pipe, steps=5)
     config = pipe.scheduler.config
     pipe.scheduler = DDIMScheduler.from_config(config, clip_sample=True)
-    with pytest.raises(UsageError, match="clip_sample=True"), stabilize(pipe, reference):
+    with pytest.raises(UsageError, match="clip_sample=True"), stabilize(pipe, references):
         pass
     pipe.scheduler = LCMScheduler.from_config(config)
-    with pytest.raises(UsageError, match="cannot steer a LCMScheduler"), stabilize(pipe, reference):
+    with pytest.raises(UsageError, match="cannot steer a LCMScheduler"), stabilize(pipe, references):
         pass
 
 
@@ -205,10 +212,33 @@ def test_a_perfect_memorizer_is_pulled_away_from_its_image():
     )
     with watch(ordinary) as seen:
         call_oracle(ordinary, which=1, seeds=range(100, 160))
-    reference = Reference.fit(seen.trajectory.norms)
     plain = call_oracle(pipe, which=1, seeds=range(8))
-    with stabilize(pipe, reference) as (done, _):
+    with stabilize(pipe, seen.trajectory) as (done, _):
         corrected = call_oracle(pipe, which=1, seeds=range(8))
     assert (done.severity > 0).all()
-    distance, before = ((each - planted).flatten(1).norm(dim=1) for each in (corrected, plain))
+    distance, before = ((images - planted).flatten(1).norm(dim=1) for images in (corrected, plain))
     assert (distance > 5 * before).all()
+
+
+def test_the_regions_are_those_of_the_reference_runs():
+    pipe = stable_diffusion()
+    with watch(pipe) as seen:
+        run(pipe, seeds=(0, 1, 2))
+    references = seen.trajectory
+    regions = StabilityRule().correction(references).regions
+    for name in ("delta", "z", "x0"):
+        found = getattr(regions, name)
+        assert torch.equal(found.mean, references.norms[name].mean(dim=0))
+        assert torch.equal(found.std, references.norms[name].std(dim=0))
+
+
+def test_the_rule_says_what_it_alters_and_what_it_needs():
+    pipe = stable_diffusion()
+    setup = Setup.of(pipe, {"num_inference_steps": 6, "guidance_scale": 2.0})
+    rule = StabilityRule()
+    assert rule.alters == {"delta"}
+    assert rule.cost(setup) == 6
+    assert setup.accepts(rule)
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    assert not setup.accepts(rule)
+    assert "tau_mild=3.0" in rule.describe()

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from cryptomnesia import UsageError
 from cryptomnesia.localizers.jacobian.diagonal import DiagonalEstimator, coloured, lattice, rademacher
 from cryptomnesia.localizers.jacobian.memory import peak_bytes
-from test_localizers import SIZE, gaussian
+from mapped_runs import SIZE, gaussian
 
 ENGINES = ("reverse", "forward", "finite")
 

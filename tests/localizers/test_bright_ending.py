@@ -1,0 +1,42 @@
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+
+from cryptomnesia.localizers import BrightEnding
+from cryptomnesia.localizers.bright_ending import cross_attention, end_positions
+from cryptomnesia.proving_ground import components
+from family_cases import CASES
+from mapped_runs import PROMPTS, watched
+
+
+def test_bright_ending_is_the_attention_of_the_stock_processors():
+    """Against the probabilities that diffusers' plain attention processor computes."""
+    case = CASES["sd-epsilon"]
+    pipe = case.make()
+    seen = watched(case.setup(pipe))
+    ends = end_positions(pipe, PROMPTS)
+    (layer,) = cross_attention(pipe.unet)
+    assert layer is pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    probabilities = []
+
+    class Plain(AttnProcessor):
+        def __call__(self, attn, *args, **kwargs):
+            scores = attn.get_attention_scores
+            attn.get_attention_scores = lambda *a: probabilities.append(scores(*a)) or probabilities[-1]
+            result = super().__call__(attn, *args, **kwargs)
+            del attn.get_attention_scores
+            return result
+
+    layer.set_processor(Plain())
+    step = seen.trajectory.step()
+    seen.denoiser(step.cond.x, step.t, step.cond_inputs)
+    expected = probabilities[0].unflatten(0, (2, layer.heads)).mean(dim=1)
+    expected = torch.stack([expected[row, :, end] for row, end in enumerate(ends)])
+    assert layer.heads > 1
+    torch.testing.assert_close(BrightEnding().map(seen).values.flatten(1), expected, rtol=1e-4, atol=1e-5)
+    assert ends.tolist() == [4, 6]
+
+
+def test_every_layer_that_attends_to_the_caption_counts():
+    network = components.unet()
+    first = network.down_blocks[0].attentions[0].transformer_blocks[0]
+    assert cross_attention(network) == [first.attn1, first.attn2]
