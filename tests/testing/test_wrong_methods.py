@@ -314,7 +314,7 @@ class Flat(RightLocalizer):
         (MapByPlace(), "the order of the images does not matter", "the same images in another order"),
         (MapByBatch(), "the batch size does not matter", "the map of image . alone"),
         (MapInSinglePrecision(), "it works in half precision", "unsupported ScalarType BFloat16"),
-        (Hiding(), "a broken image is an error", "maps an image whose latents are NaN"),
+        (Hiding(), "one broken image breaks no other", "maps an image whose latents are NaN"),
         (Training(), "the picture stays identical", "generated after a map by right are others"),
         (Training(), "nothing is left behind", "the networks' weights"),
         (SeedingMaps(), "nothing is left behind", "the global random state"),

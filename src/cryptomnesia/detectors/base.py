@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.setup import Method
+from cryptomnesia.pipelines.setup import Method, overridable
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory
 
 LEAST_SPREAD = 1e-6
@@ -19,17 +19,25 @@ class Detector(Method, Protocol):
     """A score of memorization. A higher score means more memorized; NaN means that the detector cannot tell.
 
     A subclass of this protocol has to define only `name` and `running`.
-
-    Attributes:
-        reads: names of the norms and signals that the score is computed from. If a calibration or a run has stored all
-            of them, the detector can be used on it without generating again.
-        norms: norms that `watch` has to record for the detector, beside those that it always records.
-        signals: signals that `watch` has to compute for the detector.
     """
 
-    reads: frozenset[str] = frozenset()
-    norms: tuple[Norm, ...] = ()
-    signals: tuple[Signal, ...] = ()
+    @overridable
+    def reads(self) -> frozenset[str]:
+        """Names of the norms and signals that the score is computed from.
+
+        If a calibration or a run has stored all of them, the detector can be used on it without generating again.
+        """
+        return frozenset()
+
+    @overridable
+    def norms(self) -> tuple[Norm, ...]:
+        """The norms that `watch` has to record for the detector, beside those that it always records."""
+        return ()
+
+    @overridable
+    def signals(self) -> tuple[Signal, ...]:
+        """The signals that `watch` has to compute for the detector."""
+        return ()
 
     def earliest(self, evaluations: int) -> int:
         """The number of evaluations, in a run of `evaluations`, after which there is a score."""

@@ -98,12 +98,12 @@ class MapMean(Detector):
         return self.localizer.observes
 
     @property
-    def reads(self) -> frozenset[str]:  # type: ignore[override]
+    def reads(self) -> frozenset[str]:
         """The name of the map."""
         return frozenset({self.name})
 
     @property
-    def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]
+    def signals(self) -> tuple[Signal, ...]:
         """The map as a signal."""
         return (MapSignal(self.localizer),)
 

@@ -112,7 +112,9 @@ class _Trial:
 
     @cached_property
     def calibration(self) -> Calibration:
-        return fitted(self.setup, REFERENCES, self.references, {}, signals=self.detector.signals)
+        return fitted(
+            self.setup, REFERENCES, self.references, {}, norms=self.detector.norms, signals=self.detector.signals
+        )
 
     @cached_property
     def running(self) -> Tensor:

@@ -1,0 +1,1 @@
+"""Methods for cryptomnesia, found through the entry points in `pyproject.toml`."""
