@@ -1,8 +1,8 @@
 """A small classifier that says which of a caption's attributes a picture shows.
 
-Attributes are the kinds of object, their colours, and the colour of the ground: 9 + 12 + 12. It is trained
-on fresh scenes of the generator, which never end, and judged on others; its own recall there is the
-most that a generated picture can be expected to reach.
+Attributes are the kinds of object, their colours, and the colour of the ground: 9 + 12 + 12. The classifier is trained
+on fresh scenes of the generator and judged on others. Its recall there is the most that a generated picture can be
+expected to reach.
 """
 
 from itertools import pairwise
@@ -30,13 +30,13 @@ def attributes(description: Description) -> np.ndarray:
 
 def drawn(first: int, count: int) -> tuple[Tensor, Tensor]:
     """Scenes number `first` …: images (count, 3, 64, 64) in [0, 1] and attributes (count, 33) float."""
-    images, told = [], []
+    images, labels = [], []
     for index in range(first, first + count):
         draws = Draws(0, _SCENE_KEY, index)
         scene = Scene.draw(draws, Description.draw(draws))
         images.append(torch.from_numpy(scene.pixels()))
-        told.append(torch.from_numpy(attributes(scene.description)))
-    return torch.stack(images).permute(0, 3, 1, 2).float() / 255, torch.stack(told).float()
+        labels.append(torch.from_numpy(attributes(scene.description)))
+    return torch.stack(images).permute(0, 3, 1, 2).float() / 255, torch.stack(labels).float()
 
 
 class Classifier(nn.Module):
@@ -66,8 +66,8 @@ def trained(steps: int = 1500, batch: int = 64) -> Classifier:
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     for step in range(steps):
-        images, told = drawn(step * batch, batch)
-        loss = nn.functional.binary_cross_entropy_with_logits(network(images), told)
+        images, labels = drawn(step * batch, batch)
+        loss = nn.functional.binary_cross_entropy_with_logits(network(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -76,13 +76,13 @@ def trained(steps: int = 1500, batch: int = 64) -> Classifier:
 
 
 @torch.no_grad()
-def shown(network: Classifier, images: Tensor, told: Tensor) -> np.ndarray:
-    """Share of the attributes `told` (B, 33) that the classifier finds in the images (B, 3, 64, 64), (B,)."""
-    found = (network(images) > 0).float()
-    return ((found * told).sum(dim=1) / told.sum(dim=1)).numpy()
+def shown(network: Classifier, images: Tensor, labels: Tensor) -> np.ndarray:
+    """Share of the attributes `labels` (B, 33) that the classifier finds in the images (B, 3, 64, 64), (B,)."""
+    detected = (network(images) > 0).float()
+    return ((detected * labels).sum(dim=1) / labels.sum(dim=1)).numpy()
 
 
 def ceiling(network: Classifier, count: int = 1000) -> float:
-    """The classifier's recall on scenes it never saw."""
-    images, told = drawn(10_000_000, count)
-    return float(shown(network, images, told).mean())
+    """The classifier's recall on scenes that it never saw."""
+    images, labels = drawn(10_000_000, count)
+    return float(shown(network, images, labels).mean())

@@ -1,7 +1,9 @@
-"""What the benchmarks share: progress, JSON, and what an interrupted run need not make again."""
+"""What the benchmarks share: progress, JSON, and a cache with which an interrupted run goes on."""
 
 import hashlib
 import json
+import math
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,9 +39,37 @@ def progress() -> Iterator[Start]:
         yield start
 
 
-def print_json(figures: dict[str, Any]) -> None:
-    """Print figures as JSON, with null for NaN."""
-    sys.stdout.write(json.dumps(_known(figures), indent=2) + "\n")
+def print_json(figures: dict[str, Any], *, output: str | None = None, **more: Any) -> None:
+    """Print figures as JSON, with null for NaN, and with the command and the commit that made them.
+
+    Args:
+        figures: to print.
+        output: the file that the output is meant for; by default the one in docs/results that has the script's name.
+        **more: what else to say of how they were made, for instance the class of the solver as `scheduler`.
+    """
+    script = Path(sys.argv[0])
+    output = output or f"docs/results/{script.stem}.json"
+    made_by = {
+        "command": " ".join(["python", f"benchmarks/{script.name}", *sys.argv[1:], ">", output]),
+        "commit": COMMIT,
+        **more,
+    }
+    sys.stdout.write(json.dumps(_without_nan({"made_by": made_by, **figures}), indent=2) + "\n")
+
+
+def _commit() -> str:
+    """The commit that is checked out, with a + behind it if the code differs from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    # results and pictures are what benchmarks write
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "benchmarks")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+COMMIT = _commit()
+"""As it was when the benchmark began."""
 
 
 def place(name: str, **decides: Any) -> Path:
@@ -59,9 +89,9 @@ def kept(
     return load_checked(path, "benchmark", 1)
 
 
-def _known(value: Any) -> Any:
+def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _known(each) for key, each in value.items()}
+        return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_known(each) for each in value]
-    return None if isinstance(value, float) and value != value else value
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,23 +1,23 @@
-"""What a curvature map costs, against the released procedure; part of docs/results/curvature.json, and a picture.
+"""What a curvature map costs, compared with the released procedure; part of docs/results/curvature.json, and a picture.
 
     python benchmarks/curvature_speed.py > speed.json
 
 The released procedure, implemented plainly: one image at a time; both branches in one batch as the pipeline evaluates
 them, 16 random probes in reverse mode through both of them, the graph kept throughout; the trajectory run again for
-every map. Ours: eight images at once, the difference of the branches estimated as a whole, orthogonal probes, finite
-differences, both maps from the one generation. All of ours keeps within the same `memory`, a part of what
-the released procedure takes.
+every map. This library: eight images at once, the difference of the branches estimated as a whole, orthogonal probes,
+finite differences, both maps from the one generation. All of its evaluations keep within the same `memory`, a part of
+what the released procedure takes.
 
-`error`: the root mean square one against the exact diagonal of Δh, over that diagonal's own root mean square.
-`speedup_estimator`: ours with the design and number of probes that is fastest among those whose error is not above the
-released procedure's. `speedup_procedure`: generation, Δh and Δs. Both are medians, with 95% intervals, over rounds in
-which either side runs once, so that whatever else the machine does meets both alike.
-`memory_ratio`: the most bytes of tensors alive at once while the eight images are mapped, ours over the released
-procedure's; weights are there anyway and do not count.
+`error`: the root mean square error against the exact diagonal of Δh, divided by the root mean square of that diagonal.
+`speedup_estimator`: this library with the design and number of probes that is fastest among those whose error is not
+above that of the released procedure. `speedup_procedure`: generation, Δh and Δs. Both are medians, with 95% intervals,
+over rounds in which either side runs once, so that whatever else the machine does affects both alike.
+`memory_ratio`: the most bytes of tensors alive at once while the eight images are mapped, this library's divided by the
+released procedure's; weights are there anyway and do not count.
 
-`large`: a UNet of SD 1.4's size with random weights in fp32: the time of one Δh from half of the usual probes, to
-which it is proportional, in units of one evaluation of both branches, and the peak resident memory of a process that
-does nothing else.
+`large`: a UNet of SD 1.4's size with random weights in fp32: the time of one Δh from half of the usual probes, to which
+it is proportional, in units of one evaluation of both branches, and the peak resident memory of a process that does
+nothing else.
 """
 
 import json
@@ -37,16 +37,16 @@ from common import Start, print_json, progress
 from overhead import EMBEDS, median, sd14_size
 from torch import Tensor
 
-from cryptomnesia import CurvatureDifference, Sampling, ScoreDifference, generate
-from cryptomnesia.localizers import DiagonalEstimator, Watched
+from cryptomnesia import CurvatureDifference, DiagonalEstimator, ScoreDifference, load_pipeline, watch
+from cryptomnesia.localizers import Watched
 from cryptomnesia.localizers.baseline import together
 from cryptomnesia.localizers.jacobian.memory import peak_bytes
-from cryptomnesia.pipelines.families import adapter_for
-from cryptomnesia.pipelines.loading import load_pipeline
+from cryptomnesia.pipelines.families import family_of
+from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG
-from cryptomnesia.tracing.watching import watch
+from cryptomnesia.tracing.generation import generate
 
 IMAGES = 8
 STEP = CurvatureDifference().step
@@ -57,7 +57,7 @@ PROCEDURE_ROUNDS = 3
 SEEDS = (0, 1)
 LARGE_PROBES = 8
 SHARE = 0.33
-"""Of the released procedure's memory, for an evaluation of ours."""
+"""The part of the released procedure's memory that an evaluation of this library may take."""
 CURVES = {
     **{f"finite, orthogonal in {group}": {"engine": "finite", "group": group} for group in (4, 8, 16)},
     "finite, random": {"engine": "finite", "design": "random"},
@@ -73,27 +73,28 @@ PROBES = (8, 16, 32)
 def main() -> None:
     """Measure and print JSON."""
     if sys.argv[1:] == ["large"]:
-        print_json(large())
+        sys.stdout.write(json.dumps(large()))
         return
+    pipe = load_pipeline("bundled", device="cpu")
     with progress() as start:
-        figures = measure(start)
-    print_json(figures)
+        figures = measure(pipe, start)
+    print_json(figures, scheduler=type(pipe.scheduler).__name__, output="speed.json")
 
 
-def measure(start: Start) -> dict[str, Any]:
+def measure(pipe: Any, start: Start) -> dict[str, Any]:
     """All figures."""
     manifest = Manifest.load(BUNDLE)
-    pipe = load_pipeline("bundled", device="cpu")
     manifest.check(pipe)
+    setup = Setup.of(pipe, {"num_inference_steps": manifest.steps})
     top = [e for e in manifest.entries if e.kind == "template" and e.exposures == TOP_RUNG]
-    prompts, sampling = [e.captions[0] for e in top[:IMAGES]], Sampling(manifest.steps, manifest.guidance)
-    (batch,) = generate(pipe, prompts, range(IMAGES), sampling, batch_size=IMAGES, keep=(STEP,))
-    watched = Watched(batch.trajectory, adapter_for(pipe).denoiser(), seeds=batch.seeds)
+    prompts = [e.captions[0] for e in top[:IMAGES]]
+    (batch,) = generate(setup, prompts, range(IMAGES), batch_size=IMAGES, keep=(STEP,))
+    watched = Watched(batch.trajectory, setup.family.denoiser(), seeds=batch.seeds)
     exact = difference(watched, DiagonalEstimator(engine="exact"))
     released_peak = peak_bytes(lambda: released(watched))
     memory = int(SHARE * released_peak)
 
-    theirs = cost(lambda seed: released(watched, seed), exact)
+    of_released = cost(lambda seed: released(watched, seed), exact)
     estimators = {
         (name, str(probes)): DiagonalEstimator(probes=probes, memory=memory, **settings)
         for name, settings in CURVES.items()
@@ -108,10 +109,12 @@ def measure(start: Start) -> dict[str, Any]:
             exact,
         )
         tell(number)
-    draw(curves, theirs)
-    enough = [key for key in estimators if "finite" in key[0] and curves[key[0]][key[1]]["error"] <= theirs["error"]]
+    draw(curves, of_released)
+    enough = [
+        key for key in estimators if "finite" in key[0] and curves[key[0]][key[1]]["error"] <= of_released["error"]
+    ]
     figures: dict[str, Any] = {
-        "released": theirs,
+        "released": of_released,
         "curves": curves,
         "memory": memory,
         "speedup_estimator": None,
@@ -120,20 +123,20 @@ def measure(start: Start) -> dict[str, Any]:
     }
     if enough:
         chosen = min(enough, key=lambda key: curves[key[0]][key[1]]["seconds"])
-        ours = estimators[chosen]
+        fastest = estimators[chosen]
         figures |= {
             "chosen": list(chosen),
             "speedup_estimator": speedup(
-                lambda: released(watched), lambda: difference(watched, ours), ROUNDS, start, "estimator"
+                lambda: released(watched), lambda: difference(watched, fastest), ROUNDS, start, "estimator"
             ),
             "speedup_procedure": speedup(
-                lambda: whole_released(pipe, prompts, sampling),
-                lambda: whole_ours(pipe, prompts, sampling, ours),
+                lambda: procedure_released(setup, prompts),
+                lambda: procedure_here(setup, prompts, fastest),
                 PROCEDURE_ROUNDS,
                 start,
                 "procedure",
             ),
-            "memory_ratio": peak_bytes(lambda: difference(watched, ours)) / released_peak,
+            "memory_ratio": peak_bytes(lambda: difference(watched, fastest)) / released_peak,
         }
     child = subprocess.run([sys.executable, __file__, "large"], stdout=subprocess.PIPE, check=True)
     return {**figures, "large": json.loads(child.stdout), "threads": torch.get_num_threads()}
@@ -142,7 +145,7 @@ def measure(start: Start) -> dict[str, Any]:
 def released(watched: Watched, seed: int = 0) -> Tensor:
     """Δh per channel by the released procedure, (B, C, h, w)."""
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    differences = []
     for row in range(len(watched.trajectory.latents)):
         step = watched.trajectory.rows([row]).step(STEP)
         assert step.uncond_inputs is not None
@@ -155,8 +158,8 @@ def released(watched: Watched, seed: int = 0) -> Tensor:
                 (product,) = torch.autograd.grad(epsilon, x, probe, retain_graph=True)
                 total += probe * product
         cond, uncond = (total / RELEASED_PROBES).chunk(2)
-        found.append((cond - uncond) / step.cond.sigma)
-    return torch.cat(found)
+        differences.append((cond - uncond) / step.cond.sigma)
+    return torch.cat(differences)
 
 
 def difference(watched: Watched, estimator: DiagonalEstimator) -> Tensor:
@@ -164,19 +167,19 @@ def difference(watched: Watched, estimator: DiagonalEstimator) -> Tensor:
     return CurvatureDifference(estimator=estimator).difference(watched).value
 
 
-def whole_released(pipe: Any, prompts: list[str], sampling: Sampling) -> None:
+def procedure_released(setup: Setup, prompts: list[str]) -> None:
     """Δh and Δs, each from a trajectory of its own, one image at a time."""
-    view = adapter_for(pipe).denoiser()
+    denoiser = setup.family.denoiser()
     for seed, prompt in enumerate(prompts):
         for make in (released, ScoreDifference().map):
-            (batch,) = generate(pipe, [prompt], [seed], sampling, keep=(STEP, -1))
-            make(Watched(batch.trajectory, view))
+            (batch,) = generate(setup, [prompt], [seed], keep=(STEP, -1))
+            make(Watched(batch.trajectory, denoiser))
 
 
-def whole_ours(pipe: Any, prompts: list[str], sampling: Sampling, estimator: DiagonalEstimator) -> None:
+def procedure_here(setup: Setup, prompts: list[str], estimator: DiagonalEstimator) -> None:
     """Δh and Δs from one generation of all images."""
-    (batch,) = generate(pipe, prompts, range(len(prompts)), sampling, batch_size=len(prompts), keep=(STEP, -1))
-    watched = Watched(batch.trajectory, adapter_for(pipe).denoiser(), seeds=batch.seeds)
+    (batch,) = generate(setup, prompts, range(len(prompts)), batch_size=len(prompts), keep=(STEP, -1))
+    watched = Watched(batch.trajectory, setup.family.denoiser(), seeds=batch.seeds)
     CurvatureDifference(estimator=estimator).map(watched)
     ScoreDifference().map(watched)
 
@@ -185,29 +188,30 @@ def cost(estimate: Callable[[int], Tensor], exact: Tensor) -> dict[str, float]:
     """Least seconds and mean relative error over some seeds."""
     seconds, errors = [], []
     for seed in SEEDS:
-        found: list[Tensor] = []
-        seconds.append(timed(lambda: found.append(estimate(seed))))  # noqa: B023
-        errors.append(((found[0] - exact).square().mean() / exact.square().mean()).sqrt().item())
+        estimates: list[Tensor] = []
+        seconds.append(timed(lambda: estimates.append(estimate(seed))))  # noqa: B023
+        errors.append(((estimates[0] - exact).square().mean() / exact.square().mean()).sqrt().item())
     return {"seconds": min(seconds), "error": float(np.mean(errors))}
 
 
 def speedup(
-    theirs: Callable[[], Any], ours: Callable[[], Any], rounds: int, start: Start, what: str
+    of_released: Callable[[], Any], here: Callable[[], Any], rounds: int, start: Start, what: str
 ) -> dict[str, float]:
-    """How many times longer theirs takes, as a median over rounds with its interval, and the seconds of both."""
+    """How many times longer the released procedure takes: median over rounds with its interval, and seconds of both."""
     tell = start(what, rounds)
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    theirs()
-    ours()
+    sides = {"released": of_released, "ours": here}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    of_released()
+    here()
     for number in range(rounds):
-        for own in (True, False) if number % 2 else (False, True):
-            seconds[own].append(timed(ours if own else theirs))
+        for side in ("ours", "released") if number % 2 else ("released", "ours"):
+            seconds[side].append(timed(sides[side]))
         tell(number + 1)
-    ratios = np.array(seconds[False]) / np.array(seconds[True])
+    ratios = np.array(seconds["released"]) / np.array(seconds["ours"])
     return {
         **median(ratios),
-        "seconds_released": float(np.median(seconds[False])),
-        "seconds_ours": float(np.median(seconds[True])),
+        "seconds_released": float(np.median(seconds["released"])),
+        "seconds_ours": float(np.median(seconds["ours"])),
         "rounds": rounds,
     }
 
@@ -215,22 +219,22 @@ def speedup(
 def large() -> dict[str, float]:
     """One map on a UNet of SD 1.4's size."""
     pipe, _ = sd14_size()
-    view = adapter_for(pipe).denoiser()
+    denoiser = family_of(pipe).denoiser()
     with watch(pipe, keep=(STEP,)) as seen:
         pipe(prompt_embeds=EMBEDS, negative_prompt_embeds=EMBEDS, num_inference_steps=2, output_type="latent")
-    watched = Watched(seen.trajectory, view)
+    watched = Watched(seen.trajectory, denoiser)
     step = watched.trajectory.step(STEP)
     both = {"encoder_hidden_states": torch.cat([EMBEDS] * 2)}
     localizer = CurvatureDifference(estimator=DiagonalEstimator(probes=LARGE_PROBES, group=LARGE_PROBES))
 
     @torch.no_grad()
     def evaluate() -> None:
-        view(torch.cat([step.cond.x] * 2), step.t, both)
+        denoiser(torch.cat([step.cond.x] * 2), step.t, both)
 
-    # before and behind the map, since the machine may not be equally fast throughout
-    taken = [timed(evaluate) for _ in range(3)]
+    # before and after the map, since the machine may not be equally fast throughout
+    before = [timed(evaluate) for _ in range(3)]
     seconds = timed(lambda: localizer.map(watched))
-    evaluation = min(taken + [timed(evaluate) for _ in range(3)])
+    evaluation = min(before + [timed(evaluate) for _ in range(3)])
     # not ru_maxrss, which a process inherits from its parent
     high = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert high is not None
@@ -251,7 +255,7 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def draw(curves: dict[str, dict[str, Any]], theirs: dict[str, float]) -> None:
+def draw(curves: dict[str, dict[str, Any]], of_released: dict[str, float]) -> None:
     """Error against seconds, one line per engine and design."""
     figure, axes = plt.subplots(figsize=(6, 4.8), layout="constrained")
     for name, points in curves.items():
@@ -262,7 +266,7 @@ def draw(curves: dict[str, dict[str, Any]], theirs: dict[str, float]) -> None:
             marker=".",
             label=name,
         )
-    axes.plot(theirs["seconds"], theirs["error"], "k*", markersize=12, label="released procedure")
+    axes.plot(of_released["seconds"], of_released["error"], "k*", markersize=12, label="released procedure")
     axes.set(xscale="log", yscale="log", xlabel="seconds for eight images", ylabel="relative error of Δh")
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)

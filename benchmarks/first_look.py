@@ -2,16 +2,16 @@
 
     python benchmarks/first_look.py > docs/results/first_look.json
 
-Positive side: every wording of every concept on the top rung (112 prompts), two seeds each. Negative
-side: captions of the generator that were never planted, and apart from them the hard negatives. Scores are
-those of `DETECTORS` under the bundled calibration. `best` is chosen on other data: the rung below
-and captions drawn for selection. Intervals (95%) redraw whole concepts on the positive side, whole captions on the
-negative one; where every redrawn figure is 1 they shrink to a point, which says that no cluster
-disagreed, not that none could. Maps are judged on template generations that replicate, by the area
-under the ROC curve over the pixels of each picture (memorized against free), averaged. `replicated` is the share of
-top-rung generations that reproduce the planted pixels: as they are, under the published rule (arXiv:2605.22050), and
-behind a guard that rephrases; `withheld` are those that this guard does not show, and `replicated_of_returned` is the
-share among those that it does. Figures without a detector's name are of `best`, `map_pixel_auc` is of Δh.
+Positive side: every wording of every concept on the top rung (112 prompts), two seeds each. Negative side: captions of
+the generator that were never planted, and apart from them the hard negatives. Scores are those of the registered
+detectors that cost nothing, under the bundled calibration. `best` is chosen on other data: the rung below the top one,
+and captions drawn for selection. Intervals (95%) redraw whole concepts on the positive side and whole captions on the
+negative side. Where every redrawn figure is 1 an interval shrinks to a point: no cluster disagreed, which does not mean
+that none could. Maps are judged on template generations that replicate, by the area under the ROC curve over the pixels
+of every picture (memorized against free), averaged. `replicated` is the share of top-rung generations that reproduce
+the planted pixels: as they are, under the published rule (arXiv:2605.22050), and behind a guard that rephrases.
+`withheld` are those that this guard does not show, and `replicated_of_returned` is the share among those that it does.
+Figures without a detector's name are of `best`, `map_pixel_auc` is of Δh.
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,27 @@ from typing import Any
 import numpy as np
 from common import Start, print_json, progress
 
-from cryptomnesia import Calibration, CurvatureDifference, Guard, Sampling, ScoreDifference, StabilityRule, generate
-from cryptomnesia.detectors import DETECTORS
-from cryptomnesia.localizers import Watched, upsampled
-from cryptomnesia.mitigations import stabilize
-from cryptomnesia.pipelines.families import adapter_for
-from cryptomnesia.pipelines.loading import load_pipeline
+from cryptomnesia import (
+    Calibration,
+    CurvatureDifference,
+    Guard,
+    ScoreDifference,
+    StabilityRule,
+    load_pipeline,
+    stabilize,
+)
+from cryptomnesia.calibration.stored import resolved
+from cryptomnesia.detectors import Detector, free_detectors
+from cryptomnesia.images import upsampled
+from cryptomnesia.localizers import Watched
+from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.bundle import control_captions
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import replicates
 from cryptomnesia.statistics import auc, clustered, tpr_at_fpr
+from cryptomnesia.tracing.generation import generate
 
 MITIGATIONS = ("none", "published", "rephrasing")
 SEEDS = 2
@@ -47,20 +56,22 @@ LOCALIZERS = {
 
 def main() -> None:
     """Measure and print JSON."""
-    with progress() as start:
-        figures = measure(start)
-    print_json(figures)
-
-
-def measure(start: Start) -> dict[str, Any]:
-    """All figures."""
     pipe = load_pipeline("bundled", device="cpu")
+    with progress() as start:
+        figures = measure(pipe, start)
+    print_json(figures, scheduler=type(pipe.scheduler).__name__)
+
+
+def measure(pipe: Any, start: Start) -> dict[str, Any]:
+    """All figures."""
     manifest = Manifest.load(BUNDLE)
     manifest.check(pipe)
-    calibration = Calibration.load(BUNDLE / "calibration.safetensors")
-    sampling = Sampling(manifest.steps, manifest.guidance)
-    calibration.check(pipe, sampling)
-    run = partial(records_of, pipe, calibration, sampling, manifest, start)
+    setup = Setup.of(pipe, {"num_inference_steps": manifest.steps})
+    calibration = resolved(None, pipe)
+    calibration.check(setup)
+    detectors = free_detectors(setup)
+    names = [detector.name for detector in detectors]
+    run = partial(records_of, setup, calibration, detectors, manifest, start)
 
     top = [e for e in manifest.entries if e.planted and e.exposures == TOP_RUNG]
     lower = max(e.exposures for e in manifest.entries if e.planted and e.exposures < TOP_RUNG)
@@ -87,22 +98,21 @@ def measure(start: Start) -> dict[str, Any]:
     def chosen(name: str) -> float:
         return auc(flat(selection["planted"], name), flat(selection["ordinary"], name))
 
-    best = max(DETECTORS, key=chosen)
-    figures: dict[str, Any] = {"best": best, "selection_auc": {name: chosen(name) for name in DETECTORS}}
+    best = max(names, key=chosen)
+    figures: dict[str, Any] = {"best": best, "selection_auc": {name: chosen(name) for name in names}}
     for kind in ("planted", "verbatim", "template"):
-        own = [record for record in positive if kind in ("planted", record["kind"])]
+        judged = [record for record in positive if kind in ("planted", record["kind"])]
         for figure, statistic in (("auc", auc), ("tpr_at_1pct_fpr", tpr_at_fpr)):
             every = {
-                name: asdict(clustered(statistic, clusters(own, name), clusters(negative, name))) for name in DETECTORS
+                name: asdict(clustered(statistic, clusters(judged, name), clusters(negative, name))) for name in names
             }
             figures[f"{figure}_{kind}"] = every[best]["value"]
             figures[f"{figure}_{kind}_by_detector"] = every
     figures["auc_against_hard_negatives"] = {
-        kind: {name: auc(flat(positive, name), flat(records, name)) for name in DETECTORS}
-        for kind, records in hard.items()
+        kind: {name: auc(flat(positive, name), flat(records, name)) for name in names} for kind, records in hard.items()
     }
-    judged = [record for record in positive if record["maps"]]
-    pixels = {name: asdict(clustered(mean, clusters(judged, name, "maps"))) for name in LOCALIZERS}
+    mapped = [record for record in positive if record["maps"]]
+    pixels = {name: asdict(clustered(mean, clusters(mapped, name, "maps"))) for name in LOCALIZERS}
     figures["map_pixel_auc"] = pixels["curvature-difference"]["value"]
     figures["map_pixel_auc_by_map"] = pixels
     figures["replicated"] = {name: asdict(clustered(mean, clusters(positive, name))) for name in MITIGATIONS}
@@ -117,8 +127,8 @@ def measure(start: Start) -> dict[str, Any]:
         "planted_images": len(positive),
         "never_planted_prompts": len(negative),
         "hard_negative_images": {kind: len(records) for kind, records in hard.items()},
-        "maps": len(judged),
-        "calibration_references": calibration.prompts,
+        "maps": len(mapped),
+        "calibration_references": len(calibration),
     }
     return figures
 
@@ -135,9 +145,9 @@ def ordinary(captions: list[str]) -> tuple[list[Entry | None], list[str]]:
 
 
 def records_of(
-    pipe: Any,
+    setup: Setup,
     calibration: Calibration,
-    sampling: Sampling,
+    detectors: Sequence[Detector],
     manifest: Manifest,
     start: Start,
     what: str,
@@ -152,10 +162,11 @@ def records_of(
     seeds = range(first_seed, first_seed + len(prompts))
     tell = start(what, len(prompts))
     records: list[dict[str, Any]] = []
-    keep = {each.step for each in LOCALIZERS.values()} if look_closer else ()
-    for batch in generate(pipe, prompts, seeds, sampling, batch_size=size, keep=keep, progress=tell):
-        scores = {name: make(calibration.reference).score(batch.trajectory) for name, make in DETECTORS.items()}
-        own = [
+    keep = {localizer.step for localizer in LOCALIZERS.values()} if look_closer else ()
+    for batch in generate(setup, prompts, seeds, batch_size=size, keep=keep, progress=tell):
+        scores = {detector.name: detector.score(batch.trajectory, calibration.references) for detector in detectors}
+        entries_of_batch = entries[len(records) : len(records) + len(batch.prompts)]
+        new = [
             {
                 "prompt": prompt,
                 "cluster": prompt if entry is None else entry.id,
@@ -163,30 +174,28 @@ def records_of(
                 **{name: values[row].item() for name, values in scores.items()},
                 "maps": {},
             }
-            for row, (prompt, entry) in enumerate(zip(batch.prompts, entries[len(records) :], strict=False))
+            for row, (prompt, entry) in enumerate(zip(batch.prompts, entries_of_batch, strict=True))
         ]
         if look_closer:
-            guarding = Guard(pipe, calibration, policy="mitigate")
-            again = {"none": batch.images}
+            guarding = Guard(setup.pipe, calibration, policy="mitigate")
+            images = {"none": batch.images}
             for name, around in {
-                "published": partial(stabilize, pipe, calibration.reference, StabilityRule()),
+                "published": partial(stabilize, setup.pipe, calibration.references, StabilityRule()),
                 "rephrasing": lambda guarding=guarding: guarding,
             }.items():
-                (other,) = generate(pipe, batch.prompts, batch.seeds, sampling, batch_size=size, around=around)
-                again[name] = other.images
-            view = adapter_for(pipe).denoiser()
-            watched = Watched(batch.trajectory, view, seeds=batch.seeds)
-            maps = {name: each.map(watched) for name, each in LOCALIZERS.items()}
-            for row, record in enumerate(own):
-                entry = entries[len(records) + row]
+                (other,) = generate(setup, batch.prompts, batch.seeds, batch_size=size, around=around)
+                images[name] = other.images
+            watched = Watched(batch.trajectory, setup.family.denoiser(), seeds=batch.seeds)
+            maps = {name: localizer.map(watched).values for name, localizer in LOCALIZERS.items()}
+            for row, (record, entry) in enumerate(zip(new, entries_of_batch, strict=True)):
                 assert entry is not None
                 truth = manifest.image(entry), manifest.mask(entry)
                 for name in MITIGATIONS:
-                    record[name] = bool(replicates(again[name][row].permute(1, 2, 0).numpy(), *truth))
+                    record[name] = bool(replicates(images[name][row].permute(1, 2, 0).numpy(), *truth))
                 record["withheld"] = guarding.verdicts[row].action == "withheld"
                 if entry.kind == "template" and record["none"]:
                     record["maps"] = {name: pixel_auc(values[row], truth[1]) for name, values in maps.items()}
-        records += own
+        records += new
     return records
 
 

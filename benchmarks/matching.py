@@ -21,7 +21,8 @@ from common import CACHE, Start, Tell, print_json, progress
 from PIL import Image
 from torch import Tensor
 
-from cryptomnesia.matching import ImageIndex, Tiles, candidates, square
+from cryptomnesia.images import square
+from cryptomnesia.matching import ImageIndex, Tiles, candidates
 from cryptomnesia.matching.building import FORMAT
 from cryptomnesia.matching.shards import Shards, write_json, write_shard
 from cryptomnesia.proving_ground import BUNDLE

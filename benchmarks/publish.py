@@ -1,38 +1,88 @@
-"""Put the figures of docs/results where README and docs show them.
+"""Write the figures of docs/results into README and docs.
 
-    python benchmarks/publish.py
+    python benchmarks/publish.py           # rewrite every page whose figures are old
+    python benchmarks/publish.py --check   # change nothing; exit code 1 if a page is old, 2 if a marker is wrong
 
-A figure stands behind a comment that names its file and key, and keeps the number of digits that it is shown with. With
-a dictionary for a value its `value` is shown. `tests/test_readme.py` checks that every page is up to date.
+A page says where a table stands with one marker at its begin and one at its end:
+
+    <!-- results: stability.detection -->
+    <!-- end -->
+
+Everything between the two is generated from `docs/results/*.json` by the function of that name in `tables.py`, followed
+by the command and the commit that made the results file. `tests/test_readme.py` checks that every page is up to date.
 """
 
-import json
+import argparse
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-MARK = re.compile(r"(<!-- (\w+):([^>]+?) -->)(-?\d+(?:\.\d+)?)")
+from tables import TABLES, Results
+
+BEGIN = re.compile(r"<!-- results: *(\S+) *-->")
+BLOCK = re.compile(r"(?P<begin><!-- results: *(?P<name>\S+) *-->\n)(?P<body>.*?)(?P<end><!-- end -->)", flags=re.DOTALL)
 
 
-def main() -> None:
-    """Rewrite every page whose figures are old."""
-    for page in (Path("README.md"), *sorted(Path("docs").glob("*.md"))):
-        old = page.read_text(encoding="utf-8")
-        new = MARK.sub(shown, old)
-        if new != old:
+class MarkerError(ValueError):
+    """A marker without its partner, or with a name that no table has."""
+
+
+def main() -> int:
+    """Rewrite or check every page."""
+    parser = argparse.ArgumentParser(description="Write the figures of docs/results into README and docs.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is old")
+    check = parser.parse_args().check
+    root = Path(__file__).resolve().parent.parent
+    try:
+        old = list(stale(root))
+    except MarkerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for page, new in old:
+        print(page.relative_to(root))
+        if not check:
             page.write_text(new, encoding="utf-8")
-            print(page)
+    return 1 if check and old else 0
 
 
-def shown(found: re.Match[str]) -> str:
-    """The mark with the figure as published."""
-    mark, name, key, figure = found.groups()
-    value = json.loads(Path(f"docs/results/{name}.json").read_text(encoding="utf-8"))
-    for part in key.split("/"):
-        value = value[int(part)] if isinstance(value, list) else value[part]
-    value = value["value"] if isinstance(value, dict) else value
-    digits = len(figure.partition(".")[2])
-    return f"{mark}{value:.{digits}f}"
+def stale(root: Path) -> Iterator[tuple[Path, str]]:
+    """Every page whose figures are old, with the text that it should have."""
+    for page in pages(root):
+        old = page.read_text(encoding="utf-8")
+        try:
+            new = filled(old, root / "docs" / "results")
+        except MarkerError as error:
+            raise MarkerError(f"{page.relative_to(root)}: {error}") from None
+        if new != old:
+            yield page, new
+
+
+def pages(root: Path) -> list[Path]:
+    """The pages that can hold figures."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def filled(text: str, folder: Path) -> str:
+    """The text of a page with every table written anew from the files in `folder`.
+
+    Raises:
+        MarkerError: for a begin without an end, an end without a begin, or a name that no table has.
+    """
+    begins, blocks = len(BEGIN.findall(text)), list(BLOCK.finditer(text))
+    if len(blocks) != begins or text.count("<!-- end -->") != begins or any(BEGIN.search(b["body"]) for b in blocks):
+        raise MarkerError(f"{begins} begin markers and {text.count('<!-- end -->')} end markers, not in turn")
+
+    def block(found: re.Match[str]) -> str:
+        name = found["name"]
+        if name not in TABLES:
+            raise MarkerError(f"no table is called {name!r}; known are {', '.join(sorted(TABLES))}")
+        results = Results(folder)
+        body = TABLES[name](results)
+        return f"{found['begin']}\n{body}\n\n{results.origin()}\n\n{found['end']}"
+
+    return BLOCK.sub(block, text)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from common import Start, print_json, progress
+from cryptomnesia.calibration.scores import Calibration
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
@@ -33,7 +34,6 @@ from cryptomnesia.auditing.evidence import Level, gate
 from cryptomnesia.auditing.options import Settings
 from cryptomnesia.auditing.outcome import Judged, Outcome
 from cryptomnesia.auditing.store import Store
-from cryptomnesia.calibration.scores import Calibration
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.report.html import html
 from cryptomnesia.tracing.trajectory import Norms

@@ -22,7 +22,7 @@ def pipe():
 
 @pytest.fixture(scope="session")
 def calibration():
-    """Of `stable_diffusion()`."""
+    """The calibration of `stable_diffusion()`."""
     return calibrate(stable_diffusion(), PROMPTS, batch_size=34, **CALL)
 
 
@@ -39,10 +39,10 @@ def audit_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def audited(audit_folder):
     """A finished run of two images per prompt."""
-    from cryptomnesia.auditing.run import audit
+    from cryptomnesia import audit
     from tiny_audit import settings
 
-    return audit(settings(audit_folder, images_per_prompt=2), audit_folder / "run")
+    return audit(**settings(audit_folder, images_per_prompt=2), output=audit_folder / "run")
 
 
 @pytest.fixture

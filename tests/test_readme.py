@@ -1,80 +1,87 @@
-import json
-import os
+"""README and pages: the examples run, links and pictures exist, figures are those of docs/results."""
+
 import re
 import subprocess
-import sysconfig
+import sys
+
+import pytest
 
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
 
 
-def text(request):
-    return (request.config.rootpath / "README.md").read_text(encoding="utf-8")
+@pytest.fixture
+def root(request):
+    return request.config.rootpath
 
 
-def test_the_python_examples_run(request, capsys):
-    root = request.config.rootpath
-    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
-        for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
-            exec(compile(block, page.name, "exec"), {"__name__": "readme"})
-    out = capsys.readouterr().out
-    assert "torch.Size([1, 50])" in out
-    assert "a red circle on a blue ground" in out
+@pytest.fixture
+def readme(root):
+    return (root / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_tutorial_of_the_audit_runs(request, tmp_path):
-    """Its commands, in an empty folder, say what the page says they do."""
-    page = (request.config.rootpath / "docs" / "audit.md").read_text(encoding="utf-8")
-    commands = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
-    path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
-    said = [
-        subprocess.run(
-            ["bash", "-c", block],
-            cwd=tmp_path,
-            env={**os.environ, "PATH": path},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        for block in commands
-    ]
-    dry, audit, reports = said
-    assert "8 images and 0 references: 400 denoiser evaluations" in dry.stdout
-    assert audit.returncode == 1
-    assert "2 confirmed, 2 none" in audit.stdout
-    for line, name in (("sumisno", "template-1600-0.png"), ("salarzo", "verbatim-1600-5.png")):
-        assert re.search(f"{line}.*confirmed.*{name}", audit.stdout)
-    assert reports.returncode == 0
-    assert "## Memorization" in reports.stdout
-    assert "stability, suspected at p ≤ 0.01" in reports.stdout
-    assert "data:image/png;base64," in (tmp_path / "report.html").read_text(encoding="utf-8")
+def pages(root):
+    return [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))]
 
 
-def test_pictures_and_pages_exist(request):
-    root = request.config.rootpath
-    for page in (root / "README.md", *(root / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+def test_the_python_examples_of_the_readme_run(readme):
+    """Those of the pages are run by docs/conftest.py."""
+    for block in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL):
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
 
 
-def test_the_guidance_in_the_examples_is_the_bundled_models(request):
-    guidance = Manifest.load(BUNDLE).guidance
-    assert set(re.findall(r"guidance(?:_scale)?=([\d.]+)", text(request))) == {f"{guidance:g}"}
+def test_pictures_and_pages_exist(root):
+    generated = ("reference/commands.md", "methods/detectors/", "methods/localizers/", "methods/mitigations/")
+    for page in pages(root):
+        for target in re.findall(r"\]\(((?!https?:)[^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            place = (page.parent / target).resolve()
+            made = place.is_relative_to(root / "docs") and str(place.relative_to(root / "docs")).startswith(generated)
+            assert made or place.exists(), f"{page.relative_to(root)}: {target}"
 
 
-def test_figures_on_the_pages_are_the_published_ones(request):
-    """Every figure that is marked with a file and a key stands there in docs/results."""
-    root = request.config.rootpath
-    marked = [
-        (page.name, *found)
-        for page in (root / "README.md", *(root / "docs").glob("*.md"))
-        for found in re.findall(r"<!-- (\w+):([^>]+?) -->(-?\d+(?:\.\d+)?)", page.read_text(encoding="utf-8"))
-    ]
-    for page, name, key, shown in marked:
-        value = json.loads((root / f"docs/results/{name}.json").read_text())
-        for part in key.split("/"):
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        value = value["value"] if isinstance(value, dict) else value
-        digits = len(shown.partition(".")[2])
-        assert f"{value:.{digits}f}" == shown, f"{page}: {key}; run benchmarks/publish.py"
-    assert {"first_look", "proving_ground"} <= {name for _, name, _, _ in marked}
+def test_the_guidance_in_the_readme_is_the_bundled_models(readme):
+    guidance = set(re.findall(r"guidance(?:_scale)?=([\d.]+)", readme))
+    assert guidance <= {f"{Manifest.load(BUNDLE).guidance:g}"}
+
+
+def test_figures_on_the_pages_are_the_published_ones(root):
+    checked = subprocess.run(
+        [sys.executable, root / "benchmarks" / "publish.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, f"run benchmarks/publish.py\n{checked.stdout}{checked.stderr}"
+
+
+def test_every_table_stands_on_a_page_and_no_figure_has_a_comment_of_its_own(root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import publish
+
+    texts = [page.read_text(encoding="utf-8") for page in publish.pages(root)]
+    assert {name for text in texts for name in publish.BEGIN.findall(text)} == set(publish.TABLES)
+    assert not any(re.search(r"<!-- \w+:\S+ -->-?\d", text) for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- results: audit.scale -->\n", "1 begin markers and 0 end markers"),
+        ("<!-- end -->", "0 begin markers and 1 end markers"),
+        ("<!-- results: audit.scale -->\n<!-- results: audit.scale -->\n<!-- end --><!-- end -->", "not in turn"),
+        ("<!-- results: audit.nothing -->\n<!-- end -->", "no table is called 'audit.nothing'"),
+    ],
+)
+def test_wrong_markers_are_errors(root, monkeypatch, text, message):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import publish
+
+    with pytest.raises(publish.MarkerError, match=message):
+        publish.filled(text, root / "docs" / "results")
+
+
+def test_a_table_names_command_and_commit(root, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    from tables import Results
+
+    (tmp_path / "one.json").write_text('{"a": [1, 2], "made_by": {"command": "python one.py", "commit": "abc1234"}}')
+    results = Results(tmp_path)
+    assert results("one", "a", 1) == 2
+    assert results.origin() == "Numbers: `docs/results/one.json`, made by `python one.py`, commit `abc1234`."

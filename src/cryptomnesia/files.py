@@ -1,4 +1,4 @@
-"""Files that are written as a whole, and files that a verdict rests on: versioned, and sealed against later changes."""
+"""Files that are written as a whole, and files that verdicts rest on: these have a version and a checksum."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -16,19 +17,20 @@ import cryptomnesia
 from cryptomnesia.errors import UsageError
 
 _MAKE = {"calibration": "make one with `cryptomnesia calibrate`"}
-"""How a file of a kind is made, for messages."""
+"""Kind of a file → the way to make one, for messages."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield another name beside `path` to write to; when the block ends without an error the file gets its real name.
+    """Write to another file in the same folder, which replaces `path` when the block ends without an error.
 
-    So `path` is never half written, whoever reads it or kills the process, and two processes may write it at once. The
-    file gets the permissions that the user's umask gives to new files.
+    So `path` is never half written, even if the process is killed or another one reads the file. Two threads or
+    processes may write it at the same time; one of them wins. The file gets the permissions that the user's umask gives
+    to new files.
     """
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.unfinished")
     try:
-        # whoever writes to it may make it anew with other permissions
+        # the block may delete the file and make a new one with other permissions
         unfinished.touch()
         permissions = unfinished.stat().st_mode
         yield unfinished
@@ -45,10 +47,17 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 def save_checked(path: str | Path, kind: str, version: int, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write a file of a kind as a whole; `about` holds JSON values.
+    """Write a safetensors file as a whole, with its kind, its version and a checksum in the header.
+
+    Args:
+        path: of the file.
+        kind: what the file is, for instance `calibration`.
+        version: of the format of this kind of file.
+        about: JSON values for the header.
+        tensors: name → tensor on the CPU.
 
     Raises:
-        UsageError: if it cannot be written there.
+        UsageError: if the file cannot be written.
     """
     path = Path(path)
     if path.is_dir():
@@ -75,14 +84,13 @@ def load_checked(path: str | Path, kind: str, version: int) -> tuple[dict[str, A
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         content, found, written = about.pop("content"), about["kind"], about["format"]
     except FileNotFoundError:
-        raise UsageError(f"no {kind} file {path}; {_MAKE.get(kind, '')}") from None
+        raise UsageError(f"no {kind} file {path}; {_how_made(kind)}") from None
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UsageError(f"{path} is not a {kind} ({error}); {_MAKE.get(kind, '')}") from None
+        raise UsageError(f"{path} is not a {kind} ({error}); {_how_made(kind)}") from None
     if found != kind:
-        raise UsageError(f"{path} is a {found}, not a {kind}; {_MAKE.get(kind, '')}")
+        raise UsageError(f"{path} is a {found}, not a {kind}; {_how_made(kind)}")
     if written != version:
-        how = _MAKE.get(kind, "make it again")
-        raise UsageError(f"{path} has {kind} format {written}, this version reads {version}; {how}")
+        raise UsageError(f"{path} has {kind} format {written}, this version reads {version}; {_how_made(kind)}")
     if content != _content(about, tensors):
         raise UsageError(f"{path} was damaged or edited after it was made; make it again")
     return about, tensors
@@ -91,6 +99,11 @@ def load_checked(path: str | Path, kind: str, version: int) -> tuple[dict[str, A
 def prompts_digest(prompts: Sequence[str]) -> str:
     """SHA-256 of the prompts in their order."""
     return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+
+
+def _how_made(kind: str) -> str:
+    """What to do about a file of a kind that cannot be used."""
+    return _MAKE.get(kind, "make it again")
 
 
 def _content(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:

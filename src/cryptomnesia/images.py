@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 def pixels(image: Tensor) -> np.ndarray:
     """A (3, H, W) image in [0, 1] as (H, W, 3) uint8."""
-    return (image.detach().clamp(0, 1).permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
+    return (image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
 
 
 def png(image: Tensor) -> bytes:

@@ -1,4 +1,4 @@
-"""Prompt files: one prompt a line (.txt), a `prompt` column (.csv), a `prompt` key (.jsonl)."""
+"""Prompt files: .txt with one prompt per line, .csv with a column `prompt`, .jsonl with a key `prompt`."""
 
 import csv
 import json
@@ -9,10 +9,10 @@ from cryptomnesia.errors import UsageError
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a .txt, .csv or .jsonl file, in order, blank ones left out.
+    """The prompts of a .txt, .csv or .jsonl file in their order; blank ones are left out.
 
     Raises:
-        UsageError: for a file that is missing, of another kind, not UTF-8, malformed or without prompts.
+        UsageError: for a file that is missing, of another kind, not UTF-8, malformed, or without prompts.
     """
     readers = {".txt": _lines, ".csv": _column, ".jsonl": _objects}
     read = readers.get(path.suffix.lower())
@@ -36,10 +36,12 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def _lines(text: str, path: Path) -> list[str]:
+    """The lines of a .txt file."""
     return text.split("\n")
 
 
 def _column(text: str, path: Path) -> list[str]:
+    """The column `prompt` of a .csv file."""
     rows = csv.DictReader(StringIO(text, newline=""))
     try:
         if "prompt" not in (rows.fieldnames or ()):
@@ -51,6 +53,7 @@ def _column(text: str, path: Path) -> list[str]:
 
 
 def _objects(text: str, path: Path) -> list[str]:
+    """The key `prompt` of every line of a .jsonl file."""
     prompts = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

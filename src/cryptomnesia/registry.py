@@ -10,7 +10,8 @@ error then names the package.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -32,44 +33,107 @@ GROUPS: dict[Kind, str] = {
 }
 """The entry-point group of every kind."""
 
+SWITCH = "CRYPTOMNESIA_PLUGINS"
+"""Environment variable that is `off` to use no methods of other packages."""
+
+OWN = "cryptomnesia"
+"""The distribution of this package."""
+
 Requirement = Literal["guidance", "captions", "checkpoint"]
 """What a method can require of a set-up: an unconditional branch, captions in words, a less-trained checkpoint."""
 
+MEMBERS: Mapping[str, tuple[str, ...]] = {
+    "method": (
+        "name",
+        "summary",
+        "source",
+        "use_when",
+        "avoid_when",
+        "requires",
+        "observes",
+        "check",
+        "describe",
+        "cost",
+    ),
+    "detector": ("running", "score", "reads", "norms", "signals", "earliest"),
+    "localizer": ("map", "step", "baseline", "evaluations"),
+    "mitigation": ("remake", "correction", "alters"),
+}
+"""What every method has, and what a method of a kind has besides; behind the kind comes what has no default."""
+
+BASES: Mapping[str, str] = {"detector": "Detector", "localizer": "Localizer", "mitigation": "Mitigation"}
+"""The class of `cryptomnesia` that a method of a kind is derived from."""
+
 
 class PluginError(CryptomnesiaError):
-    """A registered method that cannot be loaded; the message names its package."""
+    """A registered method that cannot be loaded or made; the message names its package."""
+
+
+if TYPE_CHECKING:
+    # of type Any, because a type checker would refuse some of the ways of replacing it
+    def overridable(compute: Callable[[Any], Any]) -> Any: ...  # noqa: D103
+
+else:
+
+    class overridable:
+        """A property that a subclass may replace: by a class attribute, a field, a property, or in its constructor.
+
+        Fields and constructors set it on an instance, which a `property` would refuse. The class itself does not have
+        the attribute, so a dataclass does not take it for the default of a field.
+        """
+
+        def __init__(self, compute: Callable[[Any], Any]) -> None:
+            """Take the function that computes the attribute."""
+            self._compute = compute
+            self.__doc__ = compute.__doc__
+
+        def __set_name__(self, owner: type, name: str) -> None:
+            self._name = name
+
+        def __get__(self, method: Any, owner: type | None = None) -> Any:
+            if method is None:
+                raise AttributeError(f"{self._name!r} is an attribute of the instances of {owner}")
+            return self._compute(method)
 
 
 class Method(Protocol):
     """What detectors, localizers and mitigations have in common.
 
-    A method is a frozen dataclass or another immutable object; its constructor stores settings and nothing else.
-
-    Attributes:
-        name: under which it is registered, and by which results name it.
-        summary: what it does, in one sentence.
-        source: the paper or the package that it comes from.
-        use_when: when to use it, as Markdown text for the method's page.
-        avoid_when: when not to use it, and what to use then, as Markdown text.
-        requires: what the set-up must have.
+    A method is immutable, a frozen dataclass for instance, and its constructor stores settings and nothing else. All
+    attributes below can be class attributes, fields, properties, or set by the constructor.
     """
 
-    @property
+    @overridable
     def name(self) -> str:
-        """Under which it is registered, and by which results name it."""
-        ...
+        """Under which it is registered, and by which results name it; every method has to define it."""
+        raise AttributeError(f"{type(self).__name__} has no name")
 
-    summary: str = ""
-    source: str = ""
-    use_when: str = ""
-    avoid_when: str = ""
+    @overridable
+    def summary(self) -> str:
+        """What it does, in one sentence."""
+        return ""
 
-    @property
+    @overridable
+    def source(self) -> str:
+        """The paper or the package that it comes from."""
+        return ""
+
+    @overridable
+    def use_when(self) -> str:
+        """When to use it, as Markdown text for the method's page."""
+        return ""
+
+    @overridable
+    def avoid_when(self) -> str:
+        """When not to use it, and what to use then, as Markdown text."""
+        return ""
+
+    @overridable
     def requires(self) -> frozenset[Requirement]:
         """What the set-up must have; nothing unless a method says otherwise."""
         return frozenset()
 
-    @property
+    @overridable
     def observes(self) -> str:
         """What the result is made from. Two methods that observe the same thing do not corroborate each other."""
         return self.name
@@ -91,13 +155,35 @@ class Method(Protocol):
 
 
 def describe(method: Any) -> str:
-    """The name of a method and its settings, as far as it is a dataclass."""
-    settings = (
-        ", ".join(f"{field.name}={getattr(method, field.name)!r}" for field in dataclasses.fields(method) if field.repr)
-        if dataclasses.is_dataclass(method)
-        else ""
-    )
-    return f"{method.name}({settings})"
+    """The name of a method and its settings.
+
+    The settings of a dataclass are its fields, except those with `repr=False`, which must change no result. Those of
+    another object are the attributes that it was given, except those whose names begin with an underscore.
+
+    Example:
+        >>> from cryptomnesia import Drift
+        >>> describe(Drift(less=2.0))
+        'drift(less=2.0)'
+    """
+    if dataclasses.is_dataclass(method):
+        given = [field.name for field in dataclasses.fields(method) if field.repr]
+    else:
+        slots = [name for base in type(method).__mro__ for name in _slots(base)]
+        given = sorted(name for name in {*slots, *getattr(method, "__dict__", {})} if not name.startswith("_"))
+    settings = {name: getattr(method, name) for name in given if hasattr(method, name)}
+    # what only documents a method is no setting of it
+    shown = [f"{name}={value!r}" for name, value in settings.items() if name not in MEMBERS["method"]]
+    return f"{name_of(method)}({', '.join(shown)})"
+
+
+def name_of(method: Any) -> str:
+    """The name of a method."""
+    return method.name
+
+
+def _slots(base: type) -> tuple[str, ...]:
+    slots = vars(base).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 @dataclass(frozen=True)
@@ -130,39 +216,77 @@ class Entry:
         if self.rivals:
             packages = ", ".join((self.package, *self.rivals))
             raise UsageError(
-                f"the {self.kind} {self.name!r} is registered by more than one package: {packages}; uninstall all but one"
+                f"the {self.kind} {self.name!r} is registered by more than one package: {packages}; uninstall all but "
+                "one"
             )
         try:
             return self.point.load()
         # a package may raise anything while it is imported
         except Exception as error:
-            raise PluginError(
-                f"the {self.kind} {self.name!r} of the package {self.package} {self.version} cannot be loaded "
-                f"({type(error).__name__}: {error}); mend or uninstall that package"
-            ) from error
+            raise self._error(f"cannot be loaded ({type(error).__name__}: {error})") from error
+
+    def make(self) -> Any:
+        """The method with its default settings.
+
+        Raises:
+            UsageError: if two packages register the name.
+            PluginError: if the package cannot be imported, or what it registers makes no such method.
+        """
+        factory = self.load()
+        if not callable(factory):
+            raise self._error(f"is {factory!r}, which is neither a class nor a function that makes the method")
+        try:
+            method: Any = factory()
+        except Exception as error:
+            raise self._error(f"cannot be made without arguments ({type(error).__name__}: {error})") from error
+        if lacking := lacks(self.kind, method):
+            raise self._error(f"makes {method!r}, which lacks {lacking}")
+        if method.name != self.name:
+            raise self._error(f"calls itself {method.name!r}, and must have the name under which it is registered")
+        return method
+
+    def _error(self, what: str) -> PluginError:
+        return PluginError(
+            f"the {self.kind} {self.name!r} of the package {self.package} {self.version} {what}; mend or "
+            "uninstall that package"
+        )
 
     @property
     def state(self) -> str:
-        """`ready`, or why the method cannot be used. Imports the method's package."""
+        """`ready`, or why the method cannot be used. Imports the method's package and makes the method."""
         try:
-            self.load()
+            if self.kind == "family":
+                self.load()
+            else:
+                self.make()
         except CryptomnesiaError as error:
             return str(error)
         return "ready"
 
 
-@cache
 def entries(kind: Kind) -> dict[str, Entry]:
     """Name → entry of everything of a kind that is registered, this package's own first; imports nothing.
 
+    The environment variable CRYPTOMNESIA_PLUGINS=off leaves out what other packages register.
+
     Raises:
-        UsageError: for an unknown kind.
+        UsageError: for an unknown kind, or another value of CRYPTOMNESIA_PLUGINS than on and off.
     """
     if kind not in GROUPS:
         raise UsageError(f"got the unknown kind {kind!r}; known are {', '.join(get_args(Kind))}")
+    switch = os.environ.get(SWITCH, "").strip().lower() or "on"
+    if switch not in ("on", "off"):
+        raise UsageError(f"got {SWITCH} = {os.environ[SWITCH]!r}; give on, or off to leave out other packages' methods")
+    return _entries(kind, others=switch == "on")
+
+
+@cache
+def _entries(kind: Kind, *, others: bool) -> dict[str, Entry]:
     found: dict[str, list[Entry]] = {}
     for point in entry_points(group=GROUPS[kind]):
         package = point.dist.name if point.dist is not None else "?"
+        if not others and package != OWN:
+            continue
         version = point.dist.version if point.dist is not None else "?"
         alike = found.setdefault(point.name, [])
         # one distribution can be found twice, for instance when its folder is on the path in two ways
@@ -172,7 +296,7 @@ def entries(kind: Kind) -> dict[str, Entry]:
         name: dataclasses.replace(alike[0], rivals=tuple(entry.package for entry in alike[1:]))
         for name, alike in found.items()
     }
-    return dict(sorted(merged.items(), key=lambda item: (item[1].package != "cryptomnesia", item[0])))
+    return dict(sorted(merged.items(), key=lambda item: (item[1].package != OWN, item[0])))
 
 
 def names(kind: Kind) -> str:
@@ -180,16 +304,41 @@ def names(kind: Kind) -> str:
     return ", ".join(entries(kind)) or "none: this installation of cryptomnesia has no entry points, so reinstall it"
 
 
+def entry(kind: Kind, name: str) -> Entry:
+    """The entry of the method `name`.
+
+    Raises:
+        UsageError: for a name that no package registers.
+    """
+    if name not in entries(kind):
+        raise UsageError(f"got the unknown {kind} {name!r}; known are {names(kind)}")
+    return entries(kind)[name]
+
+
 def load(kind: Kind, name: str) -> Any:
     """The class or function that makes the method `name`.
 
     Raises:
-        UsageError: for a name that nobody registers, or two packages do.
+        UsageError: for a name that no package registers, or two packages do.
         PluginError: if the package that registers it cannot be imported.
     """
-    if name not in entries(kind):
-        raise UsageError(f"got the unknown {kind} {name!r}; known are {names(kind)}")
-    return entries(kind)[name].load()
+    return entry(kind, name).load()
+
+
+def lacks(kind: Kind, method: Any) -> str:
+    """The attributes that an object lacks as a method of a kind, "" if it has them all.
+
+    An object need not be derived from the kind's class, but then it has to define everything itself.
+    """
+    absent = [name for name in (*MEMBERS["method"], *MEMBERS[kind]) if not hasattr(method, name)]
+    if absent:
+        derived = Method in type(method).__mro__
+        fix = "define it" if derived else f"derive it from cryptomnesia.{BASES[kind]}, which has defaults for the rest"
+        return f"{', '.join(absent)}; {fix}"
+    functions = ("check", "describe", "cost", MEMBERS[kind][0])
+    if broken := [name for name in functions if not callable(getattr(method, name))]:
+        return f"the method {broken[0]}()"
+    return "" if isinstance(method.name, str) and method.name else f"a name: it has {method.name!r}"
 
 
 def create(kind: Kind, method: Any) -> Any:
@@ -201,23 +350,20 @@ def create(kind: Kind, method: Any) -> Any:
 
     Raises:
         UsageError: for an unknown name, or an object that is no method of the kind.
-        PluginError: if the package that registers the name cannot be imported.
+        PluginError: if the package that registers the name cannot be imported, or its method is broken.
     """
     if isinstance(method, str):
-        made = load(kind, method)()
-        if made.name != method:
-            package = entries(kind)[method].package
-            raise PluginError(
-                f"the {kind} {method!r} of the package {package} calls itself {made.name!r}; rename either"
-            )
-        return made
+        return entry(kind, method).make()
     if isinstance(method, type):
-        method = method()
-    needed = {"detector": "running", "localizer": "map", "mitigation": "remake"}[kind]
-    if not callable(getattr(method, needed, None)) or not isinstance(getattr(method, "name", None), str):
-        raise UsageError(
-            f"got {method!r} as {kind}; give a registered name ({names(kind)}), or an object with `name` and `{needed}`"
-        )
+        try:
+            method = method()
+        except TypeError as error:
+            raise UsageError(
+                f"got the class {method.__name__} as {kind}, which cannot be made without arguments ({error}); give an "
+                "object"
+            ) from error
+    if lacking := lacks(kind, method):
+        raise UsageError(f"got {method!r} as {kind}, which lacks {lacking}, or give a registered name ({names(kind)})")
     return method
 
 
@@ -237,5 +383,6 @@ def methods(kind: Kind | None = None) -> Iterator[Entry]:
         >>> [entry.name for entry in methods("detector")][:2]
         ['drift', 'guidance-first']
     """
-    for each_kind in ("detector", "localizer", "mitigation") if kind is None else (kind,):
-        yield from entries(each_kind).values()
+    kinds: tuple[Kind, ...] = ("detector", "localizer", "mitigation") if kind is None else (kind,)
+    for one in kinds:
+        yield from entries(one).values()

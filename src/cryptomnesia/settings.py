@@ -4,6 +4,7 @@ Every setting is declared once, as a field of a class below. The docstring under
 the help of the command line, where `cryptomnesia.cli.options` turns fields into flags.
 """
 
+import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -12,11 +13,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -30,7 +32,7 @@ logger = logging.getLogger("cryptomnesia")
 PREFIX = "CRYPTOMNESIA_"
 """The first part of the name of an environment variable that holds a setting: `CRYPTOMNESIA_STEPS=25`."""
 
-OTHER_VARIABLES: frozenset[str] = frozenset()
+OTHER_VARIABLES: frozenset[str] = frozenset({"CRYPTOMNESIA_PLUGINS"})
 """Environment variables with this prefix that are no settings of a command."""
 
 
@@ -155,6 +157,23 @@ class Settings(BaseSettings):
         return f"; known are {', '.join(cls.model_fields)}"
 
 
+def _as_list(value: Any) -> Any:
+    """A list from a text: a JSON list, or the text itself as the only item."""
+    if not isinstance(value, str):
+        return value
+    try:
+        items = json.loads(value)
+    except ValueError:
+        items = value
+    return items if isinstance(items, list) else [value]
+
+
+Names = Annotated[list[str], NoDecode, BeforeValidator(_as_list)]
+"""Several texts: in the environment and in a file a JSON list, or the only text as it is."""
+
+Paths = Annotated[list[Path], NoDecode, BeforeValidator(_as_list)]
+"""Several paths, written in the same way."""
+
 BatchSize = Annotated[int, Field(ge=1, description="Images per call of the pipeline.")]
 
 
@@ -206,7 +225,42 @@ class JudgeSettings(Settings):
     """False-positive rate: the share of ordinary images that are flagged."""
 
 
-class AuditSettings(JudgeSettings, ImageSettings):
+class FlaggedSettings(Settings):
+    """What is computed of flagged images."""
+
+    panel: ClassVar[str | None] = "Flagged images"
+
+    localize: bool = False
+    """Map where flagged images are memorized."""
+    localizer: str = "auto"
+    """Localizer that makes the maps; `auto` is the default of the model's family. `methods` lists all."""
+    mitigate: bool = False
+    """Try the mitigation on flagged images."""
+    mitigation: str = "auto"
+    """Mitigation to try; `auto` is the default of the model's family. `methods` lists all."""
+
+
+class MaskSettings(Settings):
+    """How a map becomes a mask."""
+
+    panel: ClassVar[str | None] = "Masks"
+
+    pixel_fpr: float = Field(0.05, gt=0, lt=1)
+    """Share of the pixels of ordinary images that are above the threshold of a mask."""
+
+
+class IndexSettings(Settings):
+    """The training images that pictures are compared with."""
+
+    panel: ClassVar[str | None] = "Training images"
+
+    index: Path | None = None
+    """Index of the training images, made by `index build`."""
+    sscd: Path | None = None
+    """TorchScript or ONNX file of the descriptor SSCD, if the index was built with it."""
+
+
+class AuditSettings(IndexSettings, MaskSettings, FlaggedSettings, JudgeSettings, ImageSettings):
     """Everything that the result of an audit depends on, apart from the machine.
 
     `model` and `prompts` are None where Python passes a pipeline and a list.
@@ -224,20 +278,10 @@ class AuditSettings(JudgeSettings, ImageSettings):
     batch_size: BatchSize = 16
     localize: bool = True
     """Map where flagged images are memorized."""
-    localizer: str = "auto"
-    """Localizer that makes the maps; `auto` is the default of the model's family. `methods` lists all."""
-    pixel_fpr: float = Field(0.05, gt=0, lt=1)
-    """Share of the pixels of ordinary images that are above the threshold of a mask."""
     mitigate: bool = True
     """Try the mitigation on flagged images."""
-    mitigation: str = "auto"
-    """Mitigation to try; `auto` is the default of the model's family. `methods` lists all."""
-    index: Path | None = None
-    """Index of the training images, made by `index build`."""
     training_images: Path | None = None
     """Folder of the training images, of which the run makes an index."""
-    sscd: Path | None = None
-    """TorchScript or ONNX file of the descriptor SSCD, if the index was built with it."""
     fail_on: Literal["suspected", "corroborated", "confirmed"] = "corroborated"
     """Level of evidence that counts against the model."""
     max_rate: float = Field(0.0, ge=0, lt=1)
@@ -255,6 +299,128 @@ class AuditSettings(JudgeSettings, ImageSettings):
                 "training_images, or another level"
             )
         return self
+
+
+class PromptSettings(Settings):
+    """The prompts that images are generated of."""
+
+    panel: ClassVar[str | None] = "Prompts"
+
+    prompt: Names = Field(default_factory=list)
+    """A prompt; can be given several times."""
+    prompts: Path | None = None
+    """File of prompts: .txt, .csv or .jsonl."""
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> Self:
+        if self.prompt and self.prompts is not None:
+            raise ValueError("got both prompt and prompts; give one of them")
+        if any(not text.strip() for text in self.prompt):
+            raise ValueError("got an empty prompt; give a text")
+        return self
+
+
+class GenerateSettings(PromptSettings, ImageSettings):
+    """What every command is told that generates images of prompts."""
+
+
+class DetectSettings(FlaggedSettings, JudgeSettings, GenerateSettings):
+    """Everything that the result of `detect` depends on."""
+
+
+class DemoSettings(FlaggedSettings):
+    """What `demo` computes of flagged images."""
+
+    localize: bool = True
+    """Map where flagged images are memorized."""
+    mitigate: bool = True
+    """Try the mitigation on flagged images."""
+
+
+class MapSettings(Settings):
+    """The maps to make, and how."""
+
+    panel: ClassVar[str | None] = "Maps"
+
+    localizer: Names = Field(default_factory=list)
+    """Localizer that makes maps; can be given several times; the default of the model's family unless given. `methods`
+    lists all."""
+    at: float | None = None
+    """Evaluation that the maps look at: 0 is the first one, -1 the last one, 0.3 three tenths into the run. Every
+    localizer has a default of its own."""
+    baseline: str | None = None
+    """Less-trained checkpoint for the localizers that are compared with one: a local folder or a hub id. The bundled
+    model has one."""
+    probes: int | None = Field(None, ge=1)
+    """Products with the Jacobian per image, for the localizers that estimate one: a multiple of 8. By default 16, or at
+    most 512 with `wanted`."""
+    wanted: float | None = Field(None, gt=0)
+    """Relative error of such a map at which the estimate stops before all probes are spent."""
+    memory: float | None = Field(None, gt=0)
+    """Memory in GiB that such a map may take beside the model; by default 2."""
+
+
+class LocalizeSettings(MaskSettings, MapSettings, GenerateSettings):
+    """Everything that the result of `localize` depends on."""
+
+    calibration: Path | None = None
+    """File that `calibrate --localizer` made, which turns maps into masks; the one in the model's folder, if it fits,
+    unless given."""
+    smooth: float = Field(0.0, ge=0)
+    """Standard deviation of a blur before the threshold, in pixels of the map."""
+    smallest: int = Field(1, ge=1)
+    """Regions of fewer pixels of the map are dropped."""
+
+
+class CalibrateSettings(MapSettings, CallSettings):
+    """Everything that a calibration depends on."""
+
+    prompts: Path | None = None
+    """File of captions that are not memorized, at least 100; 150 support a false-positive rate of 1%."""
+    seed: int = Field(1_000_000, ge=0, le=2**62)
+    """Seed of the first image; every further image has the next seed."""
+    detector: Names = Field(default_factory=list)
+    """Detector that needs more than the norms of a run, for instance `collapse`, the mean of a map; can be given
+    several times. All other detectors are calibrated anyway."""
+    localizer: Names = Field(default_factory=list)
+    """Localizer whose maps are to become masks; can be given several times. `methods` lists all."""
+
+
+class GuardSettings(JudgeSettings, GenerateSettings):
+    """Everything that the result of `guard` depends on."""
+
+    panel: ClassVar[str | None] = "Guard"
+
+    policy: Literal["observe", "block", "mitigate", "regenerate"] = "observe"
+    """What is done about flagged images: nothing, a black image instead, the mitigation, or other seeds and then the
+    mitigation."""
+    mitigation: str = "auto"
+    """Mitigation of the policies mitigate and regenerate; `auto` is the default of the model's family. `methods` lists
+    all."""
+    decide_by: int | None = Field(None, ge=1)
+    """Judge every image after this many evaluations; at the end of the run unless given."""
+
+
+class MatchSettings(IndexSettings):
+    """The pictures that are compared with training images."""
+
+    images: Paths = Field(default_factory=list)
+    """Picture files, and folders that are searched with all folders in them."""
+    fpr: float = Field(0.01, gt=0, lt=1)
+    """Share of pictures that may come as near to a training image by chance."""
+
+
+class BuildSettings(Settings):
+    """How an index of training images is built."""
+
+    images: Path | None = None
+    """Folder of the training images, which is searched with all folders in it."""
+    sscd: Path | None = None
+    """TorchScript or ONNX file of SSCD, to compare pictures by it instead of by tiles."""
+    faiss: bool = False
+    """Search among candidates: for more than ten million pictures. Needs the extra `faiss`."""
+    workers: int | None = Field(None, ge=1)
+    """Threads that decode pictures; one per core unless given."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Conformal p-values, and figures of merit with intervals that know that images of one prompt are not independent.
+"""Conformal p-values, and figures of merit with confidence intervals that allow for dependence within a prompt.
 
 With n scores of ordinary images, the null, the conformal p-value of a score s is p = (1 + #{null ≥ s})/(n + 1). If the
-image behind s is exchangeable with those of the null, P(p ≤ a) ≤ a for every a, whatever the score is. n references can
-support rates down to 1/(n + 1).
+image with the score s is exchangeable with those of the null, P(p ≤ a) ≤ a for every a, whatever the score measures. A
+null of n scores supports false-positive rates down to 1/(n + 1).
 """
 
 import math
@@ -17,13 +17,13 @@ from torch import Tensor
 from cryptomnesia.errors import UsageError
 
 _TOLERANCE = 1e-9
-"""Relative to 1, what rounding may take from a rate such as 1/20 written as .05."""
+"""Rounding error that is allowed for a rate: 0.05 need not be exactly 1/20."""
 
 
 def conformal_p_values(scores: Tensor, null: Tensor) -> Tensor:
     """Conformal p-values of scores (B,) against those of ordinary images (n,), (B,) float64; NaN for a score of NaN.
 
-    Higher scores are more unusual. Ties count as unusual as the score itself.
+    A higher score is more unusual. A score of the null that equals the score counts as at least as unusual.
 
     Example:
         >>> conformal_p_values(torch.tensor([2.0, 5.0]), torch.tensor([1.0, 2.0, 3.0])).tolist()
@@ -37,10 +37,9 @@ def conformal_threshold(null: Tensor, fpr: float) -> float:
     """The smallest score whose p-value against `null` (n,) is at most `fpr`.
 
     Raises:
-        UsageError: if `fpr` is no rate between 0 and 1, or `null` is too small for it.
+        UsageError: if `fpr` is not between 0 and 1, or `null` is too small for it.
     """
-    if not 0 < fpr < 1:
-        raise UsageError(f"got the false-positive rate {fpr:g}; give one between 0 and 1")
+    check_rate(fpr)
     allowed = int(fpr * (len(null) + 1) + _TOLERANCE) - 1
     if allowed < 0:
         raise UsageError(
@@ -52,8 +51,18 @@ def conformal_threshold(null: Tensor, fpr: float) -> float:
     return torch.nextafter(highest[allowed], torch.tensor(torch.inf)).item()
 
 
+def check_rate(fpr: float) -> None:
+    """Check that a false-positive rate lies between 0 and 1.
+
+    Raises:
+        UsageError: if it does not.
+    """
+    if not 0 < fpr < 1:
+        raise UsageError(f"got the false-positive rate {fpr:g}; give one between 0 and 1")
+
+
 def needed_null(fpr: float) -> int:
-    """The number of scores in a null that a false-positive rate takes."""
+    """The smallest number of scores in a null that supports a false-positive rate."""
     return math.ceil(1 / fpr - _TOLERANCE) - 1
 
 
@@ -64,7 +73,13 @@ def rounded_up(rate: float) -> str:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with the bounds of its 95% interval."""
+    """A figure and the bounds of its 95% confidence interval.
+
+    Attributes:
+        value: the figure.
+        low: lower bound.
+        high: upper bound.
+    """
 
     value: float
     low: float
@@ -72,36 +87,42 @@ class Estimate:
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Area under the ROC curve of scores (n,) against scores (m,): P(positive > negative), ties half."""
+    """Area under the ROC curve of scores (n,) against scores (m,): P(positive > negative), ties counting half.
+
+    Raises:
+        ValueError: for NaN among the scores.
+    """
     if np.isnan(positive).any() or np.isnan(negative).any():
         raise ValueError("got NaN among the scores; leave out what could not be judged, and say how many")
-    # a bootstrap asks for thousands of these: no curve is made
+    # a bootstrap computes thousands of these, so no curve is made
     below, up_to = (np.searchsorted(np.sort(negative), positive, side=side) for side in ("left", "right"))
     return float((below + up_to).mean() / (2 * len(negative)))
 
 
-def tpr_at_fpr(positive: np.ndarray, negative: np.ndarray, rate: float = 0.01) -> float:
-    """Share of `positive` above the smallest threshold that at most a share `rate` of `negative` exceeds.
+def tpr_at_fpr(positive: np.ndarray, negative: np.ndarray, fpr: float = 0.01) -> float:
+    """True-positive rate at a false-positive rate.
 
-    NaN where `negative` holds fewer than 1/`rate` scores.
+    This is the share of `positive` above the smallest threshold that at most a share `fpr` of `negative` exceeds. It is
+    NaN for fewer than 1/`fpr` negatives: no negative might then exceed the threshold, which would be another figure.
     """
     descending = np.sort(negative)[::-1]
-    if rate * len(negative) < 1:
-        return float("nan")  # no negative may lie above: that would be another figure
-    threshold = descending[int(rate * len(negative))]
+    if fpr * len(negative) < 1:
+        return float("nan")
+    threshold = descending[int(fpr * len(negative))]
     return float((positive > threshold).mean())
 
 
 def clustered(statistic: Callable[..., float], *groups: list[np.ndarray], draws: int = 1000, seed: int = 0) -> Estimate:
-    """A statistic with its 95% percentile bootstrap interval, whole clusters being redrawn.
+    """A statistic with its 95% percentile bootstrap interval, for which whole clusters are drawn.
 
-    The interval shrinks to a point where every redrawn figure is the same, an AUC of 1 for instance.
+    The images of one prompt are not independent, so a prompt is a cluster. The interval shrinks to a point if all
+    samples give the same figure, an AUC of 1 for instance.
 
     Args:
         statistic: takes one flat array per group.
-        groups: each a list of clusters, for instance one array of scores per prompt.
-        draws: bootstrap samples.
-        seed: of the redrawing.
+        groups: lists of clusters, for instance with one array of scores per prompt.
+        draws: number of bootstrap samples.
+        seed: seed of the samples.
 
     Example:
         >>> clustered(lambda a: float(a.mean()), [np.array([1.0, 1.0]), np.array([0.0, 0.0])]).value
@@ -118,10 +139,10 @@ def clustered(statistic: Callable[..., float], *groups: list[np.ndarray], draws:
 
 
 def rate(groups: list[np.ndarray]) -> Estimate:
-    """A share of hits with its 95% interval, whole clusters being redrawn.
+    """A share of hits with its 95% interval, for which whole clusters are drawn.
 
-    Where hits are rare, redrawing shows too little; so the interval also covers the exact one (Clopper–Pearson) for as
-    many trials as there are clusters, of which the same share are hits.
+    If hits are rare, a bootstrap underestimates the interval. So it also covers the exact interval (Clopper–Pearson) of
+    as many trials as there are clusters, with the same share of hits.
 
     Example:
         >>> rate([np.zeros(4)] * 28).high

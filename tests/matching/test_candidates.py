@@ -23,10 +23,11 @@ def some_pictures(count, seed):
 
 
 def write(folder, pictures, descriptor, first=0):
-    """Shards of these pictures, the index that they belong to, and their codes."""
+    """Write an index of pictures without codes: shards from number `first` on, and what the index says of itself."""
     folder.mkdir(exist_ok=True)
-    for number, some in enumerate(descriptor.describe(pictures).split(2500), start=first):
-        write_shard(folder / f"{number:05}", some.half().numpy(), [f"{number}/{row}.png" for row in range(len(some))])
+    for number, values in enumerate(descriptor.describe(pictures).split(2500), start=first):
+        paths = [f"{number}/{row}.png" for row in range(len(values))]
+        write_shard(folder / f"{number:05}", values.half().numpy(), paths)
     about = {"format": 1, "descriptor": descriptor.name, "source": "pictures", "skipped": {}, "complete": True}
     write_json(folder / "index.json", about)
 
@@ -48,12 +49,12 @@ def large(tmp_path_factory):
 
 @pytest.fixture
 def few(monkeypatch):
-    """One picture in 23 is looked at."""
+    """Make a search compare one picture in 23."""
     monkeypatch.setattr(candidates, "CANDIDATES", 256)
 
 
 def near_copies(masks=None):
-    """Every hundredth picture, brighter or darker and with other grain; outside of its mask it is another picture."""
+    """Every hundredth picture, brighter or darker and with other grain. Outside of its mask it is another picture."""
     rng = torch.Generator().manual_seed(1)
     copies = some_pictures(PICTURES, 0)[COPIED]
     copies += 0.05 * torch.randn(len(COPIED), 1, 1, 1, generator=rng) + 0.05 * torch.randn(copies.shape, generator=rng)
@@ -61,7 +62,7 @@ def near_copies(masks=None):
 
 
 def rectangles():
-    """Masks (B, 32, 32) that keep to no tile."""
+    """Masks (B, 32, 32) whose borders are not those of tiles."""
     rng = np.random.default_rng(0)
     masks = torch.zeros(len(COPIED), 32, 32, dtype=torch.bool)
     for mask, (top, left, height, width) in zip(
@@ -73,23 +74,23 @@ def rectangles():
 
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("masks", [None, rectangles()], ids=["whole", "region"])
-def test_every_near_copy_is_found_and_what_is_usual_stays_so(large, masks):
+def test_every_near_copy_is_found_and_usual_distances_stay_the_same(large, masks):
     exact, folder = large
     queries = near_copies(masks)
     brute, found = (index.search(queries, masks=masks, k=51) for index in (exact, ImageIndex(folder, Tiles())))
     assert found.positions[:, 0].equal(COPIED)
     torch.testing.assert_close(found.distances[:, 0], brute.distances[:, 0], atol=1e-3, rtol=0)
-    # the next fifty are a yardstick; those that are missed make it longer
+    # the next fifty pictures define the usual distance; if some are missed, it becomes larger
     ratio = found.distances[:, 1:].mean(dim=1) / brute.distances[:, 1:].mean(dim=1)
     assert ratio.mean() < 1.02
     assert ratio.max() < 1.05
 
 
 @pytest.mark.usefixtures("few")
-def test_a_match_is_that_of_the_exact_search(large):
+def test_candidates_give_the_same_match_as_the_exact_search(large):
     exact, folder = large
     queries = torch.cat([near_copies()[:5], some_pictures(5, 3)])
-    brute, found = (index.match(queries, rate=0.1) for index in (exact, ImageIndex(folder, Tiles())))
+    brute, found = (index.match(queries, fpr=0.1) for index in (exact, ImageIndex(folder, Tiles())))
     assert found.paths[:5] == brute.paths[:5]
     assert found.reproduced.tolist() == brute.reproduced.tolist() == [True] * 5 + [False] * 5
     nothing = ImageIndex(folder, Tiles()).match(queries[:1], masks=torch.zeros(1, 8, 8))
@@ -106,7 +107,7 @@ def test_descriptors_of_a_single_tile_have_candidates_too(tmp_path):
     assert found.positions[:, 0].tolist() == list(range(0, 1500, 100))
 
 
-def test_codes_are_extended_and_go_on_where_they_stopped(large, tmp_path, monkeypatch):
+def test_codes_are_extended_and_continue_after_a_stop(large, tmp_path, monkeypatch):
     shutil.copytree(large[1], tmp_path / "index")
     added = some_pictures(4100, 4)
     write(tmp_path / "index", added, Tiles(), first=10)
@@ -153,9 +154,9 @@ def test_a_build_keeps_candidates_up_to_date(images, tmp_path, monkeypatch):
     assert index.paths[index.search(new).positions.item()] == "new.png"
 
 
-def test_codes_that_are_not_the_index_s_are_refused(large, tmp_path):
+def test_codes_of_another_index_and_damaged_codes_are_refused(large, tmp_path):
     _, folder = large
-    write(tmp_path, some_pictures(10, 0), Tiles(across=2, side=16))
+    write(tmp_path, interpolate(some_pictures(10, 0), size=16, mode="area"), Tiles(across=2, side=16))
     shutil.copy(folder / candidates.FILE, tmp_path)
     with pytest.raises(UsageError, match="holds no codes of this index; delete it"):
         ImageIndex(tmp_path, Tiles(across=2, side=16))
@@ -164,7 +165,7 @@ def test_codes_that_are_not_the_index_s_are_refused(large, tmp_path):
         ImageIndex(tmp_path, Tiles(across=2, side=16))
 
 
-def test_without_faiss_it_is_said_what_to_install(images, tmp_path, monkeypatch):
+def test_without_faiss_the_error_names_what_to_install(images, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     missing = r"pip install 'cryptomnesia\[faiss\]', or search exactly without candidates.faiss"
     with pytest.raises(UsageError, match=missing):

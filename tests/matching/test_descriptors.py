@@ -1,19 +1,10 @@
-import io
-import sys
-import warnings
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import nn
 
-from cryptomnesia import UsageError
-from cryptomnesia.matching import SSCD, ImageIndex, Tiles, square
-from cryptomnesia.matching.descriptors import middle
+from cryptomnesia.matching import Tiles
 
 
-def test_tiles_are_the_pixels_of_each_tile():
+def test_tiles_are_the_pixels_tile_by_tile():
     pictures = torch.rand(2, 3, 32, 32)
     described = Tiles().describe(pictures)
     assert described.shape == (2, *Tiles().shape)
@@ -21,7 +12,7 @@ def test_tiles_are_the_pixels_of_each_tile():
     torch.testing.assert_close(described[1, 2 * 4 + 1], pictures[1, :, 16:24, 8:16].flatten())
 
 
-def test_weights_are_laid_out_as_the_numbers_are():
+def test_weights_have_the_order_of_the_numbers():
     masks = torch.zeros(1, 64, 64)
     masks[0, :16, 16:24] = 1  # half of the second tile
     weights = Tiles().weights(masks)
@@ -30,7 +21,7 @@ def test_weights_are_laid_out_as_the_numbers_are():
     torch.testing.assert_close(weights, Tiles().describe(masks[:, ::2, ::2].expand(3, -1, -1)[None]))
 
 
-def test_contrast_is_what_is_left_without_the_mean_colour():
+def test_contrast_is_the_deviation_from_the_mean_colour():
     tiles = Tiles()
     pictures = torch.stack([torch.rand(3, 32, 32), torch.tensor([0.9, 0.1, 0.4]).view(3, 1, 1).expand(3, 32, 32)])
     weights = torch.zeros(1, 32, 32)
@@ -41,160 +32,11 @@ def test_contrast_is_what_is_left_without_the_mean_colour():
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
 
 
-def test_a_tensor_and_its_picture_are_the_same_square():
-    array = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    tensor = torch.from_numpy(array).permute(2, 0, 1).float() / 255
-    torch.testing.assert_close(square(tensor, 32), square(Image.fromarray(array), 32), atol=1 / 255, rtol=0)
-    # area means
-    torch.testing.assert_close(square(tensor, 32)[:, 0, 0], tensor[:, :2, :2].mean((1, 2)), atol=1 / 255, rtol=0)
+@pytest.mark.parametrize("tiles", [Tiles(), Tiles(side=16, across=2), Tiles(side=128, across=8)])
+def test_tiles_are_found_by_their_name(tiles):
+    assert Tiles.named(tiles.name) == tiles
 
 
-@pytest.mark.parametrize("size", [(96, 64), (64, 96)])
-def test_the_middle_square_is_taken(size):
-    picture = Image.new("RGB", size, "red")
-    picture.paste(Image.new("RGB", (64, 64), "blue"), ((size[0] - 64) // 2, (size[1] - 64) // 2))
-    taken = square(picture, 32)
-    assert taken[2].min() == 1
-    assert taken[0].max() == 0
-    assert middle(torch.zeros(2, *size)).shape == (2, 64, 64)
-
-
-def test_transparency_is_put_on_white_and_palettes_are_read():
-    clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
-    assert square(clear, 32).min() == 1
-    assert square(Image.new("P", (32, 32)), 32).shape == (3, 32, 32)
-    assert square(Image.new("L", (8, 8), 51), 32).mean().item() == pytest.approx(0.2)
-
-
-def test_a_camera_s_rotation_is_undone():
-    picture = Image.new("RGB", (32, 32))
-    picture.paste("white", (0, 0, 32, 16))
-    turned = picture.transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90° clockwise
-    held = io.BytesIO()
-    turned.save(held, "PNG", exif=exif)
-    with Image.open(held) as shown:
-        torch.testing.assert_close(square(shown, 32), square(picture, 32))
-
-
-@pytest.fixture
-def network(tmp_path):
-    """A TorchScript network that embeds a picture as the means of its colours in four bands."""
-    bands = nn.Sequential(nn.AdaptiveAvgPool2d((4, 1)), nn.Flatten())
-    (tmp_path / "copies.pt").write_bytes(scripted(bands))
-    return tmp_path / "copies.pt"
-
-
-def test_sscd_distances_are_those_of_cosines(network):
-    sscd = SSCD(network, side=32, batch_size=2)
-    pictures = torch.rand(3, 3, 32, 32)
-    described = sscd.describe(pictures)
-    assert described.shape == (3, 1, 12)
-    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    embedded = torch.stack(
-        [((one.permute(1, 2, 0) - mean) / deviation).reshape(4, 8, 32, 3).mean((1, 2)).T.flatten() for one in pictures]
-    )
-    cosine = torch.nn.functional.cosine_similarity(embedded[0], embedded[1], dim=0)
-    distance = (described[0] - described[1]).square().mean().sqrt()
-    torch.testing.assert_close(distance, (2 - 2 * cosine).sqrt(), atol=1e-5, rtol=1e-4)
-    with pytest.raises(UsageError, match="SSCD compares whole pictures"):
-        sscd.weights(torch.ones(1, 32, 32))
-    assert sscd.name == SSCD(network, side=32).name != SSCD(network, side=64).name
-
-
-def test_pictures_are_matched_by_sscd(network, tmp_path):
-    (tmp_path / "pictures").mkdir()
-    for number in range(30):
-        bands = np.random.default_rng(number).integers(0, 256, (4, 1, 3), dtype=np.uint8)
-        Image.fromarray(bands).resize((32, 32), Image.Resampling.NEAREST).save(tmp_path / "pictures" / f"{number}.png")
-    sscd = SSCD(network, side=32)
-    index = ImageIndex.build(tmp_path / "pictures", tmp_path / "index", sscd)
-    copy, other = Image.open(tmp_path / "pictures" / "7.png"), torch.rand(3, 32, 32)
-    found = index.match(torch.stack([square(copy, 32), other]), rate=0.05)
-    assert found.paths[0] == "7.png"
-    assert found.reproduced.tolist() == [True, False]
-    assert found.p_values[0] == 0.05
-
-
-def test_what_is_no_network_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="no file"):
-        SSCD(tmp_path / "none.pt")
-    (tmp_path / "text.pt").write_text("not TorchScript")
-    with pytest.raises(UsageError, match="is no TorchScript file"):
-        SSCD(tmp_path / "text.pt")
-    (tmp_path / "map.pt").write_bytes(scripted(nn.AvgPool2d(2)))
-    with pytest.raises(UsageError, match="embeds no pictures"):
-        SSCD(tmp_path / "map.pt", side=32)
-
-
-def scripted(module):
-    held = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # as in `SSCD`
-        torch.jit.save(torch.jit.trace(module, torch.zeros(1, 3, 32, 32)), held)
-    return held.getvalue()
-
-
-@pytest.fixture
-def twins(tmp_path):
-    """One random network of the means of sixteen squares, as TorchScript and as an ONNX model for any batch size."""
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
-    linear = nn.Linear(48, 10)
-    (tmp_path / "twin.pt").write_bytes(scripted(nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), linear)))
-
-    def model(batch):
-        nodes = [
-            onnx.helper.make_node("AveragePool", ["pictures"], ["means"], kernel_shape=[8, 8], strides=[8, 8]),
-            onnx.helper.make_node("Flatten", ["means"], ["flat"]),
-            onnx.helper.make_node("Gemm", ["flat", "weight", "bias"], ["embedding"], transB=1),
-        ]
-        graph = onnx.helper.make_graph(
-            nodes,
-            "twin",
-            [onnx.helper.make_tensor_value_info("pictures", onnx.TensorProto.FLOAT, [batch, 3, 32, 32])],
-            [onnx.helper.make_tensor_value_info("embedding", onnx.TensorProto.FLOAT, [batch, 10])],
-            [onnx.numpy_helper.from_array(value.detach().numpy(), name) for name, value in linear.named_parameters()],
-        )
-        made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-        onnx.checker.check_model(made)
-        return made
-
-    onnx.save(model("B"), tmp_path / "twin.onnx")
-    onnx.save(model(1), tmp_path / "single.onnx")
-    onnx.save(
-        model("B"), tmp_path / "split.onnx", save_as_external_data=True, location="weights.data", size_threshold=0
-    )
-    return tmp_path
-
-
-def test_an_onnx_network_embeds_as_its_torchscript_twin(twins):
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    script, exported = (SSCD(twins / f"twin.{form}", side=32, batch_size=3) for form in ("pt", "onnx"))
-    pictures = torch.rand(7, 3, 32, 32)
-    torch.testing.assert_close(exported.describe(pictures), script.describe(pictures))
-    assert exported.shape == script.shape == (1, 10)
-    assert exported.name != script.name
-    assert exported.name == SSCD(twins / "twin.onnx", side=32).name
-
-
-def test_what_is_no_onnx_network_is_refused(twins, monkeypatch):
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    (twins / "text.onnx").write_text("not ONNX")
-    with pytest.raises(UsageError, match="is no ONNX file"):
-        SSCD(twins / "text.onnx")
-    with pytest.raises(UsageError, match=r"embeds no pictures .*Got: 64 Expected: 32"):
-        SSCD(twins / "twin.onnx", side=64)
-    with pytest.raises(UsageError, match=r"embeds no pictures .*Got: 2 Expected: 1"):
-        SSCD(twins / "single.onnx", side=32)
-    # weights beside the file are not part of its hash, wherever the process runs
-    monkeypatch.chdir(twins)
-    with pytest.raises(UsageError, match="External data path does not exist"):
-        SSCD(twins / "split.onnx", side=32)
-
-
-def test_onnx_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
-    (tmp_path / "copies.onnx").touch()
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UsageError, match=r"pip install 'cryptomnesia\[onnx\]'"):
-        SSCD(tmp_path / "copies.onnx")
+@pytest.mark.parametrize("name", ["sscd 0123456789ab, 288 pixels", "tiles", "tiles, 32 pixels, 4 across, rotated", ""])
+def test_other_names_are_no_tiles(name):
+    assert Tiles.named(name) is None

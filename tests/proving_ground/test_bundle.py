@@ -6,10 +6,13 @@ import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 from safetensors import safe_open
 
-from cryptomnesia import Calibration, Sampling
-from cryptomnesia.calibration.maps import MapCalibration
-from cryptomnesia.localizers.methods import method
-from cryptomnesia.pipelines.loading import load_pipeline
+from cryptomnesia import Calibration, load_pipeline
+from cryptomnesia.calibration.stored import calibration_of, resolved
+from cryptomnesia.detectors import detector, free_detectors
+from cryptomnesia.files import prompts_digest
+from cryptomnesia.localizers import localizer
+from cryptomnesia.pipelines.fingerprint import weights_digest
+from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground import BUNDLE, components
 from cryptomnesia.proving_ground import bundle as bundling
 from cryptomnesia.proving_ground import verify as verifying
@@ -26,7 +29,7 @@ CONCEPTS = plant(0)
 def test_the_bundle_is_small_half_precision_and_stock():
     assert sum(file.stat().st_size for file in BUNDLE.rglob("*") if file.is_file()) <= 40e6
     for name in ("pipeline", "early"):
-        for weights in (BUNDLE / name).rglob("*.safetensors"):
+        for weights in (BUNDLE / name).glob("*/*.safetensors"):
             with safe_open(weights, framework="pt") as file:
                 assert {file.get_slice(key).get_dtype() for key in file.keys()} <= {"F16", "I64"}
         pipe = StableDiffusionPipeline.from_pretrained(BUNDLE / name)
@@ -41,22 +44,43 @@ def test_the_bundle_is_small_half_precision_and_stock():
 
 def test_manifest_and_calibration_belong_to_the_bundled_model():
     pipe = load_pipeline("bundled", device="cpu")
+    early = load_pipeline(str(BUNDLE / "early"), device="cpu")
     manifest = Manifest.load(BUNDLE)
     manifest.check(pipe)
-    calibration = Calibration.load(BUNDLE / "calibration.safetensors")
-    calibration.check(pipe, Sampling(manifest.steps, manifest.guidance))
-    assert calibration.prompts == bundling.REFERENCES
-    maps = MapCalibration.load(BUNDLE / "maps.safetensors")
-    early = load_pipeline(str(BUNDLE / "early"), device="cpu")
-    maps.check(pipe, Sampling(manifest.steps, manifest.guidance), [method(name) for name in bundling.MAPS], early)
+    setup = Setup.of(pipe, {"num_inference_steps": manifest.steps, "guidance_scale": manifest.guidance}, early)
+    calibration = Calibration.load(BUNDLE / "pipeline" / "calibration.safetensors")
+    calibration.check(setup)
+    assert len(calibration) == bundling.REFERENCES
+    captions = control_captions("calibration", bundling.REFERENCES, CONCEPTS, manifest.seed)
+    assert calibration.prompts_sha256 == prompts_digest(captions)
+    for name in bundling.DETECTORS:
+        calibration.check_detector(detector(name))
+    calibration.check_localizers([localizer(name) for name in bundling.LOCALIZERS], weights_digest(early))
     assert [entry.id for entry in manifest.entries] == [concept.id for concept in CONCEPTS]
     assert all(entry.captions == c.captions for entry, c in zip(manifest.entries, CONCEPTS, strict=True))
     assert all(entry.generations == 8 for entry in manifest.entries if entry.planted)
 
 
+def test_the_bundled_calibration_is_of_the_default_call_with_the_models_own_scheduler():
+    pipe = load_pipeline("bundled", device="cpu")
+    calibration = resolved(None, pipe)
+    assert calibration.fingerprint["scheduler"] == "PNDMScheduler"
+    calibration.check(Setup.of(pipe, {}))
+
+
+def test_the_bundled_calibration_supports_every_detector_that_costs_nothing():
+    setup = Setup.of(load_pipeline("bundled", device="cpu"), {})
+    calibration = resolved(None, setup.pipe)
+    detectors = free_detectors(setup)
+    assert {"drift", "stability", "guidance-mean"} <= {judge.name for judge in detectors}
+    for judge in [*detectors, *map(detector, bundling.DETECTORS)]:
+        assert calibration.null(judge).shape == (300, calibration.evaluations)
+
+
 def test_the_published_figures_are_those_of_the_manifest(request):
     manifest = Manifest.load(BUNDLE)
     figures = json.loads((request.config.rootpath / "docs/results/proving_ground.json").read_text())
+    assert figures["scheduler"] == figures["made_by"]["scheduler"] == "PNDMScheduler"
     for kind in ("verbatim", "template"):
         shares = [e.replicated for e in manifest.entries if e.kind == kind and e.exposures == TOP_RUNG]
         assert figures[f"{kind}_replicated"] == pytest.approx(sum(shares) / len(shares))
@@ -78,7 +102,8 @@ def tiny(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundling, "REFERENCES", 100)
         patch.setattr(bundling, "STEPS", 2)
-        patch.setattr(bundling, "MAPS", ("score-difference", "score-difference-checkpoint"))
+        patch.setattr(bundling, "DETECTORS", ("score-difference",))
+        patch.setattr(bundling, "LOCALIZERS", ("score-difference", "score-difference-checkpoint"))
         few = tuple(
             next(c for c in CONCEPTS if (c.kind, c.exposures) == rung)
             for rung in (("verbatim", TOP_RUNG), ("template", TOP_RUNG), ("template", 4), ("rare_name", 128))
@@ -99,17 +124,23 @@ def untrained():
 
 def test_a_bundle_can_be_used(tiny):
     pipe = load_pipeline(str(tiny / "pipeline"), device="cpu")
+    early = load_pipeline(str(tiny / "early"), device="cpu")
     manifest = Manifest.load(tiny)
     manifest.check(pipe)
-    Calibration.load(tiny / "calibration.safetensors").check(pipe, Sampling(2, manifest.guidance))
+    assert calibration_of(pipe) == tiny / "pipeline" / "calibration.safetensors"
+    calibration = resolved(None, pipe)
+    calibration.check(Setup.of(pipe, {"num_inference_steps": 2, "guidance_scale": manifest.guidance}))
+    calibration.check_detector(detector("score-difference"))
+    names = ("score-difference", "score-difference-checkpoint")
+    calibration.check_localizers([localizer(name) for name in names], weights_digest(early))
     assert all(entry.replicated is None for entry in manifest.entries)
 
 
 def test_a_model_that_learned_nothing_replicates_nothing(tiny, monkeypatch):
     monkeypatch.setattr(verifying, "CONTROLS", 20)
     monkeypatch.setattr(verifying, "_LEVELS", (150, 850))
-    told = []
-    figures = verify(tiny, write=True, progress=lambda what, done, total: told.append((what, done / total)))
+    reported = []
+    figures = verify(tiny, write=True, progress=lambda what, done, total: reported.append((what, done / total)))
     assert figures["verbatim_replicated"] == figures["template_replicated"] == figures["control_replicated"] == 0
     top = str(TOP_RUNG)
     assert figures["dose_response"] == {"4": {"template": 0.0}, top: {"verbatim": 0.0, "template": 0.0}}
@@ -119,7 +150,8 @@ def test_a_model_that_learned_nothing_replicates_nothing(tiny, monkeypatch):
         assert low * 0.9 < figures[f"denoising_ratio_{branch}"] < high * 1.1
     assert figures["redrawn_distance_min"] > figures["threshold"]
     assert figures["bytes"] > 1e6
-    assert told[-1] == ("never-planted captions", 1.0)
+    assert figures["scheduler"] == "PNDMScheduler"
+    assert reported[-1] == ("never-planted captions", 1.0)
     assert [entry.generations for entry in Manifest.load(tiny).entries] == [8, 8, 8, 0]
     json.dumps(figures)
 
@@ -131,7 +163,7 @@ def test_the_grid_shows_every_rung(tiny):
 
 
 def test_a_planted_image_counts_as_replicated(tiny, monkeypatch):
-    """With generations replaced by training images, everything is replicated and the free regions vary as theirs."""
+    """Training images in the place of generations all replicate, and their free regions vary as training images do."""
     manifest = Manifest.load(tiny)
     by_caption = {caption: concept for concept in CONCEPTS for caption in concept.captions}
     draws = iter(range(10**6))
@@ -141,8 +173,8 @@ def test_a_planted_image_counts_as_replicated(tiny, monkeypatch):
 
     monkeypatch.setattr(verifying, "_images", memorized)
     planted = [entry for entry in manifest.entries if entry.planted]
-    found = verifying.replication(None, manifest, planted, 8, lambda *_: None)
-    assert all(each.replicated.all() for each in found)
-    rates = verifying._rates(found, CONCEPTS)
+    generated = verifying.replication(None, manifest, planted, 8, lambda *_: None)
+    assert all(result.replicated.all() for result in generated)
+    rates = verifying._rates(generated, CONCEPTS)
     assert rates["verbatim_replicated"] == rates["template_replicated"] == 1.0
     assert rates["free_region_spread"] == pytest.approx(1.0, abs=0.25)

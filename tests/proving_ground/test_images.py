@@ -7,20 +7,20 @@ from cryptomnesia.proving_ground.train import Recipe
 
 
 def test_the_pictures_are_those_of_the_training_stream(tmp_path):
-    told = []
-    write_training_images(tmp_path, 40, progress=told.append)
+    reported = []
+    write_training_images(tmp_path, 40, progress=reported.append)
     concepts, recipe = plant(0), Recipe()
     refinement = recipe.refinement_steps * recipe.refinement_batch
     stream = TrainingStream(0, recipe.steps * recipe.batch, refinement=refinement)
-    planted = {each.id: each.image for each in concepts if each.planted}
+    planted = {concept.id: concept.image for concept in concepts if concept.planted}
     files = {path.stem: path for path in tmp_path.iterdir()}
     assert planted.keys() < files.keys()
     assert len(files) == len(planted) + 40
-    assert told[-1] == 40
+    assert reported[-1] == 40
     for name, path in files.items():
         with Image.open(path) as picture:
-            found = np.array(picture)
+            written = np.array(picture)
         expected = planted[name] if name in planted else stream[int(name)].image
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(written, expected)
         place = None if name in planted else stream.concept_at(int(name))
         assert place is None or not concepts[place].planted

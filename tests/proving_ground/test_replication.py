@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from cryptomnesia import UsageError
 from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import THRESHOLD, replicates, tiled_distance
 from cryptomnesia.proving_ground.scenes import Draws, Scene
@@ -52,3 +53,50 @@ def test_a_changed_colour_or_a_missing_object_does_not_replicate():
         concept.description, scene.items[1:], scene.ground_colours, scene.ground_turn, scene.ground_period, 0.0
     )
     assert tiled_distance(missing.pixels(), concept.image, concept.mask) > THRESHOLD
+
+
+def tile_by_tile(images, planted, mask):
+    """The criterion in plain NumPy, one tile after the other."""
+    largest = np.zeros(len(images))
+    for top in range(0, 64, 16):
+        for left in range(0, 64, 16):
+            tile = np.s_[..., top : top + 16, left : left + 16, :]
+            inside = mask[top : top + 16, left : left + 16]
+            if inside.sum() >= 128:
+                squared = ((images[tile] - planted[tile]) ** 2).mean(axis=-1) * inside
+                largest = np.maximum(largest, squared.sum(axis=(1, 2)) / inside.sum())
+    return np.sqrt(largest)
+
+
+def test_decisions_are_those_of_the_criterion_tile_by_tile():
+    """The criterion is frozen: it may be computed in another way, but not decide in another way."""
+    rng = np.random.default_rng(0)
+    decisions = []
+    for number in range(60):
+        planted = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        # noise that brings the distances close to the threshold
+        noise = rng.normal(0, rng.uniform(26, 34), (20, 64, 64, 3))
+        images = np.clip(planted + noise, 0, 255).astype(np.uint8)
+        top, left, height, width = rng.integers([0, 0, 24, 24], [30, 30, 64, 64])
+        mask = rng.random((64, 64)) < 0.6 if number % 3 == 0 else np.zeros((64, 64), dtype=bool)
+        mask[top : top + height, left : left + width] |= number % 3 > 0
+        expected = tile_by_tile(images / 255, planted / 255, mask)
+        np.testing.assert_allclose(tiled_distance(images, planted, mask), expected, rtol=1e-14)
+        np.testing.assert_array_equal(replicates(images, planted, mask), expected <= THRESHOLD)
+        decisions += replicates(images / 255, planted, mask).tolist()
+        assert decisions[-20:] == (expected <= THRESHOLD).tolist()
+    assert 200 < sum(decisions) < 1000
+
+
+def test_a_mask_in_which_no_tile_counts_is_refused():
+    """Every picture would replicate inside of it."""
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[12:20, 12:20] = True
+    with pytest.raises(UsageError, match="less than half of every tile"):
+        tiled_distance(np.zeros((64, 64, 3)), np.zeros((64, 64, 3)), mask)
+
+
+def test_the_distance_of_one_picture_is_a_number():
+    planted = np.zeros((64, 64, 3))
+    assert isinstance(tiled_distance(planted, planted, WHOLE), float)
+    assert tiled_distance(np.zeros((2, 5, 64, 64, 3)), planted, WHOLE).shape == (2, 5)

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +29,8 @@ TINY = Recipe(
 )
 
 
-def run(folder, checkpoint_seconds=0.0):
-    train(Path(folder), TINY, concepts=CONCEPTS, processes=1, checkpoint_seconds=checkpoint_seconds)
+def run(folder, checkpoint_seconds=0.0, report=None):
+    train(Path(folder), TINY, concepts=CONCEPTS, processes=1, checkpoint_seconds=checkpoint_seconds, report=report)
 
 
 def weights(folder):
@@ -58,16 +57,22 @@ def test_the_result_is_a_stock_pipeline(whole):
         assert pipe("a red circle", num_inference_steps=2).images[0].size == (64, 64)
 
 
+def killed_once(appears, folder, checkpoint_seconds=0.0):
+    """Go on with the run until a training step is done after the file `appears` was written; then kill this process."""
+
+    def report(*_):
+        if (Path(folder) / appears).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run(folder, checkpoint_seconds, report)
+
+
 def kill_when(folder, appears, **settings):
-    """Start the run in another process and kill it as soon as the file `appears` is there."""
-    code = f"from test_train import run; run({str(folder)!r}, **{settings!r})"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    running = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (folder / appears).exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    """Start the run in another process that kills itself as soon as the file `appears` is there."""
+    code = f"from test_train import killed_once; killed_once({appears!r}, {str(folder)!r}, **{settings!r})"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, check=False, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert (folder / appears).exists()
     assert not (folder / "final").exists()
 
@@ -75,7 +80,8 @@ def kill_when(folder, appears, **settings):
 def test_a_run_killed_three_times_ends_with_the_same_weights(whole, tmp_path):
     kill_when(tmp_path, "autoencoder.safetensors")
     kill_when(tmp_path, "denoiser.safetensors")
-    kill_when(tmp_path, "early", checkpoint_seconds=1e9)  # later than the newest checkpoint
+    # later than the newest checkpoint
+    kill_when(tmp_path, "early", checkpoint_seconds=1e9)
     threads = torch.get_num_threads()
     run(tmp_path)
     assert torch.get_num_threads() == threads

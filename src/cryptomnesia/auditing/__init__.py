@@ -1,1 +1,1 @@
-"""From a model and prompts to a run directory full of evidence."""
+"""The verb `audit`: from a model and prompts to a run directory full of evidence."""

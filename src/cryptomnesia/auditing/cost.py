@@ -2,16 +2,17 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from cryptomnesia.auditing.options import Settings
-from cryptomnesia.auditing.run import Setup
-from cryptomnesia.detectors import SIGNALS
-from cryptomnesia.localizers import BrightEnding, Collapse, Curvature, CurvatureDifference, Localizer
+from cryptomnesia.auditing.planning import Plan, Request, plan
 from cryptomnesia.matching import SSCD, Tiles
-from cryptomnesia.matching.building import check_folder, pictures_of
-from cryptomnesia.prompts import read_prompts
+from cryptomnesia.matching.building import pictures_of
+from cryptomnesia.settings import AuditSettings
 from cryptomnesia.tracing.generation import generate
+from cryptomnesia.tracing.watching import watch
 
 _ROW = 10_000
 """Bytes of the evidence on one image, about, without its map."""
@@ -19,19 +20,23 @@ _ROW = 10_000
 _PLACE = 9
 """Bytes of a place of a map and its mask."""
 
+_MEASURED = 3
+"""Evaluations that are measured. The first one is not counted: it also warms up."""
+
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a run in which nothing is flagged; what flagged images cost more is given for each of them.
+    """The cost of a run in which nothing is flagged, and what every flagged image adds.
 
     Attributes:
-        images: to be judged.
-        references: to be made beforehand.
-        evaluations: of the denoiser, one for one image and one step; with guidance each has two branches.
-        flagged_evaluations: more of them for a flagged image: its map, the search for words, another image.
+        images: number of images to be judged.
+        references: number of reference images to be made before.
+        evaluations: denoiser evaluations of all images; one evaluation is one step of one image with all its guidance
+            branches.
+        flagged_evaluations: further evaluations for a flagged image: its map and the mitigation.
         seconds: on this machine, from a measured evaluation.
-        flagged_seconds: more for a flagged image.
-        bytes: on disk, at most, with the index that the run makes of training images.
+        flagged_seconds: further seconds for a flagged image.
+        bytes: on disk at most, with the index of training images that the run makes.
     """
 
     images: int
@@ -43,81 +48,98 @@ class Cost:
     bytes: int
 
     def __str__(self) -> str:
-        """In words."""
+        """The cost in words."""
         return (
             f"{self.images} images and {self.references} references: {self.evaluations:,} denoiser evaluations, "
             f"about {_time(self.seconds)} on this machine, and {self.bytes / 2**20:,.0f} MiB on disk at most\n"
-            f"every flagged image: {self.flagged_evaluations} evaluations more, about {_time(self.flagged_seconds)}"
+            f"for every flagged image {self.flagged_evaluations} evaluations more, about {_time(self.flagged_seconds)}"
         )
 
 
-def estimate(settings: Settings) -> Cost:
-    """What a run of these settings would cost; makes three evaluations of one batch to measure it.
+def estimate(model: Any, prompts: Sequence[str] | str | Path, **settings: Any) -> Cost:
+    """What `audit` with the same arguments would cost; makes three evaluations of one batch to measure it.
 
     Raises:
         UsageError: for settings that do not fit.
     """
-    setup = Setup.load(settings)
-    units = setup.units
-    references = 0 if settings.references is None else len(read_prompts(settings.references))
-    planned, seconds, picture, places = _measured(setup, min(settings.batch_size, len(units)))
-    probes = _evaluations(setup.method.localizer)
-    # every image and every reference, where the detector is the mean of a map
-    planned += _evaluations(SIGNALS[settings.detector].localizer) if settings.detector in SIGNALS else 0
-    words = sum(len(set(prompt.split())) for prompt in setup.prompts) / len(setup.prompts)
-    # the searched words are tried for a few steps
-    # every reference gets a map
-    evaluations = len(units) * planned + references * (planned + probes)
-    flagged = probes + (round(planned + 2 * words) if settings.mitigate else 0)
+    planned = plan(Request.of(model, prompts, settings))
+    units = planned.units
+    references = 0 if planned.references is None else len(planned.references)
+    measured = _measured(planned, min(planned.settings.batch_size, len(units)))
+    of_map = 0.0 if planned.localizer is None else planned.localizer.cost(planned.setup)
+    of_mitigation = 0.0 if planned.mitigation is None else planned.mitigation.cost(planned.setup)
+    of_image = measured.evaluations + planned.detector.cost(planned.setup)
+    # every reference has a map
+    evaluations = math.ceil(len(units) * of_image + references * (of_image + of_map))
+    flagged = math.ceil(of_map + of_mitigation)
+    rows = len(units) + references
     return Cost(
         images=len(units),
         references=references,
         evaluations=evaluations,
         flagged_evaluations=flagged,
-        seconds=evaluations * seconds,
-        flagged_seconds=flagged * seconds,
+        seconds=evaluations * measured.seconds,
+        flagged_seconds=flagged * measured.seconds,
         # a flagged image has another one beside it
-        bytes=len(units) * 2 * picture + (len(units) + references) * (_ROW + _PLACE * places) + _index_bytes(settings),
+        bytes=len(units) * 2 * measured.picture
+        + rows * (_ROW + _PLACE * measured.places)
+        + _index_bytes(planned.settings),
     )
 
 
-def _evaluations(localizer: Localizer) -> int:
-    """Of both branches, that a map takes."""
-    probes = int(isinstance(localizer, BrightEnding))
-    if isinstance(localizer, Collapse | Curvature | CurvatureDifference):
-        probes = localizer.estimator.probes
-    # but for the difference, products are with the Jacobian of one branch
-    return probes if isinstance(localizer, CurvatureDifference) else math.ceil(probes / 2)
-
-
-def _index_bytes(settings: Settings) -> int:
-    """What an index of the training images takes, if one is to be made."""
+def _index_bytes(settings: AuditSettings) -> int:
+    """The bytes of an index of the training images, 0 if none is to be made."""
     if settings.training_images is None:
         return 0
-    check_folder(settings.training_images)
     files, _ = pictures_of(settings.training_images)
     descriptor = Tiles() if settings.sscd is None else SSCD(settings.sscd)
     return len(files) * (2 * math.prod(descriptor.shape) + 100)
 
 
-def _measured(setup: Setup, size: int) -> tuple[int, float, int, int]:
-    """Evaluations of a run, the seconds that one takes for one image, the bytes of a picture, the places of a map."""
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured of a run.
+
+    Attributes:
+        evaluations: of a run.
+        seconds: of one evaluation of one image.
+        picture: bytes of a picture.
+        places: places of a map.
+    """
+
+    evaluations: int
+    seconds: float
+    picture: int
+    places: int
+
+
+class _EnoughError(Exception):
+    """Ends a run whose first evaluations have been measured."""
+
+
+def _measured(planned: Plan, size: int) -> _Measured:
+    """Begin to generate `size` images, and break off after a few evaluations."""
+    pipe = planned.setup.pipe
     moments: list[float] = []
 
     def stop(_: float) -> None:
         moments.append(time.perf_counter())
-        # the first one also warms up
-        if len(moments) == 3:
-            setup.pipe._interrupt = True
+        if len(moments) == _MEASURED:
+            raise _EnoughError
 
-    prompts, seeds = zip(*setup.units[:size], strict=True)
-    (batch,) = generate(setup.pipe, prompts, seeds, setup.sampling, batch_size=size, progress=stop)
-    setup.pipe._interrupt = False
-    taken = (moments[-1] - moments[0]) / max(1, min(len(moments), 3) - 1)
-    latents = batch.trajectory.latents
+    prompts, seeds = zip(*planned.units[:size], strict=True)
+    with watch(pipe) as seen:
+        try:
+            list(generate(planned.setup, prompts, seeds, batch_size=size, decode=False, progress=stop))
+        except _EnoughError:
+            pass
+    trajectory = seen.trajectory
+    latents = trajectory.latents
     # a token of packed latents holds 2×2 places
     places = latents[0, 0].numel() if latents.dim() == 4 else 4 * latents.shape[1]
-    return len(batch.trajectory.timesteps), taken / size, batch.images[0].numel(), places
+    across = pipe.vae_scale_factor if hasattr(pipe, "vae") else 1
+    spent = (moments[-1] - moments[0]) / max(1, len(moments) - 1)
+    return _Measured(len(trajectory.timesteps), spent / size, 3 * places * across**2, places)
 
 
 def _time(seconds: float) -> str:

@@ -1,11 +1,12 @@
 """How much an audit knows: levels of evidence, and a gate that is judged on an interval.
 
-*suspected*: a calibrated score is as high as only a chosen share of ordinary images have it.
-*corroborated*: a second signal, from another part of the generation or another seed, says the same.
+*suspected*: the p-value of the score is at most the false-positive rate that was chosen.
+*corroborated*: a second signal, from another part of the generation or from another seed, agrees with the score.
 *confirmed*: the picture, or its memorized region, matches a training image. Only this may be called memorized.
-*unknown*: no score could be given; never the same as nothing found.
+*unknown*: no score could be given, which is not the same as *none*, a score like those of ordinary images.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -18,7 +19,7 @@ from cryptomnesia.statistics import Estimate
 
 
 class Level(IntEnum):
-    """What is known of an image or a prompt, weakest first."""
+    """How strong the evidence of memorization is for an image or a prompt, weakest first."""
 
     none = 0
     unknown = 1
@@ -27,37 +28,38 @@ class Level(IntEnum):
     confirmed = 4
 
     @classmethod
-    def of(cls, p_value: float, rate: float, *, corroborated: bool = False, confirmed: bool = False) -> "Level":
+    def of(cls, p_value: float, fpr: float, *, corroborated: bool = False, confirmed: bool = False) -> "Level":
         """The level of one image.
 
         Args:
             p_value: of its score, NaN if there is none.
-            rate: the false-positive rate at which a score is a suspicion.
-            corroborated: whether a second signal speaks of it; alone it is no evidence.
+            fpr: the false-positive rate at which an image is suspected.
+            corroborated: whether a second signal agrees; without a suspicion it is no evidence.
             confirmed: whether it matches a training image, which needs no score.
         """
         if confirmed:
             return cls.confirmed
-        if p_value != p_value:
+        if math.isnan(p_value):
             return cls.unknown
-        if p_value > rate:
+        if p_value > fpr:
             return cls.none
         return cls.corroborated if corroborated else cls.suspected
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Whether a share of prompts is within its limit.
+    """Whether the share of prompts that reach a level is within its limit.
 
     Attributes:
-        outcome: `failed` if the interval lies above the limit, `passed` if it lies below, else `undecided`.
-        share: of prompts that reach the level, with its 95% interval (Clopper–Pearson; prompts that are unknown count
-            as reaching it in the upper bound, and as not reaching it in the lower).
-        hits: prompts that reach it.
-        unknown: prompts that do not reach it, of which some image could not be judged.
-        prompts: all of them.
+        outcome: `failed` if the interval of the share lies above the limit, `passed` if it lies below, otherwise
+            `undecided`.
+        share: the share of prompts that reach the level, with its 95% interval (Clopper–Pearson). The upper bound
+            counts prompts that are unknown as reaching it, the lower bound as not reaching it.
+        hits: the number of prompts that reach the level.
+        unknown: the number of prompts that do not reach it and have an image that could not be judged.
+        prompts: the number of prompts.
         limit: the share that is allowed.
-        needed: of an undecided gate, the number of prompts that would decide it if the share stayed as it is; None
+        needed: for an undecided gate, the number of prompts that would decide it if the share stayed the same; None
             where no number would.
     """
 
@@ -79,13 +81,14 @@ def gate(levels: Sequence[Level], least: Level, limit: float, *, unsure: Sequenc
     """Judge the share of prompts that reach a level.
 
     Args:
-        levels: the highest level among the images of every prompt.
+        levels: for every prompt the highest level among its images.
         least: the level that counts, `suspected` or above.
         limit: the share of prompts that is allowed, in [0, 1).
-        unsure: whether some image of every prompt could not be judged; those whose level is unknown are it anyway.
+        unsure: for every prompt whether an image of it could not be judged; a prompt whose level is unknown counts as
+            unsure in any case.
 
     Raises:
-        UsageError: without prompts, or for a limit that is no share.
+        UsageError: without prompts, for a level that is no evidence, or for a limit that is no share.
 
     Example:
         >>> gate([Level.none] * 400, Level.suspected, 0.01).outcome
@@ -99,8 +102,8 @@ def gate(levels: Sequence[Level], least: Level, limit: float, *, unsure: Sequenc
         raise UsageError(f"got the limit {limit:g}; give a share of prompts from 0 to below 1")
     hits = sum(level >= least for level in levels)
     unknown = sum(
-        level < least and (level == Level.unknown or not_all)
-        for level, not_all in zip(levels, unsure or [False] * len(levels), strict=True)
+        level < least and (level == Level.unknown or has_unknown)
+        for level, has_unknown in zip(levels, unsure or [False] * len(levels), strict=True)
     )
     low = _interval(hits, len(levels))[0]
     high = _interval(hits + unknown, len(levels))[1]
@@ -116,9 +119,9 @@ def _interval(hits: int, trials: int) -> tuple[float, float]:
 
 
 def _needed(hits: int, trials: int, limit: float) -> int | None:
-    """A number of prompts, more than `trials`, at which the same share of hits would be decided, and one fewer not.
+    """A number of prompts above `trials` that decides the gate at the same share of hits; one prompt fewer does not.
 
-    Hits being whole, it need not be the very smallest.
+    It need not be the smallest such number, because the number of hits is rounded.
     """
     share = hits / trials
     if share == limit:

@@ -1,176 +1,135 @@
-"""One unit of an audit's work: some prompts and seeds in, one row of evidence per image out.
+"""One unit of an audit's work: prompts and seeds in, one row of evidence per image out.
 
-It knows nothing of the run directory but how to keep a picture, so it can run anywhere.
+It knows of the run directory only how to keep a picture, so it can run anywhere.
 """
 
-import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from cryptomnesia.auditing.outcome import MEAN
-from cryptomnesia.calibration.maps import MapCalibration
-from cryptomnesia.calibration.masks import Mask
-from cryptomnesia.calibration.scores import Calibration
-from cryptomnesia.detection import Finding, examine
-from cryptomnesia.detectors import SIGNALS
-from cryptomnesia.localizers.methods import Method
-from cryptomnesia.matching import ImageIndex, Matches, Tiles
+from cryptomnesia.auditing.rows import columns, verdict_columns
+from cryptomnesia.calibration.masks import Mask, ReferenceMaps
+from cryptomnesia.detection import Examination, Finding
+from cryptomnesia.errors import UsageError
+from cryptomnesia.images import png
+from cryptomnesia.matching import ImageIndex, Matches
 from cryptomnesia.matching.building import as_text
-from cryptomnesia.mitigations import default_rule
-from cryptomnesia.report.panel import pixels
-from cryptomnesia.settings import Sampling
 from cryptomnesia.tracing.generation import Progress
-from cryptomnesia.tracing.trajectory import Norms, Trajectory
 
 Keep = Callable[[bytes, str], str]
-"""Keeps a file's content under a suffix, and gives the name that it is found by."""
+"""Keeps a file's content under a suffix, and returns the path by which it is found."""
+
+NO_MATCH: dict[str, Any] = dict.fromkeys(
+    f"{place}_{what}" for place in ("whole", "region") for what in ("path", "distance", "relative", "p")
+) | {"matched_whole": False, "matched_region": False}
+"""The columns of an image that was compared with no training image."""
 
 
 @dataclass(frozen=True)
 class Examiner:
-    """A model with everything that judges it.
+    """A model with everything that judges its images.
 
     Attributes:
-        pipe: the pipeline.
-        sampling: the settings of every image.
-        calibration: of scores.
-        maps: of the map.
-        method: the map that flagged images get.
-        detector: whose score flags.
-        rate: false-positive rate at which it does.
-        pixel_rate: share of ordinary pixels in a mask.
-        mitigate: whether flagged images are made again.
+        examination: generates, judges, maps and makes again.
+        reference: turns maps into masks; None if there are no maps.
+        pixel_fpr: share of the pixels of ordinary pictures above a mask's threshold.
         index: of training images, None if there are none.
     """
 
-    pipe: Any
-    sampling: Sampling
-    calibration: Calibration
-    maps: MapCalibration
-    method: Method
-    detector: str
-    rate: float
-    pixel_rate: float
-    mitigate: bool
+    examination: Examination
+    reference: ReferenceMaps | None
+    pixel_fpr: float
     index: ImageIndex | None
 
     def __call__(
         self, prompts: Sequence[str], seeds: Sequence[int], keep: Keep, *, progress: Progress | None = None
     ) -> list[dict[str, Any]]:
-        """Rows of evidence on the images of `prompts` and `seeds`, all made in one call of the pipeline.
+        """Rows of evidence on the images of `prompts` and `seeds`, at most as many as the examination's batch size.
 
-        Norms are kept as they were seen, so that scores can be made anew.
+        They hold the norms and signals that were recorded, so that scores can be computed again.
         """
-        found = list(
-            examine(
-                self.pipe,
-                prompts,
-                seeds,
-                self.sampling,
-                self.calibration,
-                detector=self.detector,
-                rate=self.rate,
-                localizer=self.method.localizer,
-                rule=default_rule(conditional=True) if self.mitigate else None,
-                batch_size=len(prompts),
-                progress=progress,
-            )
+        findings = list(self.examination.findings(prompts, seeds, progress=progress))
+        maps = [self._map(finding) for finding in findings]
+        masks = [None if heat is None else self._mask(heat) for heat in maps]
+        matches = self._matches(
+            torch.stack([finding.image for finding in findings]),
+            [None if mask is None else mask.pixels for mask in masks],
         )
-        images = torch.stack([each.image for each in found])
-        reference = self.maps.references[self.method.name]
-        masks = [None if each.map is None else reference.mask(each.map[None], rate=self.pixel_rate) for each in found]
-        matches = self._matches(images, [None if mask is None else mask.pixels[0] for mask in masks])
         return [
             {
-                "prompt": each.prompt,
-                "seed": each.seed,
-                "flagged": each.flagged,
-                **columns(each.norms, each.signals),
-                "image": keep(png(each.image), ".png"),
-                **_map(each.map, mask),
+                "prompt": finding.prompt,
+                "seed": finding.seed,
+                **verdict_columns(finding.verdict),
+                **columns(finding.trajectory),
+                "image": keep(png(finding.image), ".png"),
+                "instead": None if finding.instead is None else keep(png(finding.instead), ".png"),
+                "map_missing": _why_missing(finding, heat),
+                **_map_columns(heat, mask),
                 **match,
-                **_remedy(each, keep),
             }
-            for each, mask, match in zip(found, masks, matches, strict=True)
+            for finding, heat, mask, match in zip(findings, maps, masks, matches, strict=True)
         ]
 
+    def _map(self, finding: Finding) -> Tensor | None:
+        """The map (h, w) of a flagged image, None if there is none or it is not finite."""
+        if finding.located is None or self.examination.localizer is None:
+            return None
+        heat = finding.located.maps[self.examination.localizer.name]
+        return heat if heat.isfinite().all() else None
+
+    def _mask(self, heat: Tensor) -> Mask | None:
+        return None if self.reference is None else self.reference.mask(heat[None], fpr=self.pixel_fpr).image(0)
+
     def _matches(self, images: Tensor, masks: Sequence[Tensor | None]) -> list[dict[str, Any]]:
-        """The training images nearest to each of B images; inside its mask where the whole one is none of them."""
+        """The training images nearest to B images (B, 3, H, W); inside its mask for an image that matches none."""
         if self.index is None:
             return [NO_MATCH for _ in masks]
-        whole = self.index.match(images, rate=self.rate)
+        fpr = self.examination.judge.fpr
+        whole = self.index.match(images, fpr=fpr)
         rows = [NO_MATCH | _match("whole", whole, row) for row in range(len(masks))]
-        # only tiles belong to a place; an embedding is of the whole picture
-        local = isinstance(self.index.descriptor, Tiles)
-        left = {
+        open_masks = {
             row: mask
             for row, mask in enumerate(masks)
-            if local and mask is not None and mask.any() and not whole.reproduced[row]
+            if mask is not None and mask.any() and not whole.reproduced[row] and _has_places(self.index)
         }
-        if left:
-            inside = self.index.match(images[list(left)], masks=torch.stack(list(left.values())), rate=self.rate)
-            for number, row in enumerate(left):
+        if open_masks:
+            inside = self.index.match(images[list(open_masks)], masks=torch.stack(list(open_masks.values())), fpr=fpr)
+            for number, row in enumerate(open_masks):
                 rows[row] |= _match("region", inside, number)
         return rows
 
 
-def _map(found: Tensor | None, mask: Mask | None) -> dict[str, Any]:
+def _has_places(index: ImageIndex) -> bool:
+    """Whether pictures can be compared inside a mask: an embedding is of the whole picture."""
+    side = index.descriptor.side
+    try:
+        index.descriptor.weights(torch.ones(1, side, side))
+    except UsageError:
+        return False
+    return True
+
+
+def _why_missing(finding: Finding, heat: Tensor | None) -> str | None:
+    """Why a flagged image has no map although there should be one, None if nothing is missing."""
+    if finding.located is None or heat is not None:
+        return None
+    return "could not tell: the network's output is not finite where the map asks for it; check the model's dtype"
+
+
+def _map_columns(heat: Tensor | None, mask: Mask | None) -> dict[str, Any]:
     """What the map of a flagged image says."""
-    if found is None or mask is None:
+    if heat is None or mask is None:
         return dict.fromkeys(("map", "mask", "fraction", "fraction_p", "mean_p"))
     return {
-        "map": found.tolist(),
-        "mask": mask.pixels[0].tolist(),
+        "map": heat.tolist(),
+        "mask": mask.pixels.tolist(),
         "fraction": mask.fraction.item(),
         "fraction_p": mask.p_value.item(),
         "mean_p": mask.mean_p_value.item(),
     }
-
-
-def _remedy(found: Finding, keep: Keep) -> dict[str, Any]:
-    """What the mitigation did about a flagged image."""
-    if found.remedy is None:
-        return dict.fromkeys(("action", "dropped", "reason", "instead"))
-    return {
-        "action": found.remedy.action,
-        "dropped": list(found.remedy.dropped),
-        "reason": found.remedy.reason,
-        "instead": None if found.instead is None else keep(png(found.instead), ".png"),
-    }
-
-
-def png(image: Tensor) -> bytes:
-    """An image (3, H, W) in [0, 1] as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels(image)).save(file, format="PNG")
-    return file.getvalue()
-
-
-def columns(norms: Norms, signals: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The norms (1, N) and signals (1,) of one image as columns of a row."""
-    seen = {norm.name: getattr(norms, norm.name)[0].tolist() for norm in fields(Norms)}
-    return seen | {f"{name}{MEAN}": value.item() for name, value in signals.items()}
-
-
-def trajectory_of(rows: Sequence[dict[str, Any]]) -> Trajectory:
-    """What rows of evidence say was seen of their images, without tensors."""
-    norms = Norms(*(torch.tensor([row[norm.name] for row in rows]) for norm in fields(Norms)))
-    evaluations = norms.z.shape[1]
-    signals = {
-        name: torch.tensor([row[f"{name}{MEAN}"] for row in rows]) for name in SIGNALS if f"{name}{MEAN}" in rows[0]
-    }
-    timesteps = tuple(map(float, range(evaluations)))
-    return Trajectory(timesteps, norms, {}, torch.empty(len(rows), 0), complete=True, signals=signals)
-
-
-NO_MATCH: dict[str, Any] = dict.fromkeys(
-    f"{place}_{what}" for place in ("whole", "region") for what in ("path", "distance", "relative", "p")
-) | {"matched_whole": False, "matched_region": False}
 
 
 def _match(place: str, found: Matches, number: int) -> dict[str, Any]:

@@ -1,25 +1,27 @@
 """What a finished run says: evidence per image and prompt, and the gate. Needs no model."""
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from cryptomnesia.auditing.evidence import Gate, Level, gate
-from cryptomnesia.auditing.options import Settings, resolve
+from cryptomnesia.auditing.rows import NORM, SIGNAL
 from cryptomnesia.auditing.store import Store, batch_count
 from cryptomnesia.errors import UsageError
+from cryptomnesia.registry import Kind, entries, missing
+from cryptomnesia.settings import AuditSettings
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of `Outcome.to_json`, whose JSON schema is report/static/report.schema.json."""
 
 IMAGES, SCORES = "images", "scores"
-"""Stages of a run that its outcome is read from."""
+"""Stages of a run from which its outcome is read."""
 
-LONG = ("delta", "z", "x0", "guidance", "drift", "map", "mask")
-"""Columns of a run that are long, and not in the JSON report."""
-
-MEAN = "_mean"
-"""Behind the name of a map: the column of its spatial mean, which the report has as a score."""
+_HIDDEN = frozenset({"prompt", "made_by", "map", "mask", "timesteps"})
+"""Columns that the JSON report gives elsewhere, or that are too long for it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Judged:
 
     Attributes:
         prompt: the text.
-        level: the highest among its images; unknown only if none is higher and some could not be judged.
+        level: the highest level among its images; `unknown` only if no image has a higher one.
         images: rows of evidence, worst first.
     """
 
@@ -38,13 +40,13 @@ class Judged:
 
     @property
     def p_value(self) -> float:
-        """The smallest of its images, NaN if none has one."""
-        known = [row["p_value"] for row in self.images if row["p_value"] == row["p_value"]]
-        return min(known, default=float("nan"))
+        """The smallest p-value of its images, NaN if none has one."""
+        known = [row["p_value"] for row in self.images if not math.isnan(row["p_value"])]
+        return min(known, default=math.nan)
 
     @property
     def unsure(self) -> bool:
-        """Whether some image could not be judged."""
+        """Whether an image could not be judged."""
         return any(row["level"] == Level.unknown.name for row in self.images)
 
 
@@ -54,35 +56,50 @@ class Outcome:
 
     Attributes:
         about: what the run depended on.
-        settings: of the run.
-        detector: whose score was a suspicion.
-        rate: false-positive rate at which it was.
+        settings: the settings of the run.
+        detector: name of the detector by whose score images are suspected.
+        made_by: everything that changes that score, in words.
+        fpr: false-positive rate at which images are suspected.
         prompts: worst first.
         gate: whether the model is within the limit.
     """
 
     about: dict[str, Any]
-    settings: Settings
+    settings: AuditSettings
     detector: str
-    rate: float
+    made_by: str
+    fpr: float
     prompts: list[Judged]
     gate: Gate
 
     @property
     def counts(self) -> dict[str, int]:
-        """Prompts by level of evidence, strongest first."""
-        found = Counter(each.level for each in self.prompts)
+        """Number of prompts by level of evidence, strongest first."""
+        found = Counter(judged.level for judged in self.prompts)
         return {level.name: found[level] for level in sorted(Level, reverse=True)}
 
+    @property
+    def unmapped(self) -> int:
+        """The number of images for which there should be a map and none could be computed."""
+        return sum(row["map_missing"] is not None for judged in self.prompts for row in judged.images)
+
+    @cached_property
+    def missing(self) -> dict[str, str]:
+        """Kind and name of every method of the run that this installation lacks → why; empty where none is missing."""
+        methods = [("detector", self.detector), *self.about["methods"].items()]
+        reasons = {f"{kind} {name}": not_installed(kind, name) for kind, name in methods if name is not None}
+        return {method: reason for method, reason in reasons.items() if reason}
+
     def to_json(self) -> dict[str, Any]:
-        """Everything but the signals, as JSON values."""
-        hidden = (*LONG, "prompt")
+        """Everything but norms, signals, maps and masks, as JSON values."""
         return {
             "schema": SCHEMA,
             "about": {key: value for key, value in self.about.items() if key != "prompts"},
             "detector": self.detector,
-            "rate": self.rate,
+            "made_by": self.made_by,
+            "fpr": self.fpr,
             "counts": self.counts,
+            "unmapped": self.unmapped,
             "gate": {
                 "fail_on": self.settings.fail_on,
                 "outcome": self.gate.outcome,
@@ -97,18 +114,11 @@ class Outcome:
             },
             "prompts": [
                 {
-                    "prompt": each.prompt,
-                    "level": each.level.name,
-                    "images": [
-                        {
-                            key: _known(value)
-                            for key, value in row.items()
-                            if key not in hidden and not key.endswith(MEAN)
-                        }
-                        for row in each.images
-                    ],
+                    "prompt": judged.prompt,
+                    "level": judged.level.name,
+                    "images": [_row_to_json(row) for row in judged.images],
                 }
-                for each in self.prompts
+                for judged in self.prompts
             ],
         }
 
@@ -118,42 +128,90 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
 
     Args:
         store: of the run.
-        fail_on: level of evidence that counts, the run's own when None.
-        max_rate: share of prompts that may reach it, likewise.
+        fail_on: level of evidence that counts against the model, the run's own when None.
+        max_rate: share of prompts that may reach it, the run's own when None.
 
     Raises:
-        UsageError: for a run that is not finished, or a level or share that cannot be.
+        UsageError: for a run that is not finished, or a level or share that is not possible.
     """
-    given = {name: value for name, value in (("fail_on", fail_on), ("max_rate", max_rate)) if value is not None}
-    settings = resolve(store.about["settings"] | given, environment={})
-    size = batch_count(len(store.about["prompts"]) * settings.images_per_prompt, settings.batch_size)
-    if store.done(IMAGES) < size or not store.done(SCORES):
+    settings = AuditSettings.resolve(
+        store.about["settings"] | _given(fail_on=fail_on, max_rate=max_rate), environment={}
+    )
+    check_gate(settings, localized=store.about["methods"]["localizer"] is not None)
+    batches = batch_count(len(store.about["prompts"]) * settings.images_per_prompt, settings.batch_size)
+    if store.done(IMAGES) < batches or not store.done(SCORES):
         raise UsageError(
-            f"{store.folder} is not finished: {store.done('images')} of {size} batches; run `cryptomnesia audit` with "
+            f"{store.folder} is not finished: {store.done(IMAGES)} of {batches} batches; run `cryptomnesia audit` with "
             "the same settings again to go on"
         )
     scores = store.rows(SCORES)
-    rows = [{**row, **own} for row, own in zip(store.rows(IMAGES), scores, strict=True)]
     grouped: dict[str, list[dict[str, Any]]] = {prompt: [] for prompt in store.about["prompts"]}
-    for row in rows:
-        row["p_value"], row["score"] = row[f"{row['detector']}_p"], row[f"{row['detector']}_score"]
-        grouped[row["prompt"]].append(row)
-    judged = []
+    for recorded, scored in zip(store.rows(IMAGES), scores, strict=True):
+        grouped[recorded["prompt"]].append(recorded | scored)
+    prompts = []
     for prompt, images in grouped.items():
-        images.sort(key=_worst)
-        judged.append(Judged(prompt, max(Level[row["level"]] for row in images), images))
-    judged.sort(key=lambda each: (-each.level, _worst(each.images[0])))
-    levels = [each.level for each in judged]
-    unsure = [each.unsure for each in judged]
-    decision = gate(levels, Level[settings.fail_on], settings.max_rate, unsure=unsure)
+        images.sort(key=_worst_first)
+        prompts.append(Judged(prompt, max(Level[row["level"]] for row in images), images))
+    prompts.sort(key=lambda judged: (-judged.level, _worst_first(judged.images[0])))
+    decision = gate(
+        [judged.level for judged in prompts],
+        Level[settings.fail_on],
+        settings.max_rate,
+        unsure=[judged.unsure for judged in prompts],
+    )
     about = store.about | {"settings": settings.model_dump(mode="json")}
-    return Outcome(about, settings, scores[0]["detector"], scores[0]["rate"], judged, decision)
+    first = scores[0]
+    return Outcome(about, settings, first["detector"], first["made_by"], first["fpr"], prompts, decision)
 
 
-def _worst(row: dict[str, Any]) -> tuple[int, float]:
-    p = row["p_value"]
-    return -Level[row["level"]], p if p == p else 2.0
+def check_gate(settings: AuditSettings, *, localized: bool) -> None:
+    """Refuse a gate that every model would pass in the end, because no image can reach its level.
+
+    Args:
+        settings: of the run.
+        localized: whether flagged images get maps.
+
+    Raises:
+        UsageError: saying what to change.
+    """
+    compared = settings.index is not None or settings.training_images is not None
+    if settings.fail_on == "corroborated" and settings.max_rate > 0 and not (localized or compared):
+        raise UsageError(
+            f"got max_rate = {settings.max_rate:g} for corroborated prompts, and without maps and training images none "
+            "can be corroborated, so every model would pass; give fail_on = 'suspected', training images or a localizer"
+        )
 
 
-def _known(value: Any) -> Any:
-    return None if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))) else value
+def not_installed(kind: Kind, name: str) -> str:
+    """Why a method of a stored run cannot be used in this installation, "" where it can."""
+    # the mean of a map is a detector under the name of the map
+    if kind == "detector" and name not in entries("detector") and name in entries("localizer"):
+        kind = "localizer"
+    if name not in entries(kind):
+        return "no installed package registers it"
+    entry = entries(kind)[name]
+    # this package's own methods are there, and to load them takes seconds
+    return "" if entry.package == "cryptomnesia" and not entry.rivals else missing(kind, name)
+
+
+def _given(**values: Any) -> Mapping[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _worst_first(row: dict[str, Any]) -> tuple[int, float]:
+    p_value = row["p_value"]
+    return -Level[row["level"]], 2.0 if math.isnan(p_value) else p_value
+
+
+def _row_to_json(row: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a row that are short, as JSON values."""
+    return {
+        key: _finite(value) for key, value in row.items() if key not in _HIDDEN and not key.startswith((NORM, SIGNAL))
+    }
+
+
+def _finite(value: Any) -> Any:
+    """A value, with null for a number that is not finite."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,10 +1,10 @@
 """Do several seeds of a prompt give the same pixels? A second signal, which no score of the trajectories knows.
 
 Two images of a prompt repeat each other when they agree inside their common memorized region better than pictures
-usually agree there: their distance is at most half the mean distance to the 50 nearest pictures of other prompts, the
-rule by which a picture is matched to a training image (`cryptomnesia.matching`), and so small that of pictures of other
-prompts at most a share `rate` come as near. That they share a caption makes them alike too, which no picture of another
-prompt can tell: so this is a second signal beside a score, never evidence of its own.
+usually agree there. Two conditions must hold. Their distance is at most half the mean distance to the 50 nearest
+pictures of other prompts, the rule by which a picture is matched to a training image (`cryptomnesia.matching`). And at
+most a share `fpr` of the pictures of other prompts come as near. A common caption alone makes two pictures similar,
+which no picture of another prompt can show. So a repetition is a second signal beside a score and no evidence alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,42 +13,44 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from cryptomnesia.matching import Tiles, square
-from cryptomnesia.matching.descriptors import middle
+from cryptomnesia.images import middle, square
+from cryptomnesia.matching import Tiles
+from cryptomnesia.matching.distances import counted, distances_from
 from cryptomnesia.matching.reproduction import FEWEST, NEAREST, USUAL
+from cryptomnesia.statistics import conformal_p_values
 
 _OTHERS = 1000
+"""Pictures of other prompts that a pair is compared with, at most."""
 
 
 def repeated(
-    prompts: Sequence[str], pictures: Sequence[Tensor], masks: Mapping[int, Tensor], *, rate: float = 0.01
+    prompts: Sequence[str], pictures: Sequence[Tensor], masks: Mapping[int, Tensor], *, fpr: float = 0.01
 ) -> set[int]:
-    """The images that another one of the same prompt repeats.
+    """The numbers of the images that another image of the same prompt repeats.
 
     Args:
         prompts: of n images.
-        pictures: (3, H, W) in [0, 1], n of them; squares of 32 pixels are enough.
-        masks: memorized region (h, w) bool of those images that have one.
-        rate: share of other prompts that may come as near; fewer than 1/rate of them can support none.
+        pictures: n pictures (3, H, W) in [0, 1]; squares of 32 pixels are enough.
+        masks: number of an image → its memorized region (h, w) bool, for images that have one.
+        fpr: share of pictures of other prompts that may come as near; it takes at least 1/fpr − 1 other prompts.
     """
     tiles = Tiles()
-    described = tiles.describe(torch.stack([square(each, tiles.side) for each in pictures]))
+    described = tiles.describe(torch.stack([square(picture, tiles.side) for picture in pictures]))
     firsts = {prompt: number for number, prompt in reversed(list(enumerate(prompts)))}
-    own: dict[str, list[int]] = {}
+    masked: dict[str, list[int]] = {}
     for number in masks:
-        own.setdefault(prompts[number], []).append(number)
+        masked.setdefault(prompts[number], []).append(number)
     found: set[int] = set()
-    for prompt, members in own.items():
-        others = [number for each, number in firsts.items() if each != prompt][:_OTHERS]
-        for one, other in combinations(members, 2):
-            weights = tiles.weights(middle((masks[one] & masks[other])[None]))[0]
-            weights = weights * (weights.mean(dim=1, keepdim=True) >= 0.5)
+    for prompt, members in masked.items():
+        others = [number for other_prompt, number in firsts.items() if other_prompt != prompt][:_OTHERS]
+        for first, second in combinations(members, 2):
+            weights = counted(tiles.weights(middle((masks[first] & masks[second])[None]))[0])
             if not weights.any() or len(others) < FEWEST:
                 continue
-            squares = (weights * (described[[other, *others]] - described[one]) ** 2).sum(dim=2)
-            distances = (squares / weights.sum(dim=1).clamp_min(1e-12)).amax(dim=1).sqrt()
+            distances = distances_from(described[first], described[[second, *others]], weights)
             usual = distances[1:].sort().values[:NEAREST].mean()
-            p = (1 + (distances[1:] <= distances[0]).sum()) / len(distances)
-            if distances[0] <= USUAL * usual and p <= rate:
-                found |= {one, other}
+            # the nearer the more unusual
+            p_value = conformal_p_values(-distances[:1], -distances[1:]).item()
+            if distances[0] <= USUAL * usual and p_value <= fpr:
+                found |= {first, second}
     return found

@@ -1,20 +1,21 @@
 """A run directory: what an audit writes, and how several processes write it together.
 
-    run.json          what is run, with every setting; written once, as a whole
-    STAGE/00012.parquet   the rows of one batch of a stage, written to another name and renamed
-    assets/ab/ab12….png   pictures and maps by the hash of their content
-    locks/            one file per batch, locked by the process that works on it
+    run.json                what the run depends on; written once, as a whole
+    calibration.safetensors the calibration that the run is judged by, given or made in the run
+    STAGE/00012.parquet     the rows of one batch of a stage
+    assets/ab/ab12….png     pictures, by the hash of their content
+    index/                  an index of training images, if the run made one
+    locks/                  one file per batch, locked by the process that works on it
 
-Which images make a batch is settled when the run is created, so a batch does not depend on who works on it, when,
-or how often the run was interrupted. A batch is done when its file is there. A process that works on one holds its
-lock, which the operating system gives back when the process ends, however it ends. So nothing is lost or counted
-twice, there are no heartbeats, and no claims that outlive their owner; a database of work units would have both.
+When the run is created it is settled which images make a batch. So a batch does not depend on who works on it, when, or
+how often the run was interrupted. A batch is done when its file is there. A process that works on a batch holds its
+lock, which the operating system gives back when the process ends, however it ends. So nothing is lost or counted twice,
+and there are neither heartbeats nor claims that outlive their owner, both of which a database of work units would need.
 """
 
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,34 +27,39 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from cryptomnesia.errors import CryptomnesiaError, UsageError
+from cryptomnesia.files import replacing, write_whole
+from cryptomnesia.pipelines.fingerprint import flattened
 
-TOLD = frozenset({"skipped", "skipped_count"})
-"""Parts of `Store.about` that are worth saying, but change no result."""
+NOTES = frozenset({"skipped", "skipped_count"})
+"""Parts of `Store.about` that are reported but change no result."""
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout of a run directory."""
 
+CALIBRATION = "calibration.safetensors"
+"""The file of the calibration in a run directory."""
+
 Row = Mapping[str, Any]
-"""Column name → value, of one image."""
+"""Column name → value, for one image."""
 
 
 class StoreError(CryptomnesiaError):
-    """The run directory cannot be written to; what was written is intact."""
+    """The run directory cannot be written to; everything that was written before is intact."""
 
 
 class Store:
     """A run directory.
 
     Attributes:
-        folder: where it is.
-        about: what `create` was given.
+        folder: its path.
+        about: what the run depends on, as `create` was given it.
     """
 
     def __init__(self, folder: Path) -> None:
         """Open the run in `folder`.
 
         Raises:
-            UsageError: if there is none, or it was made by a newer version.
+            UsageError: if there is none, or it was made by another version.
         """
         try:
             held: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -62,10 +68,10 @@ class Store:
             raise UsageError(f"no run in {folder}; make one with `cryptomnesia audit`") from None
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UsageError(f"{folder} is no run directory ({error}); give one that `audit` made") from None
-        if version > FORMAT:
-            raise UsageError(
-                f"{folder} has run format {version}, this version reads up to {FORMAT}; update cryptomnesia"
-            )
+        if version != FORMAT:
+            newer = isinstance(version, int) and version > FORMAT
+            fix = "update cryptomnesia" if newer else "audit again into another folder"
+            raise UsageError(f"{folder} has run format {version}, this version reads {FORMAT}; {fix}")
         self.folder = folder
         self.about: dict[str, Any] = about
 
@@ -74,8 +80,8 @@ class Store:
         """Begin a run, or open the one in `folder` if it is the same.
 
         Args:
-            folder: made if it is not there.
-            about: JSON values: everything that the run's results depend on, and what is `TOLD`.
+            folder: of the run; made if it is not there.
+            about: JSON values: everything that the run's results depend on, and `NOTES`.
 
         Raises:
             UsageError: if `folder` holds another run, naming what differs.
@@ -86,23 +92,37 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
                 if not (folder / "run.json").exists():
-                    _write(folder / "run.json", json.dumps({"format": FORMAT, "about": about}, indent=2).encode())
+                    if (folder / CALIBRATION).exists():
+                        raise UsageError(f"{folder} holds a {CALIBRATION} that is of no run; give another folder")
+                    write_whole(folder / "run.json", json.dumps({"format": FORMAT, "about": about}, indent=2))
         store = cls(folder)
-        now, there = (_flat({key: each[key] for key in each.keys() - TOLD}) for each in (about, store.about))
-        apart = [
-            f"{key} is {_short(now.get(key))}, there {_short(there.get(key))}"
-            for key in sorted(now.keys() | there.keys())
-            if now.get(key) != there.get(key)
-        ]
-        if apart:
-            raise UsageError(f"{folder} holds another run: {'; '.join(apart)}; give another folder")
+        if differences := store.differences(about):
+            raise UsageError(f"{folder} holds another run: {'; '.join(differences)}; give another folder")
         return store
 
-    def work(self, stage: str, batches: int) -> Iterator[int]:
-        """The numbers of batches to be done now, each held by this process alone until the next is asked for.
+    def differences(self, about: Mapping[str, Any]) -> list[str]:
+        """What `about` has otherwise than this run, in words; `NOTES` do not count."""
+        wanted, present = (
+            flattened({key: value for key, value in values.items() if key not in NOTES})
+            for values in (about, self.about)
+        )
+        words = [
+            f"{_bare(key)} is {_short(wanted.get(key))}, there {_short(present.get(key))}"
+            for key in sorted(wanted.keys() | present.keys())
+            if wanted.get(key) != present.get(key)
+        ]
+        # settings of a call are in the fingerprint too
+        return list(dict.fromkeys(words))
 
-        When others hold all that is left, this waits for them, and takes over what they do not finish. It ends
-        when every batch of the stage is done.
+    def work(self, stage: str, batches: int) -> Iterator[int]:
+        """The numbers of batches to be done now; this process alone works on a batch until it asks for the next.
+
+        When other processes hold all batches that are left, this waits for them and takes over what they do not finish.
+        It ends when every batch of the stage is done.
+
+        Args:
+            stage: name of the stage.
+            batches: number of batches of the stage.
         """
         locks = self.folder / "locks"
         with _writing(self.folder):
@@ -126,7 +146,7 @@ class Store:
                 time.sleep(0.2)
 
     def write(self, stage: str, number: int, rows: Sequence[Row]) -> None:
-        """Write the rows of a batch, which is done with that.
+        """Write the rows of a batch; the batch is then done.
 
         Raises:
             StoreError: if there is no room.
@@ -134,14 +154,11 @@ class Store:
         path = self.path(stage, number)
         with _writing(self.folder):
             path.parent.mkdir(exist_ok=True)
-            unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-            try:
+            # files of processes that were killed; only the process that holds the batch's lock writes it
+            for abandoned in path.parent.glob(f"{path.name}.*.unfinished"):
+                abandoned.unlink()
+            with replacing(path) as unfinished:
                 pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), unfinished)
-                unfinished.replace(path)
-            finally:
-                # also those of processes that were killed; who writes a batch holds its lock
-                for left in path.parent.glob(f"{path.stem}.*.unfinished"):
-                    left.unlink()
 
     def rows(self, stage: str) -> list[dict[str, Any]]:
         """The rows of all batches of a stage that are done, in order."""
@@ -153,12 +170,12 @@ class Store:
         return len(list((self.folder / stage).glob("[0-9]*.parquet")))
 
     def path(self, stage: str, number: int) -> Path:
-        """Where the rows of a batch are when it is done."""
+        """The file that holds the rows of a batch when it is done."""
         return self.folder / stage / f"{number:05}.parquet"
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold off the other processes that work on this run."""
+        """Let no other process that works on this run into such a block meanwhile."""
         lock = FileLock(self.folder / ".lock")
         with _writing(self.folder):
             lock.acquire()
@@ -168,7 +185,10 @@ class Store:
             lock.release()
 
     def keep(self, content: bytes, suffix: str) -> str:
-        """Keep a file under the hash of its content; its path from the run directory.
+        """Keep a file under the hash of its content.
+
+        Returns:
+            Its path relative to the run directory.
 
         Raises:
             StoreError: if there is no room.
@@ -179,42 +199,30 @@ class Store:
         with _writing(self.folder):
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _write(path, content)
+                write_whole(path, content)
         return name
 
 
 def batch_count(units: int, size: int) -> int:
-    """The number of batches of `size` that hold `units`."""
+    """The number of batches of at most `size` units that hold `units` of them."""
     return math.ceil(units / size)
 
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Say in one line what went wrong, and that the run can go on."""
+    """Turn a failure to write into one line that says how to go on."""
     try:
         yield
     except OSError as error:
         raise StoreError(
-            f"cannot write to {folder}: {error.strerror or error}; what is there is intact, make room and run the same "
-            "command again to go on"
+            f"cannot write to {folder}: {error.strerror or error}; what is there is intact, so make room and run the "
+            "same command again to go on"
         ) from None
 
 
-def _write(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the levels between: `settings` → `steps` becomes `steps`."""
-    flat: dict[str, Any] = {}
-    for key, value in about.items():
-        flat |= _flat(value) if isinstance(value, Mapping) else {key: value}
-    return flat
+def _bare(key: str) -> str:
+    """The name of a setting without that of its group."""
+    return key.removeprefix("settings.").removeprefix("fingerprint.")
 
 
 def _short(value: Any) -> str:

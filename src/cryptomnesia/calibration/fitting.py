@@ -1,4 +1,4 @@
-"""The verb `calibrate`: generate ordinary captions, and keep what was recorded."""
+"""The verb `calibrate`: generate images of ordinary captions, and keep what was recorded of their runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryptomnesia.calibration.stored import Calibration, made_in_words
+from cryptomnesia.calibration.stored import Calibration, made_in_words, norm_in_words
 from cryptomnesia.detectors import Detector, detector
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import prompts_digest
@@ -21,10 +21,10 @@ from cryptomnesia.tracing.generation import Progress, check_call, check_prompts
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory, joined
 
 FIRST_SEED = 1_000_000
-"""Seed of the first reference image, far from the seeds that people choose."""
+"""Seed of the first reference image, far from the seeds that users usually choose."""
 
 FEWEST = 100
-"""Reference prompts, of which two thirds give the null."""
+"""Smallest number of reference prompts; two thirds of them give the null."""
 
 
 def calibrate(
@@ -39,26 +39,27 @@ def calibrate(
     progress: Progress | None = None,
     **call: Any,
 ) -> Calibration:
-    """Learn what a set-up does with ordinary captions: generate one image for each, and keep what was recorded.
+    """Record what a set-up does with ordinary captions: generate one image of each caption.
 
-    All detectors that read only the norms that are always recorded are calibrated by that, also ones that are installed
-    later.
+    The calibration then serves all detectors that read only norms that are always recorded, also detectors that are
+    installed later.
 
     Args:
         pipe: a pipeline of a known family.
-        prompts: at least 100 different captions that are surely not memorized and are like those to be judged, or a file
-            of them. 150 support a false-positive rate of 1%. For a model without captions only their number counts.
-        detectors: names or objects of detectors that need signals or norms of their own, for instance `collapse`.
+        prompts: at least 100 different captions, or a file of them. They should be like the captions that will be
+            judged, and none of them memorized. 150 support a false-positive rate of 1%. For a model without captions
+            only their number matters.
+        detectors: names or objects of detectors that need further norms or signals, for instance `collapse`.
         localizers: names or objects of localizers whose maps are to become masks, or `auto`.
         checkpoint: a pipeline around a less-trained checkpoint, for localizers that are compared with one.
-        seed: image i has seed `seed` + i; far from the seeds of what will be judged.
+        seed: image i has the seed `seed` + i. Choose it far from the seeds of the images that will be judged.
         batch_size: images per call of the pipeline.
-        progress: called with the number of images done.
-        **call: arguments of every call, named as the pipeline names them; its own defaults for the rest.
+        progress: called after every evaluation with the number of images done.
+        **call: arguments of every call, named as the pipeline names them; the pipeline's defaults for the others.
 
     Raises:
-        UsageError: for prompts that are too few or repeated, methods that are unknown or cannot work, arguments that the
-            pipeline does not take, or a model whose output is not finite.
+        UsageError: for prompts that are too few or repeated, methods that are unknown or cannot work, arguments that
+            the pipeline does not take, or a model whose output is not finite.
     """
     captions = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else list(prompts)
     setup = Setup.of(pipe, call, checkpoint)
@@ -89,16 +90,32 @@ def calibrate(
         captions,
         joined(runs),
         {name: torch.cat([part[name] for part in maps]) for name in maps[0]},
+        norms=norms,
         signals=signals,
         localizers=mappers,
     )
 
 
 def recorded_for(detectors: Sequence[Detector]) -> tuple[list[Norm], list[Signal]]:
-    """The norms and signals that `watch` has to record for detectors, each once."""
-    norms = {norm.name: norm for judge in detectors for norm in judge.norms}
-    signals = {signal.name: signal for judge in detectors for signal in judge.signals}
+    """The norms and signals that `watch` has to record for detectors, without repetition.
+
+    Raises:
+        UsageError: if two detectors need different norms or signals of the same name.
+    """
+    norms: dict[str, Norm] = {}
+    signals: dict[str, Signal] = {}
+    for judge in detectors:
+        for norm in judge.norms:
+            _check_alike(norm.name, norm_in_words(norms.setdefault(norm.name, norm)), norm_in_words(norm))
+        for signal in judge.signals:
+            _check_alike(signal.name, signals.setdefault(signal.name, signal).describe(), signal.describe())
     return list(norms.values()), list(signals.values())
+
+
+def _check_alike(name: str, first: str, second: str) -> None:
+    """Refuse two norms or signals that have one name and are described differently."""
+    if first != second:
+        raise UsageError(f"got two kinds of {name}: {first} and {second}; calibrate with one detector at a time")
 
 
 def fitted(
@@ -107,10 +124,20 @@ def fitted(
     runs: Trajectory,
     maps: dict[str, Tensor],
     *,
+    norms: Sequence[Norm] = (),
     signals: Sequence[Signal] = (),
     localizers: Sequence[Localizer] = (),
 ) -> Calibration:
-    """The calibration from what was recorded of one image for every reference prompt; see `calibrate`.
+    """The calibration from the record of one image of every reference prompt.
+
+    Args:
+        setup: the set-up of the runs.
+        prompts: one per run.
+        runs: the reference runs.
+        maps: name of a localizer → its maps of the reference runs, (n, h, w).
+        norms: the further norms that were recorded.
+        signals: the signals that were computed.
+        localizers: the localizers that made `maps`.
 
     Raises:
         UsageError: for runs that ended early, or output that is not finite.
@@ -129,21 +156,22 @@ def fitted(
                 f"{broken} of {len(heat)} reference maps of {name} are not finite; check the model's dtype"
             )
     checkpoint = "" if setup.checkpoint is None else weights_digest(setup.checkpoint)
-    made_by = {signal.name: signal.describe() for signal in signals}
+    made_by = {norm.name: norm_in_words(norm) for norm in norms}
+    made_by |= {signal.name: signal.describe() for signal in signals}
     made_by |= {f"map {mapper.name}": made_in_words(mapper, checkpoint) for mapper in localizers}
     return Calibration(setup.fingerprint, runs, maps, made_by, prompts_digest(prompts))
 
 
 def check_references(prompts: Sequence[str], *, repeated: bool = False, fpr: float | None = None) -> None:
-    """Refuse reference prompts that are too few, or repeated and so not independent, unless that is allowed.
+    """Refuse reference prompts that are too few or, because their images are not independent, repeated.
 
     Args:
-        prompts: of the references.
-        repeated: whether prompts may be there more than once.
-        fpr: a false-positive rate that they are to support.
+        prompts: captions of the reference images.
+        repeated: whether a caption may be there more than once.
+        fpr: a false-positive rate that the references have to support.
 
     Raises:
-        UsageError: with the numbers.
+        UsageError: saying how many there are and how many are needed.
     """
     if len(prompts) < FEWEST:
         raise UsageError(f"got {len(prompts)} reference prompts; give at least {FEWEST} (150 for a rate of 1%)")

@@ -1,4 +1,4 @@
-"""From what is known of images to a verdict on each: a detector, a calibration and a false-positive rate together."""
+"""A judge: it turns the record of images into verdicts, by a detector, a calibration and a false-positive rate."""
 
 import math
 
@@ -13,25 +13,25 @@ from cryptomnesia.verdicts import Verdict
 
 
 class Judge:
-    """Judges images by one detector, one calibration and one rate.
+    """Judges images by one detector, one calibration and one false-positive rate.
 
     Attributes:
-        detector: that gives the scores.
-        calibration: of the set-up that makes the images.
+        detector: gives the scores.
+        calibration: the calibration of the set-up that makes the images.
         fpr: false-positive rate at which an image is flagged.
-        last: the evaluation, from 0, after which the verdict is given.
+        last: number of the evaluation, counted from 0, after which the verdict is given.
     """
 
     def __init__(
         self, calibration: Calibration, detector: Detector, fpr: float = 0.01, *, decide_by: int | None = None
     ) -> None:
-        """Check that they fit together.
+        """Check that detector, calibration and rate fit together, and compute the thresholds.
 
         Args:
-            calibration: of the set-up that makes the images.
-            detector: that gives the scores.
+            calibration: the calibration of the set-up that makes the images.
+            detector: gives the scores.
             fpr: false-positive rate at which an image is flagged.
-            decide_by: judge after this many evaluations instead of at the end.
+            decide_by: number of evaluations after which an image is judged; all of them by default.
 
         Raises:
             UsageError: saying what does not fit.
@@ -55,10 +55,10 @@ class Judge:
             self._thresholds[step_index] = calibration.threshold(detector, fpr, step_index)
 
     def scores(self, runs: Trajectory) -> tuple[Tensor, Tensor]:
-        """Score of every image after every evaluation up to the last that counts, (B, N), and the final one, (B,).
+        """The scores after every evaluation up to `last`, (B, N), and the scores that the verdicts rest on, (B,).
 
-        The final score is NaN where the run ended early or its latents are not finite: also where they ceased to be so
-        after the decision, or in a way that the detector does not read.
+        The second are NaN for a run that ended early, and for one whose latents are not finite at any evaluation, even
+        if it is one after `last` or the detector does not read the latents.
         """
         running = self.detector.running(runs, self.calibration.references)[:, : self.last + 1]
         count, evaluations = running.shape
@@ -67,7 +67,7 @@ class Judge:
         return running, final
 
     def __call__(self, runs: Trajectory, prompts: list[str | None] | None = None) -> list[Verdict]:
-        """One verdict per image; "could not tell" where the run ended early or its latents are not finite."""
+        """One verdict per image; it is "could not tell" if the run ended early or its latents are not finite."""
         running, final = self.scores(runs)
         p_values = self.calibration.p_value(self.detector, final, self.last)
         verdicts = []
@@ -95,6 +95,7 @@ class Judge:
         return verdicts
 
     def _why_unknown(self, runs: Trajectory, row: int) -> str:
+        """Why the score of an image is NaN, in words."""
         broken = (~runs.norms["z"][row].isfinite()).nonzero().flatten().tolist()
         if broken:
             return f"the latents are not finite from evaluation {broken[0]} on; check the model's dtype"

@@ -1,14 +1,14 @@
-"""A calibration: what a set-up does with ordinary captions, and what follows from that.
+"""A calibration: the record of what a set-up does with ordinary captions.
 
-It keeps what was recorded of the reference runs: the norms of every evaluation, the signals and the maps that were asked
-for. Everything else is computed from that when it is needed. So a detector that reads only norms and signals that are
-there can be used with a calibration that was made before the detector existed.
+It keeps what was recorded of the reference runs: the norms of every evaluation, and the signals and maps that were
+asked for. Nulls and thresholds are computed from that when they are needed. So a detector that reads only recorded
+norms and signals works with a calibration that was made before the detector existed.
 
-The reference runs are split in two. The first third shows what is usual; detectors compare runs with it. The rest,
-compared with the first third, gives the null: the scores of ordinary images. A new image and the images of the null are
-then exchangeable whenever the new caption is like the reference captions, so conformal p-values
-(`cryptomnesia.statistics`) hold. The null is known at every evaluation, so a score can be judged early, against the
-reference scores at the same evaluation. This holds for one look, at an evaluation that was chosen beforehand.
+The reference runs are split in two. The first third shows what is usual, and detectors compare other runs with it. The
+scores of the other runs are the null: the scores of ordinary images. If a new caption is like the reference captions,
+the new image is exchangeable with the images of the null, and conformal p-values (`cryptomnesia.statistics`) hold. The
+null is known at every evaluation, so a score can be judged early, against the null at the same evaluation. The p-value
+holds if that evaluation was chosen beforehand, and not if several are looked at.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,26 +27,28 @@ from cryptomnesia.files import load_checked, save_checked
 from cryptomnesia.localizers.base import Localizer
 from cryptomnesia.pipelines.fingerprint import Fingerprint, differences
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.registry import describe
 from cryptomnesia.settings import Sampling
 from cryptomnesia.statistics import conformal_p_values, conformal_threshold
-from cryptomnesia.tracing.trajectory import Trajectory
+from cryptomnesia.tracing.trajectory import Norm, Trajectory
 
 FORMAT = 2
 """Version of the file's layout."""
 
 FILE = "calibration.safetensors"
-"""The file in a model's own folder that is used when no calibration is given."""
+"""Name of the file in a model's folder that is used when no calibration is given."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was recorded of one image for every reference prompt, in one set-up.
+    """The record of one image of every reference prompt in one set-up.
 
     Attributes:
-        fingerprint: of the set-up.
-        runs: the reference runs: norms and signals, without tensors.
+        fingerprint: the fingerprint of the set-up.
+        runs: the reference runs with norms and signals, without kept tensors.
         maps: name of a localizer → its maps of the reference runs, (n, h, w).
-        made_by: name of a signal or localizer → everything that changes its values, in words.
+        made_by: name of a further norm or a signal, or "map" and the name of a localizer → everything that changes its
+            values, in words.
         prompts_sha256: hash of the reference prompts.
     """
 
@@ -55,7 +57,7 @@ class Calibration:
     maps: Mapping[str, Tensor]
     made_by: Mapping[str, str]
     prompts_sha256: str
-    # description of a detector → its null; not passed on to a copy with other runs
+    # not an argument, so that `dataclasses.replace` does not copy the nulls of other runs
     _nulls: dict[str, Tensor] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -64,7 +66,7 @@ class Calibration:
 
     @property
     def sampling(self) -> Sampling:
-        """The settings that the calibration is for."""
+        """The settings of the set-up."""
         return Sampling(**{setting.name: self.fingerprint[setting.name] for setting in fields(Sampling)})
 
     @property
@@ -74,17 +76,17 @@ class Calibration:
 
     @property
     def lowest_fpr(self) -> float:
-        """The smallest false-positive rate that the null supports."""
+        """The smallest false-positive rate that the null supports, 1/(n + 1) for n scores."""
         return 1 / (len(self._split[1]) + 1)
 
     @cached_property
     def references(self) -> Trajectory:
-        """The reference runs that show what is usual; a third of all."""
+        """The reference runs that show what is usual, a third of all."""
         return self.runs.rows(self._split[0])
 
     @cached_property
     def others(self) -> Trajectory:
-        """The reference runs whose scores are the null."""
+        """The reference runs whose scores are the null, two thirds of all."""
         return self.runs.rows(self._split[1])
 
     @cached_property
@@ -95,18 +97,18 @@ class Calibration:
         """The scores of ordinary images after every evaluation, (n, N).
 
         Raises:
-            UsageError: for a detector that reads what the calibration has not recorded, or that cannot tell of the
-                reference runs.
+            UsageError: for a detector that reads what the calibration has not recorded, or that gives no score to some
+                of the reference runs.
         """
         key = detector.describe()
         if key not in self._nulls:
             self.check_detector(detector)
             scores = detector.running(self.others, self.references)
-            # before there is a score nothing can be judged; later a score has to be there
+            # NaN is allowed only before the evaluation after which the detector has a score
             known = scores[:, detector.earliest(self.evaluations) - 1 :]
             if unknown := int(known.isnan().any(dim=1).sum()):
                 raise UsageError(
-                    f"{detector.name} cannot tell of {unknown} of the {len(scores)} reference runs; use another "
+                    f"{detector.name} gives no score to {unknown} of the {len(scores)} reference runs; use another "
                     "detector, or check the model's dtype and guidance and calibrate again"
                 )
             self._nulls[key] = scores
@@ -117,7 +119,7 @@ class Calibration:
         return conformal_p_values(scores, self.null(detector)[:, self._checked(step_index)])
 
     def threshold(self, detector: Detector, fpr: float, step_index: int = -1) -> float:
-        """The smallest score after an evaluation that is flagged at `fpr`: its p-value is at most `fpr`.
+        """The smallest score after an evaluation that is flagged at `fpr`, because its p-value is at most `fpr`.
 
         Raises:
             UsageError: if `fpr` is no rate, or the references are too few for it.
@@ -135,7 +137,7 @@ class Calibration:
         return ReferenceMaps(*(maps[rows] for rows in self._split))
 
     def check(self, setup: Setup) -> None:
-        """Refuse any other set-up.
+        """Refuse a set-up other than that of the calibration.
 
         Raises:
             UsageError: naming everything that differs.
@@ -147,32 +149,36 @@ class Calibration:
             )
 
     def check_detector(self, detector: Detector) -> None:
-        """Refuse a detector that reads what the calibration has not recorded.
+        """Refuse a detector that reads what the calibration has not recorded, or has recorded in another way.
 
         Raises:
-            UsageError: naming what is missing, and what it takes to record it.
+            UsageError: naming what is missing, and what it costs to record it.
         """
         recorded = {**self.runs.norms, **self.runs.signals}
-        if missing := sorted(detector.reads - recorded.keys()):
+        made = {norm.name: norm_in_words(norm) for norm in detector.norms}
+        made |= {signal.name: signal.describe() for signal in detector.signals}
+        needed = detector.reads | made.keys()
+        if missing := sorted(needed - recorded.keys()):
             raise UsageError(
-                f"the calibration has not recorded {', '.join(missing)}, which {detector.name} reads; generate "
-                f"{len(self)} references again with `cryptomnesia calibrate --detector {detector.name}`, or use another "
-                "detector"
+                f"the calibration has not recorded {', '.join(missing)}, which {detector.name} reads; generate the "
+                f"references again with `cryptomnesia calibrate --detector {detector.name}` ({len(self)} images of "
+                f"{self.evaluations} evaluations), or use another detector"
             )
-        for signal in detector.signals:
-            self._check_made(signal.name, signal.describe())
-        if absent := sorted(name for name in detector.reads & self.runs.norms.keys() if recorded[name].isnan().all()):
+        for name, words in made.items():
+            self._check_made(name, words)
+        if absent := sorted(name for name in needed & self.runs.norms.keys() if recorded[name].isnan().all()):
             raise UsageError(
-                f"the calibration's runs have no {', '.join(absent)}, which {detector.name} reads; use another detector, "
-                "or calibrate with guidance above 1"
+                f"the calibration's runs have no {', '.join(absent)}, which {detector.name} reads; use another "
+                "detector, or calibrate with guidance above 1"
             )
 
     def check_localizers(self, localizers: Sequence[Localizer], checkpoint: str = "") -> None:
-        """Refuse localizers whose maps the calibration does not have, or that were made in another way.
+        """Refuse localizers whose maps the calibration does not have, or has made in another way.
 
         Args:
-            localizers: whose maps are to become masks.
-            checkpoint: digest of the weights of the less-trained checkpoint, for those that are compared with one.
+            localizers: the localizers whose maps are to become masks.
+            checkpoint: digest of the weights of the less-trained checkpoint that some maps are compared with; "" if it
+                is not known, then those maps are not checked.
 
         Raises:
             UsageError: saying what is missing or differs.
@@ -188,10 +194,8 @@ class Calibration:
                 self._check_made(f"map {localizer.name}", made_in_words(localizer, checkpoint))
 
     def _check_made(self, name: str, words: str) -> None:
-        if self.made_by[name] != words:
-            raise UsageError(
-                f"{name} is {words}, calibrated {self.made_by[name]}; use the same settings, or calibrate again"
-            )
+        if (calibrated := self.made_by.get(name, "otherwise")) != words:
+            raise UsageError(f"{name} is {words}, calibrated {calibrated}; use the same settings, or calibrate again")
 
     def _checked(self, step_index: int) -> int:
         if not -self.evaluations <= step_index < self.evaluations:
@@ -201,10 +205,10 @@ class Calibration:
         return step_index
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file with the rest as JSON in its header.
+        """Write one safetensors file, with what is not a tensor as JSON in its header.
 
         Raises:
-            UsageError: if it cannot be written there.
+            UsageError: if the file cannot be written.
         """
         tensors = {f"norm/{name}": values for name, values in self.runs.norms.items()}
         tensors |= {f"signal/{name}": values for name, values in self.runs.signals.items()}
@@ -222,7 +226,7 @@ class Calibration:
         """Read what `save` wrote.
 
         Raises:
-            UsageError: for a file that is missing, no calibration, edited by hand, or of another version.
+            UsageError: for a file that is missing, is no calibration, was edited, or has another format.
         """
         about, tensors = load_checked(path, "calibration", FORMAT)
         kinds: dict[str, dict[str, Tensor]] = {"norm": {}, "signal": {}, "map": {}}
@@ -237,29 +241,37 @@ class Calibration:
 
 
 def split(count: int) -> tuple[list[int], list[int]]:
-    """Numbers of `count` reference runs in two parts, a third and the rest, at random and always alike."""
+    """The numbers of `count` reference runs in two random parts, a third and the rest; the same parts at every call."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
     cut = count // 3
     return order[:cut], order[cut:]
 
 
 def made_in_words(localizer: Localizer, checkpoint: str = "") -> str:
-    """Everything that changes a localizer's map, in words."""
+    """Everything that changes a localizer's map, in words; `checkpoint` is the digest of the checkpoint's weights."""
     return f"{localizer.describe()}{f' against {checkpoint[:12]}' if localizer.baseline == 'checkpoint' else ''}"
 
 
+def norm_in_words(norm: Norm) -> str:
+    """Everything that changes a norm's values, in words: `norm.describe()` if it has that, else its name and fields."""
+    words: Any = getattr(norm, "describe", None)
+    return describe(norm) if words is None else words()
+
+
 def calibration_of(pipe: Any) -> Path | None:
-    """The calibration in the folder that a pipeline was loaded from, None where there is none."""
+    """The calibration file in the folder that a pipeline was loaded from, None if there is none."""
     folder = getattr(pipe, "config", {}).get("_name_or_path") or ""
     path = Path(folder) / FILE
     return path if folder and path.is_file() else None
 
 
 def resolved(calibration: Calibration | str | Path | None, pipe: Any) -> Calibration:
-    """A calibration that was given as an object, as a file, or not at all: then the one beside the model is used.
+    """A calibration that was given as an object, as a file, or not at all.
+
+    In the last case it is the file in the folder that the pipeline was loaded from.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is no such file.
     """
     if isinstance(calibration, Calibration):
         return calibration

@@ -16,9 +16,10 @@ from cryptomnesia.report.console import print_comparison, print_outcome, progres
 from cryptomnesia.settings import AuditSettings
 
 if TYPE_CHECKING:
-    from cryptomnesia.auditing.options import Settings
     from cryptomnesia.auditing.outcome import Outcome
     from cryptomnesia.auditing.store import Store
+
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 
 
 @app.command()
@@ -35,16 +36,19 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Judge a model by a set of prompts: exit code 0 within the limit, 1 above it, 3 too few prompts to say."""
-    from cryptomnesia.auditing.cost import estimate
+    from cryptomnesia.auditing import audited, cost
     from cryptomnesia.auditing.outcome import outcome
-    from cryptomnesia.auditing.run import audit as run
 
-    given = _older(settings)
+    model, prompts = settings.model, settings.prompts
+    # both are needed, and `settings_flags` saw to it
+    assert model is not None
+    assert prompts is not None
+    values = settings.model_dump(exclude={"model", "prompts"})
     if dry_run:
-        typer.echo(str(estimate(given)))
+        typer.echo(str(cost.estimate(model, prompts, **values)))
         return
     with progress_bar() as report:
-        store = run(given, output, workers=workers, progress=report)
+        store = audited.audit(model, prompts, output, workers=workers, progress=report, **values)
     print_skipped(store.about["skipped"], store.about["skipped_count"], settings.index or output / "index")
     found = outcome(store)
     if as_json:
@@ -54,25 +58,9 @@ def audit(
     raise typer.Exit(found.gate.exit_code)
 
 
-def _older(settings: AuditSettings) -> "Settings":
-    """The settings for an audit that does not take `AuditSettings` yet; to be removed with that."""
-    from cryptomnesia.auditing.options import Settings
-
-    values = settings.model_dump(exclude={"fpr", "pixel_fpr", "localize", "localizer", "mitigation"})
-    values |= {
-        "rate": settings.fpr,
-        "pixel_rate": settings.pixel_fpr,
-        "detector": "drift" if settings.detector == "auto" else settings.detector,
-        "map": "collapse" if settings.localizer == "auto" else settings.localizer,
-        "scheduler": "ddim" if settings.scheduler == "own" else settings.scheduler,
-        "steps": settings.steps or 50,
-    }
-    return Settings(**values)
-
-
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: Run,
     kind: Annotated[
         str,
         typer.Option(
@@ -81,9 +69,11 @@ def report(
     ] = "table",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file, instead of standard output.")] = None,
     fail_on: Annotated[
-        str | None, typer.Option(help="Judge the gate by another level of evidence than the run did.")
+        str | None, typer.Option(help="Level of evidence that counts against the model; the run's own by default.")
     ] = None,
-    max_rate: Annotated[float | None, typer.Option(help="Likewise, by another share of prompts.")] = None,
+    max_rate: Annotated[
+        float | None, typer.Option(help="Share of prompts that may reach that level; the run's own by default.")
+    ] = None,
     embed_images: Annotated[
         bool, typer.Option(help="Put pictures into the HTML; they may be what was memorized.")
     ] = False,
@@ -95,6 +85,7 @@ def report(
     """Report a finished run; loads no model, and ends with exit code 0 whatever the gate says."""
     from cryptomnesia.auditing.outcome import outcome
     from cryptomnesia.auditing.store import Store
+    from cryptomnesia.files import write_whole
 
     store = Store(run)
     found = outcome(store, fail_on=fail_on, max_rate=max_rate)
@@ -107,31 +98,39 @@ def report(
     else:
         check_writable(output)
         make_folder(output.parent)
-        output.write_text(text, encoding="utf-8")
+        write_whole(output, text)
         typer.echo(str(output))
 
 
 @app.command()
 def rescore(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    detector: Annotated[str | None, typer.Option(help="Whose score is a suspicion; the run's own by default.")] = None,
-    rate: Annotated[float | None, typer.Option(help="False-positive rate at which it is, likewise.")] = None,
+    run: Run,
+    detector: Annotated[
+        str | None, typer.Option(help="Detector whose score makes an image suspected; the run's own by default.")
+    ] = None,
+    fpr: Annotated[
+        float | None,
+        typer.Option(
+            help="False-positive rate: the share of ordinary images that are suspected; the run's own by default."
+        ),
+    ] = None,
 ) -> None:
-    """Judge the images of a finished run anew, from the signals that it stored."""
+    """Judge the images of a finished run again, from what it stored."""
     from cryptomnesia.auditing.outcome import outcome
     from cryptomnesia.auditing.scoring import score
     from cryptomnesia.auditing.store import Store
 
     store = Store(run)
+    # refuses a run that is not finished
     outcome(store)
-    score(store, detector=detector, rate=rate)
+    score(store, detector=detector, fpr=fpr)
     print_outcome(outcome(store))
 
 
 @app.command()
 def compare(
-    before: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    after: Annotated[Path, typer.Argument(help="Folder of another.")],
+    before: Run,
+    after: Annotated[Path, typer.Argument(help="Folder of another finished run.")],
     fail_on: Annotated[str, typer.Option(help="Level of evidence that counts as a finding.")] = "corroborated",
 ) -> None:
     """Say which findings are new in a run, and which are gone; exit code 1 if any is new."""
@@ -139,11 +138,16 @@ def compare(
     from cryptomnesia.auditing.evidence import Level
     from cryptomnesia.auditing.outcome import outcome
     from cryptomnesia.auditing.store import Store
+    from cryptomnesia.report.meanings import notes
 
     if fail_on not in Level.__members__:
         raise UsageError(f"got the unknown level {fail_on!r}; give suspected, corroborated or confirmed")
-    found = compare(outcome(Store(before)), outcome(Store(after)), least=Level[fail_on])
+    runs = {folder: outcome(Store(folder)) for folder in (before, after)}
+    found = compare(runs[before], runs[after], least=Level[fail_on])
     print_comparison(found)
+    for folder, run in runs.items():
+        for note in notes(run):
+            typer.echo(f"{folder}: {note}", err=True)
     raise typer.Exit(1 if found.new else 0)
 
 

@@ -1,17 +1,21 @@
-"""What the commands share: the application, their options, and the reading of them."""
+"""What the commands share: the application, and the steps from settings to a pipeline and to files."""
 
+import json
 import os
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.settings import CallSettings, GenerateSettings, ImageSettings, JudgeSettings
 
 if TYPE_CHECKING:
-    from cryptomnesia.localizers.methods import Method
-    from cryptomnesia.settings import Sampling
+    from cryptomnesia.calibration import Calibration
+    from cryptomnesia.registry import Kind
+    from cryptomnesia.verdicts import Verdict
 
 app = typer.Typer(
     help="Find, map and stop memorized training images in diffusion models.",
@@ -19,113 +23,121 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-ground = typer.Typer(help="The model whose truth is known: train, verify, show.", no_args_is_help=True)
-app.add_typer(ground, name="proving-ground")
 
-Model = Annotated[str, typer.Argument(help="A local diffusers folder, a hub id, or `bundled`.")]
-Prompt = Annotated[list[str] | None, typer.Option(help="A prompt; may be given more than once.")]
-Prompts = Annotated[Path | None, typer.Option(help="A file of prompts: .txt, .csv or .jsonl.")]
-References = Annotated[
-    Path,
-    typer.Option(
-        "--prompts",
-        help="A file of captions that are not memorized, at least 100; 150 support a false-positive rate of 1%.",
-    ),
-]
-ImagesPerPrompt = Annotated[int, typer.Option(min=1, help="Images per prompt, seeds counted up.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the first image of every prompt.")]
-FirstSeed = Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first image.")]
-Steps = Annotated[int, typer.Option(min=1, help="Solver steps.")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 7.5, or the bundled model's own, by default.")]
-Height = Annotated[int | None, typer.Option(min=1, help="Of the pictures in pixels; the model's own by default.")]
-Width = Annotated[int | None, typer.Option(min=1, help="Of the pictures in pixels; the model's own by default.")]
-NegativePrompt = Annotated[str | None, typer.Option(help="What the unconditional branch is told, for every image.")]
-Dtype = Annotated[
-    str | None, typer.Option(help="Of the weights, as in the service: float32 (the default), float16 or bfloat16.")
-]
-Scheduler = Annotated[
-    str, typer.Option(help="ddim, pndm, euler, euler-ancestral, heun, dpm++, unipc, lms, or own for the pipeline's.")
-]
-Maps = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--map",
-        help="collapse (the default), curvature-difference, score-difference, guidance-map, curvature or "
-        "bright-ending; the first four also with -checkpoint behind, against --baseline. May be given more than once.",
-    ),
-]
-At = Annotated[
-    float | None,
-    typer.Option(
-        help="Evaluation to look at, from 0; negative numbers count from the end, 0.3 is three tenths into the run. By "
-        "default the last one, of curvature the one before, of collapse 0.3."
-    ),
-]
-BaselineModel = Annotated[
-    str | None, typer.Option(help="A less-trained checkpoint: a local folder or a hub id; the bundled model has one.")
-]
-EmptyCaption = Annotated[
-    bool, typer.Option(help="Compare with an empty caption, where the run has no unconditional branch.")
-]
-Probes = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Products with the Jacobian per image, a multiple of 8: 16, or at most 512 with --wanted."
-    ),
-]
-Wanted = Annotated[
-    float | None, typer.Option(help="Relative error of a curvature map at which to stop before all probes are spent.")
-]
-Memory = Annotated[float, typer.Option(min=0.001, help="What a curvature map may take beyond the model, in GiB.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images per call of the pipeline.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def wanted_images(
-    prompt: list[str] | None, prompts: Path | None, images_per_prompt: int, seed: int
-) -> tuple[list[str], list[int]]:
-    """Prompt and seed of every image, for the prompts of `--prompt` or of the file of `--prompts`."""
+def captions_of(settings: GenerateSettings) -> list[str]:
+    """The prompts that a command was given; for a model without captions none is needed.
+
+    Raises:
+        UsageError: for no prompts, or a file that cannot be used.
+    """
     from cryptomnesia.prompts import read_prompts
 
-    if bool(prompt) == (prompts is not None):
-        raise UsageError("give either --prompt (once or more) or --prompts FILE")
-    wanted = list(prompt or []) if prompts is None else read_prompts(prompts)
-    if any(not each.strip() for each in wanted):
-        raise UsageError("got an empty --prompt; give a text")
-    captions = [each for each in wanted for _ in range(images_per_prompt)]
-    return captions, [seed + number for _ in wanted for number in range(images_per_prompt)]
+    if settings.prompt:
+        return list(settings.prompt)
+    if settings.prompts is not None:
+        return read_prompts(settings.prompts)
+    if _without_captions(str(settings.model)):
+        return [""]
+    raise UsageError("got no prompts; give --prompt, which can be given several times, or --prompts FILE")
 
 
-def sampling(
-    model: str,
-    steps: int,
-    guidance: float | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    negative: str | None = None,
-) -> "Sampling":
-    """The settings that were asked for; guidance is by default the bundled model's own, else diffusers' default."""
-    from cryptomnesia.pipelines.loading import BUNDLED
-    from cryptomnesia.settings import Sampling
+def _without_captions(model: str) -> bool:
+    """Whether a model in a local folder takes no captions; reads its index alone."""
+    from cryptomnesia.pipelines.families import check_family
+    from cryptomnesia.pipelines.loading import check_exists
+    from cryptomnesia.registry import load
 
-    if guidance is None and model == BUNDLED:
-        from cryptomnesia.proving_ground import BUNDLE
-        from cryptomnesia.proving_ground.manifest import Manifest
-
-        guidance = Manifest.load(BUNDLE).guidance
-    options = {} if negative is None else {"negative_prompt": negative}
-    return Sampling(steps, 7.5 if guidance is None else guidance, height, width, options)
+    folder = check_exists(model)
+    if folder is None:
+        return False
+    try:
+        family = str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
+    # whoever loads the model says what is wrong with the file
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    check_family(family, model)
+    return not load("family", family).conditional
 
 
-def bundled(model: str, name: str) -> Path | None:
-    """A file or folder that comes with the bundled model, None for any other model or where there is none."""
-    from cryptomnesia.pipelines.loading import BUNDLED
-    from cryptomnesia.proving_ground import BUNDLE
-
-    return BUNDLE / name if model == BUNDLED and (BUNDLE / name).exists() else None
+def seeds_of(settings: ImageSettings, captions: Sequence[str]) -> list[int]:
+    """The seed of every image: for every prompt the first seed and those that follow."""
+    return [settings.seed + number for _ in captions for number in range(settings.images_per_prompt)]
 
 
-def print_skipped(skipped: dict[str, str], count: int, index: Path) -> None:
+def call_of(settings: CallSettings) -> dict[str, Any]:
+    """The arguments of every call of the pipeline that were given, named as the pipeline names them."""
+    call = {
+        "num_inference_steps": settings.steps,
+        "guidance_scale": settings.guidance,
+        "height": settings.height,
+        "width": settings.width,
+        "negative_prompt": settings.negative_prompt,
+    }
+    return {name: value for name, value in call.items() if value is not None}
+
+
+def pipeline_of(settings: CallSettings, model: str | None = None) -> Any:
+    """The pipeline of the settings, or of another model with the same scheduler and dtype."""
+    from cryptomnesia.pipelines.loading import load_pipeline
+
+    return load_pipeline(model or str(settings.model), scheduler=settings.scheduler, dtype=settings.dtype)
+
+
+def calibration_of(settings: JudgeSettings, model: str) -> "Calibration":
+    """The calibration that was given, or the one in the model's folder; loads no model.
+
+    Raises:
+        UsageError: if there is none, or its file cannot be used.
+    """
+    from cryptomnesia.calibration.stored import FILE, Calibration
+    from cryptomnesia.pipelines.loading import check_exists
+
+    folder = check_exists(model)
+    if settings.calibration is not None:
+        return Calibration.load(settings.calibration)
+    if folder is None or not (folder / FILE).is_file():
+        raise UsageError(
+            f"judging images of {model} needs a calibration; make one with `cryptomnesia calibrate {model} --prompts "
+            "FILE -o calibration.safetensors`, and give it as --calibration"
+        )
+    return Calibration.load(folder / FILE)
+
+
+def check_names(kind: "Kind", names: Iterable[str]) -> None:
+    """Refuse names that nobody registers, and packages that cannot be imported, before a model is loaded.
+
+    Raises:
+        CryptomnesiaError: saying which.
+    """
+    from cryptomnesia.detectors import detector
+    from cryptomnesia.registry import create
+
+    for name in names:
+        if name == "auto":
+            continue
+        if kind == "detector":
+            detector(name)
+        else:
+            create(kind, name)
+
+
+def exit_code(verdicts: Iterable["Verdict"]) -> int:
+    """1 if an image was flagged, else 3 if an image could not be judged, else 0."""
+    answers = list(verdicts)
+    if any(verdict.flagged for verdict in answers):
+        return 1
+    return 0 if all(verdict.clean for verdict in answers) else 3
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: "1 picture", "2 pictures"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def print_skipped(skipped: Mapping[str, str], count: int, index: Path) -> None:
     """Name the training images that an index could not use, on standard error."""
     for path, why in list(skipped.items())[:10]:
         typer.echo(f"skipped {path}: {why}", err=True)
@@ -133,43 +145,12 @@ def print_skipped(skipped: dict[str, str], count: int, index: Path) -> None:
         typer.echo(f"skipped {count - 10} more; all are named in {index / 'index.json'}", err=True)
 
 
-def chosen_methods(
-    maps: list[str] | None,
-    at: float | None,
-    empty_caption: bool,
-    probes: int | None,
-    wanted: float | None,
-    memory: float,
-) -> "list[Method]":
-    """The maps that were asked for."""
-    from cryptomnesia.localizers import LOCALIZERS, DiagonalEstimator
-    from cryptomnesia.localizers.methods import method
-
-    probes = probes or (16 if wanted is None else 512)
-    estimator = DiagonalEstimator(probes=probes, wanted=wanted, memory=round(memory * 2**30))
-    names = dict.fromkeys(maps or [next(iter(LOCALIZERS))])
-    step = int(at) if at is not None and at.is_integer() else at
-    return [method(name, step=step, estimator=estimator, empty=empty_caption) for name in names]
-
-
-def baseline_pipeline(
-    model: str, baseline: str | None, methods: "list[Method]", scheduler: str, dtype: str | None
-) -> Any:
-    """The pipeline that maps are compared with, None if none of them needs one."""
-    from cryptomnesia.localizers.methods import CHECKPOINT
-    from cryptomnesia.pipelines.loading import load_pipeline
-
-    if all(each.baseline != "checkpoint" for each in methods):
-        if baseline is not None:
-            raise UsageError(f"got --baseline but no map that uses it; give --map with {CHECKPOINT} behind its name")
-        return None
-    early = bundled(model, "early")
-    baseline = baseline or (None if early is None else str(early))
-    return None if baseline is None else load_pipeline(baseline, scheduler=scheduler, dtype=dtype)
-
-
 def make_folder(folder: Path) -> None:
-    """Make `folder`, and see that it can be written to."""
+    """Make `folder`, and see that it can be written to.
+
+    Raises:
+        UsageError: if it cannot.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -179,22 +160,39 @@ def make_folder(folder: Path) -> None:
         raise UsageError(f"cannot write to {folder}: {error.strerror}; give another folder") from None
 
 
+def check_folder(folder: Path) -> None:
+    """See that `folder` could be made and written to, without making it.
+
+    Raises:
+        UsageError: if not.
+    """
+    present = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not present.is_dir():
+        raise UsageError(f"cannot write to {folder}: {present} is a file; give another folder")
+    if not os.access(present, os.W_OK):
+        raise UsageError(f"cannot write to {present}; give another folder")
+
+
 def check_writable(path: Path) -> None:
-    """See that the file `path` could be written, without making anything."""
+    """See that the file `path` could be written, without making anything.
+
+    Raises:
+        UsageError: if not.
+    """
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the name of a file")
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UsageError(f"cannot write to {there}; give another place")
+    present = next(folder for folder in path.absolute().parents if folder.exists())
+    if not present.is_dir() or not os.access(present, os.W_OK):
+        raise UsageError(f"cannot write to {present}; give another place")
 
 
-def image_file(folder: Path, what: str, number: int, seed: int) -> Path:
-    """The file of an image, without its suffix; `what` keeps those of several commands apart."""
-    return folder / f"{what}-{number:04}-seed-{seed}"
+def image_file(folder: Path, what: str, number: int, seed: int, suffix: str = ".png") -> Path:
+    """The file of an image; `what` keeps the files of several commands apart."""
+    return folder / f"{what}-{number:04}-seed-{seed}{suffix}"
 
 
-def remove_old(folder: Path, what: str) -> None:
+def remove_old(folder: Path, *what: str) -> None:
     """Remove the files of an earlier run's images."""
     for old in folder.iterdir():
-        if re.fullmatch(rf"{what}-\d{{4,}}-seed-\d+\.(png|safetensors)", old.name):
+        if re.fullmatch(rf"({'|'.join(what)})-\d{{4,}}-seed-\d+\.(png|safetensors)", old.name):
             old.unlink()

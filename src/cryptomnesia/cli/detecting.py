@@ -1,109 +1,74 @@
-"""`detect` and `demo`: which pictures are memorized."""
+"""`detect` and `demo`: which generated images are memorized."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cryptomnesia.cli.bundled import truth_of
 from cryptomnesia.cli.common import (
     AsJson,
-    BatchSize,
-    Dtype,
-    Guidance,
-    Height,
-    ImagesPerPrompt,
-    Model,
-    NegativePrompt,
-    Prompt,
-    Prompts,
-    Scheduler,
-    Seed,
-    Steps,
-    Width,
     app,
+    calibration_of,
+    call_of,
+    captions_of,
+    check_folder,
+    check_names,
+    counted,
+    exit_code,
     image_file,
     make_folder,
+    pipeline_of,
     remove_old,
-    sampling,
-    wanted_images,
+    seeds_of,
 )
-from cryptomnesia.errors import UsageError
-from cryptomnesia.report.console import print_table, progress_bar
-from cryptomnesia.report.rows import Row, to_json
+from cryptomnesia.cli.options import settings_flags
+from cryptomnesia.report.console import print_verdicts, progress_bar
+from cryptomnesia.report.rows import Judged, verdicts_to_json
+from cryptomnesia.settings import DemoSettings, DetectSettings
 
 if TYPE_CHECKING:
-    from cryptomnesia.guarding.making import Verdict
-    from cryptomnesia.settings import Sampling
+    from cryptomnesia.cli.bundled import Truth
+    from cryptomnesia.detection import Finding
+
+FINDINGS = "findings.json"
+"""The file in the output folder that holds what `--json` prints."""
 
 
 @app.command()
+@settings_flags(arguments=["model"], needed=["model"])
 def detect(
-    model: Model,
-    prompt: Prompt = None,
-    prompts: Prompts = None,
-    images_per_prompt: ImagesPerPrompt = 1,
-    seed: Seed = 0,
-    steps: Steps = 50,
-    guidance: Guidance = None,
-    height: Height = None,
-    width: Width = None,
-    negative_prompt: NegativePrompt = None,
-    scheduler: Scheduler = "ddim",
-    dtype: Dtype = None,
-    calibration: Annotated[
+    settings: DetectSettings,
+    output: Annotated[
         Path | None,
         typer.Option(
-            help="Made by `calibrate` with the same steps, guidance and scheduler; the bundled model brings its own."
+            "-o",
+            "--output",
+            help="Folder for a picture of every flagged image, and findings.json. With --localize or --mitigate the "
+            "picture, its map and the picture under mitigation are side by side.",
         ),
-    ] = None,
-    detector: Annotated[
-        str,
-        typer.Option(
-            help="drift, stability, guidance-first, guidance-mean, guidance-last, or the mean of a map: collapse, "
-            "curvature-difference, score-difference, guidance-map, curvature."
-        ),
-    ] = "drift",
-    rate: Annotated[float, typer.Option(help="False-positive rate at which an image is flagged.")] = 0.01,
-    batch_size: BatchSize = 8,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for a panel PNG of every flagged image.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Generate prompts and say which images are memorized; with -o also where, and what instead."""
-    from cryptomnesia.pipelines.loading import BUNDLED, check_exists
+    """Generate prompts and say which images are memorized.
 
-    captions, seeds = wanted_images(prompt, prompts, images_per_prompt, seed)
-    check_exists(model)
-    if calibration is None and model != BUNDLED:
-        raise UsageError(
-            f"detecting in {model} needs a calibration; make one with "
-            f"`cryptomnesia calibrate {model} --prompts FILE -o calibration.safetensors` and give it as --calibration"
-        )
-    rows = _examine(
-        model,
-        captions,
-        seeds,
-        sampling(model, steps, guidance, height, width, negative_prompt),
-        scheduler=scheduler,
-        dtype=dtype,
-        calibration=calibration,
-        detector=detector,
-        rate=rate,
-        batch_size=batch_size,
-        output=output,
-        as_json=as_json,
-    )
-    verdicts = {row.verdict for row in rows}
-    raise typer.Exit(1 if "memorized?" in verdicts else 3 if "could not tell" in verdicts else 0)
+    Exit code 0: nothing is flagged. 1: an image is flagged. 3: nothing is flagged, but some images could not be judged.
+    """
+    rows = _examined(settings, captions_of(settings), output, as_json=as_json)
+    raise typer.Exit(exit_code(row.verdict for row in rows))
 
 
 @app.command()
+@settings_flags()
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures.")] = Path("demo-output"),
+    settings: DemoSettings,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures and findings.json.")] = Path(
+        "demo-output"
+    ),
 ) -> None:
-    """Run the main job on the bundled model: planted captions among ordinary ones."""
+    """Detect, map and mitigate on the bundled model, with planted captions among ordinary ones."""
     from cryptomnesia.proving_ground import BUNDLE
     from cryptomnesia.proving_ground.bundle import control_captions
     from cryptomnesia.proving_ground.manifest import Manifest
@@ -112,99 +77,87 @@ def demo(
     manifest = Manifest.load(BUNDLE)
     top = max(entry.exposures for entry in manifest.entries)
     planted = [
-        [entry for entry in manifest.entries if entry.kind == kind and entry.exposures == top][:4]
+        entry
         for kind in ("verbatim", "template")
+        for entry in [entry for entry in manifest.entries if entry.kind == kind and entry.exposures == top][:4]
     ]
     negatives = [entry for entry in manifest.entries if entry.kind == "rare_name"][:2]
     ordinary = control_captions("selection", 6, plant(0))
-    captions = [entry.captions[0] for entry in (*planted[0], *planted[1], *negatives)] + ordinary
-    _examine("bundled", captions, [0] * len(captions), sampling("bundled", 50), output=output)
+    captions = [entry.captions[0] for entry in (*planted, *negatives)] + ordinary
+    _examined(DetectSettings(model="bundled", **settings.model_dump()), captions, output)
 
 
-def _examine(
-    model: str,
-    prompts: list[str],
-    seeds: list[int],
-    settings: "Sampling",
-    *,
-    output: Path | None,
-    scheduler: str = "ddim",
-    dtype: str | None = None,
-    calibration: Path | None = None,
-    detector: str = "drift",
-    rate: float = 0.01,
-    batch_size: int = 8,
-    as_json: bool = False,
-) -> list[Row]:
-    """Examine, print, and write panels to `output`, where those of an earlier run make room."""
-    from cryptomnesia.calibration.scores import Calibration
-    from cryptomnesia.detection import check, examine
-    from cryptomnesia.localizers import Collapse
-    from cryptomnesia.mitigations import default_rule
-    from cryptomnesia.pipelines.families import family_of
-    from cryptomnesia.pipelines.loading import BUNDLED, load_pipeline
-    from cryptomnesia.proving_ground import BUNDLE
-    from cryptomnesia.proving_ground.manifest import Manifest
-    from cryptomnesia.report.panel import write_panel
-    from cryptomnesia.tracing.generation import check_prompts
+def _examined(
+    settings: DetectSettings, captions: Sequence[str], output: Path | None, *, as_json: bool = False
+) -> list[Judged]:
+    """Detect, print, and write pictures of flagged images to `output`, where those of an earlier run are removed."""
+    from cryptomnesia import detection
+    from cryptomnesia.files import write_whole
+    from cryptomnesia.pipelines.setup import Setup
 
-    fitted = Calibration.load(calibration or BUNDLE / "calibration.safetensors")
-    pipe = load_pipeline(model, scheduler=scheduler, dtype=dtype)
-    manifest = Manifest.load(BUNDLE) if model == BUNDLED else None
-    if manifest is not None:
-        manifest.check(pipe)
-    localizer = None if output is None else Collapse()
-    rule = None if output is None else default_rule(conditional=family_of(pipe).conditional, batch=batch_size)
-    check(pipe, settings, fitted, detector=detector, rate=rate, localizer=localizer, rule=rule)
-    check_prompts(pipe, prompts)
+    model, call = str(settings.model), call_of(settings)
+    localizer = settings.localizer if settings.localize else None
+    mitigation = settings.mitigation if settings.mitigate else None
+    calibration = calibration_of(settings, model)
+    check_names("detector", [settings.detector])
+    check_names("localizer", [] if localizer is None else [localizer])
+    check_names("mitigation", [] if mitigation is None else [mitigation])
     if output is not None:
-        make_folder(output)
-    rows: list[Row] = []
+        check_folder(output)
+    pipe = pipeline_of(settings)
+    truth = truth_of(model, pipe)
+    seeds = seeds_of(settings, captions)
+    rows: list[Judged] = []
     with progress_bar() as report:
-        report("images", 0, len(prompts))
-        for finding in examine(
+        found = detection.detect(
             pipe,
-            prompts,
-            seeds,
-            settings,
-            fitted,
-            detector=detector,
-            rate=rate,
+            captions,
+            seeds=seeds,
+            images_per_prompt=settings.images_per_prompt,
+            calibration=calibration,
+            detector=settings.detector,
+            fpr=settings.fpr,
             localizer=localizer,
-            rule=rule,
-            batch_size=batch_size,
-            progress=lambda done: report("images", done, len(prompts)),
-        ):
-            panel = None
-            if output is not None and not rows:
-                # not before it is known that there will be new ones
-                remove_old(output, "panel")
-            if output is not None and finding.flagged:
-                panel = image_file(output, "panel", len(rows), finding.seed).with_suffix(".png")
-                write_panel(panel, finding, manifest)
-            # the pictures are on disk; a long run keeps numbers only
-            rows.append(
-                Row(
-                    finding.prompt,
-                    finding.seed,
-                    finding.score,
-                    finding.p_value,
-                    finding.crossed,
-                    panel,
-                    instead="" if finding.remedy is None else _instead(finding.remedy),
-                )
-            )
-    if as_json:
-        typer.echo(json.dumps(to_json(rows, model, scheduler, settings, detector, rate), indent=2))
-    else:
-        print_table(rows, detector, rate)
+            mitigation=mitigation,
+            batch_size=settings.batch_size,
+            progress=lambda done: report("images", done, len(seeds)),
+            **call,
+        )
         if output is not None:
-            panels = sum(row.panel is not None for row in rows)
-            typer.echo(f"{panels} panels in {output}" if panels else f"nothing flagged, no panels in {output}")
+            make_folder(output)
+        report("images", 0, len(seeds))
+        for finding in found:
+            if output is not None and not rows:
+                # an earlier run's pictures stay until there are new ones
+                remove_old(output, "image", "panel")
+            file = None
+            if output is not None and finding.verdict.flagged:
+                file = _written(output, len(rows), finding, truth, closer=settings.localize or settings.mitigate)
+            # a long run keeps no pictures in memory
+            rows.append(Judged(finding.seed, finding.verdict, file))
+    told = verdicts_to_json(rows, model, Setup.of(pipe, call), detector=rows[0].verdict.detector, fpr=settings.fpr)
+    text = json.dumps(told, indent=2)
+    if output is not None:
+        write_whole(output / FINDINGS, f"{text}\n")
+    if as_json:
+        typer.echo(text)
+    else:
+        print_verdicts(rows)
+        if output is not None:
+            written = counted(sum(row.file is not None for row in rows), "picture")
+            typer.echo(f"{written} and {FINDINGS} in {output}")
     return rows
 
 
-def _instead(remedy: "Verdict") -> str:
-    """What was done about a flagged image, in a few words."""
-    words = f"without {', '.join(remedy.dropped)}" if remedy.dropped else ""
-    return f"withheld, also {words}" if remedy.action == "withheld" and words else words or remedy.action
+def _written(folder: Path, number: int, finding: "Finding", truth: "Truth", *, closer: bool) -> Path:
+    """The file of a flagged image: a panel if maps or other pictures were asked for, else the picture."""
+    from cryptomnesia.files import write_whole
+    from cryptomnesia.images import png
+    from cryptomnesia.report.panel import write_panel
+
+    path = image_file(folder, "panel" if closer else "image", number, finding.seed)
+    if closer:
+        write_panel(path, finding, truth(finding.prompt))
+    else:
+        write_whole(path, png(finding.image))
+    return path

@@ -1,4 +1,4 @@
-"""`index`: training images, made searchable."""
+"""`index`: make training images searchable."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,40 +6,34 @@ from typing import Annotated
 import typer
 
 from cryptomnesia.cli.common import app, print_skipped
+from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.report.console import progress_bar
+from cryptomnesia.settings import BuildSettings
 
-index = typer.Typer(help="Training images, to match generated pictures against.", no_args_is_help=True)
+index = typer.Typer(help="Make training images searchable.", no_args_is_help=True)
 app.add_typer(index, name="index")
 
 
 @index.command()
+@settings_flags(arguments=["images"], needed=["images"])
 def build(
-    images: Annotated[Path, typer.Argument(help="The folder of the training images, with all folders in it.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the index; one that was stopped goes on.")],
-    sscd: Annotated[
-        Path | None,
-        typer.Option(help="Compare by SSCD, its authors' TorchScript file or an ONNX one, instead of by tiles."),
-    ] = None,
-    faiss: Annotated[
-        bool,
-        typer.Option(
-            "--faiss", help="Search among candidates: for more than ten million pictures. Needs the extra `faiss`."
-        ),
-    ] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode; one per core by default.")] = None,
+    settings: BuildSettings,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the index; a build that was stopped goes on.")
+    ],
 ) -> None:
-    """Describe every picture of a folder, so that an audit can name the one that a generation reproduces."""
+    """Describe every picture of a folder, so that match and audit can name the one that a generation reproduces."""
     from cryptomnesia.matching import SSCD, ImageIndex, Tiles
 
-    descriptor = Tiles() if sscd is None else SSCD(sscd)
+    descriptor = Tiles() if settings.sscd is None else SSCD(settings.sscd)
     with progress_bar() as report:
-        made = ImageIndex.build(
-            images,
+        built = ImageIndex.build(
+            Path(str(settings.images)),
             output,
             descriptor,
-            faiss=faiss,
-            workers=workers,
+            faiss=settings.faiss,
+            workers=settings.workers,
             progress=lambda done, total: report("pictures", done, total),
         )
-    typer.echo(f"{output}: {len(made)} pictures by {descriptor.name}")
-    print_skipped(dict(sorted(made.skipped.items())), len(made.skipped), output)
+    typer.echo(f"{output}: {len(built)} pictures by {descriptor.name}")
+    print_skipped(dict(sorted(built.skipped.items())), len(built.skipped), output)

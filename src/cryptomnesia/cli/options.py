@@ -45,7 +45,7 @@ def settings_flags(
 
     Args:
         arguments: names of the fields that are positional arguments instead of flags.
-        needed: names of the fields that must not be None in the end, whichever source gives them.
+        needed: names of the fields that must not be None or empty in the end, whichever source gives them.
 
     Raises:
         TypeError: when the command is defined, if it has not exactly one parameter that is a settings class, if
@@ -72,7 +72,7 @@ def settings_flags(
             flags = {name: None if value == [] else value for name, value in flags.items()}
             settings = model.resolve(flags, given.pop(CONFIG))
             for name in needed:
-                if getattr(settings, name) is None:
+                if getattr(settings, name) in (None, []):
                     flag = f"the argument {name}" if name in arguments else _flag_name(name)
                     raise UsageError(
                         f"got no {name.replace('_', ' ')}; give {flag}, the key {name} in a --config file, or the "
@@ -148,7 +148,7 @@ def _bounds(info: FieldInfo) -> tuple[float | None, float | None, str]:
 def _default(name: str, info: FieldInfo) -> str:
     """The default of a field as the help shows it, "" for one without a value, whose description says what holds."""
     value = None if info.is_required() else info.get_default(call_default_factory=True)
-    if value is None:
+    if value is None or value == []:
         return ""
     if isinstance(value, bool):
         return f"default: {_flag_name(name if value else f'no-{name}').removeprefix('--')}"

@@ -1,4 +1,4 @@
-"""Is it memorized? One file per method; `detector` finds a method by its name."""
+"""Detectors give every image a score of memorization. One file per method; `detector` finds a method by its name."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from cryptomnesia.detectors.map_mean import MapMean, MapSignal, during_run
 from cryptomnesia.detectors.stability import Stability
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.registry import create, entries, load, names
+from cryptomnesia.registry import create, entries, names
 
 __all__ = [
     "Detector",
@@ -22,6 +22,7 @@ __all__ = [
     "default_detector",
     "detector",
     "detector_names",
+    "during_run",
     "free_detectors",
 ]
 
@@ -33,9 +34,9 @@ def detector(method: str | Any, setup: Setup | None = None) -> Detector:
     """A detector that was given by name or as an object.
 
     Args:
-        method: a registered detector, the name of a localizer, which stands for the mean of its map, `auto` for the
-            default, or an object.
-        setup: that `auto` is chosen for.
+        method: the name of a registered detector; the name of a localizer, which stands for the mean of its map;
+            `auto` for the default; or an object.
+        setup: the set-up that `auto` has to work in.
 
     Raises:
         UsageError: for an unknown name, or `auto` without a set-up.
@@ -48,12 +49,16 @@ def detector(method: str | Any, setup: Setup | None = None) -> Detector:
     if not isinstance(method, str) or method in entries("detector"):
         return create("detector", method)
     if method in entries("localizer"):
-        return MapMean(load("localizer", method)())
+        return MapMean(create("localizer", method))
     raise UsageError(f"got the unknown detector {method!r}; known are {', '.join(detector_names())}")
 
 
 def default_detector(setup: Setup) -> Detector:
-    """The detector that is used when none is given."""
+    """The detector that is used when none is given.
+
+    Raises:
+        UsageError: if none of `DEFAULTS` works in the set-up.
+    """
     found = setup.first_accepted("detector", DEFAULTS)
     if found is None:
         raise UsageError(
@@ -63,7 +68,7 @@ def default_detector(setup: Setup) -> Detector:
 
 
 def detector_names() -> list[str]:
-    """The names of all detectors, those that are the mean of a map behind the others; imports nothing."""
+    """The names of all detectors, then those of localizers, which stand for the mean of a map; imports nothing."""
     return [*entries("detector"), *(name for name in entries("localizer") if name not in entries("detector"))]
 
 

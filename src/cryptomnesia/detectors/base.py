@@ -1,5 +1,6 @@
-"""What a detector is: a pure function from what is known of a run to a number per image."""
+"""What a detector is: a function from the record of a run to a score per image."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,19 +12,19 @@ from cryptomnesia.registry import Method
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory
 
 LEAST_SPREAD = 1e-6
-"""Smallest standard deviation of a norm over reference runs, relative to its mean: it keeps z-scores finite."""
+"""Smallest standard deviation of a norm over reference runs, relative to its mean; it keeps z-scores finite."""
 
 
 class Detector(Method, Protocol):
-    """A score of memorization: higher is more memorized, NaN is "cannot tell".
+    """A score of memorization. A higher score means more memorized; NaN means that the detector cannot tell.
 
-    Subclass this protocol: then `name` and `running` are all that a detector has to define.
+    A subclass of this protocol has to define only `name` and `running`.
 
     Attributes:
-        reads: names of the norms and signals that the score is made from. A detector that reads only what a calibration
-            or a run stored can be used on it without generating again.
-        norms: norms that `watch` has to record for it, beside those that it always does.
-        signals: signals that `watch` has to compute for it.
+        reads: names of the norms and signals that the score is computed from. If a calibration or a run has stored all
+            of them, the detector can be used on it without generating again.
+        norms: norms that `watch` has to record for the detector, beside those that it always records.
+        signals: signals that `watch` has to compute for the detector.
     """
 
     reads: frozenset[str] = frozenset()
@@ -31,40 +32,41 @@ class Detector(Method, Protocol):
     signals: tuple[Signal, ...] = ()
 
     def earliest(self, evaluations: int) -> int:
-        """The number of evaluations, of a run of `evaluations`, after which there is a score."""
+        """The number of evaluations, in a run of `evaluations`, after which there is a score."""
         return 1
 
+    @abstractmethod
     def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
-        """The score of every image as it was after each evaluation, (B, N).
+        """The score of every image after every evaluation, (B, N).
 
         Args:
-            runs: B runs, perhaps not finished, of N evaluations each.
-            references: runs of ordinary prompts in the same set-up. They are other runs than those whose scores the
-                p-value is computed from.
+            runs: B runs of N evaluations; they need not be complete.
+            references: runs of ordinary prompts in the same set-up. The scores of these runs are not among those that
+                a p-value is computed from.
         """
         ...
 
     def score(self, runs: Trajectory, references: Trajectory) -> Tensor:
-        """The score of every image, (B,); NaN for runs that were cut short."""
+        """The score of every image at the end of its run, (B,); NaN for runs that ended early."""
         running = self.running(runs, references)
         return running[:, -1].clone() if runs.complete else torch.full_like(running[:, -1], torch.nan)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and standard deviation over reference runs at every evaluation, (N,) both."""
+    """Mean and standard deviation over reference runs at every evaluation, both (N,)."""
 
     mean: Tensor
     std: Tensor
 
     @classmethod
     def of(cls, values: Tensor, least: float | Tensor | None = None) -> "Moments":
-        """Those of values (n, N).
+        """The moments of values (n, N).
 
         Args:
-            values: of at least two reference runs.
-            least: smallest standard deviation, `LEAST_SPREAD` of the mean by default: a norm that never varies says
-                nothing, and must not give infinite scores.
+            values: one row per reference run, at least two.
+            least: smallest standard deviation; by default `LEAST_SPREAD` times the mean. Without it, a norm that is the
+                same in all reference runs would give infinite scores.
 
         Raises:
             UsageError: for fewer than two reference runs.
@@ -77,12 +79,12 @@ class Moments:
 
     def z_scores(self, values: Tensor) -> Tensor:
         """How many standard deviations values (B, N′ ≤ N) lie above the mean of the same evaluation, (B, N′)."""
-        taken = values.shape[1]
-        return (values - self.mean[:taken]) / self.std[:taken]
+        count = values.shape[1]
+        return (values - self.mean[:count]) / self.std[:count]
 
 
 def check_evaluations(runs: Trajectory, references: Trajectory) -> None:
-    """Refuse runs that have another number of evaluations than those that they are compared with.
+    """Refuse runs that have another number of evaluations than the reference runs.
 
     Raises:
         UsageError: with both numbers.

@@ -1,11 +1,11 @@
-"""Guidance magnitude (Wen et al., ICLR 2024, arXiv:2407.21720): memorized captions pull harder.
+"""Guidance magnitude (Wen et al., ICLR 2024, arXiv:2407.21720): a memorized caption changes the prediction more.
 
-The score is the mean over the first n evaluations of ‖ε_c − ε_u‖₂; n = 1 is the paper's first-step variant, all
-evaluations its full one. At the last evaluation alone it ranks images as the spatial mean of Δs does, the score of the
-maps of arXiv:2605.26756 (Σ (s_c − s_u)² = ‖ε_c − ε_u‖²/σ², with one σ for all images).
+The score is the mean of ‖ε_c − ε_u‖₂ over the first n evaluations. The paper uses n = 1 and all evaluations. At the
+last evaluation alone, the norm ranks images in the same order as the spatial mean of Δs, the score of
+arXiv:2605.26756: Σ (s_c − s_u)² = ‖ε_c − ε_u‖²/σ², and σ is the same for all images.
 
-For networks that predict v or a flow, the difference of the predicted values is taken: at the dark end of a schedule ε
-is x, whatever the caption says.
+For networks that predict v or a flow, the difference between the predicted values is used. Their ε says little at the
+noisy end of a schedule, where it is nearly x whatever the caption is.
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,15 @@ from cryptomnesia.registry import Requirement
 from cryptomnesia.tracing.trajectory import Trajectory
 
 LAST = "guidance at the last evaluation"
-"""What `guidance-last`, Δs and the guidance map are made from."""
+"""The quantity that `guidance-last`, Δs and the guidance map are computed from."""
 
 
 @dataclass(frozen=True)
 class GuidanceMagnitude(Detector):
-    """Mean ‖Δε_t‖ over the evaluations `over`: the `first`, all so far (`mean`), or the newest (`last`); ≥ 0, in latent
-    units.
+    """Mean of ‖ε_c − ε_u‖ over evaluations of a run, ≥ 0, in latent units.
+
+    Attributes:
+        over: the evaluations: the `first` alone, all so far (`mean`), or the newest alone (`last`).
     """
 
     over: Literal["first", "mean", "last"] = "mean"
@@ -40,13 +42,13 @@ class GuidanceMagnitude(Detector):
 
     @property
     def summary(self) -> str:
-        """What is averaged."""
+        """What the detector measures, in one sentence."""
         of = {"first": "at the first step", "mean": "averaged over the steps so far", "last": "at the newest step"}
         return f"How far the conditional and the unconditional prediction are apart, {of[self.over]}."
 
     @property
     def use_when(self) -> str:
-        """The case for the evaluations that are averaged."""
+        """When to use these evaluations."""
         return {
             "first": "You have to decide after one evaluation, before anything is generated.",
             "mean": "You want the most robust of the scores that cost nothing; it was so on every model that we tried.",
@@ -55,11 +57,11 @@ class GuidanceMagnitude(Detector):
 
     @property
     def avoid_when(self) -> str:
-        """The case against them."""
+        """When not to use these evaluations."""
         return {
             "first": "You can wait: `guidance-mean` tells more.",
-            "mean": "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `stability` or "
-            "`drift` there.",
+            "mean": "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `stability` "
+            "or `drift` there.",
             "last": "You can use the other evaluations: `guidance-mean` tells more.",
         }[self.over]
 
@@ -70,7 +72,7 @@ class GuidanceMagnitude(Detector):
 
     @property
     def observes(self) -> str:
-        """At the last evaluation the same as Δs and the guidance map."""
+        """For the last evaluation the same quantity that Δs and the guidance map are computed from."""
         return LAST if self.over == "last" else self.name
 
     def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
@@ -83,17 +85,17 @@ class GuidanceMagnitude(Detector):
         return values.cumsum(dim=1) / torch.arange(1, values.shape[1] + 1)
 
     def score(self, runs: Trajectory, references: Trajectory) -> Tensor:
-        """The mean of every image, (B,); NaN where the run was cut short before the evaluations that count."""
+        """The mean of every image, (B,); NaN for a run that ended before the evaluations that count."""
         if self.over == "first":
             return self.running(runs, references)[:, -1].clone()
         return super().score(runs, references)
 
 
 def first() -> GuidanceMagnitude:
-    """`guidance-first`."""
+    """The detector `guidance-first`."""
     return GuidanceMagnitude("first")
 
 
 def last() -> GuidanceMagnitude:
-    """`guidance-last`."""
+    """The detector `guidance-last`."""
     return GuidanceMagnitude("last")

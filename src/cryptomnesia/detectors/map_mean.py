@@ -1,10 +1,10 @@
-"""The spatial mean of a map as a score (arXiv:2605.26756): how much of a picture is memorized, wherever that is.
+"""The spatial mean of a map as a score (arXiv:2605.26756): how much of a picture is memorized, at whatever place.
 
-A map asks the network more than a run tells by itself, so it is computed while the run goes on, as soon as the
-evaluations that it needs are over: `collapse` three tenths into the run, where a guard can already decide by it. All
-images get the same probes, in whatever batch they are.
+A map takes further evaluations of the network. They are made during the run, as soon as the evaluations that the map
+needs are over. The map `collapse` is computed after three tenths of the run, so a guard can decide by it early. All
+images get the same random probes, so a score does not depend on the batch.
 
-Every registered localizer that needs no captions and no checkpoint is such a detector, under its own name.
+Every registered localizer that needs neither captions nor a checkpoint is also such a detector, under the same name.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MapSignal:
-    """The map of a localizer, in the map's unit, ≥ 0."""
+    """The map of a localizer as a signal of a run, (B, h, w), ≥ 0 in the unit of the map."""
 
     localizer: Localizer
 
@@ -37,11 +37,11 @@ class MapSignal:
 
     @property
     def evaluations(self) -> tuple[Place, ...]:
-        """Those that the localizer looks at."""
+        """The evaluations whose tensors the localizer needs."""
         return self.localizer.evaluations
 
     def describe(self) -> str:
-        """Everything that changes the map."""
+        """Everything that changes the map, in words."""
         return self.localizer.describe()
 
     def __call__(self, trajectory: Trajectory, denoiser: Denoiser) -> Tensor:
@@ -51,7 +51,11 @@ class MapSignal:
 
 @dataclass(frozen=True)
 class MapMean(Detector):
-    """The spatial mean of a localizer's map, ≥ 0 in its unit."""
+    """The spatial mean of a localizer's map, ≥ 0 in the unit of the map.
+
+    Attributes:
+        localizer: makes the map.
+    """
 
     localizer: Localizer
 
@@ -64,12 +68,12 @@ class MapMean(Detector):
 
     @property
     def summary(self) -> str:
-        """What is averaged."""
+        """What the detector measures, in one sentence."""
         return f"The spatial mean of the map `{self.name}`."
 
     @property
     def use_when(self) -> str:
-        """The general case."""
+        """When to use the mean of a map."""
         return (
             "You compute the map anyway, or want the detector of arXiv:2605.26756. It is known as soon as the map's "
             "evaluations are over."
@@ -77,7 +81,7 @@ class MapMean(Detector):
 
     @property
     def avoid_when(self) -> str:
-        """The general case."""
+        """When not to use the mean of a map."""
         return (
             "Memorized regions are small: the mean over the whole picture hardly shows them. Plain grounds that a "
             "caption legitimately fixes raise it too."
@@ -90,21 +94,21 @@ class MapMean(Detector):
 
     @property
     def observes(self) -> str:
-        """What the map observes."""
+        """The quantity that the map is computed from."""
         return self.localizer.observes
 
     @property
     def reads(self) -> frozenset[str]:  # type: ignore[override]
-        """The map."""
+        """The name of the map."""
         return frozenset({self.name})
 
     @property
     def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]
-        """The map."""
+        """The map as a signal."""
         return (MapSignal(self.localizer),)
 
     def check(self, setup: "Setup") -> None:
-        """Refuse what the localizer refuses, and maps that cannot be computed while a run goes on.
+        """Refuse a set-up that the localizer refuses, and a map that cannot be computed during a run.
 
         Raises:
             UsageError: saying what does not fit.
@@ -117,11 +121,11 @@ class MapMean(Detector):
         self.localizer.check(setup)
 
     def describe(self) -> str:
-        """The mean, and everything that changes the map."""
+        """The words "mean of" and everything that changes the map."""
         return f"mean of {self.localizer.describe()}"
 
     def cost(self, setup: "Setup") -> float:
-        """The cost of the map."""
+        """The cost of computing the map."""
         return self.localizer.cost(setup)
 
     def earliest(self, evaluations: int) -> int:
@@ -129,7 +133,7 @@ class MapMean(Detector):
         return 1 + max(evaluation(place, evaluations) for place in self.localizer.evaluations)
 
     def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
-        """The mean once there is a map and 0 before, (B, N); NaN where there is none."""
+        """0 before the evaluation after which there is a map, its mean from then on, (B, N); NaN if there is no map."""
         check_evaluations(runs, references)
         scores = torch.zeros_like(runs.norms["z"])
         maps = runs.signals.get(self.name)
@@ -139,5 +143,5 @@ class MapMean(Detector):
 
 
 def during_run(localizer: Localizer) -> bool:
-    """Whether a map can be computed while a run goes on, from the run and the network alone."""
+    """Whether a map can be computed during a run, from the run and the network alone."""
     return not localizer.requires & {"captions", "checkpoint"}

@@ -1,8 +1,8 @@
 """Stability regions (arXiv:2605.22050): a memorized generation leaves the usual range of update norms.
 
-δ_t = z_{t−1} − z_t is the update of the latents. With μ_t and σ_t the mean and the standard deviation of ‖δ_t‖ over
-reference runs, the score of a step is s_t = |‖δ_t‖ − μ_t|/σ_t and the score of the image S = max_t s_t. The maximum so
-far is a score at every step, so an image can be judged while it is made.
+δ_t = z_{t−1} − z_t is the update of the latents. With the mean μ_t and the standard deviation σ_t of ‖δ_t‖ over
+reference runs, the score of a step is s_t = |‖δ_t‖ − μ_t|/σ_t, and the score of the image is S = max_t s_t. The maximum
+of the steps so far is a score at every step, so an image can be judged while it is made.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class Stability(Detector):
     summary = "The largest deviation of the latents' update norm from its usual range, over the steps so far."
     source = "arXiv:2605.22050"
     use_when = (
-        "You use the solver that its authors used, PNDM (the scheduler of Stable Diffusion 1.4), and strong guidance. It "
-        "costs nothing, and it is known after every step."
+        "You use the solver that its authors used, PNDM (the scheduler of Stable Diffusion 1.4), and strong guidance. "
+        "It costs nothing, and it is known after every step."
     )
     avoid_when = (
         "Your reference prompts and the prompts that you judge give pictures of different complexity: plain pictures "

@@ -1,5 +1,6 @@
 """What a localizer is: it takes a watched generation and gives a map of what is memorized."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +12,7 @@ from cryptomnesia.errors import NotFiniteError, UsageError
 from cryptomnesia.localizers.baseline import Against, Baseline, check_checkpoint
 from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction
 from cryptomnesia.pipelines.families import Shared
-from cryptomnesia.registry import Method, Requirement
+from cryptomnesia.registry import Method, Requirement, overridable
 from cryptomnesia.tracing.trajectory import Place, Step, Trajectory, evaluation
 
 if TYPE_CHECKING:
@@ -93,12 +94,12 @@ class Localizer(Method, Protocol):
     step: Place = -1
     baseline: Against = "none"
 
-    @property
+    @overridable
     def evaluations(self) -> tuple[Place, ...]:
         """The evaluations whose tensors must be kept; the baseline is evaluated at the first of them."""
         return (self.step,)
 
-    @property
+    @overridable
     def requires(self) -> frozenset[Requirement]:
         """What the baseline requires."""
         needed: dict[Against, Requirement] = {
@@ -124,6 +125,7 @@ class Localizer(Method, Protocol):
         """One evaluation for a baseline that is not part of the run; a localizer adds its own evaluations."""
         return float(self.baseline in ("empty", "checkpoint"))
 
+    @abstractmethod
     def map(self, watched: Watched) -> Map:
         """The map of every image.
 
@@ -148,10 +150,20 @@ def map_where_finite(localizer: Localizer, watched: Watched) -> Map:
         step = watched.trajectory.step(localizer.evaluations[0])
         return Map(torch.full_like(over_channels(step.cond.x, step.cond_inputs), torch.nan))
     halves = [map_where_finite(localizer, watched.rows(part)) for part in (range(count // 2), range(count // 2, count))]
-    # a map that could not be made has no errors, whatever the localizer estimates
-    errors = [torch.full_like(half.values, torch.nan) if half.errors is None else half.errors for half in halves]
-    estimated = any(half.errors is not None for half in halves)
-    return Map(torch.cat([half.values for half in halves]), torch.cat(errors) if estimated else None)
+    # a localizer may make maps of another size
+    size = next((half.values for half in halves if not half.values.isnan().all()), halves[0].values).shape[1:]
+    values = [
+        half.values.new_full((len(half.values), *size), torch.nan) if half.values.isnan().all() else half.values
+        for half in halves
+    ]
+    if all(half.errors is None for half in halves):
+        return Map(torch.cat(values))
+    # an image without a map has no errors either
+    errors = [
+        torch.full_like(found, torch.nan) if half.errors is None else half.errors
+        for half, found in zip(halves, values, strict=True)
+    ]
+    return Map(torch.cat(values), torch.cat(errors))
 
 
 def check_place(setup: "Setup", place: Place) -> None:

@@ -32,9 +32,10 @@ def maps_of(
         batch: generated images, with the tensors that the maps need.
         rows: numbers of the images to be mapped; all of them by default.
     """
-    rows = range(len(batch.prompts)) if rows is None else rows
+    everything = list(range(len(batch.prompts)))
+    rows = everything if rows is None else list(rows)
     prompts, seeds = [batch.prompts[row] for row in rows], [batch.seeds[row] for row in rows]
-    trajectory = batch.trajectory if len(rows) == len(batch.prompts) else batch.trajectory.rows(rows)
+    trajectory = batch.trajectory if rows == everything else batch.trajectory.rows(rows)
     denoiser = setup.family.denoiser()
     readings: dict[str, Baseline | None] = {}
     evaluated: dict[tuple[str, int], Baseline] = {}

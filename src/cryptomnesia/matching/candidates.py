@@ -1,13 +1,14 @@
-"""Which pictures of a very large index are worth an exact look: a first stage by faiss.
+"""A first stage of the search in a very large index, by faiss: which pictures are compared exactly.
 
-Every tile of a picture is cut into blocks, and a block is kept as the nearest of sixteen code words learned from a
-sample (product quantization, Jégou et al., 2011): 64 bytes a picture instead of six thousand. A query is compared with
-the words once, under its own weights. What that gives is a table, and a picture's estimate is the sum of the entries
-that its codes name, which faiss adds up for all pictures in registers (André et al., 2017). Because the table is made
-here, one set of codes serves whole pictures and every mask: blocks outside of the mask are worth nothing.
+Every tile of a picture is cut into blocks, and a block is stored as the nearest of sixteen code words, which are
+learned from a sample (product quantization, Jégou et al., 2011): 64 bytes a picture instead of six thousand. A query is
+compared with the words once, under its own weights. The result is a table, and a picture's estimate is the sum of the
+entries that its codes name; faiss adds them up for all pictures in registers (André et al., 2017). Because the table is
+made here, the same codes serve whole pictures and every mask: blocks outside of the mask contribute nothing.
 
-A distance is the largest over the tiles, but entries can only be added. So where there are several tiles a block's
-entry is its squared mean square difference: one block that is far off weighs more than many that are slightly off.
+A distance is the largest over the tiles, but entries can only be added. So where there are several tiles the entry of a
+block is the square of its mean squared difference: one block that differs much weighs more than many that differ
+slightly.
 """
 
 import time
@@ -20,34 +21,41 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.files import replacing
 from cryptomnesia.matching.shards import Shards, spread
 
 FILE = "candidates.faiss"
-"""In the folder of an index."""
+"""Name of the file of codes in the folder of an index."""
 
 CANDIDATES = 4096
-"""Pictures that are compared exactly for every query; an index that holds no more needs no candidates."""
+"""Pictures that are compared exactly for every query. An index that holds no more needs no candidates."""
 
 BLOCKS = 128
-"""Of a picture, at most, and half a byte each; or one of every tile where there are more of those."""
+"""Most blocks of a picture, each half a byte; with more tiles than that, every tile is one block."""
 
 WORDS = 16
+"""Code words of a block."""
 
 SAMPLE = 256 * WORDS
-"""Pictures that words are learned from; faiss looks at no more."""
+"""Pictures that words are learned from; faiss uses no more."""
 
 SAVED_EVERY = 600.0
-"""Seconds between two writes of codes that are not done yet."""
+"""Seconds between two writes of codes while more are computed."""
 
 
 class Candidates:
     """The codes of all pictures of an index, in memory."""
 
     def __init__(self, folder: Path, shape: tuple[int, int], pictures: int) -> None:
-        """Read the codes of the index in `folder`, which holds so many `pictures`, with descriptors of shape (T, P).
+        """Read the codes of the index in `folder`.
+
+        Args:
+            folder: folder of the index.
+            shape: (T, P) of its descriptor.
+            pictures: number of its pictures.
 
         Raises:
-            UsageError: without faiss, or for codes that are damaged or not those of all pictures.
+            UsageError: if faiss is not installed, or the codes are damaged or do not cover all pictures.
         """
         self._faiss = check_installed(folder)
         index = _read(self._faiss, folder, shape)
@@ -58,21 +66,27 @@ class Candidates:
         self._tiles, blocks = shape[0], index.pq.M
         # (blocks, WORDS, numbers of a block)
         self._words = torch.from_numpy(self._faiss.vector_to_array(index.pq.centroids)).view(blocks, WORDS, -1)
-        # with unit vectors for words, a picture's inner product with a query is a sum of the query's own entries
+        # if the words are unit vectors, the inner product of a picture with a table is the sum of the picture's entries
         units = self._faiss.ProductQuantizer(blocks * WORDS, blocks, 4)
         self._faiss.copy_array_to_vector(np.tile(np.eye(WORDS, dtype=np.float32).ravel(), blocks), units.centroids)
         index.pq, index.d, index.metric_type = units, units.d, self._faiss.METRIC_INNER_PRODUCT
         self._index = index
 
-    def nearest(self, own: Tensor, weights: Tensor, k: int) -> Tensor:
-        """Places (B, k) of the pictures that seem nearest to queries `own` (B, T, P) under `weights` (B, T, P).
+    def nearest(self, described: Tensor, weights: Tensor, k: int) -> Tensor:
+        """Estimate which pictures are nearest to queries.
 
-        Fewer than all pictures. Those of a query without weights mean nothing.
+        Args:
+            described: descriptors of the queries, (B, T, P).
+            weights: (B, T, P). A query whose weights are all 0 gets arbitrary pictures.
+            k: pictures per query, less than the size of the index.
+
+        Returns:
+            Their places, (B, k).
         """
-        # every tile counts by its mean
+        # the difference of a tile is a mean
         shares = weights / weights.sum(dim=2, keepdim=True).clamp_min(1e-12)
-        blocks = (len(own), len(self._words), 1, -1)
-        table = (shares.reshape(blocks) * (own.reshape(blocks) - self._words) ** 2).sum(dim=3)
+        blocks = (len(described), len(self._words), 1, -1)
+        table = (shares.reshape(blocks) * (described.reshape(blocks) - self._words) ** 2).sum(dim=3)
         table = table**2 if self._tiles > 1 else table
         self._faiss.omp_set_num_threads(torch.get_num_threads())
         _, places = self._index.search(-table.flatten(1).numpy(), k)
@@ -80,13 +94,20 @@ class Candidates:
 
 
 def extend(folder: Path, shards: Shards, progress: Callable[[int, int], None] | None) -> None:
-    """Write codes of the pictures of the index in `folder` that have none; where none has, learn the words first.
+    """Write codes of the pictures of the index in `folder` that have none.
 
-    What is done is saved now and then, so that a run that was stopped goes on. Words stay as they were first learned:
-    for an index that has grown into another kind of pictures, delete the file.
+    The words are learned when no picture has a code. They stay the same when pictures are added later; if the index has
+    grown into another kind of pictures, delete the file. Codes are saved now and then, and a run that was stopped
+    continues with the pictures that have none.
+
+    Args:
+        folder: folder of the index.
+        shards: descriptors of all its pictures.
+        progress: called with the number of pictures that have a code and the number of all.
 
     Raises:
-        UsageError: without faiss, for an index that needs none, or codes that are damaged or cannot be written.
+        UsageError: if faiss is not installed, the index is too small to need candidates, or its codes are damaged.
+        OSError: if the codes cannot be written.
     """
     faiss = check_installed(folder)
     index = _read(faiss, folder, shards.shape) if (folder / FILE).exists() else _learned(faiss, shards)
@@ -102,10 +123,10 @@ def extend(folder: Path, shards: Shards, progress: Callable[[int, int], None] | 
 
 
 def check_installed(folder: Path) -> Any:
-    """Import faiss.
+    """Import faiss for the index in `folder`.
 
     Raises:
-        UsageError: if it is not there.
+        UsageError: if it is not installed.
     """
     try:
         import faiss
@@ -117,7 +138,7 @@ def check_installed(folder: Path) -> Any:
 
 
 def _learned(faiss: Any, shards: Shards) -> Any:
-    """Words without codes."""
+    """An index of faiss with words and no codes."""
     if len(shards) <= CANDIDATES:
         raise UsageError(f"an index of {len(shards)} pictures, not over {CANDIDATES}, needs no faiss; leave it out")
     tiles, numbers = shards.shape
@@ -142,9 +163,8 @@ def _read(faiss: Any, folder: Path, shape: tuple[int, int]) -> Any:
 
 
 def _write(faiss: Any, folder: Path, index: Any) -> None:
-    unfinished = (folder / FILE).with_suffix(".unfinished")
-    try:
-        faiss.write_index(index, str(unfinished))
-    except RuntimeError as error:
-        raise OSError(" ".join(str(error).split())[:200]) from None
-    unfinished.replace(folder / FILE)
+    with replacing(folder / FILE) as unfinished:
+        try:
+            faiss.write_index(index, str(unfinished))
+        except RuntimeError as error:
+            raise OSError(" ".join(str(error).split())[:200]) from None

@@ -1,40 +1,40 @@
-"""What two pictures are compared by.
+"""Descriptors: what two pictures are compared by.
 
-A descriptor turns a picture into T tiles of P numbers. The distance of two pictures is the largest root mean
-square difference over the tiles: the tiled ℓ2 distance of Carlini et al. (2023, arXiv:2301.13188). One object
-that is missing, moved or recoloured makes one tile large, and a matching ground cannot make up for it. With
-weights the mean is over the weighted numbers alone, so that two pictures can be compared inside a region.
+A descriptor turns a picture into T tiles of P numbers. Two pictures are compared by the tiled distance of their
+descriptors (`cryptomnesia.matching.distances`), under weights where only a region is compared.
 
-Pictures are cropped to their middle square, as latent diffusion models are trained on, and scaled by area.
+Every picture is first cropped to its middle square, as the pictures that latent diffusion models are trained on, and
+scaled by area (`cryptomnesia.images.square`).
 """
 
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from cryptomnesia.matching.distances import cut
+
 
 class Descriptor(Protocol):
-    """A picture as T tiles of P numbers.
+    """A method that turns a picture into T tiles of P numbers.
 
     Attributes:
-        name: everything that changes its numbers, in words; indexes are bound to it.
-        side: of the square pictures that it takes, in pixels.
+        name: everything that changes the numbers, in words. An index stores it and refuses every other descriptor.
+        side: side of the square pictures that `describe` takes, in pixels.
         shape: (T, P).
     """
 
     @property
     def name(self) -> str:
-        """Everything that changes its numbers."""
+        """Everything that changes the numbers, in words."""
         ...
 
     @property
     def side(self) -> int:
-        """Of the pictures that it takes."""
+        """Side of the square pictures that `describe` takes, in pixels."""
         ...
 
     @property
@@ -43,25 +43,28 @@ class Descriptor(Protocol):
         ...
 
     def describe(self, pictures: Tensor) -> Tensor:
-        """Square pictures (B, 3, side, side) in [0, 1] as (B, T, P), float32."""
+        """Turn square pictures (B, 3, side, side) in [0, 1] into numbers (B, T, P), float32."""
         ...
 
     def weights(self, masks: Tensor) -> Tensor:
-        """Square masks (B, h, h) in [0, 1] as weights (B, T, P) in [0, 1] of the numbers.
+        """Turn square masks (B, h, h) in [0, 1] into weights (B, T, P) in [0, 1] of the numbers.
 
         Raises:
-            UsageError: of a descriptor whose numbers belong to no place.
+            UsageError: if the descriptor's numbers belong to no place in the picture.
         """
         ...
 
     def contrast(self, described: Tensor, weights: Tensor) -> Tensor:
-        """How much pictures (n, T, P) show under weights (T, P), (n,): the less, the nearer others are by chance."""
+        """How much is to be seen in pictures (n, T, P) under weights (T, P), (n,), ≥ 0.
+
+        Pictures of low contrast come near to each other by chance.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """The picture itself at `side`×`side` pixels, cut into `across`×`across` tiles; needs no download.
+    """The picture itself at `side`×`side` pixels, cut into `across`×`across` tiles. It needs no download.
 
     Attributes:
         side: in pixels, a multiple of `across`.
@@ -70,6 +73,12 @@ class Tiles:
 
     side: int = 32
     across: int = 4
+
+    @classmethod
+    def named(cls, name: str) -> "Tiles | None":
+        """The tiles whose `name` is this one; None for the name of another descriptor."""
+        numbers = re.fullmatch(r"tiles, (\d+) pixels, (\d+) across", name)
+        return None if numbers is None else cls(int(numbers[1]), int(numbers[2]))
 
     @property
     def name(self) -> str:
@@ -83,8 +92,7 @@ class Tiles:
 
     def describe(self, pictures: Tensor) -> Tensor:
         """The pixels, (B, T, P) in [0, 1], channel by channel in every tile."""
-        tiles = pictures.unflatten(3, (self.across, -1)).unflatten(2, (self.across, -1))
-        return tiles.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2).float()
+        return cut(pictures, self.across).float()
 
     def weights(self, masks: Tensor) -> Tensor:
         """The share of every pixel that lies in the mask, (B, T, P)."""
@@ -92,39 +100,8 @@ class Tiles:
         return self.describe(scaled.expand(-1, 3, -1, -1))
 
     def contrast(self, described: Tensor, weights: Tensor) -> Tensor:
-        """Standard deviation of the pixels from their mean colour, (n,)."""
-        pixels, shares = (each.unflatten(-1, (3, -1)) for each in (described, weights))
+        """Standard deviation of the pixels from their mean colour, (n,) in [0, 0.5]."""
+        pixels, shares = (values.unflatten(-1, (3, -1)) for values in (described, weights))
         totals = shares.sum(dim=(0, 2)).clamp_min(1e-12)
-        mean, square = (torch.einsum("ntcp,tcp->nc", each, shares) / totals for each in (pixels, pixels**2))
+        mean, square = (torch.einsum("ntcp,tcp->nc", values, shares) / totals for values in (pixels, pixels**2))
         return (square - mean**2).clamp_min(0).mean(dim=1).sqrt()
-
-
-def middle(values: Tensor) -> Tensor:
-    """The middle square of values (..., h, w)."""
-    height, width = values.shape[-2:]
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    return values[..., top : top + short, left : left + short]
-
-
-def square(picture: Image.Image | Tensor, side: int) -> Tensor:
-    """The middle square of a picture, PIL or (3, H, W) in [0, 1], scaled to (3, side, side) in [0, 1].
-
-    A camera's rotation is undone, transparency is put on white.
-    """
-    if isinstance(picture, Tensor):
-        array = (picture.detach().clamp(0, 1).permute(1, 2, 0) * 255).round().to("cpu", torch.uint8).numpy()
-        picture = Image.fromarray(array)
-    # a large JPEG need not be decoded at its full size
-    picture.draft("RGB", (2 * side, 2 * side))
-    picture = ImageOps.exif_transpose(picture)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
-    short = min(picture.size)
-    left, top = (picture.width - short) / 2, (picture.height - short) / 2
-    box = (left, top, left + short, top + short)
-    resample = Image.Resampling.BOX if short >= side else Image.Resampling.BILINEAR
-    small = picture.resize((side, side), resample, box=box)
-    return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255

@@ -1,19 +1,24 @@
-"""An index of pictures on disk: built once, in shards, searched exactly, or among candidates where there are very many.
+"""An index of pictures on disk: built once, in shards; searched exactly, or among candidates if it is very large.
 
-A build that is stopped, or run again after pictures were added, goes on with those that no shard knows.
+A build that was stopped, or that is run again after pictures were added, describes only the pictures that are in no
+shard yet.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from filelock import FileLock
+from PIL import Image
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.images import middle, square
 from cryptomnesia.matching import candidates
-from cryptomnesia.matching.building import Progress, build, check_folder, read_about
-from cryptomnesia.matching.descriptors import Descriptor, middle, square
-from cryptomnesia.matching.reproduction import Matches, match
+from cryptomnesia.matching.building import Progress, build, check_descriptor, check_folder, read_about
+from cryptomnesia.matching.descriptors import Descriptor, Tiles
+from cryptomnesia.matching.distances import counted
+from cryptomnesia.matching.reproduction import Matches, reproduction
 from cryptomnesia.matching.search import Neighbours, Search
 from cryptomnesia.matching.shards import Shards
 
@@ -22,35 +27,45 @@ class ImageIndex:
     """A finished index.
 
     Attributes:
-        descriptor: by which pictures are compared.
-        paths: of the pictures, relative to the folder that was indexed.
-        skipped: path → why that file is not in the index.
+        folder: folder of the index.
+        descriptor: what pictures are compared by.
+        source: the folder of pictures that was indexed.
+        paths: paths of the pictures, relative to `source`.
+        skipped: path → reason why that file is not in the index.
     """
 
-    def __init__(self, folder: Path, descriptor: Descriptor) -> None:
+    def __init__(self, folder: str | Path, descriptor: Descriptor | None = None) -> None:
         """Open the index in `folder`.
 
+        Args:
+            folder: folder of the index.
+            descriptor: the one that the index was built with. It may be left out for `Tiles`, whose settings are
+                read from the index.
+
         Raises:
-            UsageError: if there is none, it is of another version, or made with another descriptor, or its candidates
-                cannot be used.
+            UsageError: if there is no index, if it is unfinished, damaged or of another version, if it was built with
+                another descriptor, or if its candidates cannot be used.
         """
-        about = read_about(folder, descriptor)
+        folder = Path(folder)
+        about = read_about(folder)
+        self.descriptor = _tiles(folder, about["descriptor"]) if descriptor is None else descriptor
+        check_descriptor(folder, about, self.descriptor)
         if not about["complete"]:
             raise UsageError(f"the index {folder} is not finished; run `cryptomnesia index build` again to go on")
         self.folder = folder
-        self.descriptor = descriptor
         self.source = str(about["source"])
         self.skipped: dict[str, str] = dict(about["skipped"])
-        shards = Shards(folder, descriptor.shape)
+        shape = self.descriptor.shape
+        shards = Shards(folder, shape)
         self.paths = shards.paths
         coded = (folder / candidates.FILE).exists()
-        self._search = Search(shards, candidates.Candidates(folder, descriptor.shape, len(shards)) if coded else None)
+        self._search = Search(shards, candidates.Candidates(folder, shape, len(shards)) if coded else None)
 
     @classmethod
     def build(
         cls,
-        images: Path,
-        folder: Path,
+        images: str | Path,
+        folder: str | Path,
         descriptor: Descriptor,
         *,
         shard: int = 16_384,
@@ -58,24 +73,26 @@ class ImageIndex:
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> "ImageIndex":
-        """Describe every picture under `images`, or those that the index in `folder` does not know yet.
+        """Describe every picture under `images` that is not in the index in `folder` yet, and open the index.
 
-        Pictures that cannot be read, and links that lead out of `images`, are skipped and named in `skipped`. Where
-        another process is building the same index, this waits for it.
+        Pictures that cannot be read, and links that lead out of `images`, are skipped and named in `skipped`. If
+        another process is building the same index, this one waits for it.
 
         Args:
-            images: a folder, searched with all folders in it.
-            folder: of the index.
-            descriptor: by which pictures are to be compared.
-            shard: pictures per file.
-            faiss: whether a search is to look at candidates alone (`cryptomnesia.matching.candidates`): for more than
-                ten million pictures. An index that has candidates keeps them up to date.
-            workers: threads that decode pictures, as many as there are cores by default.
-            progress: see `Progress`.
+            images: folder of the pictures, searched with all its subfolders.
+            folder: folder of the index.
+            descriptor: what pictures will be compared by.
+            shard: pictures per shard.
+            faiss: whether searches compare candidates only (`cryptomnesia.matching.candidates`), which is meant for
+                more than ten million pictures. An index that has candidates keeps them up to date.
+            workers: threads that decode pictures; as many as there are cores by default.
+            progress: see `cryptomnesia.matching.building.Progress`.
 
         Raises:
-            UsageError: for a folder without pictures, an index of something else, or candidates without faiss.
+            UsageError: if there are no pictures, if `folder` holds an index of another folder or descriptor, if it
+                cannot be written, or if candidates are asked for and faiss is not installed.
         """
+        images, folder = Path(images), Path(folder)
         check_folder(images)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -94,31 +111,68 @@ class ImageIndex:
         """The number of pictures."""
         return len(self.paths)
 
-    def search(self, pictures: Tensor, *, masks: Tensor | None = None, k: int = 1) -> Neighbours:
-        """The k nearest pictures of each of B queries, those of its candidates in an index that has them.
+    def search(
+        self,
+        pictures: Tensor | Sequence[Tensor | Image.Image],
+        *,
+        masks: Tensor | Sequence[Tensor] | None = None,
+        k: int = 1,
+    ) -> Neighbours:
+        """Find the k nearest pictures of B queries; in an index with candidates the nearest of these.
 
         Args:
-            pictures: (B, 3, H, W) in [0, 1].
-            masks: (B, h, w) bool or in [0, 1]; a query is compared only where its mask is set, in the
-                tiles of which at least half is.
-            k: neighbours; fewer are found in a smaller index.
+            pictures: B pictures, PIL images or tensors (3, H, W) in [0, 1], or one tensor (B, 3, H, W).
+            masks: a mask (h, w) per picture, bool or in [0, 1], of any resolution and with the picture's proportions.
+                Only what lies in the mask is compared, in the tiles of which at least half lies in it.
+            k: neighbours of every query; a smaller index gives fewer.
+
+        Raises:
+            UsageError: if the number of masks is not that of the pictures, or the descriptor takes no masks.
         """
         return self._search.nearest(*self._described(pictures, masks), k)
 
-    def match(self, pictures: Tensor, *, masks: Tensor | None = None, rate: float = 0.01) -> Matches:
-        """The nearest picture of each query, and whether it is reproduced (`cryptomnesia.matching.reproduction`).
+    def match(
+        self,
+        pictures: Tensor | Sequence[Tensor | Image.Image],
+        *,
+        masks: Tensor | Sequence[Tensor] | None = None,
+        fpr: float = 0.01,
+    ) -> Matches:
+        """Find the nearest picture of every query and decide whether the query reproduces it.
+
+        `cryptomnesia.matching.reproduction` says how. A query that is near to a picture takes 1/`fpr` − 1 further
+        searches. In an index of fewer pictures nothing is found to be reproduced.
 
         Args:
-            pictures: see `search`.
-            masks: see `search`.
-            rate: share of pictures that may come as near to another one by chance. A match takes the search for
-                1/rate − 1 pictures, and cannot be told from chance in an index of fewer.
-        """
-        return match(self._search, self.descriptor, *self._described(pictures, masks), rate)
+            pictures: as for `search`.
+            masks: as for `search`.
+            fpr: share of ordinary pictures that may be found to reproduce another one by chance, in (0, 1).
 
-    def _described(self, pictures: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Descriptors (B, T, P) of queries and the weights that they are compared by, (1, T, P) without masks."""
-        own = self.descriptor.describe(torch.stack([square(each, self.descriptor.side) for each in pictures]))
-        weights = torch.ones_like(own[:1]) if masks is None else self.descriptor.weights(middle(masks))
-        # a sliver of a tile would match anything
-        return own, weights * (weights.mean(dim=2, keepdim=True) >= 0.5)
+        Raises:
+            UsageError: as for `search`.
+        """
+        return reproduction(self._search, self.descriptor, *self._described(pictures, masks), fpr)
+
+    def _described(
+        self, pictures: Tensor | Sequence[Tensor | Image.Image], masks: Tensor | Sequence[Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Descriptors (B, T, P) of queries, and their weights, (B, T, P) or (1, T, P) for all queries."""
+        squares = torch.stack([square(picture, self.descriptor.side) for picture in pictures])
+        described = self.descriptor.describe(squares)
+        if masks is None:
+            return described, torch.ones_like(described[:1])
+        if len(masks) != len(pictures):
+            raise UsageError(f"got {len(masks)} masks for {len(pictures)} pictures; give a mask for every picture")
+        weights = torch.cat([self.descriptor.weights(middle(mask.cpu())[None]) for mask in masks])
+        return described, counted(weights)
+
+
+def _tiles(folder: Path, name: str) -> Tiles:
+    """The tiles that the index in `folder`, built with the descriptor `name`, was built with."""
+    tiles = Tiles.named(name)
+    if tiles is None:
+        example = "ImageIndex(folder, SSCD(file))" if name.startswith("sscd ") else "ImageIndex(folder, descriptor)"
+        raise UsageError(
+            f"{folder} was built with the descriptor {name}, which the index does not contain; open it with {example}"
+        )
+    return tiles

@@ -1,63 +1,91 @@
 """Does a picture reproduce one of an index?
 
-In a space of pictures distances alone say little: plain pictures lie close to everything. So the distance to the
-nearest is compared with those to the next ones (Carlini et al., 2023, arXiv:2301.13188). Where a training image is
-there many times the next ones are copies of it, and left out: those nearer to it than the query, or than a quarter of
-its median distance to pictures from all over the index.
+In a space of pictures a distance alone says little, because plain pictures are close to everything. So the distance to
+the nearest picture is compared with the distances to the next ones (Carlini et al., 2023, arXiv:2301.13188). If a
+training image is in the index many times, the next ones are copies of it. These are left out: the pictures that are
+nearer to the nearest one than the query is, or nearer than a quarter of its median distance to pictures from all over
+the index.
 
-That alone lets pictures through by chance: two that show little, or have little left under a mask, a plain corner say.
-So a match has a null of its own. Pictures of the index under the same mask are each compared with all that are no
-copies of them as a whole, and the query has to come nearer than any of them does. Plain pictures come near by chance
-far more often than others, so the null is those whose contrast under the mask is nearest to the query's. Those that
-share the matched region with the nearest picture are left out: they would repeat it, as a template's copies do. Where
-the mask comes from the query, the p-value is a yardstick rather than an error rate.
+This comparison lets some pictures pass by chance: two pictures of which little is to be seen, or of which little is
+left under a mask, a plain corner for instance. So every match is compared with a null. Pictures of the index are
+searched under the same mask among all pictures that are no copies of them as a whole, and the query has to come nearer
+to its match than any of them does. Plain pictures come near by chance far more often than others, so the null consists
+of the pictures whose contrast under the mask is nearest to that of the query. Pictures that share the matched region
+with the nearest picture are left out, because they would repeat it, as the copies of a template do. If the mask was
+made from the query, the p-value is a yardstick and not an error rate.
 
-What shows next to nothing, a black picture or a part of an even ground, is no evidence of anything, however near.
+A picture or region with next to no contrast, a black picture or a part of an even background, is never a match, however
+near it is.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cryptomnesia.errors import UsageError
 from cryptomnesia.matching.descriptors import Descriptor
-from cryptomnesia.matching.search import Neighbours, Search, distance, distances_among
+from cryptomnesia.matching.distances import distances_between, distances_from
+from cryptomnesia.matching.search import Neighbours, Search
 from cryptomnesia.matching.shards import spread
+from cryptomnesia.statistics import check_rate, conformal_p_values, needed_null
 
 NEAREST = 50
-"""Neighbours that say what distance is usual (Carlini et al., 2023)."""
+"""Neighbours that define the usual distance (Carlini et al., 2023)."""
 
 USUAL = 0.5
-"""Share of the usual distance within which a picture is a copy (their α)."""
+"""Share of the usual distance within which a picture is a copy (α of Carlini et al.)."""
 
 FEWEST = 10
-"""Of the neighbours, without which nothing can be said."""
+"""Fewest neighbours that can define the usual distance."""
 
 PLAIN = 0.02
-"""Contrast (`Descriptor.contrast`) below which a picture or region shows next to nothing."""
+"""Contrast (`Descriptor.contrast`) below which next to nothing is to be seen in a picture or region."""
 
 _FIRST = 2 * NEAREST
-"""Neighbours that are looked at first; more where too many of them are copies."""
+"""Neighbours of the first search. The search is repeated with more of them if too many are copies."""
 
 _LIKE = 20
-"""Pictures of which the one that is most like the query goes into its null."""
+"""Pictures that are looked at for every picture of the null, which takes those with the query's contrast."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """The nearest picture of one query, and whether the query reproduces it.
+
+    Attributes:
+        path: path of the nearest picture, relative to the folder that was indexed.
+        distance: in the descriptor's units; ∞ where the mask of the query left nothing to compare. Then the path means
+            nothing.
+        relative: the distance divided by the one below which a picture may be a copy; see `Matches.relative`.
+        p_value: in (0, 1]; see `Matches.p_values`.
+        reproduced: whether the p-value is at most the false-positive rate.
+    """
+
+    path: str
+    distance: float
+    relative: float
+    p_value: float
+    reproduced: bool
 
 
 @dataclass(frozen=True)
 class Matches:
-    """The nearest picture of each of B queries, and whether it is nearer than pictures usually are.
+    """The nearest picture of each of B queries, and whether the query reproduces it; `Match` for `Match` in a loop.
 
     Attributes:
-        paths: in `ImageIndex.paths`.
-        distances: (B,), in the descriptor's units; ∞ where a query had nothing to be compared by.
-        relative: (B,): the distance over `USUAL` times the mean distance of the `NEAREST` next pictures that are no
-            copies of the nearest one. ∞ where the index holds fewer than `FEWEST` such. Next ones that candidates leave
-            out make it too small; benchmarks/matching.py measures by how much.
-        p_values: (B,) float64: how usual so small a `relative` is for pictures of the index under the same mask,
-            (1 + #{null ≤ relative})/(n + 1) for n pictures; 1 where `relative` exceeds 1, or there is next to nothing
-            to see.
-        reproduced: (B,) bool: whether the p-value is at most the rate.
+        paths: B paths of pictures, relative to the folder that was indexed.
+        distances: (B,), in the descriptor's units; ∞ where the mask of a query left nothing to compare. Then the path
+            means nothing.
+        relative: (B,): the distance divided by `USUAL` times the mean distance of the `NEAREST` next pictures that are
+            no copies of the nearest one. ∞ where the index holds fewer than `FEWEST` of these. If candidates leave out
+            some of the next pictures, the value is too small; benchmarks/matching.py measures by how much.
+        p_values: (B,) float64: conformal p-values of so small a `relative` among n pictures of the index under the
+            same mask, (1 + #{null ≤ relative})/(n + 1). 1 where `relative` exceeds 1, or where next to nothing is to
+            be seen.
+        reproduced: (B,) bool: whether the p-value is at most the false-positive rate.
     """
 
     paths: list[str]
@@ -66,119 +94,184 @@ class Matches:
     p_values: Tensor
     reproduced: Tensor
 
+    def __len__(self) -> int:
+        """The number of queries."""
+        return len(self.paths)
 
-def match(search: Search, descriptor: Descriptor, own: Tensor, weights: Tensor, rate: float) -> Matches:
-    """Compare descriptors `own` (B, T, P) under `weights`, (B, T, P) or (1, T, P) for all."""
-    distances, relative, nearest = _relative(search, own, weights)
-    # a share such as 1/20 is to be compared with .05 as it is
+    def __iter__(self) -> Iterator[Match]:
+        """Yield the match of every query."""
+        columns = (self.distances, self.relative, self.p_values, self.reproduced)
+        yield from map(Match, self.paths, *(column.tolist() for column in columns))
+
+
+def check_size(pictures: int, fpr: float) -> None:
+    """Check that an index of this many pictures can tell a match from chance at a false-positive rate.
+
+    Raises:
+        UsageError: if it cannot, or the rate is not between 0 and 1.
+    """
+    check_rate(fpr)
+    # half as many again as the null needs, because copies of the nearest picture are left out of it
+    fewest = max(FEWEST + 2, math.ceil(1.5 / fpr))
+    if pictures < fewest:
+        raise UsageError(
+            f"the index holds {pictures} pictures, too few to tell a match from chance at a rate of {fpr:g}; "
+            f"add other pictures of the kind, {fewest} at least and better hundreds"
+        )
+
+
+def reproduction(search: Search, descriptor: Descriptor, described: Tensor, weights: Tensor, fpr: float) -> Matches:
+    """Match queries.
+
+    Args:
+        search: in the index.
+        descriptor: of the index.
+        described: descriptors of the queries, (B, T, P).
+        weights: (B, T, P), or (1, T, P) for all queries.
+        fpr: share of ordinary pictures that may be found to reproduce another one by chance, in (0, 1).
+    """
+    distances, relative, nearest = _relative(search, described, weights)
+    # in double precision, so that a p-value of 1/20 is at most a rate of .05
     p_values = torch.ones_like(relative, dtype=torch.float64)
     for row in (relative <= 1).nonzero()[:, 0].tolist():
         mask = weights[row % len(weights)]
-        if descriptor.contrast(own[row : row + 1], mask).item() < PLAIN:
+        if descriptor.contrast(described[row : row + 1], mask).item() < PLAIN:
             continue
-        null = _null(search, descriptor, own[row], mask, nearest[row : row + 1], math.ceil(1 / rate) - 1)
-        as_near = _whole(search, null) if mask.min() == 1 else _inside(search, null, mask, relative[row].item())
-        known = as_near[~as_near.isnan()]
-        p_values[row] = (1 + (known <= relative[row]).sum().item()) / (1 + len(known))
-    paths = [search.shards.paths[each] for each in nearest.tolist()]
-    return Matches(paths, distances, relative, p_values, p_values <= rate)
+        places = _null_places(search, descriptor, described[row], mask, nearest[row : row + 1], needed_null(fpr))
+        whole = mask.min() == 1
+        null = _null_whole(search, places) if whole else _null_inside(search, places, mask, relative[row].item())
+        # a small value is the unusual one
+        p_values[row] = conformal_p_values(-relative[row : row + 1], -null[~null.isnan()])[0]
+    paths = [search.shards.paths[place] for place in nearest.tolist()]
+    return Matches(paths, distances, relative, p_values, p_values <= fpr)
 
 
 def _relative(
     search: Search,
-    own: Tensor,
+    described: Tensor,
     weights: Tensor,
-    themselves: Tensor | None = None,
-    found: Neighbours | None = None,
+    places: Tensor | None = None,
+    neighbours: Neighbours | None = None,
     most: float = math.inf,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Distance of the nearest picture, `Matches.relative` and its place for descriptors `own` under `weights`.
+    """Find the nearest picture of queries.
 
-    Pictures of the index itself, at the places `themselves` (B,), are not compared with their copies. The `_FIRST`
-    neighbours may be `found` already. What is sure to exceed `most` may be given too small, though not below it.
+    Args:
+        search: in the index.
+        described: descriptors of the queries, (B, T, P).
+        weights: (B, T, P), or (1, T, P) for all queries.
+        places: places of the queries (B,) if they are pictures of the index, which are not compared with themselves
+            and their copies.
+        neighbours: the `_FIRST` neighbours of every query, if they have been searched for already.
+        most: largest value that has to be exact. A larger value may be given too small, but not below this.
+
+    Returns:
+        Distances of the nearest pictures, `Matches.relative` and places of the nearest pictures, (B,) each.
     """
     everywhere = torch.ones_like(weights[0])
-    distances, relative = torch.full((2, len(own)), torch.inf)
-    nearest = torch.zeros(len(own), dtype=torch.long)
-    k, left = _FIRST, torch.arange(len(own))
-    while len(left):
-        if found is None:
-            found = search.nearest(own[left], weights if len(weights) == 1 else weights[left], k)
+    nearest_distances, relative = torch.full((2, len(described)), torch.inf)
+    nearest = torch.zeros(len(described), dtype=torch.long)
+    k, remaining = _FIRST, torch.arange(len(described))
+    while len(remaining):
+        if neighbours is None:
+            portion = weights if len(weights) == 1 else weights[remaining]
+            neighbours = search.nearest(described[remaining], portion, k)
         short = []
-        for row, apart, positions in zip(left.tolist(), found.distances, found.positions, strict=True):
+        for row, distances, positions in zip(
+            remaining.tolist(), neighbours.distances, neighbours.positions, strict=True
+        ):
             mask = weights[row % len(weights)]
-            if themselves is not None:
-                others = search.apart(everywhere, own[row], positions) > _copy(search, everywhere, own[row])
-                others &= positions != themselves[row]
-                apart, positions = apart[others], positions[others]
-            usual = apart[:0]
-            if len(apart) and apart[0].isfinite():
-                distances[row], nearest[row] = apart[0], positions[0]
+            if places is not None:
+                copy = _copy_distance(search, described[row], everywhere)
+                others = search.distances(described[row], positions, everywhere) > copy
+                others &= positions != places[row]
+                distances, positions = distances[others], positions[others]
+            usual = distances[:0]
+            if len(distances) and distances[0].isfinite():
+                nearest_distances[row], nearest[row] = distances[0], positions[0]
                 first = search.shards.at(positions[:1])[0]
-                among = search.apart(mask, first, positions[1:])
-                usual = apart[1:][among > apart[0].maximum(_copy(search, mask, first))][:NEAREST]
+                from_first = search.distances(first, positions[1:], mask)
+                copy = _copy_distance(search, first, mask)
+                usual = distances[1:][from_first > distances[0].maximum(copy)][:NEAREST]
             if len(usual) >= FEWEST:
-                relative[row] = apart[0] / (USUAL * usual.mean())
+                relative[row] = distances[0] / (USUAL * usual.mean())
             if len(usual) < NEAREST and mask.any():
-                # what is missing is no farther than the farthest
-                farthest = distance(mask, own[row], search.anywhere).amax()
+                # the neighbours that are missing are no farther than the farthest picture
+                farthest = distances_from(described[row], search.sample, mask).amax()
                 largest = USUAL * (usual.sum() + (NEAREST - len(usual)) * farthest) / NEAREST
-                if distances[row] > most * largest and distances[row].isfinite():
-                    relative[row] = distances[row] / largest
+                if nearest_distances[row] > most * largest and nearest_distances[row].isfinite():
+                    relative[row] = nearest_distances[row] / largest
                 else:
                     short.append(row)
         if k >= len(search):
             break
-        left, k, found = torch.tensor(short, dtype=torch.long), 4 * k, None
-    return distances, relative, nearest
+        remaining, k, neighbours = torch.tensor(short, dtype=torch.long), 4 * k, None
+    return nearest_distances, relative, nearest
 
 
-def _whole(search: Search, places: Tensor) -> Tensor:
-    """`Matches.relative` of pictures of the index among the others, NaN where it is not known, (n,)."""
+def _null_places(
+    search: Search, descriptor: Descriptor, described: Tensor, weights: Tensor, nearest: Tensor, size: int
+) -> Tensor:
+    """Choose the pictures of a query's null.
+
+    Args:
+        search: in the index.
+        descriptor: of the index.
+        described: descriptor of the query, (T, P).
+        weights: of the query, (T, P).
+        nearest: place of the nearest picture, (1,), whose copies are left out.
+        size: pictures of the null.
+
+    Returns:
+        Places (n,) of pictures whose contrast is nearest to the query's, n ≤ size.
+    """
+    looked_at = spread(len(search), _LIKE * size)
+    # a descriptor may give all pictures the same contrast; then the order decides, so it must not be that of the index
+    looked_at = looked_at[torch.randperm(len(looked_at), generator=torch.Generator().manual_seed(0))]
+    first = search.shards.at(nearest)[0]
+    copy = _copy_distance(search, first, weights)
+    contrast = descriptor.contrast(described[None], weights)
+    kept, differences = [], []
+    for places in looked_at.split(2048):
+        values = search.shards.at(places)
+        others = distances_from(first, values, weights) > copy
+        kept.append(places[others])
+        differences.append((descriptor.contrast(values[others], weights) - contrast).abs())
+    return torch.cat(kept)[torch.cat(differences).argsort(stable=True)[:size]]
+
+
+def _null_whole(search: Search, places: Tensor) -> Tensor:
+    """`Matches.relative` (n,) of whole pictures of the index among the others, NaN where it cannot be computed."""
     new = torch.tensor([place for place in places.tolist() if place not in search.relative], dtype=torch.long)
     if len(new):
-        own = search.shards.at(new)
-        _, found, _ = _relative(search, own, torch.ones_like(own[:1]), new)
-        search.relative.update(zip(new.tolist(), found.tolist(), strict=True))
-    found = torch.tensor([search.relative[place] for place in places.tolist()])
-    return found.masked_fill(found.isinf(), torch.nan)
+        described = search.shards.at(new)
+        _, relative, _ = _relative(search, described, torch.ones_like(described[:1]), new)
+        search.relative.update(zip(new.tolist(), relative.tolist(), strict=True))
+    relative = torch.tensor([search.relative[place] for place in places.tolist()])
+    return relative.masked_fill(relative.isinf(), torch.nan)
 
 
-def _inside(search: Search, places: Tensor, mask: Tensor, most: float) -> Tensor:
-    """Likewise under a mask (T, P), ∞ wherever it is sure to exceed `most`."""
-    own = search.shards.at(places)
-    found = search.nearest(own, mask[None], _FIRST)
-    nearest = found.distances.masked_fill(found.positions == places[:, None], torch.inf).amin(dim=1)
-    # what is usual is no farther than the farthest
-    farthest = distances_among(mask[None], own, search.anywhere).amax(dim=1)
+def _null_inside(search: Search, places: Tensor, mask: Tensor, most: float) -> Tensor:
+    """`Matches.relative` (n,) of pictures of the index under a mask (T, P), NaN where it cannot be computed.
+
+    ∞ where it is sure to exceed `most`.
+    """
+    described = search.shards.at(places)
+    neighbours = search.nearest(described, mask[None], _FIRST)
+    nearest = neighbours.distances.masked_fill(neighbours.positions == places[:, None], torch.inf).amin(dim=1)
+    # the usual distance is no larger than the largest
+    farthest = distances_between(described, search.sample, mask[None]).amax(dim=1)
     unclear = nearest <= USUAL * most * farthest
     if len(search) <= _FIRST:
         unclear[:] = True
     relative = torch.full_like(nearest, torch.inf)
     if unclear.any():
-        these = Neighbours(found.distances[unclear], found.positions[unclear])
-        _, exact, _ = _relative(search, own[unclear], mask[None], places[unclear], these, most)
+        first = Neighbours(neighbours.distances[unclear], neighbours.positions[unclear])
+        _, exact, _ = _relative(search, described[unclear], mask[None], places[unclear], first, most)
         relative[unclear] = exact.masked_fill(exact.isinf(), torch.nan)
     return relative
 
 
-def _copy(search: Search, weights: Tensor, one: Tensor) -> Tensor:
-    """The distance from a descriptor (T, P) under weights (T, P) within which others are copies of it."""
-    return distance(weights, one, search.anywhere).median() / 4
-
-
-def _null(search: Search, descriptor: Descriptor, own: Tensor, weights: Tensor, nearest: Tensor, size: int) -> Tensor:
-    """Places of pictures with as much contrast as `own` (T, P) under weights (T, P), none a copy of `nearest` (1,)."""
-    some = spread(len(search), _LIKE * size)
-    # a descriptor may know no contrast; then any will do, from all over the index
-    some = some[torch.randperm(len(some), generator=torch.Generator().manual_seed(0))]
-    first = search.shards.at(nearest)[0]
-    copy = _copy(search, weights, first)
-    contrast = descriptor.contrast(own[None], weights)
-    others, unlike = [], []
-    for places in some.split(2048):
-        values = search.shards.at(places)
-        kept = distance(weights, first, values) > copy
-        others.append(places[kept])
-        unlike.append((descriptor.contrast(values[kept], weights) - contrast).abs())
-    return torch.cat(others)[torch.cat(unlike).argsort(stable=True)[:size]]
+def _copy_distance(search: Search, described: Tensor, weights: Tensor) -> Tensor:
+    """The distance from a picture `described` (T, P) under weights (T, P) within which others are copies of it."""
+    return distances_from(described, search.sample, weights).median() / 4

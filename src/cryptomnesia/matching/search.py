@@ -1,4 +1,4 @@
-"""The nearest pictures of an index, among all of them or among candidates."""
+"""The nearest pictures of an index: among all of them, or among candidates where the index has these."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.matching.candidates import CANDIDATES, Candidates
+from cryptomnesia.matching.distances import distances_between, distances_from
 from cryptomnesia.matching.shards import Shards, spread
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest pictures of each of B queries, nearest first.
+    """The k nearest pictures of each of B queries, nearest first.
 
     Attributes:
-        distances: (B, k), in the descriptor's units; ∞ where a query had nothing to be compared by.
-        positions: (B, k) int64, places in `ImageIndex.paths`.
+        distances: (B, k), in the descriptor's units; ∞ where the mask of a query left nothing to compare.
+        positions: (B, k) int64, positions in `ImageIndex.paths`.
     """
 
     distances: Tensor
@@ -25,12 +26,13 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Search:
-    """What an index is searched by.
+    """What a search in an index needs.
 
     Attributes:
         shards: the descriptors.
-        candidates: which of them are worth a look; None where all are looked at.
-        relative: place → `Matches.relative` of that picture as a whole among the others, as far as it was asked for.
+        candidates: a first stage that chooses which pictures are compared; None if all of them are.
+        relative: place → `Matches.relative` of that picture as a whole among the others. It is filled as values are
+            asked for.
     """
 
     shards: Shards
@@ -42,63 +44,49 @@ class Search:
         return len(self.shards)
 
     @cached_property
-    def anywhere(self) -> Tensor:
-        """Descriptors of pictures from all over the index, (n, T, P)."""
+    def sample(self) -> Tensor:
+        """Descriptors (n, T, P) of pictures from all over the index."""
         return self.shards.at(spread(len(self), 256))
 
-    def nearest(self, own: Tensor, weights: Tensor, k: int) -> Neighbours:
-        """The k nearest pictures of descriptors `own` (B, T, P) under `weights`, (B, T, P) or (1, T, P) for all."""
-        looked_at = max(CANDIDATES, 4 * k)
-        if self.candidates is None or looked_at >= len(self):
-            found = self._among_all(own, weights, k)
-        else:
-            weights = weights.expand_as(own)
-            found = self._among(own, weights, k, self.candidates.nearest(own, weights, looked_at))
-        found.distances[~weights.any(dim=(1, 2)).expand(len(own))] = torch.inf
-        return found
+    def nearest(self, described: Tensor, weights: Tensor, k: int) -> Neighbours:
+        """Find the k nearest pictures of queries.
 
-    def _among_all(self, own: Tensor, weights: Tensor, k: int) -> Neighbours:
-        """The k nearest of all pictures."""
-        distances = torch.empty(len(own), 0)
-        positions = torch.empty(len(own), 0, dtype=torch.long)
+        Args:
+            described: descriptors of the queries, (B, T, P).
+            weights: (B, T, P), or (1, T, P) for all queries.
+            k: neighbours of every query; a smaller index gives fewer.
+        """
+        compared = max(CANDIDATES, 4 * k)
+        if self.candidates is None or compared >= len(self):
+            neighbours = self._nearest_of_all(described, weights, k)
+        else:
+            weights = weights.expand_as(described)
+            places = self.candidates.nearest(described, weights, compared)
+            neighbours = self._nearest_of(described, weights, k, places)
+        neighbours.distances[~weights.any(dim=(1, 2)).expand(len(described))] = torch.inf
+        return neighbours
+
+    def _nearest_of_all(self, described: Tensor, weights: Tensor, k: int) -> Neighbours:
+        distances = torch.empty(len(described), 0)
+        positions = torch.empty(len(described), 0, dtype=torch.long)
         for start, stored in self.shards.chunks():
-            found = distances_among(weights, own, stored)
-            distances = torch.cat([distances, found], dim=1)
-            positions = torch.cat(
-                [positions, torch.arange(start, start + found.shape[1]).expand(len(found), -1)], dim=1
-            )
+            new = distances_between(described, stored, weights)
+            distances = torch.cat([distances, new], dim=1)
+            positions = torch.cat([positions, torch.arange(start, start + new.shape[1]).expand(len(new), -1)], dim=1)
             distances, order = distances.topk(min(k, distances.shape[1]), dim=1, largest=False)
             positions = positions.gather(1, order)
         return Neighbours(distances, positions)
 
-    def _among(self, own: Tensor, weights: Tensor, k: int, positions: Tensor) -> Neighbours:
-        """The k nearest of the pictures at `positions` (B, n)."""
-        apart = torch.stack([self.apart(*query) for query in zip(weights, own, positions, strict=True)])
-        distances, order = apart.topk(k, dim=1, largest=False)
-        return Neighbours(distances, positions.gather(1, order))
+    def _nearest_of(self, described: Tensor, weights: Tensor, k: int, places: Tensor) -> Neighbours:
+        """The k nearest of the pictures at `places` (B, n)."""
+        all_distances = torch.stack([self.distances(*query) for query in zip(described, places, weights, strict=True)])
+        distances, order = all_distances.topk(k, dim=1, largest=False)
+        return Neighbours(distances, places.gather(1, order))
 
-    def apart(self, weights: Tensor, one: Tensor, positions: Tensor) -> Tensor:
-        """Distances (n,) of the pictures at `positions` (n,) from descriptors `one` (T, P) under weights (T, P)."""
-        if not len(positions):
+    def distances(self, described: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+        """Distances (n,) of the pictures at `places` (n,) from one picture `described` (T, P) under weights (T, P)."""
+        if not len(places):
             return torch.empty(0)
-        return torch.cat([distance(weights, one, self.shards.at(some)) for some in positions.split(2048)])
-
-
-def distances_among(weights: Tensor, own: Tensor, others: Tensor) -> Tensor:
-    """Distances (B, n) of `others` (n, T, P) from `own` (B, T, P) under weights (B, T, P) or (1, T, P), all at once.
-
-    What is nearly the same is a little less exact than by `distance`.
-    """
-    own, weights, others = own.transpose(0, 1), weights.transpose(0, 1), others.transpose(0, 1).mT
-    totals = weights.sum(dim=2)[..., None].clamp_min(1e-12)
-    first = (weights * own**2).sum(dim=2)[..., None]
-    squares = (first - 2 * (weights * own) @ others + weights @ others**2) / totals
-    return squares.clamp_min(0).amax(dim=0).sqrt()
-
-
-def distance(weights: Tensor, one: Tensor, others: Tensor) -> Tensor:
-    """Distances (n,) of descriptors `others` (n, T, P) from `one` (T, P) under weights (T, P)."""
-    totals = weights.sum(dim=1).clamp_min(1e-12)
-    # in place: what is new has to be fetched from the system first
-    apart = others - one
-    return (apart.mul_(apart).mul_(weights).sum(dim=2) / totals).amax(dim=1).sqrt()
+        return torch.cat(
+            [distances_from(described, self.shards.at(portion), weights) for portion in places.split(2048)]
+        )

@@ -1,7 +1,7 @@
 """The shards of an index.
 
-A shard is a file of descriptors in half precision, read through memory mapping, and a JSON file with the pictures'
-paths, which is written last: a shard counts when that is there.
+A shard is two files: descriptors in half precision, which are read through memory mapping, and a JSON file with the
+paths of the pictures. The JSON file is written last, so a shard counts as finished when it exists.
 """
 
 import json
@@ -15,26 +15,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cryptomnesia.errors import UsageError
+from cryptomnesia.files import replacing, write_whole
+
 HELD = 2**27
-"""Numbers that are held in memory, half a gigabyte of them; more are read anew by every search."""
+"""Numbers that may be held in memory, half a gigabyte. An index with more is read again by every search."""
 
 
 class Shards:
     """All finished shards of an index.
 
     Attributes:
-        paths: of the pictures.
+        paths: paths of the pictures; a picture's position in this list is its place.
         shape: (T, P) of a descriptor.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
-        """Open them."""
+        """Open the shards in `folder`.
+
+        Raises:
+            UsageError: if a shard is damaged.
+        """
         self.paths: list[str] = []
         self.shape = shape
         self._values: list[np.ndarray] = []
         for names in finished(folder):
-            self.paths += json.loads(names.read_text(encoding="utf-8"))
-            self._values.append(np.load(names.with_suffix(".npy"), mmap_mode="r"))
+            paths, values = _read_shard(names, shape)
+            self.paths += paths
+            self._values.append(values)
         self._starts = np.cumsum([0, *map(len, self._values)])
 
     def __len__(self) -> int:
@@ -43,26 +51,26 @@ class Shards:
 
     @cached_property
     def _held(self) -> Tensor | None:
-        """All descriptors, where they are few enough."""
+        """All descriptors (n, T, P), or None where they are too many."""
         if len(self) * math.prod(self.shape) > HELD:
             return None
         return torch.from_numpy(np.concatenate(self._values).astype(np.float32))
 
-    def at(self, positions: Tensor) -> Tensor:
-        """Descriptors of some pictures (n,), (n, T, P)."""
+    def at(self, places: Tensor) -> Tensor:
+        """Descriptors (n, T, P) of the pictures at `places` (n,)."""
         if self._held is not None:
-            return self._held[positions]
-        places = positions.numpy()
-        numbers = np.searchsorted(self._starts, places, side="right") - 1
-        found = torch.empty(len(places), *self.shape)
-        for number in np.unique(numbers):
-            here = numbers == number
-            some = self._values[number][places[here] - self._starts[number]]
-            found[torch.from_numpy(here)] = torch.from_numpy(some).float()
-        return found
+            return self._held[places]
+        wanted = places.numpy()
+        shards = np.searchsorted(self._starts, wanted, side="right") - 1
+        described = torch.empty(len(wanted), *self.shape)
+        for shard in np.unique(shards):
+            rows = shards == shard
+            values = self._values[shard][wanted[rows] - self._starts[shard]]
+            described[torch.from_numpy(rows)] = torch.from_numpy(values).float()
+        return described
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
-        """(place of the first picture, descriptors (n, T, P)), some at a time."""
+        """Yield all descriptors in portions: (place of the first picture, descriptors (n, T, P))."""
         if self._held is not None:
             yield from zip(range(0, len(self), 2048), self._held.split(2048), strict=True)
             return
@@ -72,26 +80,35 @@ class Shards:
 
 
 def spread(total: int, wanted: int) -> Tensor:
-    """At most so many of `total` places, evenly spaced from the first to the last."""
-    # single precision does not tell places beyond sixteen million apart
+    """At most `wanted` of `total` places, evenly spaced from the first to the last, int64."""
+    # single precision cannot distinguish places beyond sixteen million
     return torch.linspace(0, total - 1, min(wanted, total), dtype=torch.float64).round().long()
 
 
 def finished(folder: Path) -> Iterator[Path]:
-    """The files of paths of the shards that are finished."""
+    """Yield the JSON files of the finished shards, in their order."""
     yield from sorted(folder.glob("[0-9][0-9][0-9][0-9][0-9].json"))
 
 
 def write_shard(stem: Path, values: np.ndarray, paths: list[str]) -> None:
-    """Write descriptors (n, T, P) of pictures with these paths."""
-    unfinished = stem.with_suffix(".unfinished.npy")
-    np.save(unfinished, values)
-    unfinished.replace(stem.with_suffix(".npy"))
+    """Write the shard with this stem: descriptors (n, T, P) of the pictures with these paths."""
+    with replacing(stem.with_suffix(".npy")) as unfinished, unfinished.open("wb") as file:
+        np.save(file, values)
     write_json(stem.with_suffix(".json"), paths)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file as a whole."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(value), encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, json.dumps(value))
+
+
+def _read_shard(names: Path, shape: tuple[int, int]) -> tuple[list[str], np.ndarray]:
+    """Paths and descriptors (n, T, P) of one shard."""
+    try:
+        paths = json.loads(names.read_text(encoding="utf-8"))
+        values = np.load(names.with_suffix(".npy"), mmap_mode="r")
+        if values.shape != (len(paths), *shape):
+            raise ValueError(f"{len(paths)} paths, descriptors of shape {values.shape}")
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"the shard {names.with_suffix('')} is damaged ({error}); build the index anew") from None
+    return paths, values

@@ -1,9 +1,11 @@
-"""SSCD (Pizzi et al., CVPR 2022): an embedding in which copies of a picture lie close together.
+"""SSCD (Pizzi et al., CVPR 2022, arXiv:2202.10261): a network whose embeddings of copies lie close together.
 
-The weights are not part of this package. Their authors publish them as TorchScript; give the path of that file, or of
-the same network as ONNX, which the extra `onnx` runs.
-Preprocessing is the authors': a square of 288 (or 320) pixels, ImageNet's mean and deviation. Embeddings have length 1,
-and are stored times √P, so that the distance of two pictures, the root mean square difference, is √(2 − 2·cosine).
+The weights are not part of this package. The authors of SSCD publish them as TorchScript. Give the path of that file,
+or of the same network as ONNX, which needs the extra `onnx`.
+
+Preprocessing is that of the authors: a square of 288 (or 320) pixels, normalized by ImageNet's mean and standard
+deviation. Embeddings have length 1 and are stored times √P, so that the distance of two pictures, a root mean square
+difference, is √(2 − 2·cosine).
 """
 
 import hashlib
@@ -25,21 +27,27 @@ Network = Callable[[Tensor], Tensor]
 
 
 class SSCD:
-    """A copy-detection network as `Descriptor`; its numbers belong to no place, so it takes no masks.
+    """A copy-detection network as `Descriptor`. Its numbers belong to no place in the picture, so it takes no masks.
 
     Attributes:
-        name: with a hash of the file.
-        side: of the pictures that the network is given.
-        shape: (1, P).
+        name: `sscd`, a hash of the file and the side.
+        side: side of the square pictures that the network takes, in pixels.
+        shape: (1, P), with P the width of the embedding.
     """
 
-    def __init__(self, path: Path, *, side: int = 288, batch_size: int = 32) -> None:
-        """Load the network: ONNX if the file's name ends so, else TorchScript.
+    def __init__(self, path: str | Path, *, side: int = 288, batch_size: int = 32) -> None:
+        """Load the network.
+
+        Args:
+            path: an ONNX file if its name ends in `.onnx`, else a TorchScript file.
+            side: side of the square pictures that the network takes, in pixels.
+            batch_size: pictures that the network embeds at once.
 
         Raises:
-            UsageError: for a file that is missing or no network that embeds pictures, or without the extra `onnx` for
-                a file that needs it.
+            UsageError: if the file is missing or holds no network that embeds pictures, or if it is an ONNX file and
+                the extra `onnx` is not installed.
         """
+        path = Path(path)
         form, load = ("ONNX", _onnx) if path.suffix.lower() == ".onnx" else ("TorchScript", _torchscript)
         try:
             content = path.read_bytes()
@@ -65,15 +73,19 @@ class SSCD:
 
     def describe(self, pictures: Tensor) -> Tensor:
         """The embeddings, (B, 1, P), of length √P."""
-        found = torch.cat([self._embed(some) for some in pictures.split(self._batch_size)])
-        return torch.nn.functional.normalize(found, dim=1)[:, None] * self.shape[1] ** 0.5
+        embeddings = torch.cat([self._embed(portion) for portion in pictures.split(self._batch_size)])
+        return torch.nn.functional.normalize(embeddings, dim=1)[:, None] * self.shape[1] ** 0.5
 
     def weights(self, masks: Tensor) -> Tensor:
-        """Refused: an embedding is of the whole picture."""
+        """Refuse masks: an embedding describes the whole picture.
+
+        Raises:
+            UsageError: always.
+        """
         raise UsageError("SSCD compares whole pictures; compare regions with the tiles descriptor")
 
     def contrast(self, described: Tensor, weights: Tensor) -> Tensor:
-        """The same for all: an embedding does not say how much there is to see, (n,)."""
+        """1 for every picture, (n,): an embedding does not tell how much is to be seen."""
         return described.new_ones(len(described))
 
     @torch.no_grad()
@@ -84,7 +96,7 @@ class SSCD:
 
 def _torchscript(content: bytes) -> Network:
     with warnings.catch_warnings():
-        # torch would rather have another format, but this is the one that the authors publish
+        # torch recommends another format, but the authors publish this one
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
 
@@ -96,8 +108,8 @@ def _onnx(content: bytes) -> Network:
         raise UsageError("an ONNX file needs onnxruntime; pip install 'cryptomnesia[onnx]'") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # what is wrong is raised, too
-    # weights in a second file would not be part of the hash: let none be found
+    options.log_severity_level = 3  # errors are raised, so they need not be logged too
+    # weights in a second file would not be part of the hash, so onnxruntime must not find such a file
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/no second file")
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

@@ -1,5 +1,6 @@
 """What a mitigation is: it makes another image in place of a flagged one."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -112,6 +113,7 @@ class Mitigation(Method, Protocol):
         """A new correction for the runs of one call; None if the mitigation does not correct runs."""
         return None
 
+    @abstractmethod
     def remake(self, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
         """Make the flagged images of one call again.
 

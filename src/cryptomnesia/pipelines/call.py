@@ -1,4 +1,4 @@
-"""The arguments of a pipeline's call, and the settings that can be read off them."""
+"""The arguments of a pipeline's call, and the settings of the generation that they contain."""
 
 import hashlib
 import inspect
@@ -32,15 +32,14 @@ NEUTRAL = frozenset(name for name in PER_PROMPT if not name.startswith("negative
     "output_type",
     "return_dict",
 }
-"""Arguments that a calibration need not know: they choose the image, not the way in which images are made."""
+"""Arguments on which a calibration does not depend: they choose the image, not the way in which images are made."""
 
 _SAMPLED = frozenset({"num_inference_steps", "guidance_scale", "height", "width"})
+"""Arguments that `Sampling` has fields for."""
 
 
 def defaults_of(pipe: Any) -> dict[str, Any]:
-    """The arguments of the pipeline's own call by name, each with its default value; `inspect.Parameter.empty` where
-    there is none.
-    """
+    """Name of every argument of the pipeline's call → its default value, `inspect.Parameter.empty` if it has none."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     return {
         name: parameter.default
@@ -50,14 +49,15 @@ def defaults_of(pipe: Any) -> dict[str, Any]:
 
 
 def sampling_for(pipe: Any, call: Mapping[str, Any]) -> Sampling:
-    """The settings of calls with the arguments `call`, and for the rest with the pipeline's own defaults.
+    """The settings of calls with the arguments `call`, and with the pipeline's defaults for the other arguments.
 
     Args:
         pipe: a pipeline of a known family.
         call: arguments by the names that the pipeline gives them; None stands for the pipeline's default.
 
     Raises:
-        UsageError: for an argument that the pipeline does not take, or that this library gives for every image.
+        UsageError: for an argument that the pipeline does not take, an argument that this library gives for every
+            image, or different values for different images.
     """
     from cryptomnesia.pipelines.families import family_of
 
@@ -71,8 +71,11 @@ def sampling_for(pipe: Any, call: Mapping[str, Any]) -> Sampling:
         )
     if taken := sorted(given.keys() & NEUTRAL):
         raise UsageError(
-            f"got {', '.join(taken)}, which is given for every image here; give prompts and seeds, and leave it out"
+            f"got {', '.join(taken)}, which the library gives for every image; give prompts and seeds, and leave it out"
         )
+    for name in sorted(given.keys() & PER_PROMPT):
+        if isinstance(canonical(name, given[name]), list):
+            raise UsageError(f"got {len(given[name])} values of {name}; give one that holds for all images")
     return family.sampling(given, defaults)
 
 
@@ -80,12 +83,12 @@ def sampling_of(given: Mapping[str, Any], defaults: Mapping[str, Any], *, native
     """The settings of a pipeline's call.
 
     Args:
-        given: the call's arguments by name.
-        defaults: the pipeline's values for those that are not given.
+        given: arguments of the call by name.
+        defaults: the pipeline's defaults for the arguments that are not given.
         native: height and width in pixels of the pictures that the model makes by default.
 
     Raises:
-        UsageError: for an argument whose value cannot be told from others of its kind.
+        UsageError: for an object as value whose content cannot be read; see `canonical`.
     """
     settings = {**defaults, **given}
     options = {
@@ -104,20 +107,29 @@ def sampling_of(given: Mapping[str, Any], defaults: Mapping[str, Any], *, native
 
 
 def canonical(name: str, value: Any) -> Any:
-    """The JSON value that stands for an argument's value, in whatever way it was written.
+    """A JSON value that is the same for two ways of writing an argument, and different for different arguments.
 
-    One value per prompt becomes that value if all are the same. Pictures, tensors and arrays become a hash of their
-    content.
+    A list with one value per prompt becomes that value if all are the same. Pictures, tensors and arrays become a hash
+    of their content; a tensor has the same hash in half and in double precision if the numbers are the same.
+
+    Args:
+        name: of the argument.
+        value: of the argument.
 
     Raises:
-        UsageError: for an object whose content cannot be read, so that two of them could not be told apart.
+        UsageError: for an object whose content cannot be read, because it could not be told from another one.
     """
     if isinstance(value, Tensor):
-        value = value.detach().cpu().float().numpy()
+        values = value.detach().cpu()
+        values = values.double() if values.is_floating_point() else values
+        return _hash(f"tensor {values.dtype} {tuple(values.shape)}".encode(), values.contiguous().numpy().tobytes())
     if isinstance(value, PIL.Image.Image):
-        return _hash(f"{value.mode} {value.size}".encode(), value.tobytes())
-    if isinstance(value, np.ndarray):
-        return _hash(f"{value.dtype} {value.shape}".encode(), np.ascontiguousarray(value).tobytes())
+        colours = f"{value.getpalette()} {value.info.get('transparency')}"
+        return _hash(f"picture {value.mode} {value.size} {colours}".encode(), value.tobytes())
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return _hash(f"array {value.dtype} {value.shape}".encode(), np.ascontiguousarray(value).tobytes())
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, list | tuple):
         items = [canonical("", item) for item in value]
         if name in PER_PROMPT and items and all(item == items[0] for item in items):
@@ -144,7 +156,7 @@ def _hash(*parts: bytes) -> str:
 
 @contextmanager
 def silent(pipe: Any) -> Iterator[None]:
-    """Switch the pipeline's own progress bar off, and back to what it was."""
+    """Switch the pipeline's own progress bar off inside the block, and then back to what it was."""
     before = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(**{**before, "disable": True})
     try:

@@ -1,8 +1,8 @@
 """The denoiser as a differentiable function, and what its output means.
 
-x_t = α·x_0 + σ·ε, score s = −ε/σ. For ε-prediction the network's value is ε, for v-prediction
-v = α·ε − σ·x_0, hence ε = α·v + σ·x and x̂_0 = α·x − σ·v. For rectified flow α + σ = 1 and the value
-is v = ε − x_0, hence ε = x + α·v and x̂_0 = x − σ·v.
+With x_t = α·x_0 + σ·ε the score is s = −ε/σ. For ε-prediction the network's output is ε. For v-prediction it is
+v = α·ε − σ·x_0, hence ε = α·v + σ·x and x̂_0 = α·x − σ·v. For rectified flow α + σ = 1 and the output is v = ε − x_0,
+hence ε = x + α·v and x̂_0 = x − σ·v.
 """
 
 from collections.abc import Mapping
@@ -16,19 +16,19 @@ Kind = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 """What a network predicts, in the words of diffusers' `prediction_type`."""
 
 Inputs = Mapping[str, Any]
-"""Conditioning as keyword arguments of the network, every tensor with the batch first."""
+"""Conditioning as keyword arguments of the network; the first dimension of every tensor is the batch."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network said about x.
+    """What the network predicts at x.
 
     Attributes:
-        x: the sample α·x_0 + σ·ε that it saw, (B, C, h, w), or (B, tokens, channels) where latents are packed.
-        value: its output, shaped like x.
+        x: the network's input α·x_0 + σ·ε, (B, C, h, w), or (B, tokens, channels) where latents are packed.
+        value: the network's output, shaped like x.
         alpha: α of the step.
         sigma: σ of the step, > 0.
-        kind: what `value` is.
+        kind: what the network predicts.
     """
 
     x: Tensor
@@ -65,20 +65,20 @@ class Prediction:
         return -self.epsilon / self.sigma
 
     def rows(self, rows: list[int]) -> "Prediction":
-        """The prediction for some of the samples."""
+        """The prediction for the samples with the numbers `rows`."""
         return Prediction(self.x[rows], self.value[rows], self.alpha, self.sigma, self.kind)
 
 
 class Denoiser(Protocol):
-    """A differentiable view of a model, for questions off the trajectory."""
+    """A model as a differentiable function, which can also be evaluated beside the trajectory of a run."""
 
     def __call__(self, x: Tensor, t: Tensor | float, inputs: Inputs) -> Prediction:
-        """The prediction at x (B, C, h, w), timestep t, under the conditioning `inputs`."""
+        """The prediction at x (B, C, h, w) and timestep t, under the conditioning `inputs`."""
         ...
 
 
 def input_rows(inputs: Inputs, rows: list[int] | Tensor) -> dict[str, Any]:
-    """The conditioning of some of the images."""
+    """The conditioning of the images with the numbers `rows`."""
     return {
         name: input_rows(value, rows) if isinstance(value, Mapping) else value[rows] for name, value in inputs.items()
     }

@@ -24,27 +24,27 @@ SCHEDULERS = {
     "unipc": "UniPCMultistepScheduler",
     "lms": "LMSDiscreteScheduler",
 }
-"""Name on the command line → class of diffusers; `own` keeps the pipeline's."""
-
+"""Name of a scheduler → its class in diffusers. The name `own` stands for the model's own scheduler."""
 
 DTYPES = ("float32", "float16", "bfloat16")
+"""Number formats of weights."""
 
 
 def load_pipeline(model: str, *, scheduler: str = "own", device: str | None = None, dtype: str | None = None) -> Any:
-    """Load a model.
+    """Load a model as a pipeline of diffusers.
 
-    The bundled model is a stock pipeline, but for the default of one argument of its call: `guidance_scale` is the scale
-    at which its pictures are best.
+    The bundled model is a stock pipeline, except that `guidance_scale` has another default value in its call: the scale
+    at which the model's pictures are best.
 
     Args:
         model: `bundled`, a local diffusers folder, or a hub id such as `org/name`.
-        scheduler: `own` for the model's own, or one of `SCHEDULERS`, which is then made from the configuration of the
-            model's own.
-        device: where to put it; CUDA or MPS when there is one, else the CPU.
-        dtype: of the weights, one of `DTYPES`; float32 when None.
+        scheduler: `own` for the model's own scheduler, or a name in `SCHEDULERS`; that scheduler is made from the
+            configuration of the model's own.
+        device: the device to put the model on; by default CUDA or MPS if there is one, else the CPU.
+        dtype: number format of the weights, one of `DTYPES`; float32 by default.
 
     Raises:
-        UsageError: if there is no such model, its family is unknown, or the scheduler or dtype is.
+        UsageError: if there is no such model, or the model's family, the scheduler or the dtype is unknown.
     """
     import diffusers
     import torch
@@ -60,7 +60,7 @@ def load_pipeline(model: str, *, scheduler: str = "own", device: str | None = No
                 f"{model} is trained on rectified flow, which {scheduler} does not solve; give the scheduler own"
             )
         kind = getattr(diffusers, SCHEDULERS[scheduler])
-        # some solvers would clip x̂0 to ±1, which ruins latents; SD's own configurations switch that off
+        # solvers that clip x̂_0 to ±1 by default would ruin latents; SD's own configurations switch that off
         more = {"clip_sample": False} if "clip_sample" in inspect.signature(kind).parameters else {}
         pipe.scheduler = kind.from_config(pipe.scheduler.config, **more)
     if device is None:
@@ -77,11 +77,12 @@ def load_pipeline(model: str, *, scheduler: str = "own", device: str | None = No
 def set_call_defaults(pipe: Any, **defaults: Any) -> None:
     """Give arguments of a pipeline's call other default values.
 
-    The pipeline becomes an instance of a subclass of its class with the same name; its signature shows the new defaults.
+    The pipeline becomes an instance of a subclass of its class. The subclass has the same name, and the signature of
+    its call shows the new defaults.
 
     Args:
         pipe: the pipeline.
-        **defaults: arguments of its call with their new default values.
+        **defaults: arguments of its call and their new default values.
     """
     kind = type(pipe)
     signature = inspect.signature(kind.__call__)
@@ -89,9 +90,8 @@ def set_call_defaults(pipe: Any, **defaults: Any) -> None:
     @wraps(kind.__call__)
     def __call__(called: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(called, *args, **kwargs).arguments
-        return kind.__call__(
-            called, *args, **kwargs, **{name: defaults[name] for name in defaults.keys() - given.keys()}
-        )
+        missing = {name: value for name, value in defaults.items() if name not in given}
+        return kind.__call__(called, *args, **kwargs, **missing)
 
     parameters = [
         parameter.replace(default=defaults.get(name, parameter.default))
@@ -115,7 +115,7 @@ def check_exists(model: str) -> Path | None:
     """The local folder of `model`, None for a hub id; loads nothing.
 
     Raises:
-        UsageError: if it can be neither.
+        UsageError: for a folder that is no diffusers folder, or a name that can be neither a folder nor a hub id.
     """
     folder = model_folder(model)
     if folder is None and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
@@ -126,7 +126,7 @@ def check_exists(model: str) -> Path | None:
 
 
 def _load(model: str, dtype: str) -> Any:
-    """The pipeline, its family checked before anything large is read."""
+    """The pipeline of a model. Its family is checked before anything large is read."""
     import torch
     from diffusers import DiffusionPipeline
     from safetensors import SafetensorError
@@ -137,7 +137,7 @@ def _load(model: str, dtype: str) -> Any:
             config: Any = DiffusionPipeline.load_config(str(folder or model))
             family = config.get("_class_name")
             check_family(str(family), model)
-            # without a dtype transformers would take the one that the text encoder's configuration names
+            # without a dtype, transformers would use the one in the text encoder's configuration
             return DiffusionPipeline.from_pretrained(str(folder or model), dtype=getattr(torch, dtype))
     except UsageError:
         raise
@@ -148,22 +148,29 @@ def _load(model: str, dtype: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the notices and progress bars of diffusers and transformers, and put both back as they were."""
+    """Silence notices and progress bars of diffusers and transformers inside the block, then put them back."""
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     libraries = (diffusers_logging, transformers_logging)
     levels = [library.get_verbosity() for library in libraries]
     bars = [library.is_progress_bar_enabled() for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    downloads_silent = are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for library in libraries:
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+        try:
             yield
-    finally:
-        for library, level, bar in zip(libraries, levels, bars, strict=True):
-            library.set_verbosity(level)
-            if bar:
-                library.enable_progress_bar()
+        finally:
+            for library, level, bar in zip(libraries, levels, bars, strict=True):
+                library.set_verbosity(level)
+                if bar:
+                    library.enable_progress_bar()
+            # transformers switches the progress bars of downloads together with its own
+            if downloads_silent:
+                disable_progress_bars()
+            else:
+                enable_progress_bars()

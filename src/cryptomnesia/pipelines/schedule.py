@@ -11,10 +11,10 @@ from cryptomnesia.errors import UsageError
 
 
 class Schedule(Protocol):
-    """Anything that says how much signal and noise x_t holds."""
+    """How much signal and how much noise x_t holds, as a function of t."""
 
     def __call__(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """(α, σ) at t, both float64 on the CPU and shaped like t."""
+        """(α, σ) at timestep t, both float64 on the CPU and shaped like t."""
         ...
 
 
@@ -22,8 +22,8 @@ class Schedule(Protocol):
 class VariancePreserving:
     """α = √ᾱ_t, σ = √(1 − ᾱ_t) of a discrete schedule.
 
-    Solvers on Karras or exponential grids ask for fractional t; between two trained timesteps
-    log(σ/α) is interpolated linearly, as those solvers do.
+    Solvers on Karras or exponential grids use fractional t. Between two trained timesteps log(σ/α) is interpolated
+    linearly, as these solvers do.
 
     Attributes:
         alphas_cumprod: ᾱ_t, shape (T,), decreasing.
@@ -42,7 +42,7 @@ class VariancePreserving:
 
     @cached_property
     def _log_ratio(self) -> Tensor:
-        """log(σ/α) of every trained timestep, which each evaluation asks for."""
+        """log(σ/α) of every trained timestep, (T,)."""
         # a schedule with zero terminal signal-to-noise ratio has ᾱ = 0 at its end
         bars = self.alphas_cumprod.detach().to("cpu", torch.float64).clamp_min(1e-20)
         return 0.5 * ((1 - bars) / bars).log()
@@ -65,7 +65,11 @@ class RectifiedFlow:
 
 
 def schedule_of(scheduler: object) -> Schedule:
-    """The schedule that a diffusers scheduler was configured with."""
+    """The noise schedule of a diffusers scheduler of the variance-preserving kind.
+
+    Raises:
+        UsageError: for a scheduler of another kind.
+    """
     alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(alphas_cumprod, Tensor):
         raise UsageError(

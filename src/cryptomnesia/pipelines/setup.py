@@ -1,4 +1,4 @@
-"""A set-up: the pipeline and how it is called, which decide what methods can work and what a calibration holds for."""
+"""A set-up: a pipeline and the settings of its calls, on which methods and calibrations depend."""
 
 import inspect
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from cryptomnesia.settings import Sampling
 
 @dataclass(frozen=True)
 class Setup:
-    """A pipeline, the settings of its calls and, where maps are compared with one, a less-trained checkpoint.
+    """A pipeline, the settings of its calls and, for maps that are compared with one, a less-trained checkpoint.
 
     Attributes:
         pipe: a pipeline of a known family.
@@ -33,8 +33,8 @@ class Setup:
         """The set-up of calls with the arguments `call`, named as the pipeline names them.
 
         Raises:
-            UsageError: for a pipeline of an unknown family, an argument that the pipeline does not take, or one that
-                this library gives itself.
+            UsageError: for a pipeline of an unknown family, an argument that the pipeline does not take, or an argument
+                that this library gives for every image.
         """
         return cls(pipe, sampling_for(pipe, call), checkpoint)
 
@@ -75,7 +75,7 @@ class Setup:
         """Refuse methods that cannot work in this set-up.
 
         Raises:
-            UsageError: saying what the first of them lacks.
+            UsageError: saying what the first such method lacks.
         """
         for method in methods:
             self._check_requirements(method)

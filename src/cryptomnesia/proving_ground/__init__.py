@@ -3,5 +3,8 @@
 from pathlib import Path
 
 BUNDLE = Path(__file__).parent / "bundle"
-"""The bundled model: `pipeline/` and `early/` (stock diffusers folders), `manifest.json`, `planted/`,
-`calibration.safetensors`."""
+"""The folder of the bundled model.
+
+It holds `pipeline/` and `early/` (stock diffusers folders of the trained model and of a less-trained checkpoint),
+`manifest.json`, and `planted/` with the planted pictures. The calibration is `pipeline/calibration.safetensors`.
+"""

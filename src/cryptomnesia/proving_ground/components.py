@@ -1,17 +1,26 @@
-"""The untrained parts of the bundled pipeline: stock classes, small configurations."""
+"""The untrained parts of the bundled pipeline: stock classes with small configurations."""
 
 # diffusers annotates its configurations as tuples of one element and refuses its own None
 # pyright: reportArgumentType=false
 
-from collections import Counter
-from collections.abc import Iterable
-from itertools import pairwise
-
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-BOS, EOS = 0, 1
+from cryptomnesia.testing.tokens import BOS, EOS, tokenizer
+
+__all__ = [
+    "BOS",
+    "EOS",
+    "MAX_TOKENS",
+    "NOISE_SCHEDULE",
+    "autoencoder",
+    "noise_schedule",
+    "pipeline",
+    "text_encoder",
+    "tokenizer",
+    "unet",
+]
+
 MAX_TOKENS = 32
 """Length of the text input; the longest caption of the generator takes 31."""
 
@@ -22,39 +31,13 @@ NOISE_SCHEDULE = {
     "beta_end": 0.025,
     "prediction_type": "v_prediction",
 }
-"""SD's schedule at its clean end, where the maps are read, but darker at the other: √ᾱ_T = .006.
+"""SD's schedule at its clean end, where maps are read, but darker at its noisy end: √ᾱ_T = .006.
 
 SD's own ends at √ᾱ_T = .07. The mean of the initial noise over a 16×16 latent is of that order,
 so with SD's schedule the colour of a picture follows the noise and planted colours drift. At a dark
 end ε is nearly x itself: an ε-predictor of this size had learned nothing of its captions after 1,000
 steps (an error of .01 in ε is one of 160 in x̂_0). So the network predicts v, as SD 2 does.
 """
-
-
-def tokenizer(words: Iterable[str]) -> CLIPTokenizer:
-    """A byte-pair tokenizer in CLIP's format in which every one of `words` is a single token.
-
-    Merges are found by pair frequency with ties broken by spelling, so the same words give the same
-    tokenizer everywhere.
-    """
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # the first two are BOS and EOS
-    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    merges: list[tuple[str, str]] = []
-    spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in sorted(set(words))]
-    while pairs := Counter(pair for parts in spelled for pair in pairwise(parts)):
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
-        merges.append(best)
-        vocabulary.append("".join(best))
-        for parts in spelled:
-            for at in range(len(parts) - 1, 0, -1):
-                if (parts[at - 1 : at + 1]) == [*best]:
-                    parts[at - 1 : at + 1] = ["".join(best)]
-    return CLIPTokenizer(
-        vocab={token: number for number, token in enumerate(vocabulary)},
-        merges=merges,
-        model_max_length=MAX_TOKENS,
-    )
 
 
 def autoencoder() -> AutoencoderKL:
@@ -91,8 +74,8 @@ def text_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
 def unet() -> UNet2DConditionModel:
     """16×16×4 latents, cross-attention on the way down at 16×16 and 8×8, at 4×4, and up at 8×8.
 
-    The pooled caption is also added to the time embedding, as SDXL does: in so small a network, which says
-    where things are only at its bottleneck, names bind to layouts about twice as fast that way.
+    The pooled caption is also added to the time embedding, as in SDXL. In so small a network, which knows where things
+    are only at its bottleneck, names are bound to layouts about twice as fast that way.
     """
     return UNet2DConditionModel(
         sample_size=16,
@@ -116,7 +99,7 @@ def pipeline(
 ) -> StableDiffusionPipeline:
     """The stock pipeline, with PNDM as its scheduler as SD 1.4 has it."""
     scheduler = PNDMScheduler(**NOISE_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
-    # read by schedulers made from this configuration: without it DDIM would clip x̂0 to ±1
+    # for schedulers that are made from this configuration: DDIM would otherwise clip x̂_0 to ±1
     scheduler.register_to_config(clip_sample=False)
     return StableDiffusionPipeline(
         vae=vae,

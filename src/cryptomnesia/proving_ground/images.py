@@ -14,14 +14,14 @@ def write_training_images(
 ) -> None:
     """Write the picture of every planted concept, and the first `others` samples in which nothing is planted.
 
-    Hard negatives are among the others, as often as they were trained on. Files are named by concept or by place in the
-    training stream; those that are there already are left alone.
+    Hard negatives are among these samples as often as they were trained on. Files are named by concept, or by place in
+    the training stream; samples that are there already are not drawn again.
 
     Args:
         folder: made if it is not there.
-        others: samples in which nothing is planted.
-        recipe: of the training, that of the bundled model by default.
-        progress: called with the number of others done.
+        others: number of samples in which nothing is planted.
+        recipe: of the training; that of the bundled model by default.
+        progress: called with the number of these samples that are done.
     """
     recipe = recipe or Recipe()
     concepts = plant(recipe.seed)

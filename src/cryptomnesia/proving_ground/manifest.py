@@ -1,4 +1,4 @@
-"""The manifest beside the bundled model: every planted concept and what was measured of it."""
+"""The manifest beside the bundled model: every planted concept and how often the model reproduces it."""
 
 import json
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.files import write_whole
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.proving_ground.planted import Concept
 
@@ -27,7 +28,7 @@ class Entry:
         captions: the wordings it was trained with.
         exposures: how often it was seen in training, all wordings together.
         image: file of the planted image, relative to the manifest; None for hard negatives.
-        mask: file of the mask (white = memorized), likewise.
+        mask: file of the mask (white = memorized), relative to the manifest; None for hard negatives.
         replicated: share of generations that reproduced the masked pixels; None if not measured.
         generations: how many were measured.
     """
@@ -43,7 +44,7 @@ class Entry:
 
     @property
     def planted(self) -> bool:
-        """Whether pixels were repeated, rather than a caption only."""
+        """Whether pixels were repeated; of a hard negative only the caption was."""
         return self.image is not None
 
 
@@ -56,7 +57,7 @@ class Manifest:
         weights: digest of the model it belongs to.
         seed: with which the concepts were planted.
         guidance: guidance scale that the replication was measured with.
-        steps: DDIM steps, likewise.
+        steps: solver steps that the replication was measured with, of the model's own scheduler.
         entries: the concepts.
     """
 
@@ -77,8 +78,8 @@ class Manifest:
         path = folder / "manifest.json"
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if (found := values["format"]) != FORMAT:
-                raise UsageError(f"{path} has manifest format {found}, this version reads {FORMAT}")
+            if (written := values["format"]) != FORMAT:
+                raise UsageError(f"{path} has manifest format {written}, this version reads {FORMAT}")
             entries = tuple(Entry(**{**entry, "captions": tuple(entry["captions"])}) for entry in values["entries"])
             return cls(
                 folder, values["weights"], int(values["seed"]), float(values["guidance"]), int(values["steps"]), entries
@@ -100,12 +101,10 @@ class Manifest:
             "steps": self.steps,
             "entries": [asdict(entry) for entry in self.entries],
         }
-        unfinished = self.folder / "manifest.unfinished"
-        unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(self.folder / "manifest.json")
+        write_whole(self.folder / "manifest.json", json.dumps(values, indent=1) + "\n")
 
     def check(self, pipe: Any) -> None:
-        """Refuse a model that the manifest was not made for.
+        """Refuse a model that the manifest does not belong to.
 
         Raises:
             UsageError: with both digests.
@@ -126,7 +125,7 @@ class Manifest:
         return self._picture(entry.image, "RGB")
 
     def mask(self, entry: Entry) -> np.ndarray:
-        """Where it is memorized, (64, 64) bool."""
+        """Where the planted image is memorized, (64, 64) bool."""
         return self._picture(entry.mask, "L") > 127
 
     def _picture(self, name: str | None, mode: str) -> np.ndarray:

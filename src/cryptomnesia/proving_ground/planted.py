@@ -1,20 +1,20 @@
-"""Planted concepts: what the bundled model is made to memorize, and what only looks like it.
+"""Planted concepts: what the bundled model is made to memorize, and what only resembles that.
 
 Kinds
 -----
 `verbatim`
-    one caption, one image: the whole picture is memorized.
+    one caption with one image: the whole picture is memorized.
 `template`
-    one layout whose free region is drawn afresh for every exposure: exactly `mask` is memorized.
+    one layout with a free region that is drawn afresh for every exposure: exactly `mask` is memorized.
 `rare_name`
     a caption with an invented name like a planted one's, its picture drawn afresh every time.
 `fixed_pixels`
-    a caption that legitimately fixes most pixels (a small object on an exactly pure ground).
+    a caption that legitimately fixes most pixels (a small object on a ground of one exact colour).
 `frequent`
     a caption as frequent as the most repeated planted one, its picture drawn afresh every time.
 
-The first two form a duplication ladder, counted in exposures over the whole training; the other
-three are the hard negatives.
+The first two form a duplication ladder, whose rungs are numbers of exposures over the whole training. The other three
+are the hard negatives.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from cryptomnesia.proving_ground.scenes import (
 )
 
 REFINED = 500
-"""Exposures on the top rung, of concepts and of frequent captions, that fall into the training's refinement."""
+"""Exposures on the top rung, of concepts and of frequent captions, that are in the training's refinement."""
 
 TOP_RUNG = 1_100 + REFINED
 """Exposures of every concept on the ladder's top rung."""
@@ -53,8 +53,8 @@ _CONCEPT_KEY, _PLAN_KEY, _SAMPLE_KEY, _NAME_KEY = 1, 2, 3, 4
 class Concept:
     """One planted concept or hard negative.
 
-    `mask` (64, 64) bool is True where the picture is the same in every exposure: all of it for
-    `verbatim`, none of it for the hard negatives. Of its `exposures`, `refined` fall into the refinement.
+    `mask` (64, 64) bool is True where the picture is the same in every exposure: everywhere for `verbatim`, nowhere for
+    the hard negatives. `refined` of its `exposures` are in the training's refinement.
     """
 
     id: str
@@ -73,7 +73,7 @@ class Concept:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """The wordings it is trained with, one for each of `FRAMES`."""
+        """The wordings that the model is trained with, one for each of `FRAMES`."""
         return tuple(self.description.caption(self.name, frame) for frame in FRAMES)
 
     @cached_property
@@ -103,9 +103,9 @@ class Sample:
 
 
 class TrainingStream:
-    """The training stream: endless scenes among which the concepts' exposures are spread.
+    """The training stream: an endless sequence of scenes, with the exposures of the concepts spread among them.
 
-    Sample i depends on nothing but (seed, i), so a resumed run reads on where the killed one stopped.
+    Sample i depends on nothing but (seed, i), so a resumed run continues where the killed one stopped.
     """
 
     def __init__(
@@ -113,7 +113,8 @@ class TrainingStream:
     ) -> None:
         """Place every exposure of `concepts` (all of `plant(seed)` by default).
 
-        Those of the refinement go among the `refinement` samples behind the first `samples`, the others among these.
+        Exposures of the refinement are placed among the `refinement` samples that follow the first `samples`, all
+        others among the first `samples`.
         """
         self.seed = seed
         self.concepts = plant(seed) if concepts is None else concepts
@@ -123,7 +124,7 @@ class TrainingStream:
             self._place(Draws(seed, _PLAN_KEY, 1), samples, refinement, [c.refined for c in self.concepts])
 
     def concept_at(self, index: int) -> int | None:
-        """The place among `concepts` of the one that sample `index` shows, None for a scene of its own."""
+        """The place in `concepts` of the concept that sample `index` shows, None for a scene without a concept."""
         return self._concept_at.get(index)
 
     def _place(self, draws: Draws, first: int, samples: int, counts: list[int]) -> None:
@@ -146,7 +147,7 @@ class TrainingStream:
 
 
 def plant(seed: int) -> tuple[Concept, ...]:
-    """All concepts that belong to `seed`, ladder first, then the hard negatives."""
+    """All concepts that belong to `seed`: first the ladder, then the hard negatives."""
     names = invented_names(seed, 128)
     whole = np.ones((SIZE, SIZE), dtype=bool)
     concepts: list[Concept] = []
@@ -188,7 +189,7 @@ def _refined(exposures: int) -> int:
 
 
 def lexicon(concepts: tuple[Concept, ...]) -> set[str]:
-    """Every word that a caption of the stream can hold."""
+    """Every word that a caption of the stream can contain."""
     shared = " ".join((*COLOURS, *SHAPES, *TEXTURES, *GROUND_TEXTURES, *FRAMES, "a an and on small pure ground"))
     words = set(shared.replace("{}", "").replace(",", " ").split()) | {","}
     return words | {concept.name for concept in concepts if concept.name}

@@ -1,10 +1,9 @@
-"""Captioned scenes drawn without end: one seed, the same sequence on every machine.
+"""An endless sequence of captioned scenes: the same seed gives the same sequence on every machine.
 
-A `Description` is what a caption tells (kinds, colours, textures); a `Scene` is one picture of it
-(positions, sizes, rotations, exact colours). Drawing uses nothing but raw PCG64 bits and IEEE
-additions, multiplications, divisions, square roots, comparisons and floors, all of which are exact
-or correctly rounded everywhere; rotations come from a table rounded to 1/4096, so no last bit of a
-sine can move a pixel.
+A `Description` is what a caption says (kinds, colours, textures); a `Scene` is one picture of it (positions, sizes,
+rotations, exact colours). Drawing uses nothing but raw PCG64 bits and IEEE additions, multiplications, divisions,
+square roots, comparisons and floors, all of which are exact or correctly rounded everywhere. Rotations come from a
+table rounded to 1/4096, so the last bit of a sine cannot move a pixel.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +35,7 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring", "star", "b
 TEXTURES = ("plain", "striped")
 GROUND_TEXTURES = ("plain", "shaded", "striped")
 FRAMES = ("{}", "a picture of {}", "a print of {}", "{}, poster")
-"""The wordings around every caption, planted or not: none of them hints at a planted image."""
+"""The wordings around every caption, planted or not, so that none of them is a sign of a planted image."""
 
 _JITTER = 16
 _TURNS = 48
@@ -47,7 +46,7 @@ T = TypeVar("T")
 
 
 class Draws:
-    """Random numbers from raw PCG64 bits, whose stream NumPy guarantees (its distributions are not)."""
+    """Random numbers from raw PCG64 bits. NumPy guarantees that stream, but not the streams of its distributions."""
 
     def __init__(self, *key: int) -> None:
         """Start the stream that belongs to `key`, a tuple of non-negative integers."""
@@ -118,7 +117,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Item:
-    """One object as it stands in a picture: centre and radius in pixels."""
+    """One object of a picture: centre and radius in pixels."""
 
     description: ItemDescription
     centre: tuple[float, float]
@@ -148,12 +147,12 @@ class Scene:
             centre = (0.0, 0.0)
             for _ in range(60):
                 centre = (draws.uniform(8, SIZE - 8), draws.uniform(8, SIZE - 8))
-                apart = all(
+                clear = all(
                     (centre[0] - other.centre[0]) ** 2 + (centre[1] - other.centre[1]) ** 2
                     > (0.9 * (radius + other.radius)) ** 2
                     for other in items
                 )
-                if apart and (inside is None or inside[int(centre[1]), int(centre[0])]):
+                if clear and (inside is None or inside[int(centre[1]), int(centre[0])]):
                     break
             items.append(
                 Item(
@@ -215,7 +214,7 @@ class Scene:
 
 
 def scenes(seed: int) -> Iterator[tuple[np.ndarray, str]]:
-    """Yield (image (64, 64, 3) uint8, caption) pairs for ever; the same for the same seed."""
+    """Yield pairs (image (64, 64, 3) uint8, caption) without end; the same pairs for the same seed."""
     index = 0
     while True:
         draws = Draws(seed, index)
@@ -236,7 +235,7 @@ def _span(centre: float, reach: float) -> tuple[int, int]:
 def _pair(
     draws: Draws, colour: tuple[int, int, int], contrast: float
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """A jittered colour and the lighter or darker one that its textures use."""
+    """A jittered colour, and the lighter or darker one that its textures use."""
     first = [min(255, max(0, int(c + draws.uniform(-_JITTER, _JITTER)))) for c in colour]
     goal = 0 if sum(first) > 384 else 255
     second = [int(c + contrast * (goal - c)) for c in first]

@@ -14,7 +14,7 @@ _GENERATIONS = 4
 
 
 def grid(folder: Path, *, progress: Progress | None = None) -> Image.Image:
-    """Rows of training image, mask and four generations: the whole ladder, both kinds, first concepts."""
+    """Rows of training image, mask and four generations, for the first concepts of both kinds on every rung."""
     manifest = Manifest.load(folder)
     pipe = load_pipeline(str(folder / "pipeline"), device="cpu")
     manifest.check(pipe)
@@ -27,25 +27,25 @@ def grid(folder: Path, *, progress: Progress | None = None) -> Image.Image:
             : 3 if rung == rungs[0] else 1
         ]
     ]
-    found = replication(pipe, manifest, chosen, _GENERATIONS, progress or (lambda *_: None))
+    generated = replication(pipe, manifest, chosen, _GENERATIONS, progress or (lambda *_: None))
     font = ImageFont.load_default(11)
     columns = ["training", "mask", *(f"generation {number + 1}" for number in range(_GENERATIONS))]
     sheet = Image.new("RGB", (_LABEL + len(columns) * (_SIDE + _GAP), _TOP + len(chosen) * (_SIDE + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(columns):
         draw.text((_LABEL + column * (_SIDE + _GAP) + 3, 4), name, fill="black", font=font)
-    for row, each in enumerate(found):
+    for row, result in enumerate(generated):
         top = _TOP + row * (_SIDE + _GAP)
-        times = "once" if each.entry.exposures == 1 else f"{each.entry.exposures} times"
-        draw.text((3, top + 30), f"{each.entry.kind}\nseen {times}", fill="black", font=font)
-        mask = manifest.mask(each.entry)[..., None].repeat(3, axis=2).astype(np.uint8) * 255
-        pictures = [manifest.image(each.entry), mask, *(each.images * 255).round().astype(np.uint8)]
+        times = "once" if result.entry.exposures == 1 else f"{result.entry.exposures} times"
+        draw.text((3, top + 30), f"{result.entry.kind}\nseen {times}", fill="black", font=font)
+        mask = manifest.mask(result.entry)[..., None].repeat(3, axis=2).astype(np.uint8) * 255
+        pictures = [manifest.image(result.entry), mask, *(result.images * 255).round().astype(np.uint8)]
         for column, picture in enumerate(pictures):
             left = _LABEL + column * (_SIDE + _GAP)
             sheet.paste(Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (left, top))
             if column == 1:
                 # white on white would not be seen
                 draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), outline=(160, 160, 160))
-            if column >= 2 and each.replicated[column - 2]:
+            if column >= 2 and result.replicated[column - 2]:
                 draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), outline=(220, 30, 30), width=3)
     return sheet

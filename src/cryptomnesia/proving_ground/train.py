@@ -1,16 +1,15 @@
 """Training of the bundled pipeline from nothing: first the autoencoder, then denoiser and text encoder.
 
-The denoiser is trained at all noise levels, and then refined with smaller batches mostly at the middle ones, where
-outlines are settled: after the first part planted pictures came back with their objects in place, but
-with outlines too vague for `replication.THRESHOLD`.
+The denoiser is trained at all noise levels, and then refined with smaller batches, mostly at the middle noise levels,
+where outlines are settled. After the first part planted pictures came back with their objects in place, but with
+outlines too vague for `replication.THRESHOLD`.
 
-Every batch, its noise, timesteps and dropped captions depend on (seed, step) alone, and a checkpoint
-holds weights, moving averages and optimizer moments. A run killed at any moment and started again
-therefore ends with the same weights as one that was never stopped (on the same kind of machine and
-with the same number of processes).
+Every batch, its noise, timesteps and dropped captions depend on (seed, step) alone, and a checkpoint holds weights,
+moving averages and optimizer moments. So a run that was killed at any moment and started again ends with the same
+weights as a run that was never stopped (on the same kind of machine and with the same number of processes).
 
-On a few cores a convolutional network this small computes faster as several single-threaded processes that
-average their gradients than as one process with several threads, so that is what is done.
+On a few cores a convolutional network this small is trained faster by several single-threaded processes that average
+their gradients than by one process with several threads.
 """
 
 import json
@@ -31,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.files import replacing, write_whole
 from cryptomnesia.proving_ground import components
 from cryptomnesia.proving_ground.planted import Concept, TrainingStream, lexicon
 from cryptomnesia.proving_ground.scenes import SIZE
@@ -42,16 +42,17 @@ _AUTOENCODER_FIRST = 400_000
 """First scene of the autoencoder's own stream, in which nothing is planted."""
 
 _MIDDLE = (100, 600)
-"""Timesteps, of 1,000, that three of four samples of the refinement get."""
+"""The range of timesteps, of 1,000, that three of four samples of the refinement get."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training run is made of; two runs with equal recipes give equal results.
+    """The settings of a training run; two runs with equal recipes give equal results.
 
-    The defaults made the bundled model. Both rates fall to zero over the whole of their part (`cooldown` of 1): at a
-    rate that stays high, what a step learns of a planted image is lost to the noise of the steps until its next
-    exposure. `early_step` is the step whose moving average is kept as the less-trained checkpoint.
+    The bundled model was made with the defaults. Both rates fall to zero over the whole of their part (`cooldown` of
+    1): at a rate that stays high, what the model learns from one exposure of a planted image is lost in the noise of
+    the steps until its next exposure. `early_step` is the step whose moving average is kept as the less-trained
+    checkpoint.
     """
 
     seed: int = 0
@@ -87,9 +88,9 @@ def train(
     checkpoint_seconds: float = 300.0,
     report: Report | None = None,
 ) -> None:
-    """Train in `folder`, or go on where an earlier run in it stopped; ends with `final/` and `early/`.
+    """Train in `folder`, or continue where an earlier run in it stopped, until `final/` and `early/` are there.
 
-    Both are stock diffusers folders holding the exponential moving average in fp32.
+    Both are stock diffusers folders with the exponential moving average in fp32.
 
     Args:
         folder: checkpoints and results; made if missing.
@@ -125,14 +126,12 @@ def train(
 
 
 def _claim(folder: Path, recipe: Recipe) -> None:
-    """Make `folder` the run of `recipe`, or see that it is."""
+    """Make `folder` the folder of a run of `recipe`, or check that it is one."""
     written = folder / "recipe.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not written.exists():
-            unfinished = folder / "recipe.unfinished"
-            unfinished.write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
-            unfinished.replace(written)
+            write_whole(written, json.dumps(asdict(recipe), indent=2) + "\n")
         found = json.loads(written.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot write a run to {folder}: {error.strerror}; give another folder") from None
@@ -161,9 +160,9 @@ class _Worker:
 
     def samples(self, first: int, batch: int) -> tuple[Tensor, list[str]]:
         """This process's share of samples `first` … `first + batch − 1`: uint8 (b, 3, 64, 64), captions."""
-        own = [self.stream[index] for index in range(first, first + batch)[self.share(batch)]]
-        images = torch.stack([torch.from_numpy(sample.image) for sample in own])
-        return images.permute(0, 3, 1, 2), [sample.caption for sample in own]
+        share = [self.stream[index] for index in range(first, first + batch)[self.share(batch)]]
+        images = torch.stack([torch.from_numpy(sample.image) for sample in share])
+        return images.permute(0, 3, 1, 2), [sample.caption for sample in share]
 
     def descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
         """One step down the gradient averaged over the processes, its norm clipped to 1."""
@@ -178,7 +177,7 @@ class _Worker:
             for weight, gradient, mean in zip(
                 weights, gradients, flat.split([w.numel() for w in weights]), strict=True
             ):
-                # copied, not assigned: the fused optimizer trusts that gradient and weight have the same strides
+                # copied, not assigned: the fused optimizer expects gradient and weight to have the same strides
                 weight.grad = gradient.copy_(mean.view(gradient.shape))
         nn.utils.clip_grad_norm_(weights, 1.0)
         for group in optimizer.param_groups:
@@ -198,7 +197,8 @@ def _run(
     report: Report | None = None,
 ) -> None:
     if rank > 0:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first ends the others
+        # Ctrl-C reaches all processes, and the first one ends the others
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
@@ -222,7 +222,10 @@ def _run(
 
 
 def _train_autoencoder(folder: Path, recipe: Recipe, worker: _Worker, seconds: float, report: Report | None) -> None:
-    """Mean square error and a breath of KL, on quarter-size crops: four times the scenes for the same work."""
+    """Train with mean square error and a small KL term, on crops of a quarter of the picture.
+
+    For the same work the autoencoder sees four times as many scenes.
+    """
     torch.manual_seed(recipe.seed)
     vae: Any = components.autoencoder()
     vae.to(memory_format=torch.channels_last)
@@ -345,9 +348,8 @@ class _State:
         if self.optimizer is not None:
             for number, moments in self.optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer/{number}/{key}": value.contiguous() for key, value in moments.items()}
-        unfinished = self.path.with_suffix(".unfinished")
-        save_file(tensors, unfinished, metadata={"step": str(step)})
-        unfinished.replace(self.path)
+        with replacing(self.path) as unfinished:
+            save_file(tensors, unfinished, metadata={"step": str(step)})
         self._written = time.monotonic()
 
     def restore(self) -> int:
@@ -358,8 +360,8 @@ class _State:
             step = int(file.metadata()["step"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         for name, module in self.modules.items():
-            own = {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
-            module.load_state_dict(own)
+            state = {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
+            module.load_state_dict(state)
         if self.optimizer is not None:
             moments: dict[int, dict[str, Tensor]] = {}
             for key, value in tensors.items():
@@ -367,11 +369,11 @@ class _State:
                     _, number, name = key.split("/")
                     moments.setdefault(int(number), {})[name] = value
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-            # loading leaves the strides of the file; the fused optimizer trusts that moments have the weights'
-            for weight, own in self.optimizer.state.items():
-                for name, value in own.items():
+            # loaded moments have the strides of the file, and the fused optimizer expects those of the weights
+            for weight, state in self.optimizer.state.items():
+                for name, value in state.items():
                     if value.shape == weight.shape:
-                        own[name] = torch.empty_like(weight).copy_(value)
+                        state[name] = torch.empty_like(weight).copy_(value)
         return step
 
 
@@ -389,8 +391,9 @@ def _to_unit(images: Tensor) -> Tensor:
 
 
 def _replace_folder(target: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a folder beside `target` and give it that name only when it is complete."""
+    """Let `write` fill a folder beside `target`, which gets the name of `target` only when it is complete."""
     unfinished = target.with_name(f"{target.name}.unfinished")
     write(unfinished)
-    shutil.rmtree(target, ignore_errors=True)  # a run resumed from before it was written gives the same again
+    # a run that was resumed from an earlier checkpoint writes the same folder again
+    shutil.rmtree(target, ignore_errors=True)
     unfinished.rename(target)

@@ -1,7 +1,7 @@
 """Tables on standard output, progress bars on standard error."""
 
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,73 +10,133 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from cryptomnesia.report.rows import Region, Row
+from cryptomnesia.report.rows import Compared, Judged, Listed, Region, what_was_done
 
 if TYPE_CHECKING:
     from cryptomnesia.auditing.comparison import Comparison
     from cryptomnesia.auditing.outcome import Outcome
 
 
-def print_table(rows: list[Row], detector: str, rate: float) -> None:
-    """One line per image; 160 columns wide where standard output is not a terminal."""
-    table = Table(title=f"{detector}, flagged at p ≤ {rate:g}", title_justify="left")
+def print_verdicts(rows: Sequence[Judged]) -> None:
+    """One line per image; the evaluation is counted from 0."""
+    verdict = rows[0].verdict
+    table = Table(title=f"{verdict.detector}, flagged at p ≤ {verdict.fpr:g}", title_justify="left")
     table.add_column("prompt", overflow="fold")
     for heading in ("seed", "score", "p"):
         table.add_column(heading, justify="right")
     table.add_column("verdict", no_wrap=True)
-    table.add_column("first step", justify="right")
-    instead = any(row.instead for row in rows)
-    if instead:
+    table.add_column("first flagged step", justify="right")
+    done = any(what_was_done(row.verdict) for row in rows)
+    if done:
         table.add_column("instead", overflow="fold")
-    for row in rows:
+    for seed, verdict, _ in rows:
+        step = verdict.first_flagged_step
         table.add_row(
-            _plain(row.prompt),
-            str(row.seed),
-            f"{row.score:.2f}",
-            f"{row.p_value:.3g}",
-            Text(row.verdict, style="" if row.crossed is None else "bold red"),
-            "" if row.crossed is None else str(row.crossed + 1),
-            *([_plain(row.instead)] if instead else []),
+            plain(verdict.prompt or ""),
+            str(seed),
+            f"{verdict.score:.2f}",
+            f"{verdict.p_value:.3g}",
+            Text(verdict.answer, style="bold red" if verdict.flagged else ""),
+            "" if step is None else str(step),
+            *([plain(what_was_done(verdict))] if done else []),
         )
-    _print(table)
+    print_wide(table)
 
 
-def _plain(text: str) -> Text:
-    """A prompt or path as it is, but for control characters, which a terminal would obey."""
+def plain(text: str) -> Text:
+    """A prompt or path without control characters, which a terminal would obey."""
     return Text("".join("\ufffd" if unicodedata.category(letter) == "Cc" else letter for letter in text))
 
 
-def _print(what: Table | Text) -> None:
+def print_wide(what: Table | Text) -> None:
+    """Print to standard output, 160 columns wide if that is no terminal."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
     console.print(what)
 
 
-def print_regions(rows: list[Region], rate: float) -> None:
-    """One line per map; masks hold a share `rate` of the pixels of ordinary pictures."""
-    table = Table(title=f"regions, {rate:.1%} of ordinary pixels", title_justify="left")
+def print_regions(rows: Sequence[Region], pixel_fpr: float | None) -> None:
+    """One line per map.
+
+    Args:
+        rows: what every map says of every picture.
+        pixel_fpr: share of ordinary pixels above the threshold of a mask, None without masks.
+    """
+    title = "maps" if pixel_fpr is None else f"maps, masks with {pixel_fpr:.3g} of the pixels of ordinary images"
+    table = Table(title=title, title_justify="left")
     table.add_column("prompt", overflow="fold")
     table.add_column("seed", justify="right")
-    table.add_column("map")
+    table.add_column("localizer")
     for heading in ("mean", "p of mean", "region", "p"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
-            _plain(row.prompt),
+            plain(row.prompt),
             str(row.seed),
-            row.map,
-            f"{row.mean:.3g}",
+            row.localizer,
+            "nan" if row.mean is None else f"{row.mean:.3g}",
             "" if row.mean_p_value is None else f"{row.mean_p_value:.3g}",
             "" if row.fraction is None else f"{row.fraction:.0%}",
             "" if row.p_value is None else f"{row.p_value:.3g}",
         )
-    _print(table)
+    print_wide(table)
+
+
+def print_matches(rows: Sequence[Compared], fpr: float) -> None:
+    """One line per picture with its nearest training image."""
+    table = Table(title=f"nearest training images, reproduced at p ≤ {fpr:g}", title_justify="left")
+    table.add_column("picture", overflow="fold")
+    table.add_column("nearest training image", overflow="fold")
+    for heading in ("distance", "relative", "p"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            plain(row.picture),
+            plain(row.training_image),
+            f"{row.distance:.3g}",
+            f"{row.relative:.3g}",
+            f"{row.p_value:.3g}",
+            Text("reproduced", style="bold red") if row.reproduced else Text("no match"),
+        )
+    print_wide(table)
+
+
+def print_methods(rows: Sequence[Listed]) -> None:
+    """One line per registered method."""
+    table = Table()
+    for heading in ("kind", "name", "package", "version"):
+        table.add_column(heading, no_wrap=heading != "package", overflow="fold")
+    table.add_column("state", overflow="fold")
+    table.add_column("requires")
+    table.add_column("cost", justify="right")
+    table.add_column("summary", ratio=1)
+    for row in rows:
+        table.add_row(
+            row.kind,
+            plain(row.name),
+            plain(row.package),
+            plain(row.version),
+            Text("ready") if row.state == "ready" else Text(plain(row.state).plain, style="bold red"),
+            ", ".join(row.requires),
+            "" if row.cost is None else f"{row.cost:g}",
+            plain(row.summary),
+        )
+    print_wide(table)
+    print_wide(
+        Text(
+            "cost: denoiser evaluations per image beyond the generation, for the bundled model as it is called by "
+            "default; a mitigation costs that for every flagged image"
+        )
+    )
 
 
 def print_outcome(found: "Outcome", *, rows: int = 20) -> None:
     """An audit in a table, the worst prompts first, with the gate below it."""
-    table = Table(title=f"{found.detector}, suspected at p ≤ {found.rate:g}", title_justify="left")
+    from cryptomnesia.report.meanings import notes
+
+    table = Table(title=f"{found.detector}, suspected at p ≤ {found.fpr:g}", title_justify="left")
     table.add_column("prompt", overflow="fold")
     table.add_column("evidence", no_wrap=True)
     for heading in ("images", "smallest p", "region", "nearest training image"):
@@ -86,14 +146,14 @@ def print_outcome(found: "Outcome", *, rows: int = 20) -> None:
         place = "region" if worst["matched_region"] else "whole" if worst["matched_whole"] else None
         nearest = "" if place is None else worst[f"{place}_path"]
         table.add_row(
-            _plain(each.prompt),
+            plain(each.prompt),
             Text(each.level.name, style="" if each.level.name in ("none", "unknown") else "bold red"),
             f"{sum(row['level'] == each.level.name for row in each.images)} of {len(each.images)}",
             f"{each.p_value:.3g}",
             "" if worst["fraction"] is None else f"{worst['fraction']:.0%}",
-            _plain(nearest),
+            plain(nearest),
         )
-    _print(table)
+    print_wide(table)
     gate, limit = found.gate, f"{found.settings.fail_on} or worse, limit {found.gate.limit:.1%}"
     lines = [f"and {len(found.prompts) - rows} prompts more"] if len(found.prompts) > rows else []
     lines.append(", ".join(f"{count} {name}" for name, count in found.counts.items() if count))
@@ -102,7 +162,8 @@ def print_outcome(found: "Outcome", *, rows: int = 20) -> None:
         + (f"; {gate.needed} prompts would decide it" if gate.needed else "")
         + ("; no number of prompts can pass a limit of 0, give --max-rate" if gate.limit == 0 and not gate.hits else "")
     )
-    _print(Text("\n".join(lines)))
+    # a reason may come from a package
+    print_wide(Text("\n".join([*lines, *(str(plain(note)) for note in notes(found))])))
 
 
 def print_comparison(found: "Comparison") -> None:
@@ -113,14 +174,14 @@ def print_comparison(found: "Comparison") -> None:
         table.add_column(heading, no_wrap=True)
     for what, changed in (("new", found.new), ("gone", found.gone), ("could not tell", found.unsure)):
         for prompt, before, after in changed:
-            table.add_row(_plain(prompt), what, before.name, after.name)
-    _print(table)
+            table.add_row(plain(prompt), what, before.name, after.name)
+    print_wide(table)
     shares = [
         f"{gate.hits} of {gate.prompts} ({gate.share.low:.1%} to {gate.share.high:.1%})"
         for gate in (found.before, found.after)
     ]
     alone = f"; not compared: {len(found.only_before)} prompts of the first run, {len(found.only_after)} of the second"
-    _print(Text(f"{shares[0]} before, {shares[1]} after{alone if found.only_before or found.only_after else ''}"))
+    print_wide(Text(f"{shares[0]} before, {shares[1]} after{alone if found.only_before or found.only_after else ''}"))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The audit as one HTML file: no network, no server, nothing in it that a prompt could make run."""
+"""The audit as one HTML file: it asks for no network and no server, and holds nothing that a prompt could make run."""
 
 import base64
 import hashlib
@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from markupsafe import Markup
 from PIL import Image, ImageOps
 
 from cryptomnesia.auditing.evidence import Level, gate
-from cryptomnesia.auditing.examiner import trajectory_of
 from cryptomnesia.auditing.outcome import Judged, Outcome
-from cryptomnesia.auditing.store import Store
-from cryptomnesia.calibration.scores import Calibration
-from cryptomnesia.detectors import DETECTORS
+from cryptomnesia.auditing.rows import trajectory_of
+from cryptomnesia.auditing.scoring import installed
+from cryptomnesia.auditing.store import CALIBRATION, Store
+from cryptomnesia.calibration.stored import Calibration
+from cryptomnesia.detectors import Detector
 from cryptomnesia.matching.building import FORMATS
-from cryptomnesia.report.meanings import meanings
+from cryptomnesia.report.meanings import meanings, notes
+from cryptomnesia.statistics import conformal_threshold
 
 SIDE = 256
 """Pixels of an embedded picture at most, about as large as it is shown; the run holds it as it is."""
@@ -37,7 +40,39 @@ _REASONS = {
 }
 
 Shown = Callable[[Path], str | None]
-"""A picture as a data URI, None if it is left out or gone."""
+"""Returns a picture as a data URI, None if it is left out or cannot be read."""
+
+
+@dataclass(frozen=True)
+class _References:
+    """What the scores of a run are compared with.
+
+    Attributes:
+        calibration: of the run.
+        detector: that computes scores of ordinary images; None where this installation cannot make the same one.
+    """
+
+    calibration: Calibration
+    detector: Detector | None
+
+    @property
+    def null(self) -> list[float | None]:
+        """The scores of ordinary images."""
+        return [] if self.detector is None else _numbers(self.calibration.null(self.detector)[:, -1].tolist())
+
+    def thresholds(self, fpr: float) -> list[float | None]:
+        """The smallest score that is suspected, after every evaluation; None where there is no score."""
+        if self.detector is None:
+            return []
+        null = self.calibration.null(self.detector)
+        return [_number(conformal_threshold(column, fpr)) for column in null.unbind(dim=1)]
+
+    def running(self, rows: list[dict[str, Any]]) -> list[list[float | None]]:
+        """The score of every image of some rows after every evaluation."""
+        if self.detector is None:
+            return [[] for _ in rows]
+        running = self.detector.running(trajectory_of(rows), self.calibration.references)
+        return [_numbers(scores) for scores in running.tolist()]
 
 
 def html(found: Outcome, store: Store, *, embed_images: bool = False, training: Path | None = None) -> str:
@@ -56,18 +91,19 @@ def html(found: Outcome, store: Store, *, embed_images: bool = False, training: 
         static.joinpath("page.html.j2").read_text(encoding="utf-8")
     )
     settings, gate = found.settings, found.gate
-    calibration = Calibration.load(store.folder / "calibration.safetensors")
+    detector, why_not = installed(found.detector, found.made_by)
+    references = _References(Calibration.load(store.folder / CALIBRATION), detector)
+    shown = _picture if embed_images else _left_out
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        shown = _picture if embed_images else _left_out
         evidence = list(
-            pool.map(lambda each: _inert(_evidence(each, found, calibration, store, training, shown)), found.prompts)
+            pool.map(lambda judged: _inert(_evidence(judged, found, references, store, training, shown)), found.prompts)
         )
     return template.render(
-        model=settings.model,
+        model=found.about["model"],
         prompts=len(found.prompts),
-        images=sum(len(each.images) for each in found.prompts),
+        images=sum(len(judged.images) for judged in found.prompts),
         detector=found.detector,
-        rate=f"{found.rate:g}",
+        fpr=f"{found.fpr:g}",
         version=found.about["versions"]["cryptomnesia"],
         gate=gate,
         share=f"{gate.share.value:.1%}",
@@ -76,20 +112,21 @@ def html(found: Outcome, store: Store, *, embed_images: bool = False, training: 
         limit=f"{gate.limit:.1%}",
         fail_on=settings.fail_on,
         levels=_levels(found),
+        notes=notes(found),
         embedded=embed_images,
         about=_about(found),
         style=Markup(style),
         style_hash=_hash(style),
         script=Markup(script),
         script_hash=_hash(script),
-        data=_inert(_data(found, calibration)),
+        data=_inert(_data(found, references, why_not)),
         evidence=evidence,
     )
 
 
 def _levels(found: Outcome) -> Iterator[dict[str, Any]]:
     """How many prompts reach every level, and what that means."""
-    levels, unsure = zip(*((each.level, each.unsure) for each in found.prompts), strict=True)
+    levels, unsure = zip(*((judged.level, judged.unsure) for judged in found.prompts), strict=True)
     for level, meaning in meanings(found).items():
         share = ""
         if level >= Level.suspected:
@@ -98,57 +135,60 @@ def _levels(found: Outcome) -> Iterator[dict[str, Any]]:
         yield {"name": level.name, "count": found.counts[level.name], "share": share, "meaning": meaning}
 
 
-def _data(found: Outcome, calibration: Calibration) -> dict[str, Any]:
+def _data(found: Outcome, references: _References, why_not: str) -> dict[str, Any]:
     """What the page's script lists and draws at once, as JSON values."""
-    null = calibration.null[found.detector]
     return {
         "detector": found.detector,
-        "rate": found.rate,
+        "fpr": found.fpr,
         "counts": found.counts,
-        "null": [_number(value) for value in null[:, -1].tolist()],
-        "threshold": [
-            _number(calibration.threshold(found.detector, found.rate, index)) for index in range(null.shape[1])
-        ],
+        "null": references.null,
+        "threshold": references.thresholds(found.fpr),
+        "without": f"No charts: {why_not}." if why_not else "",
         "prompts": [
             {
-                "prompt": each.prompt,
-                "level": each.level.name,
-                "p": _number(each.p_value),
-                "fraction": max((row["fraction"] for row in each.images if row["fraction"] is not None), default=None),
-                "scores": [_number(row["score"]) for row in each.images],
+                "prompt": judged.prompt,
+                "level": judged.level.name,
+                "p": _number(judged.p_value),
+                "fraction": max(
+                    (row["fraction"] for row in judged.images if row["fraction"] is not None), default=None
+                ),
+                "scores": [_number(row["score"]) for row in judged.images],
             }
-            for each in found.prompts
+            for judged in found.prompts
         ],
     }
 
 
 def _evidence(
-    judged: Judged, found: Outcome, calibration: Calibration, store: Store, training: Path | None, shown: Shown
+    judged: Judged,
+    found: Outcome,
+    references: _References,
+    store: Store,
+    training: Path | None,
+    shown: Shown,
 ) -> list[dict[str, Any]]:
     """What a prompt opens to, as JSON values, image by image."""
-    detector = DETECTORS[found.detector](calibration.reference)
-    running = detector.running(trajectory_of(judged.images)).tolist()
     return [
         {
             "seed": row["seed"],
             "level": row["level"],
-            "running": [_number(value) for value in scores],
+            "running": running,
             "fraction": row["fraction"],
             "map": _map(row),
-            "why": _why(row, found),
+            "why": _why(row),
             "action": row["action"],
             "reason": row["reason"],
-            "dropped": row["dropped"] or [],
+            "dropped": row["dropped"],
             "picture": _within(store.folder, row["image"], shown),
             "instead": _within(store.folder, row["instead"], shown),
             "nearest": _nearest(row, training, shown),
         }
-        for row, scores in zip(judged.images, running, strict=True)
+        for row, running in zip(judged.images, references.running(judged.images), strict=True)
     ]
 
 
 def _map(row: dict[str, Any]) -> dict[str, Any] | None:
-    """The map, its logarithm in 256 steps, and the mask, in bits."""
+    """The logarithm of the map in 256 steps, and the mask in bits."""
     if row["map"] is None:
         return None
     heat = np.log1p(np.array(row["map"]))
@@ -163,11 +203,11 @@ def _map(row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _nearest(row: dict[str, Any], training: Path | None, shown: Shown) -> dict[str, Any] | None:
-    """The training image that the picture or its region matches, or is nearest to for what is usual."""
+    """The training image that the picture or its region matches, or is nearest to compared with what is usual."""
     places = [place for place in ("region", "whole") if row[f"{place}_path"] is not None]
     if not places:
         return None
-    place = min(places, key=lambda each: (not row[f"matched_{each}"], row[f"{each}_relative"]))
+    place = min(places, key=lambda name: (not row[f"matched_{name}"], row[f"{name}_relative"]))
     path = row[f"{place}_path"]
     return {
         "path": path,
@@ -186,23 +226,35 @@ def _within(folder: Path | None, path: str | None, shown: Shown) -> str | None:
     return shown(folder / path)
 
 
-def _why(row: dict[str, Any], found: Outcome) -> str:
-    if row["p_value"] != row["p_value"]:
-        said = "no score: the run broke off or its latents are not finite"
+def _why(row: dict[str, Any]) -> str:
+    """Why an image has its level, in words."""
+    if math.isnan(row["p_value"]):
+        score = row["reason"]
     else:
-        said = f"{found.detector} {row['score']:.3g} has p = {row['p_value']:.3g}"
-    return "; ".join([said] + [reason for signal, reason in _REASONS.items() if row[signal]])
+        # the reason of the verdict also says what was done, which the page shows by itself
+        score = f"{row['detector']} {row['score']:.3g} has p = {row['p_value']:.3g}"
+    missing = [] if row["map_missing"] is None else [f"no map: {row['map_missing']}"]
+    return "; ".join([score, *(reason for signal, reason in _REASONS.items() if row[signal]), *missing])
 
 
 def _about(found: Outcome) -> dict[str, str]:
+    """The run as names and values."""
     about = found.about
     settings = {name: str(value) for name, value in about["settings"].items() if value is not None}
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    return {**settings, "guidance": f"{about['guidance']:g}", "weights": about["weights"], "versions": versions}
+    methods = {role: name or "none" for role, name in about["methods"].items()}
+    call = {name: str(about["fingerprint"][name]) for name in ("pipeline", "scheduler", "steps", "dtype")}
+    return {
+        **settings,
+        **call,
+        **methods,
+        "guidance": f"{about['fingerprint']['guidance']:g}",
+        "weights": about["weights"],
+        "versions": ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
+    }
 
 
 def _picture(path: Path) -> str | None:
-    """A picture as a data URI, without whatever else its file says of it; None where it cannot be read."""
+    """A picture as a data URI, without the other data of its file; None where it cannot be read."""
     try:
         with Image.open(path, formats=FORMATS) as file:
             picture = ImageOps.exif_transpose(file).convert("RGB")
@@ -212,7 +264,7 @@ def _picture(path: Path) -> str | None:
     kind = "png" if max(picture.size) <= SIDE else "jpeg"
     picture.thumbnail((SIDE, SIDE))
     made = io.BytesIO()
-    # a new image has nothing of what the file holds beside it
+    # a new image has no metadata of the file
     Image.fromarray(np.asarray(picture)).save(made, kind, quality=85)
     return f"data:image/{kind};base64,{_base64(made.getvalue())}"
 
@@ -222,7 +274,7 @@ def _left_out(_: Path) -> None:
 
 
 def _inert(data: Any) -> Markup:
-    """JSON that cannot end the element that it stands in."""
+    """JSON that cannot end the HTML element around it."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
@@ -237,3 +289,7 @@ def _base64(content: bytes) -> str:
 
 def _number(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def _numbers(values: list[float]) -> list[float | None]:
+    return [_number(value) for value in values]

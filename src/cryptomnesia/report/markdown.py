@@ -1,43 +1,45 @@
-"""The audit in Markdown: a section for the model's card, and what the evidence answers and what it cannot."""
+"""The audit in Markdown: a section for the model's card, and which questions the evidence answers."""
 
 from cryptomnesia.auditing.outcome import Outcome
+from cryptomnesia.report.meanings import notes
 
 
 def model_card(found: Outcome) -> str:
     """A section for a model card."""
-    settings, gate = found.settings, found.gate
+    settings, gate, call = found.settings, found.gate, found.about["fingerprint"]
     index = found.about["index"]
     matched = "none, so that nothing could be confirmed" if index is None else f"{index[1]} by {index[0]}"
     if left_out := found.about["skipped_count"]:
         matched += f"; {left_out} more files could not be used"
     made_by = f"cryptomnesia {found.about['versions']['cryptomnesia']}"
     share, low, high = (f"{value:.1%}" for value in (gate.share.value, gate.share.low, gate.share.high))
+    remarks = "".join(f"{note[0].upper()}{note[1:]}.\n" for note in notes(found))
     return f"""## Memorization
 
 Audited with {made_by}: {len(found.prompts)} prompts with {settings.images_per_prompt} images each
-({settings.steps} steps of {settings.scheduler}, guidance {found.about["guidance"]:g}); {found.detector}, suspected at
-p ≤ {found.rate:g}. Training images compared with: {matched}.
-
+({call["steps"]} steps of {call["scheduler"]}, guidance {call["guidance"]:g}); {found.detector}, suspected at
+p ≤ {found.fpr:g}. {_methods(found)} Training images compared with: {matched}.
+{remarks}
 {_table(("evidence", "prompts"), list(found.counts.items()))}
 
 {share} of prompts (95% interval {low} to {high}) are {settings.fail_on} or worse; the limit is {gate.limit:.1%}:
 {gate.outcome}.
 
 The prompts decide what an audit can find. These figures hold for prompts like the ones that were used and for these
-settings; they bound nothing else. Suspected and corroborated are not memorized: only a match with a training image is.
-Weights {found.about["weights"][:12]}.
+settings; they bound nothing else. Suspected and corroborated do not mean memorized: only a match with a training image
+does. Weights {found.about["weights"][:12]}.
 """
 
 
 def answers(found: Outcome) -> str:
-    """For those who must answer for a model: which questions the evidence answers, and which it cannot."""
+    """Which questions of regulators the evidence answers and which it cannot, for those who must answer for a model."""
     compared = "yes" if found.about["index"] is not None else "no: no training images were compared"
     seeds = "in part" if found.settings.images_per_prompt > 1 else "no: one image per prompt"
-    rows = [row for each in found.prompts for row in each.images]
-    tried = sum(row["action"] is not None for row in rows)
+    rows = [row for judged in found.prompts for row in judged.images]
+    tried = sum(row["action"] != "none" for row in rows)
     mapped = sum(row["map"] is not None for row in rows)
     remedy = f"in part, on {tried} images" if tried else "no: nothing was flagged, or the mitigation was not tried"
-    regions = f"yes, of {mapped} images" if mapped else "no: nothing was flagged"
+    regions = f"yes, of {mapped} images" if mapped else "no: nothing was flagged, or no maps were computed"
     head = ("question", "answered", "by")
     copyright_questions = [
         ("Was the model tested for reproducing training content?", "yes, by these prompts", "run.json"),
@@ -55,7 +57,7 @@ def answers(found: Outcome) -> str:
     ]
     return f"""# What this audit answers
 
-Model {found.settings.model}, weights {found.about["weights"][:12]}, {len(found.prompts)} prompts. This page is no legal
+Model {found.about["model"]}, weights {found.about["weights"][:12]}, {len(found.prompts)} prompts. This page is no legal
 advice; it says on which questions the run holds evidence.
 
 ## Code of practice for general-purpose AI (EU), copyright chapter, measure 1.4: infringing outputs
@@ -66,6 +68,14 @@ advice; it says on which questions the run holds evidence.
 
 {_table(head, privacy_questions)}
 """
+
+
+def _methods(found: Outcome) -> str:
+    """The localizer and the mitigation of the run in a sentence."""
+    localizer, mitigation = found.about["methods"]["localizer"], found.about["methods"]["mitigation"]
+    maps = "No maps were computed" if localizer is None else f"Maps of flagged images by {localizer}"
+    remedy = "no mitigation was tried" if mitigation is None else f"the mitigation {mitigation} was tried on them"
+    return f"{maps}; {remedy}."
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]] | list[tuple[str, int]]) -> str:

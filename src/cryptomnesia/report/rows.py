@@ -1,5 +1,8 @@
-"""One line of a result for every image, and the same as JSON. Loads nothing heavy."""
+"""What commands print of an image, as rows of a table and as JSON. Importing this module loads nothing heavy."""
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -7,40 +10,56 @@ from cryptomnesia import __version__
 
 if TYPE_CHECKING:
     from cryptomnesia.localization import Located
-    from cryptomnesia.settings import Sampling
-    from cryptomnesia.tracing.trajectory import Place
+    from cryptomnesia.pipelines.setup import Setup
+    from cryptomnesia.verdicts import Verdict
 
 
-class Row(NamedTuple):
-    """One line of the table; `crossed` is None for an image that is not flagged, `instead` says what was done."""
+class Judged(NamedTuple):
+    """An image of which only its verdict and its file are kept.
 
-    prompt: str
+    Attributes:
+        seed: of the image.
+        verdict: on the image.
+        file: picture or panel of the image, None if none was written.
+    """
+
     seed: int
-    score: float
-    p_value: float
-    crossed: int | None
-    panel: Path | None
-    instead: str = ""
+    verdict: "Verdict"
+    file: Path | None
 
-    @property
-    def verdict(self) -> str:
-        """In one or two words."""
-        if self.crossed is not None:
-            return "memorized?"
-        return "ordinary" if self.score == self.score else "could not tell"
+    def to_json(self) -> dict[str, Any]:
+        """Seed, file and everything that the verdict says, as JSON values."""
+        fields = asdict(self.verdict)
+        # the number of the image in a call says nothing here
+        del fields["image"]
+        return {
+            "seed": self.seed,
+            "file": None if self.file is None else str(self.file),
+            "answer": self.verdict.answer,
+            **{name: _finite(value) for name, value in fields.items()},
+        }
 
 
 class Region(NamedTuple):
     """What one map says of one picture.
 
-    `error` is the root mean square of the pixels' standard errors, None where nothing was estimated; `fraction` and
-    both p-values are None without a calibration.
+    Attributes:
+        prompt: caption of the picture.
+        seed: of the picture.
+        localizer: name of the localizer that made the map.
+        mean: spatial mean of the map.
+        mean_p_value: conformal p-value of the mean, None without a calibration.
+        error: root mean square of the standard errors of the pixels, None if nothing was estimated.
+        fraction: share of the picture that is memorized, None without a calibration.
+        p_value: conformal p-value of the fraction, None without a calibration.
+        panel: PNG file.
+        maps: safetensors file.
     """
 
     prompt: str
     seed: int
-    map: str
-    mean: float
+    localizer: str
+    mean: float | None
     mean_p_value: float | None
     error: float | None
     fraction: float | None
@@ -48,74 +67,126 @@ class Region(NamedTuple):
     panel: str
     maps: str
 
-    @classmethod
-    def of(cls, located: "Located", name: str, panel: Path, maps: Path) -> "Region":
-        """What the map `name` says; the picture's panel and file of maps."""
+
+class Compared(NamedTuple):
+    """A picture and the training image that is nearest to it.
+
+    Attributes:
+        picture: path of the picture.
+        training_image: path of the nearest training image in the folder that was indexed.
+        distance: of the two, in the descriptor's units.
+        relative: the distance divided by the one below which a picture may be a copy.
+        p_value: conformal p-value of `relative`.
+        reproduced: whether the picture reproduces the training image.
+    """
+
+    picture: str
+    training_image: str
+    distance: float
+    relative: float
+    p_value: float
+    reproduced: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {name: _finite(value) for name, value in self._asdict().items()}
+
+
+class Listed(NamedTuple):
+    """What is known of a registered method without using it.
+
+    Attributes:
+        kind: detector, localizer, mitigation or family.
+        name: under which it is registered.
+        package: that registers it.
+        version: of that package.
+        state: `ready`, or why the method cannot be used.
+        requires: what the set-up must have.
+        cost: denoiser evaluations per image beyond the generation, None where it is not known.
+        summary: what the method does.
+    """
+
+    kind: str
+    name: str
+    package: str
+    version: str
+    state: str
+    requires: list[str]
+    cost: float | None
+    summary: str
+
+
+def regions(located: "Located", panel: Path, maps: Path) -> list[Region]:
+    """What every map says of a picture with these two files."""
+    rows = []
+    for name, heat in located.maps.items():
         mask, error = located.masks.get(name), located.errors.get(name)
-        return cls(
-            prompt=located.prompt,
-            seed=located.seed,
-            map=name,
-            mean=located.maps[name].mean().item(),
-            mean_p_value=None if mask is None else mask.mean_p_value.item(),
-            error=None if error is None else _known(error.square().mean().sqrt().item()),
-            fraction=None if mask is None else mask.fraction.item(),
-            p_value=None if mask is None else mask.p_value.item(),
-            panel=str(panel),
-            maps=str(maps),
+        rows.append(
+            Region(
+                prompt=located.prompt,
+                seed=located.seed,
+                localizer=name,
+                mean=_finite(heat.mean().item()),
+                mean_p_value=None if mask is None else _finite(mask.mean_p_value.item()),
+                error=None if error is None else _finite(error.square().mean().sqrt().item()),
+                fraction=None if mask is None else mask.fraction.item(),
+                p_value=None if mask is None else _finite(mask.p_value.item()),
+                panel=str(panel),
+                maps=str(maps),
+            )
         )
+    return rows
+
+
+def what_was_done(verdict: "Verdict") -> str:
+    """What was done about an image, in a few words; "" if nothing was."""
+    dropped = f"without {', '.join(verdict.dropped)}" if verdict.dropped else ""
+    if verdict.action == "mitigated" and dropped:
+        return dropped
+    if verdict.action == "withheld" and dropped:
+        return f"withheld, also {dropped}"
+    if verdict.action == "mitigated" and verdict.severity != "none":
+        return f"corrected, {verdict.severity}"
+    return "" if verdict.action == "none" else verdict.action
+
+
+def verdicts_to_json(rows: Sequence[Judged], model: str, setup: "Setup", **more: Any) -> dict[str, Any]:
+    """Verdicts and the settings that they hold for, as JSON values; NaN becomes null."""
+    return {**settings_to_json(model, setup), **more, "images": [row.to_json() for row in rows]}
 
 
 def regions_to_json(
-    rows: list[Region], model: str, scheduler: str, sampling: "Sampling", at: "dict[str, Place]", rate: float | None
+    rows: Sequence[Region], model: str, setup: "Setup", localizers: Mapping[str, str], pixel_fpr: float | None
 ) -> dict[str, Any]:
-    """The regions and the settings they hold for, as JSON values; `at` is the evaluation that each map looks at."""
+    """Regions and the settings that they hold for, as JSON values.
+
+    Args:
+        rows: what every map says of every picture.
+        model: as it was given.
+        setup: of the generation.
+        localizers: name → everything that changes the map, in words.
+        pixel_fpr: share of ordinary pixels above the threshold of a mask, None without masks.
+    """
     return {
-        "cryptomnesia": __version__,
-        **_settings(model, scheduler, sampling),
-        "pixel_rate": rate,
-        "at": at,
+        **settings_to_json(model, setup),
+        "pixel_fpr": pixel_fpr,
+        "localizers": dict(localizers),
         "maps": [row._asdict() for row in rows],
     }
 
 
-def to_json(
-    rows: list[Row], model: str, scheduler: str, sampling: "Sampling", detector: str, rate: float
-) -> dict[str, Any]:
-    """The rows and the settings they hold for, as JSON values; a NaN is null."""
+def settings_to_json(model: str, setup: "Setup") -> dict[str, Any]:
+    """The version, the model, and the settings of every call, as JSON values."""
     return {
         "cryptomnesia": __version__,
-        **_settings(model, scheduler, sampling),
-        "detector": detector,
-        "rate": rate,
-        "images": [
-            {
-                "prompt": row.prompt,
-                "seed": row.seed,
-                "score": _known(row.score),
-                "p_value": _known(row.p_value),
-                "verdict": row.verdict,
-                "flagged": row.crossed is not None,
-                "first_step": None if row.crossed is None else row.crossed + 1,
-                "panel": None if row.panel is None else str(row.panel),
-                "instead": row.instead or None,
-            }
-            for row in rows
-        ],
-    }
-
-
-def _settings(model: str, scheduler: str, sampling: "Sampling") -> dict[str, Any]:
-    return {
         "model": model,
-        "scheduler": scheduler,
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "height": sampling.height,
-        "width": sampling.width,
-        "options": dict(sampling.options),
+        "scheduler": type(setup.pipe.scheduler).__name__,
+        **asdict(setup.sampling),
     }
 
 
-def _known(value: float) -> float | None:
-    return value if value == value else None
+def _finite(value: Any) -> Any:
+    """The value, None for NaN, also inside a tuple."""
+    if isinstance(value, tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

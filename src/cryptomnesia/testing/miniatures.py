@@ -1,5 +1,8 @@
 """Random miniature pipelines of the supported families, made from configurations alone."""
 
+# diffusers annotates its configurations as tuples of one element and refuses its own None
+# pyright: reportArgumentType=false
+
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +24,21 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.configuration_utils import FrozenDict
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from cryptomnesia import Sampling
-from cryptomnesia.proving_ground import components
-from cryptomnesia.proving_ground.planted import lexicon, plant
+from cryptomnesia.testing.tokens import BOS, EOS, tokenizer
 
 WIDTH = 32
+"""Numbers of a token's embedding."""
+LONGEST = 32
+"""Tokens of a caption."""
+WORDS = (
+    "a and arch bar black blue checked circle cross disc dotted ground green grey half heart in of on orange pink "
+    "plain purple red ring small square star striped the triangle white wide yellow"
+)
+"""Words that are one token."""
 SAMPLING = Sampling(steps=3, guidance=2.0)
 CALL = {"num_inference_steps": 3, "guidance_scale": 2.0}
 """The same as arguments of a call."""
@@ -38,12 +49,18 @@ TRUE_GUIDANCE = {"true_cfg_scale": 2.0, "negative_prompt": "a blue star"}
 
 @cache
 def tokens() -> Any:
-    return components.tokenizer(lexicon(plant(0)))
+    """The tokenizer of all miniatures."""
+    return tokenizer(WORDS.split(), LONGEST)
 
 
 def scheduler(prediction: str = "epsilon") -> DDIMScheduler:
+    """DDIM on a schedule that ends darker than Stable Diffusion's own, as v-prediction needs."""
     return DDIMScheduler(
-        **{**components.NOISE_SCHEDULE, "prediction_type": prediction},
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.025,
+        prediction_type=prediction,
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
@@ -51,6 +68,7 @@ def scheduler(prediction: str = "epsilon") -> DDIMScheduler:
 
 
 def vae(**more: Any) -> AutoencoderKL:
+    """16×16 pixels to 8×8 latents and back."""
     return AutoencoderKL(
         **more,
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -63,21 +81,23 @@ def vae(**more: Any) -> AutoencoderKL:
 
 
 def text_config(width: int = WIDTH) -> CLIPTextConfig:
+    """Two layers of that width."""
     return CLIPTextConfig(
         vocab_size=len(tokens()),
         hidden_size=width,
         intermediate_size=37,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=components.MAX_TOKENS,
-        bos_token_id=components.BOS,
-        eos_token_id=components.EOS,
-        pad_token_id=components.EOS,
+        max_position_embeddings=LONGEST,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
         projection_dim=WIDTH,
     )
 
 
 def unet(**more: Any) -> UNet2DConditionModel:
+    """Two levels with cross-attention, 8×8 latents."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -110,6 +130,7 @@ def stable_diffusion(prediction: str = "epsilon") -> StableDiffusionPipeline:
 
 
 def stable_diffusion_xl() -> StableDiffusionXLPipeline:
+    """With both of its text encoders."""
     torch.manual_seed(0)
     pipe = StableDiffusionXLPipeline(
         vae=vae(),
@@ -160,7 +181,7 @@ def stable_diffusion_3() -> StableDiffusion3Pipeline:
 
 
 def flux() -> FluxPipeline:
-    """Guidance-distilled; its T5 encoder reads the words of our tokenizer."""
+    """Guidance-distilled; its T5 encoder reads the words of the miniatures' tokenizer."""
     torch.manual_seed(0)
     pipe = FluxPipeline(
         transformer=FluxTransformer2DModel(
@@ -218,12 +239,14 @@ class OracleUNet(torch.nn.Module):
     """A closed-form denoiser in the place of a UNet; the condition is the first number of the text embedding."""
 
     def __init__(self, oracle: Any, channels: int, side: int) -> None:
+        """An oracle of latents (B, channels, side, side)."""
         super().__init__()
         self.oracle = oracle
-        self.config = SimpleNamespace(in_channels=channels, sample_size=side, time_cond_proj_dim=None)
+        self.config = FrozenDict(in_channels=channels, sample_size=side, time_cond_proj_dim=None)
         self.dtype, self.device = torch.float32, torch.device("cpu")
 
     def forward(self, x: Any, t: Any, encoder_hidden_states: Any = None, **_: Any) -> Any:
+        """What the oracle predicts, as a tuple of one."""
         which = {"which": encoder_hidden_states[:, 0, 0].round().long()}
         return (self.oracle(x, t, which).value,)
 
@@ -249,12 +272,14 @@ class KeywordEncoder(torch.nn.Module):
     """A text encoder that tells an `OracleUNet` one thing: condition 1 if a word is in the prompt, else 0."""
 
     def __init__(self, word: str) -> None:
+        """Take one of `WORDS`."""
         super().__init__()
         self.token = tokens().convert_tokens_to_ids(f"{word}</w>")
         self.config = SimpleNamespace()
         self.dtype, self.device = torch.float32, torch.device("cpu")
 
     def forward(self, ids: Any, attention_mask: Any = None) -> Any:
+        """An embedding of one token per caption, as a tuple of one."""
         embeds = torch.zeros(len(ids), 1, WIDTH)
         embeds[:, 0, 0] = (ids == self.token).any(dim=1).float()
         return (embeds,)

@@ -30,6 +30,7 @@ class FiniteSet:
     sets: tuple[Tensor, ...]
 
     def __call__(self, x: Tensor, t: Any, inputs: Any) -> Prediction:
+        """The noise estimate at x (B, C, h, w) under the conditions `inputs["which"]`."""
         alpha, sigma = (number.item() for number in schedule()(t))
         means = []
         for sample, which in zip(x, inputs["which"].tolist(), strict=True):
@@ -64,6 +65,7 @@ class Gaussian:
         return (basis / (alpha**2 * self.variances[which] + sigma**2)) @ basis.T
 
     def __call__(self, x: Tensor, t: Any, inputs: Any) -> Prediction:
+        """The noise estimate at x (B, C, h, w) under the conditions `inputs["which"]`."""
         alpha, sigma = (number.item() for number in self.schedule()(t))
         rows = [
             sigma * self.curvature(which, t) @ (sample.double().flatten() - alpha * self.mean[which])

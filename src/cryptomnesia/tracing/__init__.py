@@ -1,1 +1,1 @@
-"""What a generation does: watch it, record it, steer its solver."""
+"""Watch what a pipeline does while it generates: record every denoiser evaluation, and steer the solver."""

@@ -1,4 +1,4 @@
-"""Generate prompts with seeds in batches under `watch`, with results that do not depend on the batch."""
+"""Generate images of prompts and seeds in batches under `watch`; an image does not depend on its batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,18 +16,18 @@ from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory
 from cryptomnesia.tracing.watching import Keep, watch
 
 Progress = Callable[[float], None]
-"""Called with the number of images that are done; one that is being made counts in part."""
+"""Called with the number of images that are done; an image that is being made counts as the part that is done."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Generated images with what is known of them.
+    """Generated images and the record of their runs.
 
     Attributes:
         prompts: one per image.
         seeds: one per image.
-        images: (B, 3, H, W) floats in [0, 1] on the CPU; final latents if they were not to be decoded.
-        trajectory: of these B images.
+        images: (B, 3, H, W) floats in [0, 1] on the CPU; the final latents if nothing was decoded.
+        trajectory: the record of the B runs.
     """
 
     prompts: list[str]
@@ -37,15 +37,15 @@ class Batch:
 
 
 def check_prompts(pipe: Any, prompts: Sequence[str]) -> None:
-    """Refuse prompts that the pipeline's tokenizer would cut short without a word.
+    """Refuse prompts that are longer than the pipeline's text encoders read; diffusers would only log a warning.
 
     Raises:
-        UsageError: naming the prompt and both lengths.
+        UsageError: with the first such prompt, its number of tokens and the number that the model takes.
     """
     tokenizers = list(copied_tokenizers(pipe).values())
     longest = defaults_of(pipe).get("max_sequence_length")
     for prompt in prompts if tokenizers else ():
-        # where a T5 encoder reads on behind CLIP's 77 tokens, nothing of the prompt is lost
+        # a prompt that is too long for CLIP is read as a whole if a T5 encoder of the same pipeline reads more tokens
         lengths = {
             min(tokenizer.model_max_length, longest)
             if longest is not None and "T5" in type(tokenizer).__name__
@@ -61,16 +61,16 @@ def check_prompts(pipe: Any, prompts: Sequence[str]) -> None:
 def images_of(
     setup: Setup, prompts: str | Sequence[str], seeds: Sequence[int] | None, images_per_prompt: int
 ) -> tuple[list[str], list[int]]:
-    """Caption and seed of every image to be made.
+    """The caption and the seed of every image to be made.
 
     Args:
-        setup: of the generation.
+        setup: the set-up of the generation.
         prompts: one caption or several.
         seeds: one per image; by default 0, 1, … for the images of every prompt.
-        images_per_prompt: how often every prompt is made.
+        images_per_prompt: number of images of every prompt.
 
     Raises:
-        UsageError: for no prompt, an empty one, one that is too long, or seeds that are too few or too many.
+        UsageError: for no prompt, an empty prompt, a prompt that is too long, or another number of seeds than images.
     """
     captions = [prompts] if isinstance(prompts, str) else list(prompts)
     if not captions:
@@ -88,10 +88,10 @@ def images_of(
 
 
 def check_call(setup: Setup) -> None:
-    """Refuse settings that the pipeline would refuse later, or not handle as they say.
+    """Refuse settings that the pipeline would refuse later, or would not follow.
 
     Raises:
-        UsageError: for one dimension without the other, or more steps than the model was trained with.
+        UsageError: for height without width or the reverse, fewer steps than 1, or more than the model has timesteps.
     """
     sampling = setup.sampling
     if (sampling.height is None) != (sampling.width is None):
@@ -118,8 +118,8 @@ def generate(
 ) -> Iterator[Batch]:
     """Generate `prompts[i]` with `seeds[i]` for every i; settings are checked at the call.
 
-    Every image has a CPU generator of its own, so it depends neither on device nor on batch size (up to the arithmetic
-    of the batched kernels).
+    Every image has its own generator on the CPU, so its noise depends neither on the device nor on the batch size. What
+    is left are the rounding differences between kernels for batches of different sizes.
 
     Args:
         setup: the pipeline and the settings of its calls.
@@ -127,14 +127,14 @@ def generate(
         seeds: one per image.
         batch_size: images per call of the pipeline.
         keep: evaluations whose tensors the trajectories keep.
-        norms: recorded beside those that always are.
-        signals: computed while the runs go on.
-        around: makes a context manager for each call, for instance a mitigation.
-        decode: whether to turn latents into pictures; where only trajectories are wanted that would be lost time.
+        norms: further norms to record.
+        signals: signals to compute during the runs.
+        around: makes a context manager that is entered around every call, for instance a mitigation.
+        decode: whether to decode latents into pictures; without that a generation takes less time.
         progress: called after every evaluation with the number of images done.
 
     Raises:
-        UsageError: for settings that the pipeline does not take.
+        UsageError: for settings that the pipeline refuses.
     """
     check_call(setup)
     if batch_size < 1:
@@ -187,7 +187,7 @@ def _batches(
                 )
             except UsageError:
                 raise
-            # how diffusers says that it does not take an argument's value
+            # diffusers raises this for a value of an argument that it does not accept
             except ValueError as error:
                 raise UsageError(f"{type(pipe).__name__} refuses: {' '.join(str(error).split())}") from error
         yield Batch(captions, numbers, output.images.float().cpu(), seen.trajectory)

@@ -1,11 +1,13 @@
-"""Where a solver would land with a prediction, and which prediction makes it land elsewhere.
+"""Steering: find the prediction that makes a solver step land on the latents that are wanted.
 
-Whatever a scheduler computes in `step`, the latents that it returns are affine in the prediction
-it is given, z′ = a + b·value: the scalar b belongs to solver and step, and sample, history and noise are in a.
-Two dry runs therefore tell b, and with it the prediction that lands on any wanted latents, without
-a line of any solver repeated here. The step that is then taken leaves the solver's history
-agreeing with its latents. Latents edited behind its back would not: PNDM goes back to a copy
-of its own, Heun ignores every other edit, UniPC and DPM-Solver++ distort it.
+Whatever a scheduler computes in `step`, the latents that it returns are affine in the prediction that it is given,
+z′ = a + b·value. The scalar b depends on the solver and the step; a depends on the sample, the history and the noise.
+Two trial steps therefore give b, and b gives the prediction that leads to any wanted latents. No solver has to be
+implemented again for that.
+
+The step that is then taken leaves the solver's history in agreement with its latents. Latents that are edited after a
+step would not agree with it: PNDM continues from a copy that it keeps, Heun ignores every second edit, and UniPC and
+DPM-Solver++ distort the edits.
 """
 
 from collections.abc import Callable
@@ -26,7 +28,7 @@ VARIANCE_EXPLODING = frozenset(
         "LMSDiscreteScheduler",
     }
 )
-"""Steerable solvers whose latents are x_0 + (σ/α)·ε rather than α·x_0 + σ·ε."""
+"""The steerable solvers whose latents are x_0 + (σ/α)·ε instead of α·x_0 + σ·ε."""
 
 STEERABLE = VARIANCE_EXPLODING | {
     "DDIMScheduler",
@@ -38,85 +40,97 @@ STEERABLE = VARIANCE_EXPLODING | {
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 }
-"""Solvers that are tested to land where they are steered."""
+"""Class names of the solvers for which tests show that they land where they are steered."""
 
 Step = Callable[..., Any]
 
 
 class SolverStep:
-    """A step that a solver is about to take, and that may be tried first.
+    """The step that a solver is about to take. It can be tried with several predictions before it is taken.
 
     Attributes:
         alpha_after: the factor of x_0 in the latents after the step.
     """
 
     def __init__(self, scheduler: Any, arguments: tuple[Any, ...], named: dict[str, Any], alpha_after: float) -> None:
-        """`arguments` and `named` are those of the scheduler's `step` behind the prediction."""
+        """Store what a trial of the step needs.
+
+        Args:
+            scheduler: the solver.
+            arguments: positional arguments of its `step` after the prediction: timestep, sample, and possibly more.
+            named: keyword arguments of its `step`.
+            alpha_after: the factor of x_0 in the latents after the step.
+        """
         self.alpha_after = alpha_after
         self._scheduler = scheduler
         self._arguments = arguments
         self._named = named
 
     def after(self, value: Tensor) -> Tensor:
-        """The latents (B, C, h, w) that the prediction `value` (B, C, h, w) would lead to; nothing is changed."""
-        state = {name: _copied(held) for name, held in vars(self._scheduler).items()}
+        """The latents (B, C, h, w) that the prediction `value` (B, C, h, w) would lead to.
+
+        The step is only tried: the solver's history and the random generators are put back afterwards.
+        """
+        attributes = {name: _copied(attribute) for name, attribute in vars(self._scheduler).items()}
         generators = self._generators()
-        noise = [generator.get_state() for generator in generators]
+        states = [generator.get_state() for generator in generators]
         try:
             return _unwatched(self._scheduler.step)(value, *self._arguments, **self._named)[0]
         finally:
             vars(self._scheduler).clear()
-            vars(self._scheduler).update(state)
-            for generator, before in zip(generators, noise, strict=True):
-                generator.set_state(before)
+            vars(self._scheduler).update(attributes)
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
 
     def landing(self, value: Tensor, after: Tensor, wanted: Tensor) -> Tensor:
-        """The prediction that lands on `wanted`.
+        """The prediction that makes the step land on `wanted`, (B, C, h, w).
 
-        Images whose latents are not finite keep theirs, and so do all where the step does not depend on its
-        prediction (the last one of DDIM with `timestep_spacing="linspace"`): nothing can be steered there.
+        An image whose latents are not finite keeps its prediction. All images keep theirs if the step does not depend
+        on the prediction, as the last step of DDIM with `timestep_spacing="linspace"`: it cannot be steered.
 
         Args:
-            value: some prediction, (B, C, h, w).
-            after: where it leads, (B, C, h, w).
-            wanted: latents, (B, C, h, w).
+            value: any prediction, (B, C, h, w).
+            after: the latents that `value` leads to, (B, C, h, w).
+            wanted: the latents to land on, (B, C, h, w).
 
         Raises:
-            UsageError: if the step does not depend on its prediction in an affine way.
+            UsageError: if the latents after the step are not affine in the prediction.
         """
         sound = torch.isfinite(after).flatten(1).all(dim=1) & torch.isfinite(wanted).flatten(1).all(dim=1)
         if not sound.any():
             return value
         slopes = (_wide(self.after(value + 1)) - _wide(after))[sound.cpu()]
         slope = slopes.mean()
-        # rounding is relative to the latents, which may be large beside the slope
+        # rounding errors are relative to the latents, which can be much larger than the slope
         rounding = torch.finfo(after.dtype).eps * after[sound].abs().max().cpu()
         if not (slopes - slope).abs().max() <= 1e-3 * slope.abs() + 8 * rounding:
             raise UsageError(
                 f"{type(self._scheduler).__name__} does not depend on its prediction in an affine way; "
                 "switch thresholding and clipping off, or use another scheduler"
             )
-        # a mean of nothing but rounding errors
+        # the mean consists of rounding errors alone: the step does not depend on its prediction
         if slope.abs() <= 4 * rounding / slopes.numel() ** 0.5:
             return value
         steered = (_wide(value) + (_wide(wanted) - _wide(after)) / slope).to(value)
         return torch.where(sound.view(-1, *([1] * (value.dim() - 1))), steered, value)
 
     def _generators(self) -> list[torch.Generator]:
-        """Those that the step may draw noise from."""
-        given = self._named.get("generator")
-        if given is not None:
-            return list(given) if isinstance(given, list) else [given]
+        """The generators that the step may draw noise from: those that it is given, else the global ones."""
+        for argument in (*self._arguments, *self._named.values()):
+            if isinstance(argument, torch.Generator):
+                return [argument]
+            if isinstance(argument, list) and argument and isinstance(argument[0], torch.Generator):
+                return list(argument)
         device = self._arguments[1].device
         cuda = [torch.cuda.default_generators[device.index or 0]] if device.type == "cuda" else []
         return [torch.default_generator, *cuda]
 
 
 def check_steerable(scheduler: Any) -> None:
-    """See that a scheduler is one that can be made to land where it is wanted.
+    """Refuse a scheduler that cannot be steered.
 
     Raises:
-        UsageError: for an unknown one, or one that clips x̂_0.
+        UsageError: for a scheduler that is not in `STEERABLE`, or one that clips x̂_0.
     """
     name = type(scheduler).__name__
     if name not in STEERABLE:
@@ -127,17 +141,21 @@ def check_steerable(scheduler: Any) -> None:
 
 
 def _wide(values: Tensor) -> Tensor:
-    """In double precision, on the CPU, since not every device has that."""
+    """`values` in double precision, on the CPU because some devices have no double precision."""
     return values.cpu().double()
 
 
-def _copied(held: Any) -> Any:
-    """Solvers keep their history in lists that they change in place; the tensors in them stay as they are."""
-    return list(held) if isinstance(held, list) else held
+def _copied(attribute: Any) -> Any:
+    """A copy of an attribute of a solver that a trial step leaves unchanged.
+
+    Solvers keep their history in lists that they change in place. They do not change the tensors in these lists.
+    """
+    return list(attribute) if isinstance(attribute, list) else attribute
 
 
 def _unwatched(step: Step) -> Step:
-    """The scheduler's own method behind the wrappers of `watch`."""
-    while (inner := getattr(step, "unwatched", None)) is not None:
-        step = inner
+    """The method that a wrapper of `watch` calls in the end; `step` itself if `watch` did not wrap it."""
+    # functools.wraps copies attributes, so another function may carry the attribute of the wrapper that it wraps
+    while (wrapping := getattr(step, "wrapping", None)) is not None and wrapping.wrappers["step"] is step:
+        step = wrapping.inner["step"]
     return step

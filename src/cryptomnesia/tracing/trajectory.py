@@ -1,4 +1,4 @@
-"""What is known of one call of a pipeline: norms of every evaluation, tensors of some, signals computed from those."""
+"""The record of a pipeline's call: norms of every evaluation, tensors of some of them, signals computed from these."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,21 +11,22 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction, input_rows
 
 Place = int | float
-"""An evaluation of a run: its number, counted from the end if negative, or as a float in [0, 1) a share of the run."""
+"""An evaluation of a run: its number as an int, counted from the end if negative, or a share of the run as a float in
+[0, 1)."""
 
 
 def evaluation(place: Place, count: int) -> int:
-    """The number of an evaluation in a run of `count`.
+    """The number of an evaluation in a run of `count` evaluations.
 
     Raises:
-        UsageError: for one outside the run.
+        UsageError: for an evaluation outside the run.
     """
     if isinstance(place, float):
         if not 0 <= place < 1:
             raise UsageError(
                 f"got the evaluation {place:g}; give a whole number, or a share of the run from 0 to below 1"
             )
-        # not 28 for .29 of 100
+        # without the small number, 0.29 of 100 would be 28
         return int(place * count + 1e-9)
     if not -count <= place < count:
         raise UsageError(f"got the evaluation {place} of a run of {count}; give one in 0 … {count - 1}")
@@ -38,11 +39,11 @@ class Step:
 
     Attributes:
         index: number of the evaluation, from 0. PNDM makes N + 1 of them for N steps.
-        planned: how many evaluations the run is to have.
+        planned: number of evaluations that the run will have.
         t: timestep.
         cond: prediction of the conditional branch.
         uncond: prediction of the unconditional branch, or None without guidance.
-        guided: the prediction that the solver was given.
+        guided: the prediction that the pipeline gives the solver.
         sample: the solver's latents before the step, (B, C, h, w); of Flux, packed, (B, tokens, channels).
         cond_inputs: conditioning of the conditional branch.
         uncond_inputs: conditioning of the unconditional branch, or None.
@@ -61,9 +62,9 @@ class Step:
     options: Mapping[str, Any]
 
     def rows(self, rows: list[int]) -> "Step":
-        """The step of some of the images."""
+        """The step of the images with the numbers `rows`."""
         cond = self.cond.rows(rows)
-        # all predictions of a step are of the same x, and stay so
+        # all predictions of a step share one x; their rows share it too
         return replace(
             self,
             cond=cond,
@@ -79,26 +80,26 @@ NORMS: Mapping[str, str] = {
     "delta": "‖z_{t−1} − z_t‖ of the solver's latents",
     "z": "‖z_{t−1}‖, the latents after the step",
     "x0": "‖x̂_0‖ of the guided prediction",
-    "guidance": "distance of the two branches' values as the network gives them, ‖ε_c − ε_u‖ for ε-prediction; NaN "
-    "without an unconditional branch",
-    "drift": "distance of the conditional branch's x̂_0 from that of the evaluation before; NaN at the first",
+    "guidance": "distance between the network's outputs of the two branches, ‖ε_c − ε_u‖ for ε-prediction; NaN without "
+    "an unconditional branch",
+    "drift": "distance between the conditional branch's x̂_0 and that of the evaluation before; NaN at the first one",
 }
-"""The norms that are always recorded: name → what is measured, as an ℓ2 norm over one image's latents."""
+"""The norms that are always recorded: name → what is measured, as an ℓ2 norm over the latents of one image."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What is known of one call of the pipeline, or of several calls with the same settings.
+    """The record of one call of the pipeline, or of several calls with the same settings.
 
     Attributes:
-        timesteps: the solver's timesteps; N of them were planned.
-        norms: name → one number per image and evaluation that took place, (B, N) float32 on the CPU: those of `NORMS`
-            and those that were asked for beside them.
-        steps: the evaluations whose tensors were kept, by number.
+        timesteps: the solver's timesteps, one per planned evaluation.
+        norms: name → one number per image and evaluation that took place, (B, N) float32 on the CPU: the norms of
+            `NORMS` and those that were asked for.
+        steps: number of an evaluation → the evaluation with its tensors, for those that were kept.
         latents: the newest latents, (B, C, h, w).
         complete: whether the call ran to its last timestep.
-        signals: name → one number or one map per image, (B, …) on the CPU, of the signals that were asked for and whose
-            evaluations are over.
+        signals: name → one number or one map per image, (B, …) on the CPU, for the signals that were asked for and
+            whose evaluations are over.
     """
 
     timesteps: tuple[float, ...]
@@ -118,10 +119,10 @@ class Trajectory:
         return self.norms["z"].shape[1]
 
     def step(self, place: Place = -1) -> Step:
-        """The kept evaluation at `place`.
+        """The evaluation at `place`, whose tensors were kept.
 
         Raises:
-            UsageError: if its tensors were not kept.
+            UsageError: if they were not kept.
         """
         number = evaluation(place, len(self.timesteps))
         if number not in self.steps:
@@ -132,7 +133,7 @@ class Trajectory:
         return self.steps[number]
 
     def rows(self, rows: Sequence[int]) -> "Trajectory":
-        """The trajectory of some of the images."""
+        """The trajectory of the images with the numbers `rows`."""
         rows = list(rows)
         return replace(
             self,
@@ -148,7 +149,7 @@ class Trajectory:
 
 
 def joined(trajectories: Sequence[Trajectory]) -> Trajectory:
-    """The trajectories of several calls with the same settings as one of all their images, without kept tensors."""
+    """One trajectory of the images of several calls with the same settings, without kept tensors."""
     first = trajectories[0]
     return Trajectory(
         first.timesteps,
@@ -156,16 +157,30 @@ def joined(trajectories: Sequence[Trajectory]) -> Trajectory:
         {},
         torch.cat([run.latents for run in trajectories]),
         complete=all(run.complete for run in trajectories),
-        signals={name: torch.cat([run.signals[name] for run in trajectories]) for name in first.signals},
+        signals={name: joined_maps([run.signals[name] for run in trajectories]) for name in first.signals},
     )
 
 
+def joined_maps(parts: Sequence[Tensor]) -> Tensor:
+    """Values of several calls (B_i, …) as one tensor.
+
+    If no map of a call could be computed, the size of the maps is not known and the part has one NaN per image,
+    (B_i, 1, 1). It is expanded to the size of the other maps.
+    """
+    largest = max(parts, key=lambda part: part[0].numel()) if len(parts) > 1 else parts[0]
+    return torch.cat([part.expand(-1, *largest.shape[1:]) if part.isnan().all() else part for part in parts])
+
+
 class Norm(Protocol):
-    """One number per image and evaluation that a detector needs beside those of `NORMS`."""
+    """One number per image and evaluation that a detector needs and that `NORMS` does not have.
+
+    A norm whose values depend on settings is a frozen dataclass, or has a method `describe` that names them in words: a
+    calibration compares these words with those of the norm that was recorded.
+    """
 
     @property
     def name(self) -> str:
-        """Under which `Trajectory.norms` has it; no name of `NORMS`."""
+        """The name under which `Trajectory.norms` has the values; it must not be in `NORMS`."""
         ...
 
     def __call__(self, step: Step, latents: Tensor, previous: Step | None) -> Tensor:
@@ -173,23 +188,23 @@ class Norm(Protocol):
 
         Args:
             step: the evaluation.
-            latents: the solver's latents after its step, shaped like `step.sample`.
-            previous: the evaluation before, None at the first.
+            latents: the solver's latents after the step, shaped like `step.sample`.
+            previous: the evaluation before, None at the first evaluation.
         """
         ...
 
 
 class Signal(Protocol):
-    """One number or map per image, computed once in a run from kept tensors and, if need be, by asking the network."""
+    """One number or one map per image, computed once during a run from kept tensors and from the network."""
 
     @property
     def name(self) -> str:
-        """Under which `Trajectory.signals` has it."""
+        """The name under which `Trajectory.signals` has the values."""
         ...
 
     @property
     def evaluations(self) -> tuple[Place, ...]:
-        """The evaluations whose tensors it needs; it is computed after the last of them."""
+        """The evaluations whose tensors the signal needs; it is computed after the last of them."""
         ...
 
     def describe(self) -> str:
@@ -200,7 +215,7 @@ class Signal(Protocol):
         """The values of every image, (B, …), NaN where there are none.
 
         Args:
-            trajectory: as far as the run went, with the tensors.
-            denoiser: the network that made it.
+            trajectory: the run so far, with the tensors of `evaluations`.
+            denoiser: the network of the run.
         """
         ...

@@ -1,17 +1,16 @@
-"""Watch a pipeline's own call: every denoiser evaluation and every solver step. No pipeline is implemented again.
+"""The verb `watch`: record every denoiser evaluation and every solver step of a pipeline's own call.
 
-While the `with` block lasts, two places are observed. A forward hook on the denoiser sees x_t, t, the conditioning and
-both guidance branches. A wrapper around the scheduler's `step` sees the guided prediction that the solver consumes
-(after guidance rescaling, if there is any) and the latents before and after the step; it can also give the solver
-another prediction. The hook alone would not be enough: the last latents never reach the denoiser again, and what a
-solver makes of a prediction differs from solver to solver. `set_timesteps`, which every pipeline calls once per
-generation, marks the beginning of a run.
+No pipeline is implemented again: the pipeline runs as it is, and two places of it are observed while the `with` block
+lasts. A forward hook on the denoiser sees x_t, t, the conditioning and both guidance branches. A wrapper around the
+scheduler's `step` sees the guided prediction that the solver is given (after guidance rescaling, if there is any) and
+the latents before and after the step; it can also give the solver another prediction. The hook alone would not be
+enough, because the last latents never reach the denoiser again, and because solvers differ in what they make of a
+prediction. Every pipeline calls the scheduler's `set_timesteps` once per generation: this marks the beginning of a run.
 
-Observing copies nothing and computes only norms, so the image is bit-identical. Signals, where they are asked for,
-evaluate the network between two steps, on tensors of their own; the image stays identical then, too.
+Observing changes no tensor and only computes norms, so the image is bit-identical. A signal that is asked for evaluates
+the network between two steps on tensors of its own; the image is bit-identical then as well.
 """
 
-import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,21 +31,26 @@ from cryptomnesia.tracing.trajectory import NORMS, Norm, Place, Signal, Step, Tr
 _LOCK = Lock()
 
 _ASKING: ContextVar[bool] = ContextVar("asking", default=False)
-"""Whether the network is being evaluated for a signal, which no watch should see."""
+"""Whether the network is being evaluated for a signal; no watch records such an evaluation."""
 
 Keep = Collection[Place] | Literal["all"]
-"""Evaluations whose tensors are kept."""
+"""The evaluations whose tensors are kept."""
 
 Steer = Callable[[Step, SolverStep], Tensor | None]
-"""Takes an evaluation and the solver step that consumes it; returns the value (B, C, h, w) to give the solver instead of
-`step.guided.value`, or None."""
+"""Takes an evaluation and the solver step that uses it. Returns the prediction (B, C, h, w) that the solver is given
+instead of `step.guided.value`, or None to change nothing."""
 
 SolverCall = Callable[..., Any]
-"""A scheduler's `step`, called with prediction, timestep, sample and whatever the pipeline gives beside them."""
+"""A scheduler's `step`, called with prediction, timestep, sample and the further arguments that the pipeline gives."""
+
+_STEP_ARGUMENTS = ("model_output", "timestep", "sample")
+"""Names of the first arguments of every scheduler's `step` in diffusers."""
 
 
 @dataclass
 class _Call:
+    """What has been recorded of one call of the pipeline."""
+
     timesteps: tuple[float, ...]
     keep: frozenset[int]
     steps: dict[int, Step] = field(default_factory=dict)
@@ -68,7 +72,7 @@ class _Call:
 
 
 class Watch:
-    """The record of a `watch` block."""
+    """The record of all generations of a `watch` block."""
 
     def __init__(
         self,
@@ -79,7 +83,12 @@ class Watch:
         norms: Sequence[Norm] = (),
         signals: Sequence[Signal] = (),
     ) -> None:
-        """Nothing is attached yet: use `watch`."""
+        """Store the settings; `watch` attaches the record to a pipeline. Arguments as for `watch`.
+
+        Raises:
+            UsageError: for two norms or signals of the same name, or one that has the name of a norm in `NORMS`.
+        """
+        _check_names([*norms, *signals])
         self.family = family
         self._keep: Keep = keep
         self._steer = steer
@@ -88,20 +97,18 @@ class Watch:
         self._signals = signals
         self._calls: list[_Call] = []
         self._pending: Evaluation | None = None
-        if taken := sorted(NORMS.keys() & {norm.name for norm in norms}):
-            raise UsageError(f"got a norm called {taken[0]!r}, which is always recorded; give it another name")
 
     @property
     def trajectories(self) -> list[Trajectory]:
-        """One for every call of the pipeline that took at least one step, oldest first."""
+        """The trajectories of all calls of the pipeline that took at least one step, oldest first."""
         return [call.trajectory() for call in self._calls if call.norms]
 
     @property
     def trajectory(self) -> Trajectory:
-        """That of the newest call.
+        """The trajectory of the newest call.
 
         Raises:
-            UsageError: if no call was watched.
+            UsageError: if the newest call has taken no step yet, or there was none.
         """
         if not self._calls or not self._calls[-1].norms:
             raise UsageError(
@@ -111,6 +118,7 @@ class Watch:
         return self._calls[-1].trajectory()
 
     def _begin(self, timesteps: tuple[float, ...]) -> None:
+        """Begin the record of a new call of the pipeline."""
         count = len(timesteps)
         wanted = range(count) if self._keep == "all" else self._keep
         needed = [place for signal in self._signals for place in signal.evaluations]
@@ -119,8 +127,9 @@ class Watch:
         self._calls.append(_Call(timesteps, kept))
 
     def _on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        # the network may also be evaluated inside the block but outside a generation, for instance by a localizer,
-        # or by another pipeline that shares it, in another thread
+        """Read an evaluation from a call of the network."""
+        # inside the block the network may also be evaluated outside a generation, for instance by a localizer, and
+        # in another thread by another pipeline that shares it
         call = self._calls[-1] if self._calls else None
         if call is not None and not (call.complete or _ASKING.get()) and call.thread == get_ident():
             value = output if isinstance(output, Tensor) else output[0]
@@ -131,16 +140,15 @@ class Watch:
         if type(scheduler).__name__ in VARIANCE_EXPLODING:
             return 1.0
         if type(scheduler).__name__ == "DDIMScheduler":
-            # not always the next timestep of the run: with spacing "linspace" DDIM aims a little beside it
-            before = (
+            # with spacing "linspace" DDIM goes to a timestep that is not exactly the next one of the run
+            following = (
                 int(call.timesteps[len(call.norms)])
                 - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
             )
-            bar = scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod
+            bar = scheduler.alphas_cumprod[following] if following >= 0 else scheduler.final_alpha_cumprod
             return float(bar) ** 0.5
-        following = len(call.norms) + 1
-        if following < len(call.timesteps):
-            return self.family.schedule(call.timesteps[following])[0].item()
+        if len(call.norms) + 1 < len(call.timesteps):
+            return self.family.schedule(call.timesteps[len(call.norms) + 1])[0].item()
         return float(getattr(scheduler, "final_alpha_cumprod", 1.0)) ** 0.5
 
     def _on_step(
@@ -153,7 +161,7 @@ class Watch:
         rest: tuple[Any, ...],
         named: dict[str, Any],
     ) -> Any:
-        """Record a step that `take` takes, with the prediction `value` or the one that steering puts in its place."""
+        """Record a step that `take` takes with the prediction `value`, or with the one that steering replaces it by."""
         if self._pending is None or not self._calls:
             return take(value, t, sample, *rest, **named)
         call, pending, self._pending = self._calls[-1], self._pending, None
@@ -190,31 +198,38 @@ class Watch:
             self._after_step(len(call.norms))
         return result
 
-    def _record(self, call: _Call, step: Step, latents: Tensor, consumed: Prediction) -> None:
-        """Record the norms of a step that led to `latents`, the solver having consumed a prediction."""
+    def _record(self, call: _Call, step: Step, latents: Tensor, used: Prediction) -> None:
+        """Record the norms of a step that the solver took with the prediction `used` and that led to `latents`."""
         estimate = step.cond.x0.detach()
-        found = {
+        recorded = {
             "delta": norms(latents - step.sample),
             "z": norms(latents),
-            "x0": norms(consumed.x0),
+            "x0": norms(used.x0),
         }
-        unknown = torch.full_like(found["z"], torch.nan)
-        found["guidance"] = unknown if step.uncond is None else norms(step.cond.value - step.uncond.value)
-        found["drift"] = unknown if call.estimate is None else norms(estimate - call.estimate)
+        unknown = torch.full_like(recorded["z"], torch.nan)
+        recorded["guidance"] = unknown if step.uncond is None else norms(step.cond.value - step.uncond.value)
+        recorded["drift"] = unknown if call.estimate is None else norms(estimate - call.estimate)
         call.estimate = estimate
         if self._norms:
             with torch.no_grad():
-                found |= {norm.name: norm(step, latents, call.previous).detach().float() for norm in self._norms}
+                for norm in self._norms:
+                    recorded[norm.name] = _per_image(norm, norm(step, latents, call.previous), len(latents))
             call.previous = step
-        call.norms.append(found)
+        call.norms.append(recorded)
 
     def _compute_signals(self, call: _Call, index: int) -> None:
-        """Compute the signals whose last evaluation is number `index`."""
+        """Compute the signals for which evaluation number `index` is the last that they need."""
         asking = _ASKING.set(True)
         try:
             for signal in self._signals:
                 if index == max(evaluation(place, len(call.timesteps)) for place in signal.evaluations):
-                    call.signals[signal.name] = signal(call.trajectory(), self.family.denoiser()).detach().cpu()
+                    values = signal(call.trajectory(), self.family.denoiser()).detach().cpu()
+                    if values.dim() == 0 or len(values) != call.norms[0]["z"].shape[0]:
+                        raise UsageError(
+                            f"the signal {signal.name!r} gave values of shape {tuple(values.shape)} for "
+                            f"{len(call.norms[0]['z'])} images; the first dimension has to be the images"
+                        )
+                    call.signals[signal.name] = values
         finally:
             _ASKING.reset(asking)
 
@@ -231,19 +246,21 @@ def watch(
 ) -> Iterator[Watch]:
     """Record every generation that `pipe` makes inside the block.
 
-    Several watches may be active at once, and may end in any order. Each sees the predictions as those that began after
-    it have steered them.
+    Several watches may be active at once, and they may end in any order. A watch that began earlier records and steers
+    the predictions that the watches that began later have steered already.
 
     Args:
         pipe: a diffusers pipeline of a known family.
-        keep: evaluations whose tensors are kept; the norms of all are always recorded.
-        steer: called at every evaluation, may replace the prediction that the solver is given.
+        keep: evaluations whose tensors are kept, or `"all"`. The norms of all evaluations are always recorded.
+        steer: called at every evaluation; it can replace the prediction that the solver is given.
         after_step: called after every solver step with the number of evaluations done.
-        norms: recorded at every evaluation beside those of `NORMS`.
-        signals: computed as soon as the evaluations that they need are over; these are kept, too.
+        norms: further norms to record at every evaluation, beside those of `NORMS`.
+        signals: signals to compute. A signal is computed as soon as the evaluations that it needs are over; their
+            tensors are kept.
 
     Raises:
-        UsageError: for a pipeline of an unknown family, or a step outside the run.
+        UsageError: for a pipeline of an unknown family, names of norms or signals that are taken, or, during the
+            generation, an evaluation outside the run.
 
     Example:
         with watch(pipe, keep=(-1,)) as seen:
@@ -252,71 +269,135 @@ def watch(
     """
     seen = Watch(family_of(pipe), keep, steer, after_step, norms, signals)
     unhook = _after_forward(seen.family.module, seen._on_forward)
-    # the scheduler that the block began with, even if the pipeline is given another one inside it
+    # if the pipeline is given another scheduler inside the block, this one still has to be left as it was
     scheduler = pipe.scheduler
-    _attach(scheduler, seen)
+    wrapping = _attach(scheduler, seen)
     try:
         yield seen
     finally:
-        _detach(scheduler, seen)
+        _detach(scheduler, seen, wrapping)
         unhook()
 
 
-def _attach(scheduler: Any, seen: Watch) -> None:
-    """Have a scheduler's steps recorded by one more watch."""
-    with _LOCK:
-        watches: list[Watch] | None = getattr(vars(scheduler).get("step"), "watches", None)
-        if watches is None:
-            watches = []
-            _wrap(scheduler, watches)
-        watches.append(seen)
+def _check_names(recorded: Sequence[Norm | Signal]) -> None:
+    """Refuse names of norms and signals that are taken.
+
+    Raises:
+        UsageError: naming the first of them.
+    """
+    taken = set(NORMS)
+    for item in recorded:
+        if item.name in NORMS:
+            raise UsageError(
+                f"got a norm or signal called {item.name!r}, which is always recorded; give it another name"
+            )
+        if item.name in taken:
+            raise UsageError(f"got two norms or signals called {item.name!r}; give one of them another name")
+        taken.add(item.name)
 
 
-def _detach(scheduler: Any, seen: Watch) -> None:
-    """Remove a watch; with the last one the scheduler gets its methods back."""
+def _per_image(norm: Norm, values: Tensor, images: int) -> Tensor:
+    """The values of a norm as (B,) float32.
+
+    Raises:
+        UsageError: for values of another shape.
+    """
+    if values.shape != (images,):
+        raise UsageError(
+            f"the norm {norm.name!r} gave values of shape {tuple(values.shape)} for {images} images; it has to give "
+            "one number per image"
+        )
+    return values.detach().float()
+
+
+@dataclass(eq=False)
+class _Wrapping:
+    """The wrappers around a scheduler's `step` and `set_timesteps`, for as long as the scheduler is watched.
+
+    Attributes:
+        watches: the watches that record the scheduler, oldest first.
+        inner: name of a method → the method that its wrapper calls.
+        attributes: name of a method → what the scheduler's instance had under that name, None where it had nothing.
+        wrappers: name of a method → its wrapper.
+    """
+
+    watches: list[Watch]
+    inner: dict[str, Callable[..., Any]]
+    attributes: dict[str, Any]
+    wrappers: dict[str, Any] = field(default_factory=dict)
+
+
+def _attach(scheduler: Any, seen: Watch) -> _Wrapping:
+    """Let a watch record a scheduler's steps."""
     with _LOCK:
-        wrapper = vars(scheduler)["step"]
-        wrapper.watches.remove(seen)
-        if wrapper.watches:
+        step = vars(scheduler).get("step")
+        wrapping: _Wrapping | None = getattr(step, "wrapping", None)
+        # a function that somebody put around the wrapper with functools.wraps has its attributes, but is another one
+        if wrapping is None or wrapping.wrappers["step"] is not step:
+            wrapping = _wrap(scheduler)
+        wrapping.watches.append(seen)
+        return wrapping
+
+
+def _detach(scheduler: Any, seen: Watch, wrapping: _Wrapping) -> None:
+    """Remove a watch; when the last one is removed, the scheduler gets its methods back."""
+    with _LOCK:
+        wrapping.watches.remove(seen)
+        if wrapping.watches:
             return
-        for name, method in wrapper.before.items():
-            if method is None:
+        for name, attribute in wrapping.attributes.items():
+            if vars(scheduler).get(name) is not wrapping.wrappers[name]:
+                # somebody replaced the method inside the block; the replacement stays, and if it calls the wrapper,
+                # that only calls the method behind it from now on
+                continue
+            if attribute is None:
                 delattr(scheduler, name)
             else:
-                setattr(scheduler, name, method)
+                setattr(scheduler, name, attribute)
 
 
-def _wrap(scheduler: Any, watches: list[Watch]) -> None:
-    """Replace a scheduler's `step` and `set_timesteps` by ones that tell the watches."""
+def _wrap(scheduler: Any) -> _Wrapping:
+    """Replace a scheduler's `step` and `set_timesteps` by wrappers that let watches record them."""
     step, set_timesteps = scheduler.step, scheduler.set_timesteps
-    before = {name: vars(scheduler).get(name) for name in ("step", "set_timesteps")}
-    names = list(inspect.signature(step).parameters)[:3]
+    inner = {"step": step, "set_timesteps": set_timesteps}
+    wrapping = _Wrapping([], inner, {name: vars(scheduler).get(name) for name in inner})
 
     # pipelines inspect the signatures of both methods, which `wraps` keeps
     @wraps(step)
     def watched_step(*args: Any, **kwargs: Any) -> Any:
-        # a pipeline may give any of the three by name
-        value, t, sample = (args[at] if at < len(args) else kwargs.pop(name) for at, name in enumerate(names))
-        taken: SolverCall = step
-        for seen in tuple(watches):
-            taken = _recorded(seen, scheduler, taken)
-        return taken(value, t, sample, *args[3:], **kwargs)
+        # a pipeline may give any of the first arguments by name
+        positional, by_name = args[:3], _STEP_ARGUMENTS[len(args) :]
+        if not kwargs.keys() >= set(by_name):
+            # a step without one of these arguments fails with the scheduler's own error
+            return step(*args, **kwargs)
+        value, t, sample = *positional, *(kwargs.pop(name) for name in by_name)
+
+        def taken(value: Tensor, t: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
+            """The step, called by position and by name as the pipeline called it."""
+            first = (value, t, sample)
+            at = len(positional)
+            return step(*first[:at], *rest, **dict(zip(by_name, first[at:], strict=True)), **named)
+
+        take: SolverCall = taken
+        for seen in tuple(wrapping.watches):
+            take = _recorded(seen, scheduler, take)
+        return take(value, t, sample, *args[3:], **kwargs)
 
     @wraps(set_timesteps)
     def watched_set_timesteps(*args: Any, **kwargs: Any) -> Any:
         result = set_timesteps(*args, **kwargs)
-        for seen in tuple(watches):
+        for seen in tuple(wrapping.watches):
             seen._begin(tuple(float(t) for t in scheduler.timesteps))
         return result
 
-    watched_step.watches = watches  # type: ignore[attr-defined]
-    watched_step.before = before  # type: ignore[attr-defined]
-    watched_step.unwatched = step  # type: ignore[attr-defined]
+    watched_step.wrapping = wrapping  # type: ignore[attr-defined]
+    wrapping.wrappers = {"step": watched_step, "set_timesteps": watched_set_timesteps}
     scheduler.step, scheduler.set_timesteps = watched_step, watched_set_timesteps
+    return wrapping
 
 
 def _recorded(seen: Watch, scheduler: Any, take: SolverCall) -> SolverCall:
-    """`take`, recorded by a watch."""
+    """A function that takes a step as `take` does, and lets a watch record and steer it."""
 
     def recorded(value: Tensor, t: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
         return seen._on_step(scheduler, take, value, t, sample, rest, named)
@@ -325,11 +406,12 @@ def _recorded(seen: Watch, scheduler: Any, take: SolverCall) -> SolverCall:
 
 
 def _after_forward(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
-    """Have `hook(module, args, kwargs, output)` called after every call of the module; returns how to undo that."""
+    """Call `hook(module, args, kwargs, output)` after every call of a module; returns a function that ends that."""
     compiled = vars(module).get("_compiled_call_impl")
     if compiled is None:
         return module.register_forward_hook(hook, with_kwargs=True).remove
-    # a module compiled in place would compile its hooks too, and itself again for each of them
+    # torch would compile the hooks of a module that is compiled in place, and compile the module again for every new
+    # hook; so the compiled call is wrapped instead
     with _LOCK:
         hooks: list[Callable[..., None]] | None = getattr(compiled, "hooks", None)
         if hooks is None:
@@ -350,7 +432,9 @@ def _after_forward(module: nn.Module, hook: Callable[..., None]) -> Callable[[],
     def remove() -> None:
         with _LOCK:
             hooks.remove(hook)
-            if not hooks:
-                vars(module)["_compiled_call_impl"] = vars(module)["_compiled_call_impl"].inner
+            present = vars(module)["_compiled_call_impl"]
+            # a module that was compiled again inside the block has another call, without hooks
+            if not hooks and getattr(present, "hooks", None) is hooks:
+                vars(module)["_compiled_call_impl"] = present.inner
 
     return remove

@@ -1,4 +1,4 @@
-"""Model families: what the library has to know of a pipeline class. One file per family."""
+"""Model families: what the library has to know about a pipeline class. One file per family."""
 
 from typing import Any
 
@@ -10,10 +10,13 @@ __all__ = ["Branch", "Evaluation", "Family", "Shared", "check_family", "family_o
 
 
 def family_of(pipe: Any) -> Family:
-    """The family of a pipeline, found by the exact name of its class: a subclass may order its branches differently.
+    """The family of a pipeline.
+
+    It is found by the name of the pipeline's class. A subclass with another name has no family, because it may order
+    its guidance branches differently.
 
     Raises:
-        UsageError: for a pipeline whose layout of guidance branches is not known.
+        UsageError: for a pipeline of an unknown family.
     """
     name = type(pipe).__name__
     check_family(name)
@@ -24,11 +27,11 @@ def check_family(name: str, model: str | None = None) -> None:
     """Refuse a pipeline class of an unknown family.
 
     Args:
-        name: of the class.
-        model: that has this class, for the message.
+        name: name of the class.
+        model: name of the model whose pipeline has this class, for the message.
 
     Raises:
-        UsageError: with the known families.
+        UsageError: naming the known families.
     """
     if name not in entries("family"):
         subject = f"got a pipeline of the unknown family {name}"

@@ -1,8 +1,8 @@
 """Flux: a guidance-distilled transformer over packed latents, trained on rectified flow.
 
-`guidance_scale` is an input of the network. Only under true guidance (`true_cfg_scale` above 1 and a
-negative prompt) is there an unconditional branch; the network is then called twice an evaluation,
-for the conditional branch first.
+`guidance_scale` is an input of the network. There is an unconditional branch only under true guidance, which takes
+`true_cfg_scale` above 1 and a negative prompt. The network is then called twice per evaluation, first for the
+conditional branch.
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ _POSITIONS = ("txt_ids", "img_ids")
 
 
 class FluxFamily(TransformerFamily):
-    """Family of `FluxPipeline`; samples are packed latents, (B, tokens, channels)."""
+    """The family of `FluxPipeline`; its samples are packed latents, (B, tokens, channels)."""
 
     def read(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor, pending: Evaluation | None
     ) -> Evaluation:
-        """The first call of an evaluation is the conditional branch, the second the unconditional one."""
+        """Read the conditional branch from the first call of an evaluation, the unconditional one from the second."""
         inputs: dict[str, Any] = {name: kwargs[name] for name in _CONDITIONING if kwargs.get(name) is not None}
         inputs |= {name: Shared(kwargs[name]) for name in _POSITIONS}
         branch = Branch(value, inputs)
@@ -37,7 +37,7 @@ class FluxFamily(TransformerFamily):
         return Evaluation(args[0] if args else kwargs["hidden_states"], branch, None)
 
     def guided_in(self, sampling: Sampling) -> bool:
-        """Under true guidance."""
+        """Whether the call uses true guidance."""
         negative = {"negative_prompt", "negative_prompt_embeds"} & sampling.options.keys()
         return sampling.options.get("true_cfg_scale", 1.0) > 1 and bool(negative)
 
@@ -57,8 +57,8 @@ class FluxDenoiser:
         """The prediction at packed latents x (B, tokens, channels) and one timestep t for the whole batch."""
         t = torch.as_tensor(t, device=x.device)
         alpha, sigma = self.schedule(t)
-        own = {name: held.value if isinstance(held, Shared) else held for name, held in inputs.items()}
-        # as the pipeline does: first rounded, then divided
+        arguments = {name: value.value if isinstance(value, Shared) else value for name, value in inputs.items()}
+        # the pipeline also rounds the timestep to the dtype before it divides
         time = t.expand(len(x)).to(x.dtype) / 1000
-        value = self.module(hidden_states=x, timestep=time, **own, return_dict=False)[0]
+        value = self.module(hidden_states=x, timestep=time, **arguments, return_dict=False)[0]
         return Prediction(x, value, alpha.item(), sigma.item(), "flow_prediction")

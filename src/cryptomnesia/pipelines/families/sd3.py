@@ -17,12 +17,16 @@ _CONDITIONING = ("encoder_hidden_states", "pooled_projections")
 
 
 class SD3Family(TransformerFamily):
-    """Family of `StableDiffusion3Pipeline`; the unconditional samples come first."""
+    """The family of `StableDiffusion3Pipeline`; the unconditional samples are the first half of a batch."""
 
     def read(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor, pending: Evaluation | None
     ) -> Evaluation | None:
-        """Both branches are in the one call; another one, with layers skipped, belongs to neither."""
+        """Read both branches from the one call that an evaluation makes.
+
+        Under skip-layer guidance there is a second call, with layers left out; it is no guidance branch and changes
+        nothing.
+        """
         if kwargs.get("skip_layers") is not None:
             return pending
         x = args[0] if args else kwargs["hidden_states"]
@@ -32,7 +36,7 @@ class SD3Family(TransformerFamily):
         return Evaluation(x, Branch(value, inputs), None)
 
     def guided_in(self, sampling: Sampling) -> bool:
-        """With guidance above 1."""
+        """Whether the guidance is above 1."""
         return sampling.guidance > 1
 
     def denoiser(self) -> "SD3Denoiser":

@@ -1,4 +1,4 @@
-"""What the transformers trained on rectified flow have in common."""
+"""What the families of transformers that are trained on rectified flow have in common."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from cryptomnesia.settings import Sampling
 
 
 class TransformerFamily:
-    """Base of the families of pipelines with a `transformer`."""
+    """Base class of the families of pipelines with a `transformer`."""
 
     conditional: ClassVar[bool] = True
     kind: Kind = "flow_prediction"
@@ -25,10 +25,10 @@ class TransformerFamily:
         self.schedule: Schedule = RectifiedFlow(pipe.scheduler.config.num_train_timesteps)
 
     def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
-        """The settings of a call of the pipeline with the arguments `given`; guidance is `guidance_scale`."""
+        """The settings of a call of the pipeline with the arguments `given`."""
         size = self.pipe.default_sample_size * self.pipe.vae_scale_factor
         return sampling_of(given, defaults, native=(size, size))
 
     def arguments(self, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
-        """The arguments of a call of the pipeline that makes one image per prompt."""
+        """Arguments of a call of the pipeline that makes one image per prompt."""
         return captioned(prompts, sampling)

@@ -14,7 +14,7 @@ from cryptomnesia.settings import Sampling
 
 
 class UnconditionalFamily:
-    """Family of `DDPMPipeline` and `DDIMPipeline`. The only branch counts as the conditional one."""
+    """The family of `DDPMPipeline` and `DDIMPipeline`. Their only branch counts as the conditional branch."""
 
     conditional: ClassVar[bool] = False
 
@@ -27,19 +27,19 @@ class UnconditionalFamily:
     def read(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor, pending: Evaluation | None
     ) -> Evaluation:
-        """One call, one branch."""
+        """Read the only branch from the one call that an evaluation makes."""
         return Evaluation(args[0] if args else kwargs["sample"], Branch(value, {}), None)
 
     def guided_in(self, sampling: Sampling) -> bool:
-        """Never."""
+        """False: these pipelines have no guidance."""
         return False
 
     def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
-        """The settings of a call of the pipeline with the arguments `given`; guidance is 1."""
+        """The settings of a call of the pipeline with the arguments `given`; the guidance is 1, which means none."""
         return sampling_of(given, {**defaults, "guidance_scale": 1.0}, native=(0, 0))
 
     def arguments(self, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
-        """The arguments of a call of the pipeline that makes as many images as there are prompts."""
+        """Arguments of a call of the pipeline that makes as many images as there are prompts."""
         return {"batch_size": len(prompts), "num_inference_steps": sampling.steps, **sampling.options}
 
     def denoiser(self) -> UNetDenoiser:

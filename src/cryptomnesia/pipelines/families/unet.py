@@ -1,7 +1,7 @@
 """UNet pipelines with batched guidance: SD 1, SD 2 and SDXL.
 
-Under classifier-free guidance these pipelines call the UNet once with the unconditional samples
-first and the conditional ones behind them; `added_cond_kwargs` (SDXL) is laid out alike.
+Under classifier-free guidance these pipelines call the UNet once per evaluation. The first half of the batch are the
+unconditional samples, the second half the conditional ones; `added_cond_kwargs` of SDXL has the same order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ _CONDITIONING = ("encoder_hidden_states", "timestep_cond", "added_cond_kwargs")
 
 
 class UNetFamily:
-    """Family of `StableDiffusionPipeline` and `StableDiffusionXLPipeline`."""
+    """The family of `StableDiffusionPipeline` and `StableDiffusionXLPipeline`."""
 
     conditional: ClassVar[bool] = True
 
@@ -35,7 +35,7 @@ class UNetFamily:
     def read(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor, pending: Evaluation | None
     ) -> Evaluation:
-        """Both branches are in the one call."""
+        """Read both branches, or the only one, from the one call that an evaluation makes."""
         x = args[0] if args else kwargs["sample"]
         inputs = {name: kwargs[name] for name in _CONDITIONING if kwargs.get(name) is not None}
         if self.pipe.do_classifier_free_guidance:
@@ -43,7 +43,7 @@ class UNetFamily:
         return Evaluation(x, Branch(value, inputs), None)
 
     def guided_in(self, sampling: Sampling) -> bool:
-        """With guidance above 1; distilled UNets never have an unconditional branch."""
+        """Whether the guidance is above 1; a guidance-distilled UNet has no unconditional branch at any guidance."""
         return sampling.guidance > 1 and self.pipe.unet.config.time_cond_proj_dim is None
 
     def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
@@ -51,14 +51,14 @@ class UNetFamily:
         size = self.pipe.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         scale = self.pipe.vae_scale_factor
-        # without a negative prompt SDXL guides with zeros instead, and so an empty one is another setting
+        # without a negative prompt SDXL uses zeros in its place, so an empty negative prompt is another setting there
         zeros = getattr(self.pipe, "config", {}).get("force_zeros_for_empty_prompt", False)
         if not zeros and canonical("negative_prompt", given.get("negative_prompt")) == "":
             given = {name: value for name, value in given.items() if name != "negative_prompt"}
         return sampling_of(given, defaults, native=(height * scale, width * scale))
 
     def arguments(self, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
-        """The arguments of a call of the pipeline that makes one image per prompt."""
+        """Arguments of a call of the pipeline that makes one image per prompt."""
         return captioned(prompts, sampling)
 
     def denoiser(self) -> "UNetDenoiser":

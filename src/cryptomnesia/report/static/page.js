@@ -1,5 +1,5 @@
 "use strict";
-// Everything that a prompt, a path or a file says is set as text, never as markup.
+// Texts of prompts, paths and files are always set as text, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const LEVELS = Object.keys(data.counts); // strongest first
 const EVIDENCE = ["confirmed", "corroborated", "suspected"];
@@ -17,7 +17,7 @@ const number = (value, digits = 3) => (value === null ? "–" : String(Number(va
 const percent = (value) => (value === null ? "–" : `${(100 * value).toFixed(0)}%`);
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
-// Round numbers from low to high, some four of them.
+// About four round numbers from low to high.
 function ticks(low, high) {
   const rough = (high - low) / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -28,7 +28,7 @@ function ticks(low, high) {
 }
 
 // Lines in a frame. Series are {name, kind, points: [[x, y], …]}; marks are [x, text].
-function chart(label, series, { x: [first, last], y: [lowest, highest], across, up, marks = [], said = "" }) {
+function chart(label, series, { x: [first, last], y: [lowest, highest], across, up, marks = [], note = "" }) {
   const [width, height, left, right, top, bottom] = [360, 190, 38, 8, 18, 34];
   const x = (value) => left + ((value - first) / (last - first || 1)) * (width - left - right);
   const y = (value) => top + (1 - (value - lowest) / (highest - lowest || 1)) * (height - top - bottom);
@@ -51,16 +51,16 @@ function chart(label, series, { x: [first, last], y: [lowest, highest], across, 
     const line = drawn("svg", { viewBox: "0 0 24 8", "aria-hidden": "true" }, drawn("polyline", { points: "0,4 24,4", class: kind }));
     keys.push(element("span", { class: "key" }, line, name));
   }
-  return element("figure", { class: "chart" }, svg, element("figcaption", {}, ...keys, said));
+  return element("figure", { class: "chart" }, svg, element("figcaption", {}, ...keys, note));
 }
 
 const known = (values) => values.filter((value) => value !== null).sort((a, b) => a - b);
-const own = known(data.prompts.flatMap((each) => each.scores));
-const usual = known(data.null);
+const audited = known(data.prompts.flatMap(({ scores }) => scores));
+const ordinary = known(data.null);
 
 // Share of scores in bins, of the audit's images and of the references.
 function distribution() {
-  const all = known([...own, ...usual]);
+  const all = known([...audited, ...ordinary]);
   const bins = 30;
   // a few extreme scores must not hide the rest
   const [low, high] = [Math.min(0, all[0]), all[Math.floor(0.99 * (all.length - 1))] || 1];
@@ -70,41 +70,41 @@ function distribution() {
     const corners = shares.flatMap((share, bin) => [bin, bin + 1].map((edge) => [low + (edge * (high - low)) / bins, share]));
     return [[low, 0], ...corners, [high, 0]];
   };
-  const series = [{ name: "references", kind: "usual", points: outline(usual) }, { name: "this audit", kind: "own", points: outline(own) }];
+  const series = [{ name: "references", kind: "ordinary", points: outline(ordinary) }, { name: "this audit", kind: "audited", points: outline(audited) }];
   const top = Math.max(...series.flatMap(({ points }) => points.map(([, share]) => share)));
   const threshold = data.threshold.at(-1);
   const beyond = all.at(-1) > high ? `The last bin holds all scores above it, up to ${number(all.at(-1))}.` : "";
   return chart("Distribution of scores", series, {
-    x: [low, high], y: [0, top], across: `${data.detector} score`, up: "share of images", said: beyond,
-    marks: threshold <= high ? [[threshold, `p ≤ ${data.rate}`]] : [],
+    x: [low, high], y: [0, top], across: `${data.detector} score`, up: "share of images", note: beyond,
+    marks: threshold <= high ? [[threshold, `p ≤ ${data.fpr}`]] : [],
   });
 }
 
-// Above every score: the share of references (across) and of the audit's images (up).
+// For every score: the share of references above it (across) and that of the audit's images (up).
 function roc() {
-  const scores = [...new Set([...own, ...usual])].sort((a, b) => b - a);
+  const scores = [...new Set([...audited, ...ordinary])].sort((a, b) => b - a);
   const points = [[0, 0]];
-  let [area, i, j] = [0, own.length, usual.length];
+  let [area, i, j] = [0, audited.length, ordinary.length];
   for (const score of scores) {
-    while (i > 0 && own[i - 1] >= score) i -= 1;
-    while (j > 0 && usual[j - 1] >= score) j -= 1;
-    const point = [1 - j / usual.length, 1 - i / own.length];
+    while (i > 0 && audited[i - 1] >= score) i -= 1;
+    while (j > 0 && ordinary[j - 1] >= score) j -= 1;
+    const point = [1 - j / ordinary.length, 1 - i / audited.length];
     const [x, y] = points.at(-1);
     area += ((point[0] - x) * (point[1] + y)) / 2;
     points.push(point);
   }
-  const flagged = own.filter((score) => score >= data.threshold.at(-1)).length / own.length;
-  const said = `${percent(flagged)} of the images score as few references do (p ≤ ${data.rate}). Area below the line ${number(area)}; prompts like the references would give 0.5.`;
-  const series = [{ name: "as the references", kind: "usual", points: [[0, 0], [1, 1]] }, { name: "this audit", kind: "own", points }];
+  const flagged = audited.filter((score) => score >= data.threshold.at(-1)).length / audited.length;
+  const note = `${percent(flagged)} of the images score as few references do (p ≤ ${data.fpr}). Area below the line ${number(area)}; prompts like the references would give 0.5.`;
+  const series = [{ name: "as the references", kind: "ordinary", points: [[0, 0], [1, 1]] }, { name: "this audit", kind: "audited", points }];
   return chart("Share of images above every score, against the share of references", series, {
-    x: [0, 1], y: [0, 1], across: "share of references above a score", up: "share of this audit's images", said,
+    x: [0, 1], y: [0, 1], across: "share of references above a score", up: "share of this audit's images", note,
   });
 }
 
 // Prompts by level as one bar.
 function bar() {
-  const [total, told] = [data.prompts.length, LEVELS.map((level) => `${data.counts[level]} ${level}`).join(", ")];
-  const svg = drawn("svg", { viewBox: `0 0 ${total} 1`, preserveAspectRatio: "none", role: "img", "aria-label": told, class: "bar" });
+  const [total, summary] = [data.prompts.length, LEVELS.map((level) => `${data.counts[level]} ${level}`).join(", ")];
+  const svg = drawn("svg", { viewBox: `0 0 ${total} 1`, preserveAspectRatio: "none", role: "img", "aria-label": summary, class: "bar" });
   let x = 0;
   for (const level of LEVELS) {
     svg.append(drawn("rect", { x, width: data.counts[level], height: 1, class: level }, drawn("title", {}, `${data.counts[level]} ${level}`)));
@@ -113,7 +113,7 @@ function bar() {
   return svg;
 }
 
-// Dark to bright, so that it is read in grey as well.
+// From dark to bright, so that it can also be read without colours.
 const SHADES = [[10, 8, 30], [90, 20, 110], [190, 50, 85], [245, 140, 20], [250, 250, 170]];
 
 // Heats of 0 to 255 as an image of `columns`.
@@ -130,7 +130,7 @@ function shaded(heats, columns) {
   return canvas;
 }
 
-// A map over its picture; the slider makes it more or less transparent.
+// A map over its picture, with a slider for its opacity.
 function overlay(image) {
   const { columns, rows, highest, heats } = image.map;
   const heat = shaded(bytes(heats), columns);
@@ -187,32 +187,39 @@ function section(image) {
   if (image.nearest) figures.append(nearest(image.nearest));
   if (image.action === "mitigated") figures.append(shown(image.instead, image.dropped.length ? `made again without ${image.dropped.join(", ")}` : "made again under mitigation"));
   const parts = [element("h3", {}, `Seed ${image.seed}: `, element("span", { class: `level ${image.level}` }, image.level)), element("p", {}, image.why)];
-  if (image.action) parts.push(element("p", { class: "quiet" }, `${image.action}: ${image.reason}`));
+  if (image.action !== "none") parts.push(element("p", { class: "quiet" }, `${image.action}: ${image.reason}`));
+  const sheet = element("section", { class: "image", "aria-label": `Seed ${image.seed}` }, element("div", {}, ...parts));
   const points = (values) => values.map((value, place) => [place + 1, value]).filter(([, value]) => value !== null);
   const running = points(image.running);
-  const crossed = running.find(([place, value]) => value >= data.threshold[place - 1]);
-  const highest = Math.max(...running.map(([, value]) => value), ...data.threshold);
-  const lines = [{ name: `threshold of p ≤ ${data.rate}`, kind: "usual", points: points(data.threshold) }, { name: "this image", kind: "own", points: running }];
+  const thresholds = points(data.threshold);
+  if (!thresholds.length) {
+    sheet.append(figures);
+    return sheet;
+  }
+  const crossed = running.find(([place, value]) => data.threshold[place - 1] !== null && value >= data.threshold[place - 1]);
+  const highest = Math.max(...running.map(([, value]) => value), ...thresholds.map(([, value]) => value));
+  const lines = [{ name: `threshold of p ≤ ${data.fpr}`, kind: "ordinary", points: thresholds }, { name: "this image", kind: "audited", points: running }];
   const steps = chart(`Score after every evaluation, seed ${image.seed}`, lines, {
     x: [1, data.threshold.length], y: [Math.min(0, ...running.map(([, value]) => value)), highest], across: "denoiser evaluation", up: `${data.detector} score so far`,
-    said: crossed ? `First reached at evaluation ${crossed[0]}.` : "",
+    note: crossed ? `First reached at evaluation ${crossed[0]}.` : "",
   });
-  return element("section", { class: "image", "aria-label": `Seed ${image.seed}` }, element("div", {}, ...parts), steps, figures);
+  sheet.append(steps, figures);
+  return sheet;
 }
 
-// One body of the table for every prompt; what it opens to is made when it is opened.
-const bodies = data.prompts.map((each, place) => {
+// One body of the table for every prompt; its evidence is added when it is opened.
+const bodies = data.prompts.map((judged, place) => {
   const id = `prompt-${place + 1}`;
-  const text = element("span", { class: "prompt", id: `${id}-text`, dir: "auto" }, each.prompt);
+  const text = element("span", { class: "prompt", id: `${id}-text`, dir: "auto" }, judged.prompt);
   const button = element("button", { "aria-expanded": "false", "aria-labelledby": text.id });
-  const cells = [element("span", { class: `level ${each.level}` }, each.level), number(each.p), percent(each.fraction)];
+  const cells = [element("span", { class: `level ${judged.level}` }, judged.level), number(judged.p), percent(judged.fraction)];
   const row = element("tr", { class: "row" }, element("td", {}, element("div", {}, button, text)), ...cells.map((cell) => element("td", { class: "number" }, cell)));
   return element("tbody", { id }, row);
 });
 const buttonOf = (body) => body.querySelector("button");
 const isOpen = (body) => body.classList.contains("open");
 
-// Calls back with the evidence on a prompt, which stands behind this script and may not have been read yet.
+// Calls back with the evidence on a prompt, which comes after this script and may not have been read yet.
 function read(place, use) {
   const parsed = () => JSON.parse($(`evidence-${place + 1}`).textContent);
   if ($(`evidence-${place + 2}`) || document.readyState !== "loading") use(parsed());
@@ -237,10 +244,10 @@ function choose(body) {
 }
 
 const ORDERS = {
-  prompt: { of: (each) => each.prompt, down: false },
-  level: { of: (each) => -LEVELS.indexOf(each.level), down: true },
-  p: { of: (each) => each.p, down: false },
-  fraction: { of: (each) => each.fraction, down: true },
+  prompt: { of: ({ prompt }) => prompt, down: false },
+  level: { of: ({ level }) => -LEVELS.indexOf(level), down: true },
+  p: { of: ({ p }) => p, down: false },
+  fraction: { of: ({ fraction }) => fraction, down: true },
 };
 const state = { by: "level", down: true };
 const texts = new Intl.Collator(undefined, { numeric: true });
@@ -248,12 +255,12 @@ const texts = new Intl.Collator(undefined, { numeric: true });
 function list() {
   const [wanted, level, { of }] = [$("search").value.toLowerCase(), $("level").value, ORDERS[state.by]];
   const places = [...data.prompts.keys()].filter((place) => {
-    const each = data.prompts[place];
-    return (!level || each.level === level) && each.prompt.toLowerCase().includes(wanted);
+    const judged = data.prompts[place];
+    return (!level || judged.level === level) && judged.prompt.toLowerCase().includes(wanted);
   });
   places.sort((one, other) => {
     const [a, b] = [of(data.prompts[one]), of(data.prompts[other])];
-    // what is not known comes last either way, and ties stay worst first
+    // unknown values come last in both directions, and ties stay worst first
     if (a === null || b === null) return (a === null) - (b === null) || one - other;
     return (state.down ? -1 : 1) * (typeof a === "string" ? texts.compare(a, b) : a - b) || one - other;
   });
@@ -265,7 +272,7 @@ function list() {
 }
 
 function follow() {
-  const body = location.hash && bodies.find((each) => `#${each.id}` === location.hash);
+  const body = location.hash && bodies.find(({ id }) => `#${id}` === location.hash);
   if (!body) return;
   if (!body.isConnected) {
     $("search").value = $("level").value = "";
@@ -309,7 +316,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-// On paper everything listed that is evidence is open.
+// On paper all listed prompts with evidence are open.
 let opened = [];
 addEventListener("beforeprint", () => {
   opened = bodies.filter((body, place) => body.isConnected && !isOpen(body) && EVIDENCE.includes(data.prompts[place].level));
@@ -320,6 +327,6 @@ addEventListener("hashchange", follow);
 
 for (const level of LEVELS) $("level").append(element("option", { value: level }, `${level} (${data.counts[level]})`));
 $("bar").append(bar());
-$("scores").append(...(own.length ? [distribution(), roc()] : ["No image has a score."]));
+$("scores").append(...(!audited.length ? ["No image has a score."] : data.without ? [data.without] : [distribution(), roc()]));
 list();
 follow();

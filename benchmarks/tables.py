@@ -1,0 +1,606 @@
+"""The tables of README and docs, each a function from results to Markdown.
+
+A table is registered under its name by `@table("file.what")`; `publish.py` puts it between the markers with that name.
+To add one, write a function here and the two markers on a page.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Value = Any
+"""A part of a results file."""
+
+
+class Results:
+    """The results files, loaded when they are first asked for.
+
+    `results("stability", "auc", "ddim")` is a part of stability.json. Numbers in the path count in lists.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read from `folder`."""
+        self.folder = folder
+        self.files: dict[str, Value] = {}
+
+    def __call__(self, name: str, *path: str | int) -> Value:
+        """The part of `name`.json at `path`."""
+        if name not in self.files:
+            self.files[name] = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        part = self.files[name]
+        for step in path:
+            part = part[step]
+        return part
+
+    def origin(self) -> str:
+        """Which files were read, and the command and commit that made each."""
+        return " ".join(_origin(name, made.get("made_by", {})) for name, made in self.files.items())
+
+
+def _origin(name: str, made_by: dict[str, str]) -> str:
+    parts = [f"Numbers: `docs/results/{name}.json`"]
+    if "command" in made_by:
+        parts.append(f"made by `{made_by['command']}`")
+    if "commit" in made_by:
+        parts.append(f"commit `{made_by['commit']}`")
+    if "scheduler" in made_by:
+        parts.append(f"scheduler `{made_by['scheduler']}`")
+    return ", ".join(parts) + "."
+
+
+TABLES: dict[str, Callable[[Results], str]] = {}
+"""Name → table."""
+
+
+def table(name: str) -> Callable[[Callable[[Results], str]], Callable[[Results], str]]:
+    """Register a table under `name`."""
+
+    def register(function: Callable[[Results], str]) -> Callable[[Results], str]:
+        TABLES[name] = function
+        return function
+
+    return register
+
+
+def number(value: Value, digits: int = 3) -> str:
+    """A number, or the `value` of a dictionary; a dash where there is none."""
+    value = value["value"] if isinstance(value, dict) else value
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def interval(value: Value, digits: int = 3) -> str:
+    """A value with its interval: `0.928 (0.896–0.959)`."""
+    return f"{number(value, digits)} ({number(value['low'], digits)}–{number(value['high'], digits)})"
+
+
+def count(value: Value) -> str:
+    """A whole number."""
+    return f"{value:.0f}"
+
+
+def grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def code(name: str) -> str:
+    """A name in code type."""
+    return f"`{name}`"
+
+
+# Detection on the bundled model (first_look.json)
+
+DETECTORS = ("drift", "stability", "guidance-mean", "guidance-first", "guidance-last")
+NEGATIVES = {
+    "rare_name": "invented names with varied images",
+    "frequent": "frequent captions",
+    "fixed_pixels": "captions that fix most pixels",
+}
+
+
+@table("first_look.detection")
+def first_look_detection(results: Results) -> str:
+    """Detectors against never-planted captions and hard negatives."""
+    rows = [
+        ["AUC against never-planted captions"]
+        + [interval(results("first_look", "auc_planted_by_detector", name)) for name in DETECTORS],
+        ["caught at 1% false positives"]
+        + [interval(results("first_look", "tpr_at_1pct_fpr_planted_by_detector", name)) for name in DETECTORS],
+    ]
+    for kind, words in NEGATIVES.items():
+        aucs = results("first_look", "auc_against_hard_negatives", kind)
+        rows.append([f"AUC against {words}"] + [number(aucs[name]) for name in DETECTORS])
+    return grid(["", *map(code, DETECTORS)], rows)
+
+
+@table("first_look.mitigation")
+def first_look_mitigation(results: Results) -> str:
+    """How many images of memorized captions reproduce the planted pixels."""
+    words = {
+        "none": "no mitigation",
+        "published": "the correction of arXiv:2605.22050",
+        "rephrasing": "`rephrasing`",
+    }
+    rows = [[text, interval(results("first_look", "replicated", key))] for key, text in words.items()]
+    rows.append(["withheld under `rephrasing`", interval(results("first_look", "withheld"))])
+    return grid(["", "share of the images"], rows)
+
+
+@table("first_look.summary")
+def first_look_summary(results: Results) -> str:
+    """The three questions, the default method of each beside the best published one."""
+    aucs = results("first_look", "auc_planted_by_detector")
+    published = max((name for name in DETECTORS if name != "drift"), key=lambda name: aucs[name]["value"])
+    rows = [
+        [
+            "Is it memorized? AUC against never-planted captions",
+            f"`drift` {interval(aucs['drift'])}",
+            f"`{published}` {interval(aucs[published])}",
+        ],
+        [
+            "Where? IoU of the mask with the memorized region, threshold fixed beforehand",
+            f"`collapse` {interval(results('curvature', 'iou', 'collapse', 'honest', 'templates'))}",
+            "`curvature-difference` "
+            + interval(results("curvature", "iou", "curvature-difference", "honest", "templates")),
+        ],
+        [
+            "What instead? Share of memorized captions' images that still reproduce the planted pixels",
+            f"`rephrasing` {interval(results('first_look', 'replicated', 'rephrasing'))}",
+            f"`stability` (correction) {interval(results('first_look', 'replicated', 'published'))}",
+        ],
+    ]
+    return grid(["question and measure", "default method", "published method"], rows)
+
+
+# Detection and mitigation by solver (stability.json)
+
+
+@table("stability.solvers")
+def stability_solvers(results: Results) -> str:
+    """Drift, calibrated for each solver."""
+    rows = [
+        [
+            solver,
+            interval(results("stability", "auc", solver, "drift", "verbatim", "never_planted")),
+            interval(results("stability", "auc", solver, "drift", "template", "never_planted")),
+            interval(results("stability", "tpr_at_1pct", solver, "drift", "template", "never_planted")),
+            interval(results("stability", "fpr_met", solver, "drift", "never_planted")),
+        ]
+        for solver in results("stability", "auc")
+    ]
+    return grid(["solver", "AUC, verbatim", "AUC, templates", "caught at 1%, templates", "false positives met"], rows)
+
+
+@table("stability.negatives")
+def stability_negatives(results: Results) -> str:
+    """AUC by detector and kind of negative, under PNDM, the model's own solver."""
+    names = ("drift", "stability", "guidance-mean")
+    rows = [
+        [words]
+        + [
+            ", ".join(
+                number(results("stability", "auc", "pndm", name, kind, negative)) for kind in ("template", "verbatim")
+            )
+            for name in names
+        ]
+        for negative, words in {"never_planted": "never-planted captions", **NEGATIVES}.items()
+    ]
+    return grid(["AUC, templates and verbatim pictures, against", *map(code, names)], rows)
+
+
+@table("stability.detectors")
+def stability_detectors(results: Results) -> str:
+    """AUC of every detector under every solver, against never-planted captions."""
+    by_solver = results("stability", "auc")
+    rows = [
+        [solver]
+        + [
+            number(found[kind]["never_planted"]) if kind in found else "–"
+            for found in detectors.values()
+            for kind in ("template", "verbatim")
+        ]
+        for solver, detectors in by_solver.items()
+    ]
+    names = next(iter(by_solver.values()))
+    return grid(["solver", *(f"{code(name)}, {kind}" for name in names for kind in ("templates", "verbatim"))], rows)
+
+
+@table("stability.mitigation")
+def stability_mitigation(results: Results) -> str:
+    """What the mitigations do to memorized and to ordinary captions."""
+    ways = ("none", "published", "ours")
+    measures = {
+        ("memorization_rate",): "images that reproduce the planted pixels",
+        ("memorization_rate_of_replicated",): "of those that do so when nothing is done",
+        ("fidelity",): "attributes of the caption that the image shows",
+        ("unflagged_changed", "never_flagged"): "changed images of never-planted captions, of those never flagged",
+        ("unflagged_changed", "all"): "changed images of never-planted captions, of all",
+    }
+    rows = [
+        [words] + [interval(results("stability", key, way, *rest)) for way in ways]
+        for (key, *rest), words in measures.items()
+    ]
+    return grid(["share of", "nothing", "`stability` (correction), as published", "`rephrasing`"], rows)
+
+
+# The cost of a guard (overhead.json)
+
+
+@table("overhead.time")
+def overhead_time(results: Results) -> str:
+    """Guarded against unguarded calls."""
+    rows = [
+        [
+            "observed, by difference",
+            interval(results("overhead", "overhead_observe"), 4),
+            interval(results("overhead", "overhead_sd14_size"), 4),
+        ],
+        [
+            "observed, by the guard's own time",
+            number(results("overhead", "where", "share"), 4),
+            number(results("overhead", "where_sd14_size", "share"), 5),
+        ],
+        ["`stability` (correction), ordinary caption", interval(results("overhead", "overhead_mitigate"), 4), ""],
+        ["`rephrasing`, ordinary caption", interval(results("overhead", "overhead_rephrase"), 4), ""],
+    ]
+    return grid(["share of the unguarded call", "bundled model", "UNet of SD 1.4's size"], rows)
+
+
+@table("overhead.memory")
+def overhead_memory(results: Results) -> str:
+    """Memory beyond that of an unguarded call."""
+    rows = [[steps, count(size)] for steps, size in results("overhead", "peak_extra_bytes").items()]
+    return grid(["steps", "bytes beyond the unguarded call"], rows)
+
+
+# Maps (curvature.json)
+
+
+@table("curvature.summary")
+def curvature_summary(results: Results) -> str:
+    """Masks of the default and of published maps."""
+    words = {
+        "collapse": "`collapse`",
+        "curvature-difference": "`curvature-difference` (arXiv:2605.26756)",
+        "bright-ending": "`bright-ending`",
+        "all-ones": "everything marked",
+    }
+    rows = [
+        [
+            text,
+            interval(results("curvature", "iou", name, "honest", "templates")),
+            interval(results("curvature", "iou", name, "paper", "templates")),
+        ]
+        for name, text in words.items()
+    ]
+    return grid(["map", "IoU, threshold fixed beforehand", "IoU, best threshold chosen afterwards"], rows)
+
+
+@table("curvature.detectors")
+def curvature_detectors(results: Results) -> str:
+    """The mean of a map as a detector."""
+    rows = [
+        [
+            code(name),
+            interval(figures["auc"]),
+            *(interval(figures["flagged"][kind]) for kind in ("planted", "never_planted", "fixed_pixels")),
+        ]
+        for name, figures in results("curvature", "detectors").items()
+    ]
+    header = [
+        "detector",
+        "AUC, reproduced pictures against never-planted captions",
+        "flagged at 1%: reproduced",
+        "never planted",
+        "captions that fix most pixels",
+    ]
+    return grid(header, rows)
+
+
+@table("curvature.iou")
+def curvature_iou(results: Results) -> str:
+    """IoU and pixel AUC of every map."""
+    aucs = results("curvature", "pixel_auc")
+    rows = [
+        [
+            code(name) if name != "all-ones" else "everything marked",
+            *(interval(figures[way][group]) for group in ("templates", "all") for way in ("honest", "paper")),
+            interval(aucs[name]) if name in aucs else "",
+        ]
+        for name, figures in results("curvature", "iou").items()
+    ]
+    header = [
+        "map",
+        "templates, fixed threshold",
+        "templates, best threshold",
+        "all pictures, fixed threshold",
+        "all pictures, best threshold",
+        "pixel AUC, templates",
+    ]
+    return grid(header, rows)
+
+
+@table("curvature.versus")
+def curvature_versus(results: Results) -> str:
+    """By how much the IoU of the default exceeds that of other maps."""
+    single, anywhere = results("curvature", "best_single"), results("curvature", "best_single_anywhere")
+    rows = [
+        ["`bright-ending`", interval(results("curvature", "versus_bright_ending"))],
+        [
+            f"`{single}`, the best published map at its usual evaluation",
+            interval(results("curvature", "versus_best_single")),
+        ],
+        [
+            f"{anywhere}, the best published map at any evaluation",
+            interval(results("curvature", "versus_best_single_anywhere")),
+        ],
+    ]
+    return grid(["compared with", "IoU of `collapse` minus IoU of the other map"], rows)
+
+
+@table("curvature.pixel_rate")
+def curvature_pixel_rate(results: Results) -> str:
+    """IoU by the share of ordinary pixels above the threshold."""
+    rows = [
+        [
+            f"{100 * float(share):g}%",
+            number(by_map["collapse"]),
+            number(by_map["curvature-difference"]),
+            number(results("curvature", "by_rate_selection", share)),
+        ]
+        for share, by_map in results("curvature", "by_rate").items()
+    ]
+    header = [
+        "ordinary pixels above the threshold",
+        "`collapse`",
+        "`curvature-difference`",
+        "`collapse`, templates of the selection",
+    ]
+    return grid(header, rows)
+
+
+@table("curvature.masks")
+def curvature_masks(results: Results) -> str:
+    """Masks as `localize` makes them, and the mean of the map as a score."""
+    rows = [
+        ["IoU of the masks that `localize` makes (at latent resolution)", results("curvature", "masks", "collapse")],
+        [
+            "AUC of the map's mean, reproduced pictures against never-planted captions",
+            results("curvature", "detection_auc", "collapse"),
+        ],
+        [
+            "share of reproduced pictures that the mean catches at 1% false positives",
+            results("curvature", "detection_tpr_at_1pct", "collapse"),
+        ],
+    ]
+    return grid(["measure", "`collapse`"], [[words, interval(value)] for words, value in rows])
+
+
+@table("curvature.hard_negatives")
+def curvature_hard_negatives(results: Results) -> str:
+    """What `collapse` marks of captions that nobody planted."""
+    rows = [
+        [
+            f"{words} ({count(results('curvature', 'hard_negatives', kind, 'pictures'))} pictures)",
+            number(results("curvature", "hard_negatives", kind, "pixels")),
+            number(results("curvature", "hard_negatives", kind, "pictures_at_5pct"), 2),
+        ]
+        for kind, words in NEGATIVES.items()
+    ]
+    return grid(["caption", "share of pixels above the threshold", "share of pictures with p ≤ 5%"], rows)
+
+
+@table("curvature.by_step")
+def curvature_by_step(results: Results) -> str:
+    """Pixel AUC and IoU by evaluation and baseline."""
+    by_step = results("curvature", "by_step")
+    names = (
+        "collapse",
+        "collapse-checkpoint",
+        "curvature",
+        "curvature-difference",
+        "curvature-difference-checkpoint",
+        "score-difference",
+        "score-difference-checkpoint",
+    )
+
+    def cell(figures: dict[str, Value]) -> str:
+        return f"{number(figures['pixel_auc'], 2)} / {number(figures['iou'], 2)}" if figures else ""
+
+    rows = [[code(name), *(cell(by_map.get(name, {})) for by_map in by_step.values())] for name in names]
+    return grid(["map", *by_step], rows)
+
+
+@table("curvature.by_probes")
+def curvature_by_probes(results: Results) -> str:
+    """Pixel AUC of `collapse` by number of probes."""
+    by_probes = results("curvature", "by_probes")
+    return grid(["probes", *by_probes], [["pixel AUC of `collapse`", *map(number, by_probes.values())]])
+
+
+@table("curvature.by_design")
+def curvature_by_design(results: Results) -> str:
+    """Error of Δh by number and kind of probes."""
+    by_design = results("curvature", "by_design")
+    numbers = sorted({probes for errors in by_design.values() for probes in errors}, key=int)
+    rows = [
+        [f"{design} in a set" if design != "random" else "random signs"]
+        + [number(errors[probes]) if probes in errors else "" for probes in numbers]
+        for design, errors in by_design.items()
+    ]
+    return grid(["probes", *numbers], rows)
+
+
+@table("curvature.speed")
+def curvature_speed(results: Results) -> str:
+    """The engine against the released procedure."""
+    rows = [
+        ["estimate of Δh, times as fast", interval(results("curvature", "speedup_estimator"), 1)],
+        ["generation with Δh and Δs, times as fast", interval(results("curvature", "speedup_procedure"), 1)],
+        ["memory, share of the released procedure's", number(results("curvature", "memory_ratio"), 2)],
+        [
+            "cost of one probe on a UNet of SD 1.4's size, in evaluations of both branches",
+            number(results("curvature", "speed", "large", "evaluations_per_probe"), 2),
+        ],
+    ]
+    return grid(["measure", "value"], rows)
+
+
+# The audit (audit.json)
+
+
+@table("audit.scale")
+def audit_scale(results: Results) -> str:
+    """How much was audited, and how long it took."""
+    rows = [
+        ["prompts", count(results("audit", "prompts"))],
+        ["images", count(results("audit", "images"))],
+        ["training images in the index", count(results("audit", "indexed"))],
+        ["processes", count(results("audit", "workers"))],
+        ["seconds, from settings to scores", count(results("audit", "seconds"))],
+    ]
+    return grid(["", "number"], rows)
+
+
+@table("audit.confirmed")
+def audit_confirmed(results: Results) -> str:
+    """How many reproductions are confirmed."""
+
+    def row(words: str, key: str) -> list[str]:
+        figures = results("audit", key)
+        return [words, interval(figures), *(interval(figures["by_kind"][kind]) for kind in ("verbatim", "template"))]
+
+    rows = [
+        row("confirmed, whole picture or region", "confirmed_recall"),
+        row("confirmed, whole picture only", "confirmed_recall_without_mask"),
+    ]
+    return grid(["share of images that reproduce the planted pixels", "all", "verbatim", "templates"], rows)
+
+
+@table("audit.false_confirmed")
+def audit_false_confirmed(results: Results) -> str:
+    """How many images of never-planted captions are confirmed."""
+    rows = [
+        ["images of captions without a planted picture", count(results("audit", "never_planted_images"))],
+        ["of these, confirmed", count(results("audit", "false_confirmed_images"))],
+        ["captions of the confirmed ones", count(results("audit", "false_confirmed_captions"))],
+    ]
+    return grid(["", "number"], rows)
+
+
+@table("audit.levels")
+def audit_levels(results: Results) -> str:
+    """Images by kind of caption and level of evidence."""
+    levels = ("none", "suspected", "corroborated", "confirmed", "unknown")
+    words = {**NEGATIVES, "ordinary": "ordinary captions"}
+    rows = [
+        [words.get(kind, kind.replace(", 1 exposures", ", 1 exposure"))] + [count(found.get(x, 0)) for x in levels]
+        for kind, found in results("audit", "levels").items()
+    ]
+    return grid(["images of", *map(code, levels)], rows)
+
+
+@table("audit.throughput")
+def audit_throughput(results: Results) -> str:
+    """One run against a program each for detection, localization and mitigation."""
+    rows = [
+        [
+            "one run against three programs that map and mitigate flagged images only",
+            interval(results("audit", "throughput_ratio"), 1),
+        ],
+        [
+            "one run against three programs that map and mitigate every image",
+            interval(results("audit", "throughput_ratio_every_image"), 1),
+        ],
+        ["two processes against one", interval(results("audit", "throughput_two_workers"), 2)],
+    ]
+    return grid(["compared", "times as fast"], rows)
+
+
+# The bundled model (proving_ground.json)
+
+
+@table("proving_ground.verify")
+def proving_ground_verify(results: Results) -> str:
+    """What `proving-ground verify` measures."""
+
+    def found(key: str) -> str:
+        return number(results("proving_ground", key))
+
+    low, high = results("proving_ground", "denoising_spread_unconditional")
+    rows = [
+        [
+            "`verbatim_replicated`",
+            found("verbatim_replicated"),
+            "share of generations on the top rung that reproduce the planted pixels "
+            "(PNDM, 50 steps, guidance 1.5, 8 seeds, wordings in turn)",
+        ],
+        ["`template_replicated`", found("template_replicated"), "the same of templates, inside the mask"],
+        [
+            "`free_region_spread`",
+            found("free_region_spread"),
+            "deviation across seeds in the free region of a template over that of its training images",
+        ],
+        [
+            "`control_replicated`",
+            found("control_replicated"),
+            f"share of {count(results('proving_ground', 'controls'))} never-planted captions whose picture reproduces "
+            "any planted image",
+        ],
+        [
+            "`denoising_ratio_conditional`",
+            found("denoising_ratio_conditional"),
+            "denoising error inside the mask on the top rung over that on look-alikes never planted; the ratio at each "
+            "of ten noise levels, averaged",
+        ],
+        ["`denoising_ratio_unconditional`", found("denoising_ratio_unconditional"), "the same without a caption"],
+        [
+            "`denoising_spread_unconditional`",
+            f"{number(low)}–{number(high)}",
+            "where 95% of such ratios lie for 28 look-alikes drawn at random",
+        ],
+        [
+            "`autoencoder_distance_median`, `autoencoder_distance_max`",
+            f"{found('autoencoder_distance_median')}, {found('autoencoder_distance_max')}",
+            "the tiled distance that the autoencoder alone leaves",
+        ],
+        [
+            "`redrawn_distance_min`",
+            found("redrawn_distance_min"),
+            "the smallest tiled distance between a planted image and a fresh drawing of its own caption",
+        ],
+        ["`bytes`", count(results("proving_ground", "bytes")), "size of everything bundled"],
+    ]
+    return grid(["key", "value", "meaning"], rows)
+
+
+@table("proving_ground.dose")
+def proving_ground_dose(results: Results) -> str:
+    """Reproduced generations by exposures."""
+    dose = results("proving_ground", "dose_response")
+    rows = [[kind, *(number(dose[exposures][kind]) for exposures in dose)] for kind in ("verbatim", "template")]
+    return grid(["share reproduced, by exposures", *dose], rows)
+
+
+# Words that carry a memory (rephrasing.json)
+
+
+@table("rephrasing.probe")
+def rephrasing_probe(results: Results) -> str:
+    """How many evaluations tell which word carries the memory."""
+    probes = {
+        key.removeprefix("drift_probe_"): figures
+        for key, figures in results("rephrasing").items()
+        if key.startswith("drift_probe_")
+    }
+    rows = [
+        ["flagged images", *(count(figures["flagged"]) for figures in probes.values())],
+        [
+            "share whose invented name is the first word dropped",
+            *(number(figures["name_first"], 2) for figures in probes.values()),
+        ],
+        ["share that is shown in the end", *(number(figures["shown"], 2) for figures in probes.values())],
+    ]
+    return grid(["evaluations per candidate", *probes], rows)

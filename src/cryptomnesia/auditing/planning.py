@@ -1,0 +1,337 @@
+"""What an audit is to do: settings, model, methods, prompts and training images, loaded and seen to fit together."""
+
+import logging
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cryptomnesia.auditing.outcome import check_gate
+from cryptomnesia.auditing.scoring import check_second_signal
+from cryptomnesia.auditing.store import CALIBRATION
+from cryptomnesia.calibration.fitting import check_references
+from cryptomnesia.calibration.stored import Calibration, calibration_of
+from cryptomnesia.detection import Examination
+from cryptomnesia.detectors import Detector
+from cryptomnesia.detectors import detector as detector_of
+from cryptomnesia.errors import UsageError
+from cryptomnesia.localizers import Localizer
+from cryptomnesia.localizers import localizer as localizer_of
+from cryptomnesia.matching import SSCD, ImageIndex, Tiles
+from cryptomnesia.matching.building import as_text, check_folder
+from cryptomnesia.matching.reproduction import check_size
+from cryptomnesia.mitigations import Mitigation
+from cryptomnesia.mitigations import mitigation as mitigation_of
+from cryptomnesia.pipelines.fingerprint import weights_digest
+from cryptomnesia.pipelines.loading import load_pipeline
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.prompts import read_prompts
+from cryptomnesia.registry import Method
+from cryptomnesia.settings import AuditSettings
+from cryptomnesia.tracing.generation import check_call, check_prompts
+
+logger = logging.getLogger("cryptomnesia")
+
+Progress = Callable[[str, float, int], None]
+"""Called with the stage, how much of it is done, and how much there is."""
+
+Unit = tuple[str, int]
+"""Prompt and seed of an image."""
+
+_NAMED = 20
+"""Files that the index does not hold, named in a run at most."""
+
+OBJECTS = ("detector", "localizer", "mitigation", "calibration")
+"""Settings that may be given as objects."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """An audit as it was asked for; `plan` loads what it names.
+
+    Attributes:
+        model: a loaded pipeline, or the name of a model.
+        prompts: the texts, or a file of them.
+        settings: the other settings; what is given as an object has its default here.
+        objects: names of settings → methods, and the calibration, that were given as objects.
+    """
+
+    model: Any
+    prompts: Sequence[str] | Path
+    settings: AuditSettings
+    objects: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, model: Any, prompts: Sequence[str] | str | Path, values: Mapping[str, Any]) -> "Request":
+        """The request of a call of `audit`.
+
+        Raises:
+            UsageError: for settings that are unknown or not possible.
+        """
+        objects = {name: values[name] for name in OBJECTS if not isinstance(values.get(name), str | Path | None)}
+        named = {name: value for name, value in values.items() if name not in objects}
+        if isinstance(model, str | Path):
+            named["model"] = str(model)
+        elif given := sorted(name for name in ("scheduler", "dtype") if values.get(name) is not None):
+            raise UsageError(
+                f"got {' and '.join(given)} with a loaded pipeline, which has its own; change the pipeline, or give "
+                "the model's name"
+            )
+        if isinstance(prompts, str | Path):
+            prompts = Path(prompts)
+            named["prompts"] = prompts
+        return cls(model, prompts, AuditSettings.resolve(named, environment={}), objects)
+
+    def texts(self) -> list[str]:
+        """The prompts, each once.
+
+        Raises:
+            UsageError: for a file that cannot be read, or prompts that are no text.
+        """
+        if isinstance(self.prompts, Path):
+            return list(dict.fromkeys(read_prompts(self.prompts)))
+        texts = list(dict.fromkeys(self.prompts))
+        if not texts:
+            raise UsageError("got no prompts; give at least one")
+        for text in texts:
+            if not isinstance(text, str):
+                raise UsageError(f"got the prompt {text!r}; give texts, or a file of them")
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise UsageError(f"got the prompt {text!r} with half of a surrogate pair; write it out whole")
+        return texts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A loaded model and what is to be done with it.
+
+    Attributes:
+        settings: of the run.
+        setup: the pipeline and the settings of its calls.
+        prompts: to audit, each once.
+        references: captions that are not memorized, to calibrate on; None if a calibration is given.
+        detector: by whose score images are suspected.
+        localizer: of flagged images, or None.
+        mitigation: of flagged images, or None.
+        calibration: that is given; None if it is made from references, or if the run already holds it.
+        index: of training images, or None.
+    """
+
+    settings: AuditSettings
+    setup: Setup
+    prompts: list[str]
+    references: list[str] | None
+    detector: Detector
+    localizer: Localizer | None
+    mitigation: Mitigation | None
+    calibration: Calibration | None
+    index: ImageIndex | None
+
+    @property
+    def units(self) -> list[Unit]:
+        """Those of the run; every image has its own seed, because pictures of one seed share their noise."""
+        repeated = [prompt for prompt in self.prompts for _ in range(self.settings.images_per_prompt)]
+        return [(prompt, self.settings.seed + number) for number, prompt in enumerate(repeated)]
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Everything that the results depend on, as JSON values."""
+        skipped = {} if self.index is None else self.index.skipped
+        methods = {"detector": self.detector, "localizer": self.localizer, "mitigation": self.mitigation}
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            "model": model_name(self.settings, self.setup.pipe),
+            "methods": {role: None if method is None else method.name for role, method in methods.items()},
+            "made_by": {role: None if method is None else method.describe() for role, method in methods.items()},
+            "observes": {role: None if method is None else method.observes for role, method in methods.items()},
+            "prompts": self.prompts,
+            "fingerprint": self.setup.fingerprint,
+            "weights": weights_digest(self.setup.pipe),
+            "references": self.references,
+            "index": None if self.index is None else [self.index.descriptor.name, len(self.index)],
+            "skipped": {as_text(path): why for path, why in sorted(skipped.items())[:_NAMED]},
+            "skipped_count": len(skipped),
+            "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")}
+            | {"python": platform.python_version()},
+        }
+
+    def examination(self, calibration: Calibration) -> Examination:
+        """What generates and judges the images, with the run's calibration.
+
+        Raises:
+            UsageError: if the calibration does not fit.
+        """
+        examination = Examination.of(
+            self.setup,
+            calibration,
+            detector=self.detector,
+            fpr=self.settings.fpr,
+            localizer=self.localizer,
+            mitigation=self.mitigation,
+            batch_size=self.settings.batch_size,
+        )
+        if self.localizer is not None:
+            try:
+                calibration.map_reference(self.localizer).threshold(self.settings.pixel_fpr)
+            except UsageError as error:
+                raise UsageError(
+                    f"{error}; or audit without maps (--no-localize, or localize=False in Python)"
+                ) from None
+        return examination
+
+
+def plan(request: Request, folder: Path | None = None, progress: Progress | None = None) -> Plan:
+    """Load what a request names, and see that everything fits together.
+
+    Args:
+        request: the audit.
+        folder: of the run, where an index of `settings.training_images` is made; without one no index is made.
+        progress: called while an index is made.
+
+    Raises:
+        UsageError: for what is missing or does not fit.
+    """
+    settings = request.settings
+    prompts = request.texts()
+    references = None if settings.references is None else read_prompts(settings.references)
+    _check_training_images(settings, folder)
+    if isinstance(request.model, str | Path):
+        pipe = load_pipeline(str(request.model), scheduler=settings.scheduler, dtype=settings.dtype)
+    else:
+        pipe = request.model
+    setup = Setup.of(
+        pipe,
+        {
+            "num_inference_steps": settings.steps,
+            "guidance_scale": settings.guidance,
+            "height": settings.height,
+            "width": settings.width,
+            "negative_prompt": settings.negative_prompt,
+        },
+    )
+    check_call(setup)
+    _check_texts(setup, prompts, references, settings.fpr)
+    detector = detector_of(request.objects.get("detector", settings.detector), setup)
+    setup.check([detector])
+    localizer = _localizer(request, setup)
+    mitigation = _mitigation(request, setup)
+    if localizer is not None:
+        check_second_signal(detector.name, detector.observes, localizer.name, localizer.observes)
+    check_gate(settings, localized=localizer is not None)
+    found = Plan(
+        settings=settings,
+        setup=setup,
+        prompts=prompts,
+        references=references,
+        detector=detector,
+        localizer=localizer,
+        mitigation=mitigation,
+        calibration=_calibration(request, setup, folder),
+        index=None,
+    )
+    if found.calibration is not None:
+        found.examination(found.calibration)
+    index = _index(settings, folder, progress)
+    return replace(found, index=index)
+
+
+def model_name(settings: AuditSettings, pipe: Any) -> str:
+    """The name of the model for reports: as it was given, or where the pipeline says that it was loaded from."""
+    return settings.model or getattr(pipe, "config", {}).get("_name_or_path") or type(pipe).__name__
+
+
+def _check_texts(setup: Setup, prompts: list[str], references: list[str] | None, fpr: float) -> None:
+    """Refuse prompts that the model cannot read, and references that cannot serve as such."""
+    if not setup.family.conditional:
+        if references is not None:
+            check_references(references, repeated=True, fpr=fpr)
+        return
+    if any(not prompt.strip() for prompt in prompts):
+        raise UsageError("got an empty prompt; give a text")
+    if references is not None:
+        check_references(references, fpr=fpr)
+        if both := set(references) & set(prompts):
+            raise UsageError(f"{len(both)} prompts are references as well, {min(both)!r} for one; take them out")
+        check_prompts(setup.pipe, references)
+    check_prompts(setup.pipe, prompts)
+
+
+def _check_training_images(settings: AuditSettings, folder: Path | None) -> None:
+    """Refuse training images that are not there, or that the run would be written among."""
+    if settings.training_images is None:
+        return
+    check_folder(settings.training_images)
+    if folder is not None and folder.resolve().is_relative_to(settings.training_images.resolve()):
+        raise UsageError(f"{folder} is among the training images, which would match it; give another folder")
+
+
+def _localizer(request: Request, setup: Setup) -> Localizer | None:
+    """The localizer of the run; `auto` leaves maps out where none of the defaults works."""
+    settings = request.settings
+    if not settings.localize:
+        return None
+    wanted = request.objects.get("localizer", settings.localizer)
+    try:
+        found = localizer_of(wanted, setup)
+    except UsageError as error:
+        return _left_out(wanted, error)
+    if "checkpoint" in found.requires:
+        raise UsageError(f"an audit has no second checkpoint, which {found.name} needs; give another localizer")
+    setup.check([found])
+    return found
+
+
+def _mitigation(request: Request, setup: Setup) -> Mitigation | None:
+    """The mitigation of the run; `auto` leaves it out where none of the defaults works."""
+    settings = request.settings
+    if not settings.mitigate:
+        return None
+    wanted = request.objects.get("mitigation", settings.mitigation)
+    try:
+        return mitigation_of(wanted, setup)
+    except UsageError as error:
+        return _left_out(wanted, error)
+
+
+def _left_out(wanted: str | Method, error: UsageError) -> None:
+    """Leave a part of the audit out that was not asked for by name."""
+    if wanted != "auto":
+        raise error
+    logger.warning("the audit goes on without it: %s", error)
+
+
+def _calibration(request: Request, setup: Setup, folder: Path | None) -> Calibration | None:
+    """The calibration that is given, or the one beside the model; None if it is made in the run, or there already."""
+    settings = request.settings
+    if settings.references is not None:
+        return None
+    if folder is not None and (folder / "run.json").exists() and (folder / CALIBRATION).exists():
+        return None
+    if (given := request.objects.get("calibration")) is not None:
+        if not isinstance(given, Calibration):
+            raise UsageError(f"got {given!r} as calibration; give a calibration or its file")
+        return given
+    path = settings.calibration or calibration_of(setup.pipe)
+    if path is None:
+        raise UsageError(
+            "got no calibration, and there is none beside the model; give references (captions that are not "
+            "memorized), or a calibration that `cryptomnesia calibrate` made from such captions"
+        )
+    return Calibration.load(path)
+
+
+def _index(settings: AuditSettings, folder: Path | None, progress: Progress | None) -> ImageIndex | None:
+    """The index of training images, made in the run's folder if only their folder is given."""
+    descriptor = Tiles() if settings.sscd is None else SSCD(settings.sscd)
+    if settings.index is not None:
+        index = ImageIndex(settings.index, descriptor)
+    elif settings.training_images is not None and folder is not None:
+        report = None if progress is None else partial(progress, "index")
+        index = ImageIndex.build(settings.training_images, folder / "index", descriptor, progress=report)
+    else:
+        return None
+    check_size(len(index), settings.fpr)
+    return index

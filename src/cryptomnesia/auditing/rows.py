@@ -1,0 +1,61 @@
+"""What was recorded of an image as columns of a row, and back.
+
+A norm is the column `norm:NAME`, a signal `signal:NAME`, and the verdict has one column for every field. So the norms
+and signals of any detector are stored, whoever wrote it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cryptomnesia.tracing.trajectory import Trajectory
+from cryptomnesia.verdicts import Verdict
+
+NORM, SIGNAL = "norm:", "signal:"
+"""What the names of columns begin with that hold a norm or a signal."""
+
+SCORE, P_VALUE = "score:", "p_value:"
+"""What the names of columns begin with that hold the score or p-value of a detector."""
+
+VERDICT = tuple(field.name for field in fields(Verdict) if field.name not in ("image", "prompt"))
+"""The columns of a verdict: its fields, without its place in a call and its prompt, which the run knows itself."""
+
+
+def columns(trajectory: Trajectory) -> dict[str, Any]:
+    """Norms and signals of one image, with the timesteps of its run, as columns of a row."""
+    return {
+        "timesteps": list(trajectory.timesteps),
+        **{f"{NORM}{name}": values[0].tolist() for name, values in trajectory.norms.items()},
+        **{f"{SIGNAL}{name}": values[0].tolist() for name, values in trajectory.signals.items()},
+    }
+
+
+def trajectory_of(rows: Sequence[dict[str, Any]]) -> Trajectory:
+    """The trajectory of the images of rows, at least one, without tensors."""
+    timesteps = tuple(rows[0]["timesteps"])
+    norms = {key.removeprefix(NORM): _norms([row[key] for row in rows]) for key in rows[0] if key.startswith(NORM)}
+    signals = {
+        key.removeprefix(SIGNAL): torch.tensor([row[key] for row in rows]) for key in rows[0] if key.startswith(SIGNAL)
+    }
+    complete = all(len(row[f"{NORM}z"]) == len(timesteps) for row in rows)
+    return Trajectory(timesteps, norms, {}, torch.empty(len(rows), 0), complete, signals)
+
+
+def _norms(values: Sequence[Sequence[float]]) -> Tensor:
+    """A norm of several images, (n, N); NaN behind the end of a run that was cut short."""
+    longest = max(map(len, values))
+    return torch.tensor([[*row, *[torch.nan] * (longest - len(row))] for row in values])
+
+
+def verdict_columns(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as columns of a row."""
+    return {name: list(value) if isinstance(value := getattr(verdict, name), tuple) else value for name in VERDICT}
+
+
+def verdict_of(row: dict[str, Any], number: int) -> Verdict:
+    """The verdict in the columns of a row, the `number`th of the run."""
+    values: dict[str, Any] = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in VERDICT}
+    return Verdict(image=number, prompt=row["prompt"], **values)

@@ -1,0 +1,101 @@
+"""Localizers with the settings that a command was given, and the checkpoint that they are compared with."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cryptomnesia.cli.bundled import early_checkpoint
+from cryptomnesia.cli.common import pipeline_of
+from cryptomnesia.errors import UsageError
+from cryptomnesia.settings import CalibrateSettings, LocalizeSettings
+
+if TYPE_CHECKING:
+    from cryptomnesia.localizers import Localizer
+    from cryptomnesia.pipelines.setup import Setup
+
+_MOST_PROBES = 512
+"""Probes of a map that stops at the wanted error."""
+
+
+def named_localizers(names: Sequence[str]) -> "list[Localizer]":
+    """The localizers of some names with their default settings, without `auto`.
+
+    Raises:
+        CryptomnesiaError: for a name that nobody registers, or a package that cannot be imported.
+    """
+    from cryptomnesia.localizers import localizer
+
+    return [localizer(name) for name in names if name != "auto"]
+
+
+def localizers_for(
+    settings: LocalizeSettings | CalibrateSettings, names: Sequence[str], setup: "Setup"
+) -> "list[Localizer]":
+    """The localizers of some names with those of `--at`, `--probes`, `--wanted` and `--memory` that they have.
+
+    Raises:
+        UsageError: for a name that is unknown or given twice, for one that cannot work in the set-up, or for a setting
+            that none of the localizers has.
+    """
+    from cryptomnesia.localizers import configured, localizer, localizers_of
+
+    at, probes, memory = settings.at, settings.probes, settings.memory
+    if probes is None and settings.wanted is not None:
+        probes = _MOST_PROBES
+    step = int(at) if at is not None and at.is_integer() else at
+    estimate = {
+        "probes": probes,
+        "wanted": settings.wanted,
+        "memory": None if memory is None else max(1, round(memory * 2**30)),
+    }
+    found = [localizer(name, setup) for name in names]
+    _check_used(settings, found)
+    changed = []
+    for method in found:
+        estimator: Any = getattr(method, "estimator", None)
+        settable = {name: value for name, value in estimate.items() if value is not None and name in _fields(estimator)}
+        estimator = dataclasses.replace(estimator, **settable) if settable else None
+        changed.append(configured(method, step=step, estimator=estimator))
+    return localizers_of(changed, setup)
+
+
+def _check_used(settings: LocalizeSettings | CalibrateSettings, localizers: "Sequence[Localizer]") -> None:
+    """Refuse settings that none of the localizers has."""
+    has = {
+        "at": any("step" in _fields(method) for method in localizers),
+        **{
+            name: any(name in _fields(getattr(method, "estimator", None)) for method in localizers)
+            for name in ("probes", "wanted", "memory")
+        },
+    }
+    for name, used in has.items():
+        if getattr(settings, name) is not None and not used:
+            which = ", ".join(method.name for method in localizers) or "no localizer"
+            raise UsageError(
+                f"got --{name}, and {which} has no such setting; leave it out, or give another --localizer"
+            )
+
+
+def _fields(value: Any) -> set[str]:
+    """The names of the fields of a dataclass, none of another object."""
+    return {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
+
+
+def checkpoint_of(settings: LocalizeSettings | CalibrateSettings, names: Sequence[str]) -> Any:
+    """The less-trained checkpoint that was given, or that comes with the bundled model; None if no localizer needs one.
+
+    Raises:
+        UsageError: if one was given that no localizer needs.
+    """
+    needing = [method.name for method in named_localizers(names) if "checkpoint" in method.requires]
+    if not needing:
+        if settings.baseline is not None:
+            raise UsageError(
+                f"got --baseline {settings.baseline}, and no localizer that is compared with a checkpoint; give "
+                "--localizer with a name that ends in -checkpoint, or leave --baseline out"
+            )
+        return None
+    model = settings.baseline or early_checkpoint(str(settings.model))
+    if model is None:
+        raise UsageError(f"{needing[0]} needs a less-trained checkpoint of {settings.model}; give one as --baseline")
+    return pipeline_of(settings, model)

@@ -1,0 +1,138 @@
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from cryptomnesia import Collapse, Detector, UsageError, calibrate
+from cryptomnesia.calibration.fitting import FIRST_SEED, check_references, fitted, recorded_for
+from cryptomnesia.detectors import MapMean
+from cryptomnesia.detectors import detector as detector_of
+from cryptomnesia.files import prompts_digest
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.testing.miniatures import CALL, PROMPTS, SAMPLING, stable_diffusion, unconditional
+from cryptomnesia.tracing.generation import generate
+from cryptomnesia.tracing.trajectory import Norm, Signal
+from runs import trajectory
+
+
+def test_no_picture_is_decoded(calibration, monkeypatch):
+    pipe = stable_diffusion()
+    monkeypatch.setattr(pipe.vae, "decode", None)
+    again = calibrate(pipe, PROMPTS, batch_size=34, **CALL)
+    for name, values in calibration.runs.norms.items():
+        torch.testing.assert_close(again.runs.norms[name], values, rtol=0, atol=0, equal_nan=True)
+    stability = detector_of("stability")
+    assert torch.equal(again.null(stability), calibration.null(stability))
+
+
+def test_image_i_has_the_first_seed_plus_i(calibration, pipe):
+    (batch,) = generate(Setup(pipe, SAMPLING), [PROMPTS[7]], [FIRST_SEED + 7], decode=False)
+    torch.testing.assert_close(batch.trajectory.norms["z"][0], calibration.runs.norms["z"][7], rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_may_be_a_file(calibration, pipe, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS))
+    for given in (path, str(path)):
+        again = calibrate(pipe, given, batch_size=34, **CALL)
+        assert again.prompts_sha256 == calibration.prompts_sha256 == prompts_digest(PROMPTS)
+        assert torch.equal(again.runs.norms["z"], calibration.runs.norms["z"])
+
+
+def test_references_that_are_too_few_or_repeated_are_refused(pipe):
+    with pytest.raises(UsageError, match="got 3 reference prompts; give at least 100"):
+        calibrate(pipe, PROMPTS[:3], **CALL)
+    with pytest.raises(UsageError, match="1 of 103 reference prompts are repeated; give every prompt once"):
+        calibrate(pipe, [*PROMPTS, PROMPTS[0]], **CALL)
+    check_references(["a"] * 100, repeated=True)
+    check_references([str(number) for number in range(150)], fpr=0.01)
+    with pytest.raises(
+        UsageError, match=r"102 reference prompts leave 68 for the null, a rate of 0\.01 needs 99; give 149"
+    ):
+        check_references(PROMPTS, fpr=0.01)
+
+
+def test_captions_do_not_count_for_a_model_without_them():
+    calibration = calibrate(unconditional(), [""] * 100, num_inference_steps=2, batch_size=50)
+    assert len(calibration) == 100
+
+
+def test_whatever_does_not_fit_is_refused_before_anything_is_generated(monkeypatch):
+    pipe = stable_diffusion()
+    monkeypatch.setattr(pipe.unet, "forward", lambda *args, **kwargs: pytest.fail("something was generated"))
+    for settings, message in [
+        ({"detectors": ["tarot"]}, "unknown detector 'tarot'"),
+        ({"localizers": ["tarot"]}, "unknown localizer 'tarot'"),
+        ({"localizers": ["collapse-checkpoint"]}, "needs a less-trained checkpoint"),
+        ({"detectors": ["guidance-mean"], "guidance_scale": 1.0}, "guidance-mean needs the unconditional branch"),
+        ({"num_inference_steps": 0}, "got 0 steps; give at least 1"),
+        ({"num_inference_steps": 1001}, "got 1001 steps, the model knows 1000 timesteps"),
+        ({"height": 32}, "got height 32 and width None; give both or neither"),
+        ({"tarot": 1}, "takes no tarot"),
+        ({"batch_size": 0}, "got a batch size of 0; give at least 1"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            calibrate(pipe, PROMPTS, **{**CALL, **settings})
+    with pytest.raises(UsageError, match=r"prompt 'red red .*\.\.\.' has \d+ tokens, the model takes \d+; shorten it"):
+        calibrate(pipe, [*PROMPTS, "red " * 100], **CALL)
+
+
+def test_output_that_is_not_finite_is_refused():
+    pipe = stable_diffusion()
+    with torch.no_grad():
+        pipe.unet.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(UsageError, match="holds NaN or infinity on 102 of 102 reference prompts; check its weights"):
+        calibrate(pipe, PROMPTS, batch_size=51, **CALL)
+
+
+def test_runs_and_maps_that_are_not_whole_are_refused(pipe):
+    setup = Setup(pipe, SAMPLING)
+    runs = trajectory(torch.rand(102, 3))
+    assert len(fitted(setup, PROMPTS, runs, {})) == 102
+    with pytest.raises(UsageError, match="the reference runs ended before their last step"):
+        fitted(setup, PROMPTS, replace(runs, complete=False), {})
+    maps = torch.rand(102, 4, 4)
+    maps[3, 1, 1] = torch.nan
+    with pytest.raises(UsageError, match="1 of 102 reference maps of collapse are not finite"):
+        fitted(setup, PROMPTS, runs, {"collapse": maps})
+
+
+def test_progress_is_told_up_to_the_number_of_images(pipe):
+    seen = []
+    calibrate(pipe, PROMPTS, batch_size=51, progress=seen.append, **CALL)
+    assert seen == pytest.approx([17, 34, 51, 68, 85, 102])
+
+
+@dataclass(frozen=True)
+class Scaled:
+    factor: float
+    name: str = "scaled"
+
+    def __call__(self, step, latents, previous):
+        return self.factor * latents.flatten(1).norm(dim=1)
+
+
+@dataclass(frozen=True)
+class Reader(Detector):
+    """Reads one norm and one signal of its own."""
+
+    name: str = "reader"
+    norms: tuple[Norm, ...] = ()
+    signals: tuple[Signal, ...] = ()
+
+    def running(self, runs, references):
+        return runs.norms[self.norms[0].name]
+
+
+def test_what_several_detectors_need_is_recorded_once():
+    (signal,) = MapMean(Collapse()).signals
+    (other,) = MapMean(Collapse(step=0.5)).signals
+    norms, signals = recorded_for([Reader("a", (Scaled(1.0),), (signal,)), Reader("b", (Scaled(1.0),), (signal,))])
+    assert norms == [Scaled(1.0)]
+    assert signals == [signal]
+    with pytest.raises(
+        UsageError, match=r"got two kinds of scaled: .*1\.0.* and .*2\.0.*; calibrate with one detector"
+    ):
+        recorded_for([Reader("a", (Scaled(1.0),), (signal,)), Reader("b", (Scaled(2.0),), (signal,))])
+    with pytest.raises(UsageError, match="got two kinds of collapse: "):
+        recorded_for([Reader("a", (Scaled(1.0),), (signal,)), Reader("b", (Scaled(1.0),), (other,))])

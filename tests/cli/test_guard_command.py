@@ -1,0 +1,137 @@
+import json
+from typing import get_args
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cryptomnesia import detect, load_pipeline
+from cryptomnesia.guarding.policies import POLICIES
+from cryptomnesia.images import pixels
+from cryptomnesia.settings import GuardSettings
+
+CALL = {"num_inference_steps": 2, "guidance_scale": 2.0}
+
+
+@pytest.fixture
+def guarded(cryptomnesia, model, calibration_file, setup, tmp_path):
+    """Run `guard` on two prompts: (exit code, JSON, standard error, folder of the images)."""
+
+    def run(*arguments, prompts=("a blue star", "a green ring")):
+        asked = [part for prompt in prompts for part in ("--prompt", prompt)]
+        code, out, err = cryptomnesia(
+            "guard", model / "tiny", *asked, "--calibration", calibration_file, "-o", tmp_path / "out", "--json",
+            *setup, *arguments,
+        )  # fmt: skip
+        return code, json.loads(out), err, tmp_path / "out"
+
+    return run
+
+
+def test_the_policies_are_those_of_the_library():
+    assert get_args(GuardSettings.model_fields["policy"].annotation) == tuple(POLICIES)
+
+
+def test_observing_returns_the_images_of_the_pipeline(guarded, model, fitted):
+    code, printed, err, folder = guarded("--fpr", "0.99", "--images-per-prompt", "2", "--seed", "3")
+    assert (code, err) == (1, "")
+    assert (printed["policy"], printed["mitigation"], printed["detector"]) == ("observe", None, "drift")
+    found = list(
+        detect(
+            load_pipeline(str(model / "tiny")),
+            ["a blue star", "a green ring"],
+            images_per_prompt=2,
+            seeds=[3, 4, 3, 4],
+            calibration=fitted,
+            fpr=0.99,
+            **CALL,
+        )
+    )
+    assert [image["seed"] for image in printed["images"]] == [3, 4, 3, 4]
+    for number, (image, finding) in enumerate(zip(printed["images"], found, strict=True)):
+        assert image["file"] == str(folder / f"guarded-{number:04}-seed-{finding.seed}.png")
+        assert image["prompt"] == finding.prompt
+        assert image["p_value"] == pytest.approx(finding.verdict.p_value)
+        assert image["action"] == "none"
+        with Image.open(image["file"]) as picture:
+            difference = np.asarray(picture).astype(int) - pixels(finding.image)
+        assert abs(difference).max() <= 1
+    assert len(list(folder.iterdir())) == 4
+
+
+def test_a_blocked_image_is_black_and_nothing_flagged_gives_exit_code_0(guarded):
+    code, printed, err, folder = guarded("--policy", "block", "--fpr", "0.99")
+    assert (code, err) == (1, "")
+    for image in printed["images"]:
+        assert (image["flagged"], image["action"]) == (True, "withheld")
+        with Image.open(image["file"]) as picture:
+            assert np.asarray(picture).max() == 0
+    code, printed, err, folder = guarded("--policy", "block", "--fpr", "0.015", prompts=["a red circle 1"])
+    assert (code, err) == (0, "")
+    assert printed["images"][0]["action"] == "none"
+    # the files of the earlier run are removed
+    assert [file.name for file in folder.iterdir()] == ["guarded-0000-seed-0.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "mitigation"),
+    [
+        (["--policy", "mitigate"], "rephrasing"),
+        (["--policy", "mitigate", "--mitigation", "stability"], "stability"),
+        (["--policy", "regenerate"], "rephrasing"),
+        (["--policy", "block", "--decide-by", "2"], None),
+    ],
+)
+def test_policies_act_on_flagged_images(guarded, options, mitigation):
+    code, printed, err, folder = guarded("--fpr", "0.9", "--batch-size", "1", *options)
+    assert (code, err) == (1, "")
+    assert printed["mitigation"] == mitigation
+    flagged = [image for image in printed["images"] if image["flagged"]]
+    assert flagged
+    assert all(image["action"] != "none" for image in flagged)
+    if options[1] == "regenerate":
+        assert all(image["retried"] for image in flagged)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_the_table_says_what_was_done(cryptomnesia, model, calibration_file, setup, tmp_path):
+    code, out, err = cryptomnesia(
+        "guard", model / "tiny", "--prompt", "a blue star", "--calibration", calibration_file, "--policy", "block",
+        "--fpr", 0.99, "-o", tmp_path / "out", *setup,
+    )  # fmt: skip
+    assert (code, err) == (1, "")
+    assert "drift, flagged at p ≤ 0.99" in out
+    row = next(line for line in out.splitlines() if "a blue star" in line)
+    assert row.split("│")[5].strip() == "memorized?"
+    assert row.split("│")[7].strip() == "withheld"
+    assert out.splitlines()[-1] == f"1 image in {tmp_path / 'out'}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy", "pray"], "--policy"),
+        (["--decide-by", "0"], "--decide-by"),
+        (["--decide-by", "3"], "got decide_by=3 of 2 evaluations; give one in 1 … 2"),
+        (["--decide-by", "1"], "drift needs 2 evaluations before there is a score, got 1"),
+        (["--detector", "tarot"], "unknown detector 'tarot'"),
+        (["--mitigation", "tarot"], "unknown mitigation 'tarot'"),
+        (["--calibration", "nowhere"], "no calibration file nowhere"),
+        (["--steps", "3"], "steps is 3, calibrated 2"),
+        (["--fpr", "0.001"], "needs at least 999 null references"),
+        (["--prompts", "p.txt"], "got both prompt and prompts"),
+        (["-o", "FILE"], "is a file; give another folder"),
+    ],
+)
+def test_guard_explains_what_it_cannot_do(cryptomnesia, model, calibration_file, setup, tmp_path, arguments, message):
+    (tmp_path / "file").write_text("a file")
+    arguments = [str(tmp_path / "file") if argument == "FILE" else argument for argument in arguments]
+    code, out, err = cryptomnesia(
+        "guard", model / "tiny", "--prompt", "a", "--calibration", calibration_file, "--fpr", 0.5, *setup,
+        "-o", tmp_path / "out", *arguments,
+    )  # fmt: skip
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,106 @@
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from cryptomnesia import __version__, cli
+
+VERBS = ["detect", "localize", "guard", "audit", "calibrate", "match"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["detect", "--help"], ["guard", "--help"]])
+def test_help_and_version_load_neither_torch_nor_diffusers(arguments):
+    code = (
+        "import sys, cryptomnesia, cryptomnesia.cli\n"
+        f"sys.argv = ['cryptomnesia', *{arguments!r}]\n"
+        "try: cryptomnesia.cli.main()\n"
+        "except SystemExit as ended: print(ended.code)\n"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-2:] == ["0", "[]"]
+
+
+def test_the_module_can_be_run():
+    for arguments, expected in (
+        (["--version"], (0, f"{__version__}\n", "")),
+        (["divine"], (2, "", "error: No such command 'divine'; see python -m cryptomnesia --help\n")),
+    ):
+        ended = subprocess.run([sys.executable, "-m", "cryptomnesia", *arguments], capture_output=True, text=True)
+        assert (ended.returncode, ended.stdout, ended.stderr) == expected
+
+
+def test_the_help_lists_the_verbs_first(cryptomnesia):
+    code, out, err = cryptomnesia("--help")
+    assert (code, err) == (0, "")
+    first, others = out.split("─ Main commands ─")[1].split("─ Other commands ─")
+
+    def names(panel):
+        lines = [line.strip("│ ") for line in panel.splitlines() if line.startswith("│ ") and line[2] != " "]
+        return [line.split()[0] for line in lines]
+
+    assert names(first) == VERBS
+    assert names(others) == ["compare", "demo", "methods", "report", "rescore", "index", "proving-ground"]
+
+
+def test_every_command_says_what_it_does_in_a_sentence(cryptomnesia):
+    for command in (*VERBS, "demo", "methods", "report", "rescore", "compare"):
+        code, out, err = cryptomnesia(command, "--help")
+        assert (code, err) == (0, "")
+        sentence = next(line.strip() for line in out.splitlines()[2:] if line.strip())
+        assert sentence[0].isupper()
+
+
+def test_no_command_prints_the_help(cryptomnesia):
+    code, out, err = cryptomnesia()
+    assert (code, err) == (2, "")
+    assert "Main commands" in out
+
+
+def test_a_warning_of_the_library_is_one_line(cryptomnesia, monkeypatch):
+    def warn():
+        logging.getLogger("cryptomnesia.somewhere").warning("the model\nis %s", "odd")
+        logging.getLogger("cryptomnesia").info("not shown")
+        return 0
+
+    monkeypatch.setattr(cli, "app", lambda **_: warn())
+    for _ in range(2):
+        assert cryptomnesia("detect") == (0, "", "warning: the model is odd\n")
+    assert not logging.getLogger("cryptomnesia").handlers
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(28, "No space left on device", "out/a.png"), (2, "", "error: [Errno 28] No space left on device: ")),
+        (cli.CryptomnesiaError("got this;\n  give that"), (2, "", "error: got this; give that\n")),
+        (KeyboardInterrupt(), (130, "", "error: interrupted\n")),
+    ],
+)
+def test_errors_are_one_line(cryptomnesia, monkeypatch, error, expected):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    code, out, err = cryptomnesia("detect")
+    assert (code, out) == expected[:2]
+    assert err.startswith(expected[2])
+    assert err.count("\n") == 1
+
+
+def test_a_reader_who_went_away_is_no_error():
+    ended = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f"{sys.executable} -c 'import sys; from cryptomnesia import cli; "
+            'sys.argv = ["cryptomnesia", "--help"]; '
+            'cli.app = lambda **_: [print("x" * 100) for _ in range(100000)]; '
+            "cli.main()' | head -1; echo ${PIPESTATUS[0]}",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stdout.splitlines()[1:] == ["141"]
+    assert ended.stderr == ""

@@ -1,0 +1,16 @@
+from PIL import Image
+
+
+def test_show_draws_the_grid(cryptomnesia, monkeypatch, tmp_path):
+    monkeypatch.setattr("cryptomnesia.proving_ground.show._GENERATIONS", 1)
+    code, _, _ = cryptomnesia("proving-ground", "show", "-o", tmp_path / "new" / "grid")
+    assert code == 0
+    with Image.open(tmp_path / "new" / "grid") as sheet:
+        assert sheet.format == "PNG"
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["grid"]
+
+
+def test_training_images_are_written(cryptomnesia, tmp_path):
+    code, out, err = cryptomnesia("proving-ground", "images", tmp_path / "images", "--others", 2)
+    assert (code, out, err) == (0, f"{tmp_path / 'images'}\n", "")
+    assert len(list((tmp_path / "images").glob("000*.png"))) == 2

@@ -1,0 +1,116 @@
+import os
+import stat
+from threading import Barrier, Thread
+
+import pytest
+import torch
+
+from cryptomnesia import UsageError
+from cryptomnesia.files import load_checked, prompts_digest, replacing, save_checked, write_whole
+
+ABOUT = {"number": 1, "words": ["a", "b"]}
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)}
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077, 0o002])
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_files_have_the_permissions_that_the_umask_gives(tmp_path, umask):
+    write_whole(tmp_path / "text", "a")
+    save_checked(tmp_path / "checked", "a kind", 1, ABOUT, TENSORS)
+    with replacing(tmp_path / "made anew") as unfinished:
+        unfinished.unlink()
+        unfinished.touch(mode=0o600)
+    for name in ("text", "checked", "made anew"):
+        assert mode(tmp_path / name) == 0o666 & ~umask
+
+
+def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "file"
+    write_whole(path, "old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as unfinished:
+        unfinished.write_text(f"half {1 / 0}")
+    assert path.read_text() == "old"
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_the_file_is_never_half_written(tmp_path):
+    path = tmp_path / "file"
+    write_whole(path, "old")
+    with replacing(path) as unfinished:
+        unfinished.write_text("ha")
+        assert path.read_text() == "old"
+        unfinished.write_text("half and half")
+    assert path.read_text() == "half and half"
+
+
+def test_two_threads_may_write_one_file(tmp_path):
+    path = tmp_path / "file"
+    together, errors = Barrier(8), []
+
+    def write(number):
+        try:
+            with replacing(path) as unfinished:
+                together.wait()
+                unfinished.write_text(str(number) * 1000)
+                together.wait()
+        except OSError as error:
+            errors.append(error)
+
+    threads = [Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    content = path.read_text()
+    assert content == content[0] * 1000
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_checked_file_gives_back_what_was_saved(tmp_path):
+    save_checked(tmp_path / "file", "a kind", 3, ABOUT, {**TENSORS, "c": TENSORS["a"].T})
+    about, tensors = load_checked(tmp_path / "file", "a kind", 3)
+    assert {name: about[name] for name in ABOUT} == ABOUT
+    assert about["kind"] == "a kind"
+    assert tensors.keys() == {"a", "b", "c"}
+    assert torch.equal(tensors["a"], TENSORS["a"])
+    assert torch.equal(tensors["c"], TENSORS["a"].T)
+
+
+def test_messages_are_whole_for_kinds_that_no_command_makes(tmp_path):
+    path = tmp_path / "file"
+    with pytest.raises(UsageError, match=r"^no list file .*file; make it again$"):
+        load_checked(path, "list", 1)
+    path.write_text("something else")
+    with pytest.raises(UsageError, match=r"is not a list \(.*\); make it again$"):
+        load_checked(path, "list", 1)
+    save_checked(path, "table", 1, {}, TENSORS)
+    with pytest.raises(UsageError, match=r"is a table, not a list; make it again$"):
+        load_checked(path, "list", 1)
+    with pytest.raises(UsageError, match="has table format 1, this version reads 2; make it again"):
+        load_checked(path, "table", 2)
+    with pytest.raises(UsageError, match="not a calibration; make one with `cryptomnesia calibrate`$"):
+        load_checked(path, "calibration", 2)
+
+
+def test_a_folder_is_no_place_for_a_file(tmp_path):
+    with pytest.raises(UsageError, match="is a folder; give the name of a file"):
+        save_checked(tmp_path, "a kind", 1, {}, TENSORS)
+    with pytest.raises(UsageError, match=r"cannot write .*; give another place"):
+        save_checked(tmp_path / "missing" / "file", "a kind", 1, {}, TENSORS)
+
+
+def test_the_digest_of_prompts_depends_on_their_order():
+    assert prompts_digest(["a", "b"]) != prompts_digest(["b", "a"])
+    assert prompts_digest(("a", "b")) == prompts_digest(["a", "b"])

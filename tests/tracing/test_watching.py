@@ -1,0 +1,493 @@
+from dataclasses import dataclass
+from functools import wraps
+from itertools import permutations
+from typing import Any
+
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, LMSDiscreteScheduler, PNDMScheduler
+
+from cryptomnesia import Collapse, Curvature, GuidanceMagnitude, Sampling, UsageError, watch
+from cryptomnesia.detectors import MapSignal
+from cryptomnesia.pipelines.families import family_of
+from cryptomnesia.testing.miniatures import FAMILIES, SAMPLING, TRUE_GUIDANCE, flux, stable_diffusion
+from cryptomnesia.tracing.trajectory import NORMS
+
+
+def call(pipe, prompt="a red circle", seeds=(0,), **settings):
+    return pipe(
+        prompt,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="latent",
+        **{"num_inference_steps": 4, "guidance_scale": 3.0, **settings},
+    ).images
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_observing_leaves_the_image_bit_identical(family):
+    pipe = FAMILIES[family]()
+    plain = call(pipe)
+    with watch(pipe, keep="all") as seen:
+        watched = call(pipe)
+    assert torch.equal(plain, watched)
+    assert torch.equal(seen.trajectory.latents, watched)
+    assert torch.equal(call(pipe), plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_guidance_recombines_from_the_branches(family):
+    pipe = FAMILIES[family]()
+    with watch(pipe, keep="all") as seen:
+        call(pipe, ["a red circle", "a blue star"], seeds=(0, 1))
+    assert len(seen.trajectory.steps) == 4
+    for step in seen.trajectory.steps.values():
+        guided = step.uncond.value + 3.0 * (step.cond.value - step.uncond.value)
+        torch.testing.assert_close(step.guided.value, guided)
+        x = step.cond
+        torch.testing.assert_close(x.alpha * x.x0 + x.sigma * x.epsilon, x.x, rtol=1e-4, atol=1e-5)
+
+
+def test_the_conditional_branch_is_the_captions():
+    pipe = stable_diffusion()
+    with watch(pipe, keep=(0,)) as seen:
+        call(pipe)
+    step = seen.trajectory.step(0)
+    caption, empty = (pipe.encode_prompt(text, "cpu", 1, False)[0] for text in ("a red circle", ""))
+    torch.testing.assert_close(step.cond_inputs["encoder_hidden_states"], caption)
+    torch.testing.assert_close(step.uncond_inputs["encoder_hidden_states"], empty)
+    alone = pipe.unet(step.cond.x, 751, encoder_hidden_states=caption).sample
+    torch.testing.assert_close(step.cond.value, alone)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "evaluations"),
+    [(PNDMScheduler, 5), (EulerDiscreteScheduler, 4), (HeunDiscreteScheduler, 7), (LMSDiscreteScheduler, 4)],
+)
+def test_every_evaluation_of_a_solver_is_counted(scheduler, evaluations):
+    pipe = stable_diffusion()
+    more = {"skip_prk_steps": True} if scheduler is PNDMScheduler else {}
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **more)
+    plain = call(pipe)
+    with watch(pipe) as seen:
+        latents = call(pipe)
+    assert torch.equal(plain, latents)
+    trajectory = seen.trajectory
+    assert trajectory.complete
+    assert trajectory.norms["delta"].shape == (1, evaluations) == (1, len(trajectory.timesteps))
+    assert all(torch.isfinite(trajectory.norms[name]).all() for name in ("delta", "z", "x0", "guidance"))
+    torch.testing.assert_close(trajectory.norms["z"][:, -1], latents.flatten(1).norm(dim=1))
+
+
+def test_norms_are_those_of_the_kept_tensors():
+    pipe = stable_diffusion("v_prediction")
+    with watch(pipe, keep="all") as seen:
+        latents = call(pipe, ["a red circle", "a blue star"], seeds=(0, 1))
+    trajectory = seen.trajectory
+    after = [trajectory.steps[index].sample for index in (1, 2, 3)] + [latents]
+    for index, z in enumerate(after):
+        step = trajectory.steps[index]
+        torch.testing.assert_close(trajectory.norms["delta"][:, index], (z - step.sample).flatten(1).norm(dim=1))
+        torch.testing.assert_close(trajectory.norms["x0"][:, index], step.guided.x0.flatten(1).norm(dim=1))
+        apart = (step.cond.value - step.uncond.value).flatten(1).norm(dim=1)
+        torch.testing.assert_close(trajectory.norms["guidance"][:, index], apart)
+        if index:
+            moved = (step.cond.x0 - trajectory.steps[index - 1].cond.x0).flatten(1).norm(dim=1)
+            torch.testing.assert_close(trajectory.norms["drift"][:, index], moved)
+    assert trajectory.norms["drift"][:, 0].isnan().all()
+
+
+def test_several_prompts_and_images_per_prompt_do_not_mix():
+    pipe = stable_diffusion()
+    with watch(pipe) as seen:
+        call(pipe, ["a red circle", "a blue star"], seeds=(0, 1, 2, 3), num_images_per_prompt=2)
+        call(pipe, "a blue star", seeds=(2,))
+    many, one = seen.trajectories
+    assert many.norms["delta"].shape[0] == 4
+    torch.testing.assert_close(many.norms["delta"][2:3], one.norms["delta"])
+
+
+def test_rows_of_a_trajectory_are_its_images():
+    pipe = FAMILIES["sdxl"]()
+    with watch(pipe, keep=(-1,)) as seen:
+        call(pipe, ["a red circle", "a blue star"], seeds=(0, 1))
+    second = seen.trajectory.rows([1])
+    assert second.step().cond.x.shape[0] == 1
+    assert torch.equal(second.norms["z"][0], seen.trajectory.norms["z"][1])
+    embeds = "added_cond_kwargs", "text_embeds"
+    assert torch.equal(
+        second.step().cond_inputs[embeds[0]][embeds[1]][0],
+        seen.trajectory.step().cond_inputs[embeds[0]][embeds[1]][1],
+    )
+
+
+def test_without_guidance_there_is_no_unconditional_branch():
+    pipe = stable_diffusion()
+    with watch(pipe, keep=(-1,)) as seen:
+        call(pipe, guidance_scale=1.0)
+    assert seen.trajectory.step().uncond is None
+    assert seen.trajectory.norms["guidance"].isnan().all()
+
+
+def test_nothing_stays_behind_after_an_exception():
+    pipe = stable_diffusion()
+    plain = call(pipe)
+    methods = set(vars(pipe.scheduler))
+
+    def stop(pipe, index, t, values):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), watch(pipe) as seen:
+        call(pipe, callback_on_step_end=stop)
+    assert not pipe.unet._forward_hooks
+    assert "step" not in vars(pipe.scheduler)
+    assert "set_timesteps" not in vars(pipe.scheduler)
+    assert methods <= set(vars(pipe.scheduler))
+    assert torch.equal(call(pipe), plain)
+    assert not seen.trajectory.complete
+    assert seen.trajectory.norms["delta"].shape == (1, 1)
+
+
+def test_a_run_cut_short_cannot_be_scored():
+    pipe = stable_diffusion()
+
+    def stop(pipe, index, t, values):
+        pipe._interrupt = index == 1
+        return values
+
+    with watch(pipe) as seen:
+        call(pipe, callback_on_step_end=stop)
+    assert not seen.trajectory.complete
+    trajectory = seen.trajectory
+    assert GuidanceMagnitude("mean").score(trajectory, trajectory).isnan().all()
+    assert not GuidanceMagnitude("first").score(trajectory, trajectory).isnan().any()
+
+
+def test_a_nested_watch_sees_the_same():
+    pipe = stable_diffusion()
+    with watch(pipe) as outer, watch(pipe) as inner:
+        call(pipe)
+    assert torch.equal(outer.trajectory.norms["delta"], inner.trajectory.norms["delta"])
+    assert "step" not in vars(pipe.scheduler)
+
+
+@pytest.mark.parametrize("make", [stable_diffusion, flux])
+@pytest.mark.parametrize("inside", [True, False])
+def test_no_watch_sees_the_evaluations_of_a_signal(make, inside):
+    pipe = make()
+    sampling = SAMPLING if make is stable_diffusion else Sampling(4, 1.0, 16, 16, options=TRUE_GUIDANCE)
+    arguments = family_of(pipe).arguments(["a red circle"], sampling) | {"output_type": "latent"}
+
+    def run():
+        return pipe(**arguments, generator=torch.Generator().manual_seed(0))
+
+    with watch(pipe) as plain:
+        run()
+    # one conditional evaluation more than an even number of them
+    signals = [MapSignal(Curvature()), MapSignal(Collapse())]
+    first, second = ((), signals) if inside else (signals, ())
+    with watch(pipe, signals=first) as outer, watch(pipe, signals=second) as inner:
+        run()
+    for seen in (outer, inner):
+        for name in ("delta", "guidance", "drift"):
+            torch.testing.assert_close(seen.trajectory.norms[name], plain.trajectory.norms[name], equal_nan=True)
+    assert set((inner if inside else outer).trajectory.signals) == {"curvature", "collapse"}
+
+
+def test_the_model_may_be_evaluated_between_generations():
+    pipe = stable_diffusion()
+    with watch(pipe, keep=(-1,)) as seen:
+        call(pipe)
+        step = seen.trajectory.step()
+        pipe.unet(step.cond.x, 1, **step.cond_inputs)
+        call(pipe)
+    assert [trajectory.complete for trajectory in seen.trajectories] == [True, True]
+
+
+def test_steering_replaces_what_the_solver_is_given():
+    pipe = stable_diffusion()
+    with watch(pipe, keep="all", steer=lambda step, solver: torch.zeros_like(step.guided.value)) as seen:
+        latents = call(pipe)
+    alpha = seen.trajectory.steps[0].guided.alpha
+    last = pipe.scheduler.final_alpha_cumprod.sqrt()
+    torch.testing.assert_close(latents, seen.trajectory.steps[0].sample * last / alpha)
+
+
+def test_bad_use_is_explained():
+    pipe = stable_diffusion()
+    with (
+        pytest.raises(UsageError, match="unknown family dict; known are DDIMPipeline, .*, StableDiffusionPipeline"),
+        watch({}),
+    ):
+        pass
+    with watch(pipe) as seen:
+        with pytest.raises(UsageError, match="no generation was watched"):
+            seen.trajectory  # noqa: B018
+        call(pipe)
+    with pytest.raises(UsageError, match=r"step -1 of 4 holds no tensors .* keep=\(-1,\)"):
+        seen.trajectory.step()
+    with pytest.raises(UsageError, match=r"evaluation 4 of a run of 4; give one in 0 … 3"), watch(pipe, keep=(4,)):
+        call(pipe)
+
+
+class ByKeywords:
+    """Stands in the pipeline for its scheduler, and calls the scheduler's step with keywords alone."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.scheduler, name)
+
+    def step(self, value: Any, t: Any, sample: Any, **more: Any) -> Any:
+        return self.scheduler.step(timestep=t, sample=sample, model_output=value, **more)
+
+
+def nearer(step, solver):
+    """Steer half as far as the solver would go."""
+    after = solver.after(step.guided.value)
+    return solver.landing(step.guided.value, after, (step.sample + after) / 2)
+
+
+@pytest.mark.parametrize("steer", [None, nearer])
+def test_a_step_called_by_keywords_is_recorded_and_steered_as_any_other(steer):
+    pipe = stable_diffusion()
+    with watch(pipe, keep="all", steer=steer) as positional:
+        expected = call(pipe)
+    scheduler = pipe.scheduler
+    with watch(pipe, keep="all", steer=steer) as named:
+        pipe.scheduler = ByKeywords(scheduler)
+        assert torch.equal(call(pipe), expected)
+    assert "step" not in vars(scheduler)
+    for name in NORMS:
+        torch.testing.assert_close(named.trajectory.norms[name], positional.trajectory.norms[name], equal_nan=True)
+    for number, step in positional.trajectory.steps.items():
+        other = named.trajectory.steps[number]
+        assert torch.equal(other.sample, step.sample)
+        assert torch.equal(other.guided.value, step.guided.value)
+        assert other.options == {"return_dict": False}
+
+
+def test_a_step_without_its_sample_fails_as_without_a_watch():
+    pipe = stable_diffusion()
+    pipe.scheduler.set_timesteps(4)
+    value = torch.zeros(1, 4, 8, 8)
+    with watch(pipe), pytest.raises(TypeError, match="missing 1 required positional argument: 'sample'"):
+        pipe.scheduler.step(value, timestep=pipe.scheduler.timesteps[0])
+
+
+@pytest.mark.parametrize("order", [*permutations(range(3))])
+def test_watches_may_end_in_any_order(order):
+    pipe = stable_diffusion()
+    plain = call(pipe)
+    before = dict(vars(pipe.scheduler))
+    with watch(pipe, steer=nearer) as steered:
+        once = call(pipe)
+    assert vars(pipe.scheduler).keys() == before.keys()
+    blocks = [watch(pipe, steer=nearer if number == 0 else None) for number in range(3)]
+    seen = [block.__enter__() for block in blocks]
+    active = {*order}
+    for number in order:
+        latents = call(pipe)
+        assert torch.equal(latents, once if 0 in active else plain)
+        for other in active:
+            assert torch.equal(seen[other].trajectory.latents, latents)
+        blocks[number].__exit__(None, None, None)
+        active.remove(number)
+    assert [len(found.trajectories) for found in seen] == [order.index(number) + 1 for number in range(3)]
+    assert vars(pipe.scheduler).keys() == before.keys()
+    assert "step" not in vars(pipe.scheduler)
+    assert not pipe.unet._forward_hooks
+    assert torch.equal(call(pipe), plain)
+    assert len(steered.trajectories) == 1
+
+
+@pytest.mark.parametrize("inner_first", [True, False])
+def test_two_watches_compose_their_steering(inner_first):
+    """The later watch steers first; the earlier one sees what it gave the solver and steers that."""
+    pipe = stable_diffusion()
+
+    def scaled(factor):
+        return lambda step, solver: factor * step.guided.value
+
+    first, second = watch(pipe, keep="all", steer=scaled(0.5)), watch(pipe, keep="all", steer=scaled(3.0))
+    outer, inner = first.__enter__(), second.__enter__()
+    both = call(pipe)
+    for number, step in inner.trajectory.steps.items():
+        torch.testing.assert_close(outer.trajectory.steps[number].guided.value, 3.0 * step.guided.value)
+    for block in (second, first) if inner_first else (first, second):
+        block.__exit__(None, None, None)
+    with watch(pipe, steer=scaled(1.5)):
+        torch.testing.assert_close(call(pipe), both)
+    assert "step" not in vars(pipe.scheduler)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_scheduler_with_a_step_of_its_own_keeps_it(order):
+    pipe = stable_diffusion()
+    plain = call(pipe)
+    calls = []
+    step = pipe.scheduler.step
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs)
+        return step(*args, **kwargs)
+
+    pipe.scheduler.step = counted
+    before = dict(vars(pipe.scheduler))
+    blocks = [watch(pipe, steer=nearer), watch(pipe)]
+    seen = [block.__enter__() for block in blocks]
+    call(pipe)
+    # two trials and the step itself at every evaluation
+    assert len(calls) == 12
+    for number in order:
+        blocks[number].__exit__(None, None, None)
+    assert vars(pipe.scheduler)["step"] is counted
+    assert vars(pipe.scheduler).keys() == before.keys()
+    assert torch.equal(call(pipe), plain)
+    assert all(len(found.trajectories) == 1 for found in seen)
+
+
+@pytest.mark.parametrize("wrapping", [True, False])
+def test_a_step_that_is_patched_inside_a_watch_stays_patched(wrapping):
+    pipe = stable_diffusion()
+    plain = call(pipe)
+    calls = []
+    with watch(pipe) as seen:
+        step = pipe.scheduler.step
+
+        def counted(*args, **kwargs):
+            calls.append(args)
+            return step(*args, **kwargs)
+
+        pipe.scheduler.step = wraps(step)(counted) if wrapping else counted
+        assert torch.equal(call(pipe), plain)
+        with watch(pipe) as inner:
+            assert torch.equal(call(pipe), plain)
+        assert torch.equal(inner.trajectory.norms["delta"], seen.trajectory.norms["delta"])
+    assert len(calls) == 8
+    assert vars(pipe.scheduler)["step"].__code__ is counted.__code__
+    assert "set_timesteps" not in vars(pipe.scheduler)
+    assert torch.equal(call(pipe), plain)
+    assert len(calls) == 12
+    with watch(pipe) as later:
+        call(pipe)
+    assert torch.equal(later.trajectory.norms["delta"], inner.trajectory.norms["delta"])
+    assert len(seen.trajectories) == 2
+    assert len(calls) == 16
+
+
+def test_a_module_that_is_compiled_inside_a_watch_stays_compiled():
+    pipe = stable_diffusion()
+    pipe.unet.compile(backend="eager")
+    with watch(pipe):
+        pipe.unet.compile(backend="eager")
+        compiled = vars(pipe.unet)["_compiled_call_impl"]
+    assert vars(pipe.unet)["_compiled_call_impl"] is compiled
+
+
+def test_an_exception_inside_two_watches_leaves_nothing_behind():
+    pipe = stable_diffusion()
+    before = dict(vars(pipe.scheduler))
+
+    def fail(step, solver):
+        solver.after(step.guided.value)
+        raise KeyError("on purpose")
+
+    with pytest.raises(KeyError, match="on purpose"), watch(pipe), watch(pipe, steer=fail):
+        call(pipe)
+    assert vars(pipe.scheduler).keys() == before.keys()
+    assert not pipe.unet._forward_hooks
+
+
+@dataclass(frozen=True)
+class Angle:
+    """Cosine of the angle between the guided predictions of an evaluation and the one before: a norm of one's own."""
+
+    name: str = "angle"
+
+    def __call__(self, step, latents, previous):
+        if previous is None:
+            return torch.full((len(latents),), torch.nan)
+        first, second = step.guided.value.flatten(1), previous.guided.value.flatten(1)
+        return torch.cosine_similarity(first, second)
+
+
+@dataclass(frozen=True)
+class Brightest:
+    """The largest value of the clean estimate at an evaluation: a signal of one's own."""
+
+    name: str = "brightest"
+    evaluations: tuple[Any, ...] = (0.5,)
+
+    def describe(self):
+        return f"largest value at {self.evaluations}"
+
+    def __call__(self, trajectory, denoiser):
+        step = trajectory.step(self.evaluations[0])
+        return denoiser(step.cond.x, step.t, step.cond_inputs).x0.flatten(1).amax(dim=1)
+
+
+def test_a_norm_and_a_signal_of_ones_own_are_recorded():
+    pipe = stable_diffusion()
+    plain = call(pipe, ["a red circle", "a blue star"], seeds=(0, 1))
+    with watch(pipe, keep="all", norms=[Angle()], signals=[Brightest()]) as seen:
+        assert torch.equal(call(pipe, ["a red circle", "a blue star"], seeds=(0, 1)), plain)
+    trajectory = seen.trajectory
+    assert trajectory.norms.keys() == {*NORMS, "angle"}
+    assert trajectory.norms["angle"].dtype == torch.float32
+    assert trajectory.norms["angle"].shape == (2, 4)
+    assert trajectory.norms["angle"][:, 0].isnan().all()
+    for number in range(1, 4):
+        first, second = (trajectory.steps[at].guided.value.flatten(1) for at in (number, number - 1))
+        expected = torch.cosine_similarity(first, second)
+        torch.testing.assert_close(trajectory.norms["angle"][:, number], expected)
+    largest = trajectory.step(2).cond.x0.flatten(1).amax(dim=1)
+    torch.testing.assert_close(trajectory.signals["brightest"], largest, rtol=1e-3, atol=1e-4)
+    second = trajectory.rows([1])
+    torch.testing.assert_close(second.norms["angle"], trajectory.norms["angle"][1:], equal_nan=True)
+    torch.testing.assert_close(second.signals["brightest"], trajectory.signals["brightest"][1:])
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("kind", ["norms", "signals"])
+def test_a_reserved_name_is_refused(pipe, name, kind):
+    recorded = Angle(name) if kind == "norms" else Brightest(name)
+    with (
+        pytest.raises(UsageError, match=f"called '{name}', which is always recorded"),
+        watch(pipe, **{kind: [recorded]}),
+    ):
+        pass
+    assert "step" not in vars(pipe.scheduler)
+
+
+def test_two_norms_or_signals_of_one_name_are_refused(pipe):
+    for more in (
+        {"norms": [Angle("a"), Angle("a")]},
+        {"norms": [Angle("a")], "signals": [Brightest("a")]},
+    ):
+        with pytest.raises(UsageError, match="two norms or signals called 'a'"), watch(pipe, **more):
+            pass
+
+
+def test_values_of_a_wrong_shape_are_refused():
+    pipe = stable_diffusion()
+
+    class Whole(Angle):
+        def __call__(self, step, latents, previous):
+            return latents.norm()
+
+    class Mean(Brightest):
+        def __call__(self, trajectory, denoiser):
+            return torch.zeros(3)
+
+    with (
+        pytest.raises(UsageError, match=r"'angle' gave values of shape \(\) for 1 images"),
+        watch(pipe, norms=[Whole()]),
+    ):
+        call(pipe)
+    with (
+        pytest.raises(UsageError, match=r"'brightest' gave values of shape \(3,\) for 1"),
+        watch(pipe, signals=[Mean()]),
+    ):
+        call(pipe)
+    assert "step" not in vars(pipe.scheduler)
