@@ -2,10 +2,10 @@
 
     python benchmarks/audit.py > docs/results/audit.json
 
-Training images: those that `cryptomnesia proving-ground images` writes, the planted ones and `OTHERS`.
-Prompts: every wording of the top rung, two wordings of every concept of the lower rungs, every wording of the hard
-negatives, and captions that were never planted. `seconds` is the wall time of the run with `WORKERS` processes, from
-settings to scores, all loading included; `index_seconds` that of the index beforehand.
+Training images: those that `cryptomnesia proving-ground images` writes, the planted ones and `OTHERS`. Prompts: every
+wording of the top rung, two wordings of every concept of the lower rungs, every wording of the hard negatives, and
+captions that were never planted. `seconds` is the wall time of the run with `WORKERS` processes, from settings to
+scores, with all loading; `index_seconds` is that of the index, which is made before.
 
 `confirmed_recall`: of the top rung's generations that reproduce the planted pixels (by `replicates`, which knows the
 truth), the share that is confirmed; `confirmed_recall_without_mask`: the share that is confirmed by the whole picture
@@ -13,11 +13,11 @@ alone. Both also by kind. `false_confirmed`: the share of images of captions wit
 confirmed, and by kind; `false_confirmed_captions` counts the captions. Intervals (95%) redraw whole concepts and
 captions. `levels`: images by kind and level of evidence.
 
-`throughput_ratio`: an audit of some prompts against detection, localization and mitigation one after another as
-programs of their own do it, one image at a time, each generating for itself, the latter two only what the first
-flagged; `throughput_ratio_every_image` is against the same three with every image given to each. Loading counts for the
-audit alone. `throughput_two_workers`: the same audit by two processes against one. Medians over rounds, each of other
-prompts, with their least and greatest.
+`throughput_ratio`: the time of three separate programs for detection, localization and mitigation, divided by that of
+an audit of the same prompts. The programs handle one image at a time, and each generates for itself; localization and
+mitigation get only what detection flagged. `throughput_ratio_every_image`: the same where all three programs get every
+image. Loading counts for the audit only. `throughput_two_workers`: the time of the same audit by one process, divided
+by that by two. Medians over rounds, every round with other prompts, with the least and the greatest.
 """
 
 import shutil
@@ -33,15 +33,11 @@ from common import CACHE, Start, print_json, progress
 from PIL import Image
 from stability import by
 
-from cryptomnesia import Calibration, Collapse, Guard, Sampling, generate
-from cryptomnesia.auditing.options import Settings
-from cryptomnesia.auditing.run import audit
-from cryptomnesia.auditing.store import Store
-from cryptomnesia.detectors import Drift
+from cryptomnesia import Collapse, Drift, Guard, ImageIndex, Store, audit, load_pipeline
+from cryptomnesia.calibration.stored import resolved
 from cryptomnesia.localizers import Watched
-from cryptomnesia.matching import ImageIndex, Tiles
-from cryptomnesia.pipelines.families import adapter_for
-from cryptomnesia.pipelines.loading import load_pipeline
+from cryptomnesia.matching import Tiles
+from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.bundle import control_captions
 from cryptomnesia.proving_ground.images import write_training_images
@@ -49,6 +45,7 @@ from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import replicates
 from cryptomnesia.statistics import rate as share
+from cryptomnesia.tracing.generation import generate
 
 OTHERS = 10_000
 PROMPTS = 400
@@ -60,22 +57,24 @@ PART = 16
 """Prompts of a round."""
 RATE = 0.01
 SEED = 9_000_000
-"""Of the first image. The rule of a match was developed on images of other seeds and other ordinary captions."""
+"""Seed of the first image. The rule of a match was developed on images of other seeds and other ordinary captions."""
 EARLIER = 1_000
 """Ordinary captions that other benchmarks judge."""
 
 
 def main() -> None:
     """Measure and print JSON."""
+    pipe = load_pipeline("bundled", device="cpu")
     with progress() as start:
-        figures = measure(start)
-    print_json(figures)
+        figures = measure(pipe, start)
+    print_json(figures, scheduler=type(pipe.scheduler).__name__)
 
 
-def measure(start: Start) -> dict[str, Any]:
+def measure(pipe: Any, start: Start) -> dict[str, Any]:
     """All figures."""
     manifest = Manifest.load(BUNDLE)
-    work = CACHE / "audit"
+    # the run stores paths, which have to hold in other processes
+    work = CACHE.absolute() / "audit"
     work.mkdir(parents=True, exist_ok=True)
     write_training_images(work / "training", OTHERS, progress=start("training images", OTHERS))
     index_seconds, indexed = indexing(work)
@@ -91,12 +90,12 @@ def measure(start: Start) -> dict[str, Any]:
         "index_seconds": index_seconds,
         "indexed": indexed,
         **evidence(store, manifest, prompts),
-        **throughput(prompts, work, start),
+        **throughput(pipe, prompts, work, start),
     }
 
 
 def indexing(work: Path) -> tuple[float, int]:
-    """Seconds of an index made anew, and its pictures."""
+    """The seconds that a new index takes, and the number of its pictures."""
     shutil.rmtree(work / "index", ignore_errors=True)
     began = time.perf_counter()
     index = ImageIndex.build(work / "training", work / "index", Tiles())
@@ -105,13 +104,13 @@ def indexing(work: Path) -> tuple[float, int]:
 
 def chosen(manifest: Manifest) -> dict[str, Entry | None]:
     """Prompt → its concept."""
-    found: dict[str, Entry | None] = {}
+    planned: dict[str, Entry | None] = {}
     for entry in manifest.entries:
         every = not entry.planted or entry.exposures == TOP_RUNG
-        found |= dict.fromkeys(entry.captions[: None if every else LADDER_WORDINGS], entry)
-    count = EARLIER + PROMPTS - len(found)
+        planned |= dict.fromkeys(entry.captions[: None if every else LADDER_WORDINGS], entry)
+    count = EARLIER + PROMPTS - len(planned)
     ordinary = control_captions("evaluation", count, plant(manifest.seed), seed=manifest.seed)[EARLIER:]
-    return found | dict.fromkeys(ordinary)
+    return planned | dict.fromkeys(ordinary)
 
 
 def fresh_audit(prompts: Sequence[str], work: Path, workers: int, start: Start, seeds: int = 1) -> Store:
@@ -119,21 +118,23 @@ def fresh_audit(prompts: Sequence[str], work: Path, workers: int, start: Start, 
     run = work / f"{len(prompts)} prompts"
     shutil.rmtree(run, ignore_errors=True)
     (work / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
-    settings = Settings(
-        model="bundled",
-        prompts=work / "prompts.txt",
+    tell = start(f"audit of {len(prompts)} prompts, {workers} workers", seeds * len(prompts))
+    return audit(
+        "bundled",
+        work / "prompts.txt",
+        run,
+        workers=workers,
+        progress=lambda _stage, done, _total: tell(done),
         images_per_prompt=seeds,
         seed=SEED,
         index=work / "index",
-        rate=RATE,
+        fpr=RATE,
     )
-    tell = start(f"audit of {len(prompts)} prompts, {workers} workers", seeds * len(prompts))
-    return audit(settings, run, workers=workers, progress=lambda _stage, done, _total: tell(done))
 
 
 def evidence(store: Store, manifest: Manifest, prompts: dict[str, Entry | None]) -> dict[str, Any]:
     """What was confirmed, against the truth."""
-    rows = [{**row, **own} for row, own in zip(store.rows("images"), store.rows("scores"), strict=True)]
+    rows = [recorded | scored for recorded, scored in zip(store.rows("images"), store.rows("scores"), strict=True)]
     replicated, unplanted = [], []
     levels: dict[str, Counter[str]] = {}
     for row in rows:
@@ -173,65 +174,65 @@ def named(row: dict[str, Any]) -> str:
 def rates(rows: list[dict[str, Any]], hit: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The share of hits with its interval, of all rows and by kind."""
 
-    def of(some: list[dict[str, Any]]) -> dict[str, float]:
-        return asdict(share(by([row["cluster"] for row in some], np.array([hit(row) for row in some]))))
+    def of(counted: list[dict[str, Any]]) -> dict[str, float]:
+        return asdict(share(by([row["cluster"] for row in counted], np.array([hit(row) for row in counted]))))
 
     kinds = dict.fromkeys(row["kind"] for row in rows)
     return {**of(rows), "by_kind": {kind: of([row for row in rows if row["kind"] == kind]) for kind in kinds}}
 
 
-def throughput(prompts: dict[str, Entry | None], work: Path, start: Start) -> dict[str, Any]:
-    """An audit of some prompts against one program after the other, and two workers against one."""
-    pipe = load_pipeline("bundled", device="cpu")
-    pipe.set_progress_bar_config(disable=True)
+def throughput(pipe: Any, prompts: dict[str, Entry | None], work: Path, start: Start) -> dict[str, Any]:
+    """An audit compared with one program after the other, and two workers compared with one."""
     ratios: dict[str, list[float]] = {
         "throughput_ratio": [],
         "throughput_ratio_every_image": [],
         "throughput_two_workers": [],
     }
+    prompts_per_round = len(list(prompts)[:: len(prompts) // PART])
     for number in range(ROUNDS):
-        some = list(prompts)[number :: len(prompts) // PART]
-        seconds = {workers: timed(lambda: fresh_audit(some, work, workers, start)) for workers in (1, 2)}  # noqa: B023
-        flagged, each = programs(pipe, some, start(f"programs, round {number + 1}", len(some)))
-        ratios["throughput_ratio"].append((each["detect"] + flagged) / seconds[WORKERS])
-        ratios["throughput_ratio_every_image"].append(sum(each.values()) / seconds[WORKERS])
+        part = list(prompts)[number :: len(prompts) // PART]
+        seconds = {workers: timed(lambda: fresh_audit(part, work, workers, start)) for workers in (1, 2)}  # noqa: B023
+        flagged, whole = programs(pipe, part, start(f"programs, round {number + 1}", len(part)))
+        ratios["throughput_ratio"].append((whole["detect"] + flagged) / seconds[WORKERS])
+        ratios["throughput_ratio_every_image"].append(sum(whole.values()) / seconds[WORKERS])
         ratios["throughput_two_workers"].append(seconds[1] / seconds[2])
     return {
-        name: {"value": float(np.median(found)), "low": min(found), "high": max(found)}
-        for name, found in ratios.items()
-    } | {"rounds": ROUNDS, "prompts_per_round": len(some)}
+        name: {"value": float(np.median(values)), "low": min(values), "high": max(values)}
+        for name, values in ratios.items()
+    } | {"rounds": ROUNDS, "prompts_per_round": prompts_per_round}
 
 
 def programs(pipe: Any, prompts: list[str], tell: Callable[[float], None]) -> tuple[float, dict[str, float]]:
-    """Seconds that localization and mitigation take for flagged images, and that each program takes for all."""
-    manifest = Manifest.load(BUNDLE)
-    sampling = Sampling(manifest.steps, manifest.guidance)
-    calibration = Calibration.load(BUNDLE / "calibration.safetensors")
-    detector, view = Drift(calibration.reference), adapter_for(pipe).denoiser()
-    guarding = Guard(pipe, calibration, policy="mitigate", rate=RATE)
+    """Seconds that localization and mitigation take for flagged images, and seconds of every program for all images."""
+    setup = Setup.of(pipe, {"num_inference_steps": Manifest.load(BUNDLE).steps})
+    calibration = resolved(None, pipe)
+    detector, denoiser = Drift(), setup.family.denoiser()
+    guarding = Guard(pipe, calibration, policy="mitigate", fpr=RATE)
 
     def detect(prompt: str) -> bool:
-        (batch,) = generate(pipe, [prompt], [0], sampling)
-        return calibration.p_value("drift", detector.score(batch.trajectory)).item() <= RATE
+        (batch,) = generate(setup, [prompt], [0])
+        score = detector.score(batch.trajectory, calibration.references)
+        return calibration.p_value(detector, score).item() <= RATE
 
     def localize(prompt: str) -> None:
         localizer = Collapse()
-        (batch,) = generate(pipe, [prompt], [0], sampling, keep=localizer.evaluations)
-        localizer.map(Watched(batch.trajectory, view, seeds=batch.seeds))
+        (batch,) = generate(setup, [prompt], [0], keep=localizer.evaluations)
+        localizer.map(Watched(batch.trajectory, denoiser, seeds=batch.seeds))
 
     def mitigate(prompt: str) -> None:
-        list(generate(pipe, [prompt], [0], sampling, around=lambda: guarding))
+        list(generate(setup, [prompt], [0], around=lambda: guarding))
 
-    later, totals = 0.0, dict.fromkeys(("detect", "localize", "mitigate"), 0.0)
+    totals: dict[str, float] = {"detect": 0.0, "localize": 0.0, "mitigate": 0.0}
+    of_flagged = 0.0
     for number, prompt in enumerate(prompts, start=1):
-        found: list[bool] = []
-        totals["detect"] += timed(lambda: found.append(detect(prompt)))  # noqa: B023
+        hits: list[bool] = []
+        totals["detect"] += timed(lambda: hits.append(detect(prompt)))  # noqa: B023
         for name, program in {"localize": localize, "mitigate": mitigate}.items():
             seconds = timed(lambda: program(prompt))  # noqa: B023
             totals[name] += seconds
-            later += seconds * found[0]
+            of_flagged += seconds * hits[0]
         tell(number)
-    return later, totals
+    return of_flagged, totals
 
 
 def timed(call: Callable[[], Any]) -> float:

@@ -2,12 +2,14 @@
 
     python benchmarks/matching.py > docs/results/matching.json
 
-Pictures: the first `PICTURES` of the bundled model's training stream in which nothing is planted. Queries: `QUERIES` of
-them, brighter or darker by a random amount and with grain; `region`: inside a rectangle alone, with another picture
-around it. `found`: the share of queries that name their picture. `next_fifty`: the mean distance of the fifty next
-pictures, the yardstick of a match, among candidates over that among all. `reproduced`: the share of queries that
-reproduce their picture by the exact search; `reproduced_alike`: of which both searches say the same. `seconds`: a match
-of one query, median over queries with the least and greatest; `seconds_each_of_16`: where sixteen are matched at once.
+Pictures: the first `PICTURES` of the bundled model's training stream in which nothing is planted. Queries: `QUERIES`
+of them, brighter or darker by a random amount and with grain; `region`: only inside a rectangle, with another picture
+around it. `found`: the share of queries whose nearest picture is the one that they were made from. `next_fifty`: the
+mean distance of the fifty next pictures, which a match is measured by, among candidates divided by that among all.
+`reproduced`: the share of queries that reproduce their picture by the exact search; `reproduced_alike`: the share of
+queries for which both searches agree. `seconds`: a match of one query, median over queries with the least and
+greatest;
+`seconds_each_of_16`: seconds per query where sixteen are matched at once.
 """
 
 import itertools
@@ -35,7 +37,7 @@ SHARD = 10_000
 QUERIES = 32
 BATCH = 16
 CHANGE = 0.06
-"""Standard deviation of brightness, of a pixel's grain likewise."""
+"""Standard deviation of the change of brightness, and of the grain of every pixel."""
 
 
 def main() -> None:
@@ -87,18 +89,20 @@ def describe(folder: Path, tiles: Tiles, stream: TrainingStream, tell: Tell) -> 
     places = ((index, stream.concept_at(index)) for index in itertools.count())
     ordinary = (index for index, place in places if place is None or not concepts[place].planted)
     for number in range(PICTURES // SHARD):
-        some = [next(ordinary) for _ in range(SHARD)]
+        places_of_shard = [next(ordinary) for _ in range(SHARD)]
         if not (folder / f"{number:05}.json").exists():
-            pictures = torch.stack([square(Image.fromarray(stream[index].image), tiles.side) for index in some])
+            pictures = torch.stack(
+                [square(Image.fromarray(stream[index].image), tiles.side) for index in places_of_shard]
+            )
             described = tiles.describe(pictures).half().numpy()
-            write_shard(folder / f"{number:05}", described, [f"{index}.png" for index in some])
+            write_shard(folder / f"{number:05}", described, [f"{index}.png" for index in places_of_shard])
         tell((number + 1) * SHARD)
     about = {"format": FORMAT, "descriptor": tiles.name, "source": "training stream", "skipped": {}, "complete": True}
     write_json(folder / "index.json", about)
 
 
 def queries(index: ImageIndex, stream: TrainingStream) -> tuple[list[str], Tensor, Tensor, Tensor]:
-    """Names of pictures, changed copies of them, the same copies inside of masks alone, the masks."""
+    """Names of pictures, changed copies of them, pictures that hold these copies inside masks only, and the masks."""
     rng = torch.Generator().manual_seed(0)
     names = [index.paths[place] for place in torch.randperm(len(index), generator=rng)[: 2 * QUERIES].tolist()]
     pictures = torch.stack(
@@ -122,21 +126,21 @@ def compared(
     figures: dict[str, Any] = {}
     reproduced, usual = {}, {}
     for number, (kind, index) in enumerate(both.items()):
-        seconds, found = [], []
+        seconds, matches = [], []
         for row in range(QUERIES):
             one = slice(row, row + 1)
             began = time.perf_counter()
-            found.append(index.match(pictures[one], masks=None if masks is None else masks[one]))
+            matches.append(index.match(pictures[one], masks=None if masks is None else masks[one]))
             seconds.append(time.perf_counter() - began)
             tell(number * QUERIES + row + 1)
         began = time.perf_counter()
         index.match(pictures[:BATCH], masks=None if masks is None else masks[:BATCH])
         figures[kind] = {
-            "found": statistics.mean(each.paths == [name] for each, name in zip(found, names, strict=True)),
+            "found": statistics.mean(match.paths == [name] for match, name in zip(matches, names, strict=True)),
             "seconds": {"value": statistics.median(seconds), "least": min(seconds), "greatest": max(seconds)},
             f"seconds_each_of_{BATCH}": (time.perf_counter() - began) / BATCH,
         }
-        reproduced[kind] = torch.cat([each.reproduced for each in found])
+        reproduced[kind] = torch.cat([match.reproduced for match in matches])
         usual[kind] = index.search(pictures, masks=masks, k=51).distances[:, 1:].mean(dim=1)
     longer = usual["candidates"] / usual["exact"]
     alike = reproduced["candidates"] == reproduced["exact"]

@@ -178,8 +178,8 @@ def where(call: Callable[[], None], guarding: Guard, calls: int) -> dict[str, fl
 
     parts = {
         "settings": (Guard, "_arguments"),
-        "hook": (Watch, "_on_forward"),
-        "step": (Watch, "_on_step"),
+        "hook": (Watch, "on_forward"),
+        "step": (Watch, "on_step"),
         "judging": (Judge, "__call__"),
         "solver": (guarding.pipe.scheduler, "step"),
     }

@@ -3,13 +3,14 @@
     python benchmarks/report_speed.py > docs/results/report_speed.json
 
 A report of 1,000 prompts with two pictures of 512 pixels each, all of them flagged, which is the most that a page can
-hold: every picture has a map of 64×64, a mask, another one under mitigation and a nearest training image. Contents are
-made up. The page is opened from disk in Debian's Chromium, each time in a new, empty profile.
+hold: every picture has a map of 64×64, a mask, another picture under mitigation and a nearest training image. Contents
+are made up. The page is opened from disk in Debian's Chromium, each time in a new, empty profile.
 
 For the report without pictures (`left_out`) and with them (`embedded`):
 `seconds_to_interactive`: from asking for the page until the key j has moved to the first prompt and that is painted,
-the median over loads; `loads`: all of them. `cpu_seconds_to_interactive`: the page's thread's own, which other work on
-the machine does not lengthen, likewise. `seconds_to_open`: from Enter on that prompt until its evidence is painted.
+the median over loads; `loads`: all of them. `cpu_seconds_to_interactive`: CPU time of the page's thread in that time,
+which other work on the machine does not lengthen. `seconds_to_open`: from Enter on that prompt until its evidence is
+painted.
 `seconds_to_read`: until the whole file is read. `seconds_to_write`: of `html()`. `bytes`: of the file.
 """
 
@@ -18,7 +19,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -26,17 +26,20 @@ from typing import Any
 
 import numpy as np
 from common import Start, print_json, progress
-from cryptomnesia.calibration.scores import Calibration
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
+from cryptomnesia import __version__
 from cryptomnesia.auditing.evidence import Level, gate
-from cryptomnesia.auditing.options import Settings
 from cryptomnesia.auditing.outcome import Judged, Outcome
-from cryptomnesia.auditing.store import Store
+from cryptomnesia.auditing.rows import NORM
+from cryptomnesia.auditing.store import CALIBRATION, Store
+from cryptomnesia.calibration import Calibration
+from cryptomnesia.detectors import Drift
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.report.html import html
-from cryptomnesia.tracing.trajectory import Norms
+from cryptomnesia.settings import AuditSettings
+from cryptomnesia.tracing.trajectory import NORMS
 
 PROMPTS = 1000
 SEEDS = 2
@@ -44,6 +47,7 @@ SIDE = 512
 LOADS = 9
 CONTENTS = 40
 
+DETECTOR = Drift()
 PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
@@ -56,18 +60,18 @@ def main() -> None:
 
 def measure(folder: Path, start: Start) -> dict[str, Any]:
     """All figures."""
-    store = Store.create(folder / "run", {"settings": {}, "guidance": 7.5, "weights": "0" * 64, "index": ["tiles", 9]})
-    store.about["versions"] = {}
-    (store.folder / "calibration.safetensors").write_bytes((BUNDLE / "calibration.safetensors").read_bytes())
-    found = outcome(store)
+    calibration = BUNDLE / "pipeline" / CALIBRATION
+    store = Store.create(folder / "run", about(Calibration.load(calibration)))
+    (store.folder / CALIBRATION).write_bytes(calibration.read_bytes())
+    made_up = outcome(store)
     figures: dict[str, Any] = {"prompts": PROMPTS, "images": PROMPTS * SEEDS}
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         figures["chromium"] = browser.version
         for name, embed in (("left_out", False), ("embedded", True)):
-            begun = time.perf_counter()
-            page = html(found, store, embed_images=embed, training=store.folder)
-            written = time.perf_counter() - begun
+            began = time.perf_counter()
+            page = html(made_up, store, embed_images=embed, training=store.folder)
+            written = time.perf_counter() - began
             file = folder / f"{name}.html"
             file.write_text(page, encoding="utf-8")
             tell, loads = start(name, LOADS), []
@@ -90,13 +94,13 @@ def opened(browser: Browser, file: Path) -> dict[str, float]:
     page = context.new_page()
     metrics = context.new_cdp_session(page)
     metrics.send("Performance.enable", {"timeDomain": "threadTicks"})
-    begun = time.perf_counter()
+    began = time.perf_counter()
     page.goto(file.as_uri(), wait_until="commit")
     page.locator("#count", has_text="prompts").wait_for()
     page.keyboard.press("j")
     page.evaluate(PAINTED)
     listening = time.perf_counter()
-    used = {each["name"]: each["value"] for each in metrics.send("Performance.getMetrics")["metrics"]}
+    used = {metric["name"]: metric["value"] for metric in metrics.send("Performance.getMetrics")["metrics"]}
     pressed = time.perf_counter()
     page.keyboard.press("Enter")
     page.locator("tbody:focus-within.open .image").nth(SEEDS - 1).wait_for()
@@ -106,35 +110,51 @@ def opened(browser: Browser, file: Path) -> dict[str, float]:
     read = time.perf_counter()
     context.close()
     return {
-        "seconds_to_interactive": listening - begun,
+        "seconds_to_interactive": listening - began,
         "cpu_seconds_to_interactive": used["TaskDuration"],
         "seconds_to_open": shown - pressed,
-        "seconds_to_read": read - begun,
+        "seconds_to_read": read - began,
+    }
+
+
+def about(calibration: Calibration) -> dict[str, Any]:
+    """What a made-up run depends on, as far as a report shows it."""
+    settings = AuditSettings.resolve({"model": "made up", "images_per_prompt": SEEDS}, environment={})
+    return {
+        "model": "made up",
+        "settings": settings.model_dump(mode="json"),
+        "fingerprint": calibration.fingerprint,
+        "methods": {"detector": DETECTOR.name, "localizer": "collapse", "mitigation": "rephrasing"},
+        "weights": "0" * 64,
+        "index": ["tiles", 9],
+        "versions": {"cryptomnesia": __version__},
     }
 
 
 def outcome(store: Store) -> Outcome:
     """A made-up run, in which everything is found."""
     generator = np.random.default_rng(0)
+    evaluations = Calibration.load(store.folder / CALIBRATION).evaluations
     prompts = [
-        Judged(f"a painting of subject {number}", Level.confirmed, list(images(store, number, generator)))
+        Judged(f"a painting of subject {number}", Level.confirmed, list(images(store, number, evaluations, generator)))
         for number in range(PROMPTS)
     ]
-    settings = Settings(model="made up", prompts=Path("prompts.txt"), images_per_prompt=SEEDS)
-    decision = gate([each.level for each in prompts], Level.corroborated, 0)
-    return Outcome(store.about, settings, "drift", 0.01, prompts, decision)
+    decision = gate([judged.level for judged in prompts], Level.corroborated, 0)
+    settings = AuditSettings.resolve(store.about["settings"], environment={})
+    return Outcome(store.about, settings, DETECTOR.name, DETECTOR.describe(), 0.01, prompts, decision)
 
 
-def images(store: Store, number: int, generator: np.random.Generator) -> Iterator[dict[str, Any]]:
+def images(store: Store, number: int, evaluations: int, generator: np.random.Generator) -> Iterator[dict[str, Any]]:
     """Rows of evidence on one prompt."""
-    evaluations = Calibration.load(store.folder / "calibration.safetensors").null["drift"].shape[1]
     for seed in range(SEEDS):
         made, other, training = (picture(store, f"{number}-{seed}-{kind}") for kind in ("made", "other", "training"))
         heat = generator.random((64, 64))
         yield {
-            **{norm.name: generator.uniform(1, 2, evaluations).tolist() for norm in fields(Norms)},
+            "timesteps": list(range(evaluations)),
+            **{f"{NORM}{name}": generator.uniform(1, 2, evaluations).tolist() for name in NORMS},
             **dict.fromkeys(("matched_whole", "matched_region", "region", "repeated"), True),
-            **dict.fromkeys(("region_path", "region_relative", "region_p")),
+            **dict.fromkeys(("region_path", "region_relative", "region_p", "map_missing")),
+            "detector": DETECTOR.name,
             "seed": seed,
             "level": "confirmed",
             "score": 5 + generator.random(),

@@ -100,7 +100,7 @@ def test_messages_are_whole_for_kinds_that_no_command_makes(tmp_path):
         load_checked(path, "list", 1)
     with pytest.raises(UsageError, match="has table format 1, this version reads 2; make it again"):
         load_checked(path, "table", 2)
-    with pytest.raises(UsageError, match="not a calibration; make one with `cryptomnesia calibrate`$"):
+    with pytest.raises(UsageError, match=r"not a calibration; make one with `cryptomnesia calibrate`$"):
         load_checked(path, "calibration", 2)
 
 

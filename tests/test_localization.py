@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused_at_the_call(fitted):
     refused("got no map to compute", localizers=[])
     refused("score-difference needs the unconditional branch", guidance_scale=1.0)
     refused("takes no eta_scale; leave it out", eta_scale=1)
-    refused("got generator, which is given for every image here", generator=torch.Generator())
+    refused("got generator, which the library gives for every image", generator=torch.Generator())
     refused("got height 32 and width None; give both or neither", height=32)
     refused("got 0 steps", num_inference_steps=0)
     refused("got no prompts", [])

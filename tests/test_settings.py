@@ -11,7 +11,7 @@ from pydantic import Field
 from typer.testing import CliRunner
 
 from cryptomnesia import UsageError
-from cryptomnesia.cli import auditing
+from cryptomnesia.auditing import audited
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.settings import AuditSettings, CallSettings, Settings
 
@@ -23,11 +23,11 @@ def seen(monkeypatch):
     """Settings with which the command `audit` is called; it does nothing else."""
     calls = []
 
-    def record(settings):
-        calls.append(settings)
+    def record(model, prompts, output, *, workers, progress, **values):
+        calls.append(AuditSettings(model=model, prompts=prompts, **values))
         raise UsageError("stop here")
 
-    monkeypatch.setattr(auditing, "_older", record)
+    monkeypatch.setattr(audited, "audit", record)
     return calls
 
 

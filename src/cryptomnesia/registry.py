@@ -61,6 +61,9 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
 }
 """What every method has, and what a method of a kind has besides; behind the kind comes what has no default."""
 
+_NO_SETTINGS = frozenset({*MEMBERS["method"], "reads", "norms", "signals", "alters", "evaluations"})
+"""Attributes of a method that document it, or are what its function needs."""
+
 BASES: Mapping[str, str] = {"detector": "Detector", "localizer": "Localizer", "mitigation": "Mitigation"}
 """The class of `cryptomnesia` that a method of a kind is derived from."""
 
@@ -136,7 +139,7 @@ class Method(Protocol):
     @overridable
     def observes(self) -> str:
         """What the result is made from. Two methods that observe the same thing do not corroborate each other."""
-        return self.name
+        return getattr(self, "name", "")
 
     def check(self, setup: "Setup") -> None:
         """Refuse a set-up in which the method cannot work; `requires` is checked before.
@@ -171,14 +174,18 @@ def describe(method: Any) -> str:
         slots = [name for base in type(method).__mro__ for name in _slots(base)]
         given = sorted(name for name in {*slots, *getattr(method, "__dict__", {})} if not name.startswith("_"))
     settings = {name: getattr(method, name) for name in given if hasattr(method, name)}
-    # what only documents a method is no setting of it
-    shown = [f"{name}={value!r}" for name, value in settings.items() if name not in MEMBERS["method"]]
+    shown = [f"{name}={_shown(value)}" for name, value in settings.items() if name not in _NO_SETTINGS]
     return f"{name_of(method)}({', '.join(shown)})"
 
 
 def name_of(method: Any) -> str:
     """The name of a method."""
     return method.name
+
+
+def _shown(value: Any) -> str:
+    """The value as text, the same in every process: sets have another order in each."""
+    return f"{{{', '.join(sorted(map(repr, value)))}}}" if isinstance(value, set | frozenset) else repr(value)
 
 
 def _slots(base: type) -> tuple[str, ...]:

@@ -321,7 +321,7 @@ class PromptSettings(Settings):
 
 
 class GenerateSettings(PromptSettings, ImageSettings):
-    """What every command is told that generates images of prompts."""
+    """The settings of every command that generates images of prompts."""
 
 
 class DetectSettings(FlaggedSettings, JudgeSettings, GenerateSettings):

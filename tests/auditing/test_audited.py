@@ -1,28 +1,21 @@
 import json
 import multiprocessing
-import os
 import random
-import shutil
-import signal
 import time
-from dataclasses import asdict
 
 import pytest
 import torch
-from cryptomnesia.calibration.maps import calibrate
 from PIL import Image
 
-from cryptomnesia import Calibration, Sampling, UsageError
-from cryptomnesia.auditing import run as running
-from cryptomnesia.auditing.cost import estimate
-from cryptomnesia.auditing.evidence import Level
+from cryptomnesia import Calibration, Drift, MapMean, Rephrasing, Stability, UsageError, audit, calibrate
+from cryptomnesia.auditing import audited as auditing
 from cryptomnesia.auditing.outcome import outcome
-from cryptomnesia.auditing.repetition import repeated
-from cryptomnesia.auditing.run import audit
 from cryptomnesia.auditing.scoring import score
 from cryptomnesia.auditing.store import Store
+from cryptomnesia.localizers import Curvature, CurvatureDifference
+from cryptomnesia.localizers.jacobian.diagonal import DiagonalEstimator
 from cryptomnesia.report.markdown import model_card
-from cryptomnesia.testing.miniatures import stable_diffusion
+from cryptomnesia.testing.miniatures import CALL, PROMPTS, stable_diffusion
 from tiny_audit import settings
 
 
@@ -31,28 +24,94 @@ def test_a_run_holds_evidence_on_every_image(audit_folder, audited):
     prompts = ("a blue star", "a blue star", "a green ring", "a green ring", "a red bar", "a red bar")
     assert [(row["prompt"], row["seed"]) for row in rows] == list(zip(prompts, range(6), strict=True))
     calibration = Calibration.load(audited.folder / "calibration.safetensors")
-    for row, own in zip(rows, scores, strict=True):
-        p = calibration.p_value("drift", torch.tensor([own["drift_score"]])).item()
-        assert own["drift_p"] == pytest.approx(p)
-        assert row["flagged"] == (p <= 0.5) == (own["level"] != "none") == (row["map"] is not None)
+    for row, scored in zip(rows, scores, strict=True):
+        p = calibration.p_value(Drift(), torch.tensor([scored["score"]])).item()
+        assert scored["p_value"] == scored["p_value:drift"] == pytest.approx(p)
+        assert scored["score"] == scored["score:drift"] == row["score"]
+        assert row["flagged"] == (p <= 0.5) == (scored["level"] != "none") == (row["map"] is not None)
+        assert scored["flagged"] == row["flagged"]
+        assert (row["first_flagged_step"] is not None) == row["flagged"]
+        assert row["reason"].startswith("drift ")
         with Image.open(audited.folder / row["image"]) as picture:
             assert picture.size == (16, 16)
     found = outcome(audited)
     assert sum(found.counts.values()) == 3
-    assert [each.level for each in found.prompts] == sorted((each.level for each in found.prompts), reverse=True)
+    assert [judged.level for judged in found.prompts] == sorted(
+        (judged.level for judged in found.prompts), reverse=True
+    )
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["gate"]["prompts"] == 3
+
+
+def test_a_run_says_what_auto_stood_for(audited):
+    assert audited.about["methods"] == {"detector": "drift", "localizer": "collapse", "mitigation": "rephrasing"}
+    assert audited.about["made_by"]["detector"] == "drift(less=3.0)"
+    assert audited.about["fingerprint"]["scheduler"] == "DDIMScheduler"
+    assert audited.about["fingerprint"]["steps"] == 3
 
 
 def test_running_again_changes_nothing(audit_folder, audited, monkeypatch):
     # NaN is unlike itself
     before = str(audited.rows("images")), str(audited.rows("scores"))
-    score(audited, detector="stability", rate=0.3)
+    score(audited, detector="stability", fpr=0.3)
     assert str(audited.rows("scores")) != before[1]
-    monkeypatch.setattr(running.Examiner, "__call__", None)
-    again = audit(settings(audit_folder, images_per_prompt=2), audit_folder / "run")
+    monkeypatch.setattr(auditing.Examiner, "__call__", None)
+    again = audit(**settings(audit_folder, images_per_prompt=2), output=audit_folder / "run")
     assert (str(again.rows("images")), str(again.rows("scores"))) == before
-    with pytest.raises(UsageError, match="holds another run"):
-        audit(settings(audit_folder, images_per_prompt=3), audit_folder / "run")
+    with pytest.raises(UsageError, match="holds another run: images_per_prompt is 3, there 2; give another folder"):
+        audit(**settings(audit_folder, images_per_prompt=3), output=audit_folder / "run")
+
+
+def test_a_loaded_pipeline_and_a_list_of_prompts_give_the_same_run(audit_folder, audited, tmp_path):
+    prompts = (audit_folder / "prompts.txt").read_text().splitlines()
+    given = settings(audit_folder, images_per_prompt=2, model=stable_diffusion(), prompts=prompts)
+    store = audit(**given, output=tmp_path / "run")
+    for stage in ("references", "images", "scores"):
+        assert str(store.rows(stage)) == str(audited.rows(stage))
+    assert store.about["model"] == "StableDiffusionPipeline"
+    assert (store.about["settings"]["model"], store.about["settings"]["prompts"]) == (None, None)
+
+
+def test_methods_and_the_calibration_may_be_objects(audit_folder, tmp_path):
+    pipe = stable_diffusion()
+    curvature = Curvature(estimator=DiagonalEstimator(probes=8))
+    calibration = calibrate(pipe, PROMPTS, localizers=[curvature], batch_size=34, **CALL)
+    given = settings(audit_folder, model=pipe, references=None, calibration=calibration)
+    methods = {"detector": Stability(), "localizer": curvature, "mitigation": Rephrasing(most=1)}
+    store = audit(**given, **methods, output=tmp_path / "run")
+    assert store.about["methods"] == {"detector": "stability", "localizer": "curvature", "mitigation": "rephrasing"}
+    assert store.about["made_by"] == {name: method.describe() for name, method in methods.items()}
+    assert "probes=8" in store.about["made_by"]["localizer"]
+    assert all(len(row["dropped"]) <= 1 for row in store.rows("images"))
+    assert outcome(store).detector == "stability"
+    other = {**methods, "mitigation": Rephrasing(most=2)}
+    with pytest.raises(UsageError, match=r"another run: made_by.mitigation is rephrasing\(probe=2, most=2\), there "):
+        audit(**given, **other, output=tmp_path / "run")
+    with pytest.raises(
+        UsageError, match=r"got the model and the detector and .* as an object, and several workers load"
+    ):
+        audit(**given, **methods, output=tmp_path / "other", workers=2)
+    with pytest.raises(UsageError, match="got dtype with a loaded pipeline, which has its own"):
+        audit(**given, dtype="float16", output=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_parts_can_be_switched_off(audit_folder, tmp_path):
+    store = audit(**settings(audit_folder, localize=False, mitigate=False), output=tmp_path / "run")
+    assert store.about["methods"] == {"detector": "drift", "localizer": None, "mitigation": None}
+    rows = store.rows("images")
+    assert any(row["flagged"] for row in rows)
+    assert all(
+        (row["map"], row["map_missing"], row["action"], row["instead"]) == (None, None, "none", None) for row in rows
+    )
+    assert not any(key.startswith("map") for key in store.rows("references")[0])
+    found = outcome(store)
+    assert (found.unmapped, found.gate.outcome) == (0, "undecided")
+    # without a second signal every model would pass this gate in the end
+    with pytest.raises(UsageError, match="none can be corroborated, so every model would pass; give fail_on"):
+        outcome(store, max_rate=0.5)
+    assert outcome(store, max_rate=0.5, fail_on="suspected").gate.limit == 0.5
+    with pytest.raises(UsageError, match="none can be corroborated, so every model would pass; give fail_on"):
+        audit(**settings(audit_folder, localize=False, max_rate=0.5), output=tmp_path / "other")
 
 
 def training(folder):
@@ -64,45 +123,60 @@ def training(folder):
     return folder
 
 
-def work(chosen, folder, log):
-    """A worker in a process of its own, which takes its time over every batch so that it can be killed in it."""
+def work(arguments, folder, written, steps):
+    """A worker in a process of its own, which logs every batch that it wrote and every step of its progress."""
     torch.set_num_threads(1)
-    quick = Store.write
+    write = Store.write
 
-    def slow(store, stage, number, rows):
-        time.sleep(0.05)
-        quick(store, stage, number, rows)
-        with log.open("a") as lines:
+    def write_and_log(store, stage, number, rows):
+        write(store, stage, number, rows)
+        with written.open("a") as lines:
             lines.write(f"{stage} {number}\n")
 
-    Store.write = slow
-    audit(chosen, folder)
+    def log(stage, done, total):
+        with steps.open("a") as lines:
+            lines.write(f"{stage} {done} of {total}\n")
+        # so that the test sees the step and can kill the worker before the next one
+        time.sleep(0.01)
+
+    Store.write = write_and_log
+    audit(**arguments, output=folder, progress=log)
+
+
+def lines_of(file):
+    return file.read_text().splitlines() if file.exists() else []
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(audit_folder, tmp_path):
-    """Killed twenty times at random moments, some of them while two workers share the run."""
+    """Killed twenty times after a random number of steps, half of the times while two workers share the run."""
     (audit_folder / "many.txt").write_text("\n".join(f"a blue star {number}" for number in range(40)))
     images = training(tmp_path / "images")
-    chosen = settings(audit_folder, prompts=audit_folder / "many.txt", batch_size=2, training_images=images)
-    expected = audit(chosen, tmp_path / "whole")
-    log, progress = tmp_path / "log.txt", []
+    arguments = settings(audit_folder, prompts=audit_folder / "many.txt", batch_size=4, training_images=images)
+    expected = audit(**arguments, output=tmp_path / "whole")
+    folder, written, steps = tmp_path / "killed", tmp_path / "written.txt", tmp_path / "steps.txt"
     context = multiprocessing.get_context("fork")
-    moments = random.Random(0)
+    counts = random.Random(0)
+    done, killed = [], 0
     for attempt in range(20):
+        wanted = len(lines_of(steps)) + counts.randint(2, 12)
         workers = [
-            context.Process(target=work, args=(chosen, tmp_path / "killed", log)) for _ in range(1 + attempt % 2)
+            context.Process(target=work, args=(arguments, folder, written, steps)) for _ in range(1 + attempt % 2)
         ]
         for worker in workers:
             worker.start()
-        time.sleep(moments.uniform(0.2, 1.5))
+        while len(lines_of(steps)) < wanted and any(worker.is_alive() for worker in workers):
+            time.sleep(0.005)
+        killed += any(worker.is_alive() for worker in workers)
         for worker in workers:
-            os.kill(worker.pid, signal.SIGKILL)
+            worker.kill()
             worker.join()
-        progress.append(len(list((tmp_path / "killed").glob("[ri]*/*.parquet"))))
-    assert len(set(progress)) >= 5
-    done = log.read_text().splitlines()
-    assert len(set(done)) == len(done) <= progress[-1] + 1
-    resumed = audit(chosen, tmp_path / "killed")
+        done.append(len(list(folder.glob("[ri]*/*.parquet"))))
+    assert killed >= 10
+    assert done == sorted(done)
+    assert len(set(done)) >= 5
+    batches = lines_of(written)
+    assert len(set(batches)) == len(batches) <= done[-1] + 1
+    resumed = audit(**arguments, output=folder)
     for stage in ("references", "images", "scores"):
         assert str(resumed.rows(stage)) == str(expected.rows(stage))
     assert not list((resumed.folder / "images").glob("*.unfinished"))
@@ -111,9 +185,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(audit_f
 def test_several_processes_share_a_run(audit_folder, tmp_path):
     """From the index of training images to the scores, and each batch is examined by one of them."""
     images = training(tmp_path / "images")
-    chosen = settings(audit_folder, images_per_prompt=2, batch_size=1, training_images=images)
+    arguments = settings(audit_folder, images_per_prompt=2, batch_size=1, training_images=images)
     threads = torch.get_num_threads()
-    alone, shared = (audit(chosen, tmp_path / f"by {workers}", workers=workers) for workers in (1, 2))
+    alone, shared = (audit(**arguments, output=tmp_path / f"by {workers}", workers=workers) for workers in (1, 2))
     assert torch.get_num_threads() == threads
     for stage in ("images", "scores"):
         assert str(shared.rows(stage)) == str(alone.rows(stage))
@@ -121,153 +195,174 @@ def test_several_processes_share_a_run(audit_folder, tmp_path):
     assert "12 by tiles, 32 pixels, 4 across; 1 more files could not be used" in model_card(outcome(alone))
 
 
-def test_scores_can_be_made_anew_from_what_was_stored(audit_folder, audited, tmp_path):
-    store = running.Store.create(tmp_path / "copy", audited.about)
-    for name in ("calibration.safetensors", "maps.safetensors"):
-        (store.folder / name).write_bytes((audited.folder / name).read_bytes())
-    shutil.copytree(audited.folder / "assets", store.folder / "assets")
-    rows = audited.rows("images")
-    store.write("images", 0, rows[:4])
-    store.write("images", 1, rows[4:])
-    score(store, detector="stability", rate=0.3)
-    found = outcome(store)
-    assert (found.detector, found.rate) == ("stability", 0.3)
-    assert [row["stability_p"] <= 0.3 for row in store.rows("scores")] == [
-        row["level"] != "none" for row in store.rows("scores")
-    ]
-    with pytest.raises(UsageError, match="knows no tarot"):
-        score(store, detector="tarot")
-    foreign = running.Store.create(tmp_path / "foreign", audited.about)
-    shutil.copytree(store.folder, foreign.folder, dirs_exist_ok=True)
-    foreign.write("images", 0, [{**row, "image": str(audited.folder / row["image"])} for row in rows[:4]])
-    with pytest.raises(UsageError, match="which is not its own"):
-        score(foreign)
-    same = {**audited.about, "settings": {**audited.about["settings"], "map": "score-difference"}}
-    with pytest.raises(UsageError, match="guidance-last says the same as the map score-difference"):
-        score(running.Store.create(tmp_path / "same", same), detector="guidance-last")
-
-
-def test_a_run_may_be_judged_by_the_mean_of_a_map(audit_folder, tmp_path):
-    chosen = settings(audit_folder, detector="curvature-difference")
-    store = audit(chosen, tmp_path / "run")
-    calibration = Calibration.load(store.folder / "calibration.safetensors")
-    assert "curvature-difference" in calibration.null
-    assert "collapse" not in calibration.null
-    before = str(store.rows("scores"))
-    for row, own in zip(store.rows("images"), store.rows("scores"), strict=True):
-        mean = row["curvature-difference_mean"]
-        assert own["curvature-difference_score"] == mean
-        p = calibration.p_value("curvature-difference", torch.tensor([mean])).item()
-        assert own["curvature-difference_p"] == pytest.approx(p)
-        assert row["flagged"] == (p <= 0.5)
-    told = outcome(store)
-    assert all("curvature-difference_mean" not in row for each in told.to_json()["prompts"] for row in each["images"])
-    assert told.detector == "curvature-difference"
-    score(store, detector="drift")
-    assert outcome(store).detector == "drift"
-    score(store)
-    assert str(store.rows("scores")) == before
-    with pytest.raises(UsageError, match="the calibration knows no guidance-map"):
-        score(store, detector="guidance-map")
-    with pytest.raises(ValueError, match="collapse says the same as the map collapse"):
-        settings(audit_folder, detector="collapse")
-    with pytest.raises(ValueError, match="curvature says the same as the map curvature-difference"):
-        settings(audit_folder, detector="curvature", map="curvature-difference")
-
-
-def test_a_mean_that_a_run_did_not_take_is_not_made_up(audit_folder, tmp_path):
-    references = (audit_folder / "references.txt").read_text().split("\n")
-    pipe = stable_diffusion()
-    sampling = Sampling(3, 2.0)
-    fitted, maps = calibrate(pipe, references, sampling, ["collapse"], detectors=["curvature"], batch_size=34)
-    fitted.save(tmp_path / "c.safetensors")
-    maps.save(tmp_path / "m.safetensors")
-    given = {"calibration": tmp_path / "c.safetensors", "maps": tmp_path / "m.safetensors", "references": None}
-    store = audit(settings(audit_folder, **given), tmp_path / "run")
-    assert "curvature_score" not in store.rows("scores")[0]
-    with pytest.raises(UsageError, match="the run took no maps for curvature; judge by another detector"):
-        score(store, detector="curvature")
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ({"detector": "tarot"}, "unknown detector 'tarot'"),
-        ({"rate": 0.001}, "102 reference prompts leave 68 for the null, a rate of 0.001 needs 999; give 1499 or more"),
+        ({"localizer": "tarot"}, "unknown localizer 'tarot'"),
+        ({"mitigation": "tarot"}, "unknown mitigation 'tarot'"),
+        ({"fpr": 0.001}, "102 reference prompts leave 68 for the null, a rate of 0.001 needs 999; give 1499 or more"),
         ({"prompts": "references.txt"}, "102 prompts are references as well, 'a red circle 0' for one; take them out"),
+        ({"prompts": []}, "got no prompts; give at least one"),
+        ({"prompts": ["a red bar", " "]}, "got an empty prompt; give a text"),
+        ({"prompts": ["a red bar", 3]}, "got the prompt 3; give texts, or a file of them"),
+        ({"prompts": ["half \ud800"]}, "half of a surrogate pair; write it out whole"),
         ({"training_images": "few"}, "the index holds 3 pictures, too few to tell"),
         ({"training_images": ".."}, "is among the training images, which would match it; give another folder"),
+        ({"training_images": "nowhere"}, "no folder .*nowhere; give the folder of the training images"),
+        ({"references": None}, "got no calibration, and there is none beside the model; give references"),
+        ({"references": None, "calibration": "nowhere"}, "no calibration file .*nowhere; make one with"),
+        ({"localizer": "collapse-checkpoint"}, "an audit has no second checkpoint, which collapse-checkpoint needs"),
+        ({"guidance": 1.0, "detector": "guidance-mean"}, "guidance-mean needs the unconditional branch"),
+        ({"guidance": 1.0, "localizer": "collapse"}, "collapse needs the unconditional branch"),
+        ({"height": 24}, "got height 24 and width None; give both or neither"),
+        ({"stepz": 3}, r"got the unknown setting stepz \(did you mean steps\?\)"),
+        ({"workers": 0}, "got 0 workers; give at least 1"),
+        ({"detector": "collapse"}, "the detector collapse says the same as the map collapse"),
+        (
+            {"detector": "curvature", "localizer": "curvature-difference"},
+            "the detector curvature says the same as the map curvature-difference, because both are made from",
+        ),
+        (
+            {"detector": "guidance-last", "localizer": "score-difference"},
+            "the detector guidance-last says the same as the map score-difference",
+        ),
     ],
 )
-def test_what_cannot_be_is_refused_before_a_run_is_begun(audit_folder, tmp_path, more, message):
+def test_what_cannot_be_is_refused_before_anything_is_generated(audit_folder, tmp_path, monkeypatch, more, message):
     (audit_folder / "few").mkdir(exist_ok=True)
     for number in range(3):
         Image.effect_noise((16, 16), number).save(audit_folder / "few" / f"{number}.png")
-    paths = {name: audit_folder / more[name] for name in ("prompts", "training_images") if name in more}
-    with pytest.raises(UsageError, match=message):
-        audit(settings(audit_folder, **more | paths), tmp_path / "run")
+    monkeypatch.setattr(auditing, "mapped", None)
+    paths = {
+        name: audit_folder / value
+        for name in ("prompts", "training_images", "calibration")
+        if isinstance(value := more.get(name), str)
+    }
+    with pytest.raises(UsageError, match=message) as refused:
+        audit(**settings(audit_folder, **more | paths), output=tmp_path / "run")
+    assert "\n" not in str(refused.value)
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def test_a_given_calibration_that_does_not_fit_is_refused_before_anything_is_generated(audit_folder, tmp_path):
+    pipe = stable_diffusion()
+    calibrate(pipe, PROMPTS, batch_size=34, **CALL).save(tmp_path / "calibration.safetensors")
+    given = {"references": None, "calibration": tmp_path / "calibration.safetensors"}
+    with pytest.raises(UsageError, match="steps is 4, calibrated 3"):
+        audit(**settings(audit_folder, **given, steps=4), output=tmp_path / "run")
+    with pytest.raises(UsageError, match=r"the calibration has no maps of collapse .*; or audit without maps"):
+        audit(**settings(audit_folder, **given), output=tmp_path / "run")
+    with pytest.raises(UsageError, match=r"a false-positive rate of 0\.01 needs at least 99 null references"):
+        audit(**settings(audit_folder, **given, fpr=0.01, localize=False), output=tmp_path / "run")
+    with pytest.raises(UsageError, match="the calibration has not recorded curvature, which curvature reads"):
+        audit(**settings(audit_folder, **given, detector="curvature", localize=False), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert len(audit(**settings(audit_folder, **given, localize=False), output=tmp_path / "run").rows("images")) == 3
+
+
+def test_a_run_goes_on_without_the_file_of_its_calibration(audit_folder, tmp_path):
+    file = tmp_path / "calibration.safetensors"
+    calibrate(stable_diffusion(), PROMPTS, batch_size=34, **CALL).save(file)
+    arguments = settings(audit_folder, references=None, calibration=file, localize=False)
+    before = str(audit(**arguments, output=tmp_path / "run").rows("scores"))
+    file.unlink()
+    (tmp_path / "run" / "images" / "00000.parquet").unlink()
+    assert str(audit(**arguments, output=tmp_path / "run").rows("scores")) == before
+
+
 def test_an_unfinished_run_has_no_outcome(audit_folder, audited, tmp_path):
-    store = running.Store.create(tmp_path / "unfinished", audited.about)
+    store = Store.create(tmp_path / "unfinished", audited.about)
     with pytest.raises(UsageError, match="is not finished: 0 of 2 batches"):
         outcome(store)
 
 
-def test_the_cost_is_told_beforehand(audit_folder, tmp_path):
-    cost = estimate(settings(audit_folder, images_per_prompt=5))
-    # every reference has a map of 16 probes of one branch too
-    assert (cost.images, cost.references, cost.evaluations) == (15, 102, 117 * 3 + 102 * 8)
-    assert cost.seconds > 0
-    assert "15 images and 102 references: 1,167 denoiser evaluations" in str(cost)
-    assert asdict(cost)["flagged_evaluations"] > 8
-    mean = estimate(settings(audit_folder, images_per_prompt=5, detector="curvature-difference"))
-    assert mean.evaluations == 117 * (3 + 16) + 102 * 8
-    attention = estimate(settings(audit_folder, images_per_prompt=5, map="bright-ending"))
-    assert attention.evaluations == 117 * 3 + 102
-    pictures = training(tmp_path / "images")
-    with_index = estimate(settings(audit_folder, images_per_prompt=5, training_images=pictures))
-    # in half precision, with their names
-    assert with_index.bytes - cost.bytes == pytest.approx(13 * 2 * 3072, rel=0.05)
-    with pytest.raises(UsageError, match="no folder"):
-        estimate(settings(audit_folder, training_images=tmp_path / "nowhere"))
+def test_a_run_may_be_judged_by_the_mean_of_a_map(audit_folder, tmp_path):
+    store = audit(**settings(audit_folder, detector="curvature-difference"), output=tmp_path / "run")
+    calibration = Calibration.load(store.folder / "calibration.safetensors")
+    assert set(calibration.runs.signals) == {"curvature-difference"}
+    assert set(calibration.maps) == {"collapse"}
+    before = str(store.rows("scores"))
+    detector = MapMean(CurvatureDifference())
+    for row, scored in zip(store.rows("images"), store.rows("scores"), strict=True):
+        mean = torch.tensor(row["signal:curvature-difference"]).double().mean().float().item()
+        assert scored["score"] == mean
+        p = calibration.p_value(detector, torch.tensor([mean])).item()
+        assert scored["p_value"] == pytest.approx(p)
+        assert row["flagged"] == (p <= 0.5)
+        assert "score:collapse" not in scored
+    found = outcome(store)
+    assert not any(key.startswith("signal:") for image in shown_images(found) for key in image)
+    assert found.detector == "curvature-difference"
+    score(store, detector="drift")
+    assert outcome(store).detector == "drift"
+    score(store)
+    assert str(store.rows("scores")) == before
+    with pytest.raises(UsageError, match="the run stored no guidance-map, which guidance-map reads; audit again with"):
+        score(store, detector="guidance-map")
 
 
-def test_pictures_of_a_prompt_repeat_each_other_where_they_agree_inside_the_region():
-    generator = torch.Generator().manual_seed(0)
-    pictures = [torch.rand(3, 32, 32, generator=generator) for _ in range(40)]
-    pictures[1][:, :, 16:] = pictures[0][:, :, 16:]  # the right half comes again
-    prompts = ["again", "again", "other", "other", *(f"ordinary {number}" for number in range(36))]
-    right = torch.zeros(8, 8, dtype=torch.bool)
-    right[:, 4:] = True
-    everywhere = torch.ones(8, 8, dtype=torch.bool)
-    assert repeated(prompts, pictures, {0: right, 1: right, 2: right, 3: right}, rate=0.05) == {0, 1}
-    assert repeated(prompts, pictures, {0: everywhere, 1: everywhere}, rate=0.05) == set()
-    assert repeated(prompts, pictures, {0: right, 1: ~right}, rate=0.05) == set()
-    # 37 other prompts cannot support a rate of 0.01, and where the others are as much alike it says nothing
-    assert repeated(prompts, pictures, {0: right, 1: right}, rate=0.01) == set()
-    plain = [picture.clone() for picture in pictures]
-    for number in range(2, 20):
-        plain[number][:, :, 16:] = plain[0][:, :, 16:]
-    assert repeated(prompts, plain, {0: right, 1: right}, rate=0.05) == set()
+def shown_images(found):
+    return [image for prompt in found.to_json()["prompts"] for image in prompt["images"]]
 
 
-def test_levels_follow_from_the_signals(audit_folder, audited, tmp_path):
-    rows = audited.rows("images")
-    store = running.Store.create(tmp_path / "levels", audited.about)
-    for name in ("calibration.safetensors", "maps.safetensors"):
-        (store.folder / name).write_bytes((audited.folder / name).read_bytes())
-    shutil.copytree(audited.folder / "assets", store.folder / "assets")
-    known = [
-        ((None, False, False), Level.suspected),
-        ((0.001, False, False), Level.corroborated),
-        ((0.9, True, False), Level.confirmed),
-        ((None, False, True), Level.confirmed),
-    ]
-    for row, ((mean_p, whole, region), _) in zip(rows, known, strict=False):
-        row |= {"mean_p": mean_p, "mask": None}
-        row |= {"matched_whole": whole, "matched_region": region}
-    store.write("images", 0, rows)
-    score(store, rate=0.99)
-    assert [Level[row["level"]] for row in store.rows("scores")][: len(known)] == [level for _, level in known]
+class Overflowing:
+    """Makes a network's output NaN for the images of one prompt: where maps ask the network, or always."""
+
+    def __init__(self, pipe, prompt, monkeypatch, always=False):
+        with torch.no_grad():
+            self.wanted = pipe.encode_prompt(prompt, "cpu", 1, False)[0][0]
+        self.probing, self.always = False, always
+        estimate = DiagonalEstimator.estimate
+
+        def probe(estimator, *args, **kwargs):
+            self.probing = True
+            try:
+                return estimate(estimator, *args, **kwargs)
+            finally:
+                self.probing = False
+
+        monkeypatch.setattr(DiagonalEstimator, "estimate", probe)
+        pipe.unet.register_forward_hook(self.spoil, with_kwargs=True)
+
+    def spoil(self, network, args, kwargs, output):
+        if not (self.probing or self.always):
+            return output
+        captions = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
+        broken = torch.tensor([torch.allclose(caption, self.wanted) for caption in captions])
+        value = output[0].masked_fill(broken.view(-1, 1, 1, 1), torch.nan)
+        return type(output)(value) if not isinstance(output, tuple) else (value, *output[1:])
+
+
+def test_a_map_that_is_not_finite_is_missing_for_that_image_alone(audit_folder, tmp_path, monkeypatch, capsys):
+    pipe = stable_diffusion()
+    Overflowing(pipe, "a green ring", monkeypatch)
+    # everything is flagged
+    given = settings(audit_folder, model=pipe, images_per_prompt=2, fpr=0.99, mitigate=False)
+    store = audit(**given, output=tmp_path / "run")
+    rows = store.rows("images")
+    assert all(row["flagged"] for row in rows)
+    for row in rows:
+        broken = row["prompt"] == "a green ring"
+        assert (row["map"] is None) == (row["mask"] is None) == (row["fraction"] is None) == broken
+        assert (row["map_missing"] or "").startswith("could not tell: the network's output is not finite") == broken
+    whole = audit(**settings(audit_folder, images_per_prompt=2, fpr=0.99, mitigate=False), output=tmp_path / "whole")
+    for row, other in zip(rows, whole.rows("images"), strict=True):
+        if row["prompt"] != "a green ring":
+            # a smaller batch rounds in another way
+            assert torch.allclose(torch.tensor(row["map"]), torch.tensor(other["map"]), atol=1e-4)
+    found = outcome(store)
+    assert found.unmapped == found.to_json()["unmapped"] == 2
+    assert "2 flagged images have no map" in model_card(found).replace("\n", " ")
+
+
+def test_a_run_whose_latents_are_not_finite_is_unknown_and_the_others_go_on(audit_folder, tmp_path, monkeypatch):
+    pipe = stable_diffusion()
+    Overflowing(pipe, "a green ring", monkeypatch, always=True)
+    store = audit(**settings(audit_folder, model=pipe), output=tmp_path / "run")
+    levels = {row["prompt"]: row["level"] for row in store.rows("scores")}
+    assert levels.pop("a green ring") == "unknown"
+    assert "unknown" not in levels.values()
+    (row,) = (row for row in store.rows("scores") if row["level"] == "unknown")
+    assert row["reason"].startswith("could not tell: the latents are not finite from evaluation 0 on")
+    assert outcome(store).gate.unknown == 1

@@ -74,8 +74,17 @@ def varied(found):
     assert flagged["map"] is not None
     prompts = []
     for prompt, level, p, fraction in VALUES:
-        score = p if p != p else flagged["score"]
-        row = {**flagged, "seed": 1, "level": level, "p_value": p, "score": score, "fraction": fraction, "action": None}
+        unknown = math.isnan(p)
+        row = {
+            **flagged,
+            "seed": 1,
+            "level": level,
+            "p_value": p,
+            "score": p if unknown else flagged["score"],
+            "reason": "could not tell: the run ended after 1 of 3 evaluations" if unknown else flagged["reason"],
+            "fraction": fraction,
+            "action": "none",
+        }
         prompts.append(Judged(prompt, Level[level], [row]))
     corner = [[column < 3 and line < 2 for column in range(8)] for line in range(8)]
     full = {
@@ -249,7 +258,18 @@ def test_a_run_without_any_score_is_shown(show, audited, varied):
     page = show(html(replace(varied, prompts=unknown), audited))
     expect(page.get_by_text("No image has a score.")).to_be_visible()
     page.get_by_role("button", name="plum").click()
-    expect(page.get_by_text("no score: the run broke off")).to_be_visible()
+    expect(page.get_by_text("could not tell: the run ended after 1 of 3 evaluations")).to_be_visible()
+
+
+def test_a_run_whose_detector_is_not_installed_is_shown_without_charts(show, audited, varied):
+    about = {**varied.about, "methods": {**varied.about["methods"], "detector": "acme"}}
+    page = show(html(replace(varied, detector="acme", about=about), audited))
+    expect(page.get_by_text("No charts: no installed package registers it.")).to_be_visible()
+    expect(page.get_by_text("not in this installation: detector acme")).to_be_visible()
+    page.get_by_role("button", name="Pear tree").click()
+    part = page.get_by_role("region", name="Seed 1")
+    assert part.locator("polyline").count() == 0
+    expect(part.get_by_role("img", name="Map, seed 1")).to_be_visible()
 
 
 # Text on its ground, as WCAG 2 counts: the lowest ratio of luminances, and where it is.
@@ -318,7 +338,7 @@ def test_nothing_that_a_run_says_runs(show, audited, varied, embed):
     row = {**first.images[0], "region_path": EVIL, "reason": EVIL, "dropped": [EVIL], "action": "mitigated"}
     others = ['"><svg onload=alert(1)>', "<style>*{display:none}</style>", "{{7*7}}${alert(1)}", "javascript:alert(1)"]
     prompts = [Judged(text, first.level, [row]) for text in (EVIL, *others)]
-    evil = replace(varied, prompts=[*prompts, *rest], settings=varied.settings.model_copy(update={"model": EVIL}))
+    evil = replace(varied, prompts=[*prompts, *rest], about={**varied.about, "model": EVIL})
     page = show(html(evil, audited, embed_images=embed))
     assert [text.split() for text in listed(page)[:5]] == [text.split() for text in (EVIL, *others)]
     for place in range(5):

@@ -19,11 +19,10 @@ def run(audited, tmp_path):
 
 
 def flags(folder):
-    made = {"--calibration": "calibration.safetensors", "--maps": "maps.safetensors"}
     return [
         folder / "tiny",
-        *("--steps", 3, "--guidance", 2, "--rate", 0.5),
-        *(part for flag, name in made.items() for part in (flag, folder / "run" / name)),
+        *("--steps", 3, "--guidance", 2, "--fpr", 0.5),
+        *("--calibration", folder / "run" / "calibration.safetensors"),
     ]
 
 
@@ -64,11 +63,21 @@ def test_prompts_that_cannot_be_used_are_one_line(cryptomnesia, audit_folder, au
 
 def test_a_run_of_a_newer_version_is_refused(cryptomnesia, run):
     held = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**held, "format": 2}))
+    (run / "run.json").write_text(json.dumps({**held, "format": 3}))
     for command in (["report", run], ["rescore", run], ["compare", run, run]):
         code, _, said = cryptomnesia(*command)
         assert code == 2
-        assert "has run format 2, this version reads up to 1; update cryptomnesia" in said
+        assert "has run format 3, this version reads 2; update cryptomnesia" in said
+
+
+def test_a_run_of_an_older_version_is_refused_with_what_to_do(cryptomnesia, run):
+    held = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**held, "format": 1}))
+    for command in (["report", run], ["rescore", run], ["compare", run, run]):
+        code, _, said = cryptomnesia(*command)
+        assert code == 2
+        assert "has run format 1, this version reads 2; audit again into another folder" in said
+        assert said.count("\n") == 1
 
 
 def test_a_run_can_be_reported_under_another_gate_and_into_a_file(cryptomnesia, run, tmp_path):
@@ -79,7 +88,7 @@ def test_a_run_can_be_reported_under_another_gate_and_into_a_file(cryptomnesia, 
     assert (other["fail_on"], other["limit"]) == ("suspected", 0.9)
     assert (gate["fail_on"], gate["limit"]) == ("corroborated", 0)
     code, _, said = cryptomnesia("report", run, "--fail-on", "confirmed")
-    assert (code, "nothing can be confirmed without training images" in said) == (2, True)
+    assert (code, "confirmed' without training images, which alone can confirm; give index or" in said) == (2, True)
     assert cryptomnesia("report", run, "-o", tmp_path / "table.txt")[0] == 0
     assert "a green ring" in (tmp_path / "table.txt").read_text(encoding="utf-8")
 
@@ -88,7 +97,7 @@ def test_a_run_is_reported_rescored_and_compared(cryptomnesia, run, audited):
     code, out, _ = cryptomnesia("report", run)
     assert code == 0
     assert "a green ring" in out
-    code, out, _ = cryptomnesia("rescore", run, "--detector", "stability", "--rate", 0.3)
+    code, out, _ = cryptomnesia("rescore", run, "--detector", "stability", "--fpr", 0.3)
     assert code == 0
     assert "stability, suspected at p ≤ 0.3" in out
     code, out, _ = cryptomnesia("compare", audited.folder, run, "--fail-on", "suspected")
@@ -111,3 +120,49 @@ def test_a_run_with_training_images_whose_index_is_of_another_descriptor(cryptom
     )
     assert code == 2
     assert "was built with the descriptor another" in said
+
+
+def test_a_rate_of_zero_is_refused(cryptomnesia, run):
+    before = cryptomnesia("report", run)[1]
+    code, out, said = cryptomnesia("rescore", run, "--fpr", 0)
+    assert (code, out, said) == (2, "", "error: got the false-positive rate 0; give one between 0 and 1\n")
+    assert cryptomnesia("report", run)[1] == before
+    gate = json.loads(cryptomnesia("report", run, "--format", "json", "--max-rate", 0)[1])["gate"]
+    assert gate["limit"] == 0
+    code, _, said = cryptomnesia("report", run, "--fail-on", "")
+    assert (code, "got fail_on = ''" in said) == (2, True)
+
+
+def test_a_detector_that_reads_what_is_not_stored_is_refused_with_what_it_costs(cryptomnesia, run):
+    code, _, said = cryptomnesia("rescore", run, "--detector", "curvature")
+    assert code == 2
+    assert (
+        "the run stored no curvature, which curvature reads; audit again with --detector curvature: 102 references "
+        "and 6 images × 3 evaluations" in said
+    )
+
+
+def test_an_audit_says_its_cost_and_its_outcome(cryptomnesia, audit_folder, audited, tmp_path):
+    given = [*flags(audit_folder), "--prompts", audit_folder / "prompts.txt", "-o", tmp_path / "run"]
+    code, out, _ = cryptomnesia("audit", *given, "--no-mitigate", "--dry-run")
+    assert code == 0
+    assert out.startswith("3 images and 0 references: 9 denoiser evaluations, about 0 s on this machine")
+    assert not (tmp_path / "run").exists()
+    code, out, said = cryptomnesia("audit", *given, "--no-mitigate", "--json")
+    assert code in (1, 3), said
+    assert json.loads(out)["about"]["methods"] == {"detector": "drift", "localizer": "collapse", "mitigation": None}
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(cryptomnesia, run, tmp_path, monkeypatch):
+    file = tmp_path / "report.html"
+    file.write_text("the old report")
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    code, out, said = cryptomnesia("report", run, "--format", "html", "-o", file)
+    monkeypatch.undo()
+    assert (code, out, said) == (2, "", f"error: cannot write {file} (No space left on device); give another place\n")
+    assert file.read_text() == "the old report"
+    assert [path.name for path in tmp_path.iterdir() if "unfinished" in path.name] == []

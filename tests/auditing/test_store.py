@@ -153,7 +153,7 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 def test_a_calibration_of_no_run_is_not_taken_for_the_run_s(tmp_path):
     (tmp_path / "calibration.safetensors").touch()
-    with pytest.raises(UsageError, match="holds a calibration.safetensors that is of no run; give another folder"):
+    with pytest.raises(UsageError, match=r"holds a calibration\.safetensors that is of no run; give another folder"):
         Store.create(tmp_path, ABOUT)
     assert not (tmp_path / "run.json").exists()
 

@@ -12,7 +12,7 @@ def test_calibrate_makes_what_detect_takes(cryptomnesia, model, setup, tmp_path)
     arguments = ("--prompts", model / "reference.txt", "--batch-size", "34", "-o", made, *setup)
     code, out, err = cryptomnesia("calibrate", model / "tiny", *arguments)
     assert code == 0
-    assert err == "detect asks for 1% unless told otherwise with --fpr; 150 references support it\n"
+    assert err == "the default false-positive rate of detect is 1% (--fpr 0.01); 150 references support it\n"
     assert out == f"{made}: 102 references; false-positive rates from 1.45% up\n"
     code, _, _ = cryptomnesia(
         "detect", model / "tiny", "--prompt", "a red circle", "--calibration", made, "--fpr", "0.02", *setup
@@ -40,7 +40,8 @@ def test_the_mean_of_a_map_is_calibrated_on_demand(cryptomnesia, model, calibrat
     code, _, err = cryptomnesia("detect", model / "tiny", "--calibration", calibration_file, *asked)
     assert code == 2
     assert "has not recorded collapse" in err
-    assert "with `cryptomnesia calibrate --detector collapse`, or use another detector" in err
+    assert "generate the references again with `cryptomnesia calibrate --detector collapse`" in err
+    assert "or use another detector" in err
 
 
 @pytest.mark.parametrize(

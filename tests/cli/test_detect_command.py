@@ -159,6 +159,15 @@ def test_what_is_computed_of_flagged_images_is_said_by_flags(
         assert panel.width == pictures * 260 - 4
 
 
+def test_a_method_that_is_named_and_not_used_is_said(cryptomnesia, model, calibration_file, setup):
+    asked = ("detect", model / "tiny", "--prompt", "a", "--calibration", calibration_file, "--fpr", 0.5, *setup)
+    code, _, err = cryptomnesia(*asked, "--localizer", "collapse", "--mitigation", "stability")
+    assert code in (0, 1)
+    assert err == (
+        "--localizer collapse is not used without --localize\n--mitigation stability is not used without --mitigate\n"
+    )
+
+
 def test_another_scheduler_is_mitigated_too(cryptomnesia, model, setup, tmp_path):
     made = tmp_path / "c.safetensors"
     euler = ("--scheduler", "euler", *setup)
@@ -246,7 +255,12 @@ CALL_OF_TINY = ["--steps", "2", "--guidance", "2"]
             "needs the unconditional branch",
         ),
         ([*BUNDLED, "--detector", "tarot"], "unknown detector 'tarot'; known are drift"),
-        ([*BUNDLED, "--localize", "--localizer", "tarot"], "unknown localizer 'tarot'; known are "),
+        ([*BUNDLED, "--localize", "--localizer", "tarot", "-o", "OUT"], "unknown localizer 'tarot'; known are "),
+        ([*BUNDLED, "--localize"], "got --localize without a folder for the maps; give -o FOLDER"),
+        (
+            [*BUNDLED, "--localize", "--localizer", "collapse-checkpoint", "-o", "OUT"],
+            "collapse-checkpoint is compared with a less-trained checkpoint, which only localize takes",
+        ),
         ([*BUNDLED, "--mitigate", "--mitigation", "tarot"], "unknown mitigation 'tarot'; known are "),
         ([*BUNDLED, "--scheduler", "tarot"], "unknown scheduler 'tarot'; known are own, ddim"),
         ([*BUNDLED, "--scheduler", "euler"], "scheduler is EulerDiscreteScheduler, calibrated PNDM"),

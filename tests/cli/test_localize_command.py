@@ -106,6 +106,13 @@ def test_the_calibration_beside_the_model_makes_masks_where_it_fits(cryptomnesia
     assert err.startswith("maps without masks: the calibration has no maps of guidance-map (it has: score-difference,")
     assert err.count("\n") == 1
     assert json.loads(out)["pixel_fpr"] is None
+    code, out, err = cryptomnesia(*asked, "--localizer", "guidance-map", "--smooth", 1)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: the calibration has no maps of guidance-map")
+    assert err.count("\n") == 1
+    code, out, err = cryptomnesia(*asked, "--localizer", "score-difference")
+    assert (code, err) == (0, "")
+    assert out.startswith("maps, with masks that hold 5% of the pixels of ordinary images")
 
 
 def test_a_model_without_captions_is_mapped(cryptomnesia, model, tmp_path):

@@ -168,6 +168,7 @@ def _calibrated(planned: Plan, store: Store, progress: Progress) -> Calibration:
         captions,
         trajectory_of(rows),
         {localizer.name: torch.tensor([row[f"map:{localizer.name}"] for row in rows]) for localizer in localizers},
+        norms=norms,
         signals=signals,
         localizers=localizers,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryptomnesia.tracing.trajectory import Trajectory
+from cryptomnesia.tracing.trajectory import Trajectory, joined_maps
 from cryptomnesia.verdicts import Verdict
 
 NORM, SIGNAL = "norm:", "signal:"
@@ -38,7 +38,9 @@ def trajectory_of(rows: Sequence[dict[str, Any]]) -> Trajectory:
     timesteps = tuple(rows[0]["timesteps"])
     norms = {key.removeprefix(NORM): _norms([row[key] for row in rows]) for key in rows[0] if key.startswith(NORM)}
     signals = {
-        key.removeprefix(SIGNAL): torch.tensor([row[key] for row in rows]) for key in rows[0] if key.startswith(SIGNAL)
+        key.removeprefix(SIGNAL): joined_maps([torch.tensor([row[key]]) for row in rows])
+        for key in rows[0]
+        if key.startswith(SIGNAL)
     }
     complete = all(len(row[f"{NORM}z"]) == len(timesteps) for row in rows)
     return Trajectory(timesteps, norms, {}, torch.empty(len(rows), 0), complete, signals)

@@ -57,7 +57,7 @@ class Calibration:
     maps: Mapping[str, Tensor]
     made_by: Mapping[str, str]
     prompts_sha256: str
-    # not an argument, so that `dataclasses.replace` does not copy the nulls of other runs
+    # description of a detector → its null; not passed on to a copy with other runs
     _nulls: dict[str, Tensor] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -133,8 +133,8 @@ class Calibration:
             UsageError: if the calibration has no such maps.
         """
         self.check_localizers([localizer])
-        maps = self.maps[localizer.name]
-        return ReferenceMaps(*(maps[rows] for rows in self._split))
+        fitting, null = (self.maps[localizer.name][rows] for rows in self._split)
+        return ReferenceMaps(fitting, null)
 
     def check(self, setup: Setup) -> None:
         """Refuse a set-up other than that of the calibration.

@@ -98,7 +98,10 @@ def report(
     else:
         check_writable(output)
         make_folder(output.parent)
-        write_whole(output, text)
+        try:
+            write_whole(output, text)
+        except OSError as error:
+            raise UsageError(f"cannot write {output} ({error.strerror or error}); give another place") from None
         typer.echo(str(output))
 
 

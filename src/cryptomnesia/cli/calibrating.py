@@ -67,4 +67,4 @@ def calibrate(
     maps = f"; maps of {', '.join(calibration.maps)}" if calibration.maps else ""
     typer.echo(f"{output}: {len(captions)} references; false-positive rates from {share:.2f}% up{maps}")
     if share > 1:
-        typer.echo("detect asks for 1% unless told otherwise with --fpr; 150 references support it", err=True)
+        typer.echo("the default false-positive rate of detect is 1% (--fpr 0.01); 150 references support it", err=True)

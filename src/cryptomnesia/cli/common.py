@@ -187,7 +187,7 @@ def check_writable(path: Path) -> None:
 
 
 def image_file(folder: Path, what: str, number: int, seed: int, suffix: str = ".png") -> Path:
-    """The file of an image; `what` keeps the files of several commands apart."""
+    """The file of an image; its name begins with `what`, so that commands do not overwrite files of other commands."""
     return folder / f"{what}-{number:04}-seed-{seed}{suffix}"
 
 

@@ -24,7 +24,9 @@ from cryptomnesia.cli.common import (
     remove_old,
     seeds_of,
 )
+from cryptomnesia.cli.maps import named_localizers
 from cryptomnesia.cli.options import settings_flags
+from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_verdicts, progress_bar
 from cryptomnesia.report.rows import Judged, verdicts_to_json
 from cryptomnesia.settings import DemoSettings, DetectSettings
@@ -56,7 +58,16 @@ def detect(
 
     Exit code 0: nothing is flagged. 1: an image is flagged. 3: nothing is flagged, but some images could not be judged.
     """
-    rows = _examined(settings, captions_of(settings), output, as_json=as_json)
+    captions = captions_of(settings)
+    if settings.localize and output is None:
+        raise UsageError("got --localize without a folder for the maps; give -o FOLDER, or leave --localize out")
+    for name, used, flag in (
+        ("localizer", settings.localize, "--localize"),
+        ("mitigation", settings.mitigate, "--mitigate"),
+    ):
+        if getattr(settings, name) != "auto" and not used:
+            typer.echo(f"--{name} {getattr(settings, name)} is not used without {flag}", err=True)
+    rows = _examined(settings, captions, output, as_json=as_json)
     raise typer.Exit(exit_code(row.verdict for row in rows))
 
 
@@ -101,6 +112,11 @@ def _examined(
     calibration = calibration_of(settings, model)
     check_names("detector", [settings.detector])
     check_names("localizer", [] if localizer is None else [localizer])
+    if localizer is not None and any("checkpoint" in method.requires for method in named_localizers([localizer])):
+        raise UsageError(
+            f"{localizer} is compared with a less-trained checkpoint, which only localize takes; use `cryptomnesia "
+            "localize` with --baseline, or another --localizer"
+        )
     check_names("mitigation", [] if mitigation is None else [mitigation])
     if output is not None:
         check_folder(output)
@@ -128,15 +144,16 @@ def _examined(
         report("images", 0, len(seeds))
         for finding in found:
             if output is not None and not rows:
-                # an earlier run's pictures stay until there are new ones
+                # an earlier run's files stay until there are new ones
                 remove_old(output, "image", "panel")
+                (output / FINDINGS).unlink(missing_ok=True)
             file = None
             if output is not None and finding.verdict.flagged:
                 file = _written(output, len(rows), finding, truth, closer=settings.localize or settings.mitigate)
             # a long run keeps no pictures in memory
             rows.append(Judged(finding.seed, finding.verdict, file))
-    told = verdicts_to_json(rows, model, Setup.of(pipe, call), detector=rows[0].verdict.detector, fpr=settings.fpr)
-    text = json.dumps(told, indent=2)
+    result = verdicts_to_json(rows, model, Setup.of(pipe, call), detector=rows[0].verdict.detector, fpr=settings.fpr)
+    text = json.dumps(result, indent=2)
     if output is not None:
         write_whole(output / FINDINGS, f"{text}\n")
     if as_json:

@@ -97,7 +97,7 @@ def guard(
                 rows.append(Judged(seed, verdict, file))
             report("images", len(rows), len(seeds))
     if as_json:
-        told = verdicts_to_json(
+        result = verdicts_to_json(
             rows,
             str(settings.model),
             setup,
@@ -107,7 +107,7 @@ def guard(
             detector=guarding.detector.name,
             fpr=settings.fpr,
         )
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(result, indent=2))
     else:
         print_verdicts(rows)
         typer.echo(f"{counted(len(rows), 'image')} in {output}")

@@ -129,7 +129,7 @@ def _settings(method: Any) -> str:
 
 def _is_detector(name: str, localizer: Any) -> bool:
     """Whether the mean of a localizer's map is a detector."""
-    from cryptomnesia.detectors import during_run
+    from cryptomnesia.detectors.map_mean import during_run
 
     return name not in entries("detector") and during_run(localizer)
 

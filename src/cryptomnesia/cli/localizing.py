@@ -110,14 +110,16 @@ def _has_masks(
 
     if calibration is not None:
         return bool(references_for(setup, localizers, calibration))
+    defaults = LocalizeSettings.model_fields
+    given = [name for name in ("pixel_fpr", "smooth", "smallest") if getattr(settings, name) != defaults[name].default]
     beside = calibration_of(setup.pipe)
     if beside is not None:
         try:
             return bool(references_for(setup, localizers, beside))
         except UsageError as error:
+            if given:
+                raise
             typer.echo(f"maps without masks: {error}", err=True)
-    defaults = LocalizeSettings.model_fields
-    given = [name for name in ("pixel_fpr", "smooth", "smallest") if getattr(settings, name) != defaults[name].default]
     if given:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         wanted = " ".join(f"--localizer {method.name}" for method in localizers)

@@ -18,7 +18,7 @@ _MOST_PROBES = 512
 
 
 def named_localizers(names: Sequence[str]) -> "list[Localizer]":
-    """The localizers of some names with their default settings, without `auto`.
+    """The localizers of these names with their default settings; `auto` is left out.
 
     Raises:
         CryptomnesiaError: for a name that nobody registers, or a package that cannot be imported.
@@ -31,7 +31,7 @@ def named_localizers(names: Sequence[str]) -> "list[Localizer]":
 def localizers_for(
     settings: LocalizeSettings | CalibrateSettings, names: Sequence[str], setup: "Setup"
 ) -> "list[Localizer]":
-    """The localizers of some names with those of `--at`, `--probes`, `--wanted` and `--memory` that they have.
+    """The localizers of these names, with `--at`, `--probes`, `--wanted` and `--memory` where they have such settings.
 
     Raises:
         UsageError: for a name that is unknown or given twice, for one that cannot work in the set-up, or for a setting

@@ -31,35 +31,22 @@ def match(settings: MatchSettings, as_json: AsJson = False) -> None:
     folders could not be read.
     """
     from cryptomnesia.matching import SSCD, ImageIndex
-    from cryptomnesia.matching.building import pictures_of
 
     folder = Path(str(settings.index))
     index = ImageIndex(folder) if settings.sscd is None else ImageIndex(folder, SSCD(settings.sscd))
-    files: dict[Path, bool] = {}
-    skipped: dict[str, str] = {}
-    for path in settings.images:
-        if path.is_dir():
-            inside, left_out = pictures_of(path)
-            if not inside:
-                raise UsageError(f"no pictures in {path}; give picture files, or a folder with some")
-            files |= {path / name: False for name in inside}
-            skipped |= {str(path / name): why for name, why in left_out.items()}
-        elif path.is_file():
-            files[path] = True
-        else:
-            raise UsageError(f"no file {path}; give the path of a picture, or a folder of pictures")
+    named, inside, skipped = _files(settings.images)
+    paths = list(dict.fromkeys([*named, *inside]))
     rows: list[Compared] = []
-    paths = list(files)
     with progress_bar() as report:
         report("pictures", 0, len(paths))
         for start in range(0, len(paths), _PORTION):
             part = paths[start : start + _PORTION]
-            rows += _compared(part, index, settings.fpr, {path for path in part if files[path]}, skipped)
+            rows += _compared(part, index, settings.fpr, named, skipped)
             report("pictures", start + len(part), len(paths))
     for path, why in skipped.items():
         typer.echo(f"skipped {path}: {why}", err=True)
     if as_json:
-        told = {
+        result = {
             "cryptomnesia": __version__,
             "index": str(folder),
             "descriptor": index.descriptor.name,
@@ -67,7 +54,7 @@ def match(settings: MatchSettings, as_json: AsJson = False) -> None:
             "pictures": [row.to_json() for row in rows],
             "skipped": skipped,
         }
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(result, indent=2))
     else:
         print_matches(rows, settings.fpr)
     if any(row.reproduced for row in rows):
@@ -75,8 +62,33 @@ def match(settings: MatchSettings, as_json: AsJson = False) -> None:
     raise typer.Exit(3 if skipped else 0)
 
 
+def _files(given: Sequence[Path]) -> tuple[list[Path], list[Path], dict[str, str]]:
+    """The picture files among some paths, those in the folders among them, and path → reason for those left out.
+
+    Raises:
+        UsageError: for a path that does not exist, or a folder without pictures.
+    """
+    from cryptomnesia.matching.building import pictures_of
+
+    named: list[Path] = []
+    inside: list[Path] = []
+    skipped: dict[str, str] = {}
+    for path in given:
+        if path.is_dir():
+            names, left_out = pictures_of(path)
+            if not names:
+                raise UsageError(f"no pictures in {path}; give picture files, or a folder of pictures")
+            inside += [path / name for name in names]
+            skipped |= {str(path / name): why for name, why in left_out.items()}
+        elif path.is_file():
+            named.append(path)
+        else:
+            raise UsageError(f"no file {path}; give the path of a picture, or a folder of pictures")
+    return named, inside, skipped
+
+
 def _compared(
-    paths: Sequence[Path], index: "ImageIndex", fpr: float, named: set[Path], skipped: dict[str, str]
+    paths: Sequence[Path], index: "ImageIndex", fpr: float, named: Sequence[Path], skipped: dict[str, str]
 ) -> list[Compared]:
     """What the index says of pictures; files that cannot be read are added to `skipped`.
 

@@ -150,18 +150,18 @@ def map_where_finite(localizer: Localizer, watched: Watched) -> Map:
         step = watched.trajectory.step(localizer.evaluations[0])
         return Map(torch.full_like(over_channels(step.cond.x, step.cond_inputs), torch.nan))
     halves = [map_where_finite(localizer, watched.rows(part)) for part in (range(count // 2), range(count // 2, count))]
-    # a localizer may make maps of another size
-    size = next((half.values for half in halves if not half.values.isnan().all()), halves[0].values).shape[1:]
+    # the size of a localizer's maps is known only where it made one
+    size = next((half.values.shape[1:] for half in halves if not half.values.isnan().all()), halves[0].values.shape[1:])
     values = [
-        half.values.new_full((len(half.values), *size), torch.nan) if half.values.isnan().all() else half.values
+        half.values if half.values.shape[1:] == size else half.values.new_full((len(half.values), *size), torch.nan)
         for half in halves
     ]
     if all(half.errors is None for half in halves):
         return Map(torch.cat(values))
-    # an image without a map has no errors either
+    # a map that could not be made has no errors, whatever the localizer estimates
     errors = [
-        torch.full_like(found, torch.nan) if half.errors is None else half.errors
-        for half, found in zip(halves, values, strict=True)
+        torch.full_like(maps, torch.nan) if half.errors is None or half.errors.shape != maps.shape else half.errors
+        for half, maps in zip(halves, values, strict=True)
     ]
     return Map(torch.cat(values), torch.cat(errors))
 

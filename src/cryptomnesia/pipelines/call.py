@@ -48,37 +48,6 @@ def defaults_of(pipe: Any) -> dict[str, Any]:
     }
 
 
-def sampling_for(pipe: Any, call: Mapping[str, Any]) -> Sampling:
-    """The settings of calls with the arguments `call`, and with the pipeline's defaults for the other arguments.
-
-    Args:
-        pipe: a pipeline of a known family.
-        call: arguments by the names that the pipeline gives them; None stands for the pipeline's default.
-
-    Raises:
-        UsageError: for an argument that the pipeline does not take, an argument that this library gives for every
-            image, or different values for different images.
-    """
-    from cryptomnesia.pipelines.families import family_of
-
-    family = family_of(pipe)
-    defaults = defaults_of(pipe)
-    given = {name: value for name, value in call.items() if value is not None}
-    if unknown := sorted(given.keys() - defaults.keys()):
-        raise UsageError(
-            f"a {type(pipe).__name__} takes no {', '.join(unknown)}; leave it out, or give one of "
-            f"{', '.join(sorted(defaults.keys() - NEUTRAL))}"
-        )
-    if taken := sorted(given.keys() & NEUTRAL):
-        raise UsageError(
-            f"got {', '.join(taken)}, which the library gives for every image; give prompts and seeds, and leave it out"
-        )
-    for name in sorted(given.keys() & PER_PROMPT):
-        if isinstance(canonical(name, given[name]), list):
-            raise UsageError(f"got {len(given[name])} values of {name}; give one that holds for all images")
-    return family.sampling(given, defaults)
-
-
 def sampling_of(given: Mapping[str, Any], defaults: Mapping[str, Any], *, native: tuple[int, int]) -> Sampling:
     """The settings of a pipeline's call.
 

@@ -1,13 +1,13 @@
 """A set-up: a pipeline and the settings of its calls, on which methods and calibrations depend."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.call import sampling_for
+from cryptomnesia.pipelines.call import NEUTRAL, PER_PROMPT, canonical, defaults_of
 from cryptomnesia.pipelines.families import Family, family_of
 from cryptomnesia.pipelines.fingerprint import Fingerprint, fingerprint
 from cryptomnesia.registry import Kind, Method, create
@@ -36,7 +36,7 @@ class Setup:
             UsageError: for a pipeline of an unknown family, an argument that the pipeline does not take, or an argument
                 that this library gives for every image.
         """
-        return cls(pipe, sampling_for(pipe, call), checkpoint)
+        return cls(pipe, _sampling(pipe, call), checkpoint)
 
     @cached_property
     def family(self) -> Family:
@@ -104,3 +104,32 @@ class Setup:
             )
         if "checkpoint" in method.requires and self.checkpoint is None:
             raise UsageError(f"{method.name} needs a less-trained checkpoint of the model; give one as `checkpoint`")
+
+
+def _sampling(pipe: Any, call: Mapping[str, Any]) -> Sampling:
+    """The settings of calls with the arguments `call`, and with the pipeline's defaults for the other arguments.
+
+    Args:
+        pipe: a pipeline of a known family.
+        call: arguments by the names that the pipeline gives them; None stands for the pipeline's default.
+
+    Raises:
+        UsageError: for an argument that the pipeline does not take, an argument that this library gives for every
+            image, or different values for different images.
+    """
+    family = family_of(pipe)
+    defaults = defaults_of(pipe)
+    given = {name: value for name, value in call.items() if value is not None}
+    if unknown := sorted(given.keys() - defaults.keys()):
+        raise UsageError(
+            f"a {type(pipe).__name__} takes no {', '.join(unknown)}; leave it out, or give one of "
+            f"{', '.join(sorted(defaults.keys() - NEUTRAL))}"
+        )
+    if taken := sorted(given.keys() & NEUTRAL):
+        raise UsageError(
+            f"got {', '.join(taken)}, which the library gives for every image; give prompts and seeds, and leave it out"
+        )
+    for name in sorted(given.keys() & PER_PROMPT):
+        if isinstance(canonical(name, given[name]), list):
+            raise UsageError(f"got {len(given[name])} values of {name}; give one that holds for all images")
+    return family.sampling(given, defaults)

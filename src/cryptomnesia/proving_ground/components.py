@@ -33,10 +33,10 @@ NOISE_SCHEDULE = {
 }
 """SD's schedule at its clean end, where maps are read, but darker at its noisy end: √ᾱ_T = .006.
 
-SD's own ends at √ᾱ_T = .07. The mean of the initial noise over a 16×16 latent is of that order,
-so with SD's schedule the colour of a picture follows the noise and planted colours drift. At a dark
-end ε is nearly x itself: an ε-predictor of this size had learned nothing of its captions after 1,000
-steps (an error of .01 in ε is one of 160 in x̂_0). So the network predicts v, as SD 2 does.
+SD's own schedule ends at √ᾱ_T = .07. The mean of the initial noise over a 16×16 latent is of that order, so with SD's
+schedule the colour of a picture would follow the noise, and planted colours would drift. At a dark end ε is nearly x
+itself: an ε-predictor of this size had learned nothing of its captions after 1,000 steps, because an error in ε is 160
+times as large in x̂_0 there. So the network predicts v, as SD 2 does.
 """
 
 

@@ -63,7 +63,9 @@ def print_regions(rows: Sequence[Region], pixel_fpr: float | None) -> None:
         rows: what every map says of every picture.
         pixel_fpr: share of ordinary pixels above the threshold of a mask, None without masks.
     """
-    title = "maps" if pixel_fpr is None else f"maps, masks with {pixel_fpr:.3g} of the pixels of ordinary images"
+    title = "maps"
+    if pixel_fpr is not None:
+        title += f", with masks that hold {100 * pixel_fpr:.3g}% of the pixels of ordinary images"
     table = Table(title=title, title_justify="left")
     table.add_column("prompt", overflow="fold")
     table.add_column("seed", justify="right")
@@ -141,15 +143,15 @@ def print_outcome(found: "Outcome", *, rows: int = 20) -> None:
     table.add_column("evidence", no_wrap=True)
     for heading in ("images", "smallest p", "region", "nearest training image"):
         table.add_column(heading, justify="right")
-    for each in found.prompts[:rows]:
-        worst = each.images[0]
+    for judged in found.prompts[:rows]:
+        worst = judged.images[0]
         place = "region" if worst["matched_region"] else "whole" if worst["matched_whole"] else None
         nearest = "" if place is None else worst[f"{place}_path"]
         table.add_row(
-            plain(each.prompt),
-            Text(each.level.name, style="" if each.level.name in ("none", "unknown") else "bold red"),
-            f"{sum(row['level'] == each.level.name for row in each.images)} of {len(each.images)}",
-            f"{each.p_value:.3g}",
+            plain(judged.prompt),
+            Text(judged.level.name, style="" if judged.level.name in ("none", "unknown") else "bold red"),
+            f"{sum(row['level'] == judged.level.name for row in judged.images)} of {len(judged.images)}",
+            f"{judged.p_value:.3g}",
             "" if worst["fraction"] is None else f"{worst['fraction']:.0%}",
             plain(nearest),
         )
@@ -186,9 +188,9 @@ def print_comparison(found: "Comparison") -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, float, int], None]]:
-    """A progress bar, none when standard error is not a terminal; yields report(what, done, total).
+    """A progress bar on standard error, none if that is no terminal; yields a function report(what, done, total).
 
-    What stands in brackets in `what` may change from call to call without making a new bar.
+    The part of `what` in brackets can change from call to call; the bar stays the same.
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

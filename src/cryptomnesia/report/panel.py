@@ -45,7 +45,7 @@ def overlay(image: Tensor, heat: Tensor) -> np.ndarray:
 
 
 def panel(pictures: Sequence[Picture], title: str = "") -> Image.Image:
-    """Pictures in a row, each under its name."""
+    """Pictures in a row, with their names above them."""
     font = ImageFont.load_default(13)
     top = _BAR * (1 + bool(title))
     sheet = Image.new("RGB", (len(pictures) * (SIDE + 4) - 4, top + SIDE), "white")
@@ -64,7 +64,9 @@ def panel(pictures: Sequence[Picture], title: str = "") -> Image.Image:
 
 
 def write_panel(path: Path, finding: Finding, more: Sequence[Picture] = ()) -> None:
-    """Write the panel of a finding as a PNG file: the image, and what there is of map and image under mitigation.
+    """Write the panel of a finding as a PNG file: the image, its map, and the image under mitigation.
+
+    Of the last two the panel has what the finding has.
 
     Args:
         path: the file, replaced as a whole.

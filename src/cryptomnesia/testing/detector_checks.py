@@ -3,7 +3,7 @@
 import math
 import tempfile
 import unittest
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -48,7 +48,7 @@ SEPARATION = 0.9
 """Smallest area under the curve between memorized and ordinary runs of the closed forms."""
 
 
-def check_detector(method: str | Any, *, known_failures: Mapping[str, str] | None = None) -> Iterator[Check]:
+def check_detector(method: str | Any, *, known_failures: Mapping[str, str] | None = None) -> list[Check]:
     """The checks that every detector should pass; see the conformance suite in the documentation.
 
     Args:

@@ -2,7 +2,7 @@
 
 import math
 import unittest
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, get_args
@@ -43,7 +43,7 @@ SEPARATION = 0.9
 """Smallest area under the curve between what a model remembers of a picture and the rest."""
 
 
-def check_localizer(method: str | Any, *, known_failures: Mapping[str, str] | None = None) -> Iterator[Check]:
+def check_localizer(method: str | Any, *, known_failures: Mapping[str, str] | None = None) -> list[Check]:
     """The checks that every localizer should pass; see the conformance suite in the documentation.
 
     Args:

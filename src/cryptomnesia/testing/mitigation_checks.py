@@ -1,7 +1,7 @@
 """The checks of a mitigation."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, get_args
@@ -42,7 +42,7 @@ Judgement = Callable[[Verdict, int], Verdict]
 """Takes the verdict on an image that was made again, and its number among all that were; gives another verdict."""
 
 
-def check_mitigation(method: str | Any, *, known_failures: Mapping[str, str] | None = None) -> Iterator[Check]:
+def check_mitigation(method: str | Any, *, known_failures: Mapping[str, str] | None = None) -> list[Check]:
     """The checks that every mitigation should pass; see the conformance suite in the documentation.
 
     Args:

@@ -15,20 +15,18 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import wraps
-from threading import Lock, get_ident
+from threading import get_ident
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.denoiser import Prediction, norms
 from cryptomnesia.pipelines.families import Evaluation, Family, family_of
+from cryptomnesia.tracing.attaching import SolverCall, after_forward, attach, detach
 from cryptomnesia.tracing.steering import VARIANCE_EXPLODING, SolverStep
 from cryptomnesia.tracing.trajectory import NORMS, Norm, Place, Signal, Step, Trajectory, evaluation
-
-_LOCK = Lock()
 
 _ASKING: ContextVar[bool] = ContextVar("asking", default=False)
 """Whether the network is being evaluated for a signal; no watch records such an evaluation."""
@@ -39,12 +37,6 @@ Keep = Collection[Place] | Literal["all"]
 Steer = Callable[[Step, SolverStep], Tensor | None]
 """Takes an evaluation and the solver step that uses it. Returns the prediction (B, C, h, w) that the solver is given
 instead of `step.guided.value`, or None to change nothing."""
-
-SolverCall = Callable[..., Any]
-"""A scheduler's `step`, called with prediction, timestep, sample and the further arguments that the pipeline gives."""
-
-_STEP_ARGUMENTS = ("model_output", "timestep", "sample")
-"""Names of the first arguments of every scheduler's `step` in diffusers."""
 
 
 @dataclass
@@ -117,7 +109,7 @@ class Watch:
             )
         return self._calls[-1].trajectory()
 
-    def _begin(self, timesteps: tuple[float, ...]) -> None:
+    def begin(self, timesteps: tuple[float, ...]) -> None:
         """Begin the record of a new call of the pipeline."""
         count = len(timesteps)
         wanted = range(count) if self._keep == "all" else self._keep
@@ -126,7 +118,7 @@ class Watch:
         self._pending = None
         self._calls.append(_Call(timesteps, kept))
 
-    def _on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Read an evaluation from a call of the network."""
         # inside the block the network may also be evaluated outside a generation, for instance by a localizer, and
         # in another thread by another pipeline that shares it
@@ -151,7 +143,7 @@ class Watch:
             return self.family.schedule(call.timesteps[len(call.norms) + 1])[0].item()
         return float(getattr(scheduler, "final_alpha_cumprod", 1.0)) ** 0.5
 
-    def _on_step(
+    def on_step(
         self,
         scheduler: Any,
         take: SolverCall,
@@ -268,14 +260,14 @@ def watch(
         seen.trajectory.norms["delta"]
     """
     seen = Watch(family_of(pipe), keep, steer, after_step, norms, signals)
-    unhook = _after_forward(seen.family.module, seen._on_forward)
+    unhook = after_forward(seen.family.module, seen.on_forward)
     # if the pipeline is given another scheduler inside the block, this one still has to be left as it was
     scheduler = pipe.scheduler
-    wrapping = _attach(scheduler, seen)
+    wrapping = attach(scheduler, seen)
     try:
         yield seen
     finally:
-        _detach(scheduler, seen, wrapping)
+        detach(scheduler, seen, wrapping)
         unhook()
 
 
@@ -308,133 +300,3 @@ def _per_image(norm: Norm, values: Tensor, images: int) -> Tensor:
             "one number per image"
         )
     return values.detach().float()
-
-
-@dataclass(eq=False)
-class _Wrapping:
-    """The wrappers around a scheduler's `step` and `set_timesteps`, for as long as the scheduler is watched.
-
-    Attributes:
-        watches: the watches that record the scheduler, oldest first.
-        inner: name of a method → the method that its wrapper calls.
-        attributes: name of a method → what the scheduler's instance had under that name, None where it had nothing.
-        wrappers: name of a method → its wrapper.
-    """
-
-    watches: list[Watch]
-    inner: dict[str, Callable[..., Any]]
-    attributes: dict[str, Any]
-    wrappers: dict[str, Any] = field(default_factory=dict)
-
-
-def _attach(scheduler: Any, seen: Watch) -> _Wrapping:
-    """Let a watch record a scheduler's steps."""
-    with _LOCK:
-        step = vars(scheduler).get("step")
-        wrapping: _Wrapping | None = getattr(step, "wrapping", None)
-        # a function that somebody put around the wrapper with functools.wraps has its attributes, but is another one
-        if wrapping is None or wrapping.wrappers["step"] is not step:
-            wrapping = _wrap(scheduler)
-        wrapping.watches.append(seen)
-        return wrapping
-
-
-def _detach(scheduler: Any, seen: Watch, wrapping: _Wrapping) -> None:
-    """Remove a watch; when the last one is removed, the scheduler gets its methods back."""
-    with _LOCK:
-        wrapping.watches.remove(seen)
-        if wrapping.watches:
-            return
-        for name, attribute in wrapping.attributes.items():
-            if vars(scheduler).get(name) is not wrapping.wrappers[name]:
-                # somebody replaced the method inside the block; the replacement stays, and if it calls the wrapper,
-                # that only calls the method behind it from now on
-                continue
-            if attribute is None:
-                delattr(scheduler, name)
-            else:
-                setattr(scheduler, name, attribute)
-
-
-def _wrap(scheduler: Any) -> _Wrapping:
-    """Replace a scheduler's `step` and `set_timesteps` by wrappers that let watches record them."""
-    step, set_timesteps = scheduler.step, scheduler.set_timesteps
-    inner = {"step": step, "set_timesteps": set_timesteps}
-    wrapping = _Wrapping([], inner, {name: vars(scheduler).get(name) for name in inner})
-
-    # pipelines inspect the signatures of both methods, which `wraps` keeps
-    @wraps(step)
-    def watched_step(*args: Any, **kwargs: Any) -> Any:
-        # a pipeline may give any of the first arguments by name
-        positional, by_name = args[:3], _STEP_ARGUMENTS[len(args) :]
-        if not kwargs.keys() >= set(by_name):
-            # a step without one of these arguments fails with the scheduler's own error
-            return step(*args, **kwargs)
-        value, t, sample = *positional, *(kwargs.pop(name) for name in by_name)
-
-        def taken(value: Tensor, t: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
-            """The step, called by position and by name as the pipeline called it."""
-            first = (value, t, sample)
-            at = len(positional)
-            return step(*first[:at], *rest, **dict(zip(by_name, first[at:], strict=True)), **named)
-
-        take: SolverCall = taken
-        for seen in tuple(wrapping.watches):
-            take = _recorded(seen, scheduler, take)
-        return take(value, t, sample, *args[3:], **kwargs)
-
-    @wraps(set_timesteps)
-    def watched_set_timesteps(*args: Any, **kwargs: Any) -> Any:
-        result = set_timesteps(*args, **kwargs)
-        for seen in tuple(wrapping.watches):
-            seen._begin(tuple(float(t) for t in scheduler.timesteps))
-        return result
-
-    watched_step.wrapping = wrapping  # type: ignore[attr-defined]
-    wrapping.wrappers = {"step": watched_step, "set_timesteps": watched_set_timesteps}
-    scheduler.step, scheduler.set_timesteps = watched_step, watched_set_timesteps
-    return wrapping
-
-
-def _recorded(seen: Watch, scheduler: Any, take: SolverCall) -> SolverCall:
-    """A function that takes a step as `take` does, and lets a watch record and steer it."""
-
-    def recorded(value: Tensor, t: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
-        return seen._on_step(scheduler, take, value, t, sample, rest, named)
-
-    return recorded
-
-
-def _after_forward(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
-    """Call `hook(module, args, kwargs, output)` after every call of a module; returns a function that ends that."""
-    compiled = vars(module).get("_compiled_call_impl")
-    if compiled is None:
-        return module.register_forward_hook(hook, with_kwargs=True).remove
-    # torch would compile the hooks of a module that is compiled in place, and compile the module again for every new
-    # hook; so the compiled call is wrapped instead
-    with _LOCK:
-        hooks: list[Callable[..., None]] | None = getattr(compiled, "hooks", None)
-        if hooks is None:
-            inner, hooks = compiled, []
-
-            @wraps(inner)
-            def call(*args: Any, **kwargs: Any) -> Any:
-                output = inner(*args, **kwargs)
-                for registered in tuple(call.hooks):  # type: ignore[attr-defined]
-                    registered(module, args, kwargs, output)
-                return output
-
-            call.hooks = hooks  # type: ignore[attr-defined]
-            call.inner = inner  # type: ignore[attr-defined]
-            vars(module)["_compiled_call_impl"] = call
-        hooks.append(hook)
-
-    def remove() -> None:
-        with _LOCK:
-            hooks.remove(hook)
-            present = vars(module)["_compiled_call_impl"]
-            # a module that was compiled again inside the block has another call, without hooks
-            if not hooks and getattr(present, "hooks", None) is hooks:
-                vars(module)["_compiled_call_impl"] = present.inner
-
-    return remove

@@ -32,12 +32,11 @@ def whole_floats() -> Iterator[bool]:
     with ALONE:
         before = _values()
         try:
-            try:
+            # an older setting that cannot be read could not be put back
+            if before.cudnn is not None:
                 torch.backends.cudnn.allow_tf32 = False
+            if before.products is not None:
                 torch.set_float32_matmul_precision("highest")
-            # the newer setting is in use, and torch refuses the older one
-            except RuntimeError:
-                pass
             for place in _operators():
                 if place.fp32_precision not in ("ieee", "none"):
                     place.fp32_precision = "ieee"

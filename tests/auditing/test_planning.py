@@ -1,0 +1,103 @@
+"""An audit of every family, with no further option than the file of references."""
+
+import pytest
+from diffusers import DDIMPipeline, DDPMPipeline
+
+from cryptomnesia import UsageError, audit
+from cryptomnesia.auditing.outcome import outcome
+from cryptomnesia.pipelines.loading import set_call_defaults
+from cryptomnesia.report.html import html
+from cryptomnesia.testing.miniatures import (
+    PROMPTS,
+    flux,
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+    unconditional,
+)
+
+
+def small_flux():
+    """A pipeline with short captions and small pictures by default, so that the test is quick."""
+    pipe = flux()
+    set_call_defaults(pipe, max_sequence_length=16, height=16, width=16)
+    return pipe
+
+
+FAMILIES = {
+    "sd": stable_diffusion,
+    "sdxl": stable_diffusion_xl,
+    "sd3": stable_diffusion_3,
+    "flux": small_flux,
+    "ddim": lambda: unconditional(DDIMPipeline),
+    "ddpm": lambda: unconditional(DDPMPipeline),
+}
+
+METHODS = {
+    "sd": ("drift", "collapse", "rephrasing"),
+    "sdxl": ("drift", "collapse", "rephrasing"),
+    "sd3": ("drift", "collapse", "rephrasing"),
+    "flux": ("drift", "collapse-empty", "rephrasing"),
+    "ddim": ("drift", "curvature", "stability"),
+    "ddpm": ("drift", "curvature", "stability"),
+}
+
+
+@pytest.fixture
+def references(tmp_path):
+    (tmp_path / "references.txt").write_text("\n".join(PROMPTS))
+    return tmp_path / "references.txt"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_audited_with_the_defaults_that_suit_it(family, references, tmp_path):
+    store = audit(
+        FAMILIES[family](),
+        ["a blue star", "a green ring"],
+        tmp_path / "run",
+        references=references,
+        images_per_prompt=2,
+        steps=4,
+        fpr=0.5,
+        batch_size=34,
+    )
+    assert tuple(store.about["methods"].values()) == METHODS[family]
+    rows = store.rows("images")
+    assert [row["seed"] for row in rows] == [0, 1, 2, 3]
+    assert all((row["map"] is not None) == row["flagged"] for row in rows)
+    assert all((row["action"] != "none") == row["flagged"] for row in rows)
+    assert all(row["level"] != "unknown" for row in store.rows("scores"))
+    found = outcome(store)
+    assert (found.detector, found.missing, found.unmapped) == ("drift", {}, 0)
+    assert "Distribution" in html(found, store)
+
+
+def test_a_call_without_guidance_is_audited_by_methods_that_need_none(references, tmp_path):
+    given = {"references": references, "steps": 4, "guidance": 1.0, "fpr": 0.5, "batch_size": 34}
+    store = audit(stable_diffusion(), ["a blue star", "a green ring"], tmp_path / "run", **given)
+    assert tuple(store.about["methods"].values()) == ("drift", "collapse-empty", "rephrasing")
+    assert "score:guidance-mean" not in store.rows("scores")[0]
+    assert "score:stability" in store.rows("scores")[0]
+
+
+def test_steps_and_guidance_that_are_not_given_are_those_of_the_call(references, tmp_path, monkeypatch):
+    pipe = stable_diffusion()
+    set_call_defaults(pipe, num_inference_steps=4, guidance_scale=1.5)
+    given = {"references": references, "fpr": 0.5, "batch_size": 34, "localize": False, "mitigate": False}
+    store = audit(pipe, ["a blue star"], tmp_path / "run", **given)
+    assert (store.about["settings"]["steps"], store.about["settings"]["guidance"]) == (None, None)
+    assert (store.about["fingerprint"]["steps"], store.about["fingerprint"]["guidance"]) == (4, 1.5)
+    assert len(store.rows("images")[0]["norm:z"]) == 4
+
+
+def test_a_part_that_no_default_fits_is_left_out_with_a_word(references, tmp_path, caplog):
+    # there is no caption to rephrase, and a solver that clips cannot be steered
+    pipe = unconditional(DDIMPipeline)
+    pipe.scheduler.register_to_config(clip_sample=True)
+    given = {"references": references, "steps": 4, "fpr": 0.5, "batch_size": 34, "localize": False}
+    store = audit(pipe, ["anything"], tmp_path / "run", **given)
+    assert store.about["methods"]["mitigation"] is None
+    (record,) = (record for record in caplog.records if record.name == "cryptomnesia")
+    assert record.getMessage().startswith("the audit goes on without it: none of the mitigations rephrasing, stability")
+    with pytest.raises(UsageError, match="cannot steer a DDIMScheduler with clip_sample=True"):
+        audit(pipe, ["anything"], tmp_path / "other", mitigation="stability", **given)

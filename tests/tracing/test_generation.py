@@ -1,0 +1,134 @@
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from cryptomnesia import Sampling, UsageError
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.testing.miniatures import PROMPTS, SAMPLING, flux, stable_diffusion, unconditional
+from cryptomnesia.tracing.generation import check_call, check_prompts, generate, images_of
+
+
+@pytest.fixture
+def setup(pipe):
+    return Setup(pipe, SAMPLING)
+
+
+def test_an_image_depends_on_its_prompt_and_seed_alone(setup):
+    (whole,) = generate(setup, PROMPTS[:5], [3, 1, 4, 1, 5])
+    parts = list(generate(setup, PROMPTS[:5], [3, 1, 4, 1, 5], batch_size=2))
+    assert [part.prompts for part in parts] == [PROMPTS[:2], PROMPTS[2:4], PROMPTS[4:5]]
+    assert [part.seeds for part in parts] == [[3, 1], [4, 1], [5]]
+    torch.testing.assert_close(torch.cat([part.images for part in parts]), whole.images, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        torch.cat([part.trajectory.norms["z"] for part in parts]), whole.trajectory.norms["z"], rtol=1e-3, atol=1e-3
+    )
+    assert whole.images.shape == (5, 3, 16, 16)
+    assert whole.images.dtype == torch.float32
+    assert 0 <= whole.images.min() <= whole.images.max() <= 1
+
+
+def test_latents_are_decoded_only_where_that_is_wanted(setup, monkeypatch):
+    monkeypatch.setattr(setup.pipe.vae, "decode", None)
+    (batch,) = generate(setup, PROMPTS[:1], [0], decode=False)
+    assert batch.images.shape == (1, 4, 8, 8)
+    assert torch.equal(batch.images, batch.trajectory.latents)
+    # a model in pixel space has nothing to decode
+    (batch,) = generate(Setup(unconditional(), Sampling(2, 1.0)), [""], [0], decode=False)
+    assert batch.images.shape == (1, 3, 8, 8)
+
+
+def test_progress_goes_up_to_the_number_of_images(setup):
+    seen = []
+    list(generate(setup, PROMPTS[:3], range(3), batch_size=2, progress=seen.append))
+    assert seen == pytest.approx([2 / 3, 4 / 3, 2, 2 + 1 / 3, 2 + 2 / 3, 3])
+
+
+def test_a_context_is_entered_around_every_call(setup):
+    entered = []
+
+    @contextmanager
+    def around():
+        entered.append("in")
+        yield
+        entered.append("out")
+
+    list(generate(setup, PROMPTS[:3], range(3), batch_size=2, around=around))
+    assert entered == ["in", "out"] * 2
+
+
+def test_the_progress_bar_of_the_pipeline_is_silent_and_put_back(capfd):
+    pipe = stable_diffusion()
+    pipe.set_progress_bar_config()
+    list(generate(Setup(pipe, SAMPLING), PROMPTS[:1], [0]))
+    assert capfd.readouterr().err == ""
+    assert pipe._progress_bar_config == {}
+
+
+def test_what_diffusers_refuses_is_a_usage_error(pipe):
+    setup = Setup(pipe, Sampling(3, 2.0, options={"timesteps": [999, 500], "sigmas": [1.0, 0.5]}))
+    with pytest.raises(UsageError, match=r"StableDiffusionPipeline refuses: Only one of `timesteps` or `sigmas`"):
+        list(generate(setup, PROMPTS[:1], [0]))
+    with pytest.raises(UsageError, match="got a batch size of 0; give at least 1"):
+        list(generate(Setup(pipe, SAMPLING), PROMPTS[:1], [0], batch_size=0))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        (Sampling(0, 2.0), "got 0 steps; give at least 1"),
+        (Sampling(1001, 2.0), "got 1001 steps, the model knows 1000 timesteps; give fewer"),
+        (Sampling(3, 2.0, height=32), "got height 32 and width None; give both or neither"),
+        (Sampling(3, 2.0, width=32), "got height None and width 32; give both or neither"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(pipe, sampling, message):
+    with pytest.raises(UsageError, match=message):
+        check_call(Setup(pipe, sampling))
+
+
+def test_captions_and_seeds_of_all_images(setup):
+    assert images_of(setup, "a", None, 1) == (["a"], [0])
+    assert images_of(setup, ["a", "b"], None, 2) == (["a", "a", "b", "b"], [0, 1, 0, 1])
+    assert images_of(setup, ["a", "b"], [7, 8], 1) == (["a", "b"], [7, 8])
+    for prompts, seeds, count, message in [
+        ([], None, 1, "got no prompts; give at least one"),
+        (["a", " "], None, 1, "got an empty prompt; give a text"),
+        ("", None, 1, "got an empty prompt"),
+        (["a"], None, 0, "got 0 images per prompt; give at least 1"),
+        (["a"], [1, 2], 1, "got 2 seeds for 1 images; give one per image"),
+        (["a", "b"], [1], 1, "got 1 seeds for 2 images"),
+        (["red " * 100], None, 1, r"prompt 'red red .*\.\.\.' has \d+ tokens, the model takes \d+; shorten it"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            images_of(setup, prompts, seeds, count)
+    # a model without captions takes empty ones
+    assert images_of(Setup(unconditional(), Sampling(2, 1.0)), [""] * 2, None, 1) == (["", ""], [0, 0])
+
+
+def test_a_prompt_is_as_long_as_the_longest_encoder_reads():
+    pipe = flux()
+    limit = pipe.tokenizer.model_max_length
+    text = " ".join(["red"] * limit)
+    with pytest.raises(UsageError, match=f"has {limit + 2} tokens, the model takes {limit}; shorten it"):
+        check_prompts(pipe, [text])
+
+    class T5TokenizerFast:
+        """Reads four times as many tokens as the other one, as T5 does."""
+
+        model_max_length = 4 * limit
+
+        def __call__(self, *args, **kwargs):
+            return pipe.tokenizer(*args, **kwargs)
+
+    pipe.tokenizer_2 = T5TokenizerFast()
+    check_prompts(pipe, [text])
+    with pytest.raises(UsageError, match=f"the model takes {4 * limit}; shorten it"):
+        check_prompts(pipe, [" ".join(["red"] * 4 * limit)])
+
+
+def test_tokenizers_are_left_as_they_are(pipe):
+    backend = pipe.tokenizer.backend_tokenizer
+    before = backend.padding, backend.truncation
+    check_prompts(pipe, ["a red circle"])
+    assert (backend.padding, backend.truncation) == before
