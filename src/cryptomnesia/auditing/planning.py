@@ -27,9 +27,8 @@ from cryptomnesia.mitigations import Mitigation
 from cryptomnesia.mitigations import mitigation as mitigation_of
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.loading import load_pipeline
-from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.pipelines.setup import Method, Setup
 from cryptomnesia.prompts import read_prompts
-from cryptomnesia.registry import Method
 from cryptomnesia.settings import AuditSettings
 from cryptomnesia.tracing.generation import check_call, check_prompts
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.registry import Method
+from cryptomnesia.pipelines.setup import Method
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory
 
 LEAST_SPREAD = 1e-6
