@@ -201,7 +201,10 @@ def test_what_is_not_installed_is_said(monkeypatch):
 def test_an_object_of_the_wrong_kind_is_refused(kind):
     other = {"detector": "stability", "localizer": "rephrasing", "mitigation": "collapse"}[kind]
     wrong = create({"detector": "mitigation", "localizer": "mitigation", "mitigation": "localizer"}[kind], other)
-    with pytest.raises(UsageError, match=f"as {kind}, which lacks .*; derive it from cryptomnesia.{BASES[kind]}, .*, or give a registered name"):
+    with pytest.raises(
+        UsageError,
+        match=f"as {kind}, which lacks .*; derive it from cryptomnesia.{BASES[kind]}, .*, or give a registered name",
+    ):
         create(kind, wrong)
     with pytest.raises(UsageError, match=f"got 3 as {kind}, which lacks name,"):
         create(kind, 3)
