@@ -348,7 +348,7 @@ class MapSettings(Settings):
     at: float | None = None
     """Evaluation that the maps look at: 0 is the first one, -1 the last one, 0.3 three tenths into the run. Every
     localizer has a default of its own."""
-    baseline: str | None = None
+    checkpoint: str | None = None
     """Less-trained checkpoint for the localizers that are compared with one: a local folder or a hub id. The bundled
     model has one."""
     probes: int | None = Field(None, ge=1)

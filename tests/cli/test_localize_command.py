@@ -15,7 +15,7 @@ def mapped(cryptomnesia_once, model, setup, tmp_path_factory):
     """A calibration with maps of two localizers, and what the command that made it printed."""
     made = tmp_path_factory.mktemp("maps") / "maps.safetensors"
     reference = ("--prompts", model / "reference.txt", "--batch-size", "34", "-o", made)
-    printed = cryptomnesia_once("calibrate", model / "tiny", *reference, *BOTH, "--baseline", model / "tiny", *setup)
+    printed = cryptomnesia_once("calibrate", model / "tiny", *reference, *BOTH, "--checkpoint", model / "tiny", *setup)
     return made, printed
 
 
@@ -33,7 +33,7 @@ def test_one_file_holds_scores_and_maps(mapped):
 def test_localize_draws_maps_and_with_a_calibration_masks(cryptomnesia, model, mapped, setup, tmp_path):
     asked = ("--prompt", "a red circle", "--prompt", "a blue star", "-o", tmp_path / "out", *setup)
     code, out, err = cryptomnesia(
-        "localize", model / "tiny", *asked, *BOTH, "--baseline", model / "tiny", "--calibration", mapped[0], "--json"
+        "localize", model / "tiny", *asked, *BOTH, "--checkpoint", model / "tiny", "--calibration", mapped[0], "--json"
     )
     assert (code, err) == (0, "")
     printed = json.loads(out)
@@ -137,8 +137,8 @@ def test_a_model_without_captions_is_mapped(cryptomnesia, model, tmp_path):
         (["--at", "-0.5"], "got the evaluation -0.5; give a whole number"),
         (["--guidance", "1", "--localizer", "collapse"], "needs the unconditional branch"),
         (["--calibration", "nowhere"], "no calibration file nowhere"),
-        (["--baseline", "nowhere"], "got --baseline nowhere, and no localizer that is compared with a checkpoint"),
-        (["--localizer", "collapse-checkpoint", "--baseline", "nowhere"], "no model 'nowhere'"),
+        (["--checkpoint", "nowhere"], "got --checkpoint nowhere, and no localizer that is compared with a checkpoint"),
+        (["--localizer", "collapse-checkpoint", "--checkpoint", "nowhere"], "no model 'nowhere'"),
         (["--pixel-fpr", "0.1"], "got --pixel-fpr for masks, which need a calibration with these maps"),
         (["--smooth", "1", "--smallest", "2"], "got --smooth and --smallest for masks"),
         (["--smooth", "-1"], "--smooth"),

@@ -115,7 +115,7 @@ def _examined(
     if localizer is not None and any("checkpoint" in method.requires for method in named_localizers([localizer])):
         raise UsageError(
             f"{localizer} is compared with a less-trained checkpoint, which only localize takes; use `cryptomnesia "
-            "localize` with --baseline, or another --localizer"
+            "localize` with --checkpoint, or another --localizer"
         )
     check_names("mitigation", [] if mitigation is None else [mitigation])
     if output is not None:

@@ -89,13 +89,13 @@ def checkpoint_of(settings: LocalizeSettings | CalibrateSettings, names: Sequenc
     """
     needing = [method.name for method in named_localizers(names) if "checkpoint" in method.requires]
     if not needing:
-        if settings.baseline is not None:
+        if settings.checkpoint is not None:
             raise UsageError(
-                f"got --baseline {settings.baseline}, and no localizer that is compared with a checkpoint; give "
-                "--localizer with a name that ends in -checkpoint, or leave --baseline out"
+                f"got --checkpoint {settings.checkpoint}, and no localizer that is compared with a checkpoint; give "
+                "--localizer with a name that ends in -checkpoint, or leave --checkpoint out"
             )
         return None
-    model = settings.baseline or early_checkpoint(str(settings.model))
+    model = settings.checkpoint or early_checkpoint(str(settings.model))
     if model is None:
-        raise UsageError(f"{needing[0]} needs a less-trained checkpoint of {settings.model}; give one as --baseline")
+        raise UsageError(f"{needing[0]} needs a less-trained checkpoint of {settings.model}; give one as `checkpoint`")
     return pipeline_of(settings, model)

@@ -42,13 +42,14 @@ class Drift(Detector):
     summary = "How early the model's estimate of the picture settles, compared with ordinary prompts."
     source = "this library"
     use_when = (
-        "The model reproduces pictures of captions that it otherwise follows only loosely, or the runs have no "
-        "unconditional branch. It costs nothing."
+        "The runs have no unconditional branch, or you have to decide early: there is a score from the second "
+        "evaluation on. It costs nothing."
     )
     avoid_when = (
-        "You need a method that is known to work on many models. `drift` was developed on the bundled model, and on "
-        "two other models it was worse than `guidance-mean` and `stability`. It has nothing to judge after one "
-        "evaluation."
+        "You have not compared it with other detectors on your model. `drift` was developed on the bundled model, and "
+        "even there `stability` catches more under PNDM. One calibration serves `drift`, `stability` and "
+        "`guidance-mean`, so judge some memorized prompts of your model by all three. `drift` cannot judge after a "
+        "single evaluation."
     )
     reads = frozenset({"drift", "x0"})
 

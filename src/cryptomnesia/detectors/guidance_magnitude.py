@@ -50,19 +50,21 @@ class GuidanceMagnitude(Detector):
     def use_when(self) -> str:
         """When to use these evaluations."""
         return {
-            "first": "You have to decide after one evaluation, before anything is generated.",
-            "mean": "You want the most robust of the scores that cost nothing; it was so on every model that we tried.",
-            "last": "You compare with the spatial mean of Δs, which ranks images alike.",
+            "first": "You have to decide after a single evaluation.",
+            "mean": "The runs have an unconditional branch, and you want a published score that costs nothing. On the "
+            "bundled model it depends little on the scheduler, and captions that fix most pixels mislead it less than "
+            "they mislead `drift` and `stability`.",
+            "last": "You compare with the spatial mean of Δs, which ranks images in the same order.",
         }[self.over]
 
     @property
     def avoid_when(self) -> str:
         """When not to use these evaluations."""
         return {
-            "first": "You can wait: `guidance-mean` tells more.",
+            "first": "You can wait: `guidance-mean` separates better on the bundled model.",
             "mean": "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `stability` "
             "or `drift` there.",
-            "last": "You can use the other evaluations: `guidance-mean` tells more.",
+            "last": "You can use the other evaluations: `guidance-mean` separates better on the bundled model.",
         }[self.over]
 
     @property

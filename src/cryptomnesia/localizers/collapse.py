@@ -61,8 +61,8 @@ class Collapse(Localizer):
     source = "this library"
     use_when = "You need a mask: a region with a threshold that was fixed on other pictures."
     avoid_when = (
-        "Captions legitimately determine plain grounds, or most pixels: those collapse too, and are marked. On a model "
-        "other than that on which it was developed its masks were much worse, so calibrate, and look at the pictures."
+        "Captions legitimately fix plain backgrounds, or most pixels: these collapse too, and are marked. `collapse` "
+        "was developed on the bundled model; on yours, calibrate its maps, and look at the masks before you trust them."
     )
 
     @property

@@ -46,7 +46,8 @@ class Rephrasing(Mitigation):
     summary = "The same seed again, without the words of the caption that bring the memory back."
     source = "this library"
     use_when = (
-        "A caption brings one picture back whatever its norms are, and you may show an image of a shorter caption."
+        "A caption gives the same picture again whatever is done to the norms of its run, and you may return an image "
+        "of a shorter caption. Only flagged images are made again, so it helps no more than the detector catches."
     )
     avoid_when = (
         "The prompt must stay as the user wrote it; use `stability` as mitigation, or the policy `regenerate` or "

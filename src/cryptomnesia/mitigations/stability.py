@@ -82,8 +82,8 @@ class StabilityRule(Mitigation):
         "that memorized runs trigger it, and look at the pictures."
     )
     avoid_when = (
-        "Guidance is weak: the norms of memorized runs are ordinary then, and nothing is corrected. Where it acts, the "
-        "layout of the memorized picture often stays, with other colours."
+        "You have not measured it on your model: on the bundled model it prevents no reproduction. Where it acts, look "
+        "for the layout of the memorized picture, which can stay with other colours."
     )
     alters = frozenset({"delta"})
 
