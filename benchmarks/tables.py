@@ -38,15 +38,27 @@ class Results:
         return " ".join(_origin(name, made.get("made_by", {})) for name, made in self.files.items())
 
 
-def _origin(name: str, made_by: dict[str, str]) -> str:
+SCHEDULERS_OF_0_1 = dict.fromkeys(("audit", "curvature", "overhead"), "DDIMScheduler")
+"""Results file → scheduler, if the file does not name it: the programs of version 0.1 used this one."""
+
+
+def _origin(name: str, made_by: dict[str, Any]) -> str:
     parts = [f"Numbers: `docs/results/{name}.json`"]
     if "command" in made_by:
         parts.append(f"made by `{made_by['command']}`")
     if "commit" in made_by:
         parts.append(f"commit `{made_by['commit']}`")
-    if "scheduler" in made_by:
-        parts.append(f"scheduler `{made_by['scheduler']}`")
+    if scheduler := made_by.get("scheduler", SCHEDULERS_OF_0_1.get(name)):
+        parts.append(f"scheduler `{scheduler}`")
     return ", ".join(parts) + "."
+
+
+def main_scheduler(results: "Results") -> str:
+    """The scheduler of those figures of stability.json that are not listed by scheduler.
+
+    A file that names a commit for every scheduler has them under the model's own; the program of version 0.1 used DDIM.
+    """
+    return "PNDM" if "commits" in results("stability", "made_by") else "DDIM"
 
 
 TABLES: dict[str, Callable[[Results], str]] = {}
@@ -115,6 +127,13 @@ def first_look_detection(results: Results) -> str:
     return grid(["", *map(code, DETECTORS)], rows)
 
 
+@table("first_look.selection")
+def first_look_selection(results: Results) -> str:
+    """AUC of the detectors on the concepts on which the default was chosen."""
+    aucs = results("first_look", "selection_auc")
+    return grid(["", *map(code, DETECTORS)], [["AUC, second rung", *(number(aucs[name]) for name in DETECTORS)]])
+
+
 @table("first_look.mitigation")
 def first_look_mitigation(results: Results) -> str:
     """How many images of memorized captions reproduce the planted pixels."""
@@ -132,12 +151,18 @@ def first_look_mitigation(results: Results) -> str:
 def first_look_summary(results: Results) -> str:
     """The three questions, the default method of each beside the best published one."""
     aucs = results("first_look", "auc_planted_by_detector")
+    caught = results("first_look", "tpr_at_1pct_fpr_planted_by_detector")
     published = max((name for name in DETECTORS if name != "drift"), key=lambda name: aucs[name]["value"])
     rows = [
         [
             "Is it memorized? AUC against never-planted captions",
             f"`drift` {interval(aucs['drift'])}",
             f"`{published}` {interval(aucs[published])}",
+        ],
+        [
+            "Is it memorized? Share of memorized images caught at 1% false positives",
+            f"`drift` {interval(caught['drift'])}",
+            f"`{published}` {interval(caught[published])}",
         ],
         [
             "Where? IoU of the mask with the memorized region, threshold fixed beforehand",
@@ -207,6 +232,18 @@ def stability_detectors(results: Results) -> str:
     return grid(["solver", *(f"{code(name)}, {kind}" for name in names for kind in ("templates", "verbatim"))], rows)
 
 
+@table("stability.by_evaluation")
+def stability_by_evaluation(results: Results) -> str:
+    """AUC of every detector if it has to decide after some evaluations."""
+    curves = results("stability", "by_evaluation")
+    last = len(next(iter(curves.values()))["value"])
+    rows = [
+        [str(count), *(number(curves[name]["value"][count - 1]) for name in DETECTORS)]
+        for count in (*(count for count in (2, 5, 10, 20, 30) if count < last), last)
+    ]
+    return grid([f"evaluations ({main_scheduler(results)})", *map(code, DETECTORS)], rows)
+
+
 @table("stability.mitigation")
 def stability_mitigation(results: Results) -> str:
     """What the mitigations do to memorized and to ordinary captions."""
@@ -222,7 +259,10 @@ def stability_mitigation(results: Results) -> str:
         [words] + [interval(results("stability", key, way, *rest)) for way in ways]
         for (key, *rest), words in measures.items()
     ]
-    return grid(["share of", "nothing", "`stability` (correction), as published", "`rephrasing`"], rows)
+    return grid(
+        [f"share of ({main_scheduler(results)})", "nothing", "`stability` (correction), as published", "`rephrasing`"],
+        rows,
+    )
 
 
 # The cost of a guard (overhead.json)
