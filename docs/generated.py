@@ -1,4 +1,4 @@
-"""Generate pages while the site is built: one page per method, the tables of methods, and the command line.
+"""Generate pages while the site is built: one page per method, the tables of methods, the command line, the example.
 
 MkDocs calls the functions `on_*` (see `hooks` in mkdocs.yml). What a page says of a method stands in the method's own
 class and module, so that a method is described in one place. Methods that other installed packages register get
@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -31,6 +32,9 @@ REQUIREMENTS = {
     "checkpoint": "a less-trained checkpoint of the same model",
 }
 """What a method can require, in words."""
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "plugin" / "README.md"
+"""The README of the example package, which is a page of the site."""
 
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
@@ -73,6 +77,7 @@ def pages() -> Iterator[tuple[str, str]]:
         for entry in ready(kind):
             yield f"methods/{folder}/{entry.name}.md", method_page(entry)
     yield "reference/commands.md", commands_page(typer.main.get_command(app))
+    yield "how-to/example-package.md", EXAMPLE.read_text(encoding="utf-8")
 
 
 @cache

@@ -31,7 +31,13 @@ def test_the_python_examples_of_the_readme_run(readme):
 
 
 def test_pictures_and_pages_exist(root):
-    generated = ("reference/commands.md", "methods/detectors/", "methods/localizers/", "methods/mitigations/")
+    generated = (
+        "reference/commands.md",
+        "how-to/example-package.md",
+        "methods/detectors/",
+        "methods/localizers/",
+        "methods/mitigations/",
+    )
     for page in pages(root):
         for target in re.findall(r"\]\(((?!https?:)[^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             place = (page.parent / target).resolve()
