@@ -141,14 +141,14 @@ def test_what_cannot_be_answered_is_refused_at_the_call(calibration):
     refused("give one between 0 and 1", fpr=0.0)
     refused("the calibration has not recorded collapse", detector="collapse")
     refused("takes no eta_scale; leave it out", eta_scale=1)
-    refused("got prompt_embeds, which is given for every image here", prompt_embeds=torch.zeros(1))
+    refused("got prompt_embeds, which the library gives for every image", prompt_embeds=torch.zeros(1))
     refused("got height 32 and width None", height=32)
     refused("got 2000 steps, the model knows 1000 timesteps", num_inference_steps=2000)
     refused("got no prompts", [])
     refused(r"prompt 'a a a .*\.\.\.' has 62 tokens, the model takes 32; shorten it", "a " * 60)
     refused("got 2 seeds for 1 images", seeds=[1, 2])
     refused("got a batch size of 0", batch_size=0)
-    refused("got 7 as detector; give a registered name", detector=7)
+    refused("got 7 as detector, which lacks name, .*give a registered name", detector=7)
     with pytest.raises(UsageError, match=r"there is no calibration\.safetensors beside the model; make one with"):
         detect(pipe, "a", **CALL)
     with pytest.raises(UsageError, match="unknown family"):

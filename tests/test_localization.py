@@ -67,13 +67,14 @@ def test_a_checkpoint_is_evaluated_once_and_hashed_once(monkeypatch):
     methods = [configured(localizer(name), step=-1, estimator=CHEAP) for name in names]
     hashed, evaluated = [], []
     read = fingerprint._read
-    monkeypatch.setattr(fingerprint, "_read", lambda part, weights: hashed.append(part) or read(part, weights))
+    monkeypatch.setattr(fingerprint, "_read", lambda weights: hashed.append(1) or read(weights))
     other.unet.register_forward_hook(lambda _module, _args, output: evaluated.append(len(output[0])))
     found = list(
         localize(pipe, PROMPTS[:4], seeds=range(4), localizers=methods, checkpoint=other, batch_size=2, **CALL)
     )
     assert len(found) == 4
-    assert sorted(hashed) == sorted(["text_encoder", "unet", "vae"] * 2)
+    # text encoder, UNet and autoencoder of either
+    assert len(hashed) == 6
     # in either batch: both branches to see how it reads captions, the two images, one point, and 2·16 probed ones
     assert evaluated == [4, 2, 1, 32] * 2
 
@@ -146,7 +147,7 @@ def test_what_does_not_fit_is_refused_at_the_call(fitted):
     refused("got no map to compute", localizers=[])
     refused("score-difference needs the unconditional branch", guidance_scale=1.0)
     refused("takes no eta_scale; leave it out", eta_scale=1)
-    refused("got generator, which is given for every image here", generator=torch.Generator())
+    refused("got generator, which the library gives for every image", generator=torch.Generator())
     refused("got height 32 and width None; give both or neither", height=32)
     refused("got 0 steps", num_inference_steps=0)
     refused("got no prompts", [])

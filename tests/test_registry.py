@@ -12,7 +12,8 @@ import torch
 from cryptomnesia import Detector, Localizer, Mitigation, PluginError, UsageError, methods, registry
 from cryptomnesia.detectors import detector, free_detectors
 from cryptomnesia.localizers import Map
-from cryptomnesia.registry import BASES, GROUPS, MEMBERS, create, describe, entries, missing
+from cryptomnesia.pipelines.setup import Method, describe
+from cryptomnesia.registry import BASES, GROUPS, MEMBERS, create, entries, missing
 from cryptomnesia.testing.setups import SETUPS
 
 
@@ -200,7 +201,10 @@ def test_what_is_not_installed_is_said(monkeypatch):
 def test_an_object_of_the_wrong_kind_is_refused(kind):
     other = {"detector": "stability", "localizer": "rephrasing", "mitigation": "collapse"}[kind]
     wrong = create({"detector": "mitigation", "localizer": "mitigation", "mitigation": "localizer"}[kind], other)
-    with pytest.raises(UsageError, match=f"as {kind}, which lacks .*; define it, or give a registered name"):
+    with pytest.raises(
+        UsageError,
+        match=f"as {kind}, which lacks .*; derive it from cryptomnesia.{BASES[kind]}, .*, or give a registered name",
+    ):
         create(kind, wrong)
     with pytest.raises(UsageError, match=f"got 3 as {kind}, which lacks name,"):
         create(kind, 3)
@@ -211,7 +215,7 @@ def test_the_members_of_a_method_are_those_of_its_protocol():
         declared = {**vars(protocol), **vars(protocol).get("__annotations__", {})}
         return {name for name in declared if not name.startswith("_")}
 
-    assert public(registry.Method) == set(MEMBERS["method"])
+    assert public(Method) == set(MEMBERS["method"])
     for kind, protocol in (("detector", Detector), ("localizer", Localizer), ("mitigation", Mitigation)):
         assert public(protocol) - set(MEMBERS["method"]) == set(MEMBERS[kind])
         assert BASES[kind] == protocol.__name__

@@ -10,8 +10,9 @@ from torch.nn.functional import interpolate
 
 
 def pixels(image: Tensor) -> np.ndarray:
-    """A (3, H, W) image in [0, 1] as (H, W, 3) uint8."""
-    return (image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
+    """A (3, H, W) image in [0, 1] as (H, W, 3) uint8; NaN, the picture of a broken run, is black."""
+    values = image.detach().float().nan_to_num(nan=0.0).clamp(0, 1)
+    return (values.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
 
 
 def png(image: Tensor) -> bytes:

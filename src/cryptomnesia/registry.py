@@ -11,16 +11,13 @@ error then names the package.
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 from cryptomnesia.errors import CryptomnesiaError, UsageError
-
-if TYPE_CHECKING:
-    from cryptomnesia.pipelines.setup import Setup
 
 Kind = Literal["detector", "localizer", "mitigation", "family"]
 """What can be registered."""
@@ -38,9 +35,6 @@ SWITCH = "CRYPTOMNESIA_PLUGINS"
 
 OWN = "cryptomnesia"
 """The distribution of this package."""
-
-Requirement = Literal["guidance", "captions", "checkpoint"]
-"""What a method can require of a set-up: an unconditional branch, captions in words, a less-trained checkpoint."""
 
 MEMBERS: Mapping[str, tuple[str, ...]] = {
     "method": (
@@ -61,136 +55,12 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
 }
 """What every method has, and what a method of a kind has besides; behind the kind comes what has no default."""
 
-_NO_SETTINGS = frozenset({*MEMBERS["method"], "reads", "norms", "signals", "alters", "evaluations"})
-"""Attributes of a method that document it, or are what its function needs."""
-
 BASES: Mapping[str, str] = {"detector": "Detector", "localizer": "Localizer", "mitigation": "Mitigation"}
 """The class of `cryptomnesia` that a method of a kind is derived from."""
 
 
 class PluginError(CryptomnesiaError):
     """A registered method that cannot be loaded or made; the message names its package."""
-
-
-if TYPE_CHECKING:
-    # of type Any, because a type checker would refuse some of the ways of replacing it
-    def overridable(compute: Callable[[Any], Any]) -> Any: ...  # noqa: D103
-
-else:
-
-    class overridable:
-        """A property that a subclass may replace: by a class attribute, a field, a property, or in its constructor.
-
-        Fields and constructors set it on an instance, which a `property` would refuse. The class itself does not have
-        the attribute, so a dataclass does not take it for the default of a field.
-        """
-
-        def __init__(self, compute: Callable[[Any], Any]) -> None:
-            """Take the function that computes the attribute."""
-            self._compute = compute
-            self.__doc__ = compute.__doc__
-
-        def __set_name__(self, owner: type, name: str) -> None:
-            self._name = name
-
-        def __get__(self, method: Any, owner: type | None = None) -> Any:
-            if method is None:
-                raise AttributeError(f"{self._name!r} is an attribute of the instances of {owner}")
-            return self._compute(method)
-
-
-class Method(Protocol):
-    """What detectors, localizers and mitigations have in common.
-
-    A method is immutable, a frozen dataclass for instance, and its constructor stores settings and nothing else. All
-    attributes below can be class attributes, fields, properties, or set by the constructor.
-    """
-
-    @overridable
-    def name(self) -> str:
-        """Under which it is registered, and by which results name it; every method has to define it."""
-        raise AttributeError(f"{type(self).__name__} has no name")
-
-    @overridable
-    def summary(self) -> str:
-        """What it does, in one sentence."""
-        return ""
-
-    @overridable
-    def source(self) -> str:
-        """The paper or the package that it comes from."""
-        return ""
-
-    @overridable
-    def use_when(self) -> str:
-        """When to use it, as Markdown text for the method's page."""
-        return ""
-
-    @overridable
-    def avoid_when(self) -> str:
-        """When not to use it, and what to use then, as Markdown text."""
-        return ""
-
-    @overridable
-    def requires(self) -> frozenset[Requirement]:
-        """What the set-up must have; nothing unless a method says otherwise."""
-        return frozenset()
-
-    @overridable
-    def observes(self) -> str:
-        """What the result is made from. Two methods that observe the same thing do not corroborate each other."""
-        return getattr(self, "name", "")
-
-    def check(self, setup: "Setup") -> None:
-        """Refuse a set-up in which the method cannot work; `requires` is checked before.
-
-        Raises:
-            UsageError: saying what was got, what was expected and the fix.
-        """
-
-    def describe(self) -> str:
-        """Everything that changes the result, in words; two methods that are described alike give the same result."""
-        return describe(self)
-
-    def cost(self, setup: "Setup") -> float:
-        """Denoiser evaluations (all guidance branches of one step of one image) beyond the generation itself."""
-        return 0.0
-
-
-def describe(method: Any) -> str:
-    """The name of a method and its settings.
-
-    The settings of a dataclass are its fields, except those with `repr=False`, which must change no result. Those of
-    another object are the attributes that it was given, except those whose names begin with an underscore.
-
-    Example:
-        >>> from cryptomnesia import Drift
-        >>> describe(Drift(less=2.0))
-        'drift(less=2.0)'
-    """
-    if dataclasses.is_dataclass(method):
-        given = [field.name for field in dataclasses.fields(method) if field.repr]
-    else:
-        slots = [name for base in type(method).__mro__ for name in _slots(base)]
-        given = sorted(name for name in {*slots, *getattr(method, "__dict__", {})} if not name.startswith("_"))
-    settings = {name: getattr(method, name) for name in given if hasattr(method, name)}
-    shown = [f"{name}={_shown(value)}" for name, value in settings.items() if name not in _NO_SETTINGS]
-    return f"{name_of(method)}({', '.join(shown)})"
-
-
-def name_of(method: Any) -> str:
-    """The name of a method."""
-    return method.name
-
-
-def _shown(value: Any) -> str:
-    """The value as text, the same in every process: sets have another order in each."""
-    return f"{{{', '.join(sorted(map(repr, value)))}}}" if isinstance(value, set | frozenset) else repr(value)
-
-
-def _slots(base: type) -> tuple[str, ...]:
-    slots = vars(base).get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 @dataclass(frozen=True)
@@ -339,7 +209,8 @@ def lacks(kind: Kind, method: Any) -> str:
     """
     absent = [name for name in (*MEMBERS["method"], *MEMBERS[kind]) if not hasattr(method, name)]
     if absent:
-        derived = Method in type(method).__mro__
+        base = (OWN, BASES[kind])
+        derived = base in {(kind_of.__module__.partition(".")[0], kind_of.__name__) for kind_of in type(method).__mro__}
         fix = "define it" if derived else f"derive it from cryptomnesia.{BASES[kind]}, which has defaults for the rest"
         return f"{', '.join(absent)}; {fix}"
     functions = ("check", "describe", "cost", MEMBERS[kind][0])

@@ -215,6 +215,11 @@ def test_several_processes_share_a_run(audit_folder, tmp_path):
         ({"localizer": "collapse-checkpoint"}, "an audit has no second checkpoint, which collapse-checkpoint needs"),
         ({"guidance": 1.0, "detector": "guidance-mean"}, "guidance-mean needs the unconditional branch"),
         ({"guidance": 1.0, "localizer": "collapse"}, "collapse needs the unconditional branch"),
+        (
+            {"steps": 1},
+            "drift needs 2 evaluations before there is a score, and a run of 1 steps has 1; give more steps",
+        ),
+        ({"localizer": Curvature(step=7)}, "got the evaluation 7 of a run of 3; give one in 0 … 2"),
         ({"height": 24}, "got height 24 and width None; give both or neither"),
         ({"stepz": 3}, r"got the unknown setting stepz \(did you mean steps\?\)"),
         ({"workers": 0}, "got 0 workers; give at least 1"),
@@ -353,6 +358,9 @@ def test_a_map_that_is_not_finite_is_missing_for_that_image_alone(audit_folder, 
             assert torch.allclose(torch.tensor(row["map"]), torch.tensor(other["map"]), atol=1e-4)
     found = outcome(store)
     assert found.unmapped == found.to_json()["unmapped"] == 2
+    # with a map it might be corroborated, so it does not help to pass
+    assert outcome(store, fail_on="corroborated").gate.unknown == 1
+    assert outcome(store, fail_on="suspected").gate.unknown == 0
     assert "2 flagged images have no map" in model_card(found).replace("\n", " ")
 
 

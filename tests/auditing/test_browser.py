@@ -25,7 +25,7 @@ VALUES = [
     ("plum", "unknown", math.nan, None),
     ("quince", "none", 0.9, None),
 ]
-WORST_FIRST = [each[0] for each in VALUES]
+WORST_FIRST = [prompt for prompt, *_ in VALUES]
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_a_prompt_opens_to_its_evidence(show, audited, varied, training):
     part = page.get_by_role("region", name="Seed 1")
     pictures = part.locator("img").all()
     assert len(pictures) == 4  # generated, under the map, nearest, made again
-    assert all(each.evaluate("image => image.decode().then(() => image.naturalWidth)") for each in pictures)
+    assert all(shown.evaluate("image => image.decode().then(() => image.naturalWidth)") for shown in pictures)
     expect(part.get_by_role("img", name="nearest training image inside the mask: near.png, a match")).to_be_visible()
     expect(part.get_by_role("img", name="made again without tree")).to_be_visible()
     expect(part.get_by_text("without tree p = 0.8")).to_be_visible()
@@ -254,7 +254,7 @@ def test_charts_set_the_audit_against_its_references(show, audited, varied):
 
 
 def test_a_run_without_any_score_is_shown(show, audited, varied):
-    unknown = [each for each in varied.prompts if each.level is Level.unknown]
+    unknown = [judged for judged in varied.prompts if judged.level is Level.unknown]
     page = show(html(replace(varied, prompts=unknown), audited))
     expect(page.get_by_text("No image has a score.")).to_be_visible()
     page.get_by_role("button", name="plum").click()
@@ -288,8 +288,8 @@ CONTRAST = """() => {
   };
   let lowest = [Infinity, ""];
   for (const node of document.body.querySelectorAll("*")) {
-    const own = [...node.childNodes].some(each => each.nodeType === 3 && each.data.trim());
-    if (!own || !node.checkVisibility() || node.closest("script, noscript")) continue;
+    const hasText = [...node.childNodes].some(child => child.nodeType === 3 && child.data.trim());
+    if (!hasText || !node.checkVisibility() || node.closest("script, noscript")) continue;
     const style = getComputedStyle(node);
     const [a, b] = [light(rgba(node instanceof SVGElement ? style.fill : style.color)), light(ground(node))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
@@ -316,7 +316,7 @@ def test_on_paper_all_evidence_is_open(show, audited, varied):
     page = show(html(varied, audited))
     page.get_by_role("button", name="quince").click()
     page.evaluate("""addEventListener("beforeprint", () => {
-      window.printed = [...document.querySelectorAll(".open .prompt")].map(each => each.innerText);
+      window.printed = [...document.querySelectorAll(".open .prompt")].map(prompt => prompt.innerText);
     })""")
     assert page.pdf().startswith(b"%PDF")
     assert page.evaluate("printed") == [*WORST_FIRST[:3], "quince"]
@@ -349,7 +349,7 @@ def test_nothing_that_a_run_says_runs(show, audited, varied, embed):
 
 
 def test_a_thousand_prompts_open(show, audited, varied):
-    many = [replace(each, prompt=f"{each.prompt} {number}") for each in varied.prompts for number in range(200)]
+    many = [replace(judged, prompt=f"{judged.prompt} {number}") for judged in varied.prompts for number in range(200)]
     page = show(html(replace(varied, prompts=many), audited, embed_images=True))
     assert len(listed(page)) == 1000
     page.get_by_role("searchbox").fill("quince 199")

@@ -30,19 +30,19 @@ def data_of(page):
 
 def evidence_of(page):
     return [
-        json.loads(each)
-        for each in re.findall(r'<script type="application/json" id="evidence-\d+">(.*?)</script>', page)
+        json.loads(text)
+        for text in re.findall(r'<script type="application/json" id="evidence-\d+">(.*?)</script>', page)
     ]
 
 
 def test_the_page_shows_the_run_and_asks_for_nothing(audited, found):
     page = html(found, audited)
-    assert [each["prompt"] for each in data_of(page)["prompts"]] == [each.prompt for each in found.prompts]
+    assert [shown["prompt"] for shown in data_of(page)["prompts"]] == [judged.prompt for judged in found.prompts]
     assert all(image["picture"] is None for images in evidence_of(page) for image in images)
     assert "http" not in re.sub(r"http-equiv|http://www.w3.org/2000/svg", "", page)
     embedded = evidence_of(html(found, audited, embed_images=True))
-    for each, images in zip(found.prompts, embedded, strict=True):
-        for row, image in zip(each.images, images, strict=True):
+    for judged, images in zip(found.prompts, embedded, strict=True):
+        for row, image in zip(judged.images, images, strict=True):
             kind, content = image["picture"].split(",")
             assert kind == "data:image/png;base64"
             with (
@@ -148,19 +148,26 @@ def test_sarif_holds_a_result_for_every_prompt_with_evidence(found):
     )
     (run,) = sarif(mixed)["runs"]
     rules = run["tool"]["driver"]["rules"]
-    assert [each["id"] for each in rules] == ["confirmed", "corroborated", "suspected"]
+    assert [rule["id"] for rule in rules] == ["confirmed", "corroborated", "suspected"]
     results = run["results"]
-    assert [(each["ruleId"], each["level"]) for each in results] == [("confirmed", "error"), ("suspected", "note")]
-    assert all(rules[each["ruleIndex"]]["id"] == each["ruleId"] for each in results)
+    assert [(result["ruleId"], result["level"]) for result in results] == [
+        ("confirmed", "error"),
+        ("suspected", "note"),
+    ]
+    assert all(rules[result["ruleIndex"]]["id"] == result["ruleId"] for result in results)
     # brackets would make a link, braces a placeholder
     assert r"Prompt: a \[b\](c) {{0}} \\ (p = " in results[0]["message"]["text"]
     place = results[0]["locations"][0]
     assert place["physicalLocation"]["artifactLocation"]["uri"] == "my%20prompts.txt"
     assert place["logicalLocations"][0]["name"] == mixed.prompts[0].prompt
-    assert len({each["partialFingerprints"]["prompt/v1"] for each in results}) == 2
+    assert len({result["partialFingerprints"]["prompt/v1"] for result in results}) == 2
     (notification,) = run["invocations"][0]["toolExecutionNotifications"]
     assert notification["message"]["text"] == "2 prompts could not be judged in full."
     assert sarif(found)["runs"][0]["invocations"][0]["toolExecutionNotifications"] == []
+    # prompts that were given as a list are in no file
+    listed = replace(mixed, settings=mixed.settings.model_copy(update={"prompts": None}))
+    (place,) = sarif(listed)["runs"][0]["results"][0]["locations"]
+    assert place == {"logicalLocations": [{"name": mixed.prompts[0].prompt, "kind": "prompt"}]}
 
 
 def test_pages_for_people_say_what_they_do_not_know(found):
@@ -173,10 +180,10 @@ def test_two_runs_are_compared_prompt_by_prompt(found):
     first, second, third = found.prompts
     before = replace(found, prompts=[replace(first, level=Level.none), replace(second, level=Level.confirmed), third])
     after = replace(found, prompts=[replace(first, level=Level.confirmed), replace(second, level=Level.none)])
-    told = compare(before, after, least=Level.corroborated)
-    assert told.new == [(first.prompt, Level.none, Level.confirmed)]
-    assert told.gone == [(second.prompt, Level.confirmed, Level.none)]
-    assert (told.only_before, told.only_after) == ([third.prompt], [])
-    assert (told.before.hits, told.after.hits, told.after.prompts) == (1, 1, 2)
+    changes = compare(before, after, least=Level.corroborated)
+    assert changes.new == [(first.prompt, Level.none, Level.confirmed)]
+    assert changes.gone == [(second.prompt, Level.confirmed, Level.none)]
+    assert (changes.only_before, changes.only_after) == ([third.prompt], [])
+    assert (changes.before.hits, changes.after.hits, changes.after.prompts) == (1, 1, 2)
     with pytest.raises(UsageError, match="no prompt in common"):
         compare(before, replace(after, prompts=[replace(first, prompt="another")]), least=Level.corroborated)

@@ -43,11 +43,11 @@ def install(monkeypatch):
 
     def install(**installed):
         monkeypatch.setattr(registry, "entry_points", lambda group: points(installed, group))
-        registry.entries.cache_clear()
+        registry._entries.cache_clear()
 
     yield install
     monkeypatch.undo()
-    registry.entries.cache_clear()
+    registry._entries.cache_clear()
 
 
 def copied(store, folder):
@@ -175,16 +175,16 @@ def test_methods_of_another_package_are_used_stored_and_reported(install, audit_
     for row in rows:
         assert (row["action"], row["map"] is not None) == (("withheld", True) if row["flagged"] else ("none", False))
     assert any("acme said so" in row["reason"] for row in scores)
-    # of all detectors that read what is stored, and nobody is told of those that read something else
+    # the scores of all detectors that read what is stored; the others are left out without a word
     assert {key for key in scores[0] if key.startswith("score:")} == {
         f"score:{name}"
         for name in ("acme", "acme-loudest", "drift", "guidance-first", "guidance-last", "guidance-mean", "stability")
     }
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2
-    assert said[0].startswith("no scores of the detector acme-broken: the detector 'acme-broken' of the package ")
-    assert "No module named 'no_such_module'" in said[0]
-    assert said[1].startswith("no scores of the detector acme-fails: it fails (KeyError: 'no such norm')")
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2
+    assert warnings[0].startswith("no scores of the detector acme-broken: the detector 'acme-broken' of the package ")
+    assert "No module named 'no_such_module'" in warnings[0]
+    assert warnings[1].startswith("no scores of the detector acme-fails: it fails (KeyError: 'no such norm')")
     assert outcome(store).missing == {}
     score(store, detector="acme-loudest", fpr=0.3)
     assert outcome(store).detector == "acme-loudest"
@@ -224,18 +224,18 @@ def test_a_run_by_methods_that_are_not_installed_any_more_is_shown_by_their_name
     assert sarif(found)["runs"][0]["results"] is not None
     assert "acme" not in answers(found)
     assert compare(found, found, least=Level.suspected).new == []
-    code, _, said = cryptomnesia("compare", store.folder, store.folder)
+    code, _, err = cryptomnesia("compare", store.folder, store.folder)
     assert code == 0
-    assert f"{store.folder}: not in this installation: mitigation acme-remedy" in said
-    code, _, said = cryptomnesia("rescore", store.folder, "--detector", "acme-loudest")
-    assert (code, "got the unknown detector 'acme-loudest'" in said) == (2, True)
+    assert f"{store.folder}: not in this installation: mitigation acme-remedy" in err
+    code, _, err = cryptomnesia("rescore", store.folder, "--detector", "acme-loudest")
+    assert (code, "got the unknown detector 'acme-loudest'" in err) == (2, True)
     code, out, _ = cryptomnesia("rescore", store.folder, "--detector", "stability")
     assert (code, "stability, suspected at p ≤ 0.5" in out) == (0, True)
     # what is missing is needed to generate
-    code, _, said = cryptomnesia(
+    code, _, err = cryptomnesia(
         "audit", audit_folder / "tiny", "--prompts", audit_folder / "prompts.txt", "--detector", "acme"
     )
-    assert (code, "got the unknown detector 'acme'" in said) == (2, True)
+    assert (code, "got the unknown detector 'acme'" in err) == (2, True)
 
 
 def test_a_run_that_was_cut_short_could_not_be_judged(audited):

@@ -56,7 +56,7 @@ class Gate:
         share: the share of prompts that reach the level, with its 95% interval (Clopper–Pearson). The upper bound
             counts prompts that are unknown as reaching it, the lower bound as not reaching it.
         hits: the number of prompts that reach the level.
-        unknown: the number of prompts that do not reach it and have an image that could not be judged.
+        unknown: the number of prompts that do not reach it and have an image that could not be judged in full.
         prompts: the number of prompts.
         limit: the share that is allowed.
         needed: for an undecided gate, the number of prompts that would decide it if the share stayed the same; None
@@ -84,8 +84,8 @@ def gate(levels: Sequence[Level], least: Level, limit: float, *, unsure: Sequenc
         levels: for every prompt the highest level among its images.
         least: the level that counts, `suspected` or above.
         limit: the share of prompts that is allowed, in [0, 1).
-        unsure: for every prompt whether an image of it could not be judged; a prompt whose level is unknown counts as
-            unsure in any case.
+        unsure: for every prompt whether an image of it could not be judged in full; a prompt whose level is unknown
+            counts as unsure in any case.
 
     Raises:
         UsageError: without prompts, for a level that is no evidence, or for a limit that is no share.

@@ -11,7 +11,7 @@ from cryptomnesia.auditing.evidence import Gate, Level, gate
 from cryptomnesia.auditing.rows import NORM, SIGNAL
 from cryptomnesia.auditing.store import Store, batch_count
 from cryptomnesia.errors import UsageError
-from cryptomnesia.registry import Kind, entries, missing
+from cryptomnesia.registry import OWN, Kind, entries, missing
 from cryptomnesia.settings import AuditSettings
 
 SCHEMA = 2
@@ -46,8 +46,8 @@ class Judged:
 
     @property
     def unsure(self) -> bool:
-        """Whether an image could not be judged."""
-        return any(row["level"] == Level.unknown.name for row in self.images)
+        """Whether an image could not be judged in full: it has no score, or not the map that it should have."""
+        return any(row["level"] == Level.unknown.name or row["map_missing"] is not None for row in self.images)
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def not_installed(kind: Kind, name: str) -> str:
         return "no installed package registers it"
     entry = entries(kind)[name]
     # this package's own methods are there, and to load them takes seconds
-    return "" if entry.package == "cryptomnesia" and not entry.rivals else missing(kind, name)
+    return "" if entry.package == OWN and not entry.rivals else missing(kind, name)
 
 
 def _given(**values: Any) -> Mapping[str, Any]:

@@ -41,7 +41,7 @@ class Stored:
         settings: of the run.
         calibration: that the run is judged by.
         rows: of all images.
-        runs: their norms and signals.
+        runs: norms and signals of all images.
         verdicts: on all images, as the run itself judged them.
     """
 
@@ -105,11 +105,11 @@ class Stored:
 
     def scores(self) -> Iterator[tuple[str, list[float], list[float]]]:
         """Name, scores and p-values of the run's own detector, and of all others that can be computed."""
-        own = self.store.about["methods"]["detector"]
-        yield own, [verdict.score for verdict in self.verdicts], [verdict.p_value for verdict in self.verdicts]
+        used = self.store.about["methods"]["detector"]
+        yield used, [verdict.score for verdict in self.verdicts], [verdict.p_value for verdict in self.verdicts]
         for name in detector_names():
             # a map that the run did not compute need not be loaded for that
-            if name == own or (name not in entries("detector") and name not in self.runs.signals):
+            if name == used or (name not in entries("detector") and name not in self.runs.signals):
                 continue
             try:
                 if reason := not_installed("detector", name):

@@ -26,8 +26,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.files import load_checked, save_checked
 from cryptomnesia.localizers.base import Localizer
 from cryptomnesia.pipelines.fingerprint import Fingerprint, differences
-from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.registry import describe
+from cryptomnesia.pipelines.setup import Setup, describe
 from cryptomnesia.settings import Sampling
 from cryptomnesia.statistics import conformal_p_values, conformal_threshold
 from cryptomnesia.tracing.trajectory import Norm, Trajectory

@@ -5,7 +5,7 @@ from typing import Any
 from cryptomnesia.detectors.base import Detector, Moments
 from cryptomnesia.detectors.drift import Drift
 from cryptomnesia.detectors.guidance_magnitude import GuidanceMagnitude
-from cryptomnesia.detectors.map_mean import MapMean, MapSignal
+from cryptomnesia.detectors.map_mean import MapMean, MapSignal, during_run
 from cryptomnesia.detectors.stability import Stability
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.setup import Setup
@@ -22,6 +22,7 @@ __all__ = [
     "default_detector",
     "detector",
     "detector_names",
+    "during_run",
     "free_detectors",
 ]
 
@@ -53,7 +54,11 @@ def detector(method: str | Any, setup: Setup | None = None) -> Detector:
 
 
 def default_detector(setup: Setup) -> Detector:
-    """The detector that is used when none is given."""
+    """The detector that is used when none is given.
+
+    Raises:
+        UsageError: if none of `DEFAULTS` works in the set-up.
+    """
     found = setup.first_accepted("detector", DEFAULTS)
     if found is None:
         raise UsageError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.registry import Method, overridable
+from cryptomnesia.pipelines.setup import Method, overridable
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory
 
 LEAST_SPREAD = 1e-6

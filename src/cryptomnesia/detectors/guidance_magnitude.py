@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.detectors.base import Detector
-from cryptomnesia.registry import Requirement
+from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.tracing.trajectory import Trajectory
 
 LAST = "guidance at the last evaluation"

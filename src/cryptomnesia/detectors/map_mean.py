@@ -17,7 +17,7 @@ from cryptomnesia.detectors.base import Detector, check_evaluations
 from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers.base import Localizer, Watched, map_where_finite
 from cryptomnesia.pipelines.denoiser import Denoiser
-from cryptomnesia.registry import Requirement
+from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.tracing.trajectory import Place, Signal, Trajectory, evaluation
 
 if TYPE_CHECKING:

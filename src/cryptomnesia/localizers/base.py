@@ -12,7 +12,7 @@ from cryptomnesia.errors import NotFiniteError, UsageError
 from cryptomnesia.localizers.baseline import Against, Baseline, check_checkpoint
 from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction
 from cryptomnesia.pipelines.families import Shared
-from cryptomnesia.registry import Method, Requirement, overridable
+from cryptomnesia.pipelines.setup import Method, Requirement, overridable
 from cryptomnesia.tracing.trajectory import Place, Step, Trajectory, evaluation
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.images import upsampled
 from cryptomnesia.localizers.base import Localizer, Map, Watched, finite, wide
 from cryptomnesia.localizers.jacobian.process import eagerly
+from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.pipelines.tokenizers import copied_tokenizers
-from cryptomnesia.registry import Requirement
 from cryptomnesia.tracing.trajectory import Place
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from cryptomnesia.registry import Method
+from cryptomnesia.pipelines.setup import Method
 from cryptomnesia.tracing.steering import SolverStep
 from cryptomnesia.tracing.trajectory import Step, Trajectory
 from cryptomnesia.verdicts import Verdict

@@ -20,7 +20,7 @@ from cryptomnesia.detectors import Drift
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations.base import Flagged, Mitigation, Remade, Studio, withheld
 from cryptomnesia.mitigations.words import without, words
-from cryptomnesia.registry import Requirement
+from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.verdicts import Verdict
 
 if TYPE_CHECKING:

@@ -68,7 +68,7 @@ class _References:
         return [_number(conformal_threshold(column, fpr)) for column in null.unbind(dim=1)]
 
     def running(self, rows: list[dict[str, Any]]) -> list[list[float | None]]:
-        """The score of every image of some rows after every evaluation."""
+        """The score after every evaluation, for the image of every row."""
         if self.detector is None:
             return [[] for _ in rows]
         running = self.detector.running(trajectory_of(rows), self.calibration.references)
