@@ -1,8 +1,12 @@
 """Pictures as files, for tests of the index and of matches."""
 
+import os
+
 import numpy as np
 import torch
 from PIL import Image
+
+from cryptomnesia.matching import ImageIndex, Tiles
 
 
 def save(path, picture):
@@ -15,3 +19,11 @@ def tensor(path):
     """Read a picture as a tensor (3, H, W) in [0, 1]."""
     with Image.open(path) as picture:
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+
+def stopped_build(images, folder, after):
+    def stop(done, total):
+        if done >= after:
+            os._exit(1)
+
+    ImageIndex.build(images, folder, Tiles(), shard=5, progress=stop)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import cryptomnesia
+from cryptomnesia.testing import check_detector, run_checks
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "plugin"
@@ -163,3 +164,13 @@ def test_every_listing_of_its_tutorial_is_its_source():
     }
     for path, listing in listings:
         assert listing == (EXAMPLE / path).read_text(), f"the listing of {path} is another"
+
+
+def test_the_first_detector_of_the_tutorial_passes_all_checks():
+    tutorial = (EXAMPLE / "README.md").read_text()
+    (code,) = re.findall(
+        r"^```python\n# src/hello_detector/__init__.py\n(.*?)^```$", tutorial, re.MULTILINE | re.DOTALL
+    )
+    names = {}
+    exec(code, names)
+    assert set(run_checks(check_detector(names["Hello"])).values()) == {"passed"}

@@ -11,15 +11,7 @@ from PIL import Image
 
 from cryptomnesia import UsageError
 from cryptomnesia.matching import ImageIndex, Tiles
-from picture_files import save, tensor
-
-
-def stopped_build(images, folder, after):
-    def stop(done, total):
-        if done >= after:
-            os._exit(1)
-
-    ImageIndex.build(images, folder, Tiles(), shard=5, progress=stop)
+from picture_files import save, stopped_build, tensor
 
 
 def test_a_killed_build_continues(pictures, tmp_path):

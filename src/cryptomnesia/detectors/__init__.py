@@ -23,7 +23,6 @@ __all__ = [
     "detector",
     "detector_names",
     "during_run",
-    "free_detectors",
 ]
 
 DEFAULTS = ("drift", "stability")
@@ -70,17 +69,3 @@ def default_detector(setup: Setup) -> Detector:
 def detector_names() -> list[str]:
     """The names of all detectors, then those of localizers, which stand for the mean of a map; imports nothing."""
     return [*entries("detector"), *(name for name in entries("localizer") if name not in entries("detector"))]
-
-
-def free_detectors(setup: Setup) -> list[Detector]:
-    """The registered detectors that work in a set-up and cost nothing beyond the generation.
-
-    A detector whose package cannot be loaded is left out: nobody asked for it.
-    """
-    found = []
-    for name, entry in entries("detector").items():
-        if entry.state == "ready":
-            made = create("detector", name)
-            if setup.accepts(made) and made.cost(setup) == 0:
-                found.append(made)
-    return found

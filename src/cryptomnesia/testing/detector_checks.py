@@ -25,7 +25,6 @@ from cryptomnesia.testing.checks import (
     accepted,
     check_description,
     check_settings,
-    check_traces,
     close,
     expect,
     first_setup,
@@ -35,6 +34,7 @@ from cryptomnesia.testing.checks import (
 from cryptomnesia.testing.miniatures import oracle_pipeline
 from cryptomnesia.testing.oracle_runs import SAMPLING, SIDE, oracle_runs, oracles
 from cryptomnesia.testing.setups import PROMPTS, REFERENCES, SETUPS
+from cryptomnesia.testing.traces import check_traces
 from cryptomnesia.tracing.generation import Batch, generate
 from cryptomnesia.tracing.steering import SolverStep
 from cryptomnesia.tracing.trajectory import NORMS, Step, Trajectory, evaluation, joined

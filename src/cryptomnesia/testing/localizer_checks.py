@@ -22,7 +22,6 @@ from cryptomnesia.testing.checks import (
     accepted,
     check_description,
     check_settings,
-    check_traces,
     close,
     expect,
     first_setup,
@@ -31,6 +30,7 @@ from cryptomnesia.testing.checks import (
 )
 from cryptomnesia.testing.oracle_runs import CAPTION, fixed_half, half_memorized
 from cryptomnesia.testing.setups import PROMPTS, SETUPS
+from cryptomnesia.testing.traces import check_traces
 from cryptomnesia.tracing.generation import Batch, generate
 from cryptomnesia.tracing.trajectory import evaluation
 

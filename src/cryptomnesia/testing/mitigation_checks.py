@@ -23,7 +23,6 @@ from cryptomnesia.testing.checks import (
     accepted,
     check_description,
     check_settings,
-    check_traces,
     close,
     expect,
     first_setup,
@@ -31,6 +30,7 @@ from cryptomnesia.testing.checks import (
     unchanged,
 )
 from cryptomnesia.testing.setups import PROMPTS, REFERENCES, SETUPS
+from cryptomnesia.testing.traces import check_traces
 from cryptomnesia.tracing.generation import generate
 from cryptomnesia.tracing.trajectory import Trajectory
 from cryptomnesia.verdicts import Action, Verdict
