@@ -467,3 +467,35 @@ def test_a_set_is_described_in_the_same_order_in_every_process():
         words: frozenset[str] = frozenset({"c", "a", "b"})
 
     assert Picky().describe() == "small(words={'a', 'b', 'c'})"
+
+
+def test_a_package_that_leaves_the_process_is_an_error_like_any_other(installed):
+    """`sys.exit` when a method is made must not end whoever looks at the methods."""
+    sys.modules["others"].leave = sys.exit
+    installed("detector", "leaving", "others:leave", "strange", "7")
+    with pytest.raises(PluginError, match=r"the detector 'leaving' of the package strange 7 .*SystemExit"):
+        create("detector", "leaving")
+    assert "strange 7" in entries("detector")["leaving"].state
+
+
+def test_an_attribute_that_fails_is_an_error_that_names_the_class_or_the_package(installed):
+    class Failing(Small):
+        @property
+        def norms(self):
+            raise TypeError("no")
+
+    with pytest.raises(UsageError, match=r"an object of Failing as detector, which fails .*TypeError: no"):
+        create("detector", Failing())
+    sys.modules["others"].Failing = Failing
+    installed("detector", "odd", "others:Failing", "strange", "7")
+    with pytest.raises(PluginError, match=r"of the package strange 7 fails when it is looked at \(TypeError: no\)"):
+        create("detector", "odd")
+
+
+def test_a_detector_of_another_package_does_not_hide_the_mean_of_a_map(installed):
+    sys.modules["others"].Hidden = type("Hidden", (Small,), {"name": "collapse"})
+    installed("detector", "collapse", "others:Hidden", "strange", "7")
+    with pytest.raises(
+        UsageError, match=r"'collapse' of the package strange has the name of a localizer of cryptomnesia"
+    ):
+        detector("collapse")

@@ -98,8 +98,8 @@ class Entry:
             )
         try:
             return self.point.load()
-        # a package may raise anything while it is imported
-        except Exception as error:
+        # a package may raise anything while it is imported, also leave the process
+        except (Exception, SystemExit) as error:
             raise self._error(f"cannot be loaded ({type(error).__name__}: {error})") from error
 
     def make(self) -> Any:
@@ -114,9 +114,14 @@ class Entry:
             raise self._error(f"is {factory!r}, which is neither a class nor a function that makes the method")
         try:
             method: Any = factory()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._error(f"cannot be made without arguments ({type(error).__name__}: {error})") from error
-        if lacking := lacks(self.kind, method):
+        try:
+            lacking = lacks(self.kind, method)
+        # its attributes may be properties, whose code can raise anything
+        except Exception as error:
+            raise self._error(f"fails when it is looked at ({type(error).__name__}: {error})") from error
+        if lacking:
             raise self._error(f"makes {method!r}, which lacks {lacking}")
         if method.name != self.name:
             raise self._error(f"calls itself {method.name!r}, and must have the name under which it is registered")
@@ -240,7 +245,15 @@ def create(kind: Kind, method: Any) -> Any:
                 f"got the class {method.__name__} as {kind}, which cannot be made without arguments ({error}); give an "
                 "object"
             ) from error
-    if lacking := lacks(kind, method):
+    try:
+        lacking = lacks(kind, method)
+    # its attributes may be properties, whose code can raise anything
+    except Exception as error:
+        raise UsageError(
+            f"got an object of {type(method).__name__} as {kind}, which fails when it is looked at "
+            f"({type(error).__name__}: {error}); mend that class"
+        ) from error
+    if lacking:
         raise UsageError(f"got {method!r} as {kind}, which lacks {lacking}, or give a registered name ({names(kind)})")
     return method
 

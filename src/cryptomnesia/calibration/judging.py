@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.calibration.stored import Calibration
-from cryptomnesia.detectors.base import Detector
+from cryptomnesia.detectors.base import Detector, running_scores
 from cryptomnesia.errors import UsageError
 from cryptomnesia.tracing.trajectory import Trajectory
 from cryptomnesia.verdicts import Verdict
@@ -60,7 +60,7 @@ class Judge:
         The second are NaN for a run that ended early, and for one whose latents are not finite at any evaluation, even
         if it is one after `last` or the detector does not read the latents.
         """
-        running = self.detector.running(runs, self.calibration.references)[:, : self.last + 1]
+        running = running_scores(self.detector, runs, self.calibration.references)[:, : self.last + 1]
         count, evaluations = running.shape
         final = running[:, -1].clone() if evaluations > self.last else torch.full((count,), torch.nan)
         final[~runs.norms["z"].isfinite().all(dim=1)] = torch.nan

@@ -7,6 +7,7 @@ the rest is the null, so that a new picture and the null are exchangeable. The s
 score that needs no threshold, is compared with the same null.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -87,13 +88,15 @@ class ReferenceMaps:
             smallest: regions of fewer map pixels are dropped, here and in the null.
 
         Raises:
-            UsageError: for maps of another size, or a rate that the reference does not support.
+            UsageError: for maps of another size, settings that make no mask, or a rate that the reference does not
+                support.
         """
         if maps.shape[1:] != self.null.shape[1:]:
             raise UsageError(
                 f"got maps of {tuple(maps.shape[1:])}, the reference has {tuple(self.null.shape[1:])}; "
                 "calibrate at the same size"
             )
+        check_mask_settings(fpr, smooth, smallest)
         asked = (fpr, smooth, smallest)
         if asked not in self._computed:
             level = self.threshold(fpr, smooth)
@@ -119,16 +122,18 @@ def _mean(maps: Tensor) -> Tensor:
     return maps.flatten(1).double().mean(dim=1)
 
 
-def check_mask_settings(fpr: float, smooth: float) -> None:
+def check_mask_settings(fpr: float, smooth: float, smallest: int = 1) -> None:
     """Refuse settings with which no mask can be made.
 
     Raises:
-        UsageError: for a rate outside (0, 1), or a negative blur.
+        UsageError: for a rate outside (0, 1), a blur that is negative or not finite, or regions of less than a pixel.
     """
     if not 0 < fpr < 1:
         raise UsageError(f"got the pixel rate {fpr:g}; give one between 0 and 1")
-    if smooth < 0:
+    if not 0 <= smooth < math.inf:
         raise UsageError(f"got a blur of {smooth:g} pixels; give 0 or more")
+    if isinstance(smallest, bool) or not isinstance(smallest, int) or smallest < 1:
+        raise UsageError(f"got {smallest!r} pixels for the smallest region; give a whole number of at least 1")
 
 
 def smoothed(maps: Tensor, deviation: float) -> Tensor:

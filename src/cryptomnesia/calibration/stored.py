@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.calibration.masks import ReferenceMaps
-from cryptomnesia.detectors.base import Detector
+from cryptomnesia.detectors.base import Detector, running_scores
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import load_checked, save_checked
 from cryptomnesia.localizers.base import Localizer
@@ -56,8 +56,9 @@ class Calibration:
     maps: Mapping[str, Tensor]
     made_by: Mapping[str, str]
     prompts_sha256: str
-    # description of a detector → its null; not passed on to a copy with other runs
-    _nulls: dict[str, Tensor] = field(default_factory=dict, init=False, compare=False, repr=False)
+    # the null of every detector that was asked for; not passed on to a copy with other runs. The key is the detector
+    # itself: another class, edited in a notebook perhaps, may describe itself in the same words
+    _nulls: dict[Detector, Tensor] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __len__(self) -> int:
         """The number of reference runs."""
@@ -99,19 +100,20 @@ class Calibration:
             UsageError: for a detector that reads what the calibration has not recorded, or that gives no score to some
                 of the reference runs.
         """
-        key = detector.describe()
-        if key not in self._nulls:
-            self.check_detector(detector)
-            scores = detector.running(self.others, self.references)
-            # NaN is allowed only before the evaluation after which the detector has a score
-            known = scores[:, detector.earliest(self.evaluations) - 1 :]
-            if unknown := int(known.isnan().any(dim=1).sum()):
-                raise UsageError(
-                    f"{detector.name} gives no score to {unknown} of the {len(scores)} reference runs; use another "
-                    "detector, or check the model's dtype and guidance and calibrate again"
-                )
-            self._nulls[key] = scores
-        return self._nulls[key]
+        if (cached := _hashable(detector)) and detector in self._nulls:
+            return self._nulls[detector]
+        self.check_detector(detector)
+        scores = running_scores(detector, self.others, self.references)
+        # NaN is allowed only before the evaluation after which the detector has a score
+        known = scores[:, detector.earliest(self.evaluations) - 1 :]
+        if unknown := int(known.isnan().any(dim=1).sum()):
+            raise UsageError(
+                f"{detector.name} gives no score to {unknown} of the {len(scores)} reference runs; use another "
+                "detector, or check the model's dtype and guidance and calibrate again"
+            )
+        if cached:
+            self._nulls[detector] = scores
+        return scores
 
     def p_value(self, detector: Detector, scores: Tensor, step_index: int = -1) -> Tensor:
         """Conformal p-values of scores (B,) after an evaluation, (B,) float64; NaN for a score of NaN."""
@@ -237,6 +239,15 @@ class Calibration:
             tuple(about["timesteps"]), kinds["norm"], {}, torch.empty(count, 0), complete=True, signals=kinds["signal"]
         )
         return cls(about["fingerprint"], runs, kinds["map"], about["made_by"], about["prompts_sha256"])
+
+
+def _hashable(detector: Detector) -> bool:
+    """Whether a detector can be the key of a cache: one that is not may change its settings."""
+    try:
+        hash(detector)
+    except TypeError:
+        return False
+    return True
 
 
 def split(count: int) -> tuple[list[int], list[int]]:

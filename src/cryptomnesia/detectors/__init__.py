@@ -23,6 +23,7 @@ __all__ = [
     "detector",
     "detector_names",
     "during_run",
+    "free_detectors",
 ]
 
 DEFAULTS = ("drift", "stability")
@@ -46,7 +47,18 @@ def detector(method: str | Any, setup: Setup | None = None) -> Detector:
             raise UsageError("got the detector 'auto' without a set-up to choose it for; name one")
         return default_detector(setup)
     if not isinstance(method, str) or method in entries("detector"):
-        return create("detector", method)
+        found = create("detector", method)
+        packages = (
+            [entries(kind)[method].package for kind in ("detector", "localizer") if method in entries(kind)]
+            if isinstance(method, str)
+            else []
+        )
+        if len(set(packages)) > 1:
+            raise UsageError(
+                f"the detector {method!r} of the package {packages[0]} has the name of a localizer of {packages[1]}, "
+                "whose mean is a detector under that name; rename or uninstall either"
+            )
+        return found
     if method in entries("localizer"):
         return MapMean(create("localizer", method))
     raise UsageError(f"got the unknown detector {method!r}; known are {', '.join(detector_names())}")
@@ -69,3 +81,17 @@ def default_detector(setup: Setup) -> Detector:
 def detector_names() -> list[str]:
     """The names of all detectors, then those of localizers, which stand for the mean of a map; imports nothing."""
     return [*entries("detector"), *(name for name in entries("localizer") if name not in entries("detector"))]
+
+
+def free_detectors(setup: Setup) -> list[Detector]:
+    """The registered detectors that work in a set-up and cost nothing beyond the generation.
+
+    A detector whose package cannot be loaded is left out: nobody asked for it.
+    """
+    found = []
+    for name, entry in entries("detector").items():
+        if entry.state == "ready":
+            made = create("detector", name)
+            if setup.accepts(made) and made.cost(setup) == 0:
+                found.append(made)
+    return found

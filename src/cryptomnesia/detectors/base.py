@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -89,6 +89,24 @@ class Moments:
         """How many standard deviations values (B, N′ ≤ N) lie above the mean of the same evaluation, (B, N′)."""
         count = values.shape[1]
         return (values - self.mean[:count]) / self.std[:count]
+
+
+def running_scores(detector: Detector, runs: Trajectory, references: Trajectory) -> Tensor:
+    """The scores of a detector after every evaluation, (B, N) on the CPU; see `Detector.running`.
+
+    Raises:
+        UsageError: naming the detector, if it returns anything else than one floating-point number per image and
+            evaluation.
+    """
+    scores: Any = detector.running(runs, references)
+    wanted = (len(runs), runs.evaluations)
+    if not isinstance(scores, Tensor) or not scores.is_floating_point() or tuple(scores.shape) != wanted:
+        got = f"{scores.dtype} of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise UsageError(
+            f"the detector {detector.name} returned {got}; its `running` has to return floating-point scores of shape "
+            f"{wanted}, one per image and evaluation"
+        )
+    return scores.detach().cpu()
 
 
 def check_evaluations(runs: Trajectory, references: Trajectory) -> None:

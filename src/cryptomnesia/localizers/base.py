@@ -142,7 +142,7 @@ def map_where_finite(localizer: Localizer, watched: Watched) -> Map:
     Only that image is lost: the batch is halved, and its halves are mapped again, until the image is alone.
     """
     try:
-        return localizer.map(watched)
+        return _checked(localizer, localizer.map(watched), len(watched.trajectory))
     except NotFiniteError:
         pass
     count = len(watched.trajectory)
@@ -164,6 +164,29 @@ def map_where_finite(localizer: Localizer, watched: Watched) -> Map:
         for half, maps in zip(halves, values, strict=True)
     ]
     return Map(torch.cat(values), torch.cat(errors))
+
+
+def _checked(localizer: Localizer, found: Any, count: int) -> Map:
+    """What a localizer returned, if it is one map ≥ 0 or NaN for each of `count` images.
+
+    Raises:
+        UsageError: naming the localizer, otherwise.
+    """
+    values = found.values if isinstance(found, Map) else None
+    if not isinstance(values, Tensor) or not values.is_floating_point() or values.dim() != 3 or len(values) != count:
+        got = f"values of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(found).__name__
+        raise UsageError(
+            f"the localizer {localizer.name} returned {got}; its `map` has to return a `Map` with floating-point values "
+            f"of shape ({count}, h, w)"
+        )
+    if (values < 0).any():
+        raise UsageError(f"the localizer {localizer.name} returned negative values; a map has to be ≥ 0")
+    if found.errors is not None and found.errors.shape != values.shape:
+        raise UsageError(
+            f"the localizer {localizer.name} returned errors of shape {tuple(found.errors.shape)} for values of shape "
+            f"{tuple(values.shape)}; they have to be alike"
+        )
+    return found
 
 
 def check_place(setup: "Setup", place: Place) -> None:

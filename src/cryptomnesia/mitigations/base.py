@@ -154,4 +154,4 @@ def why_uncorrected(verdict: Verdict) -> str:
     """Why an image is not shown although its run was under a correction; "" if that is in the verdict already."""
     if not verdict.flagged:
         return ""
-    return "still flagged after correction" if verdict.corrected else "the rule corrected nothing"
+    return "still flagged after correction" if verdict.corrected else "the correction changed nothing"

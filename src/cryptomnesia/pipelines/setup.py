@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.call import NEUTRAL, PER_PROMPT, canonical, defaults_of
@@ -218,6 +218,15 @@ class Setup:
 
     def _check_requirements(self, method: Method) -> None:
         kind = type(self.pipe).__name__
+        if unknown := sorted(method.requires - set(get_args(Requirement))):
+            raise UsageError(
+                f"{method.name} requires {', '.join(map(repr, unknown))}, which nothing can have; a method can require "
+                f"{', '.join(get_args(Requirement))}"
+            )
+        if "guidance" in method.requires and not self.family.conditional:
+            raise UsageError(
+                f"{method.name} needs the unconditional branch, and a {kind} has one branch only; use another method"
+            )
         if "captions" in method.requires and not self.family.conditional:
             raise UsageError(f"{method.name} needs captions, and a {kind} takes none; use another method")
         if "guidance" in method.requires and not self.guided:
