@@ -176,8 +176,8 @@ def _checked(localizer: Localizer, found: Any, count: int) -> Map:
     if not isinstance(values, Tensor) or not values.is_floating_point() or values.dim() != 3 or len(values) != count:
         got = f"values of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(found).__name__
         raise UsageError(
-            f"the localizer {localizer.name} returned {got}; its `map` has to return a `Map` with floating-point values "
-            f"of shape ({count}, h, w)"
+            f"the localizer {localizer.name} returned {got}; its `map` has to return a `Map` with floating-point "
+            f"values of shape ({count}, h, w)"
         )
     if (values < 0).any():
         raise UsageError(f"the localizer {localizer.name} returned negative values; a map has to be ≥ 0")
