@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.calibration.stored import Calibration, made_in_words, norm_in_words
-from cryptomnesia.detectors import Detector, detector
+from cryptomnesia.detectors import Detector, detectors_of
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import prompts_digest
 from cryptomnesia.localizers import Localizer, localizers_of
@@ -31,8 +31,8 @@ def calibrate(
     pipe: Any,
     prompts: Sequence[str] | str | Path,
     *,
-    detectors: Sequence[str | Any] = (),
-    localizers: Sequence[str | Any] | str = (),
+    detectors: str | Any | Sequence[str | Any] = (),
+    localizers: str | Any | Sequence[str | Any] = (),
     checkpoint: Any = None,
     seed: int = FIRST_SEED,
     batch_size: int = 8,
@@ -49,8 +49,10 @@ def calibrate(
         prompts: at least 100 different captions, or a file of them. They should be like the captions that will be
             judged, and none of them memorized. 150 support a false-positive rate of 1%. For a model without captions
             only their number matters.
-        detectors: names or objects of detectors that need further norms or signals, for instance `collapse`.
-        localizers: names or objects of localizers whose maps are to become masks, or `auto`.
+        detectors: one or several detectors that need further norms or signals, for instance `collapse`, as names or
+            objects.
+        localizers: one or several localizers whose maps are to become masks, as names or objects; `auto` is the default
+            of the pipeline's family.
         checkpoint: a pipeline around a less-trained checkpoint, for localizers that are compared with one.
         seed: image i has the seed `seed` + i. Choose it far from the seeds of the images that will be judged.
         batch_size: images per call of the pipeline.
@@ -64,7 +66,7 @@ def calibrate(
     captions = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else list(prompts)
     setup = Setup.of(pipe, call, checkpoint)
     check_references(captions, repeated=not setup.family.conditional)
-    judges = [detector(method, setup) for method in detectors]
+    judges = detectors_of(detectors, setup)
     mappers = localizers_of(localizers, setup) if localizers else []
     setup.check(judges)
     check_call(setup)
