@@ -279,3 +279,20 @@ def test_an_image_whose_map_is_not_finite_does_not_end_the_rest():
             assert located.maps["curvature"].isnan().all()
         else:
             torch.testing.assert_close(located.maps["curvature"], before.maps["curvature"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_a_model_that_is_changed_meanwhile_gets_no_masks_of_the_old_calibration(fitted, drawn):
+    name = "score-difference-checkpoint"
+    call = {"localizers": name, "seeds": [0, 1], "batch_size": 1, **CALL}
+    for changed, message in [(0, r"weights\.unet is"), (1, "map score-difference-checkpoint is")]:
+        models = stable_diffusion(), less_trained()
+        masked = localize(models[0], PROMPTS[:2], checkpoint=models[1], calibration=fitted, **call)
+        bare = localize(models[0], PROMPTS[:2], checkpoint=models[1], **call)
+        assert all(next(masked).masks for _ in range(drawn))
+        with torch.no_grad():
+            next(models[changed].unet.parameters()).mul_(1.5)
+        with pytest.raises(UsageError, match=message):
+            next(masked)
+        # maps without masks rest on no calibration
+        assert next(bare).maps[name].isfinite().all()

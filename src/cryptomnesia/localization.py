@@ -14,7 +14,7 @@ from cryptomnesia.localizers import Localizer, localizers_of
 from cryptomnesia.localizers.mapping import mapped
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.tracing.generation import Progress, check_call, images_of
+from cryptomnesia.tracing.generation import Progress, check_call, checked, images_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ def localize(
         An iterator over the images, in the order of prompts and seeds. Images are generated while it is iterated over.
 
     Raises:
-        UsageError: at the call, before anything is generated, for arguments that do not fit together.
+        UsageError: at the call, before anything is generated, for arguments that do not fit together; and before the
+            next batch, if masks are made and the pipeline was changed meanwhile so that the calibration does not fit
+            any more.
 
     Example:
         for located in localize(pipe, ["a red circle on a blue ground"], localizers=["collapse"]):
@@ -91,14 +93,19 @@ def localize(
     check_mask_settings(pixel_fpr, smooth)
     methods = localizers_of(localizers, setup)
     captions, numbers = images_of(setup, prompts, seeds, images_per_prompt)
-    references = references_for(setup, methods, calibration)
+    fitting = _fitting(setup, methods, calibration)
+    references = {} if fitting is None else {method.name: fitting.map_reference(method) for method in methods}
     for reference in references.values():
         reference.threshold(pixel_fpr, smooth)
 
     batches = mapped(setup, captions, numbers, methods, batch_size=batch_size, decode=True, progress=progress)
 
+    def check() -> None:
+        if fitting is not None:
+            _check_fit(fitting, setup, methods)
+
     def located() -> Iterator[Located]:
-        for batch, maps in batches:
+        for batch, maps in checked(batches, check, images=len(captions), batch_size=batch_size):
             masks = {
                 name: reference.mask(maps[name].values, fpr=pixel_fpr, smooth=smooth, smallest=smallest)
                 for name, reference in references.items()
@@ -129,15 +136,32 @@ def references_for(
     Raises:
         UsageError: if a calibration was given and does not fit.
     """
+    fitting = _fitting(setup, localizers, calibration)
+    return {} if fitting is None else {method.name: fitting.map_reference(method) for method in localizers}
+
+
+def _fitting(
+    setup: Setup, localizers: Sequence[Localizer], calibration: Calibration | str | Path | None
+) -> Calibration | None:
+    """The calibration of `references_for`, None if there is none beside the model, or none that fits."""
     if calibration is None and calibration_of(setup.pipe) is None:
-        return {}
-    fitted = resolved(calibration, setup.pipe)
-    digest = "" if setup.checkpoint is None else weights_digest(setup.checkpoint)
+        return None
+    fitting = resolved(calibration, setup.pipe)
     try:
-        fitted.check(setup)
-        fitted.check_localizers(localizers, digest)
+        _check_fit(fitting, setup, localizers)
     except UsageError:
         if calibration is not None:
             raise
-        return {}
-    return {method.name: fitted.map_reference(method) for method in localizers}
+        return None
+    return fitting
+
+
+def _check_fit(calibration: Calibration, setup: Setup, localizers: Sequence[Localizer]) -> None:
+    """Refuse a calibration that does not fit a set-up, or has not the maps of the localizers.
+
+    Raises:
+        UsageError: saying what does not fit.
+    """
+    calibration.check(setup)
+    digest = "" if setup.checkpoint is None else weights_digest(setup.checkpoint)
+    calibration.check_localizers(localizers, digest)

@@ -1,9 +1,9 @@
 """Generate images of prompts and seeds in batches under `watch`; an image does not depend on its batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.pipelines.tokenizers import copied_tokenizers
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory
 from cryptomnesia.tracing.watching import Keep, watch
+
+Made = TypeVar("Made")
 
 Progress = Callable[[float], None]
 """Called with the number of images that are done; an image that is being made counts as the part that is done."""
@@ -101,6 +103,23 @@ def check_call(setup: Setup) -> None:
     trained = setup.pipe.scheduler.config["num_train_timesteps"]
     if sampling.steps > trained:
         raise UsageError(f"got {sampling.steps} steps, the model knows {trained} timesteps; give fewer")
+
+
+def checked(batches: Iterable[Made], check: Callable[[], None], *, images: int, batch_size: int) -> Iterator[Made]:
+    """The batches of an iterable, where `check` is called before every batch is made.
+
+    Between two batches the caller of an iterator can do anything, also change the pipeline.
+
+    Args:
+        batches: makes a batch whenever it is asked for the next one.
+        check: raises an error if the pipeline must not be called.
+        images: number of all images. Without it, the check would also run after the last batch.
+        batch_size: images per batch.
+    """
+    remaining = iter(batches)
+    for _ in range(0, images, batch_size):
+        check()
+        yield next(remaining)
 
 
 def generate(
