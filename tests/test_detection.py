@@ -148,6 +148,10 @@ def test_what_cannot_be_answered_is_refused_at_the_call(calibration):
     refused(r"prompt 'a a a .*\.\.\.' has 62 tokens, the model takes 32; shorten it", "a " * 60)
     refused("got 2 seeds for 1 images", seeds=[1, 2])
     refused("got a batch size of 0", batch_size=0)
+    refused("got prompts=None; give a text", None)
+    refused("got seeds=3; give a list", seeds=3)
+    refused(r"got batch_size=2\.5; give a whole number", batch_size=2.5)
+    refused(r"got fpr='0\.1'; give a number", fpr="0.1")
     refused("got 7 as detector, which lacks name, .*give a registered name", detector=7)
     with pytest.raises(UsageError, match=r"there is no calibration\.safetensors beside the model; make one with"):
         detect(pipe, "a", **CALL)

@@ -55,7 +55,7 @@ class Finding:
 
 def detect(
     pipe: Any,
-    prompts: str | Sequence[str],
+    prompts: str | Path | Sequence[str],
     *,
     seeds: Sequence[int] | None = None,
     images_per_prompt: int = 1,
@@ -72,7 +72,7 @@ def detect(
 
     Args:
         pipe: a pipeline of a known family.
-        prompts: one caption or several.
+        prompts: one caption or several, or a file of them as a `Path`.
         seeds: one per image; 0, 1, … for the images of every prompt by default.
         images_per_prompt: images to generate for every prompt.
         calibration: for this set-up, as an object or a file; one for another set-up is refused. By default

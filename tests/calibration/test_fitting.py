@@ -70,9 +70,15 @@ def test_whatever_does_not_fit_is_refused_before_anything_is_generated(monkeypat
         ({"height": 32}, "got height 32 and width None; give both or neither"),
         ({"tarot": 1}, "takes no tarot"),
         ({"batch_size": 0}, "got a batch size of 0; give at least 1"),
+        ({"seed": 1.5}, r"got seed=1\.5; give a whole number"),
+        ({"seed": -1}, "got the seed -1; give 0 or more"),
     ]:
         with pytest.raises(UsageError, match=message):
             calibrate(pipe, PROMPTS, **{**CALL, **settings})
+    with pytest.raises(
+        UsageError, match="got prompts=None; give a text, a list of texts, or the Path of a prompts file"
+    ):
+        calibrate(pipe, None, **CALL)
     with pytest.raises(UsageError, match=r"prompt 'red red .*\.\.\.' has \d+ tokens, the model takes \d+; shorten it"):
         calibrate(pipe, [*PROMPTS, "red " * 100], **CALL)
 

@@ -15,9 +15,8 @@ from cryptomnesia.localizers import Localizer, localizers_of
 from cryptomnesia.localizers.mapping import mapped
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.prompts import read_prompts
 from cryptomnesia.statistics import needed_null
-from cryptomnesia.tracing.generation import Progress, check_call, check_prompts
+from cryptomnesia.tracing.generation import Progress, captions_of, check_call, check_prompts, whole_number
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory, joined
 
 FIRST_SEED = 1_000_000
@@ -63,7 +62,10 @@ def calibrate(
         UsageError: for prompts that are too few or repeated, methods that are unknown or cannot work, arguments that
             the pipeline does not take, or a model whose output is not finite.
     """
-    captions = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else list(prompts)
+    captions = captions_of(Path(prompts) if isinstance(prompts, str) else prompts)
+    seed = whole_number("seed", seed)
+    if seed < 0:
+        raise UsageError(f"got the seed {seed}; give 0 or more")
     setup = Setup.of(pipe, call, checkpoint)
     check_references(captions, repeated=not setup.family.conditional)
     judges = detectors_of(detectors, setup)
