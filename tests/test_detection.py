@@ -148,6 +148,10 @@ def test_what_cannot_be_answered_is_refused_at_the_call(calibration):
     refused(r"prompt 'a a a .*\.\.\.' has 62 tokens, the model takes 32; shorten it", "a " * 60)
     refused("got 2 seeds for 1 images", seeds=[1, 2])
     refused("got a batch size of 0", batch_size=0)
+    refused("got prompts=None; give a text", None)
+    refused("got seeds=3; give a list", seeds=3)
+    refused(r"got batch_size=2\.5; give a whole number", batch_size=2.5)
+    refused(r"got fpr='0\.1'; give a number", fpr="0.1")
     refused("got 7 as detector, which lacks name, .*give a registered name", detector=7)
     with pytest.raises(UsageError, match=r"there is no calibration\.safetensors beside the model; make one with"):
         detect(pipe, "a", **CALL)
@@ -339,3 +343,33 @@ def test_trajectories_do_not_need_pictures(pipe, monkeypatch):
 def test_an_option_that_the_pipeline_does_not_know_is_refused():
     with pytest.raises(UsageError, match="a DDIMPipeline takes no negative_prompt; leave it out"):
         Setup.of(unconditional(DDIMPipeline), {"negative_prompt": "blurry"})
+
+
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_a_pipeline_that_is_changed_meanwhile_is_not_judged_by_the_old_calibration(calibration, drawn):
+    def begun(pipe):
+        found = detect(
+            pipe, ["a blue star"] * 2, calibration=calibration, detector="drift", fpr=0.5, batch_size=1, **CALL
+        )
+        assert len([next(found) for _ in range(drawn)]) == drawn
+        return found
+
+    pipe = stable_diffusion()
+    found = begun(pipe)
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(UsageError, match="scheduler is LCMScheduler, calibrated DDIMScheduler"):
+        next(found)
+    pipe = stable_diffusion()
+    found = begun(pipe)
+    with torch.no_grad():
+        next(pipe.unet.parameters()).mul_(1.5)
+    with pytest.raises(UsageError, match=r"weights\.unet is"):
+        next(found)
+
+
+def test_a_pipeline_may_be_changed_after_the_last_image(calibration):
+    pipe = stable_diffusion()
+    found = detect(pipe, ["a blue star"] * 2, calibration=calibration, fpr=0.5, **CALL)
+    assert len([next(found) for _ in range(2)]) == 2
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    assert list(found) == []

@@ -157,8 +157,17 @@ def test_what_does_not_fit_is_refused_at_the_call(fitted):
     refused("got a batch size of 0; give at least 1", batch_size=0)
     # also without a calibration, where there is no mask to make
     refused("got the pixel rate 5; give one between 0 and 1", pixel_fpr=5)
+    refused(r"got pixel_fpr='0\.1'; give a number", pixel_fpr="0.1")
+    refused("got smooth=None; give a number", smooth=None)
+    refused(r"got smallest=2\.5; give a whole number", smallest=2.5)
     refused("got a blur of -1 pixels; give 0 or more", smooth=-1.0)
     refused("no calibration file", calibration="absent.safetensors")
+    for settings in ({"pixel_fpr": 0.1}, {"smooth": 1.0}, {"smallest": 5}):
+        refused(
+            rf"got {next(iter(settings))} for masks, which need a calibration with these maps; make one with "
+            r"`calibrate\(…, localizers=\['score-difference'\]\)`",
+            **settings,
+        )
 
 
 def test_maps_do_not_depend_on_the_batch_size():
@@ -234,7 +243,7 @@ def test_every_family_is_mapped_with_no_further_option(name):
         assert located.image.shape == (3, *located.image.shape[1:])
 
 
-def test_the_calibration_beside_the_model_makes_masks_if_it_fits(fitted, tmp_path):
+def test_the_calibration_beside_the_model_makes_masks_if_it_fits(fitted, tmp_path, caplog):
     folder = tmp_path / "model"
     stable_diffusion().save_pretrained(folder)
     bare = load_pipeline(str(folder))
@@ -251,10 +260,18 @@ def test_the_calibration_beside_the_model_makes_masks_if_it_fits(fitted, tmp_pat
         )
     )
     assert torch.equal(found.masks["score-difference"].pixels, given.masks["score-difference"].pixels)
-    # other maps and other settings are mapped all the same
+    assert caplog.messages == []
+    # other maps and other settings are mapped all the same, and a warning says why there are no masks
     assert next(localize(bare, "a red circle", localizers="curvature", **CALL)).masks == {}
     other = {**CALL, "num_inference_steps": 2}
     assert next(localize(bare, "a red circle", localizers="score-difference", **other)).masks == {}
+    assert [message.split(";")[0] for message in caplog.messages] == [
+        "maps without masks: the calibration has no maps of curvature (it has: score-difference, "
+        "score-difference-checkpoint)",
+        "maps without masks: the calibration was made with another set-up: steps is 2, calibrated 3",
+    ]
+    with pytest.raises(UsageError, match="the calibration has no maps of curvature"):
+        localize(bare, "a red circle", localizers="curvature", smallest=5, **CALL)
 
 
 def test_an_image_whose_map_is_not_finite_does_not_end_the_rest():
@@ -279,3 +296,20 @@ def test_an_image_whose_map_is_not_finite_does_not_end_the_rest():
             assert located.maps["curvature"].isnan().all()
         else:
             torch.testing.assert_close(located.maps["curvature"], before.maps["curvature"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_a_model_that_is_changed_meanwhile_gets_no_masks_of_the_old_calibration(fitted, drawn):
+    name = "score-difference-checkpoint"
+    call = {"localizers": name, "seeds": [0, 1], "batch_size": 1, **CALL}
+    for changed, message in [(0, r"weights\.unet is"), (1, "map score-difference-checkpoint is")]:
+        models = stable_diffusion(), less_trained()
+        masked = localize(models[0], PROMPTS[:2], checkpoint=models[1], calibration=fitted, **call)
+        bare = localize(models[0], PROMPTS[:2], checkpoint=models[1], **call)
+        assert all(next(masked).masks for _ in range(drawn))
+        with torch.no_grad():
+            next(models[changed].unet.parameters()).mul_(1.5)
+        with pytest.raises(UsageError, match=message):
+            next(masked)
+        # maps without masks rest on no calibration
+        assert next(bare).maps[name].isfinite().all()

@@ -22,7 +22,7 @@ from cryptomnesia.mitigations import Flagged, Mitigation, Remade, default_mitiga
 from cryptomnesia.mitigations import mitigation as mitigation_of
 from cryptomnesia.pipelines.call import silent
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.tracing.generation import Batch, Progress, check_call, generate, images_of
+from cryptomnesia.tracing.generation import Batch, Progress, check_call, checked, generate, images_of
 from cryptomnesia.tracing.trajectory import Trajectory
 from cryptomnesia.verdicts import Verdict
 
@@ -55,7 +55,7 @@ class Finding:
 
 def detect(
     pipe: Any,
-    prompts: str | Sequence[str],
+    prompts: str | Path | Sequence[str],
     *,
     seeds: Sequence[int] | None = None,
     images_per_prompt: int = 1,
@@ -72,7 +72,7 @@ def detect(
 
     Args:
         pipe: a pipeline of a known family.
-        prompts: one caption or several.
+        prompts: one caption or several, or a file of them as a `Path`.
         seeds: one per image; 0, 1, … for the images of every prompt by default.
         images_per_prompt: images to generate for every prompt.
         calibration: for this set-up, as an object or a file; one for another set-up is refused. By default
@@ -92,7 +92,8 @@ def detect(
         is iterated over.
 
     Raises:
-        UsageError: at the call, before anything is generated, for arguments that do not fit together.
+        UsageError: at the call, before anything is generated, for arguments that do not fit together; and before the
+            next batch, if the pipeline was changed meanwhile so that the calibration does not fit any more.
 
     Example:
         for finding in detect(pipe, ["a red circle on a blue ground"]):
@@ -167,7 +168,8 @@ class Examination:
         """Generate `prompts[i]` with `seeds[i]` for every i, and examine the images.
 
         Raises:
-            UsageError: at the call, for settings that the pipeline does not take.
+            UsageError: at the call, for settings that the pipeline does not take; while it is iterated over, if the
+                pipeline was changed so that the calibration does not fit any more.
         """
         batches = generate(
             self.setup,
@@ -179,7 +181,14 @@ class Examination:
             signals=self.judge.detector.signals,
             progress=progress,
         )
-        return self._examined(batches)
+        return self._examined(
+            checked(
+                batches,
+                lambda: self.judge.calibration.check(self.setup),
+                images=len(prompts),
+                batch_size=self.batch_size,
+            )
+        )
 
     def _examined(self, batches: Iterator[Batch]) -> Iterator[Finding]:
         """The findings for the images of every batch."""

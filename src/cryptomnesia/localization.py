@@ -1,5 +1,6 @@
 """The verb `localize`: where generated images are memorized."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,10 @@ from cryptomnesia.localizers import Localizer, localizers_of
 from cryptomnesia.localizers.mapping import mapped
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.tracing.generation import Progress, check_call, images_of
+from cryptomnesia.settings import LocalizeSettings
+from cryptomnesia.tracing.generation import Progress, check_call, checked, images_of, real_number, whole_number
+
+logger = logging.getLogger("cryptomnesia")
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Located:
 
 def localize(
     pipe: Any,
-    prompts: str | Sequence[str],
+    prompts: str | Path | Sequence[str],
     *,
     seeds: Sequence[int] | None = None,
     images_per_prompt: int = 1,
@@ -61,14 +65,15 @@ def localize(
 
     Args:
         pipe: a pipeline of a known family.
-        prompts: one caption or several.
+        prompts: one caption or several, or a file of them as a `Path`.
         seeds: one per image; 0, 1, … for the images of every prompt by default.
         images_per_prompt: images to generate for every prompt.
         localizers: one or several, as names or objects; `auto` is the default of the pipeline's family.
         checkpoint: a pipeline around a less-trained checkpoint, for localizers that are compared with one.
         calibration: for this set-up and with these maps, as an object or a file; one that does not fit is refused. It
             turns maps into masks. By default `calibration.safetensors` in the folder that the pipeline was loaded from,
-            if it fits; else there are no masks.
+            if it fits; else there are no masks, and a warning says why it does not fit. `pixel_fpr`, `smooth` and
+            `smallest` are refused without a calibration that fits.
         pixel_fpr: share of the pixels of reference images above the threshold of a mask, in (0, 1).
         smooth: standard deviation of a Gaussian blur before the threshold, in map pixels, ≥ 0.
         smallest: regions of fewer map pixels are dropped.
@@ -80,7 +85,9 @@ def localize(
         An iterator over the images, in the order of prompts and seeds. Images are generated while it is iterated over.
 
     Raises:
-        UsageError: at the call, before anything is generated, for arguments that do not fit together.
+        UsageError: at the call, before anything is generated, for arguments that do not fit together; and before the
+            next batch, if masks are made and the pipeline was changed meanwhile so that the calibration does not fit
+            any more.
 
     Example:
         for located in localize(pipe, ["a red circle on a blue ground"], localizers=["collapse"]):
@@ -88,17 +95,26 @@ def localize(
     """
     setup = Setup.of(pipe, call, checkpoint)
     check_call(setup)
+    pixel_fpr, smooth = real_number("pixel_fpr", pixel_fpr), real_number("smooth", smooth)
     check_mask_settings(pixel_fpr, smooth)
+    smallest = whole_number("smallest", smallest)
     methods = localizers_of(localizers, setup)
     captions, numbers = images_of(setup, prompts, seeds, images_per_prompt)
-    references = references_for(setup, methods, calibration)
+    settings = {"pixel_fpr": pixel_fpr, "smooth": smooth, "smallest": smallest}
+    asked = [name for name, value in settings.items() if value != LocalizeSettings.model_fields[name].default]
+    fitting = _fitting(setup, methods, calibration, needed_for=asked)
+    references = {} if fitting is None else {method.name: fitting.map_reference(method) for method in methods}
     for reference in references.values():
         reference.threshold(pixel_fpr, smooth)
 
     batches = mapped(setup, captions, numbers, methods, batch_size=batch_size, decode=True, progress=progress)
 
+    def check() -> None:
+        if fitting is not None:
+            _check_fit(fitting, setup, methods)
+
     def located() -> Iterator[Located]:
-        for batch, maps in batches:
+        for batch, maps in checked(batches, check, images=len(captions), batch_size=batch_size):
             masks = {
                 name: reference.mask(maps[name].values, fpr=pixel_fpr, smooth=smooth, smallest=smallest)
                 for name, reference in references.items()
@@ -129,15 +145,53 @@ def references_for(
     Raises:
         UsageError: if a calibration was given and does not fit.
     """
+    fitting = _fitting(setup, localizers, calibration)
+    return {} if fitting is None else {method.name: fitting.map_reference(method) for method in localizers}
+
+
+def _fitting(
+    setup: Setup,
+    localizers: Sequence[Localizer],
+    calibration: Calibration | str | Path | None,
+    *,
+    needed_for: Sequence[str] = (),
+) -> Calibration | None:
+    """The calibration of `references_for`, None if there is none beside the model, or none that fits.
+
+    Args:
+        setup: of the generation.
+        localizers: that make the maps.
+        calibration: must fit if it is given.
+        needed_for: names of arguments that have an effect only on masks; with any of them there must be a calibration.
+
+    Raises:
+        UsageError: if there has to be a calibration, and there is none that fits.
+    """
     if calibration is None and calibration_of(setup.pipe) is None:
-        return {}
-    fitted = resolved(calibration, setup.pipe)
-    digest = "" if setup.checkpoint is None else weights_digest(setup.checkpoint)
+        if needed_for:
+            raise UsageError(
+                f"got {', '.join(needed_for)} for masks, which need a calibration with these maps; make one with "
+                f"`calibrate(…, localizers={[method.name for method in localizers]})` and give it as `calibration`, or "
+                f"leave {', '.join(needed_for)} out"
+            )
+        return None
+    fitting = resolved(calibration, setup.pipe)
     try:
-        fitted.check(setup)
-        fitted.check_localizers(localizers, digest)
-    except UsageError:
-        if calibration is not None:
+        _check_fit(fitting, setup, localizers)
+    except UsageError as error:
+        if calibration is not None or needed_for:
             raise
-        return {}
-    return {method.name: fitted.map_reference(method) for method in localizers}
+        logger.warning("maps without masks: %s", error)
+        return None
+    return fitting
+
+
+def _check_fit(calibration: Calibration, setup: Setup, localizers: Sequence[Localizer]) -> None:
+    """Refuse a calibration that does not fit a set-up, or has not the maps of the localizers.
+
+    Raises:
+        UsageError: saying what does not fit.
+    """
+    calibration.check(setup)
+    digest = "" if setup.checkpoint is None else weights_digest(setup.checkpoint)
+    calibration.check_localizers(localizers, digest)

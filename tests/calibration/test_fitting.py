@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from cryptomnesia import Collapse, Detector, UsageError, calibrate
+from cryptomnesia import Collapse, Detector, Drift, ScoreDifference, UsageError, calibrate
 from cryptomnesia.calibration.fitting import FIRST_SEED, check_references, fitted, recorded_for
 from cryptomnesia.detectors import MapMean
 from cryptomnesia.detectors import detector as detector_of
@@ -70,11 +70,39 @@ def test_whatever_does_not_fit_is_refused_before_anything_is_generated(monkeypat
         ({"height": 32}, "got height 32 and width None; give both or neither"),
         ({"tarot": 1}, "takes no tarot"),
         ({"batch_size": 0}, "got a batch size of 0; give at least 1"),
+        ({"seed": 1.5}, r"got seed=1\.5; give a whole number"),
+        ({"seed": -1}, "got the seed -1; give 0 or more"),
     ]:
         with pytest.raises(UsageError, match=message):
             calibrate(pipe, PROMPTS, **{**CALL, **settings})
+    with pytest.raises(
+        UsageError, match="got prompts=None; give a text, a list of texts, or the Path of a prompts file"
+    ):
+        calibrate(pipe, None, **CALL)
     with pytest.raises(UsageError, match=r"prompt 'red red .*\.\.\.' has \d+ tokens, the model takes \d+; shorten it"):
         calibrate(pipe, [*PROMPTS, "red " * 100], **CALL)
+
+
+def test_one_method_is_given_as_a_list_of_one(pipe):
+    def calibrated(detectors, localizers):
+        made = calibrate(pipe, PROMPTS, detectors=detectors, localizers=localizers, batch_size=51, **CALL)
+        return made.made_by, made.maps
+
+    for detectors, localizers in [
+        ("guidance-first", "score-difference"),
+        (Drift(), ScoreDifference()),
+        (Drift, ScoreDifference),
+        (MapMean(ScoreDifference()), "auto"),
+    ]:
+        made_by, maps = calibrated(detectors, localizers)
+        expected_made_by, expected_maps = calibrated([detectors], [localizers])
+        assert made_by == expected_made_by
+        assert maps.keys() == expected_maps.keys()
+        assert len(maps) == 1
+    with pytest.raises(UsageError, match="unknown detector 'tarot'"):
+        calibrate(pipe, PROMPTS, detectors="tarot", **CALL)
+    with pytest.raises(UsageError, match="got 7 as detector"):
+        calibrate(pipe, PROMPTS, detectors=7, **CALL)
 
 
 def test_output_that_is_not_finite_is_refused():

@@ -110,6 +110,8 @@ def test_what_does_not_fit_is_explained(pipe, calibration):
         ({"fpr": 1.5}, "between 0 and 1"),
         ({"fpr": 0.01}, "needs at least 99 null references, the calibration has 68"),
         ({"decide_by": 4}, r"decide_by=4 of 3 evaluations; give one in 1 … 3"),
+        ({"decide_by": 2.0}, r"got decide_by=2\.0; give a whole number"),
+        ({"fpr": "0.1"}, r"got fpr='0\.1'; give a number"),
         ({"policy": "mitigate", "mitigation": "tarot"}, "unknown mitigation 'tarot'"),
     ]:
         with pytest.raises(UsageError, match=message):

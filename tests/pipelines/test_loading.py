@@ -103,6 +103,8 @@ def test_what_cannot_be_loaded_is_explained(folder, tmp_path):
         (str(folder), {"dtype": "int8"}, "unknown dtype 'int8'; known are float32, float16, bfloat16"),
         ("nowhere", {}, "no model 'nowhere'; give a local diffusers folder, a hub id such as org/name, or bundled"),
         ("./no/where", {}, r"no model './no/where'"),
+        ("", {}, "got an empty name of a model; give a local diffusers folder, a hub id such as org/name, or bundled"),
+        (" ", {}, "got an empty name of a model"),
         (str(tmp_path), {}, "is no diffusers folder: it has no model_index.json"),
     ]:
         with pytest.raises(UsageError, match=message):

@@ -1,5 +1,7 @@
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -71,6 +73,8 @@ def test_what_diffusers_refuses_is_a_usage_error(pipe):
         list(generate(setup, PROMPTS[:1], [0]))
     with pytest.raises(UsageError, match="got a batch size of 0; give at least 1"):
         list(generate(Setup(pipe, SAMPLING), PROMPTS[:1], [0], batch_size=0))
+    with pytest.raises(UsageError, match=r"got batch_size=2\.5; give a whole number"):
+        generate(Setup(pipe, SAMPLING), PROMPTS[:1], [0], batch_size=2.5)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +108,34 @@ def test_captions_and_seeds_of_all_images(setup):
             images_of(setup, prompts, seeds, count)
     # a model without captions takes empty ones
     assert images_of(Setup(unconditional(), Sampling(2, 1.0)), [""] * 2, None, 1) == (["", ""], [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "seeds", "count", "message"),
+    [
+        (None, None, 1, "got prompts=None; give a text, a list of texts, or the Path of a prompts file"),
+        ([3], None, 1, "got 3 among the prompts; give texts only"),
+        (Path("absent.txt"), None, 1, "no prompts file absent.txt; check the path"),
+        ("a", 3, 1, "got seeds=3; give a list of whole numbers, one per image"),
+        ("a", [1.5], 1, r"got seeds\[0\]=1\.5; give a whole number"),
+        ("a", ["1"], 1, r"got seeds\[0\]='1'; give a whole number"),
+        ("a", [-1], 1, r"got the seed -1; give one in 0 … 2\*\*64 - 1"),
+        ("a", [2**64], 1, "got the seed 18446744073709551616; give one in 0"),
+        ("a", None, 2.5, r"got images_per_prompt=2\.5; give a whole number"),
+    ],
+)
+def test_what_is_no_prompt_and_no_seed_is_refused(setup, prompts, seeds, count, message):
+    with pytest.raises(UsageError, match=message) as refused:
+        images_of(setup, prompts, seeds, count)
+    assert "\n" not in str(refused.value)
+
+
+def test_prompts_may_be_a_file_and_seeds_numbers_of_numpy(setup, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a\n\nb\n")
+    captions, seeds = images_of(setup, path, np.array([3, 2**63]).astype(np.uint64), 1)
+    assert (captions, seeds) == (["a", "b"], [3, 2**63])
+    assert {type(seed) for seed in seeds} == {int}
 
 
 def test_a_prompt_is_as_long_as_the_longest_encoder_reads():

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.calibration.stored import Calibration, made_in_words, norm_in_words
-from cryptomnesia.detectors import Detector, detector
+from cryptomnesia.detectors import Detector, detectors_of
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import prompts_digest
 from cryptomnesia.localizers import Localizer, localizers_of
 from cryptomnesia.localizers.mapping import mapped
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.prompts import read_prompts
 from cryptomnesia.statistics import needed_null
-from cryptomnesia.tracing.generation import Progress, check_call, check_prompts
+from cryptomnesia.tracing.generation import Progress, captions_of, check_call, check_prompts, whole_number
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory, joined
 
 FIRST_SEED = 1_000_000
@@ -31,8 +30,8 @@ def calibrate(
     pipe: Any,
     prompts: Sequence[str] | str | Path,
     *,
-    detectors: Sequence[str | Any] = (),
-    localizers: Sequence[str | Any] | str = (),
+    detectors: str | Any | Sequence[str | Any] = (),
+    localizers: str | Any | Sequence[str | Any] = (),
     checkpoint: Any = None,
     seed: int = FIRST_SEED,
     batch_size: int = 8,
@@ -49,8 +48,10 @@ def calibrate(
         prompts: at least 100 different captions, or a file of them. They should be like the captions that will be
             judged, and none of them memorized. 150 support a false-positive rate of 1%. For a model without captions
             only their number matters.
-        detectors: names or objects of detectors that need further norms or signals, for instance `collapse`.
-        localizers: names or objects of localizers whose maps are to become masks, or `auto`.
+        detectors: one or several detectors that need further norms or signals, for instance `collapse`, as names or
+            objects.
+        localizers: one or several localizers whose maps are to become masks, as names or objects; `auto` is the default
+            of the pipeline's family.
         checkpoint: a pipeline around a less-trained checkpoint, for localizers that are compared with one.
         seed: image i has the seed `seed` + i. Choose it far from the seeds of the images that will be judged.
         batch_size: images per call of the pipeline.
@@ -61,10 +62,13 @@ def calibrate(
         UsageError: for prompts that are too few or repeated, methods that are unknown or cannot work, arguments that
             the pipeline does not take, or a model whose output is not finite.
     """
-    captions = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else list(prompts)
+    captions = captions_of(Path(prompts) if isinstance(prompts, str) else prompts)
+    seed = whole_number("seed", seed)
+    if seed < 0:
+        raise UsageError(f"got the seed {seed}; give 0 or more")
     setup = Setup.of(pipe, call, checkpoint)
     check_references(captions, repeated=not setup.family.conditional)
-    judges = [detector(method, setup) for method in detectors]
+    judges = detectors_of(detectors, setup)
     mappers = localizers_of(localizers, setup) if localizers else []
     setup.check(judges)
     check_call(setup)

@@ -8,6 +8,7 @@ from torch import Tensor
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.detectors.base import Detector, running_scores
 from cryptomnesia.errors import UsageError
+from cryptomnesia.tracing.generation import real_number, whole_number
 from cryptomnesia.tracing.trajectory import Trajectory
 from cryptomnesia.verdicts import Verdict
 
@@ -37,6 +38,8 @@ class Judge:
             UsageError: saying what does not fit.
         """
         evaluations = calibration.evaluations
+        fpr = real_number("fpr", fpr)
+        decide_by = None if decide_by is None else whole_number("decide_by", decide_by)
         if decide_by is not None and not 1 <= decide_by <= evaluations:
             raise UsageError(f"got decide_by={decide_by} of {evaluations} evaluations; give one in 1 … {evaluations}")
         self.last = (decide_by or evaluations) - 1

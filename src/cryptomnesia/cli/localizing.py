@@ -100,7 +100,7 @@ def localize(
 def _has_masks(
     settings: LocalizeSettings, setup: "Setup", localizers: "list[Localizer]", calibration: "Calibration | None"
 ) -> bool:
-    """Whether maps become masks; if not, say why the calibration in the model's folder does not fit.
+    """Whether maps become masks.
 
     Raises:
         UsageError: if the calibration that was given does not fit, or settings of masks were given without one.
@@ -116,10 +116,11 @@ def _has_masks(
     if beside is not None:
         try:
             return bool(references_for(setup, localizers, beside))
-        except UsageError as error:
+        except UsageError:
             if given:
                 raise
-            typer.echo(f"maps without masks: {error}", err=True)
+            # `localize` says in a warning why there are no masks
+            return False
     if given:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         wanted = " ".join(f"--localizer {method.name}" for method in localizers)

@@ -1,5 +1,6 @@
 """Detectors give every image a score of memorization. One file per method; `detector` finds a method by its name."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from cryptomnesia.detectors.base import Detector, Moments
@@ -22,6 +23,7 @@ __all__ = [
     "default_detector",
     "detector",
     "detector_names",
+    "detectors_of",
     "during_run",
     "free_detectors",
 ]
@@ -62,6 +64,21 @@ def detector(method: str | Any, setup: Setup | None = None) -> Detector:
     if method in entries("localizer"):
         return MapMean(create("localizer", method))
     raise UsageError(f"got the unknown detector {method!r}; known are {', '.join(detector_names())}")
+
+
+def detectors_of(methods: str | Any | Iterable[str | Any], setup: Setup | None = None) -> list[Detector]:
+    """Detectors that were given by name or as objects.
+
+    Args:
+        methods: one or several; see `detector`.
+        setup: the set-up that `auto` has to work in.
+
+    Raises:
+        UsageError: for an unknown name, or `auto` without a set-up.
+        PluginError: if the package that registers a name cannot be imported.
+    """
+    listed = methods if isinstance(methods, Iterable) and not isinstance(methods, str) else [methods]
+    return [detector(method, setup) for method in listed]
 
 
 def default_detector(setup: Setup) -> Detector:

@@ -202,6 +202,9 @@ def guard(
 ) -> Guard:
     """A guard for a pipeline: use it as a context manager, or `attach` it for as long as a service runs.
 
+    The `callback_on_step_end` of a call also runs for every further image that a policy makes and that may be returned;
+    it never runs for probes, which make no image.
+
     Args:
         pipe: a pipeline of a known family.
         calibration: for the set-up of the calls, as an object or a file; by default `calibration.safetensors` in the

@@ -115,8 +115,13 @@ def check_exists(model: str) -> Path | None:
     """The local folder of `model`, None for a hub id; loads nothing.
 
     Raises:
-        UsageError: for a folder that is no diffusers folder, or a name that can be neither a folder nor a hub id.
+        UsageError: for an empty name, a folder that is no diffusers folder, or a name that can be neither a folder nor
+            a hub id.
     """
+    if not model.strip():
+        raise UsageError(
+            f"got an empty name of a model; give a local diffusers folder, a hub id such as org/name, or {BUNDLED}"
+        )
     folder = model_folder(model)
     if folder is None and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
         raise UsageError(f"no model {model!r}; give a local diffusers folder, a hub id such as org/name, or {BUNDLED}")
