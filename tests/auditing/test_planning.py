@@ -101,3 +101,11 @@ def test_a_part_that_no_default_fits_is_left_out_with_a_word(references, tmp_pat
     assert record.getMessage().startswith("the audit goes on without it: none of the mitigations rephrasing, stability")
     with pytest.raises(UsageError, match="cannot steer a DDIMScheduler with clip_sample=True"):
         audit(pipe, ["anything"], tmp_path / "other", mitigation="stability", **given)
+
+
+def test_a_run_that_is_too_short_is_refused_where_the_solver_shifts_its_timesteps(references, tmp_path):
+    pipe = stable_diffusion_3()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, use_dynamic_shifting=True)
+    with pytest.raises(UsageError, match="drift needs 2 evaluations before there is a score, and a run of 1 steps"):
+        audit(pipe, ["a blue star"], tmp_path / "run", references=references, steps=1, fpr=0.5, localize=False)
+    assert not (tmp_path / "run").exists()

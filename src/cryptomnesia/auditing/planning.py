@@ -1,6 +1,5 @@
 """What an audit is to do: settings, model, methods, prompts and training images, loaded and seen to fit together."""
 
-import copy
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -219,7 +218,15 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
     setup.check([detector])
     localizer = _localizer(request, setup)
     mitigation = _mitigation(request, setup)
-    _check_length(setup, detector, localizer)
+    evaluations = setup.evaluations
+    if evaluations is not None:
+        if (earliest := detector.earliest(evaluations)) > evaluations:
+            raise UsageError(
+                f"{detector.name} needs {earliest} evaluations before there is a score, and a run of "
+                f"{setup.sampling.steps} steps has {evaluations}; give more steps, or another detector"
+            )
+        for place in () if localizer is None else localizer.evaluations:
+            evaluation(place, evaluations)
     if localizer is not None:
         check_second_signal(detector.name, detector.observes, localizer.name, localizer.observes)
     check_gate(settings, localized=localizer is not None)
@@ -268,24 +275,6 @@ def _check_training_images(settings: AuditSettings, folder: Path | None) -> None
     check_folder(settings.training_images)
     if folder is not None and folder.resolve().is_relative_to(settings.training_images.resolve()):
         raise UsageError(f"{folder} is among the training images, which would match it; give another folder")
-
-
-def _check_length(setup: Setup, detector: Detector, localizer: Localizer | None) -> None:
-    """Refuse runs that are too short for the methods, where the number of evaluations is known beforehand."""
-    scheduler = copy.deepcopy(setup.pipe.scheduler)
-    try:
-        scheduler.set_timesteps(setup.sampling.steps)
-    # schedulers of flow models may need the size of the picture; then the first run refuses what does not fit
-    except ValueError:
-        return
-    evaluations = len(scheduler.timesteps)
-    if (earliest := detector.earliest(evaluations)) > evaluations:
-        raise UsageError(
-            f"{detector.name} needs {earliest} evaluations before there is a score, and a run of "
-            f"{setup.sampling.steps} steps has {evaluations}; give more steps, or another detector"
-        )
-    for place in () if localizer is None else localizer.evaluations:
-        evaluation(place, evaluations)
 
 
 def _localizer(request: Request, setup: Setup) -> Localizer | None:
