@@ -236,7 +236,8 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
     _check_texts(setup, prompts, references, settings.fpr)
     detector = detector_of(request.objects.get("detector", settings.detector), setup)
     setup.check([detector])
-    localizer = _localizer(request, setup)
+    calibration = _calibration(request, setup, folder)
+    localizer = _localizer(request, setup, calibration or _held(settings, folder))
     mitigation = _mitigation(request, setup)
     evaluations = setup.evaluations
     if evaluations is not None:
@@ -259,7 +260,7 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
         detector=detector,
         localizer=localizer,
         mitigation=mitigation,
-        calibration=_calibration(request, setup, folder),
+        calibration=calibration,
         index=None,
     )
     if found.calibration is not None:
@@ -328,8 +329,14 @@ def _check_training_images(settings: AuditSettings, folder: Path | None) -> None
         raise UsageError(f"{folder} is among the training images, which would match it; give another folder")
 
 
-def _localizer(request: Request, setup: Setup) -> Localizer | None:
-    """The localizer of the run; `auto` leaves maps out where none of the defaults works."""
+def _localizer(request: Request, setup: Setup, calibration: Calibration | None) -> Localizer | None:
+    """The localizer of the run; `auto` leaves maps out where none of the defaults works, or its maps have no reference.
+
+    Args:
+        request: the audit.
+        setup: of its calls.
+        calibration: that the run is judged by, None if it is to be made in the run, with the maps.
+    """
     settings = request.settings
     if not settings.localize:
         return None
@@ -341,6 +348,11 @@ def _localizer(request: Request, setup: Setup) -> Localizer | None:
     if "checkpoint" in found.requires:
         raise UsageError(f"an audit has no second checkpoint, which {found.name} needs; give another localizer")
     setup.check([found])
+    if wanted == "auto" and calibration is not None and found.name not in calibration.maps:
+        try:
+            calibration.check_localizers([found])
+        except UsageError as error:
+            return _left_out(wanted, error)
     return found
 
 
@@ -368,7 +380,7 @@ def _calibration(request: Request, setup: Setup, folder: Path | None) -> Calibra
     settings = request.settings
     if settings.references is not None:
         return None
-    if folder is not None and (folder / "run.json").exists() and (folder / CALIBRATION).exists():
+    if _holds_calibration(folder):
         return None
     if (given := request.objects.get("calibration")) is not None:
         if not isinstance(given, Calibration):
@@ -381,6 +393,18 @@ def _calibration(request: Request, setup: Setup, folder: Path | None) -> Calibra
             "memorized), or a calibration that `cryptomnesia calibrate` made from such captions"
         )
     return Calibration.load(path)
+
+
+def _held(settings: AuditSettings, folder: Path | None) -> Calibration | None:
+    """The calibration that was given to the run in `folder` when it began, None if there is none."""
+    if folder is None or settings.references is not None or not _holds_calibration(folder):
+        return None
+    return Calibration.load(folder / CALIBRATION)
+
+
+def _holds_calibration(folder: Path | None) -> bool:
+    """Whether there is a run in `folder` that holds its calibration."""
+    return folder is not None and (folder / "run.json").exists() and (folder / CALIBRATION).exists()
 
 
 def _index(settings: AuditSettings, folder: Path | None, progress: Progress | None) -> ImageIndex | None:
