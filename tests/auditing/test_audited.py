@@ -1,4 +1,5 @@
 import json
+import logging
 import multiprocessing
 import random
 import time
@@ -257,13 +258,38 @@ def test_a_given_calibration_that_does_not_fit_is_refused_before_anything_is_gen
     with pytest.raises(UsageError, match="steps is 4, calibrated 3"):
         audit(**settings(audit_folder, **given, steps=4), output=tmp_path / "run")
     with pytest.raises(UsageError, match=r"the calibration has no maps of collapse .*; or audit without maps"):
-        audit(**settings(audit_folder, **given), output=tmp_path / "run")
+        audit(**settings(audit_folder, **given, localizer="collapse"), output=tmp_path / "run")
     with pytest.raises(UsageError, match=r"a false-positive rate of 0\.01 needs at least 99 null references"):
         audit(**settings(audit_folder, **given, fpr=0.01, localize=False), output=tmp_path / "run")
     with pytest.raises(UsageError, match="the calibration has not recorded curvature, which curvature reads"):
         audit(**settings(audit_folder, **given, detector="curvature", localize=False), output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert len(audit(**settings(audit_folder, **given, localize=False), output=tmp_path / "run").rows("images")) == 3
+
+
+def test_maps_that_nobody_named_are_left_out_if_the_calibration_has_none(audit_folder, tmp_path, caplog):
+    pipe = stable_diffusion()
+    calibration = calibrate(pipe, PROMPTS, batch_size=34, **CALL)
+    given = settings(audit_folder, model=pipe, references=None, mitigate=False)
+    warning = "the audit goes on without it: the calibration has no maps of collapse (it has: none); generate the"
+    with caplog.at_level(logging.WARNING, "cryptomnesia"):
+        store = audit(**given, calibration=calibration, output=tmp_path / "run")
+        assert store.about["methods"]["localizer"] is None
+        assert all(row["map"] is None for row in store.rows("images"))
+        # a run that was stopped goes on, without the calibration too, which it holds
+        store.path("images", 0).unlink()
+        audit(**given, output=tmp_path / "run")
+    (first, second) = (record.getMessage() for record in caplog.records)
+    assert first.startswith(warning)
+    assert second == first
+    # the same holds for a calibration beside the model
+    beside = tmp_path / "tiny"
+    pipe.save_pretrained(beside)
+    calibration.save(beside / "calibration.safetensors")
+    alone = audit(**{**given, "model": str(beside)}, output=tmp_path / "beside")
+    assert alone.about["methods"]["localizer"] is None
+    with pytest.raises(UsageError, match=r"the calibration has no maps of curvature .*; or audit without maps"):
+        audit(**given, calibration=calibration, localizer="curvature", output=tmp_path / "other")
 
 
 def test_a_run_goes_on_without_the_file_of_its_calibration(audit_folder, tmp_path):

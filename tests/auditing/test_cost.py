@@ -43,6 +43,13 @@ def test_what_is_switched_off_costs_nothing(audit_folder):
     assert (cost.evaluations, cost.flagged_evaluations) == (105 * 3, 0)
 
 
+def test_the_cost_is_that_of_the_call(audit_folder):
+    given = settings(audit_folder, localize=False, mitigate=False, steps=None)
+    assert estimate(**given, num_inference_steps=5, eta=0.5).evaluations == 105 * 5
+    with pytest.raises(UsageError, match="got the unknown setting tarot"):
+        estimate(**given, tarot=1)
+
+
 @pytest.mark.parametrize(
     ("make", "side"), [(stable_diffusion, 16), (flux, 256), (lambda: unconditional(DDIMPipeline), 8)]
 )

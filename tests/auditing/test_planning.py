@@ -1,9 +1,10 @@
 """An audit of every family, with no further option than the file of references."""
 
 import pytest
+import torch
 from diffusers import DDIMPipeline, DDPMPipeline
 
-from cryptomnesia import UsageError, audit
+from cryptomnesia import Calibration, UsageError, audit
 from cryptomnesia.auditing.outcome import outcome
 from cryptomnesia.pipelines.loading import set_call_defaults
 from cryptomnesia.report.html import html
@@ -15,6 +16,7 @@ from cryptomnesia.testing.miniatures import (
     stable_diffusion_xl,
     unconditional,
 )
+from tiny_audit import settings
 
 
 def small_flux():
@@ -101,3 +103,56 @@ def test_a_part_that_no_default_fits_is_left_out_with_a_word(references, tmp_pat
     assert record.getMessage().startswith("the audit goes on without it: none of the mitigations rephrasing, stability")
     with pytest.raises(UsageError, match="cannot steer a DDIMScheduler with clip_sample=True"):
         audit(pipe, ["anything"], tmp_path / "other", mitigation="stability", **given)
+
+
+def test_a_run_that_is_too_short_is_refused_where_the_solver_shifts_its_timesteps(references, tmp_path):
+    pipe = stable_diffusion_3()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, use_dynamic_shifting=True)
+    with pytest.raises(UsageError, match="drift needs 2 evaluations before there is a score, and a run of 1 steps"):
+        audit(pipe, ["a blue star"], tmp_path / "run", references=references, steps=1, fpr=0.5, localize=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_arguments_of_the_pipelines_call_hold_for_references_and_images(references, tmp_path):
+    given = {"references": references, "fpr": 0.5, "batch_size": 34, "localize": False, "mitigate": False}
+    call = {"num_inference_steps": 4, "guidance_scale": 2.0, "eta": 0.5, "guidance_rescale": None}
+    store = audit(stable_diffusion(), ["a blue star"], tmp_path / "run", **given, **call)
+    assert (store.about["settings"]["steps"], store.about["settings"]["guidance"]) == (4, 2.0)
+    assert store.about["call"] == {"eta": 0.5}
+    calibration = Calibration.load(store.folder / "calibration.safetensors")
+    for print_of in (store.about["fingerprint"], calibration.fingerprint):
+        assert (print_of["steps"], print_of["guidance"], print_of["options"]) == (4, 2.0, {"eta": 0.5})
+    # the same settings under their other names are the same run
+    audit(stable_diffusion(), ["a blue star"], tmp_path / "run", **given, steps=4, guidance=2.0, eta=0.5)
+    with pytest.raises(UsageError, match=r"another run: eta is 0\.25, there 0\.5; give another folder"):
+        audit(stable_diffusion(), ["a blue star"], tmp_path / "run", **given, **{**call, "eta": 0.25})
+    plain = audit(stable_diffusion(), ["a blue star"], tmp_path / "plain", **given, **{**call, "eta": None})
+    assert plain.about["call"] == {}
+    assert plain.rows("images")[0]["norm:z"] != store.rows("images")[0]["norm:z"]
+    assert plain.rows("references")[0]["norm:z"] != store.rows("references")[0]["norm:z"]
+
+
+def test_names_that_neither_an_audit_nor_the_pipeline_knows_are_refused_with_both_lists(references, tmp_path):
+    def refused(**more):
+        with pytest.raises(UsageError) as error:
+            audit(stable_diffusion(), ["a blue star"], tmp_path / "run", references=references, fpr=0.5, **more)
+        assert not (tmp_path / "run").exists()
+        return str(error.value)
+
+    message = refused(guidance_rescal=0.5, true_cfg_scale=2.0)
+    assert message.startswith(
+        "got the unknown setting guidance_rescal (did you mean guidance_rescale?), true_cfg_scale"
+    )
+    assert "known are the settings model, steps, " in message
+    assert "arguments of a StableDiffusionPipeline's call clip_skip, " in message
+    assert refused(steps=4, num_inference_steps=4).startswith("got both steps and num_inference_steps, which are the")
+    assert "which the library gives for every image" in refused(output_type="np")
+
+
+def test_several_workers_share_arguments_of_the_call_that_are_json_values(audit_folder, tmp_path):
+    given = settings(audit_folder, localize=False, mitigate=False, eta=0.5)
+    store = audit(**given, output=tmp_path / "run", workers=2)
+    assert store.about["fingerprint"]["options"] == {"eta": 0.5}
+    with pytest.raises(UsageError, match="got cross_attention_kwargs with a value that is no JSON value"):
+        audit(**given, cross_attention_kwargs={"scale": torch.ones(1)}, output=tmp_path / "other", workers=2)
+    assert not (tmp_path / "other").exists()

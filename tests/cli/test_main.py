@@ -89,6 +89,17 @@ def test_errors_are_one_line(cryptomnesia, monkeypatch, error, expected):
     assert err.count("\n") == 1
 
 
+def test_an_unexpected_error_is_told_from_a_flagged_image(cryptomnesia, monkeypatch):
+    def fail(**_):
+        raise RuntimeError("not foreseen")
+
+    monkeypatch.setattr(cli, "app", fail)
+    code, out, err = cryptomnesia("detect")
+    assert (code, out) == (70, "")
+    assert err.startswith("Traceback (most recent call last):\n")
+    assert err.endswith("RuntimeError: not foreseen\n")
+
+
 def test_a_reader_who_went_away_is_no_error():
     ended = subprocess.run(
         [

@@ -1,5 +1,6 @@
 """The verb `audit`: from a model and prompts to a finished run directory, by one process or several."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -50,14 +51,17 @@ def audit(
             is.
         **settings: fields of `cryptomnesia.settings.AuditSettings` by name, for instance `references=`, `fpr=` or
             `images_per_prompt=`. `detector`, `localizer`, `mitigation` and `calibration` may also be objects. `auto` is
-            the default of the model's family, and the run stores the name of the method that was used.
+            the default of the model's family, and the run stores the name of the method that was used. All other names
+            are arguments of the pipeline's own call, `max_sequence_length=` or `eta=` for instance, which hold for
+            references and images; `num_inference_steps` and `guidance_scale` are the same as the settings `steps` and
+            `guidance`.
 
     Returns:
         The finished run; `cryptomnesia.auditing.outcome.outcome` reads the evidence from it.
 
     Raises:
-        UsageError: at once, before anything is generated, for settings that are unknown or do not fit, or a folder with
-            another run.
+        UsageError: at once, before anything is generated, for settings or arguments of the call that are unknown or do
+            not fit, or a folder with another run.
         StoreError: if the folder cannot be written to; what is done stays.
 
     Example:
@@ -72,7 +76,7 @@ def audit(
 
 
 def _check_shareable(request: Request) -> None:
-    """Refuse objects, which other processes cannot load.
+    """Refuse objects, which other processes cannot load, and arguments of the call that are no JSON values.
 
     Raises:
         UsageError: naming them.
@@ -84,6 +88,20 @@ def _check_shareable(request: Request) -> None:
             f"got {' and '.join(given)} as an object, and several workers load everything by its name; give names, or "
             "workers=1"
         )
+    if odd := sorted(name for name, value in request.call.items() if not _is_json(value)):
+        raise UsageError(
+            f"got {' and '.join(odd)} with a value that is no JSON value, and several workers share numbers, texts, "
+            "lists and dictionaries of them only; give such a value, or workers=1"
+        )
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON can write a value."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _run(request: Request, folder: Path, workers: int, progress: Progress) -> Store:

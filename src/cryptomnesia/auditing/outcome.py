@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from cryptomnesia.auditing.as_json import finite
 from cryptomnesia.auditing.evidence import Gate, Level, gate
 from cryptomnesia.auditing.rows import NORM, SIGNAL
 from cryptomnesia.auditing.store import Store, batch_count
@@ -206,12 +207,5 @@ def _worst_first(row: dict[str, Any]) -> tuple[int, float]:
 def _row_to_json(row: dict[str, Any]) -> dict[str, Any]:
     """The columns of a row that are short, as JSON values."""
     return {
-        key: _finite(value) for key, value in row.items() if key not in _HIDDEN and not key.startswith((NORM, SIGNAL))
+        key: finite(value) for key, value in row.items() if key not in _HIDDEN and not key.startswith((NORM, SIGNAL))
     }
-
-
-def _finite(value: Any) -> Any:
-    """A value, with null for a number that is not finite."""
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,10 +1,10 @@
 """What an audit is to do: settings, model, methods, prompts and training images, loaded and seen to fit together."""
 
-import copy
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,8 @@ from cryptomnesia.matching.building import as_text, check_folder
 from cryptomnesia.matching.reproduction import check_size
 from cryptomnesia.mitigations import Mitigation
 from cryptomnesia.mitigations import mitigation as mitigation_of
+from cryptomnesia.pipelines.call import NEUTRAL, canonical, defaults_of
+from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.pipelines.setup import Method, Setup
@@ -48,6 +50,9 @@ _NAMED = 20
 OBJECTS = ("detector", "localizer", "mitigation", "calibration")
 """Settings that may be given as objects."""
 
+SAME_AS = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
+"""Arguments of a pipeline's call → the settings that they are the same as."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -58,20 +63,29 @@ class Request:
         prompts: the texts, or a file of them.
         settings: the other settings; what is given as an object has its default here.
         objects: names of settings → methods, and the calibration, that were given as objects.
+        call: further arguments of the pipeline's own call by name; whether it takes them is seen when it is loaded.
     """
 
     model: Any
     prompts: Sequence[str] | Path
     settings: AuditSettings
     objects: Mapping[str, Any]
+    call: Mapping[str, Any]
 
     @classmethod
     def of(cls, model: Any, prompts: Sequence[str] | str | Path, values: Mapping[str, Any]) -> "Request":
         """The request of a call of `audit`.
 
         Raises:
-            UsageError: for settings that are unknown or not possible.
+            UsageError: for settings that are not possible.
         """
+        values = _without_synonyms(values)
+        call = {
+            name: value
+            for name, value in values.items()
+            if name not in AuditSettings.model_fields and value is not None
+        }
+        values = {name: value for name, value in values.items() if name in AuditSettings.model_fields}
         objects = {name: values[name] for name in OBJECTS if not isinstance(values.get(name), str | Path | None)}
         named = {name: value for name, value in values.items() if name not in objects}
         if isinstance(model, str | Path):
@@ -84,7 +98,7 @@ class Request:
         if isinstance(prompts, str | Path):
             prompts = Path(prompts)
             named["prompts"] = prompts
-        return cls(model, prompts, AuditSettings.resolve(named, environment={}), objects)
+        return cls(model, prompts, AuditSettings.resolve(named, environment={}), objects, call)
 
     def texts(self) -> list[str]:
         """The prompts, each once.
@@ -112,6 +126,7 @@ class Plan:
     Attributes:
         settings: of the run.
         setup: the pipeline and the settings of its calls.
+        call: arguments of every call for which there is no setting, by the pipeline's names.
         prompts: to audit, each once.
         references: captions that are not memorized, to calibrate on; None if a calibration is given.
         detector: by whose score images are suspected.
@@ -123,6 +138,7 @@ class Plan:
 
     settings: AuditSettings
     setup: Setup
+    call: Mapping[str, Any]
     prompts: list[str]
     references: list[str] | None
     detector: Detector
@@ -144,6 +160,7 @@ class Plan:
         methods = {"detector": self.detector, "localizer": self.localizer, "mitigation": self.mitigation}
         return {
             "settings": self.settings.model_dump(mode="json"),
+            "call": {name: canonical(name, value) for name, value in sorted(self.call.items())},
             "model": model_name(self.settings, self.setup.pipe),
             "methods": {role: None if method is None else method.name for role, method in methods.items()},
             "made_by": {role: None if method is None else method.describe() for role, method in methods.items()},
@@ -203,9 +220,11 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
         pipe = load_pipeline(str(request.model), scheduler=settings.scheduler, dtype=settings.dtype)
     else:
         pipe = request.model
+    _check_names(pipe, request.call)
     setup = Setup.of(
         pipe,
         {
+            **request.call,
             "num_inference_steps": settings.steps,
             "guidance_scale": settings.guidance,
             "height": settings.height,
@@ -217,27 +236,67 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
     _check_texts(setup, prompts, references, settings.fpr)
     detector = detector_of(request.objects.get("detector", settings.detector), setup)
     setup.check([detector])
-    localizer = _localizer(request, setup)
+    calibration = _calibration(request, setup, folder)
+    localizer = _localizer(request, setup, calibration or _held(settings, folder))
     mitigation = _mitigation(request, setup)
-    _check_length(setup, detector, localizer)
+    evaluations = setup.evaluations
+    if evaluations is not None:
+        if (earliest := detector.earliest(evaluations)) > evaluations:
+            raise UsageError(
+                f"{detector.name} needs {earliest} evaluations before there is a score, and a run of "
+                f"{setup.sampling.steps} steps has {evaluations}; give more steps, or another detector"
+            )
+        for place in () if localizer is None else localizer.evaluations:
+            evaluation(place, evaluations)
     if localizer is not None:
         check_second_signal(detector.name, detector.observes, localizer.name, localizer.observes)
     check_gate(settings, localized=localizer is not None)
     found = Plan(
         settings=settings,
         setup=setup,
+        call=request.call,
         prompts=prompts,
         references=references,
         detector=detector,
         localizer=localizer,
         mitigation=mitigation,
-        calibration=_calibration(request, setup, folder),
+        calibration=calibration,
         index=None,
     )
     if found.calibration is not None:
         found.examination(found.calibration)
     index = _index(settings, folder, progress)
     return replace(found, index=index)
+
+
+def _without_synonyms(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a call of `audit`, with the settings in the place of arguments that are the same."""
+    found = {name: value for name, value in values.items() if name not in SAME_AS}
+    for name in sorted(values.keys() & SAME_AS):
+        setting = SAME_AS[name]
+        if values[name] is None:
+            continue
+        if found.get(setting) is not None:
+            raise UsageError(f"got both {setting} and {name}, which are the same; give one of them")
+        found[setting] = values[name]
+    return found
+
+
+def _check_names(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Refuse names that are neither settings of an audit nor arguments of the pipeline's call."""
+    if not call:
+        return
+    # refuses what is no pipeline
+    family_of(pipe)
+    arguments = sorted(defaults_of(pipe).keys() - NEUTRAL - AuditSettings.model_fields.keys())
+    if unknown := sorted(call.keys() - defaults_of(pipe).keys()):
+        known = [*AuditSettings.model_fields, *arguments]
+        guesses = [(name, get_close_matches(name, known, n=1)) for name in unknown]
+        named = ", ".join(f"{name} (did you mean {guess[0]}?)" if guess else name for name, guess in guesses)
+        raise UsageError(
+            f"got the unknown setting {named}; known are the settings {', '.join(AuditSettings.model_fields)}, and the "
+            f"arguments of a {type(pipe).__name__}'s call {', '.join(arguments)}"
+        )
 
 
 def model_name(settings: AuditSettings, pipe: Any) -> str:
@@ -270,26 +329,14 @@ def _check_training_images(settings: AuditSettings, folder: Path | None) -> None
         raise UsageError(f"{folder} is among the training images, which would match it; give another folder")
 
 
-def _check_length(setup: Setup, detector: Detector, localizer: Localizer | None) -> None:
-    """Refuse runs that are too short for the methods, where the number of evaluations is known beforehand."""
-    scheduler = copy.deepcopy(setup.pipe.scheduler)
-    try:
-        scheduler.set_timesteps(setup.sampling.steps)
-    # schedulers of flow models may need the size of the picture; then the first run refuses what does not fit
-    except ValueError:
-        return
-    evaluations = len(scheduler.timesteps)
-    if (earliest := detector.earliest(evaluations)) > evaluations:
-        raise UsageError(
-            f"{detector.name} needs {earliest} evaluations before there is a score, and a run of "
-            f"{setup.sampling.steps} steps has {evaluations}; give more steps, or another detector"
-        )
-    for place in () if localizer is None else localizer.evaluations:
-        evaluation(place, evaluations)
+def _localizer(request: Request, setup: Setup, calibration: Calibration | None) -> Localizer | None:
+    """The localizer of the run; `auto` leaves maps out where none of the defaults works, or its maps have no reference.
 
-
-def _localizer(request: Request, setup: Setup) -> Localizer | None:
-    """The localizer of the run; `auto` leaves maps out where none of the defaults works."""
+    Args:
+        request: the audit.
+        setup: of its calls.
+        calibration: that the run is judged by, None if it is to be made in the run, with the maps.
+    """
     settings = request.settings
     if not settings.localize:
         return None
@@ -301,6 +348,11 @@ def _localizer(request: Request, setup: Setup) -> Localizer | None:
     if "checkpoint" in found.requires:
         raise UsageError(f"an audit has no second checkpoint, which {found.name} needs; give another localizer")
     setup.check([found])
+    if wanted == "auto" and calibration is not None and found.name not in calibration.maps:
+        try:
+            calibration.check_localizers([found])
+        except UsageError as error:
+            return _left_out(wanted, error)
     return found
 
 
@@ -328,7 +380,7 @@ def _calibration(request: Request, setup: Setup, folder: Path | None) -> Calibra
     settings = request.settings
     if settings.references is not None:
         return None
-    if folder is not None and (folder / "run.json").exists() and (folder / CALIBRATION).exists():
+    if _holds_calibration(folder):
         return None
     if (given := request.objects.get("calibration")) is not None:
         if not isinstance(given, Calibration):
@@ -341,6 +393,18 @@ def _calibration(request: Request, setup: Setup, folder: Path | None) -> Calibra
             "memorized), or a calibration that `cryptomnesia calibrate` made from such captions"
         )
     return Calibration.load(path)
+
+
+def _held(settings: AuditSettings, folder: Path | None) -> Calibration | None:
+    """The calibration that was given to the run in `folder` when it began, None if there is none."""
+    if folder is None or settings.references is not None or not _holds_calibration(folder):
+        return None
+    return Calibration.load(folder / CALIBRATION)
+
+
+def _holds_calibration(folder: Path | None) -> bool:
+    """Whether there is a run in `folder` that holds its calibration."""
+    return folder is not None and (folder / "run.json").exists() and (folder / CALIBRATION).exists()
 
 
 def _index(settings: AuditSettings, folder: Path | None, progress: Progress | None) -> ImageIndex | None:

@@ -222,7 +222,10 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _bare(key: str) -> str:
     """The name of a setting without that of its group."""
-    return key.removeprefix("settings.").removeprefix("fingerprint.")
+    for group in ("settings.", "call.", "fingerprint.options.", "fingerprint."):
+        if key.startswith(group):
+            return key.removeprefix(group)
+    return key
 
 
 def _short(value: Any) -> str:

@@ -1,13 +1,14 @@
 """The command line: read settings, call the library, print the result, set the exit code.
 
 Exit codes: 0 done and nothing flagged, 1 something flagged, 2 input that cannot be used, 3 nothing flagged but some
-images could not be judged. Results go to standard output; progress, warnings and errors go to standard error. Nothing
-heavy is imported before a command runs.
+images could not be judged, 70 the program itself failed. Results go to standard output; progress, warnings and errors
+go to standard error. Nothing heavy is imported before a command runs.
 """
 
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -37,6 +38,10 @@ VERBS = ("detect", "localize", "guard", "audit", "calibrate", "match")
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
 """Exit codes after Ctrl-C, and when nobody reads the output any more, as shells give them."""
 
+_PROGRAM_ERROR = 70
+"""Exit code after an exception that nobody expected, as sysexits.h has it; Python's own 1 means that something is
+flagged."""
+
 _CommandLineError: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if issubclass(kind, Exception) and kind.__name__ == "ClickException"
 )
@@ -44,7 +49,10 @@ _CommandLineError: type[Exception] = next(
 
 
 def main() -> None:
-    """Run the command line and exit; an error that was raised on purpose becomes one line and exit code 2."""
+    """Run the command line and exit; an error that was raised on purpose becomes one line and exit code 2.
+
+    After any other exception the traceback goes to standard error, and the exit code is 70.
+    """
     with _warnings_as_lines():
         sys.exit(_run())
 
@@ -71,6 +79,9 @@ def _run() -> int:
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("error: interrupted", err=True)
         return _INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return _PROGRAM_ERROR
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     return 2
 

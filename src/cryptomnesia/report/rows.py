@@ -1,12 +1,12 @@
 """What commands print of an image, as rows of a table and as JSON. Importing this module loads nothing heavy."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cryptomnesia import __version__
+from cryptomnesia.auditing.as_json import finite
 
 if TYPE_CHECKING:
     from cryptomnesia.localization import Located
@@ -36,7 +36,7 @@ class Judged(NamedTuple):
             "seed": self.seed,
             "file": None if self.file is None else str(self.file),
             "answer": self.verdict.answer,
-            **{name: _finite(value) for name, value in fields.items()},
+            **{name: finite(value) for name, value in fields.items()},
         }
 
 
@@ -89,7 +89,7 @@ class Compared(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return {name: _finite(value) for name, value in self._asdict().items()}
+        return {name: finite(value) for name, value in self._asdict().items()}
 
 
 class Listed(NamedTuple):
@@ -126,11 +126,11 @@ def regions(located: "Located", panel: Path, maps: Path) -> list[Region]:
                 prompt=located.prompt,
                 seed=located.seed,
                 localizer=name,
-                mean=_finite(heat.mean().item()),
-                mean_p_value=None if mask is None else _finite(mask.mean_p_value.item()),
-                error=None if error is None else _finite(error.square().mean().sqrt().item()),
+                mean=finite(heat.mean().item()),
+                mean_p_value=None if mask is None else finite(mask.mean_p_value.item()),
+                error=None if error is None else finite(error.square().mean().sqrt().item()),
                 fraction=None if mask is None else mask.fraction.item(),
-                p_value=None if mask is None else _finite(mask.p_value.item()),
+                p_value=None if mask is None else finite(mask.p_value.item()),
                 panel=str(panel),
                 maps=str(maps),
             )
@@ -183,10 +183,3 @@ def settings_to_json(model: str, setup: "Setup") -> dict[str, Any]:
         "scheduler": type(setup.pipe.scheduler).__name__,
         **asdict(setup.sampling),
     }
-
-
-def _finite(value: Any) -> Any:
-    """The value, None for NaN, also inside a tuple."""
-    if isinstance(value, tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

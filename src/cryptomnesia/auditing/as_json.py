@@ -1,0 +1,11 @@
+"""Numbers as JSON has them. Importing this module loads nothing heavy."""
+
+import math
+from typing import Any
+
+
+def finite(value: Any) -> Any:
+    """A value, with None for NaN and infinity, which JSON lacks; also inside a list or tuple, which becomes a list."""
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
