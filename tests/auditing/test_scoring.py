@@ -156,7 +156,7 @@ def test_a_mean_that_a_run_did_not_take_is_not_made_up(audit_folder, tmp_path):
 def test_methods_of_another_package_are_used_stored_and_reported(install, audit_folder, tmp_path, caplog):
     install(**EVERYTHING)
     names = {"detector": "acme", "localizer": "acme-map", "mitigation": "acme-remedy"}
-    with caplog.at_level(logging.WARNING, "cryptomnesia"):
+    with caplog.at_level(logging.INFO, "cryptomnesia"):
         store = audit(**settings(audit_folder, images_per_prompt=2, **names), output=tmp_path / "run")
     assert store.about["methods"] == names
     assert store.about["made_by"] == {
@@ -180,16 +180,34 @@ def test_methods_of_another_package_are_used_stored_and_reported(install, audit_
         f"score:{name}"
         for name in ("acme", "acme-loudest", "drift", "guidance-first", "guidance-last", "guidance-mean", "stability")
     }
-    warnings = [record.getMessage() for record in caplog.records]
-    assert len(warnings) == 2
-    assert warnings[0].startswith("no scores of the detector acme-broken: the detector 'acme-broken' of the package ")
-    assert "No module named 'no_such_module'" in warnings[0]
-    assert warnings[1].startswith("no scores of the detector acme-fails: it fails (KeyError: 'no such norm')")
+    # nobody asked for the broken ones
+    assert all(record.levelno < logging.WARNING for record in caplog.records)
+    notes = [record.getMessage() for record in caplog.records if "acme-" in record.getMessage()]
+    assert len(notes) == 2
+    assert notes[0].startswith("no scores of the detector acme-broken: the detector 'acme-broken' of the package ")
+    assert "No module named 'no_such_module'" in notes[0]
+    assert notes[1].startswith("no scores of the detector acme-fails: it fails (KeyError: 'no such norm')")
     assert outcome(store).missing == {}
     score(store, detector="acme-loudest", fpr=0.3)
     assert outcome(store).detector == "acme-loudest"
     with pytest.raises(registry.PluginError, match="'acme-broken' of the package"):
         score(store, detector="acme-broken")
+
+
+def test_a_package_that_ends_python_when_it_is_imported_does_not_end_an_audit(
+    install, audited, cryptomnesia, tmp_path, monkeypatch
+):
+    (tmp_path / "quitter.py").write_text("import sys\nsys.exit(7)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    install(detector={"quitter": "quitter:Quitter"})
+    store = copied(audited, tmp_path / "copy")
+    score(store)
+    assert str(store.rows("scores")) == str(audited.rows("scores"))
+    code, out, err = cryptomnesia("rescore", store.folder)
+    assert (code, err) == (0, "")
+    code, out, err = cryptomnesia("methods", "quitter")
+    assert (code, err) == (0, "")
+    assert "- State: SystemExit: 7\n" in out
 
 
 def test_a_run_by_methods_that_are_not_installed_any_more_is_shown_by_their_names(

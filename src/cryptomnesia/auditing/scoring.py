@@ -104,7 +104,10 @@ class Stored:
         return [_with_action(verdict, before) for verdict, before in zip(found, self.verdicts, strict=True)]
 
     def scores(self) -> Iterator[tuple[str, list[float], list[float]]]:
-        """Name, scores and p-values of the run's own detector, and of all others that can be computed."""
+        """Name, scores and p-values of the run's own detector, and of all others that can be computed.
+
+        Nobody asked for the others, so a detector of another package is passed over if it is not ready or fails.
+        """
         used = self.store.about["methods"]["detector"]
         yield used, [verdict.score for verdict in self.verdicts], [verdict.p_value for verdict in self.verdicts]
         for name in detector_names():
@@ -113,15 +116,15 @@ class Stored:
                 continue
             try:
                 if reason := not_installed("detector", name):
-                    logger.warning("no scores of the detector %s: %s", name, reason)
+                    logger.info("no scores of the detector %s: %s", name, reason)
                 elif (scored := self._scored(detector_of(name))) is not None:
                     yield name, *scored
             except CryptomnesiaError as error:
                 # it does not fit the run, for instance because the runs have no unconditional branch
                 logger.info("no scores of the detector %s: %s", name, error)
-            # nobody asked for it, and the code of another package may raise anything
-            except Exception as error:
-                logger.warning("no scores of the detector %s: it fails (%s: %s)", name, type(error).__name__, error)
+            # the code of another package may raise anything, and may try to end Python
+            except (Exception, SystemExit) as error:
+                logger.info("no scores of the detector %s: it fails (%s: %s)", name, type(error).__name__, error)
 
     def _scored(self, detector: Detector) -> tuple[list[float], list[float]] | None:
         """Scores and p-values of a detector, None if it reads what is not stored or needs more evaluations."""

@@ -63,8 +63,8 @@ def _method(entry: Entry) -> tuple[Any, str]:
     except CryptomnesiaError as error:
         cause = error.__cause__
         state = str(error) if cause is None else f"{type(cause).__name__}: {cause}"
-    # a factory of another package may raise anything
-    except Exception as error:
+    # the code of another package may raise anything, and may try to end Python
+    except (Exception, SystemExit) as error:
         state = f"{type(error).__name__}: {error}"
     return None, " ".join(state.split())
 
@@ -74,14 +74,14 @@ def _listed(entry: Entry, setup: "Setup | None") -> Listed:
     method, state = _method(entry)
     requires: list[str] = []
     cost, summary = None, ""
-    # what another package declares may raise anything
+    # what another package declares may raise anything, and may try to end Python
     try:
         if entry.kind == "family":
             summary = _first_line(method)
         elif method is not None:
             requires, summary = sorted(method.requires), str(method.summary)
             cost = None if setup is None else float(method.cost(setup))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         state = f"{type(error).__name__}: {error}"
     return Listed(entry.kind, entry.name, entry.package, entry.version, state, requires, cost, summary)
 
