@@ -14,7 +14,7 @@ COUNT = 99
 def with_null(calibration: Calibration, detector: Detector, scores: torch.Tensor) -> Calibration:
     """The calibration with another null of a detector, (n, N)."""
     made = replace(calibration)
-    made._nulls[detector.describe()] = scores
+    made._nulls[detector] = scores
     return made
 
 
