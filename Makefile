@@ -9,7 +9,8 @@ demo: $(VENV)/installed
 	$(BIN)/cryptomnesia demo -o demo-output
 
 test: $(VENV)/installed-test
-	$(BIN)/pytest --numprocesses auto
+	$(BIN)/pytest --numprocesses auto tests src
+	$(BIN)/pytest docs  # in one process: the examples of a page share its namespace
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -96,8 +96,8 @@ def localize(
     setup = Setup.of(pipe, call, checkpoint)
     check_call(setup)
     pixel_fpr, smooth = real_number("pixel_fpr", pixel_fpr), real_number("smooth", smooth)
-    check_mask_settings(pixel_fpr, smooth, smallest)
     smallest = whole_number("smallest", smallest)
+    check_mask_settings(pixel_fpr, smooth, smallest)
     methods = localizers_of(localizers, setup)
     captions, numbers = images_of(setup, prompts, seeds, images_per_prompt)
     settings = {"pixel_fpr": pixel_fpr, "smooth": smooth, "smallest": smallest}
