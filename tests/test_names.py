@@ -104,7 +104,11 @@ def test_no_order_of_imports_hides_a_function(rooms):
 
 @pytest.mark.parametrize(("first", "second"), [*permutations(["testing", "proving_ground", "cli"], 2)])
 def test_rooms_that_stand_aside_can_be_imported_in_any_order(first, second):
-    fresh(f"import cryptomnesia.{first}, cryptomnesia.{second}")
+    found = fresh(
+        f"import cryptomnesia.{first}, cryptomnesia.{second}, sys\n"
+        f"print('cryptomnesia.{first}' in sys.modules, 'cryptomnesia.{second}' in sys.modules)"
+    )
+    assert found == ["True", "True"]
 
 
 def test_tests_of_methods_load_nothing_of_the_proving_ground():

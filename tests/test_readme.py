@@ -24,10 +24,13 @@ def pages(root):
     return [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))]
 
 
-def test_the_python_examples_of_the_readme_run(readme):
+def test_the_python_examples_of_the_readme_print_what_it_says(readme, capsys):
     """Those of the pages are run by docs/conftest.py."""
-    for block in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL):
+    blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", readme, flags=re.DOTALL)
+    assert len(blocks) == readme.count("```python")
+    for block, printed in blocks:
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+        assert capsys.readouterr().out == printed
 
 
 def test_pictures_and_pages_exist(root):

@@ -14,7 +14,8 @@ import torch
 
 from cryptomnesia.auditing.examiner import Examiner
 from cryptomnesia.auditing.outcome import IMAGES, SCORES
-from cryptomnesia.auditing.planning import Plan, Progress, Request, Unit, plan
+from cryptomnesia.auditing.planning import Plan, Progress, Unit, plan
+from cryptomnesia.auditing.requests import Request
 from cryptomnesia.auditing.rows import columns, trajectory_of
 from cryptomnesia.auditing.scoring import score
 from cryptomnesia.auditing.store import CALIBRATION, Store, batch_count
@@ -239,4 +240,4 @@ def _help(request: Request, folder: Path, threads: int) -> None:
 
 
 def _silent(*_: object) -> None:
-    """Report no progress."""
+    """Take reports of progress and do nothing with them."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptomnesia.auditing.planning import Plan, Request, plan
+from cryptomnesia.auditing.planning import Plan, plan
+from cryptomnesia.auditing.requests import Request
 from cryptomnesia.matching import SSCD, Tiles
 from cryptomnesia.matching.building import pictures_of
 from cryptomnesia.settings import AuditSettings

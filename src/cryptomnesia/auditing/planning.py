@@ -2,7 +2,7 @@
 
 import logging
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptomnesia.auditing.outcome import check_gate
+from cryptomnesia.auditing.requests import Request
 from cryptomnesia.auditing.scoring import check_second_signal
 from cryptomnesia.auditing.store import CALIBRATION
 from cryptomnesia.calibration.fitting import check_references
@@ -46,77 +47,6 @@ Unit = tuple[str, int]
 
 _NAMED = 20
 """Files that the index does not hold, named in a run at most."""
-
-OBJECTS = ("detector", "localizer", "mitigation", "calibration")
-"""Settings that may be given as objects."""
-
-SAME_AS = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
-"""Arguments of a pipeline's call → the settings that they are the same as."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """An audit as it was asked for; `plan` loads what it names.
-
-    Attributes:
-        model: a loaded pipeline, or the name of a model.
-        prompts: the texts, or a file of them.
-        settings: the other settings; what is given as an object has its default here.
-        objects: names of settings → methods, and the calibration, that were given as objects.
-        call: further arguments of the pipeline's own call by name; whether it takes them is seen when it is loaded.
-    """
-
-    model: Any
-    prompts: Sequence[str] | Path
-    settings: AuditSettings
-    objects: Mapping[str, Any]
-    call: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, model: Any, prompts: Sequence[str] | str | Path, values: Mapping[str, Any]) -> "Request":
-        """The request of a call of `audit`.
-
-        Raises:
-            UsageError: for settings that are not possible.
-        """
-        values = _without_synonyms(values)
-        call = {
-            name: value
-            for name, value in values.items()
-            if name not in AuditSettings.model_fields and value is not None
-        }
-        values = {name: value for name, value in values.items() if name in AuditSettings.model_fields}
-        objects = {name: values[name] for name in OBJECTS if not isinstance(values.get(name), str | Path | None)}
-        named = {name: value for name, value in values.items() if name not in objects}
-        if isinstance(model, str | Path):
-            named["model"] = str(model)
-        elif given := sorted(name for name in ("scheduler", "dtype") if values.get(name) is not None):
-            raise UsageError(
-                f"got {' and '.join(given)} with a loaded pipeline, which has its own; change the pipeline, or give "
-                "the model's name"
-            )
-        if isinstance(prompts, str | Path):
-            prompts = Path(prompts)
-            named["prompts"] = prompts
-        return cls(model, prompts, AuditSettings.resolve(named, environment={}), objects, call)
-
-    def texts(self) -> list[str]:
-        """The prompts, each once.
-
-        Raises:
-            UsageError: for a file that cannot be read, or prompts that are no text.
-        """
-        if isinstance(self.prompts, Path):
-            return list(dict.fromkeys(read_prompts(self.prompts)))
-        texts = list(dict.fromkeys(self.prompts))
-        if not texts:
-            raise UsageError("got no prompts; give at least one")
-        for text in texts:
-            if not isinstance(text, str):
-                raise UsageError(f"got the prompt {text!r}; give texts, or a file of them")
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise UsageError(f"got the prompt {text!r} with half of a surrogate pair; write it out whole")
-        return texts
 
 
 @dataclass(frozen=True)
@@ -267,19 +197,6 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
         found.examination(found.calibration)
     index = _index(settings, folder, progress)
     return replace(found, index=index)
-
-
-def _without_synonyms(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a call of `audit`, with the settings in the place of arguments that are the same."""
-    found = {name: value for name, value in values.items() if name not in SAME_AS}
-    for name in sorted(values.keys() & SAME_AS):
-        setting = SAME_AS[name]
-        if values[name] is None:
-            continue
-        if found.get(setting) is not None:
-            raise UsageError(f"got both {setting} and {name}, which are the same; give one of them")
-        found[setting] = values[name]
-    return found
 
 
 def _check_names(pipe: Any, call: Mapping[str, Any]) -> None:

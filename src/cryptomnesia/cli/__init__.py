@@ -90,7 +90,7 @@ class _OneLine(logging.Handler):
     """Writes every record of the library as one line to standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record."""
+        """Write a log record to standard error as one line."""
         typer.echo(f"{record.levelname.lower()}: {' '.join(record.getMessage().split())}", err=True)
 
 

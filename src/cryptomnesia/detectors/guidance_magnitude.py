@@ -69,7 +69,7 @@ class GuidanceMagnitude(Detector):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """An unconditional branch."""
+        """An unconditional branch, with which the conditional one is compared."""
         return frozenset({"guidance"})
 
     @property
@@ -94,10 +94,10 @@ class GuidanceMagnitude(Detector):
 
 
 def first() -> GuidanceMagnitude:
-    """The detector `guidance-first`."""
+    """Make `guidance-first`, which looks at the first evaluation alone."""
     return GuidanceMagnitude("first")
 
 
 def last() -> GuidanceMagnitude:
-    """The detector `guidance-last`."""
+    """Make `guidance-last`, which looks at the newest evaluation alone."""
     return GuidanceMagnitude("last")

@@ -32,7 +32,7 @@ class MapSignal:
 
     @property
     def name(self) -> str:
-        """The localizer's."""
+        """The name of the localizer whose map it is."""
         return self.localizer.name
 
     @property
@@ -63,7 +63,7 @@ class MapMean(Detector):
 
     @property
     def name(self) -> str:
-        """The localizer's."""
+        """The name of the localizer whose map it is."""
         return self.localizer.name
 
     @property

@@ -72,7 +72,7 @@ class Block(Policy):
     name: ClassVar[str] = "block"
 
     def settle(self, images: Sequence[Open], studio: Studio, mitigation: Mitigation | None) -> list[Remade]:
-        """Withhold all images."""
+        """Withhold all images, so that black ones are returned."""
         return [Remade(withheld(image.flagged.verdict)) for image in images]
 
 

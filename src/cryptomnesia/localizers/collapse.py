@@ -171,10 +171,10 @@ def guided(values: Tensor, guide: Tensor) -> Tensor:
 
 
 def against_empty() -> Collapse:
-    """`collapse-empty`."""
+    """Make `collapse-empty`, whose guide compares with an empty caption."""
     return Collapse(baseline="empty")
 
 
 def against_checkpoint() -> Collapse:
-    """`collapse-checkpoint`."""
+    """Make `collapse-checkpoint`, whose guide compares with a less-trained checkpoint."""
     return Collapse(baseline="checkpoint")

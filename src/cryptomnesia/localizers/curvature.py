@@ -186,10 +186,10 @@ def _curvature(
 
 
 def against_empty() -> CurvatureDifference:
-    """`curvature-difference-empty`."""
+    """Make `curvature-difference-empty`, which compares with an empty caption."""
     return CurvatureDifference(baseline="empty")
 
 
 def against_checkpoint() -> CurvatureDifference:
-    """`curvature-difference-checkpoint`."""
+    """Make `curvature-difference-checkpoint`, which compares with a less-trained checkpoint."""
     return CurvatureDifference(baseline="checkpoint")

@@ -93,20 +93,20 @@ def _difference(watched: Watched, step: Step) -> Tensor:
 
 
 def score_difference_empty() -> ScoreDifference:
-    """`score-difference-empty`."""
+    """Make `score-difference-empty`, which compares with an empty caption."""
     return ScoreDifference(baseline="empty")
 
 
 def score_difference_checkpoint() -> ScoreDifference:
-    """`score-difference-checkpoint`."""
+    """Make `score-difference-checkpoint`, which compares with a less-trained checkpoint."""
     return ScoreDifference(baseline="checkpoint")
 
 
 def guidance_map_empty() -> GuidanceMap:
-    """`guidance-map-empty`."""
+    """Make `guidance-map-empty`, which compares with an empty caption."""
     return GuidanceMap(baseline="empty")
 
 
 def guidance_map_checkpoint() -> GuidanceMap:
-    """`guidance-map-checkpoint`."""
+    """Make `guidance-map-checkpoint`, which compares with a less-trained checkpoint."""
     return GuidanceMap(baseline="checkpoint")

@@ -39,7 +39,7 @@ class Descriptor(Protocol):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(T, P)."""
+        """The shape (T, P) of a descriptor: T tiles of P numbers."""
         ...
 
     def describe(self, pictures: Tensor) -> Tensor:

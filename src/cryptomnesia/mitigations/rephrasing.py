@@ -62,7 +62,7 @@ class Rephrasing(Mitigation):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """Captions in words."""
+        """Captions in words, of which some are left out."""
         return frozenset({"captions"})
 
     def cost(self, setup: "Setup") -> float:

@@ -6,7 +6,7 @@
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from cryptomnesia.testing.tokens import BOS, EOS, tokenizer
+from cryptomnesia.pipelines.word_tokenizer import BOS, EOS, tokenizer
 
 __all__ = [
     "BOS",

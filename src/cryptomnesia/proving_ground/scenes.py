@@ -61,7 +61,7 @@ class Draws:
         return int(self.uniform() * n)
 
     def choice(self, items: Sequence[T]) -> T:
-        """One of `items`."""
+        """Draw one of `items`, all with the same probability."""
         return items[self.integer(len(items))]
 
     def sample(self, n: int, k: int) -> np.ndarray:

@@ -270,7 +270,7 @@ def _picture(path: Path) -> str | None:
 
 
 def _left_out(_: Path) -> None:
-    """No picture."""
+    """Leave a picture out of the report."""
 
 
 def _inert(data: Any) -> Markup:

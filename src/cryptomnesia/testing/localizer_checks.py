@@ -208,7 +208,7 @@ class _Trial:
             self._check_map(setup)
 
     def _check_map(self, setup: Setup) -> None:
-        """The map is there, finite, not negative and of the promised shape, and the cost is a number."""
+        """The map is finite and has several places, and the cost is a number; the library checks the rest itself."""
         localizer = self.localizer
         cost = localizer.cost(setup)
         expect(
@@ -218,15 +218,14 @@ class _Trial:
         found = self.map(setup, self.record(setup))
         values, errors = found.values, found.errors
         expect(
-            values.dim() == 3 and len(values) == len(PROMPTS) and values[0].numel() > 1,
-            f"the maps of {len(PROMPTS)} images have the shape {tuple(values.shape)}; give (B, h, w)",
+            values[0].numel() > 1,
+            f"the maps have the shape {tuple(values.shape)}; give more than one number per image",
         )
         expect(
             values.dtype in (torch.float32, torch.float64) and not values.requires_grad,
             f"maps are {values.dtype}{', with gradients' if values.requires_grad else ''}; give float32 or float64",
         )
         expect(values.isfinite().all(), f"{localizer.name} accepts the set-up, but its maps are not finite there")
-        expect((values >= 0).all(), f"maps of {localizer.name} go down to {values.min():.3g}; give values of 0 or more")
         if errors is not None:
             expect(
                 errors.shape == values.shape and (errors.isnan() | (errors >= 0)).all(),

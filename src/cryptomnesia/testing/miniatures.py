@@ -28,7 +28,7 @@ from diffusers.configuration_utils import FrozenDict
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from cryptomnesia import Sampling
-from cryptomnesia.testing.tokens import BOS, EOS, tokenizer
+from cryptomnesia.pipelines.word_tokenizer import BOS, EOS, tokenizer
 
 WIDTH = 32
 """Numbers of a token's embedding."""

@@ -66,7 +66,7 @@ def _operators() -> tuple[Any, ...]:
 
 
 def _values() -> _Values:
-    """The present values."""
+    """Read the present values of all settings."""
     cudnn = products = None
     with suppress(RuntimeError):
         cudnn = torch.backends.cudnn.allow_tf32
