@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-slow lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/cryptomnesia demo -o demo-output
@@ -11,6 +11,10 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/pytest --numprocesses auto tests src
 	$(BIN)/pytest docs  # in one process: the examples of a page share its namespace
+
+# the tests marked `slow`: fuzzing at full size, and tables over many models
+test-slow: $(VENV)/installed-test
+	$(BIN)/pytest --numprocesses auto -m slow tests
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
