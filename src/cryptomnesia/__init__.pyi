@@ -47,6 +47,7 @@ from .mitigations.base import Mitigation as Mitigation
 from .mitigations.rephrasing import Rephrasing as Rephrasing
 from .mitigations.stability import StabilityRule as StabilityRule
 from .mitigations.stability import stabilize as stabilize
+from .pipelines.families import vouch as vouch
 from .pipelines.loading import load_pipeline as load_pipeline
 from .registry import Entry as Entry
 from .registry import PluginError as PluginError

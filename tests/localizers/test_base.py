@@ -19,7 +19,7 @@ from cryptomnesia.localizers import (
     Watched,
 )
 from cryptomnesia.localizers.base import map_where_finite, over_channels
-from cryptomnesia.pipelines.families import Shared
+from cryptomnesia.pipelines.inputs import GRID, Shared
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.statistics import auc
 from cryptomnesia.testing.miniatures import stable_diffusion
@@ -86,8 +86,7 @@ def test_packed_latents_are_laid_out_as_their_pipeline_does():
     channels, height, width = 4, 6, 4
     latents = torch.arange(2.0 * channels * height * width).view(2, channels, height, width)
     packed = FluxPipeline._pack_latents(latents, 2, channels, height, width)
-    positions = FluxPipeline._prepare_latent_image_ids(2, height // 2, width // 2, "cpu", torch.float32)
-    torch.testing.assert_close(over_channels(packed, {"img_ids": Shared(positions)}), latents.sum(dim=1))
+    torch.testing.assert_close(over_channels(packed, {GRID: Shared((height // 2, width // 2))}), latents.sum(dim=1))
 
 
 def test_compiled_networks_are_mapped():

@@ -28,7 +28,7 @@ def test_bright_ending_is_the_attention_of_the_stock_processors():
 
     layer.set_processor(Plain())
     step = seen.trajectory.step()
-    seen.denoiser(step.cond.x, step.t, step.cond_inputs)
+    seen.denoiser(step.cond.x, step.level, step.cond_inputs)
     expected = probabilities[0].unflatten(0, (2, layer.heads)).mean(dim=1)
     expected = torch.stack([expected[row, :, end] for row, end in enumerate(ends)])
     assert layer.heads > 1

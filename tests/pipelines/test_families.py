@@ -90,15 +90,15 @@ def test_the_branches_recombine_and_agree_with_the_differentiable_view(family):
         guided = step.cond.value
         if step.uncond is not None:
             guided = step.uncond.value + family.scale * (step.cond.value - step.uncond.value)
-            again = view(step.uncond.x, step.t, step.uncond_inputs).value
+            again = view(step.uncond.x, step.level, step.uncond_inputs).value
             torch.testing.assert_close(again, step.uncond.value, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(step.guided.value, guided, rtol=1e-4, atol=1e-5)
-        again = view(step.cond.x, step.t, step.cond_inputs).value
+        again = view(step.cond.x, step.level, step.cond_inputs).value
         torch.testing.assert_close(again, step.cond.value, rtol=1e-3, atol=1e-4)
         x = step.cond
         torch.testing.assert_close(x.alpha * x.x0 + x.sigma * x.epsilon, x.x, rtol=1e-3, atol=1e-4)
     one = seen.trajectory.rows([1]).step(-1)
-    torch.testing.assert_close(view(one.cond.x, one.t, one.cond_inputs).value, one.cond.value, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(view(one.cond.x, one.level, one.cond_inputs).value, one.cond.value, rtol=1e-3, atol=1e-4)
 
 
 def test_the_whole_chain_from_calibration_to_guard(family):

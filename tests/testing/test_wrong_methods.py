@@ -206,7 +206,7 @@ class LeavingTracesInFailure(RightDetector):
         def __call__(self, trajectory, denoiser):
             step = trajectory.step(0)
             hook = denoiser.module.register_forward_hook(lambda *_: None)
-            denoiser(step.cond.x, step.t, step.cond_inputs)
+            denoiser(step.cond.x, step.level, step.cond_inputs)
             hook.remove()
             return super().__call__(trajectory, denoiser)
 
@@ -227,7 +227,7 @@ class RightLocalizer(Localizer):
 
     def map(self, watched):
         step = watched.trajectory.step(self.step)
-        other = watched.against(step).epsilon(step.cond.x, step.t)
+        other = watched.against(step).epsilon(step.cond.x, step.level)
         values = over_channels(finite(wide(step.cond.epsilon - other)) ** 2, step.cond_inputs)
         return Map(self.finished(values, watched))
 
@@ -272,7 +272,7 @@ class MapInSinglePrecision(RightLocalizer):
 class Hiding(RightLocalizer):
     def map(self, watched):
         step = watched.trajectory.step(self.step)
-        other = watched.against(step).epsilon(step.cond.x, step.t)
+        other = watched.against(step).epsilon(step.cond.x, step.level)
         return Map(over_channels(wide(step.cond.epsilon - other).nan_to_num() ** 2, step.cond_inputs))
 
 

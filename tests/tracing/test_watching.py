@@ -252,7 +252,7 @@ class Brightest:
 
     def __call__(self, trajectory, denoiser):
         step = trajectory.step(self.evaluations[0])
-        return denoiser(step.cond.x, step.t, step.cond_inputs).x0.flatten(1).amax(dim=1)
+        return denoiser(step.cond.x, step.level, step.cond_inputs).x0.flatten(1).amax(dim=1)
 
 
 def test_a_norm_and_a_signal_of_ones_own_are_recorded():

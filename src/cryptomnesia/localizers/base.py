@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cryptomnesia.errors import NotFiniteError, UsageError
 from cryptomnesia.localizers.baseline import Against, Baseline, check_checkpoint
-from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction
-from cryptomnesia.pipelines.families import Shared
+from cryptomnesia.pipelines.denoiser import Denoiser, Prediction
+from cryptomnesia.pipelines.inputs import GRID, Inputs
 from cryptomnesia.pipelines.setup import Method, Requirement, overridable
 from cryptomnesia.tracing.trajectory import Place, Step, Trajectory, evaluation
 
@@ -228,8 +228,7 @@ def over_channels(values: Tensor, inputs: Inputs) -> Tensor:
     values = wide(values)
     if values.dim() == 4:
         return values.sum(dim=1)
-    positions: Shared = inputs["img_ids"]
-    height, width = (int(last) + 1 for last in positions.value[:, 1:].amax(dim=0))
+    height, width = inputs[GRID].value
     # a token holds the 2×2 latents of C channels, channels first
     cells = values.unflatten(1, (height, width)).unflatten(3, (-1, 2, 2)).sum(dim=3)
     return cells.permute(0, 1, 3, 2, 4).reshape(len(values), 2 * height, 2 * width)

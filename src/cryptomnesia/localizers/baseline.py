@@ -5,7 +5,7 @@ with the caption (Δ_θ̃). The first is the unconditional branch of every guide
 guidance the model can be evaluated once more, with an empty caption.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,9 +14,11 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.call import silent
-from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction, input_rows
+from cryptomnesia.pipelines.denoiser import Denoiser, Prediction
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.fingerprint import weights_digests
+from cryptomnesia.pipelines.inputs import Inputs, input_rows
+from cryptomnesia.pipelines.schedule import Level
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.settings import Sampling
 from cryptomnesia.tracing.trajectory import Step
@@ -43,18 +45,18 @@ class Baseline:
     @torch.no_grad()
     def at(self, step: Step) -> "Baseline":
         """The baseline with its prediction at a step, so that several maps of that step evaluate it once."""
-        return replace(self, seen=self.denoiser(step.cond.x, step.t, self.inputs))
+        return replace(self, seen=self.denoiser(step.cond.x, step.level, self.inputs))
 
     @torch.no_grad()
-    def prediction(self, x: Tensor, t: float) -> Prediction:
+    def prediction(self, x: Tensor, level: Level) -> Prediction:
         """The prediction at x (B, …); the network is evaluated unless the prediction is known."""
         if self.seen is not None and (self.seen.x is x or torch.equal(self.seen.x, x)):
             return self.seen
-        return self.denoiser(x, t, self.inputs)
+        return self.denoiser(x, level, self.inputs)
 
-    def epsilon(self, x: Tensor, t: float) -> Tensor:
+    def epsilon(self, x: Tensor, level: Level) -> Tensor:
         """The noise estimate at x (B, …), (B, …); the network is evaluated unless the prediction is known."""
-        return self.prediction(x, t).epsilon
+        return self.prediction(x, level).epsilon
 
     def rows(self, rows: Sequence[int]) -> "Baseline":
         """The baseline for some of the images."""
@@ -94,7 +96,7 @@ def check_checkpoint(pipe: Any, other: Any) -> None:
         "family": (type(pipe).__name__, type(other).__name__),
         "prediction type": (first.kind, second.kind),
         "dtype": (first.module.dtype, second.module.dtype),
-        "latent channels": (first.module.config.in_channels, second.module.config.in_channels),
+        "latent channels": (first.module.config.get("in_channels"), second.module.config.get("in_channels")),
         "latent size": (first.module.config.get("sample_size"), second.module.config.get("sample_size")),
         "noise schedule": (_schedule(pipe), _schedule(other)),
         "autoencoder": (_autoencoder(pipe), _autoencoder(other)),
@@ -122,18 +124,6 @@ def conditioning(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Input
     finally:
         pipe._interrupt = False
     return seen.trajectory.step(0).cond_inputs
-
-
-def together(first: Inputs, second: Inputs) -> dict[str, Any]:
-    """Two conditionings of the same network in one batch, the images of the first one first."""
-    return {
-        name: together(value, second[name])
-        if isinstance(value, Mapping)
-        else torch.cat([value, second[name]])
-        if isinstance(value, Tensor)
-        else value
-        for name, value in first.items()
-    }
 
 
 def _schedule(pipe: Any) -> str:

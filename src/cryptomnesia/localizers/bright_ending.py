@@ -84,7 +84,7 @@ class BrightEnding(Localizer):
         try:
             # compiled code would not call the hooks
             with eagerly():
-                watched.denoiser(step.cond.x, step.t, step.cond_inputs)
+                watched.denoiser(step.cond.x, step.level, step.cond_inputs)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -30,7 +30,8 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers.base import Localizer, Map, Watched, finite, named, over_channels, subtractable, wide
 from cryptomnesia.localizers.baseline import Against
 from cryptomnesia.localizers.jacobian.diagonal import Diagonal, DiagonalEstimator
-from cryptomnesia.pipelines.denoiser import Prediction, input_rows
+from cryptomnesia.pipelines.denoiser import Prediction
+from cryptomnesia.pipelines.inputs import input_rows
 from cryptomnesia.tracing.trajectory import Place, evaluation
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Collapse(Localizer):
         )
 
         def value(x: Tensor, rows: Tensor) -> Tensor:
-            return watched.denoiser(x, step.t, input_rows(step.cond_inputs, rows)).value
+            return watched.denoiser(x, step.level, input_rows(step.cond_inputs, rows)).value
 
         def share(diagonal: Tensor) -> Tensor:
             summed = over_channels(of_x + of_value * wide(diagonal), step.cond_inputs)
@@ -137,7 +138,7 @@ class Collapse(Localizer):
     def filtered(self, share: Tensor, watched: Watched) -> Tensor:
         """The map (B, h, w), ≥ 0, that an estimated share (B, h, w) gives."""
         first = watched.trajectory.step(self.guide)
-        difference = _x0(first.cond) - _x0(watched.against(first).prediction(first.cond.x, first.t))
+        difference = _x0(first.cond) - _x0(watched.against(first).prediction(first.cond.x, first.level))
         moved = over_channels(finite(difference) ** 2, first.cond_inputs)
         # where both estimates are exactly the same there is no logarithm
         guide = (moved + 1e-6 * moved.mean(dim=(1, 2), keepdim=True) + 1e-30).log()

@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.localizers.base import Localizer, Map, Watched, named, over_channels, subtractable
-from cryptomnesia.localizers.baseline import Against, together
+from cryptomnesia.localizers.baseline import Against
 from cryptomnesia.localizers.jacobian.diagonal import Diagonal, DiagonalEstimator
 from cryptomnesia.localizers.jacobian.products import Function
-from cryptomnesia.pipelines.denoiser import Denoiser, input_rows
+from cryptomnesia.pipelines.denoiser import Denoiser
+from cryptomnesia.pipelines.inputs import input_rows, together
 from cryptomnesia.tracing.trajectory import Place, Step
 
 if TYPE_CHECKING:
@@ -100,12 +101,13 @@ class CurvatureDifference(Localizer):
 
         def difference(x: Tensor, rows: Tensor) -> Tensor:
             cond, less = input_rows(step.cond_inputs, rows), input_rows(baseline.inputs, rows)
-            if one_network:
-                both = watched.denoiser(torch.cat([x, x]), step.t, together(cond, less)).epsilon
-                return both[: len(x)] - both[len(x) :]
-            return watched.denoiser(x, step.t, cond).epsilon - baseline.denoiser(x, step.t, less).epsilon
+            # captions of different lengths do not fit into one batch
+            if one_network and (both := together(cond, less)) is not None:
+                values = watched.denoiser(torch.cat([x, x]), step.level, both).epsilon
+                return values[: len(x)] - values[len(x) :]
+            return watched.denoiser(x, step.level, cond).epsilon - baseline.denoiser(x, step.level, less).epsilon
 
-        value = step.cond.epsilon - baseline.epsilon(step.cond.x, step.t)
+        value = step.cond.epsilon - baseline.epsilon(step.cond.x, step.level)
         return _curvature(
             self.estimator, difference, subtractable(step.cond, value), step, watched.seeds, summed=summed
         )
@@ -143,7 +145,7 @@ class Curvature(Localizer):
         step = watched.trajectory.step(self.step)
 
         def epsilon(x: Tensor, rows: Tensor) -> Tensor:
-            return watched.denoiser(x, step.t, input_rows(step.cond_inputs, rows)).epsilon
+            return watched.denoiser(x, step.level, input_rows(step.cond_inputs, rows)).epsilon
 
         value = subtractable(step.cond, step.cond.epsilon)
         return _curvature(self.estimator, epsilon, value, step, watched.seeds, summed=True)

@@ -89,7 +89,7 @@ class GuidanceMap(Localizer):
 
 def _difference(watched: Watched, step: Step) -> Tensor:
     """ε_c − ε̃ at a step, shaped like the latents, in single precision or better."""
-    return finite(wide(step.cond.epsilon - watched.against(step).epsilon(step.cond.x, step.t)))
+    return finite(wide(step.cond.epsilon - watched.against(step).epsilon(step.cond.x, step.level)))
 
 
 def score_difference_empty() -> ScoreDifference:

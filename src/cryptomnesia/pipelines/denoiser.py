@@ -5,18 +5,17 @@ v = α·ε − σ·x_0, hence ε = α·v + σ·x and x̂_0 = α·x − σ·v. Fo
 hence ε = x + α·v and x̂_0 = x − σ·v.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from cryptomnesia.pipelines.inputs import Inputs
+from cryptomnesia.pipelines.schedule import Level
+
 Kind = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 """What a network predicts, in the words of diffusers' `prediction_type`."""
-
-Inputs = Mapping[str, Any]
-"""Conditioning as keyword arguments of the network; the first dimension of every tensor is the batch."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,9 @@ class Prediction:
 class Denoiser(Protocol):
     """A model as a differentiable function, which can also be evaluated beside the trajectory of a run."""
 
-    def __call__(self, x: Tensor, t: Tensor | float, inputs: Inputs) -> Prediction:
-        """The prediction at x (B, C, h, w) and timestep t, under the conditioning `inputs`."""
+    def __call__(self, x: Tensor, level: Level, inputs: Inputs) -> Prediction:
+        """The prediction at x (B, C, h, w) and a noise level, under the conditioning `inputs`."""
         ...
-
-
-def input_rows(inputs: Inputs, rows: list[int] | Tensor) -> dict[str, Any]:
-    """The conditioning of the images with the numbers `rows`."""
-    return {
-        name: input_rows(value, rows) if isinstance(value, Mapping) else value[rows] for name, value in inputs.items()
-    }
 
 
 def norms(x: Tensor) -> Tensor:

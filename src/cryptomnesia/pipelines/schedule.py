@@ -1,4 +1,9 @@
-"""Noise schedules: the map from a timestep t to (α, σ) in x_t = α·x_0 + σ·ε."""
+"""Noise schedules: how much of a sample is signal and how much is noise, x_t = α·x_0 + σ·ε.
+
+A `Level` says it for one evaluation. During a run it is read from the solver (`cryptomnesia.pipelines.solvers`), since
+solvers on Karras or other grids round the timesteps that they hand out. A `Schedule` says it for any timestep on which
+the model was trained.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,12 +15,33 @@ from torch import Tensor
 from cryptomnesia.errors import UsageError
 
 
+@dataclass(frozen=True)
+class Level:
+    """The noise level of one evaluation.
+
+    Attributes:
+        t: the timestep, as the solver counts it.
+        alpha: α, the share of x_0 in what the network sees.
+        sigma: σ, the share of the noise.
+    """
+
+    t: float
+    alpha: float
+    sigma: float
+
+
 class Schedule(Protocol):
     """How much signal and how much noise x_t holds, as a function of t."""
 
     def __call__(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """(α, σ) at timestep t, both float64 on the CPU and shaped like t."""
         ...
+
+
+def level_at(schedule: Schedule, t: Tensor | float) -> Level:
+    """The level at a timestep on which the model was trained."""
+    alpha, sigma = schedule(t)
+    return Level(float(t), alpha.item(), sigma.item())
 
 
 @dataclass(frozen=True)
@@ -37,8 +63,7 @@ class VariancePreserving:
         low = at.floor().long()
         high = at.ceil().long()
         ratio = torch.lerp(self._log_ratio[low], self._log_ratio[high], at - low).exp()
-        alpha = (1 + ratio**2).rsqrt()
-        return alpha, ratio * alpha
+        return preserving(ratio)
 
     @cached_property
     def _log_ratio(self) -> Tensor:
@@ -46,6 +71,15 @@ class VariancePreserving:
         # a schedule with zero terminal signal-to-noise ratio has ᾱ = 0 at its end
         bars = self.alphas_cumprod.detach().to("cpu", torch.float64).clamp_min(1e-20)
         return 0.5 * ((1 - bars) / bars).log()
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """The levels of models that are trained on t = log(σ/α)/4, as EDM and CosXL are."""
+
+    def __call__(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(α, σ) at any t."""
+        return preserving((4 * torch.as_tensor(t).detach().to("cpu", torch.float64)).exp())
 
 
 @dataclass(frozen=True)
@@ -64,12 +98,25 @@ class RectifiedFlow:
         return 1 - tau, tau
 
 
+def preserving(ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """(α, σ) with α² + σ² = 1 and σ/α = `ratio`."""
+    alpha = (1 + ratio**2).rsqrt()
+    return alpha, ratio * alpha
+
+
 def schedule_of(scheduler: object) -> Schedule:
-    """The noise schedule of a diffusers scheduler of the variance-preserving kind.
+    """The noise schedule on which the model behind a diffusers scheduler was trained.
 
     Raises:
-        UsageError: for a scheduler of another kind.
+        UsageError: for a scheduler that says nothing about it.
     """
+    from cryptomnesia.pipelines.solvers import is_continuous, is_flow
+
+    config = getattr(scheduler, "config", {})
+    if is_flow(scheduler):
+        return RectifiedFlow(config["num_train_timesteps"])
+    if is_continuous(scheduler):
+        return Continuous()
     alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(alphas_cumprod, Tensor):
         raise UsageError(

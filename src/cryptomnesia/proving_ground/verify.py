@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.loading import load_pipeline
+from cryptomnesia.pipelines.schedule import level_at
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.bundle import control_captions
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
@@ -198,18 +199,19 @@ def _errors(pipe: Any, concepts: Sequence[Concept], captions: list[str], noises:
     weight = torch.nn.functional.avg_pool2d(masks[:, None], 4).eq(1).float()
     clean = encode(pipe, images)
     context = pipe.text_encoder(pipe.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids)[0]
-    denoiser = family_of(pipe).denoiser()
+    family = family_of(pipe)
+    denoiser = family.denoiser()
     generator = torch.Generator().manual_seed(0)
     levels = []
     for t in _LEVELS:
-        bar = pipe.scheduler.alphas_cumprod[t]
+        level = level_at(family.schedule, t)
         total = torch.zeros(len(concepts))
         for _ in range(noises):
             # the same noise for every image, so that it cancels in the ratio
             noise = torch.randn(clean.shape[1:], generator=generator).expand_as(clean)
-            noisy = bar.sqrt() * clean + (1 - bar).sqrt() * noise
+            noisy = level.alpha * clean + level.sigma * noise
             parts = zip(noisy.split(64), context.split(64), strict=True)
-            x0 = torch.cat([denoiser(x, t, {"encoder_hidden_states": text}).x0 for x, text in parts])
+            x0 = torch.cat([denoiser(x, level, {"encoder_hidden_states": text}).x0 for x, text in parts])
             squared = (x0 - clean).square().mean(dim=1, keepdim=True) * weight
             total += squared.sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
         levels.append(total / noises)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.pipelines.denoiser import Kind, Prediction
-from cryptomnesia.pipelines.schedule import RectifiedFlow, Schedule, VariancePreserving
+from cryptomnesia.pipelines.schedule import Level, RectifiedFlow, Schedule, VariancePreserving, level_at
 
 
 def schedule() -> VariancePreserving:
@@ -29,9 +29,10 @@ class FiniteSet:
 
     sets: tuple[Tensor, ...]
 
-    def __call__(self, x: Tensor, t: Any, inputs: Any) -> Prediction:
+    def __call__(self, x: Tensor, level: Level | Tensor | float, inputs: Any) -> Prediction:
         """The noise estimate at x (B, C, h, w) under the conditions `inputs["which"]`."""
-        alpha, sigma = (number.item() for number in schedule()(t))
+        level = _level(schedule(), level)
+        alpha, sigma = level.alpha, level.sigma
         means = []
         for sample, which in zip(x, inputs["which"].tolist(), strict=True):
             images = self.sets[which].to(x)
@@ -64,15 +65,21 @@ class Gaussian:
         basis = self.basis[which]
         return (basis / (alpha**2 * self.variances[which] + sigma**2)) @ basis.T
 
-    def __call__(self, x: Tensor, t: Any, inputs: Any) -> Prediction:
+    def __call__(self, x: Tensor, level: Level | Tensor | float, inputs: Any) -> Prediction:
         """The noise estimate at x (B, C, h, w) under the conditions `inputs["which"]`."""
-        alpha, sigma = (number.item() for number in self.schedule()(t))
+        level = _level(self.schedule(), level)
+        alpha, sigma = level.alpha, level.sigma
         rows = [
-            sigma * self.curvature(which, t) @ (sample.double().flatten() - alpha * self.mean[which])
+            sigma * self.curvature(which, level.t) @ (sample.double().flatten() - alpha * self.mean[which])
             for sample, which in zip(x, inputs["which"].tolist(), strict=True)
         ]
         epsilon = torch.stack(rows).view_as(x).to(x.dtype)
         return Prediction(x, value_of(x, epsilon, alpha, sigma, self.kind), alpha, sigma, self.kind)
+
+
+def _level(schedule: Schedule, level: Level | Tensor | float) -> Level:
+    """A noise level, which may be given as a timestep: an oracle can also take the place of a network."""
+    return level if isinstance(level, Level) else level_at(schedule, level)
 
 
 def value_of(x: Tensor, epsilon: Tensor, alpha: float, sigma: float, kind: Kind) -> Tensor:

@@ -21,8 +21,8 @@ _STEP_ARGUMENTS = ("model_output", "timestep", "sample")
 class Recorder(Protocol):
     """An object that records a scheduler's runs and steps, as a `Watch` does."""
 
-    def begin(self, timesteps: tuple[float, ...]) -> None:
-        """Begin the record of a new run with these timesteps."""
+    def begin(self, scheduler: Any) -> None:
+        """Begin the record of a new run with the timesteps that the scheduler has now."""
         ...
 
     def on_step(
@@ -126,7 +126,7 @@ def _wrap(scheduler: Any) -> Wrapping:
     def watched_set_timesteps(*args: Any, **kwargs: Any) -> Any:
         result = set_timesteps(*args, **kwargs)
         for seen in tuple(wrapping.watches):
-            seen.begin(tuple(float(t) for t in scheduler.timesteps))
+            seen.begin(scheduler)
         return result
 
     watched_step.wrapping = wrapping  # type: ignore[attr-defined]

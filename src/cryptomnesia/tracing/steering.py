@@ -17,20 +17,9 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.pipelines.solvers import EXPLODING
 
-VARIANCE_EXPLODING = frozenset(
-    {
-        "EulerDiscreteScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "HeunDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "LMSDiscreteScheduler",
-    }
-)
-"""The steerable solvers whose latents are x_0 + (σ/α)·ε instead of α·x_0 + σ·ε."""
-
-STEERABLE = VARIANCE_EXPLODING | {
+STEERABLE = frozenset(EXPLODING - {"DPMSolverSDEScheduler"}) | {
     "DDIMScheduler",
     "DDPMScheduler",
     "DEISMultistepScheduler",
@@ -52,7 +41,14 @@ class SolverStep:
         alpha_after: the factor of x_0 in the latents after the step.
     """
 
-    def __init__(self, scheduler: Any, arguments: tuple[Any, ...], named: dict[str, Any], alpha_after: float) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        arguments: tuple[Any, ...],
+        named: dict[str, Any],
+        alpha_after: float,
+        beside: Tensor | None = None,
+    ) -> None:
         """Store what a trial of the step needs.
 
         Args:
@@ -60,7 +56,9 @@ class SolverStep:
             arguments: positional arguments of its `step` after the prediction: timestep, sample, and possibly more.
             named: keyword arguments of its `step`.
             alpha_after: the factor of x_0 in the latents after the step.
+            beside: what the solver is given behind the prediction in further channels, a variance for instance.
         """
+        self._beside = beside
         self.alpha_after = alpha_after
         self._scheduler = scheduler
         self._arguments = arguments
@@ -75,6 +73,8 @@ class SolverStep:
         generators = self._generators()
         states = [generator.get_state() for generator in generators]
         try:
+            if self._beside is not None and self._beside.shape[1]:
+                value = torch.cat([value, self._beside.to(value)], dim=1)
             return _unwatched(self._scheduler.step)(value, *self._arguments, **self._named)[0]
         finally:
             vars(self._scheduler).clear()

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Prediction, input_rows
+from cryptomnesia.pipelines.denoiser import Denoiser, Prediction
+from cryptomnesia.pipelines.inputs import Inputs, input_rows
+from cryptomnesia.pipelines.schedule import Level
 
 Place = int | float
 """An evaluation of a run: its number as an int, counted from the end if negative, or a share of the run as a float in
@@ -60,6 +62,11 @@ class Step:
     cond_inputs: Inputs
     uncond_inputs: Inputs | None
     options: Mapping[str, Any]
+
+    @property
+    def level(self) -> Level:
+        """The noise level, at which a `Denoiser` makes the same predictions again."""
+        return Level(self.t, self.cond.alpha, self.cond.sigma)
 
     def rows(self, rows: list[int]) -> "Step":
         """The step of the images with the numbers `rows`."""

@@ -11,6 +11,7 @@ Observing changes no tensor and only computes norms, so the image is bit-identic
 the network between two steps on tensors of its own; the image is bit-identical then as well.
 """
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,9 +24,10 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.denoiser import Prediction, norms
-from cryptomnesia.pipelines.families import Evaluation, Family, family_of
+from cryptomnesia.pipelines.families import NetworkCall, family_of, vouch
+from cryptomnesia.pipelines.solvers import alpha_after, level_of
 from cryptomnesia.tracing.attaching import SolverCall, after_forward, attach, detach
-from cryptomnesia.tracing.steering import VARIANCE_EXPLODING, SolverStep
+from cryptomnesia.tracing.steering import SolverStep
 from cryptomnesia.tracing.trajectory import NORMS, Norm, Place, Signal, Step, Trajectory, evaluation
 
 _ASKING: ContextVar[bool] = ContextVar("asking", default=False)
@@ -41,10 +43,17 @@ instead of `step.guided.value`, or None to change nothing."""
 
 @dataclass
 class _Call:
-    """What has been recorded of one call of the pipeline."""
+    """What has been recorded of one call of the pipeline.
+
+    Attributes:
+        timesteps: of the evaluations that the call will make, as far as is known before the first one.
+        keep: numbers of the evaluations whose tensors are kept.
+        pipe: the pipeline whose call it is.
+    """
 
     timesteps: tuple[float, ...]
-    keep: frozenset[int]
+    pipe: Any
+    keep: frozenset[int] = frozenset()
     steps: dict[int, Step] = field(default_factory=dict)
     norms: list[dict[str, Tensor]] = field(default_factory=list)
     latents: Tensor | None = None
@@ -68,7 +77,7 @@ class Watch:
 
     def __init__(
         self,
-        family: Family,
+        pipe: Any,
         keep: Keep = (),
         steer: Steer | None = None,
         after_step: Callable[[int], None] | None = None,
@@ -81,14 +90,15 @@ class Watch:
             UsageError: for two norms or signals of the same name, or one that has the name of a norm in `NORMS`.
         """
         _check_names([*norms, *signals])
-        self.family = family
+        self.pipe = pipe
+        self.family = family_of(pipe)
         self._keep: Keep = keep
         self._steer = steer
         self._after_step = after_step
         self._norms = norms
         self._signals = signals
         self._calls: list[_Call] = []
-        self._pending: Evaluation | None = None
+        self._pending: list[NetworkCall] = []
 
     @property
     def trajectories(self) -> list[Trajectory]:
@@ -109,39 +119,43 @@ class Watch:
             )
         return self._calls[-1].trajectory()
 
-    def begin(self, timesteps: tuple[float, ...]) -> None:
-        """Begin the record of a new call of the pipeline."""
-        count = len(timesteps)
-        wanted = range(count) if self._keep == "all" else self._keep
-        needed = [place for signal in self._signals for place in signal.evaluations]
-        kept = frozenset(evaluation(place, count) for place in (*wanted, *needed))
-        self._pending = None
-        self._calls.append(_Call(timesteps, kept))
+    def begin(self, scheduler: Any) -> None:
+        """Begin the record of a new call of the pipeline, which has just set the scheduler's timesteps.
+
+        Raises:
+            UsageError: if another pipeline of another family shares the scheduler and makes the call.
+        """
+        caller = calling_pipeline(scheduler) or self.pipe
+        if caller is not self.pipe and type(family_of(caller)) is not type(self.family):
+            raise UsageError(
+                f"a {type(caller).__name__} runs on the scheduler of the {type(self.pipe).__name__} that is being "
+                "watched; watch the pipeline that is called, or give it a scheduler of its own"
+            )
+        self._pending = []
+        self._calls.append(_Call(tuple(float(t) for t in scheduler.timesteps), caller))
 
     def on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Read an evaluation from a call of the network."""
+        """Remember a call of the network until the solver takes its step."""
         # inside the block the network may also be evaluated outside a generation, for instance by a localizer, and
         # in another thread by another pipeline that shares it
         call = self._calls[-1] if self._calls else None
         if call is not None and not (call.complete or _ASKING.get()) and call.thread == get_ident():
-            value = output if isinstance(output, Tensor) else output[0]
-            self._pending = self.family.read(args, kwargs, value, self._pending)
+            self._pending.append(NetworkCall(args, kwargs, output))
 
-    def _alpha_after(self, scheduler: Any, call: _Call) -> float:
-        """The factor of x_0 in the latents that the step in progress leads to."""
-        if type(scheduler).__name__ in VARIANCE_EXPLODING:
-            return 1.0
-        if type(scheduler).__name__ == "DDIMScheduler":
-            # with spacing "linspace" DDIM goes to a timestep that is not exactly the next one of the run
-            following = (
-                int(call.timesteps[len(call.norms)])
-                - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-            )
-            bar = scheduler.alphas_cumprod[following] if following >= 0 else scheduler.final_alpha_cumprod
-            return float(bar) ** 0.5
-        if len(call.norms) + 1 < len(call.timesteps):
-            return self.family.schedule(call.timesteps[len(call.norms) + 1])[0].item()
-        return float(getattr(scheduler, "final_alpha_cumprod", 1.0)) ** 0.5
+    def _plan(self, call: _Call, scheduler: Any, t: Any) -> None:
+        """Find out at the first step which of the scheduler's timesteps the call will use."""
+        # with a picture to begin from, a call leaves out the first timesteps
+        first = getattr(scheduler, "begin_index", None)
+        if first is None:
+            first = call.timesteps.index(float(t)) if float(t) in call.timesteps else 0
+        # and a call that hands its latents to another model leaves out the last ones
+        planned = getattr(call.pipe, "_num_timesteps", None)
+        last = first + planned if isinstance(planned, int) else None
+        call.timesteps = call.timesteps[first:last]
+        count = len(call.timesteps)
+        wanted = range(count) if self._keep == "all" else self._keep
+        needed = [place for signal in self._signals for place in signal.evaluations]
+        call.keep = frozenset(evaluation(place, count) for place in (*wanted, *needed))
 
     def on_step(
         self,
@@ -154,19 +168,25 @@ class Watch:
         named: dict[str, Any],
     ) -> Any:
         """Record a step that `take` takes with the prediction `value`, or with the one that steering replaces it by."""
-        if self._pending is None or not self._calls:
+        pending, self._pending = self._pending, []
+        seen = self.family.read(pending, sample) if pending else None
+        if seen is None:
             return take(value, t, sample, *rest, **named)
-        call, pending, self._pending = self._calls[-1], self._pending, None
-        x, cond, uncond = pending.x, pending.cond, pending.uncond
-        alpha, sigma = (number.item() for number in self.family.schedule(t))
+        call = self._calls[-1]
+        if not call.norms:
+            self._plan(call, scheduler, t)
+        x, cond, uncond = seen.x, seen.cond, seen.uncond
+        level = level_of(scheduler, t)
+        # behind the prediction some models give the solver a variance, in further channels
+        value, variance = value[:, : sample.shape[1]], value[:, sample.shape[1] :]
 
         def prediction(network_value: Tensor) -> Prediction:
-            return Prediction(x, network_value, alpha, sigma, self.family.kind)
+            return Prediction(x, network_value, level.alpha, level.sigma, self.family.kind)
 
         step = Step(
             index=len(call.norms),
             planned=len(call.timesteps),
-            t=float(t),
+            t=level.t,
             cond=prediction(cond.value),
             uncond=None if uncond is None else prediction(uncond.value),
             guided=prediction(value),
@@ -176,10 +196,14 @@ class Watch:
             options=named,
         )
         if self._steer is not None:
-            solver = SolverStep(scheduler, (t, sample, *rest), named, self._alpha_after(scheduler, call))
+            following = call.timesteps[step.index + 1] if step.index + 1 < step.planned else None
+            solver = SolverStep(
+                scheduler, (t, sample, *rest), named, alpha_after(scheduler, t, following), beside=variance
+            )
             steered = self._steer(step, solver)
             value = value if steered is None else steered
-        result = take(value, t, sample, *rest, **named)
+        given = torch.cat([value, variance], dim=1) if variance.shape[1] else value
+        result = take(given, t, sample, *rest, **named)
         latents: Tensor = result[0]
         call.latents = latents
         if step.index in call.keep:
@@ -226,10 +250,27 @@ class Watch:
             _ASKING.reset(asking)
 
 
+def calling_pipeline(scheduler: Any) -> Any:
+    """The pipeline whose method is running and that uses this scheduler, None if there is none.
+
+    Pipelines share schedulers, and only the running one knows which guidance branches there are.
+    """
+    from diffusers import DiffusionPipeline
+
+    frame = sys._getframe(1)
+    while frame is not None:
+        candidate = frame.f_locals.get("self")
+        if isinstance(candidate, DiffusionPipeline) and getattr(candidate, "scheduler", None) is scheduler:
+            return candidate
+        frame = frame.f_back
+    return None
+
+
 @contextmanager
 def watch(
     pipe: Any,
     *,
+    family: str | None = None,
     keep: Keep = (),
     steer: Steer | None = None,
     after_step: Callable[[int], None] | None = None,
@@ -243,6 +284,8 @@ def watch(
 
     Args:
         pipe: a diffusers pipeline of a known family.
+        family: vouches that the pipeline calls its network as the pipelines of this family do; see
+            `cryptomnesia.vouch`.
         keep: evaluations whose tensors are kept, or `"all"`. The norms of all evaluations are always recorded.
         steer: called at every evaluation; it can replace the prediction that the solver is given.
         after_step: called after every solver step with the number of evaluations done.
@@ -259,7 +302,9 @@ def watch(
             image = pipe("a red circle on a blue ground").images[0]
         seen.trajectory.norms["delta"]
     """
-    seen = Watch(family_of(pipe), keep, steer, after_step, norms, signals)
+    if family is not None:
+        vouch(pipe, family)
+    seen = Watch(pipe, keep, steer, after_step, norms, signals)
     unhook = after_forward(seen.family.module, seen.on_forward)
     # if the pipeline is given another scheduler inside the block, this one still has to be left as it was
     scheduler = pipe.scheduler

@@ -53,7 +53,7 @@ class Agreement(Localizer):
         changes = []
         for question in range(self.questions):
             noised = seen.alpha * seen.x0 + seen.sigma * self._noise(watched, seen.x, question)
-            again = watched.denoiser(noised.to(seen.x.dtype), step.t, step.cond_inputs)
+            again = watched.denoiser(noised.to(seen.x.dtype), step.level, step.cond_inputs)
             changes.append(over_channels(wide(again.x0 - seen.x0) ** 2, step.cond_inputs))
         return Map(1 / (1 + finite(torch.stack(changes).mean(dim=0))))
 

@@ -1,26 +1,60 @@
 """Model families: what the library has to know about a pipeline class. One file per family."""
 
+import inspect
 from typing import Any
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.families.base import Branch, Evaluation, Family, Shared
-from cryptomnesia.registry import entries, load
+from cryptomnesia.pipelines.families.base import Branch, Evaluation, Family, NetworkCall, NetworkFamily
+from cryptomnesia.pipelines.inputs import Shared
+from cryptomnesia.registry import OWN, entries, load
 
-__all__ = ["Branch", "Evaluation", "Family", "Shared", "check_family", "family_of"]
+__all__ = [
+    "Branch",
+    "Evaluation",
+    "Family",
+    "NetworkCall",
+    "NetworkFamily",
+    "Shared",
+    "check_family",
+    "family_of",
+    "vouch",
+]
+
+_VOUCHED = "_cryptomnesia_family"
+"""Attribute of a pipeline that holds the name of the family that a user vouched for."""
 
 
 def family_of(pipe: Any) -> Family:
     """The family of a pipeline.
 
-    It is found by the name of the pipeline's class. A subclass with another name has no family, because it may order
-    its guidance branches differently.
+    It is found by the pipeline's class: one of diffusers, or a subclass that runs the same `__call__`. Another class
+    may order its guidance branches differently, also one with the same name; `vouch` tells its family.
 
     Raises:
-        UsageError: for a pipeline of an unknown family.
+        UsageError: for a pipeline of an unknown family, or a scheduler that does not solve the model.
     """
-    name = type(pipe).__name__
-    check_family(name)
-    return load("family", name)(pipe)
+    return load("family", getattr(pipe, _VOUCHED, None) or _pipeline_class(type(pipe)))(pipe)
+
+
+def vouch(pipe: Any, family: str) -> None:
+    """Say that a pipeline calls its network as the pipelines of a family do.
+
+    This is for subclasses and research forks with a `__call__` of their own. Maps and scores are wrong if it is not
+    true: the guidance branches have to come in the family's order, and the solver's `step` has to be given the guided
+    prediction.
+
+    Args:
+        pipe: the pipeline.
+        family: name of a family such as `stable-diffusion`, or of a pipeline class such as `StableDiffusionPipeline`.
+
+    Raises:
+        UsageError: for an unknown family.
+    """
+    known = entries("family")
+    named = {load("family", name).name: name for name in known} if family not in known else {}
+    if family not in {*known, *named}:
+        raise UsageError(f"got the unknown family {family!r}; known are {', '.join(sorted(named))}")
+    setattr(pipe, _VOUCHED, named.get(family, family))
 
 
 def check_family(name: str, model: str | None = None) -> None:
@@ -31,10 +65,42 @@ def check_family(name: str, model: str | None = None) -> None:
         model: name of the model whose pipeline has this class, for the message.
 
     Raises:
-        UsageError: naming the known families.
+        UsageError: naming the known families, and how to add one.
     """
     if name not in entries("family"):
         subject = f"got a pipeline of the unknown family {name}"
         if model is not None:
             subject = f"{model} is a pipeline of the unknown family {name}"
-        raise UsageError(f"{subject}; known are {', '.join(entries('family'))}")
+        raise UsageError(
+            f"{subject}; known are {', '.join(entries('family'))}. If it calls its network as one of these does, say "
+            "so with `watch(pipe, family=…)` or `cryptomnesia.vouch`; the page 'Add a family' shows how to write another"
+        )
+
+
+def _pipeline_class(kind: type) -> str:
+    """The registered name of a pipeline's class.
+
+    Raises:
+        UsageError: for a class of an unknown family.
+    """
+    import diffusers
+
+    known = entries("family")
+    for base in kind.__mro__:
+        if base.__name__ not in known:
+            continue
+        foreign = known[base.__name__].package != OWN
+        # who registers a class of another package vouches for it by name
+        if not foreign and getattr(diffusers, base.__name__, None) is not base:
+            continue
+        call: Any = vars(kind).get("__call__", kind.__call__)  # type: ignore[attr-defined]
+        if inspect.unwrap(call) is inspect.unwrap(base.__call__):  # type: ignore[attr-defined]
+            return base.__name__
+        break
+    if kind.__name__ not in known:
+        check_family(kind.__name__)
+    raise UsageError(
+        f"got a {kind.__module__}.{kind.__qualname__}, which runs another `__call__` than the pipeline of diffusers; "
+        f"if it calls its network in the same way, say so with `watch(pipe, family={kind.__name__!r})` or "
+        "`cryptomnesia.vouch`"
+    )

@@ -1,16 +1,36 @@
 """What a model family is: everything that the library needs to know about a pipeline class."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from functools import cache
+from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.call import PER_PROMPT
-from cryptomnesia.pipelines.denoiser import Denoiser, Inputs, Kind
-from cryptomnesia.pipelines.schedule import Schedule
+from cryptomnesia.pipelines.call import PER_PROMPT, sampling_of
+from cryptomnesia.pipelines.denoiser import Denoiser, Kind, Prediction
+from cryptomnesia.pipelines.inputs import CONTEXT, GRID, Inputs, Shared, input_rows, plain, sorted_out
+from cryptomnesia.pipelines.schedule import Level, Schedule, schedule_of
+from cryptomnesia.pipelines.solvers import check_solver, kind_of
 from cryptomnesia.settings import Sampling
+
+
+@dataclass(frozen=True)
+class NetworkCall:
+    """One call of the network by the pipeline.
+
+    Attributes:
+        args: positional arguments.
+        kwargs: keyword arguments.
+        output: what the network returned.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
 
 
 @dataclass(frozen=True)
@@ -41,42 +61,32 @@ class Evaluation:
     uncond: Branch | None
 
 
-@dataclass(frozen=True)
-class Shared:
-    """A conditioning tensor without a batch dimension; it is the same for every image."""
-
-    value: Tensor
-
-    def __getitem__(self, rows: Any) -> "Shared":
-        """The same tensor, whatever images are asked for."""
-        return self
-
-
 class Family(Protocol):
     """A model family. Its class is called with a pipeline.
 
     Attributes:
+        name: under which a user can vouch for a pipeline (`cryptomnesia.vouch`).
         module: the denoising network.
         kind: what the network predicts.
-        schedule: the noise schedule of the pipeline's scheduler.
+        schedule: the noise schedule that the model was trained on.
         conditional: whether the pipeline takes captions.
     """
 
+    name: ClassVar[str]
     module: nn.Module
     kind: Kind
     schedule: Schedule
     conditional: ClassVar[bool]
 
-    def read(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor, pending: Evaluation | None
-    ) -> Evaluation | None:
-        """The evaluation as far as it is known after one call of the network.
+    def read(self, calls: Sequence[NetworkCall], sample: Tensor) -> Evaluation | None:
+        """The evaluation that a solver's step uses; None if the network was not called.
 
         Args:
-            args: positional arguments of the call.
-            kwargs: keyword arguments of the call.
-            value: the network's output.
-            pending: the evaluation as it was known before this call; None at the first call of an evaluation.
+            calls: the calls of the network since the step before, oldest first.
+            sample: the solver's latents before the step, (B, …).
+
+        Raises:
+            UsageError: if the calls cannot be told apart as guidance branches.
         """
         ...
 
@@ -102,11 +112,189 @@ class Family(Protocol):
         ...
 
 
-def split(x: Tensor, value: Tensor, inputs: Inputs) -> Evaluation:
-    """The evaluation of a call with both branches in one batch, the unconditional samples in its first half."""
-    first, second = _halves(inputs)
-    uncond, cond = value.chunk(2)
-    return Evaluation(x.chunk(2)[1], Branch(cond, second), Branch(uncond, first))
+class NetworkFamily:
+    """Base class of families: a pipeline that gives one network noisy samples, a timestep and conditioning.
+
+    A family says with class attributes how its pipeline does that, and overrides what is different. The number of
+    guidance branches is never taken from the settings: it shows in the calls. A batch of twice as many samples as the
+    solver has holds both branches, and two calls are one branch each.
+
+    Attributes:
+        name: under which a user can vouch for a pipeline.
+        network: the pipeline's attribute that holds the network.
+        flow: whether the model is trained on rectified flow.
+        sample_name: name of the network's argument for noisy samples.
+        time_name: name of its argument for the timestep.
+        by_position: whether samples and timestep are given by position.
+        first: the branch in the first half of a batch with both branches.
+        first_call: the branch of the first call, if every branch has a call.
+        shared: names of conditioning that is the same for every image.
+        listed: names of conditioning that is a list with one item per image.
+        sign: -1 if the pipeline negates the network's output, else 1.
+    """
+
+    name: ClassVar[str]
+    conditional: ClassVar[bool] = True
+    network: ClassVar[str]
+    flow: ClassVar[bool] = False
+    sample_name: ClassVar[str] = "hidden_states"
+    time_name: ClassVar[str] = "timestep"
+    by_position: ClassVar[bool] = False
+    first: ClassVar[Literal["cond", "uncond"]] = "uncond"
+    first_call: ClassVar[Literal["cond", "uncond"]] = "cond"
+    shared: ClassVar[frozenset[str]] = frozenset()
+    listed: ClassVar[frozenset[str]] = frozenset()
+    sign: ClassVar[float] = 1.0
+
+    def __init__(self, pipe: Any) -> None:
+        """Read what the network predicts, and on which noise schedule it was trained.
+
+        Raises:
+            UsageError: for a scheduler that does not solve the model.
+        """
+        self.pipe = pipe
+        self.module: nn.Module = getattr(pipe, self.network)
+        check_solver(pipe.scheduler, flow=self.flow, distilled=self.distilled)
+        self.kind: Kind = kind_of(pipe.scheduler)
+        self.schedule: Schedule = schedule_of(pipe.scheduler)
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the network is a latent consistency model."""
+        return False
+
+    def time(self, t: float, x: Tensor) -> Any:
+        """The timestep as the pipeline gives it to the network, for noisy samples x (B, …): (B,) unless overridden."""
+        return torch.tensor(t, device=x.device, dtype=torch.float32).expand(len(x))
+
+    def grid(self, inputs: Mapping[str, Any], sample: Tensor) -> tuple[int, int] | None:
+        """Height and width in tokens of packed latents (B, tokens, channels); None for latents that are not packed."""
+        return None
+
+    def samples_of(self, given: Any) -> Tensor:
+        """The noisy samples of a call as one tensor, (n, …)."""
+        return given
+
+    def value_of(self, output: Any) -> Tensor:
+        """The network's output as one tensor, (n, …)."""
+        return output if isinstance(output, Tensor) else output[0]
+
+    def given(self, x: Tensor) -> Any:
+        """Noisy samples (B, …) as the network takes them."""
+        return x
+
+    def read(self, calls: Sequence[NetworkCall], sample: Tensor) -> Evaluation | None:
+        """The evaluation that a solver's step uses."""
+        branches = [branch for call in calls for branch in self._branches(call, sample)]
+        if not branches:
+            return None
+        if len(branches) > 2:
+            raise UsageError(
+                f"a {type(self.pipe).__name__} gave the network {len(branches)} branches for one step; known are one "
+                "and two, so switch off what adds another one (perturbed attention, a second guidance)"
+            )
+        x = branches[0][0]
+        found: list[Branch] = [branch for _, branch in branches]
+        if len(found) == 1:
+            return Evaluation(x, found[0], None)
+        batched = len(calls) == 1
+        cond, uncond = found if (self.first if batched else self.first_call) == "cond" else reversed(found)
+        return Evaluation(x, cond, uncond)
+
+    def _branches(self, call: NetworkCall, sample: Tensor) -> list[tuple[Tensor, Branch]]:
+        """The noisy samples and the branch of every part of a call's batch."""
+        arguments = named_arguments(self.module, call)
+        place = self.sample_name if self.sample_name in arguments else next(iter(arguments))
+        given = self.samples_of(arguments.pop(place))
+        time = self.time_name if self.time_name in arguments else next(iter(arguments), "")
+        arguments.pop(time, None)
+        value = self.sign * self.value_of(call.output) if self.sign != 1 else self.value_of(call.output)
+        images, batch = len(sample), len(given)
+        if batch % images:
+            raise UsageError(f"the network got {batch} samples for {images} images; expected a multiple")
+        inputs = {
+            name: sorted_out(item, batch, name=name, shared=self.shared, listed=self.listed)
+            for name, item in arguments.items()
+            if item is not None and name != "return_dict"
+        }
+        width = sample.shape[1]
+        if given.shape[1] > width:
+            # behind the noisy channels or tokens are those of a picture or a mask, which the solver does not change
+            inputs[CONTEXT] = given[:, width:]
+        if (size := self.grid(arguments, sample)) is not None:
+            inputs[GRID] = Shared(size)
+        # a learned variance lies behind the prediction, and so does what the network says about a context
+        given, value = given[:, :width], value[:, :width]
+        parts = [slice(start, start + images) for start in range(0, batch, images)]
+        return [(given[part], Branch(value[part], input_rows(inputs, part))) for part in parts]
+
+    def guided_in(self, sampling: Sampling) -> bool:
+        """Whether the guidance is above 1."""
+        return sampling.guidance > 1
+
+    def native(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that the model makes by default."""
+        raise NotImplementedError
+
+    def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
+        """The settings of a call of the pipeline with the arguments `given`."""
+        return sampling_of(given, defaults, native=self.native())
+
+    def arguments(self, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
+        """Arguments of a call of the pipeline that makes one image per prompt."""
+        return captioned(prompts, sampling)
+
+    def denoiser(self) -> "NetworkDenoiser":
+        """The network as a differentiable function."""
+        return NetworkDenoiser(self)
+
+
+@dataclass(frozen=True)
+class NetworkDenoiser:
+    """The network of a `NetworkFamily` as `Denoiser`."""
+
+    family: NetworkFamily
+
+    @property
+    def module(self) -> nn.Module:
+        """The network."""
+        return self.family.module
+
+    def __call__(self, x: Tensor, level: Level, inputs: Inputs) -> Prediction:
+        """The prediction at x (B, …) and one noise level for the whole batch.
+
+        Raises:
+            UsageError: for a timestep in place of a level.
+        """
+        if not isinstance(level, Level):
+            raise UsageError(
+                f"got {level!r} as noise level; give `step.level` of a run, or `level_at(family.schedule, t)`"
+            )
+        family, width = self.family, x.shape[1]
+        # under a Jacobian x may be another tensor than the one that was recorded, and the context stays as it is
+        given = torch.cat([x, inputs[CONTEXT].to(x.dtype)], dim=1) if CONTEXT in inputs else x
+        time = family.time(level.t, x)
+        arguments = {**plain(inputs), "return_dict": False}
+        if family.by_position:
+            output = family.module(family.given(given), time, **arguments)
+        else:
+            output = family.module(**{family.sample_name: family.given(given), family.time_name: time}, **arguments)
+        value = family.value_of(output)[:, :width]
+        value = family.sign * value if family.sign != 1 else value
+        return Prediction(x, value, level.alpha, level.sigma, family.kind)
+
+
+def named_arguments(module: nn.Module, call: NetworkCall) -> dict[str, Any]:
+    """The arguments of a call of a network by name, in their order."""
+    # torch.compile wraps a network in another one
+    names = _parameters(type(getattr(module, "_orig_mod", module)))
+    return {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+
+
+@cache
+def _parameters(kind: type) -> tuple[str, ...]:
+    """The names of the parameters of a network's `forward`."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def captioned(prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
@@ -129,16 +317,3 @@ def _repeated(name: str, value: Any, count: int) -> Any:
     if isinstance(texts, list | tuple) and texts and isinstance(texts[0], str) and set(texts) == {texts[0]}:
         return [texts[0]] * count
     return value
-
-
-def _halves(inputs: Inputs) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The conditioning of the first and of the second half of a batch."""
-    first, second = {}, {}
-    for name, value in inputs.items():
-        if isinstance(value, Mapping):
-            first[name], second[name] = _halves(value)
-        elif isinstance(value, Tensor) and value.shape[0] % 2 == 0:
-            first[name], second[name] = value.chunk(2)
-        else:
-            raise UsageError(f"got {name} of {type(value).__name__}; expected a tensor with both guidance branches")
-    return first, second

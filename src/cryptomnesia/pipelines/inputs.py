@@ -1,0 +1,130 @@
+"""The conditioning of a network: everything that a call of it is given beside the noisy samples and the timestep.
+
+Tensors have the images in their first dimension. What is the same for every image is `Shared`; a list with one item per
+image is `Listed`. Dictionaries and tuples hold any of these.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Inputs = Mapping[str, Any]
+"""Conditioning as keyword arguments of the network. Names that begin with an underscore are notes of this library."""
+
+CONTEXT = "_context"
+"""Further channels or tokens that the network is given behind the noisy ones, (B, …): a mask, or a picture to edit."""
+
+GRID = "_grid"
+"""Height and width of packed latents in tokens, as `Shared`."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A value that is the same for every image."""
+
+    value: Any
+
+    def __getitem__(self, rows: Any) -> "Shared":
+        """The same value, whatever images are asked for."""
+        return self
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Values of B images in a list."""
+
+    items: tuple[Any, ...]
+
+    def __getitem__(self, rows: Any) -> "Listed":
+        """The values of some of the images."""
+        numbers = rows.tolist() if isinstance(rows, Tensor) else rows
+        return Listed(self.items[numbers] if isinstance(numbers, slice) else tuple(self.items[row] for row in numbers))
+
+
+def sorted_out(
+    value: Any,
+    images: int,
+    *,
+    name: str = "",
+    shared: frozenset[str] = frozenset(),
+    listed: frozenset[str] = frozenset(),
+) -> Any:
+    """An argument of a call with `images` samples in its batch, with `Shared` and `Listed` where they belong.
+
+    Args:
+        value: of the argument.
+        images: number of samples in the batch.
+        name: of the argument.
+        shared: names of arguments that are the same for every image, whatever their first dimension is.
+        listed: names of arguments that are lists with one item per image.
+    """
+    if name in shared:
+        return Shared(value)
+    if name in listed and isinstance(value, list | tuple) and len(value) == images:
+        return Listed(tuple(value))
+    if isinstance(value, Mapping):
+        return {key: sorted_out(item, images, name=key, shared=shared, listed=listed) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(sorted_out(item, images, shared=shared, listed=listed) for item in value)
+    if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == images:
+        return value
+    return Shared(value)
+
+
+def input_rows(inputs: Any, rows: Any) -> Any:
+    """The conditioning of the images with the numbers `rows`, a list, a tensor or a slice."""
+    return _every(lambda value: value[rows], inputs)
+
+
+def plain(inputs: Inputs) -> dict[str, Any]:
+    """The conditioning as the network takes it, without notes of this library."""
+    return {name: _every(_unwrapped, value) for name, value in inputs.items() if not name.startswith("_")}
+
+
+def together(first: Any, second: Any) -> Any:
+    """Two conditionings of the same network in one batch, the images of the first one first.
+
+    None if they do not fit into one batch, because captions have other lengths for instance.
+    """
+    if isinstance(first, Mapping):
+        if not isinstance(second, Mapping) or first.keys() != second.keys():
+            return None
+        both = {name: together(value, second[name]) for name, value in first.items()}
+        return None if any(value is None for value in both.values()) else both
+    if isinstance(first, tuple):
+        if not isinstance(second, tuple) or len(first) != len(second):
+            return None
+        items = tuple(together(a, b) for a, b in zip(first, second, strict=True))
+        return None if any(item is None for item in items) else items
+    if isinstance(first, Tensor):
+        alike = isinstance(second, Tensor) and first.shape[1:] == second.shape[1:]
+        return torch.cat([first, second]) if alike else None
+    if isinstance(first, Listed):
+        return Listed((*first.items, *second.items)) if isinstance(second, Listed) else None
+    return first if isinstance(second, Shared) and _equal(first.value, second.value) else None
+
+
+def _every(change: Callable[[Any], Any], value: Any) -> Any:
+    """A conditioning in which every tensor, `Shared` and `Listed` is changed."""
+    if isinstance(value, Mapping):
+        return {name: _every(change, item) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_every(change, item) for item in value)
+    return change(value)
+
+
+def _unwrapped(value: Any) -> Any:
+    if isinstance(value, Listed):
+        return list(value.items)
+    return value.value if isinstance(value, Shared) else value
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor) or isinstance(second, Tensor):
+        return isinstance(first, Tensor) and isinstance(second, Tensor) and torch.equal(first, second)
+    if isinstance(first, Sequence) and isinstance(second, Sequence) and not isinstance(first, str):
+        return len(first) == len(second) and all(_equal(a, b) for a, b in zip(first, second, strict=True))
+    return first is second or bool(first == second)
