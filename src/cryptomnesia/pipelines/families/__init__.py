@@ -73,7 +73,7 @@ def check_family(name: str, model: str | None = None) -> None:
             subject = f"{model} is a pipeline of the unknown family {name}"
         raise UsageError(
             f"{subject}; known are {', '.join(entries('family'))}. If it calls its network as one of these does, say "
-            "so with `watch(pipe, family=…)` or `cryptomnesia.vouch`; the page 'Add a family' shows how to write another"
+            "so with `cryptomnesia.vouch`; the page 'Add a family' shows how to write another"
         )
 
 
