@@ -213,9 +213,3 @@ def test_the_evaluations_of_a_run_are_counted_without_one():
     chosen = Setup.of(pipe, {**call, "timesteps": [900, 500, 100]})
     assert chosen.evaluations is None
     assert chosen.accepts(Brightness(7))
-
-
-def test_maps_cannot_scale_the_network():
-    scaled = Setup.of(stable_diffusion(), {"guidance_scale": 2.0, "cross_attention_kwargs": {"scale": 0.5}})
-    with pytest.raises(UsageError, match="maps evaluate the network without cross_attention_kwargs; merge"):
-        scaled.check([Brightness()])

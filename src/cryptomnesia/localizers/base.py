@@ -115,7 +115,6 @@ class Localizer(Method, Protocol):
         Raises:
             UsageError: saying why.
         """
-        check_scales(setup)
         for place in self.evaluations:
             check_place(setup, place)
         if self.baseline == "checkpoint":
@@ -200,17 +199,6 @@ def check_place(setup: "Setup", place: Place) -> None:
         evaluation(place, 1)
     elif count is not None:
         evaluation(place, count)
-
-
-def check_scales(setup: "Setup") -> None:
-    """Refuse calls that scale parts of the network: maps evaluate the network without these scales.
-
-    Raises:
-        UsageError: naming the argument.
-    """
-    scaled = sorted({"cross_attention_kwargs", "joint_attention_kwargs"} & setup.sampling.options.keys())
-    if scaled:
-        raise UsageError(f"maps evaluate the network without {scaled[0]}; merge what it scales into the weights")
 
 
 def named(name: str, baseline: Against) -> str:
