@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.auditing.audited import audit
-from cryptomnesia.auditing.outcome import outcome
+from cryptomnesia.auditing.outcome import SCORES
 from cryptomnesia.calibration.fitting import calibrate
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.detection import detect
@@ -20,7 +20,7 @@ from cryptomnesia.guarding.guarded import guard
 from cryptomnesia.localization import localize
 from cryptomnesia.localizers import default_localizer
 from cryptomnesia.mitigations import StabilityRule
-from cryptomnesia.pipelines.call import silent
+from cryptomnesia.pipelines.call import PER_PROMPT, silent
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.checks import Check, close, expect, named_checks
 from cryptomnesia.tracing.steering import SolverStep, check_steerable
@@ -93,7 +93,11 @@ class _Trial:
     def _call(self) -> dict[str, Any]:
         """The settings as arguments of a call, without the prompts."""
         arguments = self.setup.family.arguments([""], self.setup.sampling)
-        return {name: value for name, value in arguments.items() if name not in ("prompt", "batch_size")}
+        return {
+            name: value[0] if name in PER_PROMPT and isinstance(value, list) else value
+            for name, value in arguments.items()
+            if name not in ("prompt", "batch_size")
+        }
 
     def _run(self, rows: Sequence[int] = (0, 1)) -> Tensor:
         """The latents of some of the images."""
@@ -210,7 +214,7 @@ class _Trial:
                 mitigate=False,
                 **self._call(),
             )
-            found = outcome(store).images
+            found = store.rows(SCORES)
         expect(len(found) == 2, f"the run directory has {len(found)} images instead of 2")
 
     def _check_steerable(self) -> None:
