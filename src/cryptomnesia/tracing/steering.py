@@ -135,6 +135,9 @@ def check_steerable(scheduler: Any) -> None:
     name = type(scheduler).__name__
     if name not in STEERABLE:
         raise UsageError(f"cannot steer a {name}; known are {', '.join(sorted(STEERABLE))}")
+    if name == "DEISMultistepScheduler" and scheduler.config.get("use_flow_sigmas"):
+        # its last steps miss the wanted latents
+        raise UsageError(f"cannot steer a {name} on rectified flow; use FlowMatchEulerDiscreteScheduler")
     for option in ("clip_sample", "thresholding"):
         if scheduler.config.get(option):
             raise UsageError(f"cannot steer a {name} with {option}=True, which also ruins latents; set it to False")

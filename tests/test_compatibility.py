@@ -1,0 +1,15 @@
+"""Every family with every solver: works, or is refused in words. The quick tests try every family with its own solver."""
+
+import pytest
+
+from compatibility import CASES, outcomes, solvers_for
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_every_solver_works_with_a_family_or_is_refused(name):
+    found = {solver: outcomes(name, solver) for solver in solvers_for(name)}
+    wrong = {solver: verbs for solver, verbs in found.items() if any(v.startswith("wrong") for v in verbs.values())}
+    assert not wrong
+    # something has to work with every solver that the pipeline takes
+    assert any(set(verbs.values()) == {"works"} for verbs in found.values())
