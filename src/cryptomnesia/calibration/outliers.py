@@ -40,7 +40,7 @@ FOLDS = 5
 AGREEING = 3
 """Detectors that have to agree on a reference, if there are as many."""
 
-MOST = 3.5
+MOST = 4.0
 """The most that one of several detectors can contribute, so that none decides alone."""
 
 LEVEL = 0.005

@@ -1,6 +1,5 @@
 """`calibrate`: what is usual in a set-up."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +9,11 @@ from cryptomnesia.cli.common import app, call_of, check_names, check_writable, c
 from cryptomnesia.cli.maps import checkpoint_of, localizers_for, named_localizers
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
-from cryptomnesia.report.console import print_suspicious, progress_bar
+from cryptomnesia.report.console import print_changes, print_suspicious, progress_bar
 from cryptomnesia.settings import CalibrateSettings, MapSettings
 
 if TYPE_CHECKING:
     from cryptomnesia.calibration import Calibration
-    from cryptomnesia.detectors import Detector
 
 
 @app.command()
@@ -37,7 +35,8 @@ def calibrate(
     Captions that look memorized themselves are listed, with what leaving them out changes.
     """
     from cryptomnesia.calibration import fitting
-    from cryptomnesia.detectors import default_detector
+    from cryptomnesia.calibration.outliers import changes
+    from cryptomnesia.detectors import DEFAULTS
     from cryptomnesia.pipelines.loading import check_exists
     from cryptomnesia.pipelines.setup import Setup
     from cryptomnesia.prompts import read_prompts
@@ -71,36 +70,34 @@ def calibrate(
             progress=lambda done: report("reference images", done, len(captions)),
             **call_of(settings),
         )
-    used = _reported(calibration, captions, default_detector(setup), leave_out=settings.leave_out == "suspicious")
+    found = calibration.suspicious()
+    without = calibration.without([row.number for row in found])
+    used = without if settings.leave_out == "suspicious" else calibration
     make_folder(output.parent)
     used.save(output)
     share = 100 * used.lowest_fpr
     maps = f"; maps of {', '.join(used.maps)}" if used.maps else ""
     left_out = f"; {len(used.left_out)} left out" if used.left_out else ""
     typer.echo(f"{output}: {len(used)} references{left_out}; false-positive rates from {share:.2f}% up{maps}")
+    if found:
+        judge = setup.first_accepted("detector", DEFAULTS)
+        print_suspicious(found, captions)
+        if judge is not None:
+            print_changes(changes(calibration, without, judge), judge.name)
+        typer.echo(_advice(calibration, without, left_out=used is without))
 
 
-def _reported(
-    calibration: "Calibration", captions: Sequence[str], detector: "Detector", *, leave_out: bool
-) -> "Calibration":
-    """Print which references look memorized; the calibration without them if they are to be left out.
-
-    Raises:
-        UsageError: if too many would be left out.
-    """
-    from cryptomnesia.calibration.outliers import changes
-
-    found = calibration.suspicious()
-    if not found:
-        return calibration
-    without = calibration.without([row.number for row in found])
-    print_suspicious(found, captions, detector.name, changes(calibration, without, detector))
+def _advice(calibration: "Calibration", without: "Calibration", *, left_out: bool) -> str:
+    """What it means to leave references out, and how to do it or undo it."""
     null = len(calibration.others)
-    typer.echo(
-        f"Without them {counted(len(without), 'reference')} and false-positive rates from "
-        f"{100 * without.lowest_fpr:.2f}% up remain. If they are ordinary after all, leaving them out raises a rate by "
-        f"up to {(null - len(without.others)) / (null + 1):.2%}."
+    raised = (null - len(without.others)) / (null + 1)
+    other = (
+        "They were left out; without --leave-out they stay."
+        if left_out
+        else "Nothing was left out: give --leave-out suspicious, or other prompts in their place."
     )
-    if not leave_out:
-        typer.echo("Nothing was left out: give --leave-out suspicious, or other prompts in their place.")
-    return without if leave_out else calibration
+    return (
+        f"{other} Without them {counted(len(without), 'reference')} and false-positive rates from "
+        f"{without.lowest_fpr:.2%} up remain. If they are ordinary after all, leaving them out raises every rate by up to "
+        f"{raised:.2%}."
+    )

@@ -87,17 +87,8 @@ def print_regions(rows: Sequence[Region], pixel_fpr: float | None) -> None:
     print_wide(table)
 
 
-def print_suspicious(
-    rows: Sequence["Suspicious"], captions: Sequence[str], detector: str, changes: Sequence["Change"]
-) -> None:
-    """One line per reference prompt that looks memorized, and what leaving all of them out changes.
-
-    Args:
-        rows: those references.
-        captions: all reference prompts.
-        detector: name of the default detector.
-        changes: of its thresholds.
-    """
+def print_suspicious(rows: Sequence["Suspicious"], captions: Sequence[str]) -> None:
+    """One line per reference prompt that looks memorized; `captions` are all reference prompts."""
     table = Table(title="reference prompts that look memorized themselves", title_justify="left")
     table.add_column("number", justify="right")
     table.add_column("prompt", overflow="fold")
@@ -107,6 +98,10 @@ def print_suspicious(
         scores = [f"{name} {score:.2f} ({row.usual[name]:.2f})" for name, score in row.scores.items()]
         table.add_row(str(row.number), plain(captions[row.number]), f"{row.p_value:.1g}", ", ".join(scores))
     print_wide(table)
+
+
+def print_changes(changes: Sequence["Change"], detector: str) -> None:
+    """The scores from which a detector flags, with and without some references, one line per rate."""
     table = Table(title=f"scores from which {detector} flags", title_justify="left")
     for heading in ("false-positive rate", "with them", "without them"):
         table.add_column(heading, justify="right")
