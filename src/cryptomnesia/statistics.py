@@ -66,14 +66,18 @@ def needed_null(fpr: float) -> int:
     return math.ceil(1 / fpr - _TOLERANCE) - 1
 
 
+def null_size(references: int) -> int:
+    """The number of scores in the null of a calibration: a third of the references shows what is usual instead."""
+    return references - references // 3
+
+
 def needed_references(fpr: float) -> int:
-    """The smallest number of reference prompts that supports a false-positive rate; a third of them is not in the null.
+    """The smallest number of reference prompts that supports a false-positive rate; see `null_size`.
 
     Example:
         >>> needed_references(0.01), needed_references(0.001)
         (148, 1498)
     """
-    # n prompts leave n - n//3 for the null
     return math.floor(1.5 * (needed_null(fpr) - 1)) + 1
 
 

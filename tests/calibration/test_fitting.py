@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass, replace
 
 import pytest
@@ -61,12 +62,21 @@ def test_the_number_of_references_that_a_rate_needs_is_known_beforehand(fpr):
             check_references(enough[1:], fpr=fpr)
 
 
+def test_the_page_says_what_references_support(request):
+    page = (request.config.rootpath / "docs" / "how-to" / "calibrate.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (0\.\d+) \|$", page, flags=re.MULTILINE)
+    assert len(rows) == 6
+    for count, null, smallest in rows:
+        assert len(split(int(count))[1]) == int(null)
+        assert f"{1 / (int(null) + 1):.3g}" == smallest
+
+
 def test_a_rate_that_references_do_not_support_is_refused_before_anything_is_generated(pipe, monkeypatch):
     assert needed_references(0.01) == 148
     monkeypatch.setattr(pipe.unet, "forward", lambda *args, **kwargs: pytest.fail("something was generated"))
     message = (
-        r"102 reference prompts leave 68 for the null, so no p-value is below 0\.0145; a rate of 0\.01 needs 148 reference "
-        "prompts, or give a higher rate"
+        r"102 reference prompts leave 68 for the null, so no p-value is below 0\.0145; a rate of 0\.01 needs 148 "
+        "reference prompts, or give a higher rate"
     )
     with pytest.raises(UsageError, match=message):
         calibrate(pipe, PROMPTS, fpr=0.01, **CALL)

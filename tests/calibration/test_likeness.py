@@ -65,8 +65,8 @@ def test_few_prompts_raise_none_but_for_references_among_them(ordinary):
     # the same prompt again and again is one prompt
     assert texts_unlike([LONG[0]] * 50, references) == {}
     assert texts_unlike([ordinary[0].upper(), "a red circle"], references) == {
-        "overlap": "1 of 2 prompts are references of the calibration, so their p-values do not hold; judge other prompts, "
-        "or calibrate on others"
+        "overlap": "1 of 2 prompts are references of the calibration, so their p-values do not hold; judge other "
+        "prompts, or calibrate on others"
     }
     # a model without captions, and a calibration that is not from captions
     assert texts_unlike([""] * 50, Captions.of([""] * 100)) == texts_unlike(LONG, Captions.of([])) == {}
@@ -75,7 +75,9 @@ def test_few_prompts_raise_none_but_for_references_among_them(ordinary):
 def test_scores_are_compared_with_the_null():
     assert scores_unlike([math.nan] * 50, 100) == scores_unlike([0.01] * (FEWEST - 1), 100) == {}
     found = scores_unlike([0.01] * 30 + [math.nan] * 10, 100)["scores"]
-    assert found.startswith("the p-values of 30 prompts are 0.01 at the median, and those of prompts like the references")
+    assert found.startswith(
+        "the p-values of 30 prompts are 0.01 at the median, and those of prompts like the references"
+    )
     assert "either many prompts are memorized, or they are of another kind than the references" in found
     # scores that are too low are no scores of such prompts either
     assert scores_unlike([0.99] * 30, 100).keys() == {"scores"}

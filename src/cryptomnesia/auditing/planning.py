@@ -36,6 +36,7 @@ from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.pipelines.setup import Method, Setup
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.settings import AuditSettings
+from cryptomnesia.statistics import null_size
 from cryptomnesia.tracing.generation import check_call, check_prompts
 from cryptomnesia.tracing.trajectory import evaluation
 
@@ -190,6 +191,7 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
     if localizer is not None:
         check_second_signal(detector.name, detector.observes, localizer.name, localizer.observes)
     check_gate(settings, localized=localizer is not None)
+    captions = Captions.of(references or []) if judging is None else judging.captions
     found = Plan(
         settings=settings,
         setup=setup,
@@ -201,8 +203,8 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
         mitigation=mitigation,
         calibration=calibration,
         index=None,
-        unlike=list(texts_unlike(prompts, Captions.of(references or []) if judging is None else judging.captions).values()),
-        null=len(references or []) - len(references or []) // 3 if judging is None else len(judging.others),
+        unlike=list(texts_unlike(prompts, captions).values()),
+        null=null_size(len(captions)) if judging is None else len(judging.others),
     )
     for reason in found.unlike:
         logger.warning("%s", reason)

@@ -17,7 +17,7 @@ from cryptomnesia.localizers import Localizer, localizers_of
 from cryptomnesia.localizers.mapping import mapped
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.statistics import check_rate, needed_references
+from cryptomnesia.statistics import check_rate, needed_references, null_size
 from cryptomnesia.tracing.generation import Progress, captions_of, check_call, check_prompts, real_number, whole_number
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory, joined
 
@@ -201,7 +201,7 @@ def fitted(
 
 def in_words(count: int) -> str:
     """What a number of reference prompts supports, in a sentence, with the number that `DEFAULT_FPR` needs."""
-    null = count - count // 3
+    null = null_size(count)
     return (
         f"{count} reference prompts leave {null} for the null, so no p-value is below 1/{null + 1} = "
         f"{1 / (null + 1):.3g}; the default false-positive rate of {DEFAULT_FPR:g} needs "
@@ -229,8 +229,8 @@ def check_references(prompts: Sequence[str], *, repeated: bool = False, fpr: flo
         return
     check_rate(fpr)
     if len(prompts) < (need := needed_references(fpr)):
-        null = len(prompts) - len(prompts) // 3
+        null = null_size(len(prompts))
         raise UsageError(
-            f"{len(prompts)} reference prompts leave {null} for the null, so no p-value is below {1 / (null + 1):.3g}; a "
-            f"rate of {fpr:g} needs {need} reference prompts, or give a higher rate"
+            f"{len(prompts)} reference prompts leave {null} for the null, so no p-value is below {1 / (null + 1):.3g}; "
+            f"a rate of {fpr:g} needs {need} reference prompts, or give a higher rate"
         )

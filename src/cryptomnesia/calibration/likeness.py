@@ -2,9 +2,9 @@
 
 Three things are compared: the number of words, the share of words that no reference has, and the scores. Each is a
 Kolmogorov-Smirnov test of the prompts against the references. A difference is reported if it is significant at `LEVEL`
-and visible: the two distribution functions are at least `VISIBLE` apart, and the lengths differ by a factor of `LONGER`,
-or the shares by `UNKNOWN`. For prompts that are exchangeable with the references, the chance of a false report is at
-most `LEVEL` per comparison, so at most 0.3% for a run of prompts.
+and visible: the two distribution functions are at least `VISIBLE` apart, and the median lengths differ by a factor of
+`LONGER`, or the mean shares by `UNKNOWN`. For prompts that are exchangeable with the references, the chance of a false
+report is at most `LEVEL` per comparison, so at most 0.3% for a run of prompts.
 
 The words of a prompt are compared with those of all references, the words of a reference with those of the others. For
 the scores the p-values suffice: the test depends on ranks only, and a p-value is the rank of a score in the null.
@@ -58,8 +58,8 @@ def texts_unlike(prompts: Sequence[str], references: Captions) -> Reasons:
     reasons = {}
     if both := int(captions.among(references).sum()):
         reasons["overlap"] = (
-            f"{both} of {len(captions)} prompts are references of the calibration, so their p-values do not hold; judge "
-            "other prompts, or calibrate on others"
+            f"{both} of {len(captions)} prompts are references of the calibration, so their p-values do not hold; "
+            "judge other prompts, or calibrate on others"
         )
     lengths, usual = captions.lengths.numpy(), references.lengths.numpy()
     if _differ(lengths, usual):
@@ -72,8 +72,8 @@ def texts_unlike(prompts: Sequence[str], references: Captions) -> Reasons:
     foreign, common = captions.foreign(references), references.foreign()
     if _differ(foreign, common) and foreign.mean() >= common.mean() + UNKNOWN:
         reasons["vocabulary"] = (
-            f"{foreign.mean():.0%} of the words of a prompt are in no reference, and {common.mean():.0%} of the words of "
-            f"a reference in no other, {_FIX}"
+            f"{foreign.mean():.0%} of the words of a prompt are in no reference, and {common.mean():.0%} of the words "
+            f"of a reference in no other, {_FIX}"
         )
     return reasons
 
@@ -89,9 +89,9 @@ def scores_unlike(p_values: Sequence[float], null: int) -> Reasons:
     if not _differ(known, np.arange(1, null + 1) / (null + 1)):
         return {}
     return {
-        "scores": f"the p-values of {len(known)} prompts are {np.median(known):.2g} at the median, and those of prompts "
-        "like the references 0.5: either many prompts are memorized, or they are of another kind than the references, "
-        f"{_FIX}"
+        "scores": f"the p-values of {len(known)} prompts are {np.median(known):.2g} at the median, and those of "
+        "prompts like the references 0.5: either many prompts are memorized, or they are of another kind than the "
+        f"references, {_FIX}"
     }
 
 
@@ -99,8 +99,8 @@ def _differ(values: np.ndarray, usual: np.ndarray) -> bool:
     """Whether two samples differ significantly and visibly."""
     if len(values) < FEWEST or len(usual) < FEWEST:
         return False
-    found = ks_2samp(values, usual, method="asymp")
-    return bool(found.pvalue <= LEVEL and found.statistic >= VISIBLE)
+    distance, p_value = ks_2samp(values, usual, method="asymp")
+    return bool(p_value <= LEVEL and distance >= VISIBLE)
 
 
 class Likeness:

@@ -128,10 +128,10 @@ def served(calibration: "Calibration") -> Iterator[Detector]:
                 calibration.null(found)
                 yield found
         except CryptomnesiaError as error:
-            logger.info("the detector %s does not judge the references: %s", name, error)
+            logger.debug("the detector %s does not judge the references: %s", name, error)
         # the code of another package may raise anything
         except Exception as error:
-            logger.info("the detector %s does not judge the references: it fails (%r)", name, error)
+            logger.debug("the detector %s does not judge the references: it fails (%r)", name, error)
 
 
 def changes(
@@ -169,7 +169,7 @@ def _z_scores(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 
 def _together(z: np.ndarray) -> tuple[np.ndarray, float]:
-    """The statistic of every reference (n,) from the z-scores of several detectors (d, n), and the level of its test."""
+    """The statistic of every reference (n,) from the z-scores of the detectors (d, n), and the level of its test."""
     if len(z) < AGREEING:
         return np.arcsinh(z).mean(axis=0), LEVEL_ALONE
     return np.sort(z.clip(max=MOST), axis=0)[-AGREEING:].mean(axis=0), LEVEL

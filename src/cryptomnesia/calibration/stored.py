@@ -30,7 +30,7 @@ from cryptomnesia.localizers.base import Localizer
 from cryptomnesia.pipelines.fingerprint import Fingerprint, differences
 from cryptomnesia.pipelines.setup import Setup, describe
 from cryptomnesia.settings import Sampling
-from cryptomnesia.statistics import conformal_p_values, conformal_threshold
+from cryptomnesia.statistics import conformal_p_values, conformal_threshold, null_size
 from cryptomnesia.tracing.generation import whole_number
 from cryptomnesia.tracing.trajectory import Norm, Trajectory
 
@@ -99,14 +99,16 @@ class Calibration:
     @cached_property
     def numbers(self) -> list[int]:
         """The number of every reference run among all that were generated, counted from 0."""
-        return [number for number in range(len(self) + len(self.left_out)) if number not in set(self.left_out)]
+        return sorted(set(range(len(self) + len(self.left_out))) - set(self.left_out))
 
     @cached_property
     def _split(self) -> tuple[list[int], list[int]]:
         # what is left out changes nothing about the others, so that thresholds with and without it can be compared
         rows = {number: row for row, number in enumerate(self.numbers)}
-        first, second = split(len(self) + len(self.left_out))
-        return [rows[number] for number in first if number in rows], [rows[number] for number in second if number in rows]
+        first, second = (
+            [rows[number] for number in part if number in rows] for part in split(len(self) + len(self.left_out))
+        )
+        return first, second
 
     def suspicious(self, detectors: Sequence[Detector] | None = None) -> list[Suspicious]:
         """The reference prompts that look memorized themselves, the most remarkable first.
@@ -136,7 +138,9 @@ class Calibration:
         """
         chosen = {whole_number("number", number) for number in numbers}
         if unknown := sorted(chosen - set(self.numbers)):
-            raise UsageError(f"got the numbers {', '.join(map(str, unknown))}, which no reference prompt has; give others")
+            raise UsageError(
+                f"got the numbers {', '.join(map(str, unknown))}, which no reference prompt has; give others"
+            )
         rows = [row for row, number in enumerate(self.numbers) if number not in chosen]
         left_out = tuple(sorted({*self.left_out, *chosen}))
         if len(left_out) > len(rows):
@@ -322,7 +326,7 @@ def _hashable(detector: Detector) -> bool:
 def split(count: int) -> tuple[list[int], list[int]]:
     """The numbers of `count` reference runs in two random parts, a third and the rest; the same parts at every call."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    cut = count // 3
+    cut = count - null_size(count)
     return order[:cut], order[cut:]
 
 

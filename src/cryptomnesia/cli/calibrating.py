@@ -98,6 +98,6 @@ def _advice(calibration: "Calibration", without: "Calibration", *, left_out: boo
     )
     return (
         f"{other} Without them {counted(len(without), 'reference')} and false-positive rates from "
-        f"{without.lowest_fpr:.2%} up remain. If they are ordinary after all, leaving them out raises every rate by up to "
-        f"{raised:.2%}."
+        f"{without.lowest_fpr:.2%} up remain. If they are ordinary after all, leaving them out raises every rate by "
+        f"up to {raised:.2%}."
     )
