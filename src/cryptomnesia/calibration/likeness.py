@@ -13,6 +13,7 @@ the scores the p-values suffice: the test depends on ranks only, and a p-value i
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import ks_2samp
@@ -99,8 +100,8 @@ def _differ(values: np.ndarray, usual: np.ndarray) -> bool:
     """Whether two samples differ significantly and visibly."""
     if len(values) < FEWEST or len(usual) < FEWEST:
         return False
-    distance, p_value = ks_2samp(values, usual, method="asymp")
-    return bool(p_value <= LEVEL and distance >= VISIBLE)
+    found: Any = ks_2samp(values, usual, method="asymp")
+    return bool(found.pvalue <= LEVEL and found.statistic >= VISIBLE)
 
 
 class Likeness:

@@ -145,8 +145,8 @@ class Calibration:
         left_out = tuple(sorted({*self.left_out, *chosen}))
         if len(left_out) > len(rows):
             raise UsageError(
-                f"leaving out {len(left_out)} of {len(rows) + len(left_out)} reference prompts keeps fewer than half of "
-                "them; calibrate on other prompts"
+                f"leaving out {len(left_out)} of {len(rows) + len(left_out)} reference prompts keeps fewer than half; "
+                "calibrate on other prompts"
             )
         return replace(
             self,
