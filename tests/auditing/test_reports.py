@@ -217,6 +217,9 @@ def test_many_low_p_values_are_a_note(found):
     rows = [replace(found.prompts[0], prompt=str(number), images=images) for number in range(30)]
     (note,) = replace(found, prompts=rows).unlike
     assert note.startswith("the p-values of 30 prompts are 0.02 at the median")
+    # without captions all images are independent
+    (note,) = replace(found, prompts=[replace(found.prompts[0], prompt="", images=images[1:] * 20)]).unlike
+    assert note.startswith("the p-values of 20 prompts are 0.02 at the median")
     # a run of an earlier version does not say how large its null was
     about = {name: value for name, value in found.about.items() if name not in ("null", "unlike")}
     assert replace(found, prompts=rows, about=about).unlike == []

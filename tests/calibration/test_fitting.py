@@ -108,8 +108,10 @@ def test_references_that_look_memorized_or_repeat_each_other_are_told(caplog):
 
 
 def test_captions_do_not_count_for_a_model_without_them():
-    calibration = calibrate(unconditional(), [""] * 100, num_inference_steps=2, batch_size=50)
+    calibration = calibrate(unconditional(), ["a red circle"] * 100, num_inference_steps=2, batch_size=50)
     assert len(calibration) == 100
+    assert not calibration.captions.worded
+    assert calibration.captions.duplicates == []
 
 
 def test_whatever_does_not_fit_is_refused_before_anything_is_generated(monkeypatch):

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from cryptomnesia import Calibration, Drift
-from cryptomnesia.calibration.fitting import FIRST_SEED
+from cryptomnesia.calibration.fitting import DEFAULT_FPR, FIRST_SEED
 from cryptomnesia.calibration.outliers import Suspicious
-from cryptomnesia.settings import CalibrateSettings
+from cryptomnesia.settings import CalibrateSettings, JudgeSettings
 
 
 def test_calibrate_makes_what_detect_takes(cryptomnesia, model, setup, tmp_path):
@@ -44,7 +44,8 @@ def test_references_that_look_memorized_are_listed_and_left_out_on_demand(
         Calibration, "suspicious", lambda self: [row for row in found if row.number not in self.left_out]
     )
     made = tmp_path / "c.safetensors"
-    arguments = ("--prompts", model / "reference.txt", "--batch-size", "34", "--fpr", "0.05", "-o", made, *setup)
+    # 68 scores of the null support a rate of 1/69, and 67 do not
+    arguments = ("--prompts", model / "reference.txt", "--batch-size", "34", "--fpr", "0.0145", "-o", made, *setup)
     code, out, err = cryptomnesia("calibrate", model / "tiny", *arguments)
     assert code == 0
     assert err.startswith("warning: reference prompts that look memorized themselves: 101, 7 (counted from 0)")
@@ -56,15 +57,17 @@ def test_references_that_look_memorized_are_listed_and_left_out_on_demand(
     assert f"5% {threshold:.2f} {Calibration.load(made).without([7, 101]).threshold(Drift(), 0.05):.2f}" in lines
     assert "Nothing was left out: give --leave-out suspicious" in out
     assert Calibration.load(made).left_out == ()
-    code, out, _ = cryptomnesia("calibrate", model / "tiny", *arguments, "--leave-out", "suspicious")
+    code, out, err = cryptomnesia("calibrate", model / "tiny", *arguments, "--leave-out", "suspicious")
     assert code == 0
+    assert "warning: what was left out is missing for a rate of 0.0145; give 2 other prompts in its place\n" in err
     assert "100 references; 2 left out; false-positive rates from" in out
     assert "They were left out; without --leave-out they stay. Without them 100 references and" in out
     assert Calibration.load(made).left_out == (7, 101)
 
 
-def test_the_first_seed_is_that_of_the_library():
+def test_defaults_are_those_of_the_library():
     assert CalibrateSettings().seed == FIRST_SEED
+    assert JudgeSettings().fpr == DEFAULT_FPR
 
 
 def test_the_mean_of_a_map_is_calibrated_on_demand(cryptomnesia, model, calibration_file, setup, tmp_path):

@@ -88,10 +88,14 @@ class Outcome:
     @cached_property
     def unlike(self) -> list[str]:
         """How prompts and scores differ visibly from those of the references, in sentences; empty if they do not."""
-        # images of one prompt are not independent, so each prompt counts once, by its first image
-        first = [min(judged.images, key=lambda row: row["seed"])["p_value"] for judged in self.prompts]
+        # images of one caption are not independent, so each caption counts once, by its first image
+        rows = [
+            row
+            for judged in self.prompts
+            for row in sorted(judged.images, key=lambda row: row["seed"])[: 1 if judged.prompt.strip() else None]
+        ]
         # runs of earlier versions do not say how large the null was
-        scores = scores_unlike(first, self.about.get("null", 0))
+        scores = scores_unlike([row["p_value"] for row in rows], self.about.get("null", 0))
         return [*self.about.get("unlike", []), *scores.values()]
 
     @cached_property

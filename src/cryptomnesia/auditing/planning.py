@@ -191,7 +191,7 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
     if localizer is not None:
         check_second_signal(detector.name, detector.observes, localizer.name, localizer.observes)
     check_gate(settings, localized=localizer is not None)
-    captions = Captions.of(references or []) if judging is None else judging.captions
+    captions = Captions.read_by(setup.family, references or []) if judging is None else judging.captions
     found = Plan(
         settings=settings,
         setup=setup,

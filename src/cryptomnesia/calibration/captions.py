@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cryptomnesia.pipelines.families.base import Family
+
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Kana and Chinese characters, which are written without spaces between words."""
 
@@ -47,6 +49,11 @@ class Captions:
             torch.tensor([len(words) for words in split], dtype=torch.int64),
             torch.tensor([word for words in hashed for word in words], dtype=torch.int64),
         )
+
+    @classmethod
+    def read_by(cls, family: Family, captions: Sequence[str]) -> "Captions":
+        """The hashes of captions as a family's models read them: a model without captions reads no words."""
+        return cls.of(captions if family.conditional else [""] * len(captions))
 
     def __len__(self) -> int:
         """The number of captions."""

@@ -196,7 +196,8 @@ def fitted(
     made_by = {norm.name: norm_in_words(norm) for norm in norms}
     made_by |= {signal.name: signal.describe() for signal in signals}
     made_by |= {f"map {mapper.name}": made_in_words(mapper, checkpoint) for mapper in localizers}
-    return Calibration(setup.fingerprint, runs, maps, made_by, prompts_digest(prompts), Captions.of(prompts))
+    captions = Captions.read_by(setup.family, prompts)
+    return Calibration(setup.fingerprint, runs, maps, made_by, prompts_digest(prompts), captions)
 
 
 def in_words(count: int) -> str:

@@ -85,6 +85,13 @@ def calibrate(
         if judge is not None:
             print_changes(changes(calibration, without, judge), judge.name)
         typer.echo(_advice(calibration, without, left_out=used is without))
+    wanted = settings.fpr or fitting.DEFAULT_FPR
+    if used.left_out and used.lowest_fpr > wanted >= calibration.lowest_fpr:
+        typer.echo(
+            f"warning: what was left out is missing for a rate of {wanted:g}; give {len(used.left_out)} other prompts "
+            "in its place",
+            err=True,
+        )
 
 
 def _advice(calibration: "Calibration", without: "Calibration", *, left_out: bool) -> str:
