@@ -13,6 +13,7 @@ the scores the p-values suffice: the test depends on ranks only, and a p-value i
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class Likeness:
     """Compares the prompts of a service with the references of its calibration, while the service runs.
 
     The newest `MOST` different prompts are compared when `FEWEST` of them were seen, whenever their number has doubled,
-    and after every `MOST` further ones. What was reported once is not reported again.
+    and after every `MOST` further ones. What was reported once is not reported again. Several threads may share one.
 
     Example:
         likeness = Likeness(calibration)
@@ -125,6 +126,7 @@ class Likeness:
         self._count = 0
         self._next = FEWEST
         self._told: set[str] = set()
+        self._lock = Lock()
 
     def seen(self, prompts: Sequence[str | None], p_values: Sequence[float]) -> str | None:
         """Take note of images, and say how their prompts differ from the references if they do so visibly.
@@ -136,10 +138,13 @@ class Likeness:
         Returns:
             One line if there is something new to say, else None.
         """
-        for prompt, p_value in zip(prompts, p_values, strict=True):
-            self._note(prompt, p_value)
-        if self._count < self._next:
-            return None
+        with self._lock:
+            for prompt, p_value in zip(prompts, p_values, strict=True):
+                self._note(prompt, p_value)
+            return None if self._count < self._next else self._compared()
+
+    def _compared(self) -> str | None:
+        """What is new to say of the newest prompts."""
         self._next = self._count * 2 if self._count < MOST else self._count + MOST
         texts = [text for text, _ in self._newest.values() if text]
         scores = [p_value for _, p_value in self._newest.values()]
