@@ -46,7 +46,7 @@ MOST = 4.0
 LEVEL = 0.005
 """Level of the test of several detectors."""
 
-LEVEL_ALONE = 0.05
+LEVEL_ALONE = 0.02
 """Level of the test of fewer detectors than `AGREEING`, whose statistic has a lighter tail."""
 
 _DECILE = float(norm.ppf(0.9))
