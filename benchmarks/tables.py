@@ -115,6 +115,23 @@ NEGATIVES = {
 }
 
 
+@table("references.reported")
+def references_reported(results: Results) -> str:
+    """How often references are reported that are memorized, and that are not."""
+    what = {
+        "clean": "sets without memorized prompts in which any is reported",
+        "some": "sets with three in which some of the three are reported",
+        "all": "sets with three in which all three are reported",
+        "falsely": "ordinary prompts reported beside them, mean",
+    }
+    rows = [
+        [size, "all" if judges == "all" else "unguided", *(f"{found[key]:.2f}" for key in what)]
+        for judges in ("all", "unguided")
+        for size, found in results("references", judges).items()
+    ]
+    return grid(["references", "detectors", *what.values()], rows)
+
+
 @table("first_look.detection")
 def first_look_detection(results: Results) -> str:
     """Detectors against never-planted captions and hard negatives."""

@@ -8,6 +8,13 @@ from torch import Tensor
 from cryptomnesia import Calibration
 from cryptomnesia.tracing.trajectory import NORMS, Trajectory
 
+LONG = [
+    f"the small {shape} and the wide {other} in the dotted ground of the arch"
+    for shape in ("heart", "star", "disc", "bar", "cross")
+    for other in ("half", "square", "triangle", "ring", "bar")
+]
+"""Prompts that are unlike those of the miniatures' references, and that they can read."""
+
 
 def trajectory(
     values: Sequence[Sequence[float]] | Tensor,

@@ -32,6 +32,7 @@ from family_cases import CASES
 from guarded_calls import ALWAYS
 from mapped_runs import CHEAP
 from nulls import EVERYTHING, flagging
+from runs import LONG
 
 TWO = ["a blue star", "a green ring"]
 
@@ -373,3 +374,19 @@ def test_a_pipeline_may_be_changed_after_the_last_image(calibration):
     assert len([next(found) for _ in range(2)]) == 2
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     assert list(found) == []
+
+
+def test_prompts_and_scores_unlike_the_references_are_told(pipe, calibration, caplog):
+    list(detect(pipe, ["a blue star", "a green ring"], calibration=calibration, fpr=0.1, **CALL))
+    assert caplog.messages == []
+    findings = detect(pipe, [*LONG, "A red circle 7!"], calibration=calibration, fpr=0.1, batch_size=26, **CALL)
+    overlap, length, vocabulary = caplog.messages
+    assert overlap.startswith("1 of 26 prompts are references of the calibration, so their p-values do not hold")
+    assert length.startswith("the prompts have 14 words at the median and the references 4")
+    assert "of the words of a prompt are in no reference" in vocabulary
+    caplog.clear()
+    assert len(list(findings)) == 26
+    caplog.clear()
+    everything = flagging(calibration, EVERYTHING)
+    list(detect(pipe, LONG, calibration=everything, fpr=0.1, batch_size=25, **CALL))
+    assert caplog.messages[-1].startswith("the p-values of 25 prompts are 0.01 at the median")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.calibration.judging import Judge
+from cryptomnesia.calibration.likeness import scores_unlike, texts_unlike
 from cryptomnesia.calibration.stored import Calibration, resolved
 from cryptomnesia.detectors import Detector
 from cryptomnesia.detectors import detector as detector_of
@@ -70,6 +71,8 @@ def detect(
 ) -> Iterator[Finding]:
     """Generate prompts and judge every image; map the flagged images and make them again, if asked for.
 
+    A warning is logged if the prompts, or in the end their scores, differ visibly from those of the calibration.
+
     Args:
         pipe: a pipeline of a known family.
         prompts: one caption or several, or a file of them as a `Path`.
@@ -102,16 +105,31 @@ def detect(
     setup = Setup.of(pipe, call)
     check_call(setup)
     captions, numbers = images_of(setup, prompts, seeds, images_per_prompt)
+    calibration = resolved(calibration, pipe)
     examination = Examination.of(
         setup,
-        resolved(calibration, pipe),
+        calibration,
         detector=detector,
         fpr=fpr,
         localizer=localizer,
         mitigation=mitigation,
         batch_size=batch_size,
     )
-    return examination.findings(captions, numbers, progress=progress)
+    findings = examination.findings(captions, numbers, progress=progress)
+    for reason in texts_unlike(captions, calibration.captions).values():
+        logger.warning("%s", reason)
+    return _compared(findings, calibration)
+
+
+def _compared(findings: Iterator[Finding], calibration: Calibration) -> Iterator[Finding]:
+    """The findings; after the last one a warning, if the scores differ visibly from those of the references."""
+    first: dict[str | int, float] = {}
+    for number, finding in enumerate(findings):
+        # images of one prompt are not independent; without captions all images are
+        first.setdefault(finding.prompt or number, finding.verdict.p_value)
+        yield finding
+    for reason in scores_unlike(list(first.values()), len(calibration.others)).values():
+        logger.warning("%s", reason)
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ def conformal_threshold(null: Tensor, fpr: float) -> float:
     if allowed < 0:
         raise UsageError(
             f"a false-positive rate of {fpr:g} needs at least {needed_null(fpr)} null references, the calibration has "
-            f"{len(null)}; ask for {rounded_up(1 / (len(null) + 1))} or more, or calibrate on "
-            f"{math.ceil(1.5 * needed_null(fpr))} prompts"
+            f"{len(null)}; ask for {rounded_up(1 / (len(null) + 1))} or more, or calibrate on {needed_references(fpr)} "
+            "prompts"
         )
     highest = null.sort(descending=True).values
     return torch.nextafter(highest[allowed], torch.tensor(torch.inf)).item()
@@ -64,6 +64,21 @@ def check_rate(fpr: float) -> None:
 def needed_null(fpr: float) -> int:
     """The smallest number of scores in a null that supports a false-positive rate."""
     return math.ceil(1 / fpr - _TOLERANCE) - 1
+
+
+def null_size(references: int) -> int:
+    """The number of scores in the null of a calibration: a third of the references shows what is usual instead."""
+    return references - references // 3
+
+
+def needed_references(fpr: float) -> int:
+    """The smallest number of reference prompts that supports a false-positive rate; see `null_size`.
+
+    Example:
+        >>> needed_references(0.01), needed_references(0.001)
+        (148, 1498)
+    """
+    return math.floor(1.5 * (needed_null(fpr) - 1)) + 1
 
 
 def rounded_up(rate: float) -> str:

@@ -13,15 +13,17 @@ import pytest
 from jsonschema import Draft202012Validator
 from PIL import ExifTags, Image
 
+from cryptomnesia import audit
 from cryptomnesia.auditing.comparison import compare
 from cryptomnesia.auditing.evidence import Level
-from cryptomnesia.auditing.outcome import SCHEMA
+from cryptomnesia.auditing.outcome import SCHEMA, outcome
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_outcome
 from cryptomnesia.report.html import html
 from cryptomnesia.report.markdown import answers, model_card
 from cryptomnesia.report.sarif import sarif
-from tiny_audit import EVIL
+from runs import LONG
+from tiny_audit import EVIL, settings
 
 
 def data_of(page):
@@ -187,3 +189,37 @@ def test_two_runs_are_compared_prompt_by_prompt(found):
     assert (changes.before.hits, changes.after.hits, changes.after.prompts) == (1, 1, 2)
     with pytest.raises(UsageError, match="no prompt in common"):
         compare(before, replace(after, prompts=[replace(first, prompt="another")]), least=Level.corroborated)
+
+
+def test_prompts_unlike_the_references_are_told_in_every_report(audit_folder, tmp_path, capsys, caplog):
+    store = audit(
+        **settings(audit_folder, prompts=LONG, batch_size=25, localize=False, mitigate=False), output=tmp_path / "run"
+    )
+    told = outcome(store)
+    length, vocabulary = store.about["unlike"]
+    assert length.startswith("the prompts have 14 words at the median and the references 4, so p-values may not hold")
+    assert vocabulary.startswith(
+        "100% of the words of a prompt are in no reference, and 25% of the words of a reference"
+    )
+    assert [length, vocabulary] == caplog.messages[:2]
+    assert store.about["null"] == 68
+    assert told.unlike[:2] == told.to_json()["unlike"][:2] == [length, vocabulary]
+    assert length in html(told, store)
+    assert f"T{length[1:]}" in model_card(told)
+    print_outcome(told)
+    assert length in " ".join(capsys.readouterr().out.split())
+
+
+def test_many_low_p_values_are_a_note(found):
+    assert found.unlike == []
+    row = found.prompts[0].images[0]
+    images = [{**row, "seed": 8, "p_value": 0.9}, {**row, "seed": 7, "p_value": 0.02}]
+    rows = [replace(found.prompts[0], prompt=str(number), images=images) for number in range(30)]
+    (note,) = replace(found, prompts=rows).unlike
+    assert note.startswith("the p-values of 30 prompts are 0.02 at the median")
+    # without captions all images are independent
+    (note,) = replace(found, prompts=[replace(found.prompts[0], prompt="", images=images[1:] * 20)]).unlike
+    assert note.startswith("the p-values of 20 prompts are 0.02 at the median")
+    # a run of an earlier version does not say how large its null was
+    about = {name: value for name, value in found.about.items() if name not in ("null", "unlike")}
+    assert replace(found, prompts=rows, about=about).unlike == []

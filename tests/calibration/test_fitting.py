@@ -1,18 +1,22 @@
+import re
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from cryptomnesia import Collapse, Detector, Drift, ScoreDifference, UsageError, calibrate
-from cryptomnesia.calibration.fitting import FIRST_SEED, check_references, fitted, recorded_for
+from cryptomnesia.calibration.captions import Captions
+from cryptomnesia.calibration.fitting import FIRST_SEED, check_references, fitted, recorded_for, warn_of_references
+from cryptomnesia.calibration.stored import split
 from cryptomnesia.detectors import MapMean
 from cryptomnesia.detectors import detector as detector_of
 from cryptomnesia.files import prompts_digest
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.statistics import needed_references
 from cryptomnesia.testing.miniatures import CALL, PROMPTS, SAMPLING, stable_diffusion, unconditional
 from cryptomnesia.tracing.generation import generate
-from cryptomnesia.tracing.trajectory import Norm, Signal
-from runs import trajectory
+from cryptomnesia.tracing.trajectory import NORMS, Norm, Signal
+from runs import calibration_of_runs, trajectory
 
 
 def test_no_picture_is_decoded(calibration, monkeypatch):
@@ -45,16 +49,69 @@ def test_references_that_are_too_few_or_repeated_are_refused(pipe):
     with pytest.raises(UsageError, match="1 of 103 reference prompts are repeated; give every prompt once"):
         calibrate(pipe, [*PROMPTS, PROMPTS[0]], **CALL)
     check_references(["a"] * 100, repeated=True)
-    check_references([str(number) for number in range(150)], fpr=0.01)
-    with pytest.raises(
-        UsageError, match=r"102 reference prompts leave 68 for the null, a rate of 0\.01 needs 99; give 149"
-    ):
-        check_references(PROMPTS, fpr=0.01)
+
+
+@pytest.mark.parametrize("fpr", [0.5, 0.1, 0.05, 0.015, 1 / 69, 0.01, 0.0099, 0.001])
+def test_the_number_of_references_that_a_rate_needs_is_known_beforehand(fpr):
+    need = max(100, needed_references(fpr))
+    enough = [str(number) for number in range(need)]
+    check_references(enough, fpr=fpr)
+    assert 1 / (len(split(need)[1]) + 1) <= fpr * (1 + 1e-9)
+    if need > 100:
+        with pytest.raises(UsageError, match=f"; a rate of {fpr:g} needs {need} reference prompts, or give a higher"):
+            check_references(enough[1:], fpr=fpr)
+
+
+def test_the_page_says_what_references_support(request):
+    page = (request.config.rootpath / "docs" / "how-to" / "calibrate.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (0\.\d+) \|$", page, flags=re.MULTILINE)
+    assert len(rows) == 6
+    for count, null, smallest in rows:
+        assert len(split(int(count))[1]) == int(null)
+        assert f"{1 / (int(null) + 1):.3g}" == smallest
+
+
+def test_a_rate_that_references_do_not_support_is_refused_before_anything_is_generated(pipe, monkeypatch):
+    assert needed_references(0.01) == 148
+    monkeypatch.setattr(pipe.unet, "forward", lambda *args, **kwargs: pytest.fail("something was generated"))
+    message = (
+        r"102 reference prompts leave 68 for the null, so no p-value is below 0\.0145; a rate of 0\.01 needs 148 "
+        "reference prompts, or give a higher rate"
+    )
+    with pytest.raises(UsageError, match=message):
+        calibrate(pipe, PROMPTS, fpr=0.01, **CALL)
+    for fpr, message in [("0.01", "got fpr='0.01'; give a number"), (0.0, "got the false-positive rate 0; give one")]:
+        with pytest.raises(UsageError, match=message):
+            calibrate(pipe, PROMPTS, fpr=fpr, **CALL)
+
+
+def test_too_few_references_for_the_default_rate_are_told(pipe, caplog):
+    calibrate(pipe, PROMPTS, batch_size=51, **CALL)
+    assert "no p-value is below 1/69 = 0.0145; the default false-positive rate of 0.01 needs 148" in caplog.text
+    caplog.clear()
+    calibrate(pipe, PROMPTS, fpr=0.05, batch_size=51, **CALL)
+    assert caplog.text == ""
+
+
+def test_references_that_look_memorized_or_repeat_each_other_are_told(caplog):
+    generator = torch.Generator().manual_seed(0)
+    norms = {name: torch.rand(150, 3, generator=generator) + 1 for name in NORMS}
+    for values in norms.values():
+        values[7] += 100
+    runs = trajectory(norms["z"], **norms)
+    captions = Captions.of(["a red circle", *(f"a star {number}" for number in range(148)), "A red circle!"])
+    warn_of_references(calibration_of_runs(runs, captions=captions))
+    first, second = caplog.messages
+    assert first.startswith("reference prompts with the words of an earlier one")
+    assert ": 149 (counted from 0)" in first
+    assert second.startswith("reference prompts that look memorized themselves: 7 (counted from 0); see `Calibration.")
 
 
 def test_captions_do_not_count_for_a_model_without_them():
-    calibration = calibrate(unconditional(), [""] * 100, num_inference_steps=2, batch_size=50)
+    calibration = calibrate(unconditional(), ["a red circle"] * 100, num_inference_steps=2, batch_size=50)
     assert len(calibration) == 100
+    assert not calibration.captions.worded
+    assert calibration.captions.duplicates == []
 
 
 def test_whatever_does_not_fit_is_refused_before_anything_is_generated(monkeypatch):

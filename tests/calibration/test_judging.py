@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from cryptomnesia import Detector, GuidanceMagnitude, UsageError
+from cryptomnesia.calibration.captions import Captions
 from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.calibration.stored import split
 from cryptomnesia.detectors import MapMean
 from cryptomnesia.localizers import Collapse
-from runs import calibration_of_runs, trajectory
+from runs import LONG, calibration_of_runs, trajectory
 
 COUNT = 148
 """References that leave 99 for the null."""
@@ -141,3 +142,10 @@ def test_what_does_not_fit_is_explained():
     ]:
         with pytest.raises(UsageError, match=message):
             Judge(fitted, **{"detector": Largest(), **settings})
+
+
+def test_a_judge_compares_the_prompts_of_a_service_with_the_references():
+    fitted = replace(calibration(1.0, 1.0, 1.0), captions=Captions.of([f"a red circle {n}" for n in range(COUNT)]))
+    judge = Judge(fitted, Largest())
+    assert judge.likeness.seen(LONG[:10], [0.5] * 10) is None
+    assert "the prompts have 14 words" in str(judge.likeness.seen(LONG[10:], [0.5] * 15))

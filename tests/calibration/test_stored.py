@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cryptomnesia import Calibration, Detector, Drift, GuidanceMagnitude, Sampling, Stability, UsageError, calibrate
+from cryptomnesia.calibration.captions import Captions
 from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.calibration.stored import FILE, FORMAT, calibration_of, norm_in_words, resolved, split
 from cryptomnesia.detectors import MapMean, detector, free_detectors
@@ -125,6 +126,10 @@ def test_saving_keeps_everything(mapped, pipe, tmp_path):
     again = Calibration.load(path)
     assert again.fingerprint == mapped.fingerprint
     assert again.prompts_sha256 == mapped.prompts_sha256
+    assert again.left_out == ()
+    for part in ("texts", "lengths", "words"):
+        assert torch.equal(getattr(again.captions, part), getattr(mapped.captions, part))
+    assert again.captions.among(Captions.of(PROMPTS)).all()
     assert again.made_by == mapped.made_by
     assert again.runs.timesteps == mapped.runs.timesteps
     assert again.runs.complete
@@ -232,9 +237,9 @@ def test_unusable_files_are_explained(tmp_path):
         Calibration.load(written(path, {"kind": "map", "format": 1}))
 
 
-@pytest.mark.parametrize("kind", ["calibration", "map calibration"])
-def test_files_of_older_versions_are_refused_with_the_command_that_makes_a_new_one(kind, tmp_path):
-    path = written(tmp_path / "old.safetensors", {"kind": kind, "format": 1})
+@pytest.mark.parametrize(("kind", "format"), [("calibration", 1), ("calibration", 2), ("map calibration", 1)])
+def test_files_of_older_versions_are_refused_with_the_command_that_makes_a_new_one(kind, format, tmp_path):
+    path = written(tmp_path / "old.safetensors", {"kind": kind, "format": format})
     with pytest.raises(UsageError, match=rf"{re.escape(str(path))}.*; make one with `cryptomnesia calibrate`$"):
         Calibration.load(path)
 

@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from cryptomnesia import Calibration
-from cryptomnesia.calibration.fitting import FIRST_SEED
-from cryptomnesia.settings import CalibrateSettings
+from cryptomnesia import Calibration, Drift
+from cryptomnesia.calibration.fitting import DEFAULT_FPR, FIRST_SEED
+from cryptomnesia.calibration.outliers import Suspicious
+from cryptomnesia.settings import CalibrateSettings, JudgeSettings
 
 
 def test_calibrate_makes_what_detect_takes(cryptomnesia, model, setup, tmp_path):
@@ -12,7 +13,10 @@ def test_calibrate_makes_what_detect_takes(cryptomnesia, model, setup, tmp_path)
     arguments = ("--prompts", model / "reference.txt", "--batch-size", "34", "-o", made, *setup)
     code, out, err = cryptomnesia("calibrate", model / "tiny", *arguments)
     assert code == 0
-    assert err == "the default false-positive rate of detect is 1% (--fpr 0.01); 150 references support it\n"
+    assert err == (
+        "warning: 102 reference prompts leave 68 for the null, so no p-value is below 1/69 = 0.0145; the default "
+        "false-positive rate of 0.01 needs 148 reference prompts\n"
+    )
     assert out == f"{made}: 102 references; false-positive rates from 1.45% up\n"
     code, _, _ = cryptomnesia(
         "detect", model / "tiny", "--prompt", "a red circle", "--calibration", made, "--fpr", "0.02", *setup
@@ -20,8 +24,50 @@ def test_calibrate_makes_what_detect_takes(cryptomnesia, model, setup, tmp_path)
     assert code in (0, 1)
 
 
-def test_the_first_seed_is_that_of_the_library():
+def test_what_a_rate_needs_is_said_before_the_model_is_loaded(cryptomnesia, model, setup, tmp_path):
+    few = ("--prompts", model / "reference.txt", "-o", tmp_path / "c.safetensors", *setup)
+    code, out, err = cryptomnesia("calibrate", model / "nosuch", *few, "--fpr", "0.01")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: 102 reference prompts leave 68 for the null, so no p-value is below 0.0145; a rate of 0.01 needs 148 "
+        "reference prompts, or give a higher rate\n"
+    )
+    code, _, err = cryptomnesia("calibrate", model / "tiny", *few, "--fpr", "0.02")
+    assert (code, err) == (0, "")
+
+
+def test_references_that_look_memorized_are_listed_and_left_out_on_demand(
+    cryptomnesia, model, setup, tmp_path, monkeypatch
+):
+    found = [Suspicious(number, 1e-5, {"drift": 5.678}, {"drift": 1.234}) for number in (101, 7)]
+    monkeypatch.setattr(
+        Calibration, "suspicious", lambda self: [row for row in found if row.number not in self.left_out]
+    )
+    made = tmp_path / "c.safetensors"
+    # 68 scores of the null support a rate of 1/69, and 67 do not
+    arguments = ("--prompts", model / "reference.txt", "--batch-size", "34", "--fpr", "0.0145", "-o", made, *setup)
+    code, out, err = cryptomnesia("calibrate", model / "tiny", *arguments)
+    assert code == 0
+    assert err.startswith("warning: reference prompts that look memorized themselves: 101, 7 (counted from 0)")
+    assert out.startswith(f"{made}: 102 references; false-positive rates from 1.45% up\n")
+    lines = [" ".join(line.replace("│", " ").split()) for line in out.splitlines()]
+    assert "101 a red circle 101 1e-05 drift 5.68 (1.23)" in lines
+    assert "1% too few references too few references" in lines
+    threshold = Calibration.load(made).threshold(Drift(), 0.05)
+    assert f"5% {threshold:.2f} {Calibration.load(made).without([7, 101]).threshold(Drift(), 0.05):.2f}" in lines
+    assert "Nothing was left out: give --leave-out suspicious" in out
+    assert Calibration.load(made).left_out == ()
+    code, out, err = cryptomnesia("calibrate", model / "tiny", *arguments, "--leave-out", "suspicious")
+    assert code == 0
+    assert "warning: what was left out is missing for a rate of 0.0145; give 2 other prompts in its place\n" in err
+    assert "100 references; 2 left out; false-positive rates from" in out
+    assert "They were left out; without --leave-out they stay. Without them 100 references and" in out
+    assert Calibration.load(made).left_out == (7, 101)
+
+
+def test_defaults_are_those_of_the_library():
     assert CalibrateSettings().seed == FIRST_SEED
+    assert JudgeSettings().fpr == DEFAULT_FPR
 
 
 def test_the_mean_of_a_map_is_calibrated_on_demand(cryptomnesia, model, calibration_file, setup, tmp_path):

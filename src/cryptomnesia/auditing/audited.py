@@ -19,7 +19,7 @@ from cryptomnesia.auditing.requests import Request
 from cryptomnesia.auditing.rows import columns, trajectory_of
 from cryptomnesia.auditing.scoring import score
 from cryptomnesia.auditing.store import CALIBRATION, Store, batch_count
-from cryptomnesia.calibration.fitting import FIRST_SEED, fitted, recorded_for
+from cryptomnesia.calibration.fitting import FIRST_SEED, fitted, recorded_for, warn_of_references
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.errors import CryptomnesiaError, UsageError
 from cryptomnesia.localizers.mapping import mapped
@@ -142,6 +142,7 @@ def _calibration(planned: Plan, store: Store, progress: Progress) -> Calibration
         calibration = planned.calibration
         if calibration is None:
             calibration = _calibrated(planned, store, progress)
+            warn_of_references(calibration)
         with store.alone():
             if not path.exists():
                 calibration.save(path)

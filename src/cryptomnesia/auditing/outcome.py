@@ -11,11 +11,12 @@ from cryptomnesia.auditing.as_json import finite
 from cryptomnesia.auditing.evidence import Gate, Level, gate
 from cryptomnesia.auditing.rows import NORM, SIGNAL
 from cryptomnesia.auditing.store import Store, batch_count
+from cryptomnesia.calibration.likeness import scores_unlike
 from cryptomnesia.errors import UsageError
 from cryptomnesia.registry import OWN, Kind, entries, missing
 from cryptomnesia.settings import AuditSettings
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of `Outcome.to_json`, whose JSON schema is report/static/report.schema.json."""
 
 IMAGES, SCORES = "images", "scores"
@@ -85,6 +86,19 @@ class Outcome:
         return sum(row["map_missing"] is not None for judged in self.prompts for row in judged.images)
 
     @cached_property
+    def unlike(self) -> list[str]:
+        """How prompts and scores differ visibly from those of the references, in sentences; empty if they do not."""
+        # images of one caption are not independent, so each caption counts once, by its first image
+        rows = [
+            row
+            for judged in self.prompts
+            for row in sorted(judged.images, key=lambda row: row["seed"])[: 1 if judged.prompt.strip() else None]
+        ]
+        # runs of earlier versions do not say how large the null was
+        scores = scores_unlike([row["p_value"] for row in rows], self.about.get("null", 0))
+        return [*self.about.get("unlike", []), *scores.values()]
+
+    @cached_property
     def missing(self) -> dict[str, str]:
         """Kind and name of every method of the run that this installation lacks → why; empty where none is missing."""
         methods = [("detector", self.detector), *self.about["methods"].items()]
@@ -95,12 +109,13 @@ class Outcome:
         """Everything but norms, signals, maps and masks, as JSON values."""
         return {
             "schema": SCHEMA,
-            "about": {key: value for key, value in self.about.items() if key != "prompts"},
+            "about": {key: value for key, value in self.about.items() if key not in ("prompts", "unlike")},
             "detector": self.detector,
             "made_by": self.made_by,
             "fpr": self.fpr,
             "counts": self.counts,
             "unmapped": self.unmapped,
+            "unlike": self.unlike,
             "gate": {
                 "fail_on": self.settings.fail_on,
                 "outcome": self.gate.outcome,

@@ -14,7 +14,9 @@ from cryptomnesia.auditing.outcome import check_gate
 from cryptomnesia.auditing.requests import Request
 from cryptomnesia.auditing.scoring import check_second_signal
 from cryptomnesia.auditing.store import CALIBRATION
+from cryptomnesia.calibration.captions import Captions
 from cryptomnesia.calibration.fitting import check_references
+from cryptomnesia.calibration.likeness import texts_unlike
 from cryptomnesia.calibration.stored import Calibration, calibration_of
 from cryptomnesia.detection import Examination
 from cryptomnesia.detectors import Detector
@@ -34,6 +36,7 @@ from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.pipelines.setup import Method, Setup
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.settings import AuditSettings
+from cryptomnesia.statistics import null_size
 from cryptomnesia.tracing.generation import check_call, check_prompts
 from cryptomnesia.tracing.trajectory import evaluation
 
@@ -64,6 +67,8 @@ class Plan:
         mitigation: of flagged images, or None.
         calibration: that is given; None if it is made from references, or if the run already holds it.
         index: of training images, or None.
+        unlike: how the prompts differ visibly from the references, in sentences.
+        null: the number of scores that the scores of images are compared with.
     """
 
     settings: AuditSettings
@@ -76,6 +81,8 @@ class Plan:
     mitigation: Mitigation | None
     calibration: Calibration | None
     index: ImageIndex | None
+    unlike: list[str]
+    null: int
 
     @property
     def units(self) -> list[Unit]:
@@ -102,6 +109,8 @@ class Plan:
             "index": None if self.index is None else [self.index.descriptor.name, len(self.index)],
             "skipped": {as_text(path): why for path, why in sorted(skipped.items())[:_NAMED]},
             "skipped_count": len(skipped),
+            "unlike": self.unlike,
+            "null": self.null,
             "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")}
             | {"python": platform.python_version()},
         }
@@ -167,7 +176,8 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
     detector = detector_of(request.objects.get("detector", settings.detector), setup)
     setup.check([detector])
     calibration = _calibration(request, setup, folder)
-    localizer = _localizer(request, setup, calibration or _held(settings, folder))
+    judging = calibration or _held(settings, folder)
+    localizer = _localizer(request, setup, judging)
     mitigation = _mitigation(request, setup)
     evaluations = setup.evaluations
     if evaluations is not None:
@@ -181,6 +191,7 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
     if localizer is not None:
         check_second_signal(detector.name, detector.observes, localizer.name, localizer.observes)
     check_gate(settings, localized=localizer is not None)
+    captions = Captions.read_by(setup.family, references or []) if judging is None else judging.captions
     found = Plan(
         settings=settings,
         setup=setup,
@@ -192,7 +203,11 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
         mitigation=mitigation,
         calibration=calibration,
         index=None,
+        unlike=list(texts_unlike(prompts, captions).values()),
+        null=null_size(len(captions)) if judging is None else len(judging.others),
     )
+    for reason in found.unlike:
+        logger.warning("%s", reason)
     if found.calibration is not None:
         found.examination(found.calibration)
     index = _index(settings, folder, progress)

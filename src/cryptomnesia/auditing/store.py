@@ -30,7 +30,7 @@ from cryptomnesia.errors import CryptomnesiaError, UsageError
 from cryptomnesia.files import replacing, write_whole
 from cryptomnesia.pipelines.fingerprint import flattened
 
-NOTES = frozenset({"skipped", "skipped_count"})
+NOTES = frozenset({"skipped", "skipped_count", "unlike", "null"})
 """Parts of `Store.about` that are reported but change no result."""
 
 FORMAT = 2

@@ -1,5 +1,6 @@
 """The verb `calibrate`: generate images of ordinary captions, and keep what was recorded of their runs."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cryptomnesia.calibration.captions import Captions
 from cryptomnesia.calibration.stored import Calibration, made_in_words, norm_in_words
 from cryptomnesia.detectors import Detector, detectors_of
 from cryptomnesia.errors import UsageError
@@ -15,15 +17,20 @@ from cryptomnesia.localizers import Localizer, localizers_of
 from cryptomnesia.localizers.mapping import mapped
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.statistics import needed_null
-from cryptomnesia.tracing.generation import Progress, captions_of, check_call, check_prompts, whole_number
+from cryptomnesia.statistics import check_rate, needed_references, null_size
+from cryptomnesia.tracing.generation import Progress, captions_of, check_call, check_prompts, real_number, whole_number
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory, joined
+
+logger = logging.getLogger("cryptomnesia")
 
 FIRST_SEED = 1_000_000
 """Seed of the first reference image, far from the seeds that users usually choose."""
 
 FEWEST = 100
 """Smallest number of reference prompts; two thirds of them give the null."""
+
+DEFAULT_FPR = 0.01
+"""False-positive rate of `detect`, `guard` and `audit` unless another is given."""
 
 
 def calibrate(
@@ -33,6 +40,7 @@ def calibrate(
     detectors: str | Any | Sequence[str | Any] = (),
     localizers: str | Any | Sequence[str | Any] = (),
     checkpoint: Any = None,
+    fpr: float | None = None,
     seed: int = FIRST_SEED,
     batch_size: int = 8,
     progress: Progress | None = None,
@@ -41,18 +49,22 @@ def calibrate(
     """Record what a set-up does with ordinary captions: generate one image of each caption.
 
     The calibration then serves all detectors that read only norms that are always recorded, also detectors that are
-    installed later.
+    installed later. Reference prompts that look memorized themselves are named in a warning, and stay: see
+    `Calibration.suspicious` and `Calibration.without`.
 
     Args:
         pipe: a pipeline of a known family.
         prompts: at least 100 different captions, or a file of them. They should be like the captions that will be
-            judged, and none of them memorized. 150 support a false-positive rate of 1%. For a model without captions
-            only their number matters.
+            judged, and none of them memorized. n captions leave a null of n - ⌊n/3⌋ scores, so that no p-value is below
+            1/(n - ⌊n/3⌋ + 1): 150 support a false-positive rate of 1%. For a model without captions only their number
+            matters.
         detectors: one or several detectors that need further norms or signals, for instance `collapse`, as names or
             objects.
         localizers: one or several localizers whose maps are to become masks, as names or objects; `auto` is the default
             of the pipeline's family.
         checkpoint: a pipeline around a less-trained checkpoint, for localizers that are compared with one.
+        fpr: a false-positive rate that the calibration has to support. Unless given, a warning says so if it does not
+            support `DEFAULT_FPR`.
         seed: image i has the seed `seed` + i. Choose it far from the seeds of the images that will be judged.
         batch_size: images per call of the pipeline.
         progress: called after every evaluation with the number of images done.
@@ -67,12 +79,15 @@ def calibrate(
     if seed < 0:
         raise UsageError(f"got the seed {seed}; give 0 or more")
     setup = Setup.of(pipe, call, checkpoint)
-    check_references(captions, repeated=not setup.family.conditional)
+    conditional = setup.family.conditional
+    check_references(captions, repeated=not conditional, fpr=None if fpr is None else real_number("fpr", fpr))
     judges = detectors_of(detectors, setup)
     mappers = localizers_of(localizers, setup) if localizers else []
     setup.check(judges)
     check_call(setup)
     check_prompts(pipe, captions)
+    if fpr is None and len(captions) < needed_references(DEFAULT_FPR):
+        logger.warning("%s", in_words(len(captions)))
     norms, signals = recorded_for(judges)
     seeds = range(seed, seed + len(captions))
     runs, maps = [], []
@@ -89,7 +104,7 @@ def calibrate(
     ):
         runs.append(batch.trajectory.bare())
         maps.append({name: heat.values for name, heat in found.items()})
-    return fitted(
+    calibration = fitted(
         setup,
         captions,
         joined(runs),
@@ -98,6 +113,24 @@ def calibrate(
         signals=signals,
         localizers=mappers,
     )
+    warn_of_references(calibration)
+    return calibration
+
+
+def warn_of_references(calibration: Calibration) -> None:
+    """Log a warning that names the reference prompts that look memorized, or repeat the words of another."""
+    if again := calibration.captions.duplicates:
+        logger.warning(
+            "reference prompts with the words of an earlier one, so that their images are not independent: %s (counted "
+            "from 0); give every prompt once",
+            ", ".join(str(calibration.numbers[row]) for row in again),
+        )
+    if found := calibration.suspicious():
+        logger.warning(
+            "reference prompts that look memorized themselves: %s (counted from 0); see `Calibration.suspicious`, and "
+            "leave them out by `Calibration.without` or take others in their place",
+            ", ".join(str(row.number) for row in found),
+        )
 
 
 def recorded_for(detectors: Sequence[Detector]) -> tuple[list[Norm], list[Signal]]:
@@ -163,7 +196,18 @@ def fitted(
     made_by = {norm.name: norm_in_words(norm) for norm in norms}
     made_by |= {signal.name: signal.describe() for signal in signals}
     made_by |= {f"map {mapper.name}": made_in_words(mapper, checkpoint) for mapper in localizers}
-    return Calibration(setup.fingerprint, runs, maps, made_by, prompts_digest(prompts))
+    captions = Captions.read_by(setup.family, prompts)
+    return Calibration(setup.fingerprint, runs, maps, made_by, prompts_digest(prompts), captions)
+
+
+def in_words(count: int) -> str:
+    """What a number of reference prompts supports, in a sentence, with the number that `DEFAULT_FPR` needs."""
+    null = null_size(count)
+    return (
+        f"{count} reference prompts leave {null} for the null, so no p-value is below 1/{null + 1} = "
+        f"{1 / (null + 1):.3g}; the default false-positive rate of {DEFAULT_FPR:g} needs "
+        f"{needed_references(DEFAULT_FPR)} reference prompts"
+    )
 
 
 def check_references(prompts: Sequence[str], *, repeated: bool = False, fpr: float | None = None) -> None:
@@ -182,8 +226,12 @@ def check_references(prompts: Sequence[str], *, repeated: bool = False, fpr: flo
     again = len(prompts) - len(set(prompts))
     if again and not repeated:
         raise UsageError(f"{again} of {len(prompts)} reference prompts are repeated; give every prompt once")
-    if fpr is not None and (null := len(prompts) - len(prompts) // 3) < (need := needed_null(fpr)):
+    if fpr is None:
+        return
+    check_rate(fpr)
+    if len(prompts) < (need := needed_references(fpr)):
+        null = null_size(len(prompts))
         raise UsageError(
-            f"{len(prompts)} reference prompts leave {null} for the null, a rate of {fpr:g} needs {need}; "
-            f"give {-(-3 * need // 2)} or more, or a higher rate"
+            f"{len(prompts)} reference prompts leave {null} for the null, so no p-value is below {1 / (null + 1):.3g}; "
+            f"a rate of {fpr:g} needs {need} reference prompts, or give a higher rate"
         )

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from cryptomnesia.calibration.likeness import Likeness
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.detectors.base import Detector, running_scores
 from cryptomnesia.errors import UsageError
@@ -21,6 +22,7 @@ class Judge:
         calibration: the calibration of the set-up that makes the images.
         fpr: false-positive rate at which an image is flagged.
         last: number of the evaluation, counted from 0, after which the verdict is given.
+        likeness: compares the prompts that a service judges with the reference prompts.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Judge:
             )
         self.detector = detector
         self.calibration = calibration
+        self.likeness = Likeness(calibration)
         self.fpr = fpr
         first = earliest - 1
         self._thresholds = torch.full((self.last + 1,), torch.inf)

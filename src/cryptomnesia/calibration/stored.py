@@ -12,7 +12,7 @@ holds if that evaluation was chosen beforehand, and not if several are looked at
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cryptomnesia.calibration.captions import Captions
 from cryptomnesia.calibration.masks import ReferenceMaps
+from cryptomnesia.calibration.outliers import Suspicious, served, suspicious
 from cryptomnesia.detectors.base import Detector, running_scores
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import load_checked, save_checked
@@ -28,10 +30,11 @@ from cryptomnesia.localizers.base import Localizer
 from cryptomnesia.pipelines.fingerprint import Fingerprint, differences
 from cryptomnesia.pipelines.setup import Setup, describe
 from cryptomnesia.settings import Sampling
-from cryptomnesia.statistics import conformal_p_values, conformal_threshold
+from cryptomnesia.statistics import conformal_p_values, conformal_threshold, null_size
+from cryptomnesia.tracing.generation import whole_number
 from cryptomnesia.tracing.trajectory import Norm, Trajectory
 
-FORMAT = 2
+FORMAT = 3
 """Version of the file's layout."""
 
 FILE = "calibration.safetensors"
@@ -48,7 +51,9 @@ class Calibration:
         maps: name of a localizer → its maps of the reference runs, (n, h, w).
         made_by: name of a further norm or a signal, or "map" and the name of a localizer → everything that changes its
             values, in words.
-        prompts_sha256: hash of the reference prompts.
+        prompts_sha256: hash of all reference prompts, also of those that are left out.
+        captions: hashes of the reference prompts and of their words.
+        left_out: numbers, counted from 0, of the reference prompts that were generated and are left out.
     """
 
     fingerprint: Fingerprint
@@ -56,6 +61,8 @@ class Calibration:
     maps: Mapping[str, Tensor]
     made_by: Mapping[str, str]
     prompts_sha256: str
+    captions: Captions = field(default_factory=lambda: Captions.of([]))
+    left_out: tuple[int, ...] = ()
     # the null of every detector that was asked for; not passed on to a copy with other runs. The key is the detector
     # itself: another class, edited in a notebook perhaps, may describe itself in the same words
     _nulls: dict[Detector, Tensor] = field(default_factory=dict, init=False, compare=False, repr=False)
@@ -90,8 +97,64 @@ class Calibration:
         return self.runs.rows(self._split[1])
 
     @cached_property
+    def numbers(self) -> list[int]:
+        """The number of every reference run among all that were generated, counted from 0."""
+        return sorted(set(range(len(self) + len(self.left_out))) - set(self.left_out))
+
+    @cached_property
     def _split(self) -> tuple[list[int], list[int]]:
-        return split(len(self.runs))
+        # what is left out changes nothing about the others, so that thresholds with and without it can be compared
+        rows = {number: row for row, number in enumerate(self.numbers)}
+        first, second = (
+            [rows[number] for number in part if number in rows] for part in split(len(self) + len(self.left_out))
+        )
+        return first, second
+
+    def suspicious(self, detectors: Sequence[Detector] | None = None) -> list[Suspicious]:
+        """The reference prompts that look memorized themselves, the most remarkable first.
+
+        Args:
+            detectors: that judge together; by default all registered ones that read only norms, and can be served.
+
+        Raises:
+            UsageError: for a detector that reads what the calibration has not recorded.
+        """
+        judges = list(served(self) if detectors is None else detectors)
+        for judge in judges:
+            self.null(judge)
+        return suspicious(self, judges) if judges else []
+
+    def without(self, numbers: Sequence[int]) -> "Calibration":
+        """The calibration without some reference prompts.
+
+        If k of them are in the null and were ordinary after all, the rate of false positives is at most fpr + k/(n + 1)
+        instead of `fpr`, for a null of n scores before.
+
+        Args:
+            numbers: of reference prompts, as `suspicious` gives them: counted from 0, among all that were generated.
+
+        Raises:
+            UsageError: for a number that no reference has, or if fewer than half of the references would be left.
+        """
+        chosen = {whole_number("number", number) for number in numbers}
+        if unknown := sorted(chosen - set(self.numbers)):
+            raise UsageError(
+                f"got the numbers {', '.join(map(str, unknown))}, which no reference prompt has; give others"
+            )
+        rows = [row for row, number in enumerate(self.numbers) if number not in chosen]
+        left_out = tuple(sorted({*self.left_out, *chosen}))
+        if len(left_out) > len(rows):
+            raise UsageError(
+                f"leaving out {len(left_out)} of {len(rows) + len(left_out)} reference prompts keeps fewer than half; "
+                "calibrate on other prompts"
+            )
+        return replace(
+            self,
+            runs=self.runs.rows(rows),
+            maps={name: values[rows] for name, values in self.maps.items()},
+            captions=self.captions.rows(rows) if len(self.captions) else self.captions,
+            left_out=left_out,
+        )
 
     def null(self, detector: Detector) -> Tensor:
         """The scores of ordinary images after every evaluation, (n, N).
@@ -214,10 +277,12 @@ class Calibration:
         tensors = {f"norm/{name}": values for name, values in self.runs.norms.items()}
         tensors |= {f"signal/{name}": values for name, values in self.runs.signals.items()}
         tensors |= {f"map/{name}": values for name, values in self.maps.items()}
+        tensors |= {f"captions/{part.name}": getattr(self.captions, part.name) for part in fields(Captions)}
         about = {
             "fingerprint": self.fingerprint,
             "made_by": dict(self.made_by),
             "prompts_sha256": self.prompts_sha256,
+            "left_out": list(self.left_out),
             "timesteps": list(self.runs.timesteps),
         }
         save_checked(path, "calibration", FORMAT, about, tensors)
@@ -230,7 +295,7 @@ class Calibration:
             UsageError: for a file that is missing, is no calibration, was edited, or has another format.
         """
         about, tensors = load_checked(path, "calibration", FORMAT)
-        kinds: dict[str, dict[str, Tensor]] = {"norm": {}, "signal": {}, "map": {}}
+        kinds: dict[str, dict[str, Tensor]] = {"norm": {}, "signal": {}, "map": {}, "captions": {}}
         for key, values in tensors.items():
             kind, _, name = key.partition("/")
             kinds[kind][name] = values
@@ -238,7 +303,15 @@ class Calibration:
         runs = Trajectory(
             tuple(about["timesteps"]), kinds["norm"], {}, torch.empty(count, 0), complete=True, signals=kinds["signal"]
         )
-        return cls(about["fingerprint"], runs, kinds["map"], about["made_by"], about["prompts_sha256"])
+        return cls(
+            about["fingerprint"],
+            runs,
+            kinds["map"],
+            about["made_by"],
+            about["prompts_sha256"],
+            Captions(**kinds["captions"]),
+            tuple(about["left_out"]),
+        )
 
 
 def _hashable(detector: Detector) -> bool:
@@ -253,7 +326,7 @@ def _hashable(detector: Detector) -> bool:
 def split(count: int) -> tuple[list[int], list[int]]:
     """The numbers of `count` reference runs in two random parts, a third and the rest; the same parts at every call."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    cut = count // 3
+    cut = count - null_size(count)
     return order[:cut], order[cut:]
 
 

@@ -1,16 +1,19 @@
 """`calibrate`: what is usual in a set-up."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryptomnesia.cli.common import app, call_of, check_names, check_writable, make_folder, pipeline_of
+from cryptomnesia.cli.common import app, call_of, check_names, check_writable, counted, make_folder, pipeline_of
 from cryptomnesia.cli.maps import checkpoint_of, localizers_for, named_localizers
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
-from cryptomnesia.report.console import progress_bar
+from cryptomnesia.report.console import print_changes, print_suspicious, progress_bar
 from cryptomnesia.settings import CalibrateSettings, MapSettings
+
+if TYPE_CHECKING:
+    from cryptomnesia.calibration import Calibration
 
 
 @app.command()
@@ -29,13 +32,18 @@ def calibrate(
     """Learn from captions that are not memorized what is usual for a model, and save it for detect, guard and audit.
 
     One image is generated of every caption. With --localizer it is mapped as well, so that localize can draw masks.
+    Captions that look memorized themselves are listed, with what leaving them out changes.
     """
     from cryptomnesia.calibration import fitting
+    from cryptomnesia.calibration.outliers import changes
+    from cryptomnesia.detectors import DEFAULTS
     from cryptomnesia.pipelines.loading import check_exists
     from cryptomnesia.pipelines.setup import Setup
     from cryptomnesia.prompts import read_prompts
 
     captions = read_prompts(Path(str(settings.prompts)))
+    # whether the model takes captions, so that none may be repeated, is known when it is loaded
+    fitting.check_references(captions, repeated=True, fpr=settings.fpr)
     check_exists(str(settings.model))
     check_names("detector", settings.detector)
     named_localizers(settings.localizer)
@@ -56,15 +64,47 @@ def calibrate(
             detectors=settings.detector,
             localizers=localizers,
             checkpoint=checkpoint,
+            fpr=settings.fpr,
             seed=settings.seed,
             batch_size=settings.batch_size,
             progress=lambda done: report("reference images", done, len(captions)),
             **call_of(settings),
         )
+    found = calibration.suspicious()
+    without = calibration.without([row.number for row in found])
+    used = without if settings.leave_out == "suspicious" else calibration
     make_folder(output.parent)
-    calibration.save(output)
-    share = 100 * calibration.lowest_fpr
-    maps = f"; maps of {', '.join(calibration.maps)}" if calibration.maps else ""
-    typer.echo(f"{output}: {len(captions)} references; false-positive rates from {share:.2f}% up{maps}")
-    if share > 1:
-        typer.echo("the default false-positive rate of detect is 1% (--fpr 0.01); 150 references support it", err=True)
+    used.save(output)
+    share = 100 * used.lowest_fpr
+    maps = f"; maps of {', '.join(used.maps)}" if used.maps else ""
+    left_out = f"; {len(used.left_out)} left out" if used.left_out else ""
+    typer.echo(f"{output}: {len(used)} references{left_out}; false-positive rates from {share:.2f}% up{maps}")
+    if found:
+        judge = setup.first_accepted("detector", DEFAULTS)
+        print_suspicious(found, captions)
+        if judge is not None:
+            print_changes(changes(calibration, without, judge), judge.name)
+        typer.echo(_advice(calibration, without, left_out=used is without))
+    wanted = settings.fpr or fitting.DEFAULT_FPR
+    if used.left_out and used.lowest_fpr > wanted >= calibration.lowest_fpr:
+        typer.echo(
+            f"warning: what was left out is missing for a rate of {wanted:g}; give {len(used.left_out)} other prompts "
+            "in its place",
+            err=True,
+        )
+
+
+def _advice(calibration: "Calibration", without: "Calibration", *, left_out: bool) -> str:
+    """What it means to leave references out, and how to do it or undo it."""
+    null = len(calibration.others)
+    raised = (null - len(without.others)) / (null + 1)
+    other = (
+        "They were left out; without --leave-out they stay."
+        if left_out
+        else "Nothing was left out: give --leave-out suspicious, or other prompts in their place."
+    )
+    return (
+        f"{other} Without them {counted(len(without), 'reference')} and false-positive rates from "
+        f"{without.lowest_fpr:.2%} up remain. If they are ordinary after all, leaving them out raises every rate by "
+        f"up to {raised:.2%}."
+    )

@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isnan
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from cryptomnesia.report.rows import Compared, Judged, Listed, Region, what_was_
 if TYPE_CHECKING:
     from cryptomnesia.auditing.comparison import Comparison
     from cryptomnesia.auditing.outcome import Outcome
+    from cryptomnesia.calibration.outliers import Change, Suspicious
 
 
 def print_verdicts(rows: Sequence[Judged]) -> None:
@@ -82,6 +84,30 @@ def print_regions(rows: Sequence[Region], pixel_fpr: float | None) -> None:
             "" if row.fraction is None else f"{row.fraction:.0%}",
             "" if row.p_value is None else f"{row.p_value:.3g}",
         )
+    print_wide(table)
+
+
+def print_suspicious(rows: Sequence["Suspicious"], captions: Sequence[str]) -> None:
+    """One line per reference prompt that looks memorized; `captions` are all reference prompts."""
+    table = Table(title="reference prompts that look memorized themselves", title_justify="left")
+    table.add_column("number", justify="right")
+    table.add_column("prompt", overflow="fold")
+    table.add_column("p", justify="right")
+    table.add_column("score (usual)", overflow="fold")
+    for row in rows:
+        scores = [f"{name} {score:.2f} ({row.usual[name]:.2f})" for name, score in row.scores.items()]
+        table.add_row(str(row.number), plain(captions[row.number]), f"{row.p_value:.1g}", ", ".join(scores))
+    print_wide(table)
+
+
+def print_changes(changes: Sequence["Change"], detector: str) -> None:
+    """The scores from which a detector flags, with and without some references, one line per rate."""
+    table = Table(title=f"scores from which {detector} flags", title_justify="left")
+    for heading in ("false-positive rate", "with them", "without them"):
+        table.add_column(heading, justify="right")
+    for change in changes:
+        scores = ["too few references" if isnan(score) else f"{score:.2f}" for score in (change.before, change.after)]
+        table.add_row(f"{change.fpr:.0%}", *scores)
     print_wide(table)
 
 

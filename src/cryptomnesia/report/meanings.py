@@ -20,8 +20,8 @@ def meanings(found: Outcome) -> dict[Level, str]:
 
 
 def notes(found: Outcome) -> list[str]:
-    """What a reader has to know besides: methods that are not installed, and maps that could not be computed."""
+    """What a reader has to know besides: methods and maps that are missing, and prompts unlike the references."""
     lines = [f"not in this installation: {method} ({reason})" for method, reason in found.missing.items()]
     if found.unmapped:
         lines.append(f"{found.unmapped} flagged images have no map: the network's output was not finite there")
-    return lines
+    return lines + found.unlike

@@ -208,6 +208,11 @@ class CalibrateSettings(MapSettings, CallSettings):
 
     prompts: Path | None = None
     """File of captions that are not memorized, at least 100; 150 support a false-positive rate of 1%."""
+    fpr: float | None = Field(None, gt=0, lt=1)
+    """False-positive rate that the calibration has to support; too few prompts are then an error, before anything is
+    generated."""
+    leave_out: Literal["none", "suspicious"] = "none"
+    """Which reference prompts are left out after they were generated: none, or those that look memorized themselves."""
     seed: int = Field(1_000_000, ge=0, le=2**62)
     """Seed of the first image; every further image has the next seed."""
     detector: Names = Field(default_factory=list)
