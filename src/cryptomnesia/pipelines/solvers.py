@@ -109,8 +109,8 @@ def check_solver(scheduler: Any, *, flow: bool, distilled: bool = False) -> None
         trained = "is" if flow else "is not"
         more = "; set use_flow_sigmas and prediction_type='flow_prediction'" if flow and name in PRESERVING else ""
         raise UsageError(
-            f"the model {trained} trained on rectified flow, which {name} does not solve{more}; keep the scheduler of the model, or use "
-            f"{', '.join(sorted(STRAIGHT if flow else KNOWN - STRAIGHT - EDM))}"
+            f"the model {trained} trained on rectified flow, which {name} does not solve{more}; keep the scheduler of "
+            f"the model, or use {', '.join(sorted(STRAIGHT if flow else KNOWN - STRAIGHT - EDM))}"
         )
     if name in PRESERVING and is_flow(scheduler) != (config.get("prediction_type") == "flow_prediction"):
         raise UsageError(
