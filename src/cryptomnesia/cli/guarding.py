@@ -126,6 +126,6 @@ def _calibrations_of(settings: GuardSettings) -> "list[Calibration]":
     from cryptomnesia.pipelines.loading import check_exists
 
     if not settings.calibration:
-        return [calibration_of(JudgeSettings(), str(settings.model))]
+        return [calibration_of(JudgeSettings(fpr=settings.fpr), str(settings.model))]
     check_exists(str(settings.model))
     return [Calibration.load(path) for path in settings.calibration]

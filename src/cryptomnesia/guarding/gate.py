@@ -93,9 +93,12 @@ class Gate:
         if caller is None or caller is _RUNNING.get():
             return
         self._on_refusal()
+        name = type(caller).__name__
+        if hasattr(type(caller), "guarded_by"):
+            raise UsageError(f"a guarded {name} was run past its guard; call the pipeline itself, or detach the guard")
         raise UsageError(
-            f"a {type(caller).__name__} without a guard evaluates the denoiser of a guarded {self._guarded}; guard it, "
-            "too, by `with guarding.also(pipe):` or `guard(pipe, calibration)`, or detach that guard"
+            f"a {name} that is not guarded evaluates the denoiser of a guarded {self._guarded}; guard it, too, with "
+            "`guarding.also(pipe)` or `guard(pipe, calibration)`, or detach that guard"
         )
 
     def __deepcopy__(self, memo: Any) -> "Gate":
@@ -113,6 +116,7 @@ class Inside:
     """
 
     def __init__(self, gate: Gate) -> None:
+        """Take the gate."""
         self._gate = gate
 
     def __call__(self, network: nn.Module, args: Any = ()) -> None:

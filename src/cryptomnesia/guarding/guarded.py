@@ -246,17 +246,12 @@ class Guard:
             check_black(called)
         gate.place()
         self._own_tokenizers(called)
-        try:
-            judge = self._judge(called, arguments)
-        except UsageError as error:
-            if self.unknown == "raise":
-                raise
-            judge, why = None, str(error)
+        judge = self._judge(called, arguments)
         with guarded_call(called):
-            if judge is None:
-                output, verdicts, settled = self._unjudged(kind, called, arguments, why)
-            else:
+            if isinstance(judge, Judge):
                 output, verdicts, settled = self._judged(kind, called, arguments, judge)
+            else:
+                output, verdicts, settled = self._unjudged(kind, called, arguments, why=judge)
             # an image that is withheld is replaced last, so that an error hands out none
             for row, remade in settled.items():
                 black = None
@@ -271,17 +266,23 @@ class Guard:
                 self.on_verdict(verdict)
         return output
 
-    def _judge(self, called: Any, arguments: dict[str, Any]) -> Judge:
-        """The judge for a call.
+    def _judge(self, called: Any, arguments: dict[str, Any]) -> Judge | str:
+        """The judge for a call, or why no calibration fits it.
 
         Raises:
-            UsageError: if no calibration fits the call.
+            UsageError: if none fits, and the rule is to raise.
         """
-        if called is self.pipe and (replacements := _replaced(self._networks, called)):
-            raise UsageError(
-                f"the pipeline's {', '.join(replacements)} was replaced after its guard was made; make a new guard"
-            )
-        return self._judges.fitting(Setup(called, family_of(called).sampling(arguments, defaults_of(called))))
+        try:
+            if called is self.pipe and (replacements := _replaced(self._networks, called)):
+                raise UsageError(
+                    f"the pipeline's {', '.join(replacements)} was replaced after its guard was made; make a new guard"
+                )
+            sampling = family_of(called).sampling(arguments, defaults_of(called))
+            return self._judges.fitting(Setup(called, sampling))
+        except UsageError as error:
+            if self.unknown == "raise":
+                raise
+            return str(error)
 
     def _judged(
         self, kind: type[Any], called: Any, arguments: dict[str, Any], judge: Judge

@@ -16,10 +16,8 @@ def caller_of(network: nn.Module) -> Any | None:
     """
     frame = sys._getframe(1)
     while frame is not None:
-        code = frame.f_code
-        if code.co_argcount:
-            # the first argument of a method is its object
-            running = frame.f_locals.get(code.co_varnames[0])
+        if frame.f_code.co_varnames[:1] == ("self",):
+            running = frame.f_locals.get("self")
             if is_pipeline(running) or _generates_with(running, network):
                 return running
         frame = frame.f_back
