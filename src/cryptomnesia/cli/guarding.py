@@ -74,7 +74,7 @@ def guard(
         decide_by=settings.decide_by,
     )
     if settings.unknown == "raise":
-        guarding.calibration_for(setup)
+        guarding.calibration_for(**call_of(settings))
     family = setup.family
     rows: list[Judged] = []
     with progress_bar() as report, silent(pipe), guarding:

@@ -138,13 +138,16 @@ class Guard:
         other._prepare(pipe)
         return other
 
-    def calibration_for(self, setup: Setup) -> Calibration:
-        """The calibration by which calls in a set-up are judged.
+    def calibration_for(self, **call: Any) -> Calibration:
+        """The calibration by which a call of the pipeline is judged.
+
+        Args:
+            **call: arguments of the call, without prompts and generators.
 
         Raises:
-            UsageError: if none was made with this set-up, naming everything that differs from the nearest.
+            UsageError: if no calibration was made with these settings, naming everything that differs from the nearest.
         """
-        return self._judges.fitting(setup).calibration
+        return self._judges.fitting(Setup.of(self.pipe, call)).calibration
 
     def attach(self) -> "Guard":
         """Guard every call of the pipeline from now on.
