@@ -139,7 +139,7 @@ def test_guard_explains_what_it_cannot_do(cryptomnesia, model, calibration_file,
 
 @pytest.mark.parametrize(("unknown", "action", "most"), [("allow", "allowed", 255), ("block", "withheld", 0)])
 def test_a_call_that_no_calibration_fits_follows_the_rule(guarded, unknown, action, most):
-    code, printed, err, folder = guarded("--steps", "1", "--unknown", unknown, "--fpr", "0.5")
+    code, printed, err, _folder = guarded("--steps", "1", "--unknown", unknown, "--fpr", "0.5")
     # no image could be judged
     assert (code, err) == (3, "")
     assert printed["unknown"] == unknown
@@ -157,6 +157,6 @@ def test_of_several_calibrations_the_fitting_one_is_used(guarded, cryptomnesia, 
     assert made[0] == 0
     settings = ("--calibration", str(other), "--fpr", "0.5", "--detector", "guidance-first")
     for steps in ("1", "2"):
-        code, printed, err, _ = guarded(*settings, "--steps", steps)
+        _code, printed, err, _ = guarded(*settings, "--steps", steps)
         assert err == ""
         assert all(image["p_value"] is not None for image in printed["images"])

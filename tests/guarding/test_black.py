@@ -7,7 +7,6 @@ from diffusers import AutoencoderTiny, DDIMPipeline
 from cryptomnesia import UsageError, guard, load_pipeline
 from cryptomnesia.guarding.black import black_latents, check_black, returns_latents
 from cryptomnesia.testing.miniatures import (
-
     flux,
     stable_diffusion,
     stable_diffusion_3,

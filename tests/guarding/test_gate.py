@@ -86,7 +86,7 @@ class HomeMade:
 def test_another_pipeline_is_stopped(blocking, make):
     call(blocking.pipe)
     other = quiet(make(blocking.pipe))
-    with pytest.raises(UsageError, match="a StableDiffusionPipeline that is not guarded .*`guarding.also") as refused:
+    with pytest.raises(UsageError, match=r"a StableDiffusionPipeline that is not guarded .*`guarding\.also") as refused:
         call(other)
     assert "\n" not in str(refused.value)
     # the verdicts of the call before are not taken for those of this one

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.calibration.stored import Calibration, resolved
@@ -14,8 +14,6 @@ from cryptomnesia.pipelines.setup import Setup
 
 Unknown = Literal["raise", "allow", "block"]
 """What becomes of a call that no calibration fits: it is refused, its images are returned, or they are withheld."""
-
-UNKNOWN: tuple[Unknown, ...] = ("raise", "allow", "block")
 
 Given = Calibration | str | Path
 """A calibration as an object or as a file."""
@@ -155,7 +153,6 @@ def unknown_of(rule: str) -> Unknown:
     Raises:
         UsageError: for an unknown one.
     """
-    for known in UNKNOWN:
-        if rule == known:
-            return known
-    raise UsageError(f"got unknown={rule!r}; give {', '.join(map(repr, UNKNOWN))}")
+    if rule in get_args(Unknown):
+        return rule  # type: ignore[return-value]
+    raise UsageError(f"got unknown={rule!r}; give 'raise', 'allow' or 'block'")
