@@ -1,8 +1,18 @@
 """Withheld latents decode to what the autoencoder makes of a black picture."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from diffusers import AutoencoderTiny, DDIMPipeline
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
+    AutoencoderTiny,
+    DDIMPipeline,
+    Flux2Pipeline,
+    QwenImagePipeline,
+)
 
 from cryptomnesia import UsageError, guard, load_pipeline
 from cryptomnesia.guarding.black import black_latents, check_black, returns_latents
@@ -49,6 +59,65 @@ def test_they_decode_to_a_black_picture_as_the_autoencoder_has_it(make):
         black = pipe.vae.encode(-torch.ones(1, 3, 16, 16)).latent_dist.mean
         wanted = pipe.vae.decode(black).sample[0]
     torch.testing.assert_close(decoded(pipe, latents), wanted, rtol=1e-4, atol=1e-4)
+
+
+def around(vae, pipeline=None):
+    """What is needed of a pipeline with this autoencoder, of 16×16 pixels to 8×8 latents."""
+    return SimpleNamespace(
+        vae=vae.eval(),
+        vae_scale_factor=2,
+        default_sample_size=8,
+        _execution_device=torch.device("cpu"),
+        maybe_free_model_hooks=lambda: None,
+        _pack_latents=getattr(pipeline, "_pack_latents", None),
+    )
+
+
+BLACK = -torch.ones(1, 3, 16, 16)
+TOKENS = torch.zeros(16, 16)
+"""The shape of 4 channels of 8×8 latents, packed in patches of 2×2."""
+
+
+@torch.no_grad()
+def test_flux_2_normalizes_patches():
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKLFlux2(
+        **blocks, block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, layers_per_block=1
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
+    mean, variance = (each.view(1, -1, 1, 1) for each in (vae.bn.running_mean, vae.bn.running_var))
+    places = Flux2Pipeline._prepare_latent_ids(torch.zeros(1, 16, 4, 4))
+    packed = black_latents(around(vae, Flux2Pipeline), TOKENS, {})[None]
+    patches = Flux2Pipeline._unpack_latents_with_ids(packed, places)
+    found = Flux2Pipeline._unpatchify_latents(patches * (variance + vae.config.batch_norm_eps).sqrt() + mean)
+    torch.testing.assert_close(found, vae.encode(BLACK).latent_dist.mode())
+
+
+@torch.no_grad()
+def test_qwen_image_has_the_autoencoder_of_a_video_model():
+    statistics = {"latents_mean": [0.1, 0.2, -0.3, 0.0], "latents_std": [2.0, 1.0, 0.5, 1.5]}
+    vae = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False], **statistics
+    )
+    mean, std = (torch.tensor(each).view(1, 4, 1, 1, 1) for each in statistics.values())
+    packed = black_latents(around(vae, QwenImagePipeline), TOKENS, {})[None]
+    found = QwenImagePipeline._unpack_latents(packed, 16, 16, 2) * std + mean
+    torch.testing.assert_close(found, vae.encode(BLACK[:, :, None]).latent_dist.mode())
+
+
+@torch.no_grad()
+def test_deep_compression_has_no_distribution():
+    parts, usual = ("encoder", "decoder"), {"attention_head_dim": 8, "latent_channels": 4, "scaling_factor": 0.4}
+    sizes = {f"{part}_block_out_channels": (8, 8) for part in parts} | {
+        f"{part}_layers_per_block": (1, 1) for part in parts
+    }
+    kinds = {f"{part}_block_types": "ResBlock" for part in parts} | {
+        f"{part}_qkv_multiscales": ((), ()) for part in parts
+    }
+    vae = AutoencoderDC(**usual, **sizes, **kinds)
+    found = black_latents(around(vae), torch.zeros(4, 8, 8), {}) / 0.4
+    torch.testing.assert_close(found, vae.encode(BLACK).latent[0])
 
 
 def test_the_bundled_model_decodes_them_to_black():
