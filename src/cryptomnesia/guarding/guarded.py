@@ -20,10 +20,8 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from functools import wraps
-from threading import Lock, get_ident
+from threading import get_ident
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -35,17 +33,14 @@ from cryptomnesia.guarding.calls import Noise, images_in, prompt_of, replaced, s
 from cryptomnesia.guarding.gate import Gate, guarded_call
 from cryptomnesia.guarding.judges import Given, Judges, Unknown, unknown_of
 from cryptomnesia.guarding.making import Maker
+from cryptomnesia.guarding.pipes import Pipes
 from cryptomnesia.guarding.policies import Open, Policy, policy_of
 from cryptomnesia.mitigations import Flagged, Remade
 from cryptomnesia.mitigations.base import withheld
 from cryptomnesia.pipelines.call import defaults_of
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.pipelines.tokenizers import copied_tokenizers
 from cryptomnesia.verdicts import Verdict
-
-Tokenizers = dict[str, tuple[Any, Any]]
-"""Name of a tokenizer → the pipeline's own one, and the copy that takes its place while a guard is attached."""
 
 
 class Guard:
@@ -106,11 +101,8 @@ class Guard:
         self.pipe = pipe
         self.verdicts: tuple[Verdict, ...] = ()
         self._networks = _networks(pipe)
-        self._lock = Lock()
-        self._class: type[Any] | None = None
+        self._pipes: Pipes | None = None
         self._gate: Gate | None = None
-        # the pipeline and its copies; a copy that was not called yet has no tokenizers of its own
-        self._pipes: WeakKeyDictionary[Any, Tokenizers | None] = WeakKeyDictionary()
         # the newest call, and the thread that made it
         self._newest: tuple[object, int] | None = None
 
@@ -155,74 +147,26 @@ class Guard:
         Raises:
             UsageError: if the pipeline is guarded already.
         """
-        kind = type(self.pipe)
-        present: Guard | None = getattr(kind, "guarded_by", None)
+        present: Guard | None = getattr(type(self.pipe), "guarded_by", None)
         if present is not None and present.pipe is self.pipe:
             raise UsageError("the pipeline is guarded already; detach that guard first")
-        if self._class is not None:
+        if self._pipes is not None:
             raise UsageError("the guard is attached already; detach it first")
-        if present is not None:
-            # the pipeline is a copy of one that was guarded at that moment
-            kind = kind.__mro__[1]
         network = family_of(self.pipe).module
-        self._own_tokenizers(self.pipe)
-        self._gate = Gate(network, kind.__name__, self._on_refusal)
-        self.pipe.__class__ = self._class = self._guarded(kind)
+        self._pipes = Pipes(self.pipe, self, self._call)
+        self._gate = Gate(network, self._pipes.kind.__name__, self._on_refusal)
         return self
-
-    def _guarded(self, kind: type[Any]) -> type[Any]:
-        """The subclass of a pipeline's class whose instances are guarded."""
-        guarding = self
-
-        @wraps(kind.__call__)
-        def __call__(called: Any, *args: Any, **kwargs: Any) -> Any:
-            return guarding._call(kind, called, args, kwargs)
-
-        @wraps(kind.__init__)
-        def __new__(cls: type[Any], *args: Any, **kwargs: Any) -> Any:
-            made = object.__new__(cls)
-            with guarding._lock:
-                guarding._pipes[made] = None
-            return made
-
-        attributes = {"__call__": __call__, "__new__": __new__, "guarded_by": self}
-        return type(
-            kind.__name__, (kind,), {**attributes, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        )
-
-    def _own_tokenizers(self, pipe: Any) -> None:
-        """Give a pipeline copies of its tokenizers, unless it has them already."""
-        if self._pipes.get(pipe) is not None:
-            return
-        swapped = {name: (getattr(pipe, name), private) for name, private in copied_tokenizers(pipe).items()}
-        for name, (_, private) in swapped.items():
-            setattr(pipe, name, private)
-        with self._lock:
-            self._pipes[pipe] = {name: (self._original(name, own), private) for name, (own, private) in swapped.items()}
-
-    def _original(self, name: str, tokenizer: Any) -> Any:
-        """The tokenizer itself, or the one that it took the place of in the guarded pipeline."""
-        own, private = (self._pipes.get(self.pipe) or {}).get(name, (None, None))
-        return own if private is tokenizer else tokenizer
 
     def detach(self) -> None:
         """Leave the pipeline and its copies as they were before `attach`; does nothing if the guard is not attached.
 
         A tokenizer that the user replaced meanwhile stays.
         """
-        if self._class is None or self._gate is None:
+        if self._pipes is None or self._gate is None:
             return
         self._gate.open()
-        with self._lock:
-            for pipe, tokenizers in list(self._pipes.items()):
-                for name, (own, private) in (tokenizers or self._pipes[self.pipe] or {}).items():
-                    if getattr(pipe, name, None) is private:
-                        setattr(pipe, name, own)
-                # another guard may have taken a copy over
-                if type(pipe) is self._class:
-                    pipe.__class__ = self._class.__mro__[1]
-        self._pipes = WeakKeyDictionary()
-        self._class = self._gate = None
+        self._pipes.release()
+        self._pipes = self._gate = None
 
     def __enter__(self) -> "Guard":
         return self.attach()
@@ -237,8 +181,8 @@ class Guard:
 
     def _call(self, kind: type[Any], called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of the pipeline, or of a copy, whose class is `kind` without the guard."""
-        gate = self._gate
-        if gate is None:
+        gate, pipes = self._gate, self._pipes
+        if gate is None or pipes is None:
             # the guard was detached in another thread at this very moment
             return kind.__call__(called, *args, **kwargs)
         self.verdicts = ()
@@ -248,7 +192,7 @@ class Guard:
         if latent:
             check_black(called)
         gate.place()
-        self._own_tokenizers(called)
+        pipes.give_tokenizers(called)
         judge = self._judge(called, arguments)
         with guarded_call(called):
             if isinstance(judge, Judge):
