@@ -18,8 +18,8 @@ Unknown = Literal["raise", "allow", "block"]
 Given = Calibration | str | Path
 """A calibration as an object or as a file."""
 
-_LASTING = ("records is", "version is", "weights.")
-"""How the differences begin that no setting of a pipeline makes."""
+_LASTING = ("version", "records", "weights")
+"""The parts of a fingerprint that no setting of a pipeline changes."""
 
 
 class Judges:
@@ -96,8 +96,9 @@ class Judges:
         Raises:
             UsageError: for another model, or a detector or mitigation that cannot work in the calibration's set-up.
         """
-        unlike = differences(calibration.fingerprint, setup.fingerprint)
-        if any(what.startswith(_LASTING) for what in unlike):
+        expected, found = calibration.fingerprint, setup.fingerprint
+        unlike = differences(expected, found)
+        if any(expected.get(part) != found.get(part) for part in _LASTING):
             raise _misfit("the calibration was made with another set-up", unlike)
         if not unlike:
             setup.check(self._methods)
