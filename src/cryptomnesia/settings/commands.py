@@ -227,6 +227,12 @@ class GuardSettings(JudgeSettings, GenerateSettings):
 
     panel: ClassVar[str | None] = "Guard"
 
+    calibration: Paths = Field(default_factory=list)  # type: ignore[assignment]
+    """File that `calibrate` made, with scores of reference images; the one in the model's folder unless given. Of
+    several, the one that was made with the settings of the call is used."""
+    unknown: Literal["raise", "allow", "block"] = "raise"
+    """What is done about a call that no calibration fits: refuse it, return its images without judging them, or return
+    black images."""
     policy: Literal["observe", "block", "mitigate", "regenerate"] = "observe"
     """What is done about flagged images: nothing, a black image instead, the mitigation, or other seeds and then the
     mitigation."""
