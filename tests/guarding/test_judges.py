@@ -212,3 +212,19 @@ def test_a_pipeline_with_another_scheduler_under_a_rule(pipe, calibration):
     with guard(pipe, flagging(calibration, EVERYTHING), unknown="block") as guarding:
         assert not call(pipe).any()
     assert "scheduler is EulerDiscreteScheduler" in guarding.verdicts[0].reason
+
+
+def test_a_guard_warns_once_of_prompts_that_are_unlike_the_references(caplog):
+    pipe = stable_diffusion()
+    calibration = calibrate(pipe, PROMPTS, batch_size=51, **CALL)
+    caplog.clear()
+    with guard(pipe, calibration, fpr=0.5):
+        for _ in range(3):
+            pipe(["the wide green ground in the half of a small white arch " * 2] * 8, **CALL, output_type="latent")
+        assert not caplog.records, "one prompt says little, however often it comes"
+        for start in range(0, 24, 8):
+            texts = [f"the wide green ground in the half of a small white arch number {start + n}" for n in range(8)]
+            pipe(texts, **CALL, output_type="latent")
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 1
+    assert "references" in warnings[0]

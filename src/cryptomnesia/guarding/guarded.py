@@ -18,6 +18,7 @@ back.
 
 import copy
 import inspect
+import logging
 import math
 from collections.abc import Callable, Sequence
 from threading import get_ident
@@ -41,6 +42,8 @@ from cryptomnesia.pipelines.call import defaults_of
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.verdicts import Verdict
+
+logger = logging.getLogger("cryptomnesia")
 
 
 class Guard:
@@ -242,6 +245,9 @@ class Guard:
         if self.mitigation is not None and self.policy.corrects:
             correction = self.mitigation.correction(judge.calibration.references)
         output, verdicts = maker.generate(arguments, correction, stop_early=self._stop_early)
+        captions, p_values = ([getattr(verdict, name) for verdict in verdicts] for name in ("prompt", "p_value"))
+        if unlike := judge.likeness.seen(captions, p_values):
+            logger.warning("%s", unlike)
         rows = [
             row
             for row, verdict in enumerate(verdicts)
