@@ -308,3 +308,14 @@ def test_an_iterable_of_every_kind_of_picture(tmp_path):
         index_of(3, tmp_path)
     with pytest.raises(UsageError, match="no pictures in pictures from Python"):
         ImageIndex.build([], tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a" * 5000, "a\0b", "{0..3}.tar", "{a,b", "{9..1}.tar", "{0..99999999}"])
+def test_names_of_nothing_are_refused_in_one_line(tmp_path, cryptomnesia, name):
+    for command in (["index", "build", name, "-o", tmp_path / "index"], ["match", name, "--index", tmp_path]):
+        if command[0] == "match":
+            ImageIndex.build([picture(0)], tmp_path)
+        code, out, err = cryptomnesia(*command)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1

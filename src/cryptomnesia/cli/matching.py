@@ -85,9 +85,9 @@ class _Given:
         Raises:
             UsageError: for a path that does not exist.
         """
-        from cryptomnesia.matching.sources import FileSource
+        from cryptomnesia.matching.sources import FileSource, exists
 
-        if missing := [path for path in paths if not (path.is_file() or path.is_dir())]:
+        if missing := [path for path in paths if not exists(path)]:
             raise UsageError(f"no file {missing[0]}; give the path of a picture, or a folder of pictures")
         unique = list(dict.fromkeys(paths))
         return cls(

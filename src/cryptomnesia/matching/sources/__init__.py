@@ -5,7 +5,7 @@ reason. Names are stable, so that an index can be continued: `folder/picture.jpg
 a tar file, `part.parquet#7` for one in a row of a table.
 """
 
-from cryptomnesia.matching.sources.files import FileSource, check_source
+from cryptomnesia.matching.sources.files import FileSource, check_source, exists
 from cryptomnesia.matching.sources.items import (
     NOT_PICTURES,
     Item,
@@ -29,6 +29,7 @@ __all__ = [
     "by_reason",
     "check_source",
     "content_of",
+    "exists",
     "ordered",
     "source_of",
 ]

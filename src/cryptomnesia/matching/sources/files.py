@@ -159,13 +159,21 @@ def check_source(images: str | Path) -> list[Path]:
     Raises:
         UsageError: if one of them does not exist.
     """
-    paths = [Path(text) for text in ([str(images)] if Path(images).exists() else expanded(str(images)))]
+    paths = [Path(text) for text in ([str(images)] if exists(Path(images)) else expanded(str(images)))]
     for path in paths:
-        if not path.exists():
+        if not exists(path):
             raise UsageError(
                 f"no folder or file {path}; give the folder of the training images, a tar shard, a table or a picture"
             )
     return paths
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder of this name, which may be too long for one."""
+    try:
+        return path.is_file() or path.is_dir()
+    except OSError:
+        return False
 
 
 def expanded(pattern: str) -> list[str]:
@@ -177,9 +185,10 @@ def expanded(pattern: str) -> list[str]:
 def _choices(part: str) -> list[str]:
     if numbers := re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part):
         first, last = int(numbers[1]), int(numbers[2])
-        if last - first >= 1_000_000:
+        if abs(last - first) >= 1_000_000:
             raise UsageError(f"got {part}, which stands for more than a million files; give fewer")
-        return [f"{number:0{len(numbers[1])}}" for number in range(first, last + 1)]
+        step = 1 if first <= last else -1
+        return [f"{number:0{len(numbers[1])}}" for number in range(first, last + step, step)]
     if part.startswith("{") and "," in part:
         return part[1:-1].split(",")
     return [part]
