@@ -10,6 +10,7 @@ import torch
 
 from cryptomnesia import ImageIndex, UsageError
 from cryptomnesia.matching import Changes, Readings, building, candidates
+from cryptomnesia.matching.sources import tars
 from picture_files import encoded, picture, write_tar
 
 
@@ -111,6 +112,30 @@ def test_a_changed_shard_keeps_what_has_not_changed(tmp_path):
     assert index.changes == Changes(added=1, replaced=1, removed=1, unchanged=4)
     assert (nearest(index, 5), nearest(index, 6)) == ("b.tar/b1.png", "b.tar/b9.png")
     assert index.skipped == {"a.tar/note": "not a picture"}
+
+
+def test_an_unchanged_shard_is_not_read_again(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        members = {f"{number}.png": encoded(picture(ord(name) + number)) for number in range(3)}
+        write_tar(tmp_path / "shards" / f"{name}.tar", {**members, "note": b"x"})
+    build(tmp_path / "shards", tmp_path, shard=3)
+    read = []
+    items = tars.items
+
+    def noted(path, name):
+        read.append(name)
+        yield from items(path, name)
+
+    monkeypatch.setattr(tars, "items", noted)
+    index = build(tmp_path / "shards", tmp_path)
+    assert (read, index.changes, len(index.skipped)) == ([], Changes(unchanged=6), 2)
+    # a lost shard of the index is noticed, and comes back
+    for path in (tmp_path / "index").glob("00000.*"):
+        path.unlink()
+    with pytest.raises(UsageError, match="has lost a shard"):
+        ImageIndex(tmp_path / "index")
+    index = build(tmp_path / "shards", tmp_path)
+    assert (read, index.changes) == (["a.tar", "b.tar"], Changes(added=3, unchanged=3))
 
 
 def test_a_rebuild_that_was_stopped_goes_on(images, tmp_path):

@@ -161,9 +161,13 @@ def build(
     if made.rows:
         _flush(made, len(made.rows))
     changes = _clean(made)
-    write_json(
-        folder / "index.json", {**made.about, "skipped": made.skipped, "stamps": source.stamps, "complete": True}
-    )
+    made.about |= {
+        "skipped": made.skipped,
+        "stamps": source.stamps,
+        "rows": sum(len(read_rows(stem)) for stem in finished(folder)),
+        "complete": True,
+    }
+    write_json(folder / "index.json", made.about)
     return changes
 
 
@@ -183,7 +187,15 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder} is not an index ({error}); {again}") from None
     if version != FORMAT:
         raise UsageError(f"{folder} has index format {version}, this version reads {FORMAT}; build it anew")
-    kinds = {"descriptor": str, "source": str, "readings": dict, "skipped": dict, "complete": bool, "stamps": dict}
+    kinds = {
+        "descriptor": str,
+        "source": str,
+        "readings": dict,
+        "skipped": dict,
+        "complete": bool,
+        "stamps": dict,
+        "rows": int,
+    }
     wrong = [name for name, kind in kinds.items() if not isinstance(about.get(name, kind()), kind)]
     if missing := [name for name in ("descriptor", "source", "complete") if name not in about] + wrong:
         raise UsageError(f"{folder} is not an index (its {missing[0]} is missing or damaged); build it anew")
