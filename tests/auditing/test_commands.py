@@ -3,6 +3,8 @@ import shutil
 
 import pytest
 
+from cryptomnesia.matching.building import FORMAT
+
 HOSTILE = (
     "</script><script>alert(1)</script>",
     '=HYPERLINK("//x.org",1)',
@@ -112,7 +114,9 @@ def test_a_run_is_reported_rescored_and_compared(cryptomnesia, run, audited):
 def test_a_run_with_training_images_whose_index_is_of_another_descriptor(cryptomnesia, audit_folder, audited, tmp_path):
     index = tmp_path / "index"
     index.mkdir()
-    (index / "index.json").write_text(json.dumps({"format": 1, "descriptor": "another", "complete": True}))
+    (index / "index.json").write_text(
+        json.dumps({"format": FORMAT, "descriptor": "another", "source": "", "complete": True})
+    )
     code, _, err = cryptomnesia(
         "audit",
         *flags(audit_folder),

@@ -10,7 +10,7 @@ from typing import Any
 from cryptomnesia.auditing.planning import Plan, plan
 from cryptomnesia.auditing.requests import Request
 from cryptomnesia.matching import SSCD, Tiles
-from cryptomnesia.matching.building import pictures_of
+from cryptomnesia.matching.sources import source_of
 from cryptomnesia.settings import AuditSettings
 from cryptomnesia.tracing.generation import generate
 from cryptomnesia.tracing.watching import watch
@@ -92,9 +92,9 @@ def _index_bytes(settings: AuditSettings) -> int:
     """The bytes of an index of the training images, 0 if none is to be made."""
     if settings.training_images is None:
         return 0
-    files, _ = pictures_of(settings.training_images)
+    pictures = source_of(settings.training_images).total
     descriptor = Tiles() if settings.sscd is None else SSCD(settings.sscd)
-    return len(files) * (2 * math.prod(descriptor.shape) + 100)
+    return pictures * (2 * math.prod(descriptor.shape) + 100)
 
 
 @dataclass(frozen=True)

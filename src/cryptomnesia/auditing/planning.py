@@ -25,8 +25,8 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers import Localizer
 from cryptomnesia.localizers import localizer as localizer_of
 from cryptomnesia.matching import SSCD, ImageIndex, Tiles
-from cryptomnesia.matching.building import as_text, check_folder
 from cryptomnesia.matching.reproduction import check_size
+from cryptomnesia.matching.sources import as_text, check_source, ordered
 from cryptomnesia.mitigations import Mitigation
 from cryptomnesia.mitigations import mitigation as mitigation_of
 from cryptomnesia.pipelines.call import NEUTRAL, canonical, defaults_of
@@ -107,7 +107,7 @@ class Plan:
             "weights": weights_digest(self.setup.pipe),
             "references": self.references,
             "index": None if self.index is None else [self.index.descriptor.name, len(self.index)],
-            "skipped": {as_text(path): why for path, why in sorted(skipped.items())[:_NAMED]},
+            "skipped": {as_text(path): why for path, why in list(ordered(skipped).items())[:_NAMED]},
             "skipped_count": len(skipped),
             "unlike": self.unlike,
             "null": self.null,
@@ -256,7 +256,7 @@ def _check_training_images(settings: AuditSettings, folder: Path | None) -> None
     """Refuse training images that are not there, or that the run would be written among."""
     if settings.training_images is None:
         return
-    check_folder(settings.training_images)
+    check_source(settings.training_images)
     if folder is not None and folder.resolve().is_relative_to(settings.training_images.resolve()):
         raise UsageError(f"{folder} is among the training images, which would match it; give another folder")
 

@@ -78,6 +78,8 @@ class Compared(NamedTuple):
         relative: the distance divided by the one below which a picture may be a copy.
         p_value: conformal p-value of `relative`.
         reproduced: whether the picture reproduces the training image.
+        reading: in which way the training image was read, "" if there is only one.
+        caption: of the training image, "" if it has none.
     """
 
     picture: str
@@ -86,6 +88,8 @@ class Compared(NamedTuple):
     relative: float
     p_value: float
     reproduced: bool
+    reading: str
+    caption: str
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

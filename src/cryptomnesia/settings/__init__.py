@@ -15,6 +15,7 @@ from cryptomnesia.settings.commands import CalibrateSettings as CalibrateSetting
 from cryptomnesia.settings.commands import CallSettings as CallSettings
 from cryptomnesia.settings.commands import DemoSettings as DemoSettings
 from cryptomnesia.settings.commands import DetectSettings as DetectSettings
+from cryptomnesia.settings.commands import DuplicatesSettings as DuplicatesSettings
 from cryptomnesia.settings.commands import FlaggedSettings as FlaggedSettings
 from cryptomnesia.settings.commands import GenerateSettings as GenerateSettings
 from cryptomnesia.settings.commands import GuardSettings as GuardSettings

@@ -250,16 +250,34 @@ class MatchSettings(IndexSettings):
     """Picture files, and folders that are searched with all folders in them."""
     fpr: float = Field(0.01, gt=0, lt=1)
     """Share of pictures that may come as near to a training image by chance."""
+    device: str = "cpu"
+    """Device on which SSCD computes, for instance cuda. Tiles compute on the CPU."""
 
 
 class BuildSettings(Settings):
     """How an index of training images is built."""
 
-    images: Path | None = None
-    """Folder of the training images, which is searched with all folders in it."""
+    images: Paths = Field(default_factory=list)
+    """Training images: folders, which are searched with all folders in them, WebDataset tar shards, Parquet or Arrow
+    files, or patterns such as 'shards/{000..010}.tar'."""
+    exif: Literal["both", "apply", "ignore"] = "both"
+    """Whether the trainer applied the rotation in EXIF; `both` indexes both readings of a picture that has one."""
+    alpha: Literal["all", "white", "black", "drop"] = "all"
+    """What the trainer did with transparency: put it on white or black, or dropped it; `all` indexes all readings."""
     sscd: Path | None = None
     """TorchScript or ONNX file of SSCD, to compare pictures by it instead of by tiles."""
+    device: str = "cpu"
+    """Device on which SSCD computes, for instance cuda. Tiles compute on the CPU."""
     faiss: bool = False
     """Search among candidates: for more than ten million pictures. Needs the extra `faiss`."""
     workers: int | None = Field(None, ge=1)
     """Threads that decode pictures; one per core unless given."""
+
+
+class DuplicatesSettings(Settings):
+    """The index whose near-identical pictures are looked for."""
+
+    index: Path | None = None
+    """Index of the training images, made by `index build`."""
+    sscd: Path | None = None
+    """TorchScript or ONNX file of the descriptor SSCD, if the index was built with it."""
