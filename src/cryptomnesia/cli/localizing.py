@@ -66,6 +66,7 @@ def localize(
             captions,
             seeds=seeds,
             images_per_prompt=settings.images_per_prompt,
+            long=settings.long,
             localizers=localizers,
             checkpoint=setup.checkpoint,
             calibration=calibration,
