@@ -3,14 +3,16 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryptomnesia import UsageError, read_prompts
 from cryptomnesia.prompts import captions_of
+from cryptomnesia.prompts.formats import READERS
 
 TEXTS = st.lists(
     st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufeff"), min_size=1).filter(
@@ -68,6 +70,7 @@ def test_what_people_have_is_read(tmp_path, name, content, expected, caplog):
         ("p.txt", b"a\nb\0", "prompt 2 holds a NUL character; take it out"),
         ("p.csv", b"texts\na\n", "has columns texts; name one of them `prompt`, or give --column NAME"),
         ("p.csv", b"", "has columns nothing"),
+        ("p.csv", b'"a\nb","' + b"c" * 100 + b'"\n', r"has columns a b, c{37}\.\.\.; name one"),
         ("p.csv", b"prompt,prompt\na,b\n", "columns prompt, prompt, which are the same; rename all but one"),
         ("p.csv", b'id,prompt\n1,a\n2,"b\n3,c\n', "line 3: a quote is not closed; quote its fields"),
         ("p.csv", b'id,prompt\n1,"b\n3,"c"\n4,d\n', "line 2: ',' expected after '\"'"),
@@ -171,6 +174,29 @@ def test_a_data_set_on_disk(tmp_path):
     (tmp_path / "set" / "test" / "state.json").write_text("[]")
     with pytest.raises(UsageError, match="is damaged or incomplete"):
         read_prompts(tmp_path / "set" / "test")
+
+
+def test_a_damaged_column_does_not_end_the_process(tmp_path):
+    saved_split(tmp_path / "set", ["a", "b"])
+    arrow = next((tmp_path / "set").glob("*.arrow"))
+    offsets, beyond = (np.array(values, dtype=np.int32).tobytes() for values in ([0, 1, 2], [0, 2**30, 2]))
+    assert offsets in arrow.read_bytes()
+    arrow.write_bytes(arrow.read_bytes().replace(offsets, beyond))
+    with pytest.raises(UsageError, match="is damaged or incomplete"):
+        read_prompts(tmp_path / "set")
+
+
+@settings(max_examples=100)
+@given(st.binary(max_size=60), st.integers(0, 60), st.sampled_from(sorted(READERS)))
+def test_whatever_a_file_holds_is_read_or_refused_in_one_line(tmp_path_factory, content, place, suffix):
+    path = tmp_path_factory.mktemp("fuzzed") / f"p{suffix}"
+    usual = b'{"prompt": "a"}\n' if "j" in suffix else b'id,prompt\n1,"a b"\n2,c\n'
+    path.write_bytes(usual[:place] + content + usual[place:])
+    try:
+        found = read_prompts(path)
+    except UsageError as refused:
+        found = [" "] if "\n" in str(refused) else ["refused"]
+    assert all(prompt.strip() for prompt in found)
 
 
 def test_a_folder_of_pictures_and_a_clone_of_the_hub(tmp_path):

@@ -43,9 +43,15 @@ def chosen(names: Sequence[str], wanted: str | None, place: str, what: str = "co
                     same[0],
                 )
             return names[plain.index(same[0])]
-    got = ", ".join(plain[:20]) or "nothing"
+    got = ", ".join(map(_shown, plain[:20])) or "nothing"
     if wanted is None:
         raise UsageError(f"{place} has {what} {got}; name one of them `prompt`, or give --column NAME")
     guess = get_close_matches(wanted, plain, n=1)
-    hint = f" (did you mean {guess[0]}?)" if guess else ""
+    hint = f" (did you mean {_shown(guess[0])}?)" if guess else ""
     raise UsageError(f"{place} has no {wanted}{hint}, its {what} are {got}; give --column another name")
+
+
+def _shown(name: str) -> str:
+    """A name in a message of one line."""
+    text = "".join(letter if letter.isprintable() else " " for letter in name)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -2,25 +2,15 @@
 
 import logging
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.prompts import tables, text_files
+from cryptomnesia.prompts.folders import folder
+from cryptomnesia.prompts.formats import READERS
 
 logger = logging.getLogger("cryptomnesia")
-
-READERS: dict[str, Callable[[Path, str | None], list[str]]] = {
-    ".txt": text_files.lines,
-    ".csv": text_files.table,
-    ".tsv": text_files.table,
-    ".jsonl": text_files.json_lines,
-    ".ndjson": text_files.json_lines,
-    ".json": text_files.json_list,
-    ".parquet": tables.parquet,
-}
-"""Ending of a file → what reads its prompts, also blank ones."""
 
 
 def read_prompts(path: Path | str, column: str | None = None) -> list[str]:
@@ -48,7 +38,7 @@ def read_prompts(path: Path | str, column: str | None = None) -> list[str]:
         raise UsageError(f"no prompts file {reprlib.repr(str(path))}; check the path") from None
     read = READERS.get(path.suffix.lower())
     if is_folder and path.suffix.lower() != ".txt":
-        found = tables.folder(path, column)
+        found = folder(path, column)
     elif read is None:
         raise UsageError(
             f"got prompts file {path}; expected a .txt, .csv, .tsv, .jsonl, .json or .parquet file, or the folder of a "
