@@ -35,7 +35,7 @@ def test_all_of_them_reach_the_images(cryptomnesia, model, setup, lora, prompts,
     report = json.loads(out)
     assert report["options"] == {"eta": 0.5}
     (row,) = report["maps"]
-    assert row["prompt"] == "a blue star"
+    assert (row["prompt"], row["truncated"]) == ("a blue star", False)
     pipe = load_pipeline(model / "tiny", device="cpu", lora=(lora, 0.5))
     call = {"num_inference_steps": 2, "guidance_scale": 2.0, "eta": 0.5}
     (located,) = localize(pipe, ["a blue star"], localizers="guidance-map", **call)

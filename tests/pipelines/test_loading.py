@@ -160,6 +160,7 @@ def test_the_known_arguments_are_those_of_diffusers():
         ({"without": "unet"}, "a StableDiffusionPipeline cannot do without 'unet'; give one of feature_extractor"),
         ({"without": ["safety_checker"], "safety_checker": 1}, "got safety_checker, and without='safety_checker'"),
         ({"transformer": "nosuch"}, "no folder nosuch for --transformer; give the folder of a training checkpoint"),
+        ({"revision": "v2"}, "got the revision 'v2' with .*, which is a local folder; leave it out"),
         ({"base": "org/name"}, "got base org/name with .*, which is no single file; leave it out"),
     ],
 )

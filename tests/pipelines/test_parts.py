@@ -114,6 +114,8 @@ def test_a_single_file_that_cannot_be_used_is_explained(folder, tmp_path):
         load_pipeline(file, device="cpu", local_files_only=True, cache_dir=tmp_path)
     with pytest.raises(UsageError, match=r"holds a StableDiffusionPipeline, the base .* is a StableDiffusionXL"):
         load_pipeline(file, device="cpu", base=folder / "sdxl")
+    with pytest.raises(UsageError, match=r"got the variant 'fp16' with .*, which is a single file; leave it out"):
+        load_pipeline(file, device="cpu", base=folder / "sd", variant="fp16")
     with pytest.raises(UsageError, match="got the unknown argument tarot"):
         load_pipeline(file, device="cpu", base=folder / "sd", tarot=1)
     tensors = load_file(file)

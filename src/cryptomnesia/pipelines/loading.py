@@ -228,6 +228,10 @@ def _load(
     single = is_single_file(model) and folder is None
     if base is not None and not single:
         raise UsageError(f"got base {base} with {model}, which is no single file; leave it out")
+    if single and "variant" in more:
+        raise UsageError(f"got the variant {more['variant']!r} with {model}, which is a single file; leave it out")
+    if folder is not None and "revision" in more:
+        raise UsageError(f"got the revision {more['revision']!r} with {model}, which is a local folder; leave it out")
     config = _index(model, folder, base, hub, single=single)
     kind = str(config.get("_class_name"))
     check_family(kind, model)
@@ -239,7 +243,6 @@ def _load(
         path = isinstance(given, str | Path)
         more[name] = load_network(name, Path(given), config, where, dtype, **hub) if path else given
     if single:
-        more.pop("variant", None)
         return load_single_file(Path(model), kind, None if base is None else str(base), dtype, **more)
     try:
         with heard() as warned:

@@ -57,6 +57,7 @@ class Region(NamedTuple):
         p_value: conformal p-value of the fraction, None without a calibration.
         panel: PNG file.
         maps: safetensors file.
+        truncated: whether the prompt is longer than the text encoders read, so that its end had no influence.
     """
 
     prompt: str
@@ -69,6 +70,7 @@ class Region(NamedTuple):
     p_value: float | None
     panel: str
     maps: str
+    truncated: bool = False
 
 
 class Compared(NamedTuple):
