@@ -49,7 +49,6 @@ def test_hostile_prompts_are_judged_and_shown_as_they_are(cryptomnesia, audit_fo
     ("content", "message"),
     [
         (b"a caf\xe9\n", "is not UTF-8 (byte 5); save it as UTF-8"),
-        (b"a star " * 1500, "tokens, the model takes"),
         (b" \n\n", "holds no prompt; give at least one"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Cost:
         )
 
 
-def estimate(model: Any, prompts: Sequence[str] | str | Path, **settings: Any) -> Cost:
+def estimate(model: Any, prompts: Iterable[str] | str | Path, **settings: Any) -> Cost:
     """What `audit` with the same arguments would cost; makes three evaluations of one batch to measure it.
 
     Raises:

@@ -62,6 +62,7 @@ class Examiner:
             {
                 "prompt": finding.prompt,
                 "seed": finding.seed,
+                "truncated": finding.truncated,
                 **verdict_columns(finding.verdict),
                 **columns(finding.trajectory),
                 "image": keep(png(finding.image), ".png"),

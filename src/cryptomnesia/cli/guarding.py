@@ -52,7 +52,7 @@ def guard(
     from cryptomnesia.images import png
     from cryptomnesia.pipelines.call import silent
     from cryptomnesia.pipelines.setup import Setup
-    from cryptomnesia.tracing.generation import check_call, images_of
+    from cryptomnesia.tracing.generation import check_call, cut_off, images_of
 
     captions = captions_of(settings)
     calibrations = _calibrations_of(settings)
@@ -62,7 +62,8 @@ def guard(
     pipe = pipeline_of(settings)
     setup = Setup.of(pipe, call_of(settings))
     check_call(setup)
-    prompts, seeds = images_of(setup, captions, seeds_of(settings, captions), settings.images_per_prompt)
+    prompts, seeds = images_of(setup, captions, seeds_of(settings, captions), settings.images_per_prompt, settings.long)
+    truncated = cut_off(setup, prompts)
     guarding = guarded.guard(
         pipe,
         calibrations,
@@ -99,7 +100,7 @@ def guard(
             for seed, verdict, image in zip(seeds[part], guarding.verdicts, images, strict=True):
                 file = image_file(output, "guarded", len(rows), seed)
                 write_whole(file, png(image.float().nan_to_num()))
-                rows.append(Judged(seed, verdict, file))
+                rows.append(Judged(seed, verdict, file, verdict.prompt in truncated))
             report("images", len(rows), len(seeds))
     if as_json:
         result = verdicts_to_json(

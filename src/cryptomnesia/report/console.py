@@ -32,11 +32,12 @@ def print_verdicts(rows: Sequence[Judged]) -> None:
     done = any(what_was_done(row.verdict) for row in rows)
     if done:
         table.add_column("instead", overflow="fold")
-    for seed, verdict, _ in rows:
+    for row in rows:
+        verdict = row.verdict
         step = verdict.first_flagged_step
         table.add_row(
             plain(verdict.prompt or ""),
-            str(seed),
+            str(row.seed),
             f"{verdict.score:.2f}",
             f"{verdict.p_value:.3g}",
             Text(verdict.answer, style="bold red" if verdict.flagged else ""),

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cryptomnesia.settings.base import BatchSize, Names, Paths, Settings
+from cryptomnesia.settings.base import BatchSize, Long, Names, Options, Paths, Settings
 
 
 class CallSettings(Settings):
@@ -14,7 +14,7 @@ class CallSettings(Settings):
     panel: ClassVar[str | None] = "Generation"
 
     model: str | None = None
-    """A local diffusers folder, a hub id such as org/name, or `bundled`."""
+    """A local diffusers folder, a hub id such as org/name, a single file of weights, or `bundled`."""
     steps: int | None = Field(None, ge=1)
     """Solver steps; the default of the pipeline's own call unless given."""
     guidance: float | None = None
@@ -25,10 +25,28 @@ class CallSettings(Settings):
     """Width of the images in pixels; the model's own unless given."""
     negative_prompt: str | None = None
     """Text for the unconditional branch of every image, instead of an empty one."""
+    option: Options = Field(default_factory=list)
+    """Further argument of the pipeline's call as KEY=VALUE, for instance eta=0.5; can be given several times."""
     scheduler: str = "own"
     """The pipeline's own scheduler, or ddim, pndm, euler, euler-ancestral, heun, dpm++, unipc or lms."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Number format of the weights; use the one that the service uses."""
+    variant: str | None = None
+    """Variant of the files of weights, for instance fp16."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub's repository."""
+    lora: Names = Field(default_factory=list)
+    """LoRA to switch on, PATH or PATH:SCALE; a file, a folder or a hub id; can be given several times."""
+    unet: Path | None = None
+    """UNet instead of the model's own: folder of a training checkpoint, or a single file."""
+    transformer: Path | None = None
+    """Transformer instead of the model's own: folder of a training checkpoint, or a single file."""
+    base: str | None = None
+    """For a model in a single file: the diffusers folder, or the hub id, of the model that it was made from."""
+    without: Names = Field(default_factory=list)
+    """Part of the pipeline to leave out, for instance text_encoder_3; can be given several times."""
+    device: str | None = None
+    """Device that computes: cpu, cuda, cuda:1 or mps; a GPU if there is one, unless given."""
     batch_size: BatchSize = 8
 
 
@@ -100,7 +118,12 @@ class AuditSettings(IndexSettings, MaskSettings, FlaggedSettings, JudgeSettings,
     panel: ClassVar[str | None] = "Audit"
 
     prompts: Path | None = None
-    """File of the prompts to audit: .txt, .csv or .jsonl."""
+    """File of the prompts to audit: .txt, .csv, .tsv, .jsonl, .json or .parquet; or the folder of a data set."""
+    column: str | None = None
+    """Column or key of the file with the prompts; `prompt`, `caption` or `text` unless given."""
+    long: Long = "truncate"
+    """What is done about prompts that are longer than the text encoders read: cut off as diffusers does it, left out,
+    or refused."""
     references: Path | None = None
     """File of captions that are not memorized, to calibrate on instead of `calibration`; 150 support a false-positive
     rate of 1%."""
@@ -140,12 +163,19 @@ class PromptSettings(Settings):
     prompt: Names = Field(default_factory=list)
     """A prompt; can be given several times."""
     prompts: Path | None = None
-    """File of prompts: .txt, .csv or .jsonl."""
+    """File of prompts: .txt, .csv, .tsv, .jsonl, .json or .parquet; or the folder of a data set."""
+    column: str | None = None
+    """Column or key of the file with the prompts; `prompt`, `caption` or `text` unless given."""
+    long: Long = "truncate"
+    """What is done about prompts that are longer than the text encoders read: cut off as diffusers does it, left out,
+    or refused."""
 
     @model_validator(mode="after")
     def _check_one_source(self) -> Self:
         if self.prompt and self.prompts is not None:
             raise ValueError("got both prompt and prompts; give one of them")
+        if self.column is not None and self.prompts is None:
+            raise ValueError("got column without a file of prompts, which has columns; give prompts")
         if any(not text.strip() for text in self.prompt):
             raise ValueError("got an empty prompt; give a text")
         return self
@@ -213,6 +243,11 @@ class CalibrateSettings(MapSettings, CallSettings):
     generated."""
     leave_out: Literal["none", "suspicious"] = "none"
     """Which reference prompts are left out after they were generated: none, or those that look memorized themselves."""
+    column: str | None = None
+    """Column or key of the file with the prompts; `prompt`, `caption` or `text` unless given."""
+    long: Long = "truncate"
+    """What is done about prompts that are longer than the text encoders read: cut off as diffusers does it, left out,
+    or refused."""
     seed: int = Field(1_000_000, ge=0, le=2**62)
     """Seed of the first image; every further image has the next seed."""
     detector: Names = Field(default_factory=list)
