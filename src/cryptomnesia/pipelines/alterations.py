@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from cryptomnesia.pipelines.adapters import is_adapted
 from cryptomnesia.pipelines.identity import VOUCHED, code_of, identity, in_library, qualified
+from cryptomnesia.pipelines.observers import observes
 
 _FRESH: WeakKeyDictionary[nn.Module, tuple[Any, nn.Module | None]] = WeakKeyDictionary()
 """Network → its configuration, and a network that was made from it."""
@@ -32,17 +33,6 @@ _OF_TORCH = frozenset({*vars(nn.Module()), "_compiled_call_impl", "_is_full_back
 _HARMLESS = frozenset(
     {
         # kept by libraries about loading and moving
-        "_hf_hook",
-        "_old_forward",
-        "_diffusers_hook",
-        "_is_hf_initialized",
-        "_hf_peft_config_loaded",
-        "_is_quantized_training_enabled",
-        "_output_capturing_hooks_installed",
-        "_is_torch_compile",
-        "_pre_quantization_dtype",
-        "_quantization_config",
-        "_weight_conversions",
         "hf_device_map",
         "hf_quantizer",
         "is_loaded_in_4bit",
@@ -168,6 +158,9 @@ def _altered(
         if name in _OF_TORCH or name in _HARMLESS:
             continue
         before = usual.get(name)
+        if name.startswith("_") and name not in usual and in_library(kind):
+            # a library's notes about loading; no code that came with the class reads anything else
+            continue
         if value is before or _same(value, before) or _same(value := _plain(value), _plain(before)):
             continue
         yield from _flat(prefix + name, identity(f"{place}.{name}", value, known))
@@ -184,9 +177,9 @@ def _plain(value: Any) -> Any:
     """An attention processor as the one that computes the same, up to rounding."""
     name = type(value).__name__
     backend = getattr(value, "_attention_backend", None)
-    if name in _LIKE and in_library(type(value)):
+    if name in {*_LIKE, *_LIKE.values()} and in_library(type(value)):
         held = {key: item for key, item in vars(value).items() if key not in _HARMLESS and not key.startswith("_")}
-        return {"is": _LIKE[name], **held}
+        return {"is": _LIKE.get(name, name), **held}
     if backend is not None and in_library(type(value)) and not str(_text(backend)).startswith(_ROUNDING):
         return {"is": name, "backend": _text(backend)}
     return value
@@ -277,8 +270,9 @@ def _calls(
 
 
 def _observes(hook: Any) -> bool:
-    """Whether a hook is one of this library's, or one with which transformers collects hidden states."""
-    return str(getattr(hook, "__module__", "")).startswith(("cryptomnesia.", "transformers.utils.output_capturing"))
+    """Whether a hook changes nothing: this library's, those with which transformers collects states, and counters."""
+    ours = str(getattr(hook, "__module__", "")).startswith(("cryptomnesia.", "transformers.utils.output_capturing"))
+    return ours or observes(hook)
 
 
 def _settings(place: str, hook: Any, known: Mapping[int, str]) -> dict[str, Any]:
