@@ -5,7 +5,6 @@ alteration are compared, so that a situation is in the right group by measuremen
 """
 
 import copy
-import inspect
 from functools import cache, partial
 
 import accelerate
@@ -17,9 +16,7 @@ from accelerate.hooks import AlignDevicesHook, CpuOffload, add_hook_to_module
 from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    FasterCacheConfig,
     FirstBlockCacheConfig,
-    FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
@@ -40,7 +37,7 @@ from diffusers.models.attention_processor import (
 from peft import LoraConfig, get_peft_model_state_dict
 
 from cryptomnesia import UsageError
-from cryptomnesia.pipelines.fingerprint import differences, fingerprint
+from cryptomnesia.pipelines.fingerprint import differences
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import WIDTH, flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from cryptomnesia.tracing.watching import watch
@@ -56,13 +53,6 @@ def deep_flux():
     torch.manual_seed(0)
     config = {**pipe.transformer.config, "num_layers": 3, "num_single_layers": 2}
     pipe.transformer = FluxTransformer2DModel.from_config(config).eval()
-    return pipe
-
-
-def large():
-    """Stable Diffusion that makes pictures larger than a tile."""
-    pipe = stable_diffusion()
-    pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 16, 8
     return pipe
 
 
@@ -84,8 +74,7 @@ def print_of(pipe, **more):
     return Setup.of(pipe, {**CALL, **more}).fingerprint
 
 
-
-# ---------------------------------------------------------------------------------------------------- adapters
+# adapters
 
 
 def randomized(module, seed=1):
@@ -210,7 +199,7 @@ def lora_with_dropout(pipe):
     pipe.unet.train()
 
 
-# ------------------------------------------------------------------------------------------------- patched modules
+# patched modules
 
 
 def freeu(pipe):
@@ -286,8 +275,6 @@ def observed(pipe):
 def watched(pipe):
     context = watch(pipe)
     context.__enter__()
-    pipe.kept = None
-    del pipe.kept
     OPEN.append(context)
 
 
@@ -324,7 +311,7 @@ def channels_last(pipe):
     pipe.unet.to(memory_format=torch.channels_last)
 
 
-# -------------------------------------------------------------------------------------------------------- attention
+# attention
 
 
 class Sharper:
@@ -383,7 +370,7 @@ def ip_adapter(scale, seed=0):
     return change
 
 
-# ----------------------------------------------------------------------------------------------------------- caches
+# caches
 
 
 def cached(config):
@@ -433,7 +420,7 @@ def own_model_hook(pipe):
     HookRegistry.check_if_exists_or_initialize(pipe.transformer.transformer_blocks[1]).register_hook(Doubling(), "own")
 
 
-# ------------------------------------------------------------------------------------------------------- offloading
+# offloading
 
 
 def cpu_offload(pipe):
@@ -488,7 +475,7 @@ def sequential_and_other_weights(pipe):
     sequential_offload(pipe)
 
 
-# ---------------------------------------------------------------------------------------- dtypes, quantized weights
+# dtypes, quantized weights
 
 
 def half_vae(pipe):
@@ -537,7 +524,7 @@ def quantized(step):
     return change
 
 
-# --------------------------------------------------------------------------------------------- tokenizers and prompts
+# tokenizers and prompts
 
 
 def with_concept(pipe):
@@ -575,7 +562,7 @@ def used_tokenizer(pipe):
     pipe.tokenizer(["a", "a red circle"], padding=True, truncation=True, max_length=3)
 
 
-# -------------------------------------------------------------------------------------- autoencoder, scheduler, pipeline
+# autoencoder, scheduler, pipeline
 
 
 def tiled(sample, latent, overlap=0.25):
@@ -593,10 +580,6 @@ def sliced(pipe):
 
 def scaling_factor(pipe):
     pipe.vae.register_to_config(scaling_factor=0.3)
-
-
-def eos(pipe):
-    pipe.text_encoder.config.eos_token_id = 5
 
 
 def edited_schedule(pipe):
@@ -665,10 +648,6 @@ def another_factor(pipe):
 
 def zeros_for_empty(pipe):
     pipe.register_to_config(force_zeros_for_empty_prompt=False)
-
-
-def training(pipe):
-    pipe.text_encoder_2.train()
 
 
 def training_without_dropout(pipe):

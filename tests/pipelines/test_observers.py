@@ -56,7 +56,22 @@ def sometimes(module, args, output):
     return None
 
 
+def into(module, args, output):
+    torch.abs(output, out=output)
+
+
+def appends(module, args, output):
+    output.append(1)
+
+
+def by_name(module, args, output):
+    getattr(output, "mul_")(0.9)  # noqa: B009
+
+
 OTHERS = {
+    "into": into,
+    "appends to what it is given": appends,
+    "by name": by_name,
     "in place": in_place,
     "adds": adds,
     "sets": sets,

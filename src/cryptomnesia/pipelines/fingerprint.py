@@ -17,7 +17,7 @@ from cryptomnesia.pipelines.adapters import adapters, without_adapters
 from cryptomnesia.pipelines.alterations import alterations
 from cryptomnesia.pipelines.call import canonical, defaults_of
 from cryptomnesia.pipelines.families import family_of
-from cryptomnesia.pipelines.identity import identity, in_library, qualified
+from cryptomnesia.pipelines.identity import identity, qualified
 from cryptomnesia.pipelines.parts import changed, pipeline_identity, scheduler_alterations, tokenizer_identity
 from cryptomnesia.pipelines.tiling import tiles
 from cryptomnesia.pipelines.weights import digest, weights_of
@@ -52,7 +52,7 @@ def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
     config = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
     settings = family.sampling(family.arguments([""], sampling), defaults_of(pipe))
     dtype = _name(getattr(family.module, "dtype", None))
-    sections = _networks(pipe, tiled=tiles(pipe, settings))
+    sections: dict[str, Any] = {**_networks(pipe, tiled=tiles(pipe, settings))}
     sections["dtypes"] = {part: kinds for part, kinds in sections["dtypes"].items() if kinds != dtype}
     sections["scheduler_altered"] = scheduler_alterations(pipe.scheduler, _known(pipe))
     sections["tokenizers"] = {

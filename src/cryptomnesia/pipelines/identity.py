@@ -2,8 +2,8 @@
 
 A function or class of a library is known by its name. One of the user's own is also known by its compiled code, its
 defaults and the constants that it refers to, so that an edited one is another one. Whatever may change while a
-pipeline runs, or has hidden contents, is refused. Its owner can say what it is: the attribute `cryptomnesia_fingerprint`
-of a function, a class or an object is a text that stands for it, "" for one that changes no picture.
+pipeline runs, or has hidden contents, is refused. Its owner can say what it is: `cryptomnesia_fingerprint` is an
+attribute of a function, a class or an object, a text that stands for it, "" for one that changes no picture.
 """
 
 import builtins
@@ -32,10 +32,8 @@ LIBRARIES = frozenset(
     {
         "accelerate",
         "bitsandbytes",
-        "builtins",
         "cryptomnesia",
         "diffusers",
-        "functools",
         "gguf",
         "huggingface_hub",
         "numpy",
@@ -75,7 +73,8 @@ def qualified(kind: Any) -> str:
 
 def in_library(kind: Any) -> bool:
     """Whether a class or function is one of a library's."""
-    return str(getattr(kind, "__module__", None) or "builtins").partition(".")[0] in LIBRARIES
+    package = str(getattr(kind, "__module__", None) or "builtins").partition(".")[0]
+    return package in LIBRARIES or package in sys.stdlib_module_names
 
 
 def code_of(kind: type) -> str:
@@ -143,8 +142,8 @@ class _Identity:
             held = [self.of(item, within) for item in (value.func, value.args, value.keywords)]
             return {"is": "partial", "function": held[0], "args": held[1], "keywords": held[2]}
         if isinstance(value, MethodType):
-            return {"is": value.__func__.__qualname__, "of": self.of(value.__self__, within)}
-        if isinstance(value, BuiltinFunctionType) or type(value).__module__ == "builtins" and not _is_function(value):
+            return {"is": self.of(value.__func__, within), "of": self.of(value.__self__, within)}
+        if isinstance(value, BuiltinFunctionType) or (type(value).__module__ == "builtins" and not _is_function(value)):
             return qualified(value)
         if _is_function(value):
             return self._function(value, within)

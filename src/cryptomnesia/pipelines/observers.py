@@ -6,6 +6,7 @@ uses no names but those below, none of which changes a tensor. Whatever is not p
 
 import dis
 from collections import deque
+from itertools import pairwise
 from queue import Queue
 from types import CodeType, FunctionType
 from typing import Any
@@ -14,14 +15,19 @@ _COLLECTING = frozenset({"add", "append", "appendleft", "extend", "fail", "put",
 """Functions and methods that return nothing."""
 
 _READING = frozenset(
-    "Tensor abs all any bool clone cpu device dict detach dtype enumerate float get get_ident getattr int isfinite isinf "
-    "isinstance isnan item items keys len list max mean min monotonic name ndim norm now numel numpy perf_counter "
-    "pytest range repr sample shape size std str sum time tolist torch tuple type values zip".split()
+    "Tensor abs all any bool clone cpu device dict detach dtype enumerate float get get_ident int isfinite "
+    "isinf isinstance isnan item items keys len list max mean min monotonic name ndim norm now numel numpy "
+    "perf_counter pytest range repr sample shape size std str sum time tolist torch tuple type values zip".split()
 )
 """Names of functions, methods, attributes and modules that change nothing that they are given."""
 
 _COLLECTIONS = (list, set, deque, Queue, int, float)
 """What a module may hold that a function counts in or collects into."""
+
+_METHODS = ("LOAD_METHOD", "LOAD_ATTR")
+
+_OUTSIDE = ("LOAD_DEREF", "LOAD_GLOBAL")
+"""How a function loads what it has not been given."""
 
 _COUNTING = ("STORE_DEREF", "STORE_GLOBAL")
 
@@ -41,7 +47,13 @@ def _proved(code: CodeType) -> bool:
     steps = [step for step in dis.get_instructions(code) if step.opname not in ("NOP", "CACHE", "RESUME", "PRECALL")]
     if any(step.opname.startswith(_WRITING) for step in steps):
         return False
-    for step, following in zip(steps, steps[1:], strict=False):
+    if any(isinstance(constant, tuple) and "out" in constant for constant in code.co_consts):
+        # torch.abs(output, out=output)
+        return False
+    for step, following in pairwise(steps):
+        if following.opname in _METHODS and following.argval in _COLLECTING and step.opname not in _OUTSIDE:
+            # an argument may be a list
+            return False
         # a variable of the function around it may be counted up, but an argument not changed in place
         if step.opname == "BINARY_OP" and step.argrepr.endswith("=") and following.opname not in _COUNTING:
             return False
@@ -63,6 +75,5 @@ def _is_one_call(steps: list[dis.Instruction]) -> bool:
     loaded = [step for step in steps if step.opname not in ("COPY_FREE_VARS", "PUSH_NULL")]
     if loaded[0].opname == "LOAD_GLOBAL" and loaded[0].argval in _COLLECTING:
         return True
-    # what is called is loaded first; it must not be a method of an argument
-    owner, method = loaded[:2]
-    return owner.opname in ("LOAD_DEREF", "LOAD_GLOBAL") and method.argval in _COLLECTING
+    # what is called is loaded first
+    return loaded[0].opname in _OUTSIDE and loaded[1].argval in _COLLECTING

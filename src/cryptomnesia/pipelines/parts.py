@@ -1,4 +1,4 @@
-"""What a fingerprint holds of the parts of a pipeline that are no networks: scheduler, tokenizers, the pipeline itself."""
+"""What a fingerprint holds beside networks: of the scheduler, the tokenizers and the pipeline itself."""
 
 import copy
 import hashlib
@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.alterations import _flat, _same
+from cryptomnesia.pipelines.fresh import same
+from cryptomnesia.pipelines.hooks import flat
 from cryptomnesia.pipelines.identity import code_of, identity, in_library, qualified
 
 _VOCABULARIES: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
@@ -55,7 +56,7 @@ def scheduler_alterations(scheduler: Any, known: Mapping[int, str]) -> dict[str,
     for base in kind.__mro__:
         for name, member in vars(base).items() if in_library(base) and base is not object else ():
             if inspect.isfunction(member) and not in_library(member):
-                found |= _flat(name, identity(f"the scheduler's {name}", member, known))
+                found |= flat(name, identity(f"the scheduler's {name}", member, known))
     ours, fresh = copy.copy(scheduler), kind.from_config(scheduler.config)
     for name, value in list(vars(ours).items()):
         # a watch puts wrappers around methods, which observe
@@ -64,7 +65,7 @@ def scheduler_alterations(scheduler: Any, known: Mapping[int, str]) -> dict[str,
         if callable(value) and hasattr(kind, name):
             delattr(ours, name)
             if not (inspect.ismethod(value) and value.__func__ is getattr(kind, name)):
-                found |= _flat(name, identity(f"the scheduler's {name}", value, known))
+                found |= flat(name, identity(f"the scheduler's {name}", value, known))
     if found:
         # a patched scheduler need not take timesteps in the usual way
         both = (ours, fresh)
@@ -75,8 +76,8 @@ def scheduler_alterations(scheduler: Any, known: Mapping[int, str]) -> dict[str,
     mine, usual = ({k: v for k, v in vars(one).items() if k not in _OF_A_RUN} for one in (ours, fresh))
     for name in sorted(mine.keys() | usual.keys()):
         value, before = mine.get(name), usual.get(name)
-        if not (value is before or _same(_number(value), _number(before))):
-            found |= _flat(name, identity(f"the scheduler's {name}", value, known))
+        if not (value is before or same(_number(value), _number(before))):
+            found |= flat(name, identity(f"the scheduler's {name}", value, known))
     return found
 
 
@@ -141,22 +142,33 @@ def pipeline_identity(pipe: Any, known: Mapping[int, str]) -> dict[str, Any]:
             continue
         if callable(value) and hasattr(kind, name):
             if not (inspect.ismethod(value) and value.__func__ is getattr(kind, name)):
-                found |= _flat(name, identity(place, value, known))
+                found |= flat(name, identity(place, value, known))
         elif name.startswith("_") or isinstance(value, nn.Module):
             continue
-        elif hasattr(value, "config") and isinstance(value.config, Mapping):
-            found |= _flat(name, _processor(place, value, known))
+        elif isinstance(getattr(value, "config", None), Mapping):
+            found |= flat(name, _processor(place, value, known))
         else:
-            found |= _flat(name, identity(place, value, known))
-    for name, part in components.items():
-        if part is None or isinstance(part, nn.Module) or hasattr(part, "get_vocab") or name == "scheduler":
-            continue
-        if in_library(type(part)):
-            held = {key: getattr(part, key) for key in _PROCESSING if hasattr(part, key)}
-            found |= _flat(name, identity(f"the pipeline's {name}", held or part, known))
-        else:
-            found |= _flat(name, identity(f"the pipeline's {name}", part, known))
+            found |= flat(name, identity(place, value, known))
+    for name, part in _others(components).items():
+        others = {number: word for number, word in known.items() if number != id(part)}
+        held = {key: getattr(part, key) for key in _PROCESSING if in_library(type(part)) and hasattr(part, key)}
+        found |= flat(name, identity(f"the pipeline's {name}", held or part, others))
     return dict(sorted(found.items()))
+
+
+def _others(components: Mapping[str, Any]) -> dict[str, Any]:
+    """The components that are neither networks nor tokenizers nor the scheduler.
+
+    What looks at finished pictures is left out: a checker that is no network, and the processor that serves it.
+    """
+    left_out = {"scheduler", "safety_checker"}
+    if components.get("image_encoder") is None:
+        left_out.add("feature_extractor")
+    return {
+        name: part
+        for name, part in components.items()
+        if not (part is None or name in left_out or isinstance(part, nn.Module) or hasattr(part, "get_vocab"))
+    }
 
 
 def _processor(place: str, processor: Any, known: Mapping[int, str]) -> dict[str, Any]:
@@ -173,8 +185,7 @@ def changed(configured: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in sorted(configured.config.items())
-        if not name.startswith("_")
-        and not (name in parameters and _listed(parameters[name].default) == _listed(value))
+        if not name.startswith("_") and not (name in parameters and _listed(parameters[name].default) == _listed(value))
     }
 
 

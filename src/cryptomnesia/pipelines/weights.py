@@ -68,9 +68,7 @@ def weights_of(part: str, network: nn.Module) -> dict[str, Tensor]:
     if not any(value.is_meta for value in weights.values()):
         return weights
     hooks = {name: hook for name, module in network.named_modules() for hook in _offloading(module)}
-    return {
-        name: _onloaded(hooks, part, name) if value.is_meta else value for name, value in sorted(weights.items())
-    }
+    return {name: _onloaded(hooks, part, name) if value.is_meta else value for name, value in sorted(weights.items())}
 
 
 def _offloading(module: nn.Module) -> list[Any]:
