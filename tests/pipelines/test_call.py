@@ -3,10 +3,12 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from diffusers.callbacks import SDCFGCutoffCallback
 from PIL import Image
 
 from cryptomnesia import UsageError
 from cryptomnesia.pipelines.call import NEUTRAL, canonical, defaults_of, silent
+from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import (
     flux,
@@ -107,6 +109,15 @@ def test_not_a_number_is_refused():
         Setup.of(stable_diffusion(), {"eta": float("nan")})
     with pytest.raises(UsageError, match=r"got NaN for cross_attention_kwargs\['scale'\]"):
         Setup.of(stable_diffusion(), {"cross_attention_kwargs": {"scale": np.float32("nan")}})
+
+
+def test_a_callback_of_diffusers_is_refused_because_it_changes_guidance():
+    pipe = stable_diffusion()
+    family = family_of(pipe)
+    with pytest.raises(UsageError, match="got callback_on_step_end of type SDCFGCutoffCallback, whose content"):
+        family.sampling({"callback_on_step_end": SDCFGCutoffCallback(cutoff_step_ratio=0.4)}, defaults_of(pipe))
+    # a function of the user's own may show progress
+    assert family.sampling({"callback_on_step_end": lambda *_: {}}, defaults_of(pipe)).options == {}
 
 
 @pytest.mark.parametrize("value", [torch.ones(2).to("meta"), torch.eye(2).to_sparse()])

@@ -62,7 +62,7 @@ def alterations(part: str, network: nn.Module, config: Any, known: Mapping[int, 
     kinds: dict[type, None] = {}
     for place, module in present.items():
         kinds[type(module)] = None
-        for what, value in _altered(f"the {part}'s {place}".rstrip(), module, own.get(place), known):
+        for what, value in _altered(f"the {part}'s {place}{'.' if place else ''}", module, own.get(place), known):
             found[what].append((place, json.dumps(value, sort_keys=True) if not isinstance(value, str) else value))
     for place in own.keys() - present.keys():
         found["class"].append((place, "None"))
@@ -121,7 +121,7 @@ def _altered(
             continue
         if value is before or same(value, before) or same(value := _plain(value), _plain(before)):
             continue
-        yield from flat(prefix + name, identity(f"{place}.{name}", value, known))
+        yield from flat(prefix + name, identity(f"{place}{name}", value, known))
     for name in usual.keys() - attributes.keys() - _OF_TORCH - HARMLESS:
         if usual[name] is not None:
             yield prefix + name, "None"
@@ -153,7 +153,7 @@ def _buffers(prefix: str, place: str, module: nn.Module, fresh: nn.Module | None
         value = module._buffers.get(name)
         before = None if fresh is None else fresh._buffers.get(name)
         if value is not None and not value.is_meta and not same(value, before):
-            yield prefix + name, identity(f"{place}.{name}", value)
+            yield prefix + name, identity(f"{place}{name}", value)
 
 
 def _is_random(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
@@ -34,7 +35,10 @@ NEUTRAL = frozenset(name for name in PER_PROMPT if not name.startswith("negative
     "output_type",
     "return_dict",
 }
-"""Arguments on which a calibration does not depend: they choose the image, not the way in which images are made."""
+"""Arguments on which a calibration does not depend: they choose the image, not the way in which images are made.
+
+The callbacks that diffusers has classes for are an exception, because they switch off guidance or adapters.
+"""
 
 _SAMPLED = frozenset({"num_inference_steps", "guidance_scale", "height", "width"})
 """Arguments that `Sampling` has fields for."""
@@ -65,7 +69,8 @@ def sampling_of(given: Mapping[str, Any], defaults: Mapping[str, Any], *, native
     options = {
         name: value
         for name, value in given.items()
-        if name not in NEUTRAL | _SAMPLED and canonical(name, value) != canonical(name, defaults.get(name))
+        if (name not in NEUTRAL | _SAMPLED or isinstance(value, PipelineCallback | MultiPipelineCallbacks))
+        and canonical(name, value) != canonical(name, defaults.get(name))
     }
     height, width = settings.get("height"), settings.get("width")
     return Sampling(

@@ -17,7 +17,8 @@ from cryptomnesia.pipelines.adapters import adapters, without_adapters
 from cryptomnesia.pipelines.alterations import alterations
 from cryptomnesia.pipelines.call import canonical, defaults_of
 from cryptomnesia.pipelines.families import family_of
-from cryptomnesia.pipelines.identity import identity, qualified
+from cryptomnesia.pipelines.hooks import global_hooks
+from cryptomnesia.pipelines.identity import identity
 from cryptomnesia.pipelines.parts import changed, pipeline_identity, scheduler_alterations, tokenizer_identity
 from cryptomnesia.pipelines.tiling import tiles
 from cryptomnesia.pipelines.weights import digest, weights_of
@@ -59,11 +60,12 @@ def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
         name: tokenizer_identity(part) for name, part in pipe.components.items() if hasattr(part, "get_vocab")
     }
     sections["pipe"] = pipeline_identity(pipe, _known(pipe))
+    sections["global"] = dict(global_hooks(_known(pipe)))
     sections["autocast"] = _autocast(family.module)
     return {
         "version": VERSION,
         "records": RECORDS,
-        "pipeline": qualified(type(pipe)),
+        "pipeline": identity("the pipeline's class", type(pipe)),
         "scheduler": type(pipe.scheduler).__name__,
         "scheduler_config": json.loads(json.dumps(config, default=_in_json, sort_keys=True)),
         "steps": settings.steps,

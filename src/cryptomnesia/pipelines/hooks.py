@@ -24,18 +24,27 @@ def around_calls(
         usual = [] if fresh is None else [*getattr(fresh, f"_{when}s").values()]
         for hook in hooks.values():
             if not _observes(hook) and not any(same(hook, other) for other in usual):
-                yield from flat(when, identity(f"{place}.{when}", hook, known))
+                yield from flat(when, identity(f"{place}{when}", hook, known))
     registry = getattr(module, "_diffusers_hook", None)
     for hook in getattr(registry, "hooks", {}).values():
         if type(hook).__name__ not in _OFFLOADING or not in_library(type(hook)):
-            yield from flat("hook", _settings(f"{place}.{type(hook).__name__}", hook, known))
+            yield from flat("hook", _settings(f"{place}{type(hook).__name__}", hook, known))
     hook = getattr(module, "_hf_hook", None)
     for inner in getattr(hook, "hooks", [hook]):
         if inner is not None and not (type(inner).__name__ in _ALIGNING and in_library(type(inner))):
-            yield from flat("hook", _settings(f"{place}.{type(inner).__name__}", inner, known))
+            yield from flat("hook", _settings(f"{place}{type(inner).__name__}", inner, known))
     forward = _innermost(module)
     if forward is not None:
-        yield from flat("forward", identity(f"{place}.forward", forward, {**known, id(module): "module"}))
+        yield from flat("forward", identity(f"{place}forward", forward, {**known, id(module): "module"}))
+
+
+def global_hooks(known: Mapping[int, str]) -> Iterator[tuple[str, Any]]:
+    """Hooks that torch calls for the modules of all networks."""
+    torch_modules: Any = nn.modules.module
+    for when in ("forward_pre_hook", "forward_hook"):
+        for hook in getattr(torch_modules, f"_global_{when}s").values():
+            if not _observes(hook):
+                yield from flat(when, identity(f"torch's global {when}", hook, known))
 
 
 def _observes(hook: Any) -> bool:

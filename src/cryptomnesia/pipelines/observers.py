@@ -15,9 +15,10 @@ _COLLECTING = frozenset({"add", "append", "appendleft", "extend", "fail", "put",
 """Functions and methods that return nothing."""
 
 _READING = frozenset(
-    "Tensor abs all any bool clone cpu device dict detach dtype enumerate float get get_ident int isfinite "
-    "isinf isinstance isnan item items keys len list max mean min monotonic name ndim norm now numel numpy "
-    "perf_counter pytest range repr sample shape size std str sum time tolist torch tuple type values zip".split()
+    "T Tensor abs all any bool cat chunk clone cpu detach device dict double dtype enumerate flatten float get "
+    "get_ident int isfinite isinf isinstance isnan item items keys len list max mean min monotonic name ndim norm "
+    "now numel numpy perf_counter permute pytest range repr reshape sample shape size split squeeze stack std str "
+    "sum time to tolist torch transpose tuple type unsqueeze values view zip".split()
 )
 """Names of functions, methods, attributes and modules that change nothing that they are given."""
 
