@@ -1,12 +1,14 @@
 import threading
 
+import diffusers
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
 from cryptomnesia import UsageError
 from cryptomnesia.pipelines.fingerprint import VERSION, differences, fingerprint, weights_digest
-from cryptomnesia.testing.miniatures import SAMPLING, OracleUNet, flux, stable_diffusion
+from cryptomnesia.pipelines.parts import scheduler_alterations
+from cryptomnesia.testing.miniatures import SAMPLING, OracleUNet, flux, stable_diffusion, stable_diffusion_3
 from cryptomnesia.testing.oracles import FiniteSet
 from cryptomnesia.tracing.watching import watch
 
@@ -132,6 +134,32 @@ def test_a_patched_step_is_seen_behind_a_watch(model):
     model.scheduler.step = lambda *args, **kwargs: step(*args, **kwargs)
     with watch(model), pytest.raises(UsageError, match="the scheduler's step is the function"):
         fingerprint(model, SAMPLING)
+
+
+SOLVERS = [
+    diffusers.HeunDiscreteScheduler,
+    diffusers.KDPM2AncestralDiscreteScheduler,
+    diffusers.KDPM2DiscreteScheduler,
+    diffusers.LCMScheduler,
+    diffusers.PNDMScheduler,
+    diffusers.SASolverScheduler,
+    diffusers.UniPCMultistepScheduler,
+    diffusers.FlowMatchHeunDiscreteScheduler,
+    diffusers.FlowMatchLCMScheduler,
+]
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_what_a_run_leaves_in_a_scheduler_does_not_count(kind):
+    flow = "Flow" in kind.__name__
+    pipe = stable_diffusion_3() if flow else stable_diffusion()
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    assert scheduler_alterations(pipe.scheduler, {}) == {}
+    pipe("a red circle", num_inference_steps=3, height=16, width=16, output_type="latent")
+    assert scheduler_alterations(pipe.scheduler, {}) == {}
+    if not flow:
+        pipe.scheduler.alphas_cumprod = pipe.scheduler.alphas_cumprod * 0.999
+        assert "alphas_cumprod" in scheduler_alterations(pipe.scheduler, {})
 
 
 def test_a_network_of_ones_own_is_compared_as_a_whole(model):

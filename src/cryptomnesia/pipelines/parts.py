@@ -1,10 +1,13 @@
 """What a fingerprint holds beside networks: of the scheduler, the tokenizers and the pipeline itself."""
 
 import copy
+import dis
 import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,10 +25,13 @@ _VOCABULARIES: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
 _PROBES = ("A Red-Circle, 1984's", "naïve ÉCLAIR (3.5x)", "  two  spaces\n", "日本 😀", "<concept> #tag_x")
 """Texts in which tokenizers with the same vocabulary differ: case, accents, numbers, spaces, other scripts."""
 
-_OF_A_RUN = frozenset({"_begin_index", "_step_index", "is_scale_input_called", "noise_sampler", "_internal_dict"})
-"""Attributes of schedulers that a run sets, and that the next run sets again."""
+_OF_A_RUN = frozenset(
+    {"_begin_index", "_init_size", "_internal_dict", "_step_index", "noise_sampler", "sigma_data", "timestep_list"}
+)
+"""Attributes of schedulers that a run sets, beside those that the code of `step` sets."""
 
-_STEPS = 4
+_STEPS = (4, 2)
+"""Numbers of steps for which schedulers are compared; one for two steps takes no other number."""
 
 _PROCESSING = (
     "size",
@@ -72,8 +78,9 @@ def scheduler_alterations(scheduler: Any, known: Mapping[int, str]) -> dict[str,
         if not all(map(_begun, both)):
             return found
     elif not (_begun(ours) and _begun(fresh)):
-        raise UsageError(f"the {qualified(kind)} cannot set {_STEPS} timesteps; check its configuration")
-    mine, usual = ({k: v for k, v in vars(one).items() if k not in _OF_A_RUN} for one in (ours, fresh))
+        raise UsageError(f"the {qualified(kind)} cannot set its timesteps; check its configuration")
+    of_a_run = _OF_A_RUN | _set_by_steps(kind)
+    mine, usual = ({k: v for k, v in vars(one).items() if k not in of_a_run} for one in (ours, fresh))
     for name in sorted(mine.keys() | usual.keys()):
         value, before = mine.get(name), usual.get(name)
         if not (value is before or same(_number(value), _number(before))):
@@ -88,11 +95,24 @@ def _number(value: Any) -> Any:
 def _begun(scheduler: Any) -> bool:
     """Set a few timesteps as a pipeline does; whether that worked."""
     shifting = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
-    try:
-        scheduler.set_timesteps(_STEPS, **shifting)
-    except (TypeError, ValueError, AttributeError):
-        return False
-    return True
+    for steps in _STEPS:
+        with suppress(Exception):
+            scheduler.set_timesteps(steps, **shifting)
+            return True
+    return False
+
+
+@cache
+def _set_by_steps(kind: type) -> frozenset[str]:
+    """Names of the attributes that a scheduler's methods for taking a step set."""
+    methods = [getattr(kind, name) for name in dir(kind) if name.startswith("step") or name == "scale_model_input"]
+    return frozenset(
+        instruction.argval
+        for method in methods
+        if inspect.isfunction(method)
+        for instruction in dis.get_instructions(inspect.unwrap(method))
+        if instruction.opname == "STORE_ATTR"
+    )
 
 
 def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
