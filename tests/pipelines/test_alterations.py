@@ -141,7 +141,6 @@ SOLVERS = [
     diffusers.KDPM2AncestralDiscreteScheduler,
     diffusers.KDPM2DiscreteScheduler,
     diffusers.LCMScheduler,
-    diffusers.PNDMScheduler,
     diffusers.SASolverScheduler,
     diffusers.UniPCMultistepScheduler,
     diffusers.FlowMatchHeunDiscreteScheduler,
