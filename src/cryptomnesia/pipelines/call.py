@@ -20,6 +20,9 @@ PER_PROMPT = frozenset(
 )
 """Arguments of diffusers' pipelines with one value per prompt."""
 
+PICTURES = frozenset({"image", "mask_image", "control_image"})
+"""Arguments of diffusers' pipelines with one picture for all prompts, or one per prompt."""
+
 NEUTRAL = frozenset(name for name in PER_PROMPT if not name.startswith("negative_")) | {
     "batch_size",
     "callback",
@@ -101,7 +104,7 @@ def canonical(name: str, value: Any) -> Any:
         value = value.item()
     if isinstance(value, list | tuple):
         items = [canonical("", item) for item in value]
-        if name in PER_PROMPT and items and all(item == items[0] for item in items):
+        if name in PER_PROMPT | PICTURES and items and all(item == items[0] for item in items):
             return canonical(name, items[0])
         return items
     if isinstance(value, Mapping):

@@ -17,6 +17,9 @@ Inputs = Mapping[str, Any]
 CONTEXT = "_context"
 """Further channels or tokens that the network is given behind the noisy ones, (B, …): a mask, or a picture to edit."""
 
+CONTROL = "_control"
+"""Conditioning of a second network that reads the same noisy samples, as a dictionary."""
+
 GRID = "_grid"
 """Height and width of packed latents in tokens, as `Shared`."""
 

@@ -175,7 +175,9 @@ class Setup:
     def evaluations(self) -> int | None:
         """The number of denoiser evaluations of a run, None if only the run itself shows it."""
         steps = self.sampling.steps
-        if steps < 1 or {"timesteps", "sigmas", "denoising_end"} & self.sampling.options.keys():
+        given = {"timesteps", "sigmas", "denoising_start", "denoising_end"} & self.sampling.options.keys()
+        # with a picture to begin from, the first steps are left out
+        if steps < 1 or given or "strength" in defaults_of(self.pipe):
             return None
         kind, config = type(self.pipe.scheduler), self.pipe.scheduler.config
         # another scheduler of this kind is asked, because the pipeline's may be in use

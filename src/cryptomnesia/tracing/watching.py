@@ -140,7 +140,7 @@ class Watch:
         # in another thread by another pipeline that shares it
         call = self._calls[-1] if self._calls else None
         if call is not None and not (call.complete or _ASKING.get()) and call.thread == get_ident():
-            self._pending.append(NetworkCall(args, kwargs, output))
+            self._pending.append(NetworkCall(args, kwargs, output, module))
 
     def _plan(self, call: _Call, scheduler: Any, t: Any) -> None:
         """Find out at the first step which of the scheduler's timesteps the call will use."""
@@ -305,7 +305,9 @@ def watch(
     if family is not None:
         vouch(pipe, family)
     seen = Watch(pipe, keep, steer, after_step, norms, signals)
-    unhook = after_forward(seen.family.module, seen.on_forward)
+    # families of other packages need not say that there is nothing beside the network
+    networks = (seen.family.module, *getattr(seen.family, "beside", ()))
+    unhook = [after_forward(network, seen.on_forward) for network in networks]
     # if the pipeline is given another scheduler inside the block, this one still has to be left as it was
     scheduler = pipe.scheduler
     wrapping = attach(scheduler, seen)
@@ -313,7 +315,8 @@ def watch(
         yield seen
     finally:
         detach(scheduler, seen, wrapping)
-        unhook()
+        for remove in unhook:
+            remove()
 
 
 def _check_names(recorded: Sequence[Norm | Signal]) -> None:

@@ -26,11 +26,13 @@ class NetworkCall:
         args: positional arguments.
         kwargs: keyword arguments.
         output: what the network returned.
+        module: the network.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     output: Any
+    module: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,12 @@ class Family(Protocol):
     module: nn.Module
     kind: Kind
     schedule: Schedule
+
+    @property
+    def beside(self) -> tuple[nn.Module, ...]:
+        """Further networks whose calls `read` is given."""
+        ...
+
     conditional: ClassVar[bool]
 
     def read(self, calls: Sequence[NetworkCall], sample: Tensor) -> Evaluation | None:
@@ -157,6 +165,11 @@ class NetworkFamily:
         check_solver(pipe.scheduler, flow=self.flow, distilled=self.distilled)
         self.kind: Kind = kind_of(pipe.scheduler)
         self.schedule: Schedule = schedule_of(pipe.scheduler)
+
+    @property
+    def beside(self) -> tuple[nn.Module, ...]:
+        """Further networks whose calls `read` is given: none."""
+        return ()
 
     @property
     def distilled(self) -> bool:
@@ -299,12 +312,13 @@ def _parameters(kind: type) -> tuple[str, ...]:
 
 def captioned(prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
     """Arguments of a call of a text-to-image pipeline that makes one image per prompt."""
+    # a pipeline that is given a picture takes no size, and for others None need not mean the model's own
+    sizes = {"height": sampling.height, "width": sampling.width}
     return {
         "prompt": list(prompts),
         "num_inference_steps": sampling.steps,
         "guidance_scale": sampling.guidance,
-        "height": sampling.height,
-        "width": sampling.width,
+        **{name: size for name, size in sizes.items() if size is not None},
         **{name: _repeated(name, value, len(prompts)) for name, value in sampling.options.items()},
     }
 

@@ -82,7 +82,6 @@ def unet(**more: Any) -> UNet2DConditionModel:
     """Two levels with cross-attention, 8×8 latents."""
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=4,
         out_channels=4,
         block_out_channels=(8, 16),
         norm_num_groups=4,
@@ -90,5 +89,5 @@ def unet(**more: Any) -> UNet2DConditionModel:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
         attention_head_dim=2,
-        **{"cross_attention_dim": WIDTH, **more},
+        **{"in_channels": 4, "cross_attention_dim": WIDTH, **more},
     )
