@@ -110,6 +110,21 @@ def together(first: Any, second: Any) -> Any:
     return first if isinstance(second, Shared) and _equal(first.value, second.value) else None
 
 
+def carried(inputs: Inputs, run: Inputs) -> Inputs:
+    """Conditioning of other captions, with what an evaluation of a run was given beside its captions.
+
+    This is the picture behind the noisy samples, which may have been encoded at random, and how strongly a second
+    network acts, which may change during a run.
+    """
+    found = dict(inputs)
+    if CONTEXT in inputs and CONTEXT in run:
+        found[CONTEXT] = run[CONTEXT]
+    if CONTROL in inputs and CONTROL in run:
+        beside = ("controlnet_cond", "conditioning_scale")
+        found[CONTROL] = {**inputs[CONTROL], **{name: run[CONTROL][name] for name in beside if name in run[CONTROL]}}
+    return found
+
+
 def _every(change: Callable[[Any], Any], value: Any) -> Any:
     """A conditioning in which every tensor, `Shared` and `Listed` is changed."""
     if isinstance(value, Mapping):

@@ -236,6 +236,9 @@ class Setup:
                 f"{method.name} needs the unconditional branch, and at guidance {self.sampling.guidance:g} this {kind} "
                 "has none; give guidance above 1 to a model that is not distilled, or use another method"
             )
+        if hasattr(method, "map") or getattr(method, "signals", ()):
+            # a network with a cache is refused here, before anything is generated
+            self.family.denoiser()
         if "checkpoint" in method.requires and self.checkpoint is None:
             raise UsageError(f"{method.name} needs a less-trained checkpoint of the model; give one as `checkpoint`")
 

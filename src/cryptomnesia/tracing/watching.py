@@ -123,7 +123,8 @@ class Watch:
         """Begin the record of a new call of the pipeline, which has just set the scheduler's timesteps.
 
         Raises:
-            UsageError: if another pipeline of another family shares the scheduler and makes the call.
+            UsageError: if another pipeline of another family shares the scheduler and makes the call, or there are
+                signals to compute and the network has a cache.
         """
         caller = calling_pipeline(scheduler) or self.pipe
         if caller is not self.pipe and type(family_of(caller)) is not type(self.family):
@@ -131,6 +132,9 @@ class Watch:
                 f"a {type(caller).__name__} runs on the scheduler of the {type(self.pipe).__name__} that is being "
                 "watched; watch the pipeline that is called, or give it a scheduler of its own"
             )
+        if self._signals:
+            # a network that cannot be evaluated beside the run is refused before its first evaluation
+            self.family.denoiser()
         self._pending = []
         self._calls.append(_Call(tuple(float(t) for t in scheduler.timesteps), caller))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.pipelines.caches import check_uncached
 from cryptomnesia.pipelines.call import PER_PROMPT, sampling_of
 from cryptomnesia.pipelines.denoiser import Denoiser, Kind, Prediction
 from cryptomnesia.pipelines.inputs import CONTEXT, GRID, Inputs, Shared, input_rows, plain, sorted_out
@@ -258,7 +259,12 @@ class NetworkFamily:
         return captioned(prompts, sampling)
 
     def denoiser(self) -> "NetworkDenoiser":
-        """The network as a differentiable function."""
+        """The network as a differentiable function.
+
+        Raises:
+            UsageError: for a network with a cache.
+        """
+        check_uncached(self.module)
         return NetworkDenoiser(self)
 
 

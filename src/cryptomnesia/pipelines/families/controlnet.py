@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from cryptomnesia.pipelines.caches import check_uncached
 from cryptomnesia.pipelines.denoiser import Prediction
 from cryptomnesia.pipelines.families.base import (
     Branch,
@@ -65,7 +66,12 @@ class ControlNetFamily(UNetFamily):
         return replace(found, cond=cond, uncond=_controlled(found.uncond, input_rows(inputs, slice(images))))
 
     def denoiser(self) -> "ControlledDenoiser":
-        """The ControlNet and the UNet as one differentiable function."""
+        """The ControlNet and the UNet as one differentiable function.
+
+        Raises:
+            UsageError: for a UNet with a cache.
+        """
+        check_uncached(self.module)
         return ControlledDenoiser(self)
 
 

@@ -10,14 +10,11 @@ import PIL.Image
 import torch
 from diffusers import (
     ControlNetModel,
+    KolorsImg2ImgPipeline,
     LatentConsistencyModelImg2ImgPipeline,
-    StableDiffusionControlNetImg2ImgPipeline,
-    StableDiffusionControlNetInpaintPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
-    StableDiffusionXLControlNetImg2ImgPipeline,
-    StableDiffusionXLControlNetInpaintPipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
@@ -25,6 +22,7 @@ from diffusers import (
 
 from cryptomnesia.testing.miniatures.parts import unet
 from cryptomnesia.testing.miniatures.unets import (
+    kolors,
     latent_consistency,
     stable_diffusion,
     stable_diffusion_xl,
@@ -69,6 +67,11 @@ def refiner() -> StableDiffusionXLImg2ImgPipeline:
     return _quiet(StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True))
 
 
+def kolors_image_to_image() -> KolorsImg2ImgPipeline:
+    """Kolors, from picture to picture."""
+    return _made(KolorsImg2ImgPipeline, kolors())
+
+
 def latent_consistency_image_to_image() -> LatentConsistencyModelImg2ImgPipeline:
     """A latent consistency model, from picture to picture."""
     return _made(LatentConsistencyModelImg2ImgPipeline, latent_consistency())
@@ -95,15 +98,6 @@ def controlnet_xl(kind: type[Any] = StableDiffusionXLControlNetPipeline) -> Any:
     """SDXL with a ControlNet."""
     pipe = stable_diffusion_xl()
     return _made(kind, pipe, controlnet=_control(pipe.unet))
-
-
-CONTROLLED = {
-    "image to image": (lambda: controlnet(StableDiffusionControlNetImg2ImgPipeline), {**IMAGE, **CONTROL}),
-    "inpainting": (lambda: controlnet(StableDiffusionControlNetInpaintPipeline), {**MASKED, **CONTROL}),
-    "image to image xl": (lambda: controlnet_xl(StableDiffusionXLControlNetImg2ImgPipeline), {**IMAGE, **CONTROL}),
-    "inpainting xl": (lambda: controlnet_xl(StableDiffusionXLControlNetInpaintPipeline), {**MASKED, **CONTROL}),
-}
-"""Further pipelines with a ControlNet, and the pictures of their calls."""
 
 
 def _unet(make: Any, channels: int) -> Any:

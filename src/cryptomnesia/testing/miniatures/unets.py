@@ -96,12 +96,17 @@ def kolors() -> KolorsPipeline:
         ffn_hidden_size=37,
         kv_channels=8,
         num_attention_heads=4,
-        seq_length=LONGEST,
+        seq_length=256,
         original_rope=True,
     )
+    encoder = ChatGLMModel(config, empty_init=False)
+    for name, weight in encoder.named_parameters():
+        # it leaves these without a value
+        if "norm" in name:
+            torch.nn.init.ones_(weight)
     pipe = KolorsPipeline(
         vae=vae(force_upcast=False),
-        text_encoder=ChatGLMModel(config).eval(),
+        text_encoder=encoder.eval(),
         tokenizer=_Positions(),
         unet=unet(
             cross_attention_dim=2 * WIDTH,
