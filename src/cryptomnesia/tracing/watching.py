@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.denoiser import Prediction, norms
-from cryptomnesia.pipelines.families import NetworkCall, family_of, vouch
+from cryptomnesia.pipelines.families import Family, NetworkCall, family_of, vouch
 from cryptomnesia.pipelines.solvers import alpha_after, level_of
 from cryptomnesia.tracing.attaching import SolverCall, after_forward, attach, detach
 from cryptomnesia.tracing.steering import SolverStep
@@ -274,7 +274,7 @@ def calling_pipeline(scheduler: Any) -> Any:
 def watch(
     pipe: Any,
     *,
-    family: str | None = None,
+    family: str | type[Family] | None = None,
     keep: Keep = (),
     steer: Steer | None = None,
     after_step: Callable[[int], None] | None = None,

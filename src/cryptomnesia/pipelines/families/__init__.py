@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 _VOUCHED = "_cryptomnesia_family"
-"""Attribute of a pipeline that holds the name of the family that a user vouched for."""
+"""Attribute of a pipeline that holds the family that a user vouched for: a registered name, or the family's class."""
 
 
 def family_of(pipe: Any) -> Family:
@@ -33,10 +33,13 @@ def family_of(pipe: Any) -> Family:
     Raises:
         UsageError: for a pipeline of an unknown family, or a scheduler that does not solve the model.
     """
-    return load("family", getattr(pipe, _VOUCHED, None) or _pipeline_class(type(pipe)))(pipe)
+    vouched = getattr(pipe, _VOUCHED, None)
+    if vouched is not None and not isinstance(vouched, str):
+        return vouched(pipe)
+    return load("family", vouched or _pipeline_class(type(pipe)))(pipe)
 
 
-def vouch(pipe: Any, family: str) -> None:
+def vouch(pipe: Any, family: "str | type[Family]") -> None:
     """Say that a pipeline calls its network as the pipelines of a family do.
 
     This is for subclasses and research forks with a `__call__` of their own. Maps and scores are wrong if it is not
@@ -45,11 +48,17 @@ def vouch(pipe: Any, family: str) -> None:
 
     Args:
         pipe: the pipeline.
-        family: name of a family such as `stable-diffusion`, or of a pipeline class such as `StableDiffusionPipeline`.
+        family: name of a family such as `stable-diffusion`, or of a pipeline class such as `StableDiffusionPipeline`;
+            or the class of a family that no package has registered.
 
     Raises:
         UsageError: for an unknown family.
     """
+    if isinstance(family, type) and issubclass(family, NetworkFamily):
+        setattr(pipe, _VOUCHED, family)
+        return
+    if not isinstance(family, str):
+        raise UsageError(f"got {family!r} as family; give a name, or a class derived from NetworkFamily")
     known = entries("family")
     named = {load("family", name).name: name for name in known} if family not in known else {}
     if family not in {*known, *named}:

@@ -17,7 +17,7 @@ from cryptomnesia.settings import Sampling
 
 
 class UNetFamily(NetworkFamily):
-    """The family of `StableDiffusionPipeline`, `StableDiffusionXLPipeline`, `KolorsPipeline` and the pipeline of LCM."""
+    """The family of the text-to-image pipelines of SD 1, SD 2, SDXL, Kolors and LCM."""
 
     name: ClassVar[str] = "stable-diffusion"
     network: ClassVar[str] = "unet"

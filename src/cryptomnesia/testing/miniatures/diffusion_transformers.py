@@ -20,7 +20,7 @@ from transformers import Gemma2Config, Gemma2Model, T5Config, T5EncoderModel
 from cryptomnesia.testing.miniatures.parts import WIDTH, tokens, vae
 
 UNBINNED: dict[str, Any] = {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 32}
-"""Options of both pipelines: without them they refuse the size of a miniature, and clean captions with other packages."""
+"""Options of both pipelines, which otherwise refuse the size of a miniature, and clean captions with other packages."""
 
 UNINSTRUCTED: dict[str, Any] = {"height": 32, "width": 32, **UNBINNED, "complex_human_instruction": []}
 """Options of SANA, which puts an instruction of several hundred words before every caption."""

@@ -64,7 +64,8 @@ def image_to_image_xl() -> StableDiffusionXLImg2ImgPipeline:
 def refiner() -> StableDiffusionXLImg2ImgPipeline:
     """SDXL's refiner, which has one text encoder and reads an aesthetic score."""
     parts = stable_diffusion_xl(refines=True).components
-    return _quiet(StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True))
+    settings = {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
+    return _quiet(StableDiffusionXLImg2ImgPipeline(**parts, **settings))
 
 
 def kolors_image_to_image() -> KolorsImg2ImgPipeline:
