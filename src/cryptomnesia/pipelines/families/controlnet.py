@@ -29,16 +29,26 @@ class ControlNetFamily(UNetFamily):
 
     name: ClassVar[str] = "stable-diffusion-controlnet"
     pictures: ClassVar[frozenset[str]] = frozenset({"image"})
+    needed: ClassVar[frozenset[str]] = pictures
+
+    control: ClassVar[str] = "image"
+    """The picture of the ControlNet."""
+
+    def __init__(self, pipe: Any) -> None:
+        """Read what the network predicts, and on which noise schedule it was trained.
+
+        Raises:
+            UsageError: for a scheduler that does not solve the model.
+        """
+        super().__init__(pipe)
+        if hasattr(pipe.controlnet, "nets"):
+            # a list of pictures has one for each of several ControlNets, not one for each prompt
+            vars(self)["pictures"] = self.pictures - {self.control}
 
     @property
     def beside(self) -> tuple[nn.Module, ...]:
         """The ControlNet."""
         return (self.pipe.controlnet,)
-
-    @property
-    def paired(self) -> bool:
-        """Whether a picture belongs to every prompt; if there are several ControlNets, it belongs to one of them."""
-        return not hasattr(self.pipe.controlnet, "nets")
 
     def native(self) -> tuple[int, int]:
         """No size: without one, the picture's is taken."""
@@ -80,6 +90,8 @@ class ControlNetImageToImageFamily(ControlNetFamily):
 
     name: ClassVar[str] = "stable-diffusion-controlnet-image-to-image"
     pictures: ClassVar[frozenset[str]] = frozenset({"image", "control_image"})
+    needed: ClassVar[frozenset[str]] = pictures
+    control: ClassVar[str] = "control_image"
 
 
 class ControlNetInpaintFamily(ControlNetFamily):
@@ -87,6 +99,8 @@ class ControlNetInpaintFamily(ControlNetFamily):
 
     name: ClassVar[str] = "stable-diffusion-controlnet-inpainting"
     pictures: ClassVar[frozenset[str]] = frozenset({"image", "mask_image", "control_image"})
+    needed: ClassVar[frozenset[str]] = pictures
+    control: ClassVar[str] = "control_image"
 
 
 class ControlledDenoiser(NetworkDenoiser):

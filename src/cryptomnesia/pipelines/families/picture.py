@@ -15,6 +15,7 @@ class ImageToImageFamily(UNetFamily):
 
     name: ClassVar[str] = "stable-diffusion-image-to-image"
     pictures: ClassVar[frozenset[str]] = frozenset({"image"})
+    needed: ClassVar[frozenset[str]] = pictures
 
 
 class InpaintFamily(UNetFamily):
@@ -22,3 +23,4 @@ class InpaintFamily(UNetFamily):
 
     name: ClassVar[str] = "stable-diffusion-inpainting"
     pictures: ClassVar[frozenset[str]] = frozenset({"image", "mask_image"})
+    needed: ClassVar[frozenset[str]] = pictures

@@ -23,8 +23,8 @@ class UNetFamily(NetworkFamily):
     network: ClassVar[str] = "unet"
     sample_name: ClassVar[str] = "sample"
     by_position: ClassVar[bool] = True
-    pictures: ClassVar[frozenset[str]] = frozenset()
-    """Names of the call's arguments that are pictures, which every call needs."""
+    needed: ClassVar[frozenset[str]] = frozenset()
+    """Names of the pictures that every call needs."""
 
     @property
     def distilled(self) -> bool:
@@ -38,11 +38,6 @@ class UNetFamily(NetworkFamily):
     def guided_in(self, sampling: Sampling) -> bool:
         """Whether the guidance is above 1; a guidance-distilled UNet has no unconditional branch at any guidance."""
         return sampling.guidance > 1 and not self.distilled
-
-    @property
-    def paired(self) -> bool:
-        """Whether every prompt has a picture of its own."""
-        return True
 
     def native(self) -> tuple[int, int]:
         """The size in the UNet's configuration."""
@@ -66,23 +61,12 @@ class UNetFamily(NetworkFamily):
         """
         made = super().arguments(prompts, sampling)
         kind = type(self.pipe).__name__
-        if missing := sorted(self.pictures - made.keys()):
+        if missing := sorted(self.needed - made.keys()):
             raise UsageError(f"a {kind} needs {', '.join(missing)}; give it as an argument of the call")
+        for name in sorted(self.pictures & sampling.options.keys()):
+            given = sampling.options[name]
+            if isinstance(given, list | tuple) and len(given) > 1:
+                raise UsageError(f"got {len(given)} values of {name}; give one that holds for all images")
         if {"height", "width"} & (made.keys() - defaults_of(self.pipe).keys()):
             raise UsageError(f"a {kind} takes no height and width; its pictures are as large as the one it is given")
-        paired = self.pictures if self.paired else frozenset()
-        return {name: _each(name, value, len(prompts)) if name in paired else value for name, value in made.items()}
-
-
-def _each(name: str, value: Any, count: int) -> Any:
-    """A picture for each of `count` prompts.
-
-    Raises:
-        UsageError: for several pictures.
-    """
-    if isinstance(value, list | tuple) and value and isinstance(canonical(name, value), str):
-        return [value[0]] * count
-    several = len(value) if isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 4 else 1
-    if several != 1:
-        raise UsageError(f"got {several} values of {name}; give one that holds for all images")
-    return [value] * count
+        return made
