@@ -106,10 +106,11 @@ def _pipeline_class(kind: type) -> str:
         if inspect.unwrap(call) is inspect.unwrap(base.__call__):  # type: ignore[attr-defined]
             return base.__name__
         break
-    if kind.__name__ not in known:
+    like = next((base.__name__ for base in kind.__mro__ if base.__name__ in known), None)
+    if like is None:
         check_family(kind.__name__)
     raise UsageError(
-        f"got a {kind.__module__}.{kind.__qualname__}, which runs another `__call__` than the pipeline of diffusers; "
-        f"if it calls its network in the same way, say so with `watch(pipe, family={kind.__name__!r})` or "
-        "`cryptomnesia.vouch`"
+        f"got a {kind.__module__}.{kind.__qualname__}, which runs another `__call__` than the {like} that is known; if it "
+        f"calls its network in the same way, say so with `watch(pipe, family={like!r})` or `cryptomnesia.vouch`; if not, "
+        "the page 'Add a family' shows how to write another"
     )
