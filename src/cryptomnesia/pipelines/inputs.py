@@ -1,7 +1,8 @@
 """The conditioning of a network: everything that a call of it is given beside the noisy samples and the timestep.
 
 Tensors have the images in their first dimension. What is the same for every image is `Shared`; a list with one item per
-image is `Listed`. Dictionaries and tuples hold any of these.
+image is `Listed`; a tensor with the images in its second dimension is `Stacked`. Dictionaries and tuples hold any of
+these.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,17 @@ class Listed:
         return Listed(self.items[numbers] if isinstance(numbers, slice) else tuple(self.items[row] for row in numbers))
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """Several tensors of B images in one, (n, B, …): the layers of a text encoder, for instance."""
+
+    value: Tensor
+
+    def __getitem__(self, rows: Any) -> "Stacked":
+        """The values of some of the images."""
+        return Stacked(self.value[:, rows])
+
+
 def sorted_out(
     value: Any,
     images: int,
@@ -51,8 +63,9 @@ def sorted_out(
     name: str = "",
     shared: frozenset[str] = frozenset(),
     listed: frozenset[str] = frozenset(),
+    stacked: frozenset[str] = frozenset(),
 ) -> Any:
-    """An argument of a call with `images` samples in its batch, with `Shared` and `Listed` where they belong.
+    """An argument of a call with `images` samples in its batch, with wrappers where they belong.
 
     Args:
         value: of the argument.
@@ -60,11 +73,14 @@ def sorted_out(
         name: of the argument.
         shared: names of arguments that are the same for every image, whatever their first dimension is.
         listed: names of arguments that are lists with one item per image.
+        stacked: names of arguments with the images in their second dimension.
     """
     if name in shared:
         return Shared(value)
     if name in listed and isinstance(value, list | tuple) and len(value) == images:
         return Listed(tuple(value))
+    if name in stacked:
+        return Stacked(value)
     if isinstance(value, Mapping):
         return {key: sorted_out(item, images, name=key, shared=shared, listed=listed) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -104,11 +120,14 @@ def together(first: Any, second: Any) -> Any:
         return torch.cat([first, second]) if alike else None
     if isinstance(first, Listed):
         return Listed((*first.items, *second.items)) if isinstance(second, Listed) else None
+    if isinstance(first, Stacked):
+        alike = isinstance(second, Stacked) and first.value.shape[2:] == second.value.shape[2:]
+        return Stacked(torch.cat([first.value, second.value], dim=1)) if alike else None
     return first if isinstance(second, Shared) and _equal(first.value, second.value) else None
 
 
 def _every(change: Callable[[Any], Any], value: Any) -> Any:
-    """A conditioning in which every tensor, `Shared` and `Listed` is changed."""
+    """A conditioning in which every tensor and every wrapper is changed."""
     if isinstance(value, Mapping):
         return {name: _every(change, item) for name, item in value.items()}
     if isinstance(value, tuple):
@@ -119,7 +138,7 @@ def _every(change: Callable[[Any], Any], value: Any) -> Any:
 def _unwrapped(value: Any) -> Any:
     if isinstance(value, Listed):
         return list(value.items)
-    return value.value if isinstance(value, Shared) else value
+    return value.value if isinstance(value, Shared | Stacked) else value
 
 
 def _equal(first: Any, second: Any) -> bool:

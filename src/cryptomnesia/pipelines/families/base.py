@@ -91,7 +91,7 @@ class Family(Protocol):
         ...
 
     def guided_in(self, sampling: Sampling) -> bool:
-        """Whether a call with these settings has an unconditional branch."""
+        """Whether every evaluation of a call with these settings has an unconditional branch."""
         ...
 
     def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
@@ -130,6 +130,8 @@ class NetworkFamily:
         first_call: the branch of the first call, if every branch has a call.
         shared: names of conditioning that is the same for every image.
         listed: names of conditioning that is a list with one item per image.
+        stacked: names of conditioning with the images in its second dimension.
+        guidance_name: name of the call's argument that says how strongly the unconditional branch is left behind.
         sign: -1 if the pipeline negates the network's output, else 1.
     """
 
@@ -144,6 +146,8 @@ class NetworkFamily:
     first_call: ClassVar[Literal["cond", "uncond"]] = "cond"
     shared: ClassVar[frozenset[str]] = frozenset()
     listed: ClassVar[frozenset[str]] = frozenset()
+    stacked: ClassVar[frozenset[str]] = frozenset()
+    guidance_name: ClassVar[str] = "guidance_scale"
     sign: ClassVar[float] = 1.0
 
     def __init__(self, pipe: Any) -> None:
@@ -213,7 +217,9 @@ class NetworkFamily:
         if batch % images:
             raise UsageError(f"the network got {batch} samples for {images} images; expected a multiple")
         inputs = {
-            name: sorted_out(item, batch, name=name, shared=self.shared, listed=self.listed)
+            name: sorted_out(
+                item, batch, name=name, shared=self.shared, listed=self.listed, stacked=self.stacked
+            )
             for name, item in arguments.items()
             if item is not None and name != "return_dict"
         }
@@ -238,11 +244,11 @@ class NetworkFamily:
 
     def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
         """The settings of a call of the pipeline with the arguments `given`."""
-        return sampling_of(given, defaults, native=self.native())
+        return sampling_of(given, defaults, native=self.native(), guidance=self.guidance_name)
 
     def arguments(self, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
         """Arguments of a call of the pipeline that makes one image per prompt."""
-        return captioned(prompts, sampling)
+        return captioned(prompts, sampling, guidance=self.guidance_name)
 
     def denoiser(self) -> "NetworkDenoiser":
         """The network as a differentiable function."""
@@ -297,12 +303,18 @@ def _parameters(kind: type) -> tuple[str, ...]:
     return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
-def captioned(prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
-    """Arguments of a call of a text-to-image pipeline that makes one image per prompt."""
+def captioned(prompts: Sequence[str], sampling: Sampling, *, guidance: str = "guidance_scale") -> dict[str, Any]:
+    """Arguments of a call of a text-to-image pipeline that makes one image per prompt.
+
+    Args:
+        prompts: one per image.
+        sampling: the settings.
+        guidance: name of the call's argument for the guidance.
+    """
     return {
         "prompt": list(prompts),
         "num_inference_steps": sampling.steps,
-        "guidance_scale": sampling.guidance,
+        guidance: sampling.guidance,
         "height": sampling.height,
         "width": sampling.width,
         **{name: _repeated(name, value, len(prompts)) for name, value in sampling.options.items()},
