@@ -1,10 +1,12 @@
 """What every model family promises, each on a random miniature."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline
@@ -23,22 +25,41 @@ from cryptomnesia.testing.miniatures import (
     stable_diffusion_xl,
     unconditional,
 )
+from cryptomnesia.testing.miniatures import transformers as flows
 from cryptomnesia.tracing.generation import generate
+
+
+def rescaled(guided: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    """Scaled to the norm of the conditional prediction along the last dimension."""
+    return guided * (cond.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
 
 @dataclass(frozen=True)
 class Family:
-    """A miniature, the settings of its calls, and how much it is guided by (None: not at all)."""
+    """A miniature, the settings of its calls, and how much it is guided by (None: not at all).
+
+    The guided prediction is uncond + scale·(cond − uncond), which `finish` changes with regard to the conditional one.
+    """
 
     make: Any
     sampling: Sampling
     scale: float | None
+    finish: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda guided, _: guided
 
     def call(self, pipe: Any) -> dict[str, Any]:
         """The settings as arguments of a call."""
         arguments = family_of(pipe).arguments([""], self.sampling)
         return {name: value for name, value in arguments.items() if name not in ("prompt", "batch_size")}
 
+
+SHORT = {"max_sequence_length": 32}
+NEGATIVE = {"negative_prompt": "a blue star"}
+PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+LARGE = PICTURE.resize((64, 64))
+MASK = PIL.Image.fromarray(np.uint8([[0] * 8 + [255] * 8] * 16))
+EDITED = {"image": PICTURE, "strength": 1.0}
+INPAINTED = {**EDITED, "mask_image": MASK}
+KONTEXT = {"image": PICTURE, "max_area": 256, "_auto_resize": False}
 
 CASES = {
     "sd-epsilon": Family(stable_diffusion, Sampling(4, 2.0), 2.0),
@@ -49,6 +70,25 @@ CASES = {
     "sd3 unguided": Family(stable_diffusion_3, Sampling(4, 1.0), None),
     "flux distilled": Family(flux, Sampling(4, 3.5, 16, 16), None),
     "flux true guidance": Family(flux, Sampling(4, 1.0, 16, 16, options=TRUE_GUIDANCE), 2.0),
+    "sd3 image to image": Family(flows.sd3_image_to_image, Sampling(4, 2.0, options=EDITED), 2.0),
+    "sd3 inpainting": Family(flows.sd3_inpainting, Sampling(4, 2.0, options=INPAINTED), 2.0),
+    "flux image to image": Family(
+        flows.flux_image_to_image, Sampling(4, 1.0, options={**EDITED, **TRUE_GUIDANCE, **SHORT}), 2.0
+    ),
+    "flux inpainting": Family(flows.flux_inpainting, Sampling(4, 3.5, options={**INPAINTED, **SHORT}), None),
+    "kontext": Family(flows.flux_kontext, Sampling(4, 1.0, options={**KONTEXT, **TRUE_GUIDANCE, **SHORT}), 2.0),
+    "flux 2": Family(flows.flux2, Sampling(4, 4.0, options={**SHORT, **flows.LAYERS}), None),
+    "flux 2 edited": Family(
+        flows.flux2, Sampling(4, 4.0, 16, 16, options={"image": LARGE, **SHORT, **flows.LAYERS}), None
+    ),
+    "flux 2 klein": Family(flows.flux2_klein, Sampling(4, 2.0, options={**SHORT, **flows.LAYERS}), 2.0),
+    "qwen-image": Family(flows.qwen_image, Sampling(4, 2.0, options={**SHORT, **NEGATIVE}), 2.0, rescaled),
+    "z-image": Family(flows.z_image, Sampling(4, 1.0, 16, 16, options=SHORT), 2.0),
+    "lumina 2": Family(flows.lumina2, Sampling(4, 2.0, options=SHORT), 2.0, rescaled),
+    "chroma": Family(flows.chroma, Sampling(4, 2.0, options=SHORT), 2.0),
+    "aura flow": Family(flows.aura_flow, Sampling(4, 2.0, 16, 16, options=SHORT), 2.0),
+    "cogview 4": Family(flows.cogview4, Sampling(4, 2.0), 2.0),
+    "hidream": Family(flows.hidream, Sampling(4, 2.0, options=SHORT), 2.0),
     "ddim": Family(unconditional, Sampling(4, 1.0), None),
     "ddpm": Family(lambda: unconditional(DDPMPipeline), Sampling(4, 1.0), None),
 }
@@ -89,7 +129,9 @@ def test_the_branches_recombine_and_agree_with_the_differentiable_view(family):
         assert (step.uncond is None) == (family.scale is None)
         guided = step.cond.value
         if step.uncond is not None:
+            assert (step.cond.value - step.uncond.value).abs().max() > 1e-3
             guided = step.uncond.value + family.scale * (step.cond.value - step.uncond.value)
+            guided = family.finish(guided, step.cond.value)
             again = view(step.uncond.x, step.level, step.uncond_inputs).value
             torch.testing.assert_close(again, step.uncond.value, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(step.guided.value, guided, rtol=1e-4, atol=1e-5)

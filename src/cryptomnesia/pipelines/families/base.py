@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal, Protocol
 
+import PIL.Image
 import torch
 from torch import Tensor, nn
 
@@ -131,6 +132,7 @@ class NetworkFamily:
         shared: names of conditioning that is the same for every image.
         listed: names of conditioning that is a list with one item per image.
         stacked: names of conditioning with the images in its second dimension.
+        pictures: names of the call's arguments that are one picture for all prompts, or one per prompt.
         guidance_name: name of the call's argument that says how strongly the unconditional branch is left behind.
         sign: -1 if the pipeline negates the network's output, else 1.
     """
@@ -147,6 +149,7 @@ class NetworkFamily:
     shared: ClassVar[frozenset[str]] = frozenset()
     listed: ClassVar[frozenset[str]] = frozenset()
     stacked: ClassVar[frozenset[str]] = frozenset()
+    pictures: ClassVar[frozenset[str]] = frozenset()
     guidance_name: ClassVar[str] = "guidance_scale"
     sign: ClassVar[float] = 1.0
 
@@ -248,7 +251,9 @@ class NetworkFamily:
 
     def arguments(self, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
         """Arguments of a call of the pipeline that makes one image per prompt."""
-        return captioned(prompts, sampling, guidance=self.guidance_name)
+        made = captioned(prompts, sampling, guidance=self.guidance_name)
+        # a pipeline that is given one picture and several generators would use the first generator for all of them
+        return {name: _each(value, len(prompts)) if name in self.pictures else value for name, value in made.items()}
 
     def denoiser(self) -> "NetworkDenoiser":
         """The network as a differentiable function."""
@@ -319,6 +324,15 @@ def captioned(prompts: Sequence[str], sampling: Sampling, *, guidance: str = "gu
         "width": sampling.width,
         **{name: _repeated(name, value, len(prompts)) for name, value in sampling.options.items()},
     }
+
+
+def _each(picture: Any, count: int) -> Any:
+    """A picture for each of `count` prompts; pictures that are more than one already stay as they are."""
+    if isinstance(picture, Tensor):
+        return picture.repeat(count, 1, 1, 1) if picture.dim() == 3 or len(picture) == 1 else picture
+    if isinstance(picture, list | tuple):
+        return [picture[0]] * count if len(picture) == 1 else picture
+    return [picture] * count if isinstance(picture, PIL.Image.Image) else picture
 
 
 def _repeated(name: str, value: Any, count: int) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from cryptomnesia.pipelines.call import sampling_of
 from cryptomnesia.pipelines.families.transformer import TransformerFamily
 from cryptomnesia.settings import Sampling
 
@@ -29,6 +30,12 @@ class Flux2Family(TransformerFamily):
         """The numbers of rows and columns among the positions of the noisy tokens."""
         rows, columns = inputs["img_ids"][0, : sample.shape[1], 1:3].amax(dim=0).tolist()
         return int(rows) + 1, int(columns) + 1
+
+    def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
+        """The settings of a call of the pipeline with the arguments `given`."""
+        # the size of a picture to edit takes the place of the model's
+        native = self.native() if given.get("image") is None else (0, 0)
+        return sampling_of(given, defaults, native=native)
 
     def guided_in(self, sampling: Sampling) -> bool:
         """False: the guidance is distilled."""

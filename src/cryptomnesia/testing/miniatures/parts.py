@@ -52,13 +52,12 @@ def scheduler(prediction: str = "epsilon") -> DDIMScheduler:
 def vae(**more: Any) -> AutoencoderKL:
     """16×16 pixels to 8×8 latents and back."""
     return AutoencoderKL(
-        **more,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
         norm_num_groups=4,
-        latent_channels=4,
         sample_size=16,
+        **{"latent_channels": 4, **more},
     )
 
 

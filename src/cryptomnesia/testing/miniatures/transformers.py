@@ -24,12 +24,18 @@ from diffusers import (
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    FluxKontextPipeline,
     HiDreamImagePipeline,
     HiDreamImageTransformer2DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3InpaintPipeline,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -54,7 +60,8 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from cryptomnesia.testing.miniatures import WIDTH, text_config, tokens, vae
+from cryptomnesia.testing.miniatures.flows import flux, stable_diffusion_3
+from cryptomnesia.testing.miniatures.parts import WIDTH, text_config, tokens, vae
 
 LAYERS = {"text_encoder_out_layers": (0, 1, 2)}
 """Option of Flux.2, whose text encoder has fewer layers here."""
@@ -95,6 +102,35 @@ def _made(pipe: Any, side: int = 8) -> Any:
         pipe.default_sample_size = side
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def flux_image_to_image() -> FluxImg2ImgPipeline:
+    """Flux that changes a picture."""
+    return _made(FluxImg2ImgPipeline(**flux().components))
+
+
+def flux_inpainting() -> FluxInpaintPipeline:
+    """Flux that fills a region."""
+    return _made(FluxInpaintPipeline(**flux().components))
+
+
+def flux_kontext() -> FluxKontextPipeline:
+    """Flux that edits a picture; the tokens of the picture stand behind the noisy ones."""
+    return _made(FluxKontextPipeline(**flux().components))
+
+
+def sd3_image_to_image() -> StableDiffusion3Img2ImgPipeline:
+    """Stable Diffusion 3 that changes a picture."""
+    return _made(StableDiffusion3Img2ImgPipeline(**stable_diffusion_3().components))
+
+
+def sd3_inpainting() -> StableDiffusion3InpaintPipeline:
+    """Stable Diffusion 3 that fills a region; its network is given a mask and a picture in further channels."""
+    parts = stable_diffusion_3().components
+    config = {**parts["transformer"].config, "in_channels": 33, "out_channels": 16}
+    parts["transformer"] = SD3Transformer2DModel.from_config(config).eval()
+    parts["vae"] = vae(shift_factor=0.06, latent_channels=16)
+    return _made(StableDiffusion3InpaintPipeline(**parts))
 
 
 def qwen_image() -> QwenImagePipeline:
@@ -270,6 +306,14 @@ def chroma() -> ChromaPipeline:
     )
 
 
+def _open(network: torch.nn.Module) -> None:
+    """Open the gates of a network; those of a random one let next to nothing of the caption through."""
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if "norm" in name and name.endswith("linear.weight"):
+                weight.mul_(20)
+
+
 def _t5(kind: Any) -> Any:
     return kind(vocab_size=len(tokens()), d_model=WIDTH, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
 
@@ -277,7 +321,7 @@ def _t5(kind: Any) -> Any:
 def aura_flow() -> AuraFlowPipeline:
     """AuraFlow."""
     torch.manual_seed(0)
-    return _made(
+    pipe = _made(
         AuraFlowPipeline(
             scheduler=_euler(use_dynamic_shifting=False, shift=1.73),
             vae=vae().eval(),
@@ -297,6 +341,8 @@ def aura_flow() -> AuraFlowPipeline:
             ).eval(),
         )
     )
+    _open(pipe.transformer)
+    return pipe
 
 
 def cogview4() -> CogView4Pipeline:
