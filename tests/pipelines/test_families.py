@@ -68,8 +68,8 @@ CASES = {
     "sdxl": Family(stable_diffusion_xl, Sampling(4, 2.0), 2.0),
     "sd3": Family(stable_diffusion_3, Sampling(4, 2.0), 2.0),
     "sd3 unguided": Family(stable_diffusion_3, Sampling(4, 1.0), None),
-    "flux distilled": Family(flux, Sampling(4, 3.5, 16, 16), None),
-    "flux true guidance": Family(flux, Sampling(4, 1.0, 16, 16, options=TRUE_GUIDANCE), 2.0),
+    "flux distilled": Family(flux, Sampling(4, 3.5, 16, 16, options=SHORT), None),
+    "flux true guidance": Family(flux, Sampling(4, 1.0, 16, 16, options={**TRUE_GUIDANCE, **SHORT}), 2.0),
     "sd3 image to image": Family(flows.sd3_image_to_image, Sampling(4, 2.0, options=EDITED), 2.0),
     "sd3 inpainting": Family(flows.sd3_inpainting, Sampling(4, 2.0, options=INPAINTED), 2.0),
     "flux image to image": Family(
@@ -308,7 +308,7 @@ def test_the_default_guidance_is_that_of_the_pipelines_own_call(name):
     assert setup.guided == (name in ("sd-epsilon", "sdxl", "sd3"))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("dd")])
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(("dd", "flux 2"))])
 def test_negative_prompts_are_repeated_for_every_prompt(name):
     family = CASES[name]
     pipe = family.make()

@@ -17,6 +17,7 @@ __all__ = [
     "Shared",
     "check_family",
     "family_of",
+    "pictures_of",
     "vouch",
 ]
 
@@ -34,6 +35,11 @@ def family_of(pipe: Any) -> Family:
         UsageError: for a pipeline of an unknown family, or a scheduler that does not solve the model.
     """
     return load("family", getattr(pipe, _VOUCHED, None) or _pipeline_class(type(pipe)))(pipe)
+
+
+def pictures_of(pipe: Any) -> frozenset[str]:
+    """Names of arguments of a pipeline's call that are one picture for all prompts, or one per prompt."""
+    return getattr(family_of(pipe), "pictures", frozenset())
 
 
 def vouch(pipe: Any, family: str) -> None:

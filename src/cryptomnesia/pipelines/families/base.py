@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.call import PER_PROMPT, sampling_of
+from cryptomnesia.pipelines.call import PER_PROMPT, canonical, sampling_of
 from cryptomnesia.pipelines.denoiser import Denoiser, Kind, Prediction
 from cryptomnesia.pipelines.inputs import CONTEXT, GRID, Inputs, Shared, input_rows, plain, sorted_out
 from cryptomnesia.pipelines.schedule import Level, Schedule, schedule_of
@@ -220,9 +220,7 @@ class NetworkFamily:
         if batch % images:
             raise UsageError(f"the network got {batch} samples for {images} images; expected a multiple")
         inputs = {
-            name: sorted_out(
-                item, batch, name=name, shared=self.shared, listed=self.listed, stacked=self.stacked
-            )
+            name: sorted_out(item, batch, name=name, shared=self.shared, listed=self.listed, stacked=self.stacked)
             for name, item in arguments.items()
             if item is not None and name != "return_dict"
         }
@@ -247,6 +245,7 @@ class NetworkFamily:
 
     def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
         """The settings of a call of the pipeline with the arguments `given`."""
+        given = {name: _one(name, value) if name in self.pictures else value for name, value in given.items()}
         return sampling_of(given, defaults, native=self.native(), guidance=self.guidance_name)
 
     def arguments(self, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
@@ -333,6 +332,14 @@ def _each(picture: Any, count: int) -> Any:
     if isinstance(picture, list | tuple):
         return [picture[0]] * count if len(picture) == 1 else picture
     return [picture] * count if isinstance(picture, PIL.Image.Image) else picture
+
+
+def _one(name: str, pictures: Any) -> Any:
+    """The picture in a list or a batch in which all are the same, else what was given."""
+    several = isinstance(pictures, list | tuple) or (isinstance(pictures, Tensor) and pictures.dim() == 4)
+    if several and len({canonical(name, picture) for picture in pictures}) == 1:
+        return pictures[0]
+    return pictures
 
 
 def _repeated(name: str, value: Any, count: int) -> Any:

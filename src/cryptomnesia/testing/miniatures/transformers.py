@@ -221,7 +221,7 @@ def flux2_klein(*, distilled: bool = False) -> Flux2KleinPipeline:
         Flux2KleinPipeline(
             **_flux2_parts(distilled=False),
             text_encoder=Qwen3ForCausalLM(Qwen3Config(**_language())).eval(),
-            tokenizer=_chatting("{{ messages[0]['content'] }}"),
+            tokenizer=_chatting("in {{ messages[0]['content'] }}"),
             is_distilled=distilled,
         )
     )
@@ -234,7 +234,7 @@ def z_image() -> ZImagePipeline:
         scheduler=_euler(),
         vae=vae(shift_factor=0.06).eval(),
         text_encoder=Qwen3Model(Qwen3Config(**_language())).eval(),
-        tokenizer=_chatting("{{ messages[0]['content'] }}"),
+        tokenizer=_chatting("in {{ messages[0]['content'] }}"),
         transformer=ZImageTransformer2DModel(
             in_channels=4,
             dim=32,
