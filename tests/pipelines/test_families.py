@@ -94,6 +94,20 @@ CASES = {
 }
 
 
+LIKE = {
+    "sd3 image to image",
+    "sd3 inpainting",
+    "flux image to image",
+    "flux inpainting",
+    "flux 2",
+    "flux 2 edited",
+    "chroma",
+    "aura flow",
+    "hidream",
+}
+"""Those that are read as another case is."""
+
+
 @pytest.fixture(params=CASES)
 def family(request):
     return CASES[request.param]
@@ -143,7 +157,11 @@ def test_the_branches_recombine_and_agree_with_the_differentiable_view(family):
     torch.testing.assert_close(view(one.cond.x, one.level, one.cond_inputs).value, one.cond.value, rtol=1e-3, atol=1e-4)
 
 
-def test_the_whole_chain_from_calibration_to_guard(family):
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LIKE else []) for name in CASES]
+)
+def test_the_whole_chain_from_calibration_to_guard(name):
+    family = CASES[name]
     pipe = family.make()
     settings = family.call(pipe)
     calibration = calibrate(pipe, PROMPTS, batch_size=51, **settings)
@@ -173,7 +191,13 @@ def test_the_whole_chain_from_calibration_to_guard(family):
         assert verdict.action in ({"none"} if verdict.clean else made)
 
 
-@pytest.mark.parametrize("name", ["sd-epsilon", "sd-v", "sdxl", "sd3", "flux true guidance", "flux distilled", "ddim"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sd-epsilon", "sd-v", "sdxl", "sd3", "flux true guidance", "flux distilled", "ddim", "qwen-image", "z-image"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("kontext", "lumina 2", "cogview 4", "hidream")),
+    ],
+)
 def test_the_mean_of_a_map_detects_as_any_other_detector_does(name):
     family = CASES[name]
     pipe = family.make()
@@ -206,7 +230,7 @@ def test_several_images_per_prompt_are_told_apart(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["sd-v", "sd3", "flux true guidance"])
+@pytest.mark.parametrize("name", ["sd-v", "sd3", "flux true guidance", "z-image", "cogview 4"])
 def test_half_precision_is_observed_and_steered(name, dtype):
     family = CASES[name]
     pipe = family.make().to(dtype)

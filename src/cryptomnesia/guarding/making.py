@@ -124,7 +124,9 @@ class Maker:
             if done == evaluations:
                 self._pipe._interrupt = True
 
-        arguments = {name: value for name, value in merged(calls, self._pictures).items() if not name.startswith("callback")}
+        arguments = {
+            name: value for name, value in merged(calls, self._pictures).items() if not name.startswith("callback")
+        }
         try:
             with watch(self._pipe, after_step=stop, norms=detector.norms) as seen:
                 self.kind.__call__(self._pipe, **{**fresh(arguments), "output_type": "latent"})

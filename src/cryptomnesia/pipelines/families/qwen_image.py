@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.families.transformer import TransformerFamily
 from cryptomnesia.settings import Sampling
 
@@ -31,6 +32,19 @@ class QwenImageFamily(TransformerFamily):
         """Rows and columns of the shape that the pipeline gives for the first picture."""
         _, rows, columns = inputs["img_shapes"][0][0]
         return rows, columns
+
+    def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
+        """The settings of a call of the pipeline with the arguments `given`.
+
+        Raises:
+            UsageError: for `guidance_scale`, if the network does not read it.
+        """
+        if given.get("guidance_scale") is not None and not self.pipe.transformer.config.guidance_embeds:
+            raise UsageError(
+                f"got guidance_scale={given['guidance_scale']}, which a {type(self.pipe).__name__} ignores; give "
+                "true_cfg_scale and negative_prompt"
+            )
+        return super().sampling(given, defaults)
 
     def guided_in(self, sampling: Sampling) -> bool:
         """Whether the guidance is above 1 and there is a negative prompt."""

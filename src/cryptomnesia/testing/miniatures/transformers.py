@@ -138,7 +138,9 @@ def qwen_image() -> QwenImagePipeline:
     torch.manual_seed(0)
     encoder = Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
-            text_config=_language(rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}),
+            text_config=_language(
+                rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+            ),
             vision_config={
                 "depth": 1,
                 "hidden_size": 16,
