@@ -20,12 +20,13 @@ from cryptomnesia.testing.miniatures import (
     PROMPTS,
     TRUE_GUIDANCE,
     flux,
+    packed,
     stable_diffusion,
     stable_diffusion_3,
     stable_diffusion_xl,
     unconditional,
+    unpacked,
 )
-from cryptomnesia.testing.miniatures import transformers as flows
 from cryptomnesia.tracing.generation import generate
 
 
@@ -70,25 +71,25 @@ CASES = {
     "sd3 unguided": Family(stable_diffusion_3, Sampling(4, 1.0), None),
     "flux distilled": Family(flux, Sampling(4, 3.5, 16, 16, options=SHORT), None),
     "flux true guidance": Family(flux, Sampling(4, 1.0, 16, 16, options={**TRUE_GUIDANCE, **SHORT}), 2.0),
-    "sd3 image to image": Family(flows.sd3_image_to_image, Sampling(4, 2.0, options=EDITED), 2.0),
-    "sd3 inpainting": Family(flows.sd3_inpainting, Sampling(4, 2.0, options=INPAINTED), 2.0),
+    "sd3 image to image": Family(unpacked.sd3_image_to_image, Sampling(4, 2.0, options=EDITED), 2.0),
+    "sd3 inpainting": Family(unpacked.sd3_inpainting, Sampling(4, 2.0, options=INPAINTED), 2.0),
     "flux image to image": Family(
-        flows.flux_image_to_image, Sampling(4, 1.0, options={**EDITED, **TRUE_GUIDANCE, **SHORT}), 2.0
+        packed.flux_image_to_image, Sampling(4, 1.0, options={**EDITED, **TRUE_GUIDANCE, **SHORT}), 2.0
     ),
-    "flux inpainting": Family(flows.flux_inpainting, Sampling(4, 3.5, options={**INPAINTED, **SHORT}), None),
-    "kontext": Family(flows.flux_kontext, Sampling(4, 1.0, options={**KONTEXT, **TRUE_GUIDANCE, **SHORT}), 2.0),
-    "flux 2": Family(flows.flux2, Sampling(4, 4.0, options={**SHORT, **flows.LAYERS}), None),
+    "flux inpainting": Family(packed.flux_inpainting, Sampling(4, 3.5, options={**INPAINTED, **SHORT}), None),
+    "kontext": Family(packed.flux_kontext, Sampling(4, 1.0, options={**KONTEXT, **TRUE_GUIDANCE, **SHORT}), 2.0),
+    "flux 2": Family(packed.flux2, Sampling(4, 4.0, options={**SHORT, **packed.LAYERS}), None),
     "flux 2 edited": Family(
-        flows.flux2, Sampling(4, 4.0, 16, 16, options={"image": LARGE, **SHORT, **flows.LAYERS}), None
+        packed.flux2, Sampling(4, 4.0, 16, 16, options={"image": LARGE, **SHORT, **packed.LAYERS}), None
     ),
-    "flux 2 klein": Family(flows.flux2_klein, Sampling(4, 2.0, options={**SHORT, **flows.LAYERS}), 2.0),
-    "qwen-image": Family(flows.qwen_image, Sampling(4, 2.0, options={**SHORT, **NEGATIVE}), 2.0, rescaled),
-    "z-image": Family(flows.z_image, Sampling(4, 1.0, 16, 16, options=SHORT), 2.0),
-    "lumina 2": Family(flows.lumina2, Sampling(4, 2.0, options=SHORT), 2.0, rescaled),
-    "chroma": Family(flows.chroma, Sampling(4, 2.0, options=SHORT), 2.0),
-    "aura flow": Family(flows.aura_flow, Sampling(4, 2.0, 16, 16, options=SHORT), 2.0),
-    "cogview 4": Family(flows.cogview4, Sampling(4, 2.0), 2.0),
-    "hidream": Family(flows.hidream, Sampling(4, 2.0, options=SHORT), 2.0),
+    "flux 2 klein": Family(packed.flux2_klein, Sampling(4, 2.0, options={**SHORT, **packed.LAYERS}), 2.0),
+    "qwen-image": Family(packed.qwen_image, Sampling(4, 2.0, options={**SHORT, **NEGATIVE}), 2.0, rescaled),
+    "z-image": Family(unpacked.z_image, Sampling(4, 1.0, 16, 16, options=SHORT), 2.0),
+    "lumina 2": Family(unpacked.lumina2, Sampling(4, 2.0, options=SHORT), 2.0, rescaled),
+    "chroma": Family(packed.chroma, Sampling(4, 2.0, options=SHORT), 2.0),
+    "aura flow": Family(unpacked.aura_flow, Sampling(4, 2.0, 16, 16, options=SHORT), 2.0),
+    "cogview 4": Family(unpacked.cogview4, Sampling(4, 2.0), 2.0),
+    "hidream": Family(unpacked.hidream, Sampling(4, 2.0, options=SHORT), 2.0),
     "ddim": Family(unconditional, Sampling(4, 1.0), None),
     "ddpm": Family(lambda: unconditional(DDPMPipeline), Sampling(4, 1.0), None),
 }
@@ -230,7 +231,7 @@ def test_several_images_per_prompt_are_told_apart(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["sd-v", "sd3", "flux true guidance", "z-image", "cogview 4"])
+@pytest.mark.parametrize("name", ["sd-v", "sd3", "flux true guidance", "z-image", "qwen-image"])
 def test_half_precision_is_observed_and_steered(name, dtype):
     family = CASES[name]
     pipe = family.make().to(dtype)

@@ -6,7 +6,7 @@ with both branches, the conditional samples first. The guided prediction is cond
 part `cfg_truncation` of the run there is no unconditional branch.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class ZImageFamily(TransformerFamily):
     name: ClassVar[str] = "z-image"
     sample_name: ClassVar[str] = "x"
     time_name: ClassVar[str] = "t"
-    first: ClassVar[str] = "cond"
+    first: ClassVar[Literal["cond", "uncond"]] = "cond"
     listed: ClassVar[frozenset[str]] = frozenset({"cap_feats"})
     sign: ClassVar[float] = -1.0
 
