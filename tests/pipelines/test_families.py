@@ -1,12 +1,12 @@
 """What every model family promises, each on a random miniature."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline
@@ -20,14 +20,13 @@ from cryptomnesia.testing.miniatures import (
     PROMPTS,
     TRUE_GUIDANCE,
     flux,
-    packed,
     stable_diffusion,
     stable_diffusion_3,
     stable_diffusion_xl,
     unconditional,
-    unpacked,
 )
 from cryptomnesia.tracing.generation import generate
+from family_cases import FLOWS, SHORT
 
 
 def rescaled(guided: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
@@ -43,24 +42,20 @@ class Family:
     """
 
     make: Any
-    sampling: Sampling
+    settings: Sampling | Mapping[str, Any]
     scale: float | None
     finish: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda guided, _: guided
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        given = self.settings
+        return given if isinstance(given, Sampling) else Setup.of(self.make(), dict(given)).sampling
 
     def call(self, pipe: Any) -> dict[str, Any]:
         """The settings as arguments of a call."""
         arguments = family_of(pipe).arguments([""], self.sampling)
         return {name: value for name, value in arguments.items() if name not in ("prompt", "batch_size")}
 
-
-SHORT = {"max_sequence_length": 32}
-NEGATIVE = {"negative_prompt": "a blue star"}
-PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-LARGE = PICTURE.resize((64, 64))
-MASK = PIL.Image.fromarray(np.uint8([[0] * 8 + [255] * 8] * 16))
-EDITED = {"image": PICTURE, "strength": 1.0}
-INPAINTED = {**EDITED, "mask_image": MASK}
-KONTEXT = {"image": PICTURE, "max_area": 256, "_auto_resize": False}
 
 CASES = {
     "sd-epsilon": Family(stable_diffusion, Sampling(4, 2.0), 2.0),
@@ -71,27 +66,17 @@ CASES = {
     "sd3 unguided": Family(stable_diffusion_3, Sampling(4, 1.0), None),
     "flux distilled": Family(flux, Sampling(4, 3.5, 16, 16, options=SHORT), None),
     "flux true guidance": Family(flux, Sampling(4, 1.0, 16, 16, options={**TRUE_GUIDANCE, **SHORT}), 2.0),
-    "sd3 image to image": Family(unpacked.sd3_image_to_image, Sampling(4, 2.0, options=EDITED), 2.0),
-    "sd3 inpainting": Family(unpacked.sd3_inpainting, Sampling(4, 2.0, options=INPAINTED), 2.0),
-    "flux image to image": Family(
-        packed.flux_image_to_image, Sampling(4, 1.0, options={**EDITED, **TRUE_GUIDANCE, **SHORT}), 2.0
-    ),
-    "flux inpainting": Family(packed.flux_inpainting, Sampling(4, 3.5, options={**INPAINTED, **SHORT}), None),
-    "kontext": Family(packed.flux_kontext, Sampling(4, 1.0, options={**KONTEXT, **TRUE_GUIDANCE, **SHORT}), 2.0),
-    "flux 2": Family(packed.flux2, Sampling(4, 4.0, options={**SHORT, **packed.LAYERS}), None),
-    "flux 2 edited": Family(
-        packed.flux2, Sampling(4, 4.0, 16, 16, options={"image": LARGE, **SHORT, **packed.LAYERS}), None
-    ),
-    "flux 2 klein": Family(packed.flux2_klein, Sampling(4, 2.0, options={**SHORT, **packed.LAYERS}), 2.0),
-    "qwen-image": Family(packed.qwen_image, Sampling(4, 2.0, options={**SHORT, **NEGATIVE}), 2.0, rescaled),
-    "z-image": Family(unpacked.z_image, Sampling(4, 1.0, 16, 16, options=SHORT), 2.0),
-    "lumina 2": Family(unpacked.lumina2, Sampling(4, 2.0, options=SHORT), 2.0, rescaled),
-    "chroma": Family(packed.chroma, Sampling(4, 2.0, options=SHORT), 2.0),
-    "aura flow": Family(unpacked.aura_flow, Sampling(4, 2.0, 16, 16, options=SHORT), 2.0),
-    "cogview 4": Family(unpacked.cogview4, Sampling(4, 2.0), 2.0),
-    "hidream": Family(unpacked.hidream, Sampling(4, 2.0, options=SHORT), 2.0),
     "ddim": Family(unconditional, Sampling(4, 1.0), None),
     "ddpm": Family(lambda: unconditional(DDPMPipeline), Sampling(4, 1.0), None),
+    **{
+        name: Family(
+            case.make,
+            case.call,
+            None if name in ("flux inpainting", "flux 2", "flux 2 edited") else 2.0,
+            rescaled if name in ("qwen-image", "lumina 2") else lambda guided, _: guided,
+        )
+        for name, case in FLOWS.items()
+    },
 }
 
 

@@ -127,23 +127,6 @@ def canonical(name: str, value: Any) -> Any:
     )
 
 
-def picture_each(picture: Any, count: int) -> Any:
-    """A picture for each of `count` prompts; pictures that are more than one already stay as they are."""
-    if isinstance(picture, Tensor):
-        return picture.repeat(count, 1, 1, 1) if picture.dim() == 3 or len(picture) == 1 else picture
-    if isinstance(picture, list | tuple):
-        return [picture[0]] * count if len(picture) == 1 else picture
-    return [picture] * count if isinstance(picture, PIL.Image.Image) else picture
-
-
-def one_picture(name: str, pictures: Any) -> Any:
-    """The picture in a list or a batch in which all are the same, else what was given as the argument `name`."""
-    several = isinstance(pictures, list | tuple) or (isinstance(pictures, Tensor) and pictures.dim() == 4)
-    if several and len({canonical(name, picture) for picture in pictures}) == 1:
-        return pictures[0]
-    return pictures
-
-
 def _hash(*parts: bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:

@@ -175,9 +175,10 @@ class Setup:
     def evaluations(self) -> int | None:
         """The number of denoiser evaluations of a run, None if only the run itself shows it."""
         steps = self.sampling.steps
-        # a pipeline that changes a picture leaves out the first steps
+        # a pipeline that begins from a picture leaves out the first steps
         partial = "strength" in defaults_of(self.pipe)
-        if steps < 1 or partial or {"timesteps", "sigmas", "denoising_end"} & self.sampling.options.keys():
+        given = {"timesteps", "sigmas", "denoising_start", "denoising_end"} & self.sampling.options.keys()
+        if steps < 1 or partial or given:
             return None
         kind, config = type(self.pipe.scheduler), self.pipe.scheduler.config
         # another scheduler of this kind is asked, because the pipeline's may be in use

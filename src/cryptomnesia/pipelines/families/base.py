@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal, Protocol
 
+import PIL.Image
 import torch
 from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.call import PER_PROMPT, one_picture, picture_each, sampling_of
+from cryptomnesia.pipelines.call import PER_PROMPT, canonical, sampling_of
 from cryptomnesia.pipelines.denoiser import Denoiser, Kind, Prediction
 from cryptomnesia.pipelines.inputs import CONTEXT, GRID, Inputs, Shared, input_rows, plain, sorted_out
 from cryptomnesia.pipelines.schedule import Level, Schedule, schedule_of
@@ -244,16 +245,14 @@ class NetworkFamily:
 
     def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
         """The settings of a call of the pipeline with the arguments `given`."""
-        pictures = {name: one_picture(name, given[name]) for name in self.pictures & given.keys()}
-        return sampling_of({**given, **pictures}, defaults, native=self.native(), guidance=self.guidance_name)
+        given = {name: _one(name, value) if name in self.pictures else value for name, value in given.items()}
+        return sampling_of(given, defaults, native=self.native(), guidance=self.guidance_name)
 
     def arguments(self, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
         """Arguments of a call of the pipeline that makes one image per prompt."""
         made = captioned(prompts, sampling, guidance=self.guidance_name)
         # a pipeline that is given one picture and several generators would use the first generator for all of them
-        return {
-            name: picture_each(value, len(prompts)) if name in self.pictures else value for name, value in made.items()
-        }
+        return {name: _each(value, len(prompts)) if name in self.pictures else value for name, value in made.items()}
 
     def denoiser(self) -> "NetworkDenoiser":
         """The network as a differentiable function."""
@@ -316,14 +315,32 @@ def captioned(prompts: Sequence[str], sampling: Sampling, *, guidance: str = "gu
         sampling: the settings.
         guidance: name of the call's argument for the guidance.
     """
+    # a pipeline that is given a picture may take no size, and for others None need not mean the model's own
+    sizes = {"height": sampling.height, "width": sampling.width}
     return {
         "prompt": list(prompts),
         "num_inference_steps": sampling.steps,
         guidance: sampling.guidance,
-        "height": sampling.height,
-        "width": sampling.width,
+        **{name: size for name, size in sizes.items() if size is not None},
         **{name: _repeated(name, value, len(prompts)) for name, value in sampling.options.items()},
     }
+
+
+def _each(picture: Any, count: int) -> Any:
+    """A picture for each of `count` prompts; pictures that are more than one already stay as they are."""
+    if isinstance(picture, Tensor):
+        return picture.repeat(count, 1, 1, 1) if picture.dim() == 3 or len(picture) == 1 else picture
+    if isinstance(picture, list | tuple):
+        return [picture[0]] * count if len(picture) == 1 else picture
+    return [picture] * count if isinstance(picture, PIL.Image.Image) else picture
+
+
+def _one(name: str, pictures: Any) -> Any:
+    """The picture in a list or a batch in which all are the same, else what was given."""
+    several = isinstance(pictures, list | tuple) or (isinstance(pictures, Tensor) and pictures.dim() == 4)
+    if several and len({canonical(name, picture) for picture in pictures}) == 1:
+        return pictures[0]
+    return pictures
 
 
 def _repeated(name: str, value: Any, count: int) -> Any:
