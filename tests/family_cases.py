@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import PIL.Image
 from diffusers import (
     DDPMPipeline,
     PixArtAlphaPipeline,
@@ -18,12 +20,14 @@ from cryptomnesia.testing.miniatures import (
     TRUE_GUIDANCE,
     diffusion_transformers,
     flux,
+    packed,
     pictures,
     stable_diffusion,
     stable_diffusion_3,
     stable_diffusion_xl,
     unconditional,
     unets,
+    unpacked,
 )
 
 
@@ -104,3 +108,31 @@ MORE = {
     "sana": Case(diffusion_transformers.sana, {**GUIDED, **diffusion_transformers.UNINSTRUCTED}),
 }
 """Families that are derived from those above, and further transformers."""
+
+PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+MASK = PIL.Image.fromarray(np.repeat(np.uint8([[0] * 8 + [255] * 8]), 16, axis=0))
+SHORT = {"max_sequence_length": 32}
+SMALL = {"height": 16, "width": 16, **SHORT}
+EDITED = {"image": PICTURE, "strength": 1.0, **SHORT}
+INPAINTED = {**EDITED, "mask_image": MASK}
+KONTEXT = {"image": PICTURE, "max_area": 256, "_auto_resize": False, **SHORT}
+FLUX2 = {"num_inference_steps": 4, "guidance_scale": 2.0, **SHORT, **packed.LAYERS}
+
+FLOWS = {
+    "sd3 image to image": Case(unpacked.sd3_image_to_image, {**GUIDED, **EDITED}),
+    "sd3 inpainting": Case(unpacked.sd3_inpainting, {**GUIDED, **INPAINTED}),
+    "flux image to image": Case(packed.flux_image_to_image, {**GUIDED, **EDITED, **TRUE_GUIDANCE}),
+    "flux inpainting": Case(packed.flux_inpainting, {**GUIDED, **INPAINTED}),
+    "kontext": Case(packed.flux_kontext, {**GUIDED, **KONTEXT, **TRUE_GUIDANCE}),
+    "flux 2": Case(packed.flux2, FLUX2),
+    "flux 2 edited": Case(packed.flux2, {**FLUX2, "height": 16, "width": 16, "image": PICTURE.resize((64, 64))}),
+    "flux 2 klein": Case(packed.flux2_klein, FLUX2),
+    "qwen-image": Case(packed.qwen_image, {"num_inference_steps": 4, **SHORT, **TRUE_GUIDANCE}),
+    "z-image": Case(unpacked.z_image, {**UNGUIDED, **SMALL}),
+    "lumina 2": Case(unpacked.lumina2, {**GUIDED, **SHORT}),
+    "chroma": Case(packed.chroma, {**GUIDED, **SHORT}),
+    "aura flow": Case(unpacked.aura_flow, {**GUIDED, **SMALL}),
+    "cogview 4": Case(unpacked.cogview4, GUIDED),
+    "hidream": Case(unpacked.hidream, {**GUIDED, **SHORT}),
+}
+"""Transformers that are trained on rectified flow, beside Stable Diffusion 3 and Flux."""

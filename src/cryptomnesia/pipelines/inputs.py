@@ -82,7 +82,7 @@ def sorted_out(
         return Shared(value)
     if name in listed and isinstance(value, list | tuple) and len(value) == images:
         return Listed(tuple(value))
-    if name in stacked:
+    if name in stacked and isinstance(value, Tensor):
         return Stacked(value)
     if isinstance(value, Mapping):
         return {key: sorted_out(item, images, name=key, shared=shared, listed=listed) for key, item in value.items()}

@@ -129,7 +129,7 @@ class _Trial:
             expect(self.seen.latents.shape == last.sample.shape, "the last latents have another shape")
 
     def settings_tell_branches(self) -> None:
-        found = any(step.uncond is not None for step in self._steps())
+        found = all(step.uncond is not None for step in self._steps())
         says = "two branches" if self.setup.guided else "one branch"
         expect(self.setup.guided == found, f"the settings tell of {says}, and the run has another number")
 

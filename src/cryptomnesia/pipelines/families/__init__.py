@@ -17,6 +17,7 @@ __all__ = [
     "Shared",
     "check_family",
     "family_of",
+    "pictures_of",
     "vouch",
 ]
 
@@ -37,6 +38,11 @@ def family_of(pipe: Any) -> Family:
     if vouched is not None and not isinstance(vouched, str):
         return vouched(pipe)
     return load("family", vouched or _pipeline_class(type(pipe)))(pipe)
+
+
+def pictures_of(pipe: Any) -> frozenset[str]:
+    """Names of arguments of a pipeline's call that are one picture for all prompts, or one per prompt."""
+    return getattr(family_of(pipe), "pictures", frozenset())
 
 
 def vouch(pipe: Any, family: "str | type[Family]") -> None:
