@@ -1,4 +1,4 @@
-"""Every family with every solver: works, or is refused in words. The quick tests try every family with its own solver."""
+"""Every family with every solver works, or is refused in words; quick tests try families with their own solver."""
 
 import pytest
 

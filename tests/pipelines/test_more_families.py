@@ -248,9 +248,7 @@ def test_maps_of_other_baselines_see_the_picture_of_the_run():
     torch.testing.assert_close(found.maps["guidance-map-empty"], same.maps["guidance-map"], rtol=1e-3, atol=1e-4)
 
 
-PASTED = {
-    "mitigate: the solver lands where it is steered": "after every step the pipeline pastes the known part of the picture"
-}
+PASTED = {"mitigate: the solver lands where it is steered": "the pipeline pastes the known part of the picture"}
 """What is known of inpainting with a UNet that does not read the mask."""
 
 

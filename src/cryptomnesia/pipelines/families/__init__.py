@@ -116,7 +116,7 @@ def _pipeline_class(kind: type) -> str:
     if like is None:
         check_family(kind.__name__)
     raise UsageError(
-        f"got a {kind.__module__}.{kind.__qualname__}, which runs another `__call__` than the {like} that is known; if it "
-        f"calls its network in the same way, say so with `watch(pipe, family={like!r})` or `cryptomnesia.vouch`; if not, "
-        "the page 'Add a family' shows how to write another"
+        f"got a {kind.__module__}.{kind.__qualname__}, which runs another `__call__` than the {like} that is known; if "
+        f"it calls its network in the same way, say so with `watch(pipe, family={like!r})` or `cryptomnesia.vouch`; if "
+        "not, the page 'Add a family' shows how to write another"
     )
