@@ -111,6 +111,7 @@ MORE = {
 
 PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
 MASK = PIL.Image.fromarray(np.repeat(np.uint8([[0] * 8 + [255] * 8]), 16, axis=0))
+NEGATIVE = {"true_cfg_scale": 2.0, "negative_prompt": "a green ring"}
 SHORT = {"max_sequence_length": 32}
 SMALL = {"height": 16, "width": 16, **SHORT}
 EDITED = {"image": PICTURE, "strength": 1.0, **SHORT}
@@ -121,13 +122,13 @@ FLUX2 = {"num_inference_steps": 4, "guidance_scale": 2.0, **SHORT, **packed.LAYE
 FLOWS = {
     "sd3 image to image": Case(unpacked.sd3_image_to_image, {**GUIDED, **EDITED}),
     "sd3 inpainting": Case(unpacked.sd3_inpainting, {**GUIDED, **INPAINTED}),
-    "flux image to image": Case(packed.flux_image_to_image, {**GUIDED, **EDITED, **TRUE_GUIDANCE}),
+    "flux image to image": Case(packed.flux_image_to_image, {**GUIDED, **EDITED, **NEGATIVE}),
     "flux inpainting": Case(packed.flux_inpainting, {**GUIDED, **INPAINTED}),
-    "kontext": Case(packed.flux_kontext, {**GUIDED, **KONTEXT, **TRUE_GUIDANCE}),
+    "kontext": Case(packed.flux_kontext, {**GUIDED, **KONTEXT, **NEGATIVE}),
     "flux 2": Case(packed.flux2, FLUX2),
     "flux 2 edited": Case(packed.flux2, {**FLUX2, "height": 16, "width": 16, "image": PICTURE.resize((64, 64))}),
     "flux 2 klein": Case(packed.flux2_klein, FLUX2),
-    "qwen-image": Case(packed.qwen_image, {"num_inference_steps": 4, **SHORT, **TRUE_GUIDANCE}),
+    "qwen-image": Case(packed.qwen_image, {"num_inference_steps": 4, **SHORT, **NEGATIVE}),
     "z-image": Case(unpacked.z_image, {**UNGUIDED, **SMALL}),
     "lumina 2": Case(unpacked.lumina2, {**GUIDED, **SHORT}),
     "chroma": Case(packed.chroma, {**GUIDED, **SHORT}),

@@ -293,11 +293,19 @@ def repeated(pipe, arguments):
     return {**arguments, **({"negative_prompt": ["a", "a"]} if "negative_prompt" in arguments else {})}
 
 
+KNOWN = {
+    "flux inpainting": {
+        "mitigate: the solver lands where it is steered": "the known part of the picture is pasted after every step"
+    }
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FLOWS)
 def test_every_family_passes_the_checks_of_families(name):
-    outcomes = run_checks(check_family(FLOWS[name].setup))
-    assert {check: outcome for check, outcome in outcomes.items() if outcome != "passed"} == {}
+    known = KNOWN.get(name, {})
+    outcomes = run_checks(check_family(FLOWS[name].setup, known_failures=known))
+    assert {check for check, outcome in outcomes.items() if outcome != "passed"} == known.keys()
 
 
 def test_pictures_are_given_once_for_all_prompts_or_once_per_prompt():
