@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import FlowMatchHeunDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler
 
 from cryptomnesia import Drift, Regenerate, StabilityRule, UsageError, calibrate, guard, watch
 from cryptomnesia.detectors import GuidanceMagnitude
@@ -324,6 +324,14 @@ def test_pictures_are_given_once_for_all_prompts_or_once_per_prompt():
     # the steps that are taken depend on the strength
     assert once.evaluations is None
     assert seen_in(pipe, {**SHORT, "image": [PICTURE] * 2, "strength": 0.5}).norms["delta"].shape == (2, 2)
+
+
+@pytest.mark.parametrize("make", [unpacked.sd3_image_to_image, packed.flux_inpainting])
+def test_a_scheduler_that_cannot_add_noise_to_the_picture_is_refused(make):
+    pipe = make()
+    pipe.scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    with pytest.raises(UsageError, match="adds noise to a picture, which DPMSolverMultistepScheduler cannot"):
+        family_of(pipe)
 
 
 def test_the_size_of_a_picture_to_edit_takes_the_place_of_the_models():

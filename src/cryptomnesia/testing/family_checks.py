@@ -149,7 +149,8 @@ class _Trial:
                 rest = (guided[row][:, None] - basis @ weights).norm() / guided[row].norm()
                 expect(rest < 0.3, f"evaluation {step.index}: the guided prediction is none of both branches")
                 # both are the same for a caption that is the negative prompt
-                expect(weights[0] - weights[1] > -1e-6, f"evaluation {step.index}: the branches are taken for each other")
+                ordered = weights[0] - weights[1] > -1e-6
+                expect(ordered, f"evaluation {step.index}: the branches are taken for each other")
 
     def signal_and_noise_add_up(self) -> None:
         for step in self._steps():
