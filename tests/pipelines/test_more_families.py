@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler, PNDMScheduler
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from torch.autograd.functional import jacobian
@@ -163,6 +164,20 @@ def test_the_steps_that_a_strength_leaves_are_counted(name, strength, left):
     assert list(run.timesteps) == left
     assert setup.evaluations is None
     assert len(run.norms["delta"][0]) == len(left)
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.67, 0.84])
+@pytest.mark.parametrize("kind", [PNDMScheduler, HeunDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_the_steps_that_a_strength_leaves_are_those_that_the_network_sees(kind, strength):
+    case = MORE["image to image"]
+    pipe = case.make()
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    setup = Setup.of(pipe, {**case.call, "strength": strength, "num_inference_steps": 6})
+    given: list[float] = []
+    pipe.unet.register_forward_pre_hook(lambda _, arguments: given.append(float(arguments[1])))
+    run = observed(setup)
+    assert run.complete
+    assert list(run.timesteps) == given
 
 
 def test_a_base_and_its_refiner_share_a_run():

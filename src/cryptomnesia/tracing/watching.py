@@ -148,12 +148,14 @@ class Watch:
 
     def _plan(self, call: _Call, scheduler: Any, t: Any) -> None:
         """Find out at the first step which of the scheduler's timesteps the call will use."""
-        # with a picture to begin from, a call leaves out the first timesteps
+        # a call that hands its latents to another model leaves out the last timesteps
+        planned = getattr(call.pipe, "_num_timesteps", None)
+        # and one that begins from a picture leaves out the first ones
         first = getattr(scheduler, "begin_index", None)
         if first is None:
-            first = call.timesteps.index(float(t)) if float(t) in call.timesteps else 0
-        # and a call that hands its latents to another model leaves out the last ones
-        planned = getattr(call.pipe, "_num_timesteps", None)
+            places = [place for place, known in enumerate(call.timesteps) if known == float(t)] or [0]
+            # PNDM has one timestep twice
+            first = places[-1] if places[-1] + (planned or 0) == len(call.timesteps) else places[0]
         last = first + planned if isinstance(planned, int) else None
         call.timesteps = call.timesteps[first:last]
         count = len(call.timesteps)
