@@ -26,7 +26,7 @@ from cryptomnesia.testing.miniatures import (
     unconditional,
 )
 from cryptomnesia.tracing.generation import generate
-from family_cases import FLOWS, SHORT
+from family_cases import FLOWS, MORE, SHORT
 
 
 def rescaled(guided: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
@@ -106,7 +106,8 @@ def call(pipe: Any, family: Family, seeds: tuple[int, ...] = (0, 1), **more: Any
 
 
 def test_every_family_is_tested():
-    assert {type(case.make()).__name__ for case in CASES.values()} == set(entries("family"))
+    cases = [*CASES.values(), *MORE.values()]
+    assert {type(case.make()).__name__ for case in cases} == set(entries("family"))
 
 
 def test_observing_leaves_the_image_bit_identical(family):

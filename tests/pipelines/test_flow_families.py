@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 
 from cryptomnesia import Drift, Regenerate, StabilityRule, UsageError, calibrate, guard, watch
 from cryptomnesia.detectors import GuidanceMagnitude
@@ -331,6 +331,13 @@ def test_a_scheduler_that_cannot_add_noise_to_the_picture_is_refused(make):
     pipe = make()
     pipe.scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     with pytest.raises(UsageError, match="adds noise to a picture, which DPMSolverMultistepScheduler cannot"):
+        family_of(pipe)
+
+
+def test_a_scheduler_that_cannot_read_z_images_noise_levels_is_refused():
+    pipe = unpacked.z_image()
+    pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    with pytest.raises(UsageError, match="a list of σ, which UniPCMultistepScheduler cannot read"):
         family_of(pipe)
 
 
