@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler
 
 from cryptomnesia import Drift, Regenerate, StabilityRule, UsageError, calibrate, guard, watch
 from cryptomnesia.detectors import GuidanceMagnitude
@@ -334,10 +334,11 @@ def test_a_scheduler_that_cannot_add_noise_to_the_picture_is_refused(make):
         family_of(pipe)
 
 
-def test_a_scheduler_that_cannot_read_z_images_noise_levels_is_refused():
-    pipe = unpacked.z_image()
-    pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    with pytest.raises(UsageError, match="a list of σ, which UniPCMultistepScheduler cannot read"):
+@pytest.mark.parametrize("make", [unpacked.z_image, unpacked.cogview4, unpacked.hidream])
+def test_a_scheduler_whose_timesteps_the_pipeline_cannot_set_is_refused(make):
+    pipe = make()
+    pipe.scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    with pytest.raises(UsageError, match="cannot set the timesteps of a DPMSolverMultistepScheduler; use FlowMatchEul"):
         family_of(pipe)
 
 

@@ -11,9 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.families.transformer import TransformerFamily
-from cryptomnesia.pipelines.solvers import STRAIGHT, solver_of
 from cryptomnesia.settings import Sampling
 
 
@@ -26,19 +24,7 @@ class ZImageFamily(TransformerFamily):
     first: ClassVar[Literal["cond", "uncond"]] = "cond"
     listed: ClassVar[frozenset[str]] = frozenset({"cap_feats"})
     sign: ClassVar[float] = -1.0
-
-    def __init__(self, pipe: Any) -> None:
-        """Read what the network predicts, and on which noise schedule it was trained.
-
-        Raises:
-            UsageError: for a scheduler that does not solve the model, or cannot take the pipeline's list of σ.
-        """
-        super().__init__(pipe)
-        if solver_of(pipe.scheduler) not in STRAIGHT:
-            raise UsageError(
-                f"a {type(pipe).__name__} gives its scheduler a list of σ, which {type(pipe.scheduler).__name__} "
-                "cannot read; use FlowMatchEulerDiscreteScheduler"
-            )
+    solvers: ClassVar[frozenset[str]] = frozenset({"FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"})
 
     def time(self, t: float, x: Tensor) -> Tensor:
         """The share of the signal, (B,)."""
