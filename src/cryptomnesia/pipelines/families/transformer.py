@@ -23,8 +23,8 @@ class TransformerFamily(NetworkFamily):
         """Read what the network predicts, and on which noise schedule it was trained.
 
         Raises:
-            UsageError: for a scheduler that does not solve the model, that the pipeline cannot call, or that cannot add noise
-                to a picture if it has to.
+            UsageError: for a scheduler that does not solve the model, that the pipeline cannot call, or that cannot add
+                noise to a picture if it has to.
         """
         super().__init__(pipe)
         name = solver_of(pipe.scheduler)
