@@ -26,7 +26,7 @@ from torch import Tensor
 from cryptomnesia.images import square
 from cryptomnesia.matching import ImageIndex, Tiles, candidates
 from cryptomnesia.matching.building import FORMAT
-from cryptomnesia.matching.shards import Shards, write_json, write_shard
+from cryptomnesia.matching.shards import Row, Shards, write_json, write_shard
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
 from cryptomnesia.proving_ground.planted import TrainingStream, plant
@@ -95,7 +95,7 @@ def describe(folder: Path, tiles: Tiles, stream: TrainingStream, tell: Tell) -> 
                 [square(Image.fromarray(stream[index].image), tiles.side) for index in places_of_shard]
             )
             described = tiles.describe(pictures).half().numpy()
-            write_shard(folder / f"{number:05}", described, [f"{index}.png" for index in places_of_shard])
+            write_shard(folder / f"{number:05}", described, [Row(f"{index}.png") for index in places_of_shard])
         tell((number + 1) * SHARD)
     about = {"format": FORMAT, "descriptor": tiles.name, "source": "training stream", "skipped": {}, "complete": True}
     write_json(folder / "index.json", about)

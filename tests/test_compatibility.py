@@ -1,4 +1,4 @@
-"""Every family with every solver works, or is refused in words; quick tests try families with their own solver."""
+"""Every family with every solver works, or is refused in words; the quick tests try each with its own solver."""
 
 import pytest
 

@@ -146,7 +146,7 @@ def test_what_cannot_be_answered_is_refused_at_the_call(calibration):
     refused("got height 32 and width None", height=32)
     refused("got 2000 steps, the model knows 1000 timesteps", num_inference_steps=2000)
     refused("got no prompts", [])
-    refused(r"prompt 'a a a .*\.\.\.' has 62 tokens, the model takes 32; shorten it", "a " * 60)
+    refused(r"prompt 'a a a .*\.\.\.' has 62 tokens, the model takes 32; shorten it", "a " * 60, long="error")
     refused("got 2 seeds for 1 images", seeds=[1, 2])
     refused("got a batch size of 0", batch_size=0)
     refused("got prompts=None; give a text", None)

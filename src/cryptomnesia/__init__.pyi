@@ -49,6 +49,7 @@ from .mitigations.stability import StabilityRule as StabilityRule
 from .mitigations.stability import stabilize as stabilize
 from .pipelines.families import vouch as vouch
 from .pipelines.loading import load_pipeline as load_pipeline
+from .prompts import read_prompts as read_prompts
 from .registry import Entry as Entry
 from .registry import PluginError as PluginError
 from .registry import methods as methods

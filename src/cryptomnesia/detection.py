@@ -1,7 +1,7 @@
 """The verb `detect`: which generated images are memorized and, on request, where, and what to show instead."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from cryptomnesia.mitigations import Flagged, Mitigation, Remade, default_mitiga
 from cryptomnesia.mitigations import mitigation as mitigation_of
 from cryptomnesia.pipelines.call import silent
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.tracing.generation import Batch, Progress, check_call, checked, generate, images_of
+from cryptomnesia.settings import Long
+from cryptomnesia.tracing.generation import Batch, Progress, check_call, checked, cut_off, generate, images_of
 from cryptomnesia.tracing.trajectory import Trajectory
 from cryptomnesia.verdicts import Verdict
 
@@ -43,6 +44,7 @@ class Finding:
         located: the image with its map, if it is flagged and a localizer was asked for; else None.
         instead: another image, made by the mitigation, (3, H, W) in [0, 1], if the image is flagged and a mitigation
             was asked for; else None, and also if the mitigation found no image that may be shown.
+        truncated: whether the prompt is longer than the text encoders read, so that its end had no influence.
     """
 
     prompt: str
@@ -52,11 +54,12 @@ class Finding:
     trajectory: Trajectory
     located: Located | None = None
     instead: Tensor | None = None
+    truncated: bool = False
 
 
 def detect(
     pipe: Any,
-    prompts: str | Path | Sequence[str],
+    prompts: str | Path | Iterable[str],
     *,
     seeds: Sequence[int] | None = None,
     images_per_prompt: int = 1,
@@ -65,6 +68,7 @@ def detect(
     fpr: float = 0.01,
     localizer: str | Any | None = None,
     mitigation: str | Any | None = None,
+    long: Long = "truncate",
     batch_size: int = 8,
     progress: Progress | None = None,
     **call: Any,
@@ -75,7 +79,7 @@ def detect(
 
     Args:
         pipe: a pipeline of a known family.
-        prompts: one caption or several, or a file of them as a `Path`.
+        prompts: one caption or several, or a file of them as a `Path`; `read_prompts` reads another column of a file.
         seeds: one per image; 0, 1, … for the images of every prompt by default.
         images_per_prompt: images to generate for every prompt.
         calibration: for this set-up, as an object or a file; one for another set-up is refused. By default
@@ -86,6 +90,8 @@ def detect(
             family. None makes no maps.
         mitigation: name or object of the mitigation that makes flagged images again; `auto` is the default of the
             pipeline's family, if one works in the set-up. None makes no image again.
+        long: what is done about prompts that are longer than the text encoders read: `truncate` cuts them off, as
+            diffusers does it, `skip` leaves them out, and `error` refuses them. A warning says how many there are.
         batch_size: images per call of the pipeline.
         progress: called after every evaluation with the number of images done.
         **call: arguments of every call, named as the pipeline names them; its own defaults for the rest.
@@ -104,7 +110,7 @@ def detect(
     """
     setup = Setup.of(pipe, call)
     check_call(setup)
-    captions, numbers = images_of(setup, prompts, seeds, images_per_prompt)
+    captions, numbers = images_of(setup, prompts, seeds, images_per_prompt, long)
     calibration = resolved(calibration, pipe)
     examination = Examination.of(
         setup,
@@ -205,11 +211,12 @@ class Examination:
                 lambda: self.judge.calibration.check(self.setup),
                 images=len(prompts),
                 batch_size=self.batch_size,
-            )
+            ),
+            cut_off(self.setup, prompts),
         )
 
-    def _examined(self, batches: Iterator[Batch]) -> Iterator[Finding]:
-        """The findings for the images of every batch."""
+    def _examined(self, batches: Iterator[Batch], truncated: Collection[str]) -> Iterator[Finding]:
+        """The findings for the images of every batch, where some prompts are cut off."""
         for batch in batches:
             verdicts = self.judge(batch.trajectory, list(batch.prompts))
             rows = [row for row, verdict in enumerate(verdicts) if verdict.flagged]
@@ -227,6 +234,7 @@ class Examination:
                     trajectory=runs.rows([row]),
                     located=self._located(batch, row, maps.get(row)),
                     instead=None if shown is None else shown.float().cpu(),
+                    truncated=batch.prompts[row] in truncated,
                 )
 
     def _maps(self, batch: Batch, rows: list[int]) -> dict[int, Map]:

@@ -4,9 +4,11 @@ import io
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from cryptomnesia.decoding import squares
 
 
 def pixels(image: Tensor) -> np.ndarray:
@@ -38,20 +40,13 @@ def middle(values: Tensor) -> Tensor:
 def square(picture: Image.Image | Tensor, side: int) -> Tensor:
     """The middle square of a picture, PIL or (3, H, W) in [0, 1], scaled to (3, side, side) in [0, 1].
 
-    A camera's rotation is undone, and transparent parts become white.
+    The picture is read as a viewer shows it: a camera's rotation is undone, and transparent parts become white.
     """
     if isinstance(picture, Tensor):
         picture = Image.fromarray(pixels(picture))
-    # a large JPEG need not be decoded at its full size
-    picture.draft("RGB", (2 * side, 2 * side))
-    picture = ImageOps.exif_transpose(picture)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
-    short = min(picture.size)
-    left, top = (picture.width - short) / 2, (picture.height - short) / 2
-    box = (left, top, left + short, top + short)
-    resample = Image.Resampling.BOX if short >= side else Image.Resampling.BILINEAR
-    small = picture.resize((side, side), resample, box=box)
-    return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
+    return unit(next(iter(squares(picture, side).values())))
+
+
+def unit(array: np.ndarray) -> Tensor:
+    """A picture (H, W, 3) uint8 as (3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.array(array)).permute(2, 0, 1).float() / 255

@@ -1,7 +1,7 @@
 """The verb `localize`: where generated images are memorized."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from cryptomnesia.localizers import Localizer, localizers_of
 from cryptomnesia.localizers.mapping import mapped
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.settings import LocalizeSettings
+from cryptomnesia.settings import LocalizeSettings, Long
 from cryptomnesia.tracing.generation import Progress, check_call, checked, images_of, real_number, whole_number
 
 logger = logging.getLogger("cryptomnesia")
@@ -47,7 +47,7 @@ class Located:
 
 def localize(
     pipe: Any,
-    prompts: str | Path | Sequence[str],
+    prompts: str | Path | Iterable[str],
     *,
     seeds: Sequence[int] | None = None,
     images_per_prompt: int = 1,
@@ -57,6 +57,7 @@ def localize(
     pixel_fpr: float = 0.05,
     smooth: float = 0.0,
     smallest: int = 1,
+    long: Long = "truncate",
     batch_size: int = 8,
     progress: Progress | None = None,
     **call: Any,
@@ -65,7 +66,7 @@ def localize(
 
     Args:
         pipe: a pipeline of a known family.
-        prompts: one caption or several, or a file of them as a `Path`.
+        prompts: one caption or several, or a file of them as a `Path`; `read_prompts` reads another column of a file.
         seeds: one per image; 0, 1, … for the images of every prompt by default.
         images_per_prompt: images to generate for every prompt.
         localizers: one or several, as names or objects; `auto` is the default of the pipeline's family.
@@ -77,6 +78,8 @@ def localize(
         pixel_fpr: share of the pixels of reference images above the threshold of a mask, in (0, 1).
         smooth: standard deviation of a Gaussian blur before the threshold, in map pixels, ≥ 0.
         smallest: regions of fewer map pixels are dropped.
+        long: what is done about prompts that are longer than the text encoders read: `truncate` cuts them off, as
+            diffusers does it, `skip` leaves them out, and `error` refuses them. A warning says how many there are.
         batch_size: images per call of the pipeline.
         progress: called after every evaluation with the number of images done.
         **call: arguments of every call, named as the pipeline names them; its own defaults for the rest.
@@ -99,7 +102,7 @@ def localize(
     smallest = whole_number("smallest", smallest)
     check_mask_settings(pixel_fpr, smooth, smallest)
     methods = localizers_of(localizers, setup)
-    captions, numbers = images_of(setup, prompts, seeds, images_per_prompt)
+    captions, numbers = images_of(setup, prompts, seeds, images_per_prompt, long)
     settings = {"pixel_fpr": pixel_fpr, "smooth": smooth, "smallest": smallest}
     asked = [name for name, value in settings.items() if value != LocalizeSettings.model_fields[name].default]
     fitting = _fitting(setup, methods, calibration, needed_for=asked)

@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Action = Literal["none", "mitigated", "withheld", "regenerated"]
-"""What became of an image: returned as it was, made again or corrected, replaced by black, made from another seed."""
+Action = Literal["none", "mitigated", "withheld", "regenerated", "allowed"]
+"""What became of an image: returned as it was, made again or corrected, replaced by black, made from another seed,
+returned although no calibration fits its call."""
 
 
 @dataclass(frozen=True)

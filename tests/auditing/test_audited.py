@@ -209,7 +209,7 @@ def test_several_processes_share_a_run(audit_folder, tmp_path):
         ({"prompts": "references.txt"}, "102 prompts are references as well, 'a red circle 0' for one; take them out"),
         ({"prompts": []}, "got no prompts; give at least one"),
         ({"prompts": ["a red bar", " "]}, "got an empty prompt; give a text"),
-        ({"prompts": ["a red bar", 3]}, "got the prompt 3; give texts, or a file of them"),
+        ({"prompts": ["a red bar", 3]}, "got 3 among the prompts; give texts only"),
         ({"prompts": ["half \ud800"]}, "half of a surrogate pair; write it out whole"),
         ({"training_images": "few"}, "the index holds 3 pictures, too few to tell"),
         ({"training_images": ".."}, "is among the training images, which would match it; give another folder"),

@@ -3,6 +3,8 @@ import shutil
 
 import pytest
 
+from cryptomnesia.matching.building import FORMAT
+
 HOSTILE = (
     "</script><script>alert(1)</script>",
     '=HYPERLINK("//x.org",1)',
@@ -47,7 +49,6 @@ def test_hostile_prompts_are_judged_and_shown_as_they_are(cryptomnesia, audit_fo
     ("content", "message"),
     [
         (b"a caf\xe9\n", "is not UTF-8 (byte 5); save it as UTF-8"),
-        (b"a star " * 1500, "tokens, the model takes"),
         (b" \n\n", "holds no prompt; give at least one"),
     ],
 )
@@ -112,7 +113,9 @@ def test_a_run_is_reported_rescored_and_compared(cryptomnesia, run, audited):
 def test_a_run_with_training_images_whose_index_is_of_another_descriptor(cryptomnesia, audit_folder, audited, tmp_path):
     index = tmp_path / "index"
     index.mkdir()
-    (index / "index.json").write_text(json.dumps({"format": 1, "descriptor": "another", "complete": True}))
+    (index / "index.json").write_text(
+        json.dumps({"format": FORMAT, "descriptor": "another", "source": "", "complete": True})
+    )
     code, _, err = cryptomnesia(
         "audit",
         *flags(audit_folder),

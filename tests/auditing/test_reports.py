@@ -9,6 +9,8 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from jsonschema import Draft202012Validator
 from PIL import ExifTags, Image
@@ -22,6 +24,7 @@ from cryptomnesia.report.console import print_outcome
 from cryptomnesia.report.html import html
 from cryptomnesia.report.markdown import answers, model_card
 from cryptomnesia.report.sarif import sarif
+from picture_files import encoded, write_tar
 from runs import LONG
 from tiny_audit import EVIL, settings
 
@@ -70,6 +73,35 @@ def test_a_picture_is_shown_small_upright_and_without_what_its_file_says(audited
         assert shown.size == (128, 256)
         assert not shown.getexif()
         assert "comment" not in shown.info
+
+
+def test_training_images_are_shown_from_shards_and_tables(audited, found, tmp_path):
+    white = encoded(Image.new("RGB", (64, 32), "white"))
+    write_tar(tmp_path / "training" / "a.tar", {"key.png": white, "../up.png": white})
+    pq.write_table(pa.table({"image": [white]}), tmp_path / "training" / "b.parquet")
+    first = found.prompts[0]
+    names = [
+        "a.tar/key.png",
+        "b.parquet#0",
+        "a.tar/../up.png",
+        "a.tar/none.png",
+        "../a.tar/key.png",
+        "b.parquet#x",
+        "\0",
+    ]
+    rows = [{**first.images[0], "whole_path": name, "whole_relative": 0.5, "whole_p": 0.01} for name in names]
+    compared = replace(found, prompts=[replace(first, images=rows)])
+    (images,) = evidence_of(html(compared, audited, embed_images=True, training=tmp_path / "training"))
+    shown = [image["nearest"]["picture"] for image in images]
+    assert [picture is not None for picture in shown] == [True, True, True, False, False, False, False]
+    with Image.open(BytesIO(base64.b64decode(shown[0].split(",")[1]))) as picture:
+        assert (picture.size, picture.getextrema()) == ((64, 32), ((255, 255),) * 3)
+
+
+def test_a_report_of_training_images_that_are_not_there_is_refused(audited, cryptomnesia):
+    code, out, err = cryptomnesia("report", audited.folder, "--training-images", "nosuch")
+    assert (code, out) == (2, "")
+    assert "no folder or file nosuch" in err
 
 
 def test_a_run_chooses_no_file_but_its_own_and_training_images(audited, found, tmp_path):

@@ -137,7 +137,7 @@ def test_whatever_does_not_fit_is_refused_before_anything_is_generated(monkeypat
     ):
         calibrate(pipe, None, **CALL)
     with pytest.raises(UsageError, match=r"prompt 'red red .*\.\.\.' has \d+ tokens, the model takes \d+; shorten it"):
-        calibrate(pipe, [*PROMPTS, "red " * 100], **CALL)
+        calibrate(pipe, [*PROMPTS, "red " * 100], long="error", **CALL)
 
 
 def test_one_method_is_given_as_a_list_of_one(pipe):

@@ -104,7 +104,7 @@ def test_the_mean_of_a_map_is_calibrated_on_demand(cryptomnesia, model, calibrat
         (["--probes", "16", "--at", "0"], "got --at and --probes for maps, and no --localizer"),
         (["--seed", "-1"], "--seed"),
         (["--prompts", "TWICE"], "1 of 102 reference prompts are repeated; give every prompt once"),
-        (["--prompts", "FOLDER"], "expected a .txt, .csv or .jsonl file"),
+        (["--prompts", "FOLDER"], "is no data set: expected what `save_to_disk` writes"),
         (["-o", "FOLDER"], "is a folder; give the name of a file"),
         (["-o", "FILE/c.safetensors"], "cannot write to"),
     ],

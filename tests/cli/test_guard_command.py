@@ -135,3 +135,28 @@ def test_guard_explains_what_it_cannot_do(cryptomnesia, model, calibration_file,
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("unknown", "action", "most"), [("allow", "allowed", 255), ("block", "withheld", 0)])
+def test_a_call_that_no_calibration_fits_follows_the_rule(guarded, unknown, action, most):
+    code, printed, err, _folder = guarded("--steps", "1", "--unknown", unknown, "--fpr", "0.5")
+    # no image could be judged
+    assert (code, err) == (3, "")
+    assert printed["unknown"] == unknown
+    for image in printed["images"]:
+        assert (image["action"], image["p_value"], image["answer"]) == (action, None, "could not tell")
+        assert "steps is 1, calibrated 2" in image["reason"]
+        with Image.open(image["file"]) as picture:
+            assert (np.asarray(picture).max() == 0) == (most == 0)
+
+
+def test_of_several_calibrations_the_fitting_one_is_used(guarded, cryptomnesia, model, setup, tmp_path):
+    references, other = tmp_path / "references.txt", tmp_path / "other.safetensors"
+    references.write_text("\n".join(f"a red bar {number}" for number in range(102)))
+    made = cryptomnesia("calibrate", model / "tiny", "--prompts", references, "-o", other, *setup, "--steps", 1)
+    assert made[0] == 0
+    settings = ("--calibration", str(other), "--fpr", "0.5", "--detector", "guidance-first")
+    for steps in ("1", "2"):
+        _code, printed, err, _ = guarded(*settings, "--steps", steps)
+        assert err == ""
+        assert all(image["p_value"] is not None for image in printed["images"])

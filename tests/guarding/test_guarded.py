@@ -174,14 +174,6 @@ def test_verdicts_can_be_joined_to_requests(pipe, calibration):
     )
 
 
-def test_a_copy_of_a_guarded_pipeline_is_another_one(pipe, calibration):
-    with guard(pipe, calibration, fpr=0.5) as guarding:
-        other = copy.copy(pipe)
-        other.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-        call(other)
-        assert guarding.verdicts == ()
-
-
 def test_wrapped_networks_are_the_same_model(pipe, calibration):
     pipe.unet = torch.compile(pipe.unet, backend="eager")
     with guard(pipe, calibration, fpr=0.5) as guarding:

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch._dynamo import eval_frame
 
-from cryptomnesia import calibrate, guard, watch
+from cryptomnesia import UsageError, calibrate, guard, watch
 from cryptomnesia.localizers.bright_ending import end_positions
 from cryptomnesia.pipelines.tokenizers import TOKENIZERS
 from cryptomnesia.testing.miniatures import CALL, PROMPTS, stable_diffusion, stable_diffusion_xl
@@ -243,3 +243,73 @@ def test_two_threads_may_share_a_network_compiled_in_place():
     assert seen.trajectory.complete
     second.__exit__(None, None, None)
     assert vars(pipe.unet)["_compiled_call_impl"] is inner
+
+
+def test_every_thread_has_a_pipeline_and_a_guard_of_its_own(calibration, contention):
+    """As a service makes them for every request, with the tokenizers of the first pipeline."""
+    first = stable_diffusion()
+    first.tokenizer = slowed(first.tokenizer)
+    captions = [[*LENGTHS[number:], *LENGTHS[:number]] for number in range(3)]
+    alone = [call(first, each, seeds=[5] * 4) for each in captions]
+    with guard(first, calibration, fpr=0.5) as guarding:
+
+        def request(number):
+            def answer():
+                for _ in range(3):
+                    scheduler = DDIMScheduler.from_config(first.scheduler.config, clip_sample=False)
+                    made = StableDiffusionPipeline.from_pipe(first, scheduler=scheduler, requires_safety_checker=False)
+                    made.set_progress_bar_config(disable=True)
+                    with guarding.also(made) as mine:
+                        np.testing.assert_array_equal(call(made, captions[number], seeds=[5] * 4), alone[number])
+                        assert [verdict.prompt for verdict in mine.verdicts] == captions[number]
+
+            return answer
+
+        run_together(*map(request, range(3)))
+        assert guarding.verdicts == ()
+
+
+def test_copies_in_several_threads(calibration, contention):
+    first = stable_diffusion()
+    first.tokenizer = slowed(first.tokenizer)
+    alone = [call(first, LENGTHS, seeds=[seed] * 4) for seed in range(3)]
+    heard = []
+    with guard(first, calibration, fpr=0.5, on_verdict=heard.append) as guarding:
+
+        def request(number):
+            def answer():
+                other = copy.copy(first)
+                other.scheduler = DDIMScheduler.from_config(first.scheduler.config, clip_sample=False)
+                for _ in range(3):
+                    np.testing.assert_array_equal(call(other, LENGTHS, seeds=[number] * 4), alone[number])
+
+            return answer
+
+        run_together(*map(request, range(3)))
+    assert len(heard) == 3 * 3 * 4
+    # the newest call may have ended before another one
+    assert len(guarding.verdicts) in (0, 4)
+
+
+def test_a_pipeline_without_a_guard_is_stopped_in_another_thread(calibration):
+    first = stable_diffusion()
+    other = sharing(first)
+    entered, stopped = threading.Event(), threading.Event()
+
+    def guarded():
+        with guard(first, calibration, fpr=0.5) as guarding:
+            call(first)
+            entered.set()
+            assert stopped.wait(60)
+            # the refusal in the other thread leaves them alone
+            assert len(guarding.verdicts) == 1
+
+    def bare():
+        assert entered.wait(60)
+        try:
+            with pytest.raises(UsageError, match="not guarded"):
+                call(other)
+        finally:
+            stopped.set()
+
+    run_together(guarded, bare)

@@ -9,7 +9,8 @@ from torch.nn.functional import interpolate
 
 from cryptomnesia import UsageError
 from cryptomnesia.matching import ImageIndex, Tiles, candidates
-from cryptomnesia.matching.shards import Shards, write_json, write_shard
+from cryptomnesia.matching.building import FORMAT
+from cryptomnesia.matching.shards import Row, Shards, write_json, write_shard
 
 PICTURES = 6000
 COPIED = torch.arange(0, PICTURES, 100)
@@ -26,9 +27,9 @@ def write(folder, pictures, descriptor, first=0):
     """Write an index of pictures without codes: shards from number `first` on, and what the index says of itself."""
     folder.mkdir(exist_ok=True)
     for number, values in enumerate(descriptor.describe(pictures).split(2500), start=first):
-        paths = [f"{number}/{row}.png" for row in range(len(values))]
-        write_shard(folder / f"{number:05}", values.half().numpy(), paths)
-    about = {"format": 1, "descriptor": descriptor.name, "source": "pictures", "skipped": {}, "complete": True}
+        rows = [Row(f"{number}/{row}.png") for row in range(len(values))]
+        write_shard(folder / f"{number:05}", values.half().numpy(), rows)
+    about = {"format": FORMAT, "descriptor": descriptor.name, "source": "pictures", "skipped": {}, "complete": True}
     write_json(folder / "index.json", about)
 
 

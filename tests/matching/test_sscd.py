@@ -133,3 +133,16 @@ def test_without_onnxruntime_the_error_names_what_to_install(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"pip install 'cryptomnesia\[onnx\]'"):
         SSCD(tmp_path / "copies.onnx")
+
+
+def test_a_device_is_checked(network, tmp_path, cryptomnesia):
+    assert SSCD(network, side=32, device=torch.device("cpu")).name == SSCD(network, side=32).name
+    for device in ("cuda:77", "tpu", "meta"):
+        with pytest.raises(UsageError, match=f"got device '{device}', which cannot be used .*; have cpu"):
+            SSCD(network, device=device)
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "a.png")
+    given = ["index", "build", tmp_path / "pictures", "-o", tmp_path / "index", "--device", "cuda:77"]
+    code, out, err = cryptomnesia(*given, "--sscd", network)
+    assert (code, out) == (2, "")
+    assert "got device 'cuda:77', which cannot be used" in err

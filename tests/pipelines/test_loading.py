@@ -2,24 +2,38 @@ import copy
 import inspect
 import json
 import logging
+import re
+import shutil
 
 import pytest
 import torch
 from diffusers import (
     AutoPipelineForImage2Image,
+    DiffusionPipeline,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from cryptomnesia import UsageError, load_pipeline
 from cryptomnesia.calibration.stored import resolved
-from cryptomnesia.pipelines.loading import SCHEDULERS, check_exists, quiet, set_call_defaults
+from cryptomnesia.pipelines.loading import FROM_PRETRAINED, SCHEDULERS, check_exists, quiet, set_call_defaults
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.testing.miniatures import flux, stable_diffusion
+from cryptomnesia.testing.miniatures import flux, stable_diffusion, stable_diffusion_3
+
+UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+
+
+def replace(path, before, after):
+    """Change a text in a file."""
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
 
 LIBRARIES = (diffusers_logging, transformers_logging)
 
@@ -116,6 +130,130 @@ def test_what_cannot_be_loaded_is_explained(folder, tmp_path):
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(UsageError, match="cannot be loaded: "):
         load_pipeline(str(tmp_path), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    """A miniature of SD3, which was saved without its third encoder."""
+    folder = tmp_path_factory.mktemp("model") / "flow"
+    stable_diffusion_3().save_pretrained(folder)
+    return folder
+
+
+def test_the_known_arguments_are_those_of_diffusers():
+    source = inspect.getsource(DiffusionPipeline.from_pretrained) + inspect.getsource(DiffusionPipeline.download)
+    taken = set(re.findall(r"kwargs\.pop\(\"(\w+)\"", source))
+    assert taken - {"torch_dtype", "dtype", "revision", "variant"} <= FROM_PRETRAINED
+    assert {name for name in FROM_PRETRAINED if f'"{name}"' not in source} == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"use_safetensor": True}, r"unknown argument use_safetensor \(did you mean use_safetensors\?\); leave it out"),
+        ({"torch_dtype": torch.float16}, r"unknown argument torch_dtype \(did you mean dtype\?\)"),
+        ({"tarot": 1}, "unknown argument tarot; .* a part of a StableDiffusionPipeline: vae, text_encoder, "),
+        ({"device": "cuda:7"}, "got the device cuda:7, and this machine has .*; give another, for instance cpu"),
+        ({"device": "gpu"}, "got the unknown device 'gpu'; give cpu, cuda, cuda:1 or mps"),
+        ({"device": "meta"}, "got the device 'meta'; give cpu, cuda"),
+        ({"dtype": torch.int8}, "got the unknown dtype torch.int8; known are float32"),
+        ({"without": "unet"}, "a StableDiffusionPipeline cannot do without 'unet'; give one of feature_extractor"),
+        ({"without": ["safety_checker"], "safety_checker": 1}, "got safety_checker, and without='safety_checker'"),
+        ({"transformer": "nosuch"}, "no folder nosuch for --transformer; give the folder of a training checkpoint"),
+        ({"revision": "v2"}, "got the revision 'v2' with .*, which is a local folder; leave it out"),
+        ({"base": "org/name"}, "got base org/name with .*, which is no single file; leave it out"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_loaded(folder, monkeypatch, arguments, message):
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
+    with pytest.raises(UsageError, match=message) as refused:
+        load_pipeline(str(folder), **{"device": "cpu", **arguments})
+    assert "\n" not in str(refused.value)
+
+
+def test_arguments_of_from_pretrained_and_parts_are_passed_on(folder):
+    own = stable_diffusion("v_prediction").unet
+    pipe = load_pipeline(
+        folder, device="cpu", dtype=torch.bfloat16, use_safetensors=True, safety_checker=None, unet=own
+    )
+    assert pipe.unet is own
+    assert pipe.vae.dtype == torch.bfloat16
+
+
+def test_sd3_without_t5(flow):
+    pipe = load_pipeline(flow, device="cpu", without="text_encoder_3")
+    assert (pipe.text_encoder_3, pipe.tokenizer_3) == (None, None)
+    assert load_pipeline(flow, device="cpu").text_encoder_3 is None
+
+
+def test_variants(tmp_path, folder):
+    stable_diffusion().save_pretrained(tmp_path / "half", variant="fp16")
+    for where, variant, message in [
+        (tmp_path / "half", None, "has its weights as the variant fp16 only; give --variant fp16"),
+        (tmp_path / "half", "bf16", "got the variant 'bf16', and it has the variants fp16; give one that it has"),
+        (folder, "fp16", "got the variant 'fp16', and it has no variants; give one that it has, or leave"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            load_pipeline(where, device="cpu", variant=variant)
+    pipe = load_pipeline(tmp_path / "half", device="cpu", variant="fp16")
+    assert torch.equal(pipe.unet.conv_in.weight, stable_diffusion().unet.conv_in.weight)
+
+
+def without(file, letters):
+    """Take the first tensor out whose name has these letters in it."""
+    tensors = load_file(file)
+    del tensors[next(name for name in sorted(tensors) if letters in name)]
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            UNET,
+            lambda path: without(path, "conv_out"),
+            r"weights are missing, which would .*'conv_out\.bias'",
+        ),
+        (TEXT, lambda path: without(path, "norm2"), r"weights are missing, which would be random .*layer_norm2"),
+        (UNET, lambda path: path.write_bytes(path.read_bytes()[:5000]), r"safetensors is damaged or incomplete; copy"),
+        (TEXT, lambda path: path.write_bytes(path.read_bytes()[:5000]), r"safetensors is damaged or incomplete; copy"),
+        (UNET, lambda path: path.write_text("version https://git-lfs"), r"is only a pointer of Git LFS; run `git lfs"),
+        (UNET, lambda path: path.unlink(), r"no file named diffusion_pytorch_model.* found in directory .*; copy or"),
+        (
+            "unet/config.json",
+            lambda path: replace(path, "[\n    8,\n    16", "[\n8,\n32"),
+            "weights have other shapes than",
+        ),
+        (
+            "text_encoder/config.json",
+            lambda path: replace(path, '"hidden_size": 32', '"hidden_size": 64'),
+            "other shapes",
+        ),
+        ("unet/config.json", lambda path: path.write_text("{"), "cannot be loaded: "),
+    ],
+)
+def test_damaged_folders_are_refused_in_one_line(folder, tmp_path, file, change, message):
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    change(copied / file)
+    with pytest.raises(UsageError, match=message) as refused:
+        load_pipeline(copied, device="cpu")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("unet", "it holds a UNet2DConditionModel, so give it as --unet, and the model it belongs to"),
+        ("text_encoder", "it holds a CLIPTextModel, which alone makes no pictures; give the folder that has one"),
+        ("..", "give the folder .*tiny, which has one"),
+        ("model_index.json", "is no file of weights; give a diffusers folder, or a .safetensors"),
+        ("nosuch.safetensors", "no file .*nosuch.safetensors; give the path of a model in a single file"),
+    ],
+)
+def test_what_is_no_diffusers_folder_is_named(folder, part, message):
+    with pytest.raises(UsageError, match=message):
+        load_pipeline(folder / part, device="cpu")
 
 
 def test_flow_models_take_no_other_scheduler(tmp_path):

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from torch.autograd.functional import jacobian
 
 from cryptomnesia import Sampling, UsageError, localize, watch
@@ -236,6 +238,37 @@ def test_a_picture_is_part_of_the_settings():
         call(Setup.of(pictures.inpainting(), {"image": pictures.picture()}))
     with pytest.raises(UsageError, match="takes no height and width; its pictures are as large as the one it is given"):
         call(Setup(pipe, Sampling(4, 2.0, 32, 32, options=pictures.IMAGE)))
+
+
+def with_ip_adapter() -> Any:
+    """Stable Diffusion whose network also reads the embedding of a picture, as an IP-Adapter has it."""
+    torch.manual_seed(1)
+    pipe = CASES["sd-epsilon"].make()
+    processors = dict(pipe.unet.attn_processors)
+    for name in processors:
+        attention = pipe.unet.get_submodule(name.removesuffix(".processor"))
+        if "attn2" in name:
+            processors[name] = IPAdapterAttnProcessor2_0(attention.to_q.out_features, 32, num_tokens=[4], scale=[0.5])
+    pipe.unet.set_attn_processor(processors)
+    pipe.unet.encoder_hid_proj = MultiIPAdapterImageProjection([ImageProjection(16, 32, 4)])
+    pipe.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    return pipe
+
+
+def test_the_picture_of_an_ip_adapter_reaches_the_maps():
+    embeds = [torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(0))]
+    call_ = {**CASES["sd-epsilon"].call, "ip_adapter_image_embeds": embeds}
+    pipe = with_ip_adapter()
+    setup = Setup.of(pipe, call_)
+    plain, run = call(setup), observed(setup)
+    assert torch.equal(run.latents, plain)
+    assert not torch.equal(plain, call(Setup.of(pipe, {**call_, "ip_adapter_image_embeds": [-embeds[0]]})))
+    view = setup.family.denoiser()
+    for step in run.steps.values():
+        for branch, inputs in ((step.cond, step.cond_inputs), (step.uncond, step.uncond_inputs)):
+            torch.testing.assert_close(view(branch.x, step.level, inputs).value, branch.value, rtol=1e-4, atol=1e-5)
+    (found,) = localize(pipe, PROMPTS[:1], localizers=["curvature-difference"], **call_)
+    assert found.maps["curvature-difference"].isfinite().all()
 
 
 def test_maps_of_other_baselines_see_the_picture_of_the_run():

@@ -9,6 +9,7 @@ import torch
 
 from cryptomnesia import watch
 from cryptomnesia.testing.miniatures import stable_diffusion
+from cryptomnesia.tracing.attaching import after_forward, before_forward
 from cryptomnesia.tracing.trajectory import NORMS
 
 
@@ -189,3 +190,34 @@ def test_an_exception_inside_two_watches_leaves_nothing_behind():
         call(pipe)
     assert vars(pipe.scheduler).keys() == before.keys()
     assert not pipe.unet._forward_hooks
+
+
+class Doubling(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_hooks_before_and_after_a_call(compiled):
+    """They leave in any order, and the module has its own call then."""
+    network, seen = Doubling(), []
+    if compiled:
+        network.compile(backend="eager")
+    own = vars(network)["_compiled_call_impl"] if compiled else None
+    for order in permutations(range(3)):
+        removals = [
+            before_forward(network, lambda module, args: seen.append(("before", module, args[0].item()))),
+            after_forward(network, lambda module, args, kwargs, output: seen.append(("after", module, output.item()))),
+            before_forward(network, lambda module, args: seen.append(("also", module, args[0].item()))),
+        ]
+        assert network(torch.tensor(1.0)).item() == 2
+        assert set(seen) == {("before", network, 1.0), ("also", network, 1.0), ("after", network, 2.0)}
+        assert seen[-1][0] == "after"
+        for number in order:
+            removals[number]()
+        seen.clear()
+        network(torch.tensor(1.0))
+        assert not seen
+        assert vars(network).get("_compiled_call_impl") is own
+        assert not network._forward_hooks
+        assert not network._forward_pre_hooks

@@ -1,3 +1,4 @@
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import torch
 
 from cryptomnesia import Sampling, UsageError
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.pipelines.tokenizers import Excess
 from cryptomnesia.testing.miniatures import PROMPTS, SAMPLING, flux, stable_diffusion, unconditional
-from cryptomnesia.tracing.generation import check_call, check_prompts, generate, images_of
+from cryptomnesia.tracing.generation import check_call, cut_off, generate, images_of, kept_prompts
 
 
 @pytest.fixture
@@ -102,7 +104,6 @@ def test_captions_and_seeds_of_all_images(setup):
         (["a"], None, 0, "got 0 images per prompt; give at least 1"),
         (["a"], [1, 2], 1, "got 2 seeds for 1 images; give one per image"),
         (["a", "b"], [1], 1, "got 1 seeds for 2 images"),
-        (["red " * 100], None, 1, r"prompt 'red red .*\.\.\.' has \d+ tokens, the model takes \d+; shorten it"),
     ]:
         with pytest.raises(UsageError, match=message):
             images_of(setup, prompts, seeds, count)
@@ -138,29 +139,54 @@ def test_prompts_may_be_a_file_and_seeds_numbers_of_numpy(setup, tmp_path):
     assert {type(seed) for seed in seeds} == {int}
 
 
-def test_a_prompt_is_as_long_as_the_longest_encoder_reads():
+LONG = "red " * 100
+
+
+def test_long_prompts_are_cut_off_as_diffusers_does_it_left_out_or_refused(setup, caplog):
+    limit = setup.pipe.tokenizer.model_max_length
+    words = rf"'red red .*\.\.\.' has 102 tokens, the model takes {limit}"
+    assert images_of(setup, ["a", LONG, "b", LONG], None, 1) == (["a", LONG, "b", LONG], [0, 0, 0, 0])
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert re.fullmatch(f"2 of 4 prompts are too long and cut off, as diffusers does it; the first, {words}", message)
+    # seeds belong to their prompts
+    assert images_of(setup, ["a", LONG, "b"], [5, 6, 7], 1, "skip") == (["a", "b"], [5, 7])
+    assert "1 of 3 prompts are too long and left out; the first" in caplog.records[1].getMessage()
+    with pytest.raises(UsageError, match=f"prompt {words}; shorten it, or give long='truncate' or 'skip'"):
+        images_of(setup, ["a", LONG], None, 1, "error")
+    with pytest.raises(UsageError, match=f"prompt {words}, and no other is shorter"):
+        images_of(setup, [LONG], None, 1, "skip")
+    with pytest.raises(UsageError, match="got long='cut'; give truncate, skip, error"):
+        images_of(setup, ["a"], None, 1, "cut")
+    caplog.clear()
+    assert kept_prompts(setup, ["a", "b"], "error") == ["a", "b"]
+    assert not caplog.records
+
+
+def test_the_end_of_a_long_prompt_has_no_influence(setup):
+    first, second = (
+        next(generate(setup, [f"{'red ' * 40}{end}"], [0])).images for end in ("a green star", "a blue circle")
+    )
+    assert torch.equal(first, second)
+
+
+def test_a_long_negative_prompt_is_named(pipe, caplog):
+    setup = Setup(pipe, Sampling(3, 2.0, options={"negative_prompt": LONG}))
+    assert kept_prompts(setup, ["a"], "skip") == ["a"]
+    assert caplog.records[0].getMessage().startswith("the negative prompt is cut off, as diffusers does it: 'red")
+    with pytest.raises(UsageError, match=r"negative prompt 'red .* has 102 tokens"):
+        kept_prompts(setup, ["a"], "error")
+
+
+def test_the_sequence_length_of_the_call_counts():
     pipe = flux()
-    limit = pipe.tokenizer.model_max_length
-    text = " ".join(["red"] * limit)
-    with pytest.raises(UsageError, match=f"has {limit + 2} tokens, the model takes {limit}; shorten it"):
-        check_prompts(pipe, [text])
-
-    class T5TokenizerFast:
-        """Reads four times as many tokens as the other one, as T5 does."""
-
-        model_max_length = 4 * limit
-
-        def __call__(self, *args, **kwargs):
-            return pipe.tokenizer(*args, **kwargs)
-
-    pipe.tokenizer_2 = T5TokenizerFast()
-    check_prompts(pipe, [text])
-    with pytest.raises(UsageError, match=f"the model takes {4 * limit}; shorten it"):
-        check_prompts(pipe, [" ".join(["red"] * 4 * limit)])
+    text = " ".join(["red"] * 100)
+    assert cut_off(Setup.of(pipe, {}), [text]) == {}
+    assert cut_off(Setup.of(pipe, {"max_sequence_length": 64}), [text]) == {text: Excess(102, 64)}
 
 
 def test_tokenizers_are_left_as_they_are(pipe):
     backend = pipe.tokenizer.backend_tokenizer
     before = backend.padding, backend.truncation
-    check_prompts(pipe, ["a red circle"])
+    kept_prompts(Setup(pipe, SAMPLING), ["a red circle"])
     assert (backend.padding, backend.truncation) == before

@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
@@ -30,7 +30,7 @@ REFERENCES = "references"
 
 def audit(
     model: Any,
-    prompts: Sequence[str] | str | Path,
+    prompts: Iterable[str] | str | Path,
     output: str | Path,
     *,
     workers: int = 1,
@@ -43,7 +43,8 @@ def audit(
 
     Args:
         model: a loaded pipeline, or the name of a model as `load_pipeline` takes it.
-        prompts: the texts to audit, or a file of them (.txt, .csv or .jsonl).
+        prompts: the texts to audit, or a file or folder of them as `read_prompts` takes it. Repeated ones are audited
+            once.
         output: folder of the run; a run that was stopped goes on there.
         workers: processes that share the work and the cores, this process among them. On CPUs a small network is faster
             in several processes of few threads than in one of many. Each process loads the model, so it has to be given

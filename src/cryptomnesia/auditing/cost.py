@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from cryptomnesia.auditing.planning import Plan, plan
 from cryptomnesia.auditing.requests import Request
 from cryptomnesia.matching import SSCD, Tiles
-from cryptomnesia.matching.building import pictures_of
+from cryptomnesia.matching.sources import source_of
 from cryptomnesia.settings import AuditSettings
 from cryptomnesia.tracing.generation import generate
 from cryptomnesia.tracing.watching import watch
@@ -57,7 +57,7 @@ class Cost:
         )
 
 
-def estimate(model: Any, prompts: Sequence[str] | str | Path, **settings: Any) -> Cost:
+def estimate(model: Any, prompts: Iterable[str] | str | Path, **settings: Any) -> Cost:
     """What `audit` with the same arguments would cost; makes three evaluations of one batch to measure it.
 
     Raises:
@@ -92,9 +92,9 @@ def _index_bytes(settings: AuditSettings) -> int:
     """The bytes of an index of the training images, 0 if none is to be made."""
     if settings.training_images is None:
         return 0
-    files, _ = pictures_of(settings.training_images)
+    pictures = source_of(settings.training_images).total
     descriptor = Tiles() if settings.sscd is None else SSCD(settings.sscd)
-    return len(files) * (2 * math.prod(descriptor.shape) + 100)
+    return pictures * (2 * math.prod(descriptor.shape) + 100)
 
 
 @dataclass(frozen=True)

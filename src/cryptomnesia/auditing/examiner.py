@@ -16,7 +16,7 @@ from cryptomnesia.detection import Examination, Finding
 from cryptomnesia.errors import UsageError
 from cryptomnesia.images import png
 from cryptomnesia.matching import ImageIndex, Matches
-from cryptomnesia.matching.building import as_text
+from cryptomnesia.matching.sources import as_text
 from cryptomnesia.tracing.generation import Progress
 
 Keep = Callable[[bytes, str], str]
@@ -62,6 +62,7 @@ class Examiner:
             {
                 "prompt": finding.prompt,
                 "seed": finding.seed,
+                "truncated": finding.truncated,
                 **verdict_columns(finding.verdict),
                 **columns(finding.trajectory),
                 "image": keep(png(finding.image), ".png"),

@@ -25,19 +25,20 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers import Localizer
 from cryptomnesia.localizers import localizer as localizer_of
 from cryptomnesia.matching import SSCD, ImageIndex, Tiles
-from cryptomnesia.matching.building import as_text, check_folder
 from cryptomnesia.matching.reproduction import check_size
+from cryptomnesia.matching.sources import as_text, check_source, ordered
 from cryptomnesia.mitigations import Mitigation
 from cryptomnesia.mitigations import mitigation as mitigation_of
 from cryptomnesia.pipelines.call import NEUTRAL, canonical, defaults_of
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.fingerprint import weights_digest
-from cryptomnesia.pipelines.loading import load_pipeline
+from cryptomnesia.pipelines.loading import pipeline_of
+from cryptomnesia.pipelines.options import SETTINGS
 from cryptomnesia.pipelines.setup import Method, Setup
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.settings import AuditSettings
 from cryptomnesia.statistics import null_size
-from cryptomnesia.tracing.generation import check_call, check_prompts
+from cryptomnesia.tracing.generation import check_call, kept_prompts
 from cryptomnesia.tracing.trajectory import evaluation
 
 logger = logging.getLogger("cryptomnesia")
@@ -96,7 +97,8 @@ class Plan:
         skipped = {} if self.index is None else self.index.skipped
         methods = {"detector": self.detector, "localizer": self.localizer, "mitigation": self.mitigation}
         return {
-            "settings": self.settings.model_dump(mode="json"),
+            # options are arguments of the call, and a run may go on on another device
+            "settings": self.settings.model_dump(mode="json", exclude={"device", "option"}),
             "call": {name: canonical(name, value) for name, value in sorted(self.call.items())},
             "model": model_name(self.settings, self.setup.pipe),
             "methods": {role: None if method is None else method.name for role, method in methods.items()},
@@ -107,7 +109,7 @@ class Plan:
             "weights": weights_digest(self.setup.pipe),
             "references": self.references,
             "index": None if self.index is None else [self.index.descriptor.name, len(self.index)],
-            "skipped": {as_text(path): why for path, why in sorted(skipped.items())[:_NAMED]},
+            "skipped": {as_text(path): why for path, why in list(ordered(skipped).items())[:_NAMED]},
             "skipped_count": len(skipped),
             "unlike": self.unlike,
             "null": self.null,
@@ -156,7 +158,7 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
     references = None if settings.references is None else read_prompts(settings.references)
     _check_training_images(settings, folder)
     if isinstance(request.model, str | Path):
-        pipe = load_pipeline(str(request.model), scheduler=settings.scheduler, dtype=settings.dtype)
+        pipe = pipeline_of(settings)
     else:
         pipe = request.model
     _check_names(pipe, request.call)
@@ -164,15 +166,11 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
         pipe,
         {
             **request.call,
-            "num_inference_steps": settings.steps,
-            "guidance_scale": settings.guidance,
-            "height": settings.height,
-            "width": settings.width,
-            "negative_prompt": settings.negative_prompt,
+            **{name: getattr(settings, setting) for name, setting in SETTINGS.items()},
         },
     )
     check_call(setup)
-    _check_texts(setup, prompts, references, settings.fpr)
+    prompts, references = _kept_texts(setup, prompts, references, settings)
     detector = detector_of(request.objects.get("detector", settings.detector), setup)
     setup.check([detector])
     calibration = _calibration(request, setup, folder)
@@ -236,27 +234,32 @@ def model_name(settings: AuditSettings, pipe: Any) -> str:
     return settings.model or getattr(pipe, "config", {}).get("_name_or_path") or type(pipe).__name__
 
 
-def _check_texts(setup: Setup, prompts: list[str], references: list[str] | None, fpr: float) -> None:
-    """Refuse prompts that the model cannot read, and references that cannot serve as such."""
-    if not setup.family.conditional:
-        if references is not None:
-            check_references(references, repeated=True, fpr=fpr)
-        return
-    if any(not prompt.strip() for prompt in prompts):
-        raise UsageError("got an empty prompt; give a text")
+def _kept_texts(
+    setup: Setup, prompts: list[str], references: list[str] | None, settings: AuditSettings
+) -> tuple[list[str], list[str] | None]:
+    """The prompts and references, without those that are too long if they are to be left out.
+
+    Raises:
+        UsageError: for prompts that the model cannot read, and references that cannot serve as such.
+    """
+    conditional = setup.family.conditional
+    if conditional:
+        if any(not prompt.strip() for prompt in prompts):
+            raise UsageError("got an empty prompt; give a text")
+        prompts = kept_prompts(setup, prompts, settings.long)
+        references = None if references is None else kept_prompts(setup, references, settings.long)
     if references is not None:
-        check_references(references, fpr=fpr)
-        if both := set(references) & set(prompts):
+        check_references(references, repeated=not conditional, fpr=settings.fpr)
+        if conditional and (both := set(references) & set(prompts)):
             raise UsageError(f"{len(both)} prompts are references as well, {min(both)!r} for one; take them out")
-        check_prompts(setup.pipe, references)
-    check_prompts(setup.pipe, prompts)
+    return prompts, references
 
 
 def _check_training_images(settings: AuditSettings, folder: Path | None) -> None:
     """Refuse training images that are not there, or that the run would be written among."""
     if settings.training_images is None:
         return
-    check_folder(settings.training_images)
+    check_source(settings.training_images)
     if folder is not None and folder.resolve().is_relative_to(settings.training_images.resolve()):
         raise UsageError(f"{folder} is among the training images, which would match it; give another folder")
 

@@ -1,16 +1,23 @@
 """An audit as it was asked for: settings, objects and arguments of the pipeline's call, told apart by their names."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.prompts import read_prompts
+from cryptomnesia.pipelines.options import parse_options
+from cryptomnesia.prompts import captions_of, read_prompts
 from cryptomnesia.settings import AuditSettings
+
+logger = logging.getLogger("cryptomnesia")
 
 OBJECTS = ("detector", "localizer", "mitigation", "calibration")
 """Settings that may be given as objects."""
+
+LOADING = ("scheduler", "dtype", "device", "variant", "revision", "lora", "unet", "transformer", "base", "without")
+"""Settings that say how a model is loaded."""
 
 SAME_AS = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
 """Arguments of a pipeline's call → the settings that they are the same as."""
@@ -35,7 +42,7 @@ class Request:
     call: Mapping[str, Any]
 
     @classmethod
-    def of(cls, model: Any, prompts: Sequence[str] | str | Path, values: Mapping[str, Any]) -> "Request":
+    def of(cls, model: Any, prompts: Iterable[str] | str | Path, values: Mapping[str, Any]) -> "Request":
         """The request of a call of `audit`.
 
         Raises:
@@ -52,7 +59,7 @@ class Request:
         named = {name: value for name, value in values.items() if name not in objects}
         if isinstance(model, str | Path):
             named["model"] = str(model)
-        elif given := sorted(name for name in ("scheduler", "dtype") if values.get(name) is not None):
+        elif given := sorted(name for name in LOADING if values.get(name)):
             raise UsageError(
                 f"got {' and '.join(given)} with a loaded pipeline, which has its own; change the pipeline, or give "
                 "the model's name"
@@ -60,7 +67,14 @@ class Request:
         if isinstance(prompts, str | Path):
             prompts = Path(prompts)
             named["prompts"] = prompts
-        return cls(model, prompts, AuditSettings.resolve(named, environment={}), objects, call)
+        else:
+            # an iterator is spent after it was read once
+            prompts = captions_of(prompts)
+        settings = AuditSettings.resolve(named, environment={})
+        options = parse_options(settings.option)
+        if both := sorted(options.keys() & call.keys()):
+            raise UsageError(f"got {', '.join(both)} both as an option and as an argument; give it once")
+        return cls(model, prompts, settings, objects, call | options)
 
     def texts(self) -> list[str]:
         """The prompts, each once.
@@ -68,17 +82,13 @@ class Request:
         Raises:
             UsageError: for a file that cannot be read, or prompts that are no text.
         """
-        if isinstance(self.prompts, Path):
-            return list(dict.fromkeys(read_prompts(self.prompts)))
-        texts = list(dict.fromkeys(self.prompts))
+        texts = read_prompts(self.prompts, self.settings.column) if isinstance(self.prompts, Path) else self.prompts
         if not texts:
             raise UsageError("got no prompts; give at least one")
-        for text in texts:
-            if not isinstance(text, str):
-                raise UsageError(f"got the prompt {text!r}; give texts, or a file of them")
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise UsageError(f"got the prompt {text!r} with half of a surrogate pair; write it out whole")
-        return texts
+        once = list(dict.fromkeys(texts))
+        if repeated := len(texts) - len(once):
+            logger.info("%d of %d prompts are repeated, and are audited once", repeated, len(texts))
+        return once
 
 
 def _without_synonyms(values: Mapping[str, Any]) -> dict[str, Any]:

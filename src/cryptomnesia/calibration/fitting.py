@@ -17,8 +17,16 @@ from cryptomnesia.localizers import Localizer, localizers_of
 from cryptomnesia.localizers.mapping import mapped
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.settings import Long
 from cryptomnesia.statistics import check_rate, needed_references, null_size
-from cryptomnesia.tracing.generation import Progress, captions_of, check_call, check_prompts, real_number, whole_number
+from cryptomnesia.tracing.generation import (
+    Progress,
+    captions_of,
+    check_call,
+    kept_prompts,
+    real_number,
+    whole_number,
+)
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory, joined
 
 logger = logging.getLogger("cryptomnesia")
@@ -42,6 +50,7 @@ def calibrate(
     checkpoint: Any = None,
     fpr: float | None = None,
     seed: int = FIRST_SEED,
+    long: Long = "truncate",
     batch_size: int = 8,
     progress: Progress | None = None,
     **call: Any,
@@ -66,6 +75,8 @@ def calibrate(
         fpr: a false-positive rate that the calibration has to support. Unless given, a warning says so if it does not
             support `DEFAULT_FPR`.
         seed: image i has the seed `seed` + i. Choose it far from the seeds of the images that will be judged.
+        long: what is done about prompts that are longer than the text encoders read: `truncate` cuts them off, as
+            diffusers does it, `skip` leaves them out, and `error` refuses them. A warning says how many there are.
         batch_size: images per call of the pipeline.
         progress: called after every evaluation with the number of images done.
         **call: arguments of every call, named as the pipeline names them; the pipeline's defaults for the others.
@@ -80,12 +91,12 @@ def calibrate(
         raise UsageError(f"got the seed {seed}; give 0 or more")
     setup = Setup.of(pipe, call, checkpoint)
     conditional = setup.family.conditional
+    captions = kept_prompts(setup, captions, long)
     check_references(captions, repeated=not conditional, fpr=None if fpr is None else real_number("fpr", fpr))
     judges = detectors_of(detectors, setup)
     mappers = localizers_of(localizers, setup) if localizers else []
     setup.check(judges)
     check_call(setup)
-    check_prompts(pipe, captions)
     if fpr is None and len(captions) < needed_references(DEFAULT_FPR):
         logger.warning("%s", in_words(len(captions)))
     norms, signals = recorded_for(judges)

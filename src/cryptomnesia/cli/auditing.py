@@ -79,14 +79,19 @@ def report(
     ] = False,
     training_images: Annotated[
         Path | None,
-        typer.Option(help="With embedded images: the folder of the training images, to show the nearest ones."),
+        typer.Option(
+            help="With embedded images: the folder of the training images, or their shard, to show the nearest ones."
+        ),
     ] = None,
 ) -> None:
     """Report a finished run; loads no model, and ends with exit code 0 whatever the gate says."""
     from cryptomnesia.auditing.outcome import outcome
     from cryptomnesia.auditing.store import Store
     from cryptomnesia.files import write_whole
+    from cryptomnesia.matching.sources import check_source
 
+    if training_images is not None:
+        check_source(training_images)
     store = Store(run)
     found = outcome(store, fail_on=fail_on, max_rate=max_rate)
     if kind == "table" and output is None:

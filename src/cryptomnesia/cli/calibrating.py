@@ -40,8 +40,9 @@ def calibrate(
     from cryptomnesia.pipelines.loading import check_exists
     from cryptomnesia.pipelines.setup import Setup
     from cryptomnesia.prompts import read_prompts
+    from cryptomnesia.tracing.generation import kept_prompts
 
-    captions = read_prompts(Path(str(settings.prompts)))
+    captions = read_prompts(Path(str(settings.prompts)), settings.column)
     # whether the model takes captions, so that none may be repeated, is known when it is loaded
     fitting.check_references(captions, repeated=True, fpr=settings.fpr)
     check_exists(str(settings.model))
@@ -57,6 +58,9 @@ def calibrate(
     checkpoint = checkpoint_of(settings, settings.localizer)
     setup = Setup.of(pipe, call_of(settings), checkpoint)
     localizers = localizers_for(settings, settings.localizer, setup) if settings.localizer else []
+    if settings.long == "skip":
+        # the numbers of suspicious references are those of the prompts that are left
+        captions = kept_prompts(setup, captions, settings.long)
     with progress_bar() as report:
         calibration = fitting.calibrate(
             pipe,
@@ -66,6 +70,7 @@ def calibrate(
             checkpoint=checkpoint,
             fpr=settings.fpr,
             seed=settings.seed,
+            long=settings.long,
             batch_size=settings.batch_size,
             progress=lambda done: report("reference images", done, len(captions)),
             **call_of(settings),

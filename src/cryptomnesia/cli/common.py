@@ -38,7 +38,7 @@ def captions_of(settings: GenerateSettings) -> list[str]:
     if settings.prompt:
         return list(settings.prompt)
     if settings.prompts is not None:
-        return read_prompts(settings.prompts)
+        return read_prompts(settings.prompts, settings.column)
     if _without_captions(str(settings.model)):
         return [""]
     raise UsageError("got no prompts; give --prompt, which can be given several times, or --prompts FILE")
@@ -68,22 +68,22 @@ def seeds_of(settings: ImageSettings, captions: Sequence[str]) -> list[int]:
 
 
 def call_of(settings: CallSettings) -> dict[str, Any]:
-    """The arguments of every call of the pipeline that were given, named as the pipeline names them."""
-    call = {
-        "num_inference_steps": settings.steps,
-        "guidance_scale": settings.guidance,
-        "height": settings.height,
-        "width": settings.width,
-        "negative_prompt": settings.negative_prompt,
-    }
-    return {name: value for name, value in call.items() if value is not None}
+    """The arguments of every call of the pipeline that were given, named as the pipeline names them.
+
+    Raises:
+        UsageError: for an option that is not KEY=VALUE.
+    """
+    from cryptomnesia.pipelines.options import SETTINGS, parse_options
+
+    call = {name: getattr(settings, setting) for name, setting in SETTINGS.items()}
+    return {name: value for name, value in call.items() if value is not None} | parse_options(settings.option)
 
 
 def pipeline_of(settings: CallSettings, model: str | None = None) -> Any:
-    """The pipeline of the settings, or of another model with the same scheduler and dtype."""
-    from cryptomnesia.pipelines.loading import load_pipeline
+    """The pipeline of the settings, or of another model with the same scheduler, dtype and device."""
+    from cryptomnesia.pipelines.loading import pipeline_of
 
-    return load_pipeline(model or str(settings.model), scheduler=settings.scheduler, dtype=settings.dtype)
+    return pipeline_of(settings, model)
 
 
 def calibration_of(settings: JudgeSettings, model: str) -> "Calibration":

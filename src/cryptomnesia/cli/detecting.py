@@ -130,6 +130,7 @@ def _examined(
             captions,
             seeds=seeds,
             images_per_prompt=settings.images_per_prompt,
+            long=settings.long,
             calibration=calibration,
             detector=settings.detector,
             fpr=settings.fpr,
@@ -151,7 +152,7 @@ def _examined(
             if output is not None and finding.verdict.flagged:
                 file = _written(output, len(rows), finding, truth, closer=settings.localize or settings.mitigate)
             # a long run keeps no pictures in memory
-            rows.append(Judged(finding.seed, finding.verdict, file))
+            rows.append(Judged(finding.seed, finding.verdict, file, finding.truncated))
     result = verdicts_to_json(rows, model, Setup.of(pipe, call), detector=rows[0].verdict.detector, fpr=settings.fpr)
     text = json.dumps(result, indent=2)
     if output is not None:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,7 +26,10 @@ from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_verdicts, progress_bar
 from cryptomnesia.report.rows import Judged, verdicts_to_json
-from cryptomnesia.settings import GuardSettings
+from cryptomnesia.settings import GuardSettings, JudgeSettings
+
+if TYPE_CHECKING:
+    from cryptomnesia.calibration import Calibration
 
 
 @app.command()
@@ -49,27 +52,30 @@ def guard(
     from cryptomnesia.images import png
     from cryptomnesia.pipelines.call import silent
     from cryptomnesia.pipelines.setup import Setup
-    from cryptomnesia.tracing.generation import check_call, images_of
+    from cryptomnesia.tracing.generation import check_call, cut_off, images_of
 
     captions = captions_of(settings)
-    calibration = calibration_of(settings, str(settings.model))
+    calibrations = _calibrations_of(settings)
     check_names("detector", [settings.detector])
     check_names("mitigation", [settings.mitigation])
     check_folder(output)
     pipe = pipeline_of(settings)
     setup = Setup.of(pipe, call_of(settings))
     check_call(setup)
-    calibration.check(setup)
-    prompts, seeds = images_of(setup, captions, seeds_of(settings, captions), settings.images_per_prompt)
+    prompts, seeds = images_of(setup, captions, seeds_of(settings, captions), settings.images_per_prompt, settings.long)
+    truncated = cut_off(setup, prompts)
     guarding = guarded.guard(
         pipe,
-        calibration,
+        calibrations,
         policy=settings.policy,
+        unknown=settings.unknown,
         detector=settings.detector,
         fpr=settings.fpr,
         mitigation=settings.mitigation,
         decide_by=settings.decide_by,
     )
+    if settings.unknown == "raise":
+        guarding.calibration_for(**call_of(settings))
     family = setup.family
     rows: list[Judged] = []
     with progress_bar() as report, silent(pipe), guarding:
@@ -94,7 +100,7 @@ def guard(
             for seed, verdict, image in zip(seeds[part], guarding.verdicts, images, strict=True):
                 file = image_file(output, "guarded", len(rows), seed)
                 write_whole(file, png(image.float().nan_to_num()))
-                rows.append(Judged(seed, verdict, file))
+                rows.append(Judged(seed, verdict, file, verdict.prompt in truncated))
             report("images", len(rows), len(seeds))
     if as_json:
         result = verdicts_to_json(
@@ -102,6 +108,7 @@ def guard(
             str(settings.model),
             setup,
             policy=settings.policy,
+            unknown=settings.unknown,
             mitigation=None if guarding.mitigation is None else guarding.mitigation.name,
             decide_by=settings.decide_by,
             detector=guarding.detector.name,
@@ -112,3 +119,14 @@ def guard(
         print_verdicts(rows)
         typer.echo(f"{counted(len(rows), 'image')} in {output}")
     raise typer.Exit(exit_code(row.verdict for row in rows))
+
+
+def _calibrations_of(settings: GuardSettings) -> "list[Calibration]":
+    """The calibrations that were given, or the one in the model's folder; loads no model."""
+    from cryptomnesia.calibration.stored import Calibration
+    from cryptomnesia.pipelines.loading import check_exists
+
+    if not settings.calibration:
+        return [calibration_of(JudgeSettings(fpr=settings.fpr), str(settings.model))]
+    check_exists(str(settings.model))
+    return [Calibration.load(path) for path in settings.calibration]

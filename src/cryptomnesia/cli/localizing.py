@@ -48,6 +48,7 @@ def localize(
     from cryptomnesia.calibration import Calibration
     from cryptomnesia.pipelines.setup import Setup
     from cryptomnesia.report.panel import write_maps
+    from cryptomnesia.tracing.generation import cut_off
 
     captions = captions_of(settings)
     calibration = None if settings.calibration is None else Calibration.load(settings.calibration)
@@ -59,6 +60,7 @@ def localize(
     localizers = localizers_for(settings, names, setup)
     masked = _has_masks(settings, setup, localizers, calibration)
     seeds = seeds_of(settings, captions)
+    truncated = cut_off(setup, captions)
     rows: list[Region] = []
     with progress_bar() as report:
         found = localization.localize(
@@ -66,6 +68,7 @@ def localize(
             captions,
             seeds=seeds,
             images_per_prompt=settings.images_per_prompt,
+            long=settings.long,
             localizers=localizers,
             checkpoint=setup.checkpoint,
             calibration=calibration,
@@ -87,7 +90,8 @@ def localize(
             )
             write_maps(panel, located)
             _save(maps, located)
-            rows += regions(located, panel, maps)
+            cut = located.prompt in truncated
+            rows += [row._replace(truncated=cut) for row in regions(located, panel, maps)]
     pixel_fpr = settings.pixel_fpr if masked else None
     if as_json:
         words = {method.name: method.describe() for method in localizers}

@@ -1,7 +1,9 @@
 """`match`: which pictures reproduce training images."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ import typer
 
 from cryptomnesia import __version__
 from cryptomnesia.cli.common import AsJson, app
+from cryptomnesia.cli.indexing import descriptor_of
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_matches, progress_bar
@@ -17,6 +20,7 @@ from cryptomnesia.settings import MatchSettings
 
 if TYPE_CHECKING:
     from cryptomnesia.matching import ImageIndex
+    from cryptomnesia.matching.sources import FileSource, Item
 
 _PORTION = 64
 """Pictures that are compared at once."""
@@ -30,19 +34,19 @@ def match(settings: MatchSettings, as_json: AsJson = False) -> None:
     Exit code 0: no picture reproduces a training image. 1: a picture does. 3: no picture does, but some files in the
     folders could not be read.
     """
-    from cryptomnesia.matching import SSCD, ImageIndex
+    from cryptomnesia.matching import ImageIndex
 
     folder = Path(str(settings.index))
-    index = ImageIndex(folder) if settings.sscd is None else ImageIndex(folder, SSCD(settings.sscd))
-    named, inside, skipped = _files(settings.images)
-    paths = list(dict.fromkeys([*named, *inside]))
+    index = ImageIndex(folder, descriptor_of(settings.sscd, settings.device))
+    given = _Given.of(settings.images)
     rows: list[Compared] = []
+    skipped: dict[str, str] = {}
     with progress_bar() as report:
-        report("pictures", 0, len(paths))
-        for start in range(0, len(paths), _PORTION):
-            part = paths[start : start + _PORTION]
-            rows += _compared(part, index, settings.fpr, named, skipped)
-            report("pictures", start + len(part), len(paths))
+        report("pictures", 0, given.total)
+        pictures = given.items(skipped)
+        while part := list(islice(pictures, _PORTION)):
+            rows += _compared(part, index, settings.fpr, given.named, skipped)
+            report("pictures", len(rows) + len(skipped), given.total)
     for path, why in skipped.items():
         typer.echo(f"skipped {path}: {why}", err=True)
     if as_json:
@@ -62,55 +66,90 @@ def match(settings: MatchSettings, as_json: AsJson = False) -> None:
     raise typer.Exit(3 if skipped else 0)
 
 
-def _files(given: Sequence[Path]) -> tuple[list[Path], list[Path], dict[str, str]]:
-    """The picture files among some paths, those in the folders among them, and path → reason for those left out.
+@dataclass(frozen=True)
+class _Given:
+    """The pictures that are to be compared.
 
-    Raises:
-        UsageError: for a path that does not exist, or a folder without pictures.
+    Attributes:
+        named: files that were given by themselves.
+        folders: folders that are searched.
     """
-    from cryptomnesia.matching.building import pictures_of
 
-    named: list[Path] = []
-    inside: list[Path] = []
-    skipped: dict[str, str] = {}
-    for path in given:
-        if path.is_dir():
-            names, left_out = pictures_of(path)
-            if not names:
-                raise UsageError(f"no pictures in {path}; give picture files, or a folder of pictures")
-            inside += [path / name for name in names]
-            skipped |= {str(path / name): why for name, why in left_out.items()}
-        elif path.is_file():
-            named.append(path)
-        else:
-            raise UsageError(f"no file {path}; give the path of a picture, or a folder of pictures")
-    return named, inside, skipped
+    named: list[Path]
+    folders: list["FileSource"]
+
+    @classmethod
+    def of(cls, paths: Sequence[Path]) -> "_Given":
+        """The files and folders among some paths.
+
+        Raises:
+            UsageError: for a path that does not exist.
+        """
+        from cryptomnesia.matching.sources import FileSource, exists
+
+        if missing := [path for path in paths if not exists(path)]:
+            raise UsageError(f"no file {missing[0]}; give the path of a picture, or a folder of pictures")
+        unique = list(dict.fromkeys(paths))
+        return cls(
+            [path for path in unique if not path.is_dir()],
+            [FileSource([path], shown=path) for path in unique if path.is_dir()],
+        )
+
+    @property
+    def total(self) -> int:
+        """The number of items, as far as it is known yet."""
+        return len(self.named) + sum(source.total for source in self.folders)
+
+    def items(self, skipped: dict[str, str]) -> Iterator["Item"]:
+        """Yield the pictures, each once; those that cannot be read are added to `skipped`, other files are not.
+
+        Raises:
+            UsageError: for a folder without pictures.
+        """
+        from cryptomnesia.matching.sources import NOT_PICTURES, Item
+
+        seen = {path.resolve() for path in self.named}
+        yield from (Item(str(path), path) for path in self.named)
+        for source in self.folders:
+            empty = True
+            for item in source.items({}):
+                if not isinstance(item, Item) or item.problem.startswith(NOT_PICTURES):
+                    continue
+                empty = False
+                name = str(Path(source.shown, item.name))
+                if item.problem:
+                    skipped[name] = item.problem
+                elif not (isinstance(item.content, Path) and item.content in seen):
+                    seen |= {item.content} if isinstance(item.content, Path) else set()
+                    yield replace(item, name=name)
+            if empty:
+                raise UsageError(f"no pictures in {source.shown}; give picture files, or a folder of pictures")
 
 
 def _compared(
-    paths: Sequence[Path], index: "ImageIndex", fpr: float, named: Sequence[Path], skipped: dict[str, str]
+    items: Sequence["Item"], index: "ImageIndex", fpr: float, named: Sequence[Path], skipped: dict[str, str]
 ) -> list[Compared]:
     """What the index says of pictures; files that cannot be read are added to `skipped`.
 
     Raises:
         UsageError: if a file that was named by itself cannot be read.
     """
-    from cryptomnesia.matching.building import read_square
+    from cryptomnesia.matching.building import read_item
     from cryptomnesia.matching.matched import match as compare
 
     pictures = {}
-    for path in paths:
-        read = read_square(path, index.descriptor.side)
-        if not isinstance(read, str):
-            pictures[path] = read
-        elif path in named:
-            raise UsageError(f"{path} is no picture that can be read ({read}); give another")
+    for item in items:
+        found = read_item(item, index.descriptor.side)
+        if not isinstance(found, str):
+            pictures[item.name] = found
+        elif Path(item.name) in named:
+            raise UsageError(f"{item.name} is no picture that can be read ({found}); give another")
         else:
-            skipped[str(path)] = read
+            skipped[item.name] = found
     if not pictures:
         return []
-    found = compare(list(pictures.values()), index, fpr=fpr)
+    matches = compare(list(pictures.values()), index, fpr=fpr)
     return [
-        Compared(str(path), one.path, one.distance, one.relative, one.p_value, one.reproduced)
-        for path, one in zip(pictures, found, strict=True)
+        Compared(name, one.path, one.distance, one.relative, one.p_value, one.reproduced, one.reading, one.caption)
+        for name, one in zip(pictures, matches, strict=True)
     ]

@@ -92,7 +92,12 @@ def fresh(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
 
 
-def replaced(output: Any, row: int, other: Any | None, place: int = 0) -> Any:
+def images_in(output: Any) -> Any:
+    """The images in a call's output: a list of PIL images, an array or a tensor."""
+    return output[0] if isinstance(output, tuple) else next(iter(dict(output).values()))
+
+
+def replaced(output: Any, row: int, other: Any | None, place: int = 0, *, black: Tensor | None = None) -> Any:
     """A call's output in which one image, with all that belongs to it, is replaced by one of another call.
 
     Args:
@@ -102,6 +107,7 @@ def replaced(output: Any, row: int, other: Any | None, place: int = 0) -> Any:
         other: the output of another call. None makes the image black and leaves its safety flag, as diffusers' own
             safety checker does.
         place: number of the image in `other`.
+        black: what a black image is, if the output has latents.
     """
     parts = dict(enumerate(output)) if isinstance(output, tuple) else dict(output)
     for number, (name, values) in enumerate(parts.items()):
@@ -111,6 +117,7 @@ def replaced(output: Any, row: int, other: Any | None, place: int = 0) -> Any:
             new = other[name][place]
         else:
             new = Image.new(values[row].mode, values[row].size) if isinstance(values, list) else 0
+            new = new if black is None else black
         if isinstance(values, list):
             parts[name] = [*values[:row], new, *values[row + 1 :]]
         else:

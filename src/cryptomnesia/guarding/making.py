@@ -24,7 +24,15 @@ class Maker:
         batch: the most images to make in one call.
     """
 
-    def __init__(self, pipe: Any, judge: Judge, *, alters: frozenset[str] = frozenset(), batch: int = 8) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        judge: Judge,
+        *,
+        alters: frozenset[str] = frozenset(),
+        batch: int = 8,
+        kind: type[Any] | None = None,
+    ) -> None:
         """Make images with `pipe` from now on.
 
         Args:
@@ -32,8 +40,9 @@ class Maker:
             judge: judges every image.
             alters: norms that the mitigation sets itself; see `Mitigation`.
             batch: the most images to make in one call.
+            kind: the class whose `__call__` makes the images; that of the pipeline by default.
         """
-        self.kind: type[Any] = type(pipe)
+        self.kind: type[Any] = type(pipe) if kind is None else kind
         self.batch = batch
         self._pipe = pipe
         self._judge = judge

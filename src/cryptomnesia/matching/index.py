@@ -1,26 +1,29 @@
 """An index of pictures on disk: built once, in shards; searched exactly, or among candidates if it is very large.
 
-A build that was stopped, or that is run again after pictures were added, describes only the pictures that are in no
-shard yet.
+A build that was stopped, or that is run again, describes only the pictures that are new or have another content.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
+from cryptomnesia.decoding import Readings
 from cryptomnesia.errors import UsageError
 from cryptomnesia.images import middle, square
 from cryptomnesia.matching import candidates
-from cryptomnesia.matching.building import Progress, build, check_descriptor, check_folder, read_about
+from cryptomnesia.matching.building import Changes, Progress, build, check_descriptor, read_about
 from cryptomnesia.matching.descriptors import Descriptor, Tiles
 from cryptomnesia.matching.distances import counted
+from cryptomnesia.matching.duplicates import Cluster, duplicates
 from cryptomnesia.matching.reproduction import Matches, reproduction
 from cryptomnesia.matching.search import Neighbours, Search
 from cryptomnesia.matching.shards import Shards
+from cryptomnesia.matching.sources import source_of
 
 
 class ImageIndex:
@@ -30,8 +33,10 @@ class ImageIndex:
         folder: folder of the index.
         descriptor: what pictures are compared by.
         source: the folder of pictures that was indexed.
-        paths: paths of the pictures, relative to `source`.
-        skipped: path → reason why that file is not in the index.
+        paths: names of the pictures, relative to `source`. A picture that can be read in several ways is here once for
+            each of them, so that positions of `search` are positions in this list.
+        skipped: name → reason why that file is not in the index.
+        changes: what the build did that returned this index; None for an index that was opened.
     """
 
     def __init__(self, folder: str | Path, descriptor: Descriptor | None = None) -> None:
@@ -57,59 +62,89 @@ class ImageIndex:
         self.skipped: dict[str, str] = dict(about["skipped"])
         shape = self.descriptor.shape
         shards = Shards(folder, shape)
+        if len(shards) != about.get("rows", len(shards)) or not len(shards):
+            raise UsageError(f"the index {folder} has lost a shard; run `cryptomnesia index build` again")
         self.paths = shards.paths
+        self.changes: Changes | None = None
         coded = (folder / candidates.FILE).exists()
         self._search = Search(shards, candidates.Candidates(folder, shape, len(shards)) if coded else None)
 
     @classmethod
     def build(
         cls,
-        images: str | Path,
+        images: str | Path | Iterable[Any],
         folder: str | Path,
-        descriptor: Descriptor,
+        descriptor: Descriptor | None = None,
         *,
+        readings: Readings | None = None,
         shard: int = 16_384,
         faiss: bool = False,
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> "ImageIndex":
-        """Describe every picture under `images` that is not in the index in `folder` yet, and open the index.
+        """Bring the index in `folder` up to date with training pictures, and open it.
 
-        Pictures that cannot be read, and links that lead out of `images`, are skipped and named in `skipped`. If
-        another process is building the same index, this one waits for it.
+        A picture that is new or whose content has changed is described, and one that is there no more leaves the index;
+        `changes` of the index says how many. Whatever cannot be read is left out and named in `skipped`. If another
+        process is building the same index, this one waits for it.
 
         Args:
-            images: folder of the pictures, searched with all its subfolders.
+            images: a folder, searched with all its subfolders; a tar shard of WebDataset; a Parquet or Arrow file; a
+                pattern of them such as `shards/{000..010}.tar`; a list of all these; or an iterable of pictures: PIL
+                images, tensors (3, H, W) in [0, 1], arrays (H, W, 3) uint8, paths, tuples (name, picture) or (name,
+                picture, caption), or mappings with an `image`. A file is a picture if its content is one; its name does
+                not matter.
             folder: folder of the index.
-            descriptor: what pictures will be compared by.
-            shard: pictures per shard.
+            descriptor: what pictures will be compared by, tiles by default.
+            readings: in which ways pictures with a rotation in EXIF or transparency are read; in all ways by default,
+                so that the one of the trainer is among them.
+            shard: readings per shard.
             faiss: whether searches compare candidates only (`cryptomnesia.matching.candidates`), which is meant for
                 more than ten million pictures. An index that has candidates keeps them up to date.
             workers: threads that decode pictures; as many as there are cores by default.
             progress: see `cryptomnesia.matching.building.Progress`.
 
         Raises:
-            UsageError: if there are no pictures, if `folder` holds an index of another folder or descriptor, if it
-                cannot be written, or if candidates are asked for and faiss is not installed.
+            UsageError: if there are no pictures, if `folder` holds an index of another source, descriptor or readings,
+                if it cannot be written, or if candidates are asked for and faiss is not installed.
         """
-        images, folder = Path(images), Path(folder)
-        check_folder(images)
+        folder, descriptor = Path(folder), descriptor or Tiles()
+        source = source_of(images, folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
-                faiss |= (folder / candidates.FILE).exists()
-                if faiss:
+                wanted = faiss or _has_candidates(folder)
+                if wanted:
                     candidates.check_installed(folder)
-                build(images, folder, descriptor, shard, workers, progress)
-                if faiss:
-                    candidates.extend(folder, Shards(folder, descriptor.shape), progress)
-                return cls(folder, descriptor)
+                made = build(
+                    source,
+                    folder,
+                    descriptor,
+                    readings or Readings(),
+                    faiss=wanted,
+                    shard=shard,
+                    workers=workers,
+                    progress=progress,
+                )
+                shards = Shards(folder, descriptor.shape)
+                # an index that has become small needs none any longer
+                if faiss or (wanted and len(shards) > candidates.CANDIDATES):
+                    candidates.extend(folder, shards, progress)
+                index = cls(folder, descriptor)
         except OSError as error:
             raise UsageError(f"cannot write the index {folder} ({error}); make room or give another folder") from None
+        index.changes = made
+        return index
 
     def __len__(self) -> int:
         """The number of pictures."""
-        return len(self.paths)
+        return len(self._search.shards.firsts)
+
+    @property
+    def captioned(self) -> int:
+        """The number of pictures that have a caption."""
+        shards = self._search.shards
+        return sum(bool(shards.caption(place)) for place in shards.firsts.tolist())
 
     def search(
         self,
@@ -153,6 +188,16 @@ class ImageIndex:
         """
         return reproduction(self._search, self.descriptor, *self._described(pictures, masks), fpr)
 
+    def duplicates(self, *, progress: Progress | None = None) -> list[Cluster]:
+        """Clusters of near-identical pictures, which are the known cause of memorization, the largest first.
+
+        `cryptomnesia.matching.duplicates` says what counts as near-identical.
+
+        Args:
+            progress: called with the number of readings that have been compared and the number of all.
+        """
+        return duplicates(self._search, self.descriptor, progress)
+
     def _described(
         self, pictures: Tensor | Sequence[Tensor | Image.Image], masks: Tensor | Sequence[Tensor] | None
     ) -> tuple[Tensor, Tensor]:
@@ -165,6 +210,13 @@ class ImageIndex:
             raise UsageError(f"got {len(masks)} masks for {len(pictures)} pictures; give a mask for every picture")
         weights = torch.cat([self.descriptor.weights(middle(mask.cpu())[None]) for mask in masks])
         return described, counted(weights)
+
+
+def _has_candidates(folder: Path) -> bool:
+    """Whether an index in `folder` has candidates, or had them before positions moved."""
+    if (folder / candidates.FILE).exists():
+        return True
+    return (folder / "index.json").exists() and read_about(folder).get("faiss") is True
 
 
 def _tiles(folder: Path, name: str) -> Tiles:

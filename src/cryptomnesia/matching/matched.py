@@ -7,9 +7,10 @@ from typing import Any, TypeAlias
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from cryptomnesia.decoding import FORMATS
 from cryptomnesia.errors import UsageError
 from cryptomnesia.images import square
-from cryptomnesia.matching.building import FORMATS, read_square
+from cryptomnesia.matching.building import read_square
 from cryptomnesia.matching.index import ImageIndex
 from cryptomnesia.matching.reproduction import Matches, check_size
 
@@ -28,7 +29,8 @@ def match(
 
     Args:
         pictures: a tensor (B, 3, H, W) in [0, 1], or a sequence of paths, PIL images or tensors (3, H, W) in [0, 1], of
-            any sizes. One picture alone may be given without a sequence.
+            any sizes. One picture alone may be given without a sequence. Files and PIL images are read as a viewer
+            shows them: rotated as EXIF says, on white, and in the smallest usual range that holds their values.
         index: an index of the training images, or the folder of one that was built with tiles. An index that was built
             with another descriptor, SSCD for instance, has to be opened with it: `ImageIndex(folder, SSCD(file))`.
         masks: a mask (h, w) per picture, bool or in [0, 1], true where the picture is to be compared, for instance

@@ -14,6 +14,9 @@ of the pictures whose contrast under the mask is nearest to that of the query. P
 with the nearest picture are left out, because they would repeat it, as the copies of a template do. If the mask was
 made from the query, the p-value is a yardstick and not an error rate.
 
+A picture that can be read in several ways (`cryptomnesia.decoding`) is one picture: its readings are no neighbours of
+each other, and among the next pictures it counts once.
+
 A picture or region with next to no contrast, a black picture or a part of an even background, is never a match, however
 near it is.
 """
@@ -62,6 +65,8 @@ class Match:
         relative: the distance divided by the one below which a picture may be a copy; see `Matches.relative`.
         p_value: in (0, 1]; see `Matches.p_values`.
         reproduced: whether the p-value is at most the false-positive rate.
+        reading: which reading of the nearest picture it is, for instance "not rotated"; "" if it has only one.
+        caption: of the nearest picture, "" if it has none.
     """
 
     path: str
@@ -69,6 +74,8 @@ class Match:
     relative: float
     p_value: float
     reproduced: bool
+    reading: str
+    caption: str
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,8 @@ class Matches:
             same mask, (1 + #{null ≤ relative})/(n + 1). 1 where `relative` exceeds 1, or where next to nothing is to
             be seen.
         reproduced: (B,) bool: whether the p-value is at most the false-positive rate.
+        readings: B readings of the nearest pictures (`cryptomnesia.decoding`), "" for pictures that have only one.
+        captions: B captions of the nearest pictures, "" for pictures without.
     """
 
     paths: list[str]
@@ -93,6 +102,8 @@ class Matches:
     relative: Tensor
     p_values: Tensor
     reproduced: Tensor
+    readings: list[str]
+    captions: list[str]
 
     def __len__(self) -> int:
         """The number of queries."""
@@ -101,7 +112,7 @@ class Matches:
     def __iter__(self) -> Iterator[Match]:
         """Yield the match of every query."""
         columns = (self.distances, self.relative, self.p_values, self.reproduced)
-        yield from map(Match, self.paths, *(column.tolist() for column in columns))
+        yield from map(Match, self.paths, *(column.tolist() for column in columns), self.readings, self.captions)
 
 
 def check_size(pictures: int, fpr: float) -> None:
@@ -142,8 +153,16 @@ def reproduction(search: Search, descriptor: Descriptor, described: Tensor, weig
         null = _null_whole(search, places) if whole else _null_inside(search, places, mask, relative[row].item())
         # a small value is the unusual one
         p_values[row] = conformal_p_values(-relative[row : row + 1], -null[~null.isnan()])[0]
-    paths = [search.shards.paths[place] for place in nearest.tolist()]
-    return Matches(paths, distances, relative, p_values, p_values <= fpr)
+    shards, places = search.shards, nearest.tolist()
+    return Matches(
+        [shards.paths[place] for place in places],
+        distances,
+        relative,
+        p_values,
+        p_values <= fpr,
+        [shards.readings.get(place, "") for place in places],
+        [shards.caption(place) for place in places],
+    )
 
 
 def _relative(
@@ -184,7 +203,7 @@ def _relative(
             if places is not None:
                 copy = _copy_distance(search, described[row], everywhere)
                 others = search.distances(described[row], positions, everywhere) > copy
-                others &= positions != places[row]
+                others &= ~search.shards.same(positions, places[row])
                 distances, positions = distances[others], positions[others]
             usual = distances[:0]
             if len(distances) and distances[0].isfinite():
@@ -192,7 +211,10 @@ def _relative(
                 first = search.shards.at(positions[:1])[0]
                 from_first = search.distances(first, positions[1:], mask)
                 copy = _copy_distance(search, first, mask)
-                usual = distances[1:][from_first > distances[0].maximum(copy)][:NEAREST]
+                # readings of the nearest picture are no other pictures, and those of another one count once
+                others = from_first > distances[0].maximum(copy)
+                others &= search.shards.once(positions)[1:] & ~search.shards.same(positions[1:], positions[0])
+                usual = distances[1:][others][:NEAREST]
             if len(usual) >= FEWEST:
                 relative[row] = distances[0] / (USUAL * usual.mean())
             if len(usual) < NEAREST and mask.any():
@@ -225,7 +247,8 @@ def _null_places(
     Returns:
         Places (n,) of pictures whose contrast is nearest to the query's, n ≤ size.
     """
-    looked_at = spread(len(search), _LIKE * size)
+    firsts = search.shards.firsts
+    looked_at = firsts[spread(len(firsts), _LIKE * size)]
     # a descriptor may give all pictures the same contrast; then the order decides, so it must not be that of the index
     looked_at = looked_at[torch.randperm(len(looked_at), generator=torch.Generator().manual_seed(0))]
     first = search.shards.at(nearest)[0]
@@ -234,7 +257,7 @@ def _null_places(
     kept, differences = [], []
     for places in looked_at.split(2048):
         values = search.shards.at(places)
-        others = distances_from(first, values, weights) > copy
+        others = (distances_from(first, values, weights) > copy) & ~search.shards.same(places, nearest)
         kept.append(places[others])
         differences.append((descriptor.contrast(values[others], weights) - contrast).abs())
     return torch.cat(kept)[torch.cat(differences).argsort(stable=True)[:size]]
@@ -258,7 +281,8 @@ def _null_inside(search: Search, places: Tensor, mask: Tensor, most: float) -> T
     """
     described = search.shards.at(places)
     neighbours = search.nearest(described, mask[None], _FIRST)
-    nearest = neighbours.distances.masked_fill(neighbours.positions == places[:, None], torch.inf).amin(dim=1)
+    same = search.shards.same(neighbours.positions, places[:, None])
+    nearest = neighbours.distances.masked_fill(same, torch.inf).amin(dim=1)
     # the usual distance is no larger than the largest
     farthest = distances_between(described, search.sample, mask[None]).amax(dim=1)
     unclear = nearest <= USUAL * most * farthest

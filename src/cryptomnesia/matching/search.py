@@ -40,13 +40,14 @@ class Search:
     relative: dict[int, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of places."""
         return len(self.shards)
 
     @cached_property
     def sample(self) -> Tensor:
         """Descriptors (n, T, P) of pictures from all over the index."""
-        return self.shards.at(spread(len(self), 256))
+        firsts = self.shards.firsts
+        return self.shards.at(firsts[spread(len(firsts), 256)])
 
     def nearest(self, described: Tensor, weights: Tensor, k: int) -> Neighbours:
         """Find the k nearest pictures of queries.

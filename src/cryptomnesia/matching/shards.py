@@ -1,13 +1,16 @@
 """The shards of an index.
 
-A shard is two files: descriptors in half precision, which are read through memory mapping, and a JSON file with the
-paths of the pictures. The JSON file is written last, so a shard counts as finished when it exists.
+A shard is three files: descriptors in half precision, which are read through memory mapping, captions and digests of
+the pictures, and a JSON file with their paths. The JSON file is written last, so a shard counts as finished when it
+exists. Every reading of a picture is a row; the readings of one picture follow each other.
 """
 
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,35 @@ HELD = 2**27
 """Numbers that may be held in memory, half a gigabyte. An index with more is read again by every search."""
 
 
+@dataclass(frozen=True)
+class Row:
+    """One reading of a picture.
+
+    Attributes:
+        name: of the picture.
+        reading: of the picture, "" if it has only one.
+        caption: of the picture, "" if it has none.
+        stamp: size and times of its file, "" if it has none.
+        digest: of its content.
+    """
+
+    name: str
+    reading: str = ""
+    caption: str = ""
+    stamp: str = ""
+    digest: str = ""
+
+    def read_as(self, reading: str) -> "Row":
+        """The row of another reading of the same picture."""
+        return replace(self, reading=reading)
+
+
 class Shards:
     """All finished shards of an index.
 
     Attributes:
-        paths: paths of the pictures; a picture's position in this list is its place.
+        paths: paths of the pictures, one per reading; a reading's position in this list is its place.
+        readings: place → reading, for pictures that have more than one.
         shape: (T, P) of a descriptor.
     """
 
@@ -37,17 +64,59 @@ class Shards:
             UsageError: if a shard is damaged.
         """
         self.paths: list[str] = []
+        self.readings: dict[int, str] = {}
         self.shape = shape
         self._values: list[np.ndarray] = []
-        for names in finished(folder):
-            paths, values = _read_shard(names, shape)
+        self._names: list[Path] = list(finished(folder))
+        for names in self._names:
+            paths, readings, values = _read_shard(names, shape)
+            self.readings |= {len(self.paths) + row: reading for row, reading in readings.items()}
             self.paths += paths
             self._values.append(values)
+        self._captions: dict[int, list[str]] = {}
         self._starts = np.cumsum([0, *map(len, self._values)])
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of places."""
         return len(self.paths)
+
+    @cached_property
+    def pictures(self) -> Tensor | None:
+        """The number of the picture at every place, (n,) int64; None where every picture has one reading."""
+        if not self.readings:
+            return None
+        new = [one != other for one, other in pairwise(self.paths)]
+        return torch.tensor([0, *new]).cumsum(0)
+
+    @cached_property
+    def firsts(self) -> Tensor:
+        """The place of the first reading of every picture, (n,) int64."""
+        places = torch.arange(len(self))
+        if self.pictures is None:
+            return places
+        return places[torch.cat([torch.ones(1, dtype=torch.bool), self.pictures.diff() > 0])]
+
+    def same(self, places: Tensor, others: Tensor) -> Tensor:
+        """Whether places and others are readings of the same picture; shapes as in a comparison of both."""
+        if self.pictures is None:
+            return places == others
+        return self.pictures[places] == self.pictures[others]
+
+    def once(self, places: Tensor) -> Tensor:
+        """Which of some places (n,) are the first one of their picture among them, (n,) bool."""
+        first = torch.ones(len(places), dtype=torch.bool)
+        if self.pictures is not None:
+            first[:] = False
+            first[torch.from_numpy(np.unique(self.pictures[places].numpy(), return_index=True)[1])] = True
+        return first
+
+    def caption(self, place: int) -> str:
+        """The caption of the picture at a place, "" if it has none."""
+        shard = int(np.searchsorted(self._starts, place, side="right")) - 1
+        if shard not in self._captions:
+            names = self._names[shard]
+            self._captions[shard] = _read_more(names, len(self._values[shard]))[0]
+        return self._captions[shard][place - int(self._starts[shard])]
 
     @cached_property
     def _held(self) -> Tensor | None:
@@ -90,11 +159,41 @@ def finished(folder: Path) -> Iterator[Path]:
     yield from sorted(folder.glob("[0-9][0-9][0-9][0-9][0-9].json"))
 
 
-def write_shard(stem: Path, values: np.ndarray, paths: list[str]) -> None:
-    """Write the shard with this stem: descriptors (n, T, P) of the pictures with these paths."""
+def write_shard(stem: Path, values: np.ndarray, rows: list[Row]) -> None:
+    """Write the shard with this stem: descriptors (n, T, P) and what is known of each."""
     with replacing(stem.with_suffix(".npy")) as unfinished, unfinished.open("wb") as file:
         np.save(file, values)
-    write_json(stem.with_suffix(".json"), paths)
+    _write_rows(stem, rows)
+
+
+def rewrite_shard(names: Path, rows: list[Row], kept: list[bool]) -> None:
+    """Write a finished shard again with other rows, of which only those that are `kept` stay."""
+    stem = names.with_suffix("")
+    if all(kept):
+        _write_rows(stem, rows)
+        return
+    values = np.load(stem.with_suffix(".npy"))
+    # without this file the shard does not count as finished; a build that is stopped here describes its pictures again
+    names.unlink()
+    if any(kept):
+        write_shard(stem, values[np.array(kept)], [row for row, stays in zip(rows, kept, strict=True) if stays])
+    else:
+        stem.with_suffix(".npy").unlink()
+        _more(stem).unlink(missing_ok=True)
+
+
+def read_rows(names: Path) -> list[Row]:
+    """What a finished shard knows of its pictures.
+
+    Raises:
+        UsageError: if it is damaged.
+    """
+    paths, readings = _read_names(names)
+    more = _read_more(names, len(paths))
+    return [
+        Row(path, readings.get(number, ""), *values)
+        for number, (path, *values) in enumerate(zip(paths, *more, strict=True))
+    ]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -102,13 +201,57 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value))
 
 
-def _read_shard(names: Path, shape: tuple[int, int]) -> tuple[list[str], np.ndarray]:
-    """Paths and descriptors (n, T, P) of one shard."""
+def _more(stem: Path) -> Path:
+    """The file of a shard with what only a build and captions need."""
+    return stem.with_suffix(".more")
+
+
+def _write_rows(stem: Path, rows: list[Row]) -> None:
+    columns = {name: [getattr(row, name) for row in rows] for name in ("caption", "stamp", "digest")}
+    write_json(_more(stem), columns)
+    readings = {number: row.reading for number, row in enumerate(rows) if row.reading}
+    write_json(stem.with_suffix(".json"), {"paths": [row.name for row in rows], "readings": readings})
+
+
+def _read_shard(names: Path, shape: tuple[int, int]) -> tuple[list[str], dict[int, str], np.ndarray]:
+    """Paths, readings by row and descriptors (n, T, P) of one shard."""
+    paths, readings = _read_names(names)
     try:
-        paths = json.loads(names.read_text(encoding="utf-8"))
         values = np.load(names.with_suffix(".npy"), mmap_mode="r")
-        if values.shape != (len(paths), *shape):
+        if values.shape != (len(paths), *shape) or values.dtype.kind != "f":
             raise ValueError(f"{len(paths)} paths, descriptors of shape {values.shape}")
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"the shard {names.with_suffix('')} is damaged ({error}); build the index anew") from None
-    return paths, values
+    # an empty file raises EOFError, a cut one ValueError
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise _damaged(names, error) from None
+    return paths, readings, values
+
+
+def _read_names(names: Path) -> tuple[list[str], dict[int, str]]:
+    """Paths and readings by row of one shard."""
+    try:
+        found = json.loads(names.read_text(encoding="utf-8"))
+        paths = found["paths"]
+        readings = {int(row): reading for row, reading in found["readings"].items()}
+        if not isinstance(paths, list) or not all(isinstance(text, str) for text in [*paths, *readings.values()]):
+            raise ValueError("its names are no texts")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _damaged(names, error) from None
+    return paths, readings
+
+
+def _read_more(names: Path, size: int) -> tuple[list[str], list[str], list[str]]:
+    """Captions, stamps and digests of the rows of one shard."""
+    try:
+        found = json.loads(_more(names.with_suffix("")).read_text(encoding="utf-8"))
+        columns = tuple(found[name] for name in ("caption", "stamp", "digest"))
+        if any(not isinstance(column, list) or len(column) != size for column in columns):
+            raise ValueError(f"{size} paths, other numbers of captions")
+        if not all(isinstance(text, str) for column in columns for text in column):
+            raise ValueError("its captions are no texts")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _damaged(names, error) from None
+    return columns
+
+
+def _damaged(names: Path, error: Exception) -> UsageError:
+    return UsageError(f"the shard {names.with_suffix('')} is damaged ({error}); build the index anew")

@@ -13,6 +13,7 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,26 +36,29 @@ class SSCD:
         shape: (1, P), with P the width of the embedding.
     """
 
-    def __init__(self, path: str | Path, *, side: int = 288, batch_size: int = 32) -> None:
+    def __init__(
+        self, path: str | Path, *, side: int = 288, batch_size: int = 32, device: str | torch.device = "cpu"
+    ) -> None:
         """Load the network.
 
         Args:
             path: an ONNX file if its name ends in `.onnx`, else a TorchScript file.
             side: side of the square pictures that the network takes, in pixels.
             batch_size: pictures that the network embeds at once.
+            device: where the network computes, for instance `cuda`.
 
         Raises:
-            UsageError: if the file is missing or holds no network that embeds pictures, or if it is an ONNX file and
-                the extra `onnx` is not installed.
+            UsageError: if there is no such device, if the file is missing or holds no network that embeds pictures, or
+                if it is an ONNX file and the extra `onnx` is not installed.
         """
-        path = Path(path)
+        path, self._device = Path(path), checked_device(device)
         form, load = ("ONNX", _onnx) if path.suffix.lower() == ".onnx" else ("TorchScript", _torchscript)
         try:
             content = path.read_bytes()
         except OSError as error:
             raise UsageError(f"no file {path} ({error.strerror}); give the one of SSCD's authors") from None
         try:
-            self._network = load(content)
+            self._network = load(content, self._device)
         except UsageError:
             raise
         # the exceptions of onnxruntime have no base class of their own
@@ -91,29 +95,53 @@ class SSCD:
     @torch.no_grad()
     def _embed(self, pictures: Tensor) -> Tensor:
         mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _DEVIATION))
-        return self._network((pictures - mean) / deviation).float()
+        return self._network(((pictures - mean) / deviation).to(self._device)).float().cpu()
 
 
-def _torchscript(content: bytes) -> Network:
+def checked_device(device: str | torch.device) -> torch.device:
+    """A device on which something has been computed.
+
+    Raises:
+        UsageError: if there is none of this name.
+    """
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).cpu()
+    # a build of torch without the device asserts, a machine without it raises, and `meta` holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        have = ", ".join(["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+        raise UsageError(f"got device {str(device)!r}, which cannot be used ({_short(error)}); have {have}") from None
+    return found
+
+
+def _torchscript(content: bytes, device: torch.device) -> Network:
     with warnings.catch_warnings():
         # torch recommends another format, but the authors publish this one
         warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
+        return torch.jit.load(io.BytesIO(content), map_location=device).eval()
 
 
-def _onnx(content: bytes) -> Network:
+def _onnx(content: bytes, device: torch.device) -> Network:
     try:
         import onnxruntime
     except ImportError:
         raise UsageError("an ONNX file needs onnxruntime; pip install 'cryptomnesia[onnx]'") from None
+    providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+    if providers.get(device.type) not in onnxruntime.get_available_providers():
+        raise UsageError(
+            f"this onnxruntime cannot compute on {device}; pip install onnxruntime-gpu, or give the TorchScript file"
+        )
+    provider: Any = providers[device.type]
+    if device.index is not None:
+        provider = (provider, {"device_id": device.index})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors are raised, so they need not be logged too
     # weights in a second file would not be part of the hash, so onnxruntime must not find such a file
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/no second file")
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=[provider])
     name = session.get_inputs()[0].name
-    return lambda pictures: torch.as_tensor(session.run(None, {name: pictures.numpy()})[0])
+    return lambda pictures: torch.as_tensor(session.run(None, {name: pictures.cpu().numpy()})[0])
 
 
 def _short(error: Exception) -> str:

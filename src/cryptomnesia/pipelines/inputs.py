@@ -1,11 +1,11 @@
 """The conditioning of a network: everything that a call of it is given beside the noisy samples and the timestep.
 
 Tensors have the images in their first dimension. What is the same for every image is `Shared`; a list with one item per
-image is `Listed`; a tensor with the images in its second dimension is `Stacked`. Dictionaries and tuples hold any of
-these.
+image is `Listed`; a tensor with the images in its second dimension is `Stacked`. Dictionaries, lists and tuples hold
+any of these.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ def sorted_out(
     if isinstance(value, Mapping):
         return {key: sorted_out(item, images, name=key, shared=shared, listed=listed) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(sorted_out(item, images, shared=shared, listed=listed) for item in value)
+        return _like(value, (sorted_out(item, images, shared=shared, listed=listed) for item in value))
     if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == images:
         return value
     return Shared(value)
@@ -113,11 +113,11 @@ def together(first: Any, second: Any) -> Any:
             return None
         both = {name: together(value, second[name]) for name, value in first.items()}
         return None if any(value is None for value in both.values()) else both
-    if isinstance(first, tuple):
-        if not isinstance(second, tuple) or len(first) != len(second):
+    if isinstance(first, list | tuple):
+        if not isinstance(second, list | tuple) or len(first) != len(second):
             return None
-        items = tuple(together(a, b) for a, b in zip(first, second, strict=True))
-        return None if any(item is None for item in items) else items
+        items = [together(a, b) for a, b in zip(first, second, strict=True)]
+        return None if any(item is None for item in items) else _like(first, items)
     if isinstance(first, Tensor):
         alike = isinstance(second, Tensor) and first.shape[1:] == second.shape[1:]
         return torch.cat([first, second]) if alike else None
@@ -148,9 +148,14 @@ def _every(change: Callable[[Any], Any], value: Any) -> Any:
     """A conditioning in which every tensor and every wrapper is changed."""
     if isinstance(value, Mapping):
         return {name: _every(change, item) for name, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_every(change, item) for item in value)
+    if isinstance(value, list | tuple):
+        return _like(value, (_every(change, item) for item in value))
     return change(value)
+
+
+def _like(value: list[Any] | tuple[Any, ...], items: Iterable[Any]) -> list[Any] | tuple[Any, ...]:
+    """Items in a list or a tuple, as `value` is one: some networks tell them apart."""
+    return list(items) if isinstance(value, list) else tuple(items)
 
 
 def _unwrapped(value: Any) -> Any:

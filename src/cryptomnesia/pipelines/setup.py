@@ -11,6 +11,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.call import NEUTRAL, PER_PROMPT, canonical, defaults_of
 from cryptomnesia.pipelines.families import Family, family_of
 from cryptomnesia.pipelines.fingerprint import Fingerprint, fingerprint
+from cryptomnesia.pipelines.options import check_values
 from cryptomnesia.registry import MEMBERS, Kind, create
 from cryptomnesia.settings import Sampling
 
@@ -271,4 +272,5 @@ def _sampling(pipe: Any, call: Mapping[str, Any]) -> Sampling:
     for name in sorted(given.keys() & PER_PROMPT):
         if isinstance(canonical(name, given[name]), list):
             raise UsageError(f"got {len(given[name])} values of {name}; give one that holds for all images")
+    check_values(pipe, given)
     return family.sampling(given, defaults)

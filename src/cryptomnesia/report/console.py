@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cryptomnesia.auditing.comparison import Comparison
     from cryptomnesia.auditing.outcome import Outcome
     from cryptomnesia.calibration.outliers import Change, Suspicious
+    from cryptomnesia.matching import Cluster
 
 
 def print_verdicts(rows: Sequence[Judged]) -> None:
@@ -31,11 +32,12 @@ def print_verdicts(rows: Sequence[Judged]) -> None:
     done = any(what_was_done(row.verdict) for row in rows)
     if done:
         table.add_column("instead", overflow="fold")
-    for seed, verdict, _ in rows:
+    for row in rows:
+        verdict = row.verdict
         step = verdict.first_flagged_step
         table.add_row(
             plain(verdict.prompt or ""),
-            str(seed),
+            str(row.seed),
             f"{verdict.score:.2f}",
             f"{verdict.p_value:.3g}",
             Text(verdict.answer, style="bold red" if verdict.flagged else ""),
@@ -122,13 +124,38 @@ def print_matches(rows: Sequence[Compared], fpr: float) -> None:
     for row in rows:
         table.add_row(
             plain(row.picture),
-            plain(row.training_image),
+            plain(f"{row.training_image} ({row.reading})" if row.reading else row.training_image),
             f"{row.distance:.3g}",
             f"{row.relative:.3g}",
             f"{row.p_value:.3g}",
             Text("reproduced", style="bold red") if row.reproduced else Text("no match"),
         )
     print_wide(table)
+
+
+def print_clusters(clusters: "Sequence[Cluster]", pictures: int, *, rows: int = 20) -> None:
+    """One line per cluster of near-identical training images, the largest first; `pictures` are in the index."""
+    from cryptomnesia.matching.sources import as_text
+
+    table = Table(title="near-identical training images", title_justify="left")
+    for heading in ("cluster", "pictures"):
+        table.add_column(heading, justify="right")
+    for heading in ("captions", "for instance"):
+        table.add_column(heading, overflow="fold")
+    for number, cluster in enumerate(clusters[:rows], start=1):
+        captions = [f"{caption or '(none)'} ×{count}" for caption, count in list(cluster.captions.items())[:3]]
+        more = [f"and {len(cluster.captions) - 3} more"] if len(cluster.captions) > 3 else []
+        table.add_row(
+            str(number),
+            str(len(cluster)),
+            plain(" | ".join([*captions, *more])),
+            plain(", ".join(map(as_text, cluster.pictures[:2]))),
+        )
+    if clusters:
+        print_wide(table)
+    lines = [f"and {len(clusters) - rows} clusters more"] if len(clusters) > rows else []
+    repeated = sum(map(len, clusters))
+    print_wide(Text("\n".join([*lines, f"{len(clusters)} clusters, which hold {repeated} of {pictures} pictures"])))
 
 
 def print_methods(rows: Sequence[Listed]) -> None:

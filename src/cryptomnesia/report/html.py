@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cryptomnesia.auditing.evidence import Level, gate
 from cryptomnesia.auditing.outcome import Judged, Outcome
@@ -24,8 +24,9 @@ from cryptomnesia.auditing.rows import trajectory_of
 from cryptomnesia.auditing.scoring import installed
 from cryptomnesia.auditing.store import CALIBRATION, Store
 from cryptomnesia.calibration.stored import Calibration
+from cryptomnesia.decoding import opened, shown_as
 from cryptomnesia.detectors import Detector
-from cryptomnesia.matching.building import FORMATS
+from cryptomnesia.matching.sources import content_of
 from cryptomnesia.report.meanings import meanings, notes
 from cryptomnesia.statistics import conformal_threshold
 
@@ -39,8 +40,8 @@ _REASONS = {
     "repeated": "another seed gives the same pixels",
 }
 
-Shown = Callable[[Path], str | None]
-"""Returns a picture as a data URI, None if it is left out or cannot be read."""
+Shown = Callable[[Path, str], str | None]
+"""Returns a picture of a folder as a data URI, None if it is left out or cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def html(found: Outcome, store: Store, *, embed_images: bool = False, training: 
         store: the run.
         embed_images: whether to put pictures into it. They may be what was memorized: without them the report can be
             shown to anyone.
-        training: the folder of the training images, whose nearest ones are then put in as well.
+        training: the folder of the training images, or their shard, whose nearest ones are then put in as well.
     """
     static = files("cryptomnesia.report") / "static"
     style, script = (static.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
@@ -220,10 +221,8 @@ def _nearest(row: dict[str, Any], training: Path | None, shown: Shown) -> dict[s
 
 
 def _within(folder: Path | None, path: str | None, shown: Shown) -> str | None:
-    """A picture of the folder; a run may come from elsewhere, and must not choose any other file to be shown."""
-    if folder is None or path is None or not (folder / path).resolve().is_relative_to(folder.resolve()):
-        return None
-    return shown(folder / path)
+    """A picture of the folder, or of a shard or table in it."""
+    return None if folder is None or path is None else shown(folder, path)
 
 
 def _why(row: dict[str, Any]) -> str:
@@ -253,11 +252,17 @@ def _about(found: Outcome) -> dict[str, str]:
     }
 
 
-def _picture(path: Path) -> str | None:
-    """A picture as a data URI, without the other data of its file; None where it cannot be read."""
+def _picture(folder: Path, path: str) -> str | None:
+    """A picture as a data URI, without the other data of its file; None where it cannot be read.
+
+    A run may come from elsewhere, and cannot choose a file outside of the folder.
+    """
+    content = content_of(folder, path)
+    if content is None:
+        return None
     try:
-        with Image.open(path, formats=FORMATS) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")
+        with opened(content) as file:
+            picture = shown_as(file)
     # Pillow's decoders raise whatever a broken file leads them to
     except Exception:
         return None
@@ -269,7 +274,7 @@ def _picture(path: Path) -> str | None:
     return f"data:image/{kind};base64,{_base64(made.getvalue())}"
 
 
-def _left_out(_: Path) -> None:
+def _left_out(_folder: Path, _path: str) -> None:
     """Leave a picture out of the report."""
 
 

@@ -21,11 +21,13 @@ class Judged(NamedTuple):
         seed: of the image.
         verdict: on the image.
         file: picture or panel of the image, None if none was written.
+        truncated: whether the prompt is longer than the text encoders read, so that its end had no influence.
     """
 
     seed: int
     verdict: "Verdict"
     file: Path | None
+    truncated: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Seed, file and everything that the verdict says, as JSON values."""
@@ -36,6 +38,7 @@ class Judged(NamedTuple):
             "seed": self.seed,
             "file": None if self.file is None else str(self.file),
             "answer": self.verdict.answer,
+            "truncated": self.truncated,
             **{name: finite(value) for name, value in fields.items()},
         }
 
@@ -54,6 +57,7 @@ class Region(NamedTuple):
         p_value: conformal p-value of the fraction, None without a calibration.
         panel: PNG file.
         maps: safetensors file.
+        truncated: whether the prompt is longer than the text encoders read, so that its end had no influence.
     """
 
     prompt: str
@@ -66,6 +70,7 @@ class Region(NamedTuple):
     p_value: float | None
     panel: str
     maps: str
+    truncated: bool = False
 
 
 class Compared(NamedTuple):
@@ -78,6 +83,8 @@ class Compared(NamedTuple):
         relative: the distance divided by the one below which a picture may be a copy.
         p_value: conformal p-value of `relative`.
         reproduced: whether the picture reproduces the training image.
+        reading: in which way the training image was read, "" if there is only one.
+        caption: of the training image, "" if it has none.
     """
 
     picture: str
@@ -86,6 +93,8 @@ class Compared(NamedTuple):
     relative: float
     p_value: float
     reproduced: bool
+    reading: str
+    caption: str
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

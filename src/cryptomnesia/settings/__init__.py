@@ -6,6 +6,7 @@ also in the help of the command line, where `cryptomnesia.cli.options` turns fie
 
 from cryptomnesia.settings.base import OTHER_VARIABLES as OTHER_VARIABLES
 from cryptomnesia.settings.base import PREFIX as PREFIX
+from cryptomnesia.settings.base import Long as Long
 from cryptomnesia.settings.base import Sampling as Sampling
 from cryptomnesia.settings.base import Settings as Settings
 from cryptomnesia.settings.base import variable_name as variable_name
@@ -15,6 +16,7 @@ from cryptomnesia.settings.commands import CalibrateSettings as CalibrateSetting
 from cryptomnesia.settings.commands import CallSettings as CallSettings
 from cryptomnesia.settings.commands import DemoSettings as DemoSettings
 from cryptomnesia.settings.commands import DetectSettings as DetectSettings
+from cryptomnesia.settings.commands import DuplicatesSettings as DuplicatesSettings
 from cryptomnesia.settings.commands import FlaggedSettings as FlaggedSettings
 from cryptomnesia.settings.commands import GenerateSettings as GenerateSettings
 from cryptomnesia.settings.commands import GuardSettings as GuardSettings

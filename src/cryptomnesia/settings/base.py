@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -169,6 +169,21 @@ Names = Annotated[list[str], NoDecode, BeforeValidator(_as_list)]
 
 Paths = Annotated[list[Path], NoDecode, BeforeValidator(_as_list)]
 """Several paths, written in the same way."""
+
+
+def _as_options(value: Any) -> Any:
+    """A list of texts `KEY=VALUE`; a table of a settings file becomes one."""
+    if isinstance(value, Mapping):
+        return [f"{name}={json.dumps(one)}" for name, one in value.items()]
+    return _as_list(value)
+
+
+Options = Annotated[list[str], NoDecode, BeforeValidator(_as_options)]
+"""Arguments as `KEY=VALUE`, or as a table of a settings file."""
+
+Long = Literal["truncate", "skip", "error"]
+"""What is done about prompts that are longer than the text encoders read: cut off as diffusers does it, left out, or
+refused."""
 
 BatchSize = Annotated[int, Field(ge=1, description="Images per call of the pipeline.")]
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cryptomnesia.settings.base import BatchSize, Names, Paths, Settings
+from cryptomnesia.settings.base import BatchSize, Long, Names, Options, Paths, Settings
 
 
 class CallSettings(Settings):
@@ -14,7 +14,7 @@ class CallSettings(Settings):
     panel: ClassVar[str | None] = "Generation"
 
     model: str | None = None
-    """A local diffusers folder, a hub id such as org/name, or `bundled`."""
+    """A local diffusers folder, a hub id such as org/name, a single file of weights, or `bundled`."""
     steps: int | None = Field(None, ge=1)
     """Solver steps; the default of the pipeline's own call unless given."""
     guidance: float | None = None
@@ -25,10 +25,28 @@ class CallSettings(Settings):
     """Width of the images in pixels; the model's own unless given."""
     negative_prompt: str | None = None
     """Text for the unconditional branch of every image, instead of an empty one."""
+    option: Options = Field(default_factory=list)
+    """Further argument of the pipeline's call as KEY=VALUE, for instance eta=0.5; can be given several times."""
     scheduler: str = "own"
     """The pipeline's own scheduler, or ddim, pndm, euler, euler-ancestral, heun, dpm++, unipc or lms."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Number format of the weights; use the one that the service uses."""
+    variant: str | None = None
+    """Variant of the files of weights, for instance fp16."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub's repository."""
+    lora: Names = Field(default_factory=list)
+    """LoRA to switch on, PATH or PATH:SCALE; a file, a folder or a hub id; can be given several times."""
+    unet: Path | None = None
+    """UNet instead of the model's own: folder of a training checkpoint, or a single file."""
+    transformer: Path | None = None
+    """Transformer instead of the model's own: folder of a training checkpoint, or a single file."""
+    base: str | None = None
+    """For a model in a single file: the diffusers folder, or the hub id, of the model that it was made from."""
+    without: Names = Field(default_factory=list)
+    """Part of the pipeline to leave out, for instance text_encoder_3; can be given several times."""
+    device: str | None = None
+    """Device that computes: cpu, cuda, cuda:1 or mps; a GPU if there is one, unless given."""
     batch_size: BatchSize = 8
 
 
@@ -100,7 +118,12 @@ class AuditSettings(IndexSettings, MaskSettings, FlaggedSettings, JudgeSettings,
     panel: ClassVar[str | None] = "Audit"
 
     prompts: Path | None = None
-    """File of the prompts to audit: .txt, .csv or .jsonl."""
+    """File of the prompts to audit: .txt, .csv, .tsv, .jsonl, .json or .parquet; or the folder of a data set."""
+    column: str | None = None
+    """Column or key of the file with the prompts; `prompt`, `caption` or `text` unless given."""
+    long: Long = "truncate"
+    """What is done about prompts that are longer than the text encoders read: cut off as diffusers does it, left out,
+    or refused."""
     references: Path | None = None
     """File of captions that are not memorized, to calibrate on instead of `calibration`; 150 support a false-positive
     rate of 1%."""
@@ -140,12 +163,19 @@ class PromptSettings(Settings):
     prompt: Names = Field(default_factory=list)
     """A prompt; can be given several times."""
     prompts: Path | None = None
-    """File of prompts: .txt, .csv or .jsonl."""
+    """File of prompts: .txt, .csv, .tsv, .jsonl, .json or .parquet; or the folder of a data set."""
+    column: str | None = None
+    """Column or key of the file with the prompts; `prompt`, `caption` or `text` unless given."""
+    long: Long = "truncate"
+    """What is done about prompts that are longer than the text encoders read: cut off as diffusers does it, left out,
+    or refused."""
 
     @model_validator(mode="after")
     def _check_one_source(self) -> Self:
         if self.prompt and self.prompts is not None:
             raise ValueError("got both prompt and prompts; give one of them")
+        if self.column is not None and self.prompts is None:
+            raise ValueError("got column without a file of prompts, which has columns; give prompts")
         if any(not text.strip() for text in self.prompt):
             raise ValueError("got an empty prompt; give a text")
         return self
@@ -213,6 +243,11 @@ class CalibrateSettings(MapSettings, CallSettings):
     generated."""
     leave_out: Literal["none", "suspicious"] = "none"
     """Which reference prompts are left out after they were generated: none, or those that look memorized themselves."""
+    column: str | None = None
+    """Column or key of the file with the prompts; `prompt`, `caption` or `text` unless given."""
+    long: Long = "truncate"
+    """What is done about prompts that are longer than the text encoders read: cut off as diffusers does it, left out,
+    or refused."""
     seed: int = Field(1_000_000, ge=0, le=2**62)
     """Seed of the first image; every further image has the next seed."""
     detector: Names = Field(default_factory=list)
@@ -227,6 +262,12 @@ class GuardSettings(JudgeSettings, GenerateSettings):
 
     panel: ClassVar[str | None] = "Guard"
 
+    calibration: Paths = Field(default_factory=list)  # type: ignore[assignment]
+    """File that `calibrate` made, with scores of reference images; the one in the model's folder unless given. Of
+    several, the one that was made with the settings of the call is used."""
+    unknown: Literal["raise", "allow", "block"] = "raise"
+    """What is done about a call that no calibration fits: refuse it, return its images without judging them, or return
+    black images."""
     policy: Literal["observe", "block", "mitigate", "regenerate"] = "observe"
     """What is done about flagged images: nothing, a black image instead, the mitigation, or other seeds and then the
     mitigation."""
@@ -244,16 +285,34 @@ class MatchSettings(IndexSettings):
     """Picture files, and folders that are searched with all folders in them."""
     fpr: float = Field(0.01, gt=0, lt=1)
     """Share of pictures that may come as near to a training image by chance."""
+    device: str = "cpu"
+    """Device on which SSCD computes, for instance cuda. Tiles compute on the CPU."""
 
 
 class BuildSettings(Settings):
     """How an index of training images is built."""
 
-    images: Path | None = None
-    """Folder of the training images, which is searched with all folders in it."""
+    images: Paths = Field(default_factory=list)
+    """Training images: folders, which are searched with all folders in them, WebDataset tar shards, Parquet or Arrow
+    files, or patterns such as 'shards/{000..010}.tar'."""
+    exif: Literal["both", "apply", "ignore"] = "both"
+    """Whether the trainer applied the rotation in EXIF; `both` indexes both readings of a picture that has one."""
+    alpha: Literal["all", "white", "black", "drop"] = "all"
+    """What the trainer did with transparency: put it on white or black, or dropped it; `all` indexes all readings."""
     sscd: Path | None = None
     """TorchScript or ONNX file of SSCD, to compare pictures by it instead of by tiles."""
+    device: str = "cpu"
+    """Device on which SSCD computes, for instance cuda. Tiles compute on the CPU."""
     faiss: bool = False
     """Search among candidates: for more than ten million pictures. Needs the extra `faiss`."""
     workers: int | None = Field(None, ge=1)
     """Threads that decode pictures; one per core unless given."""
+
+
+class DuplicatesSettings(Settings):
+    """The index whose near-identical pictures are looked for."""
+
+    index: Path | None = None
+    """Index of the training images, made by `index build`."""
+    sscd: Path | None = None
+    """TorchScript or ONNX file of the descriptor SSCD, if the index was built with it."""

@@ -144,36 +144,77 @@ def _recorded(seen: Recorder, scheduler: Any, take: SolverCall) -> SolverCall:
     return recorded
 
 
+def before_forward(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
+    """Call `hook(module, args)` before every call of a module; returns a function that ends that."""
+    if (hooks := _hooks(module)) is not None:
+        return _added(module, hooks, hooks.before, hook)
+    return module.register_forward_pre_hook(hook, prepend=True).remove
+
+
 def after_forward(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
     """Call `hook(module, args, kwargs, output)` after every call of a module; returns a function that ends that."""
+    if (hooks := _hooks(module)) is not None:
+        return _added(module, hooks, hooks.after, hook)
+    return module.register_forward_hook(hook, with_kwargs=True).remove
+
+
+@dataclass(eq=False)
+class _Hooks:
+    """The hooks of a module that is compiled in place.
+
+    Attributes:
+        inner: the compiled call.
+        before: called before it.
+        after: called after it.
+    """
+
+    inner: Callable[..., Any]
+    before: list[Callable[..., None]] = field(default_factory=list)
+    after: list[Callable[..., None]] = field(default_factory=list)
+
+
+def _hooks(module: nn.Module) -> _Hooks | None:
+    """The hooks of a module that is compiled in place, None for another module.
+
+    PyTorch would compile hooks of its own, and compile the module again for every new one. So the compiled call is
+    wrapped instead.
+    """
     compiled = vars(module).get("_compiled_call_impl")
     if compiled is None:
-        return module.register_forward_hook(hook, with_kwargs=True).remove
-    # torch would compile the hooks of a module that is compiled in place, and compile the module again for every new
-    # hook; so the compiled call is wrapped instead
+        return None
     with _LOCK:
-        hooks: list[Callable[..., None]] | None = getattr(compiled, "hooks", None)
-        if hooks is None:
-            inner, hooks = compiled, []
+        compiled = vars(module)["_compiled_call_impl"]
+        if (present := getattr(compiled, "hooks", None)) is not None:
+            return present
+        hooks = _Hooks(compiled)
 
-            @wraps(inner)
-            def call(*args: Any, **kwargs: Any) -> Any:
-                output = inner(*args, **kwargs)
-                for registered in tuple(call.hooks):  # type: ignore[attr-defined]
-                    registered(module, args, kwargs, output)
-                return output
+        @wraps(compiled)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for hook in tuple(hooks.before):
+                hook(module, args)
+            output = hooks.inner(*args, **kwargs)
+            for hook in tuple(hooks.after):
+                hook(module, args, kwargs, output)
+            return output
 
-            call.hooks = hooks  # type: ignore[attr-defined]
-            call.inner = inner  # type: ignore[attr-defined]
-            vars(module)["_compiled_call_impl"] = call
-        hooks.append(hook)
+        call.hooks = hooks  # type: ignore[attr-defined]
+        vars(module)["_compiled_call_impl"] = call
+        return hooks
+
+
+def _added(
+    module: nn.Module, hooks: _Hooks, place: list[Callable[..., None]], hook: Callable[..., None]
+) -> Callable[[], None]:
+    """Add a hook to one of the lists of `hooks`; returns a function that removes it again."""
+    with _LOCK:
+        place.append(hook)
 
     def remove() -> None:
         with _LOCK:
-            hooks.remove(hook)
+            place.remove(hook)
             present = vars(module)["_compiled_call_impl"]
-            # a module that was compiled again inside the block has another call, without hooks
-            if not hooks and getattr(present, "hooks", None) is hooks:
-                vars(module)["_compiled_call_impl"] = present.inner
+            # a module that was compiled again meanwhile has another call, without hooks
+            if not (hooks.before or hooks.after) and getattr(present, "hooks", None) is hooks:
+                vars(module)["_compiled_call_impl"] = hooks.inner
 
     return remove

@@ -1,24 +1,28 @@
 """Generate images of prompts and seeds in batches under `watch`; an image does not depend on its batch."""
 
+import logging
 import numbers
 import operator
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.call import defaults_of, silent
+from cryptomnesia.pipelines.call import silent
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.pipelines.tokenizers import copied_tokenizers
-from cryptomnesia.prompts import read_prompts
+from cryptomnesia.pipelines.tokenizers import Excess, too_long
+from cryptomnesia.prompts import captions_of
+from cryptomnesia.settings import Long
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory
 from cryptomnesia.tracing.watching import Keep, watch
+
+logger = logging.getLogger("cryptomnesia")
 
 Made = TypeVar("Made")
 
@@ -43,26 +47,52 @@ class Batch:
     trajectory: Trajectory
 
 
-def check_prompts(pipe: Any, prompts: Sequence[str]) -> None:
-    """Refuse prompts that are longer than the pipeline's text encoders read; diffusers would only log a warning.
+def kept_prompts(setup: Setup, prompts: Sequence[str], long: Long = "truncate") -> list[str]:
+    """The prompts that images are made of, once those are dealt with that are longer than the text encoders read.
+
+    diffusers cuts a prompt off after the last token that is read, so its end has no influence on the image. How many
+    there are and which is the first is logged as a warning.
+
+    Args:
+        setup: the set-up of the generation.
+        prompts: in their order.
+        long: `truncate` keeps them, `skip` leaves them out, `error` refuses them.
 
     Raises:
-        UsageError: with the first such prompt, its number of tokens and the number that the model takes.
+        UsageError: for another value of `long`; with `error` for the first such prompt, and with `skip` if no prompt is
+            left.
     """
-    tokenizers = list(copied_tokenizers(pipe).values())
-    longest = defaults_of(pipe).get("max_sequence_length")
-    for prompt in prompts if tokenizers else ():
-        # a prompt that is too long for CLIP is read as a whole if a T5 encoder of the same pipeline reads more tokens
-        lengths = {
-            min(tokenizer.model_max_length, longest)
-            if longest is not None and "T5" in type(tokenizer).__name__
-            else tokenizer.model_max_length: len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-            for tokenizer in tokenizers
-        }
-        if all(length > limit for limit, length in lengths.items()):
-            limit = max(lengths)
-            shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
-            raise UsageError(f"prompt {shown!r} has {lengths[limit]} tokens, the model takes {limit}; shorten it")
+    if long not in get_args(Long):
+        raise UsageError(f"got long={long!r}; give {', '.join(get_args(Long))}")
+    found = cut_off(setup, prompts)
+    left = [prompt for prompt in prompts if prompt not in found] if long == "skip" else list(prompts)
+    if found:
+        words = _first(found)
+        if long == "error":
+            raise UsageError(f"prompt {words}; shorten it, or give long='truncate' or 'skip' (--long)")
+        if not left:
+            raise UsageError(f"prompt {words}, and no other is shorter; shorten them, or give long='truncate' (--long)")
+        number = sum(prompt in found for prompt in prompts)
+        done = "left out" if long == "skip" else "cut off, as diffusers does it"
+        logger.warning("%d of %d prompts are too long and %s; the first, %s", number, len(prompts), done, words)
+    negative = setup.sampling.options.get("negative_prompt")
+    if isinstance(negative, str) and (cut := cut_off(setup, [negative])):
+        if long == "error":
+            raise UsageError(f"negative prompt {_first(cut)}; shorten it, or give long='truncate' (--long)")
+        logger.warning("the negative prompt is cut off, as diffusers does it: %s", _first(cut))
+    return left
+
+
+def cut_off(setup: Setup, prompts: Sequence[str]) -> dict[str, Excess]:
+    """The prompts of which diffusers cuts the end off in calls of a set-up."""
+    return too_long(setup.pipe, prompts, setup.sampling.options.get("max_sequence_length"))
+
+
+def _first(found: Mapping[str, Excess]) -> str:
+    """The first prompt that is too long, in words."""
+    prompt, excess = next(iter(found.items()))
+    shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
+    return f"{shown!r} has {excess.tokens} tokens, the model takes {excess.limit}"
 
 
 def whole_number(name: str, value: Any) -> int:
@@ -98,26 +128,6 @@ def real_number(name: str, value: Any) -> float:
     return float(value)
 
 
-def captions_of(prompts: Path | Sequence[str]) -> list[str]:
-    """Captions that were given as texts, or as a file.
-
-    Raises:
-        UsageError: for a file that cannot be read, or anything that is not a text.
-    """
-    if isinstance(prompts, Path):
-        return read_prompts(prompts)
-    try:
-        captions = list(prompts)
-    except TypeError:
-        raise UsageError(
-            f"got prompts={reprlib.repr(prompts)}; give a text, a list of texts, or the Path of a prompts file"
-        ) from None
-    for caption in captions:
-        if not isinstance(caption, str):
-            raise UsageError(f"got {reprlib.repr(caption)} among the prompts; give texts only")
-    return captions
-
-
 def _seeds(seeds: Sequence[int]) -> list[int]:
     """Seeds as a list, once it is certain that generators take them."""
     try:
@@ -131,7 +141,11 @@ def _seeds(seeds: Sequence[int]) -> list[int]:
 
 
 def images_of(
-    setup: Setup, prompts: str | Path | Sequence[str], seeds: Sequence[int] | None, images_per_prompt: int
+    setup: Setup,
+    prompts: str | Path | Iterable[str],
+    seeds: Sequence[int] | None,
+    images_per_prompt: int,
+    long: Long = "truncate",
 ) -> tuple[list[str], list[int]]:
     """The caption and the seed of every image to be made.
 
@@ -140,10 +154,11 @@ def images_of(
         prompts: one caption or several, or a file of them as a `Path`.
         seeds: one per image, in 0 … 2⁶⁴ - 1; by default 0, 1, … for the images of every prompt.
         images_per_prompt: number of images of every prompt.
+        long: what is done about prompts that are too long; see `kept_prompts`.
 
     Raises:
-        UsageError: for prompts that are no texts, no prompt, an empty prompt, a prompt that is too long, seeds that are
-            no whole numbers or out of range, or another number of seeds than images.
+        UsageError: for prompts that are no texts, no prompt, an empty prompt, seeds that are no whole numbers or out of
+            range, or another number of seeds than images.
     """
     captions = [prompts] if isinstance(prompts, str) else captions_of(prompts)
     if not captions:
@@ -153,12 +168,13 @@ def images_of(
     images_per_prompt = whole_number("images_per_prompt", images_per_prompt)
     if images_per_prompt < 1:
         raise UsageError(f"got {images_per_prompt} images per prompt; give at least 1")
-    check_prompts(setup.pipe, list(dict.fromkeys(captions)))
+    kept = set(kept_prompts(setup, captions, long))
     repeated = [caption for caption in captions for _ in range(images_per_prompt)]
     given = [number for _ in captions for number in range(images_per_prompt)] if seeds is None else _seeds(seeds)
     if len(given) != len(repeated):
         raise UsageError(f"got {len(given)} seeds for {len(repeated)} images; give one per image")
-    return repeated, given
+    images = [(caption, number) for caption, number in zip(repeated, given, strict=True) if caption in kept]
+    return [caption for caption, _ in images], [number for _, number in images]
 
 
 def check_call(setup: Setup) -> None:

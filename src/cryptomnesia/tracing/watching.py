@@ -11,7 +11,6 @@ Observing changes no tensor and only computes norms, so the image is bit-identic
 the network between two steps on tensors of its own; the image is bit-identical then as well.
 """
 
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,6 +26,7 @@ from cryptomnesia.pipelines.denoiser import Prediction, norms
 from cryptomnesia.pipelines.families import Family, NetworkCall, family_of, vouch
 from cryptomnesia.pipelines.solvers import alpha_after, level_of
 from cryptomnesia.tracing.attaching import SolverCall, after_forward, attach, detach
+from cryptomnesia.tracing.callers import caller_of
 from cryptomnesia.tracing.steering import SolverStep
 from cryptomnesia.tracing.trajectory import NORMS, Norm, Place, Signal, Step, Trajectory, evaluation
 
@@ -126,7 +126,7 @@ class Watch:
             UsageError: if another pipeline of another family shares the scheduler and makes the call, or there are
                 signals to compute and the network has a cache.
         """
-        caller = calling_pipeline(scheduler) or self.pipe
+        caller = caller_of(self.family.module) or self.pipe
         if caller is not self.pipe and type(family_of(caller)) is not type(self.family):
             raise UsageError(
                 f"a {type(caller).__name__} runs on the scheduler of the {type(self.pipe).__name__} that is being "
@@ -252,22 +252,6 @@ class Watch:
                     call.signals[signal.name] = values
         finally:
             _ASKING.reset(asking)
-
-
-def calling_pipeline(scheduler: Any) -> Any:
-    """The pipeline whose method is running and that uses this scheduler, None if there is none.
-
-    Pipelines share schedulers, and only the running one knows which guidance branches there are.
-    """
-    from diffusers import DiffusionPipeline
-
-    frame = sys._getframe(1)
-    while frame is not None:
-        candidate = frame.f_locals.get("self")
-        if isinstance(candidate, DiffusionPipeline) and getattr(candidate, "scheduler", None) is scheduler:
-            return candidate
-        frame = frame.f_back
-    return None
 
 
 @contextmanager

@@ -1,0 +1,224 @@
+"""From the content of a picture file to eight bits a channel: every way in which a trainer may have read it.
+
+A file can be read in more than one way, and most trainers leave the choice to their library:
+
+- A camera writes a picture as its sensor lies and adds a rotation (EXIF). Viewers rotate, most training scripts do not.
+- Transparent parts have colours that a viewer does not show. A script puts the picture on white, on black, or drops the
+  transparency, which shows these colours.
+- Sixteen bits a value may hold ten, twelve or fourteen, and a floating-point picture has no fixed range.
+
+Each such way is a reading of the picture. A picture with neither rotation, transparency nor more than eight bits has
+exactly one.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+"""Formats that are read. Pillow goes by the content of a file, and for other formats it may run other programs."""
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Value of the EXIF tag of the orientation → what turns the picture upright."""
+
+_DEPTHS = (8, 10, 12, 14, 16)
+"""Bits that a picture in sixteen bits may really have."""
+
+_ALIKE = 2
+"""Largest difference, of 255, of two readings that count as one."""
+
+_SEEN = 16
+"""Levels, of 255, that a reading of a deep picture has to span; a reading with fewer shows next to nothing."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """In which ways pictures are read.
+
+    Attributes:
+        exif: whether the rotation in EXIF is applied, ignored, or both are tried.
+        alpha: whether transparent pictures are put on white, on black, lose their transparency, or all are tried.
+    """
+
+    exif: Literal["both", "apply", "ignore"] = "both"
+    alpha: Literal["all", "white", "black", "drop"] = "all"
+
+
+SHOWN = Readings("apply", "white")
+"""The one way in which a viewer shows a picture."""
+
+
+def opened(content: bytes) -> Image.Image:
+    """Open the content of a file as a picture, which is not decoded yet.
+
+    Raises:
+        Exception: of any class if it is no picture of `FORMATS`; a broken file can make Pillow raise anything.
+    """
+    return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
+def squares(
+    picture: Image.Image, side: int, wanted: Readings = SHOWN, content: bytes | None = None
+) -> dict[str, np.ndarray]:
+    """The middle square of a picture in every reading that differs from the others.
+
+    Args:
+        picture: it is decoded here, a large JPEG file at a smaller size.
+        side: of the squares in pixels.
+        wanted: the readings.
+        content: of the file, which is decoded again if the picture has sixteen bits a channel.
+
+    Returns:
+        Name of the reading → (side, side, 3) uint8, as a viewer shows it first. A picture that has only one reading has
+        the name "".
+    """
+    # a large JPEG file need not be decoded at its full size
+    picture.draft("RGB", (2 * side, 2 * side))
+    deep = _deep(picture, content)
+    if deep is None:
+        flat = _on_grounds(picture, wanted.alpha)
+    else:
+        flat = _depths(deep)
+    small = {name: _small(image, side) for name, image in flat.items()}
+    turn = _turn(picture)
+    if turn is not None and wanted.exif != "ignore":
+        upright = {_joined(name, "rotated by EXIF"): image.transpose(turn) for name, image in small.items()}
+        plain = {_joined(name, "not rotated"): image for name, image in small.items()}
+        small = upright if wanted.exif == "apply" else upright | plain
+    return _distinct({name: np.asarray(image) for name, image in small.items()})
+
+
+def shown_as(picture: Image.Image) -> Image.Image:
+    """A picture of any kind as RGB, as a viewer shows it."""
+    deep = _deep(picture, None)
+    flat = next(iter((_on_grounds(picture, "white") if deep is None else _depths(deep)).values()))
+    turn = _turn(picture)
+    return flat.convert("RGB") if turn is None else flat.convert("RGB").transpose(turn)
+
+
+def _deep(picture: Image.Image, content: bytes | None) -> np.ndarray | None:
+    """The values of a picture of more than eight bits, (H, W) or (H, W, 3); None for any other."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return np.asarray(picture)
+    tiles = getattr(picture, "tile", [])
+    if content is None or picture.mode not in ("RGB", "RGBA") or not any(";16" in str(tile[3]) for tile in tiles):
+        return None
+    # Pillow keeps the high byte of colours. If it is small, the values may have fewer than sixteen bits
+    high = np.asarray(picture)[..., :3]
+    if high.max() >= 64:
+        return None
+    again: Any = opened(content)
+    again.tile = [tile._replace(args=_other_byte(tile.args)) for tile in again.tile]
+    try:
+        low = np.asarray(again)[..., :3]
+    # Pillow knows both bytes of most orders of channels, but not of all
+    except (ValueError, OSError):
+        return None
+    return high.astype(np.uint16) * 256 + low
+
+
+def _other_byte(args: object) -> object:
+    """Arguments of a decoder that give the other byte of sixteen bits."""
+    if isinstance(args, tuple):
+        return (_other_byte(args[0]), *args[1:])
+    text = str(args)
+    # `N` is the order of this machine; Pillow's wheels are for little-endian ones
+    return text.replace(";16B", ";16L") if ";16B" in text else text.replace(";16L", ";16B").replace(";16N", ";16B")
+
+
+def _depths(values: np.ndarray) -> dict[str, Image.Image]:
+    """Readings of a picture of more than eight bits, by the range that its values may have.
+
+    A picture of integers is tried at every usual depth that holds its largest value, and a picture of floating-point
+    numbers in every usual range that holds nearly all of its values. Its own range, from the smallest to the largest
+    value, comes last, so that a picture whose range is not usual is not black or white.
+    """
+    numbers = values.astype(np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    if not finite.size:
+        raise ValueError("no value of the picture is finite")
+    low, high = float(finite.min()), float(finite.max())
+    if values.dtype.kind == "f":
+        usual = {"0 to 1": (0.0, 1.0), "-1 to 1": (-1.0, 1.0), "0 to 255": (0.0, 255.0), "0 to 65535": (0.0, 65535.0)}
+        ranges = {name: ends for name, ends in usual.items() if _holds(ends, finite)}
+        if low >= 0:
+            ranges.pop("-1 to 1", None)
+    else:
+        ranges = {f"{bits} bits": (0.0, 2.0**bits - 1) for bits in _DEPTHS if low >= 0 and high < 2**bits}
+    scaled = {name: _scaled(numbers, *ends) for name, ends in (ranges | {"own range": (low, high)}).items()}
+    spans = {name: int(image.max()) - int(image.min()) for name, image in scaled.items()}
+    seen = [name for name, span in spans.items() if span >= _SEEN] or list(scaled)[:1]
+    return {name: Image.fromarray(scaled[name]) for name in seen}
+
+
+def _holds(ends: tuple[float, float], finite: np.ndarray) -> bool:
+    """Whether 99% of values lie in a range, up to a hundredth of it."""
+    slack = (ends[1] - ends[0]) / 100
+    return bool(np.mean((finite >= ends[0] - slack) & (finite <= ends[1] + slack)) >= 0.99)
+
+
+def _scaled(numbers: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Numbers as uint8, `low` as 0 and `high` as 255; NaN as 0."""
+    unit = (numbers - low) / max(high - low, 1e-300)
+    return (np.nan_to_num(unit, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _on_grounds(picture: Image.Image, alpha: str) -> dict[str, Image.Image]:
+    """A picture of eight bits without transparency, as RGB."""
+    if not picture.has_transparency_data:
+        return {"": picture.convert("RGB")}
+    clear = picture.convert("RGBA")
+    if clear.getchannel("A").getextrema()[0] == 255:
+        return {"": clear.convert("RGB")}
+    grounds = ("white", "black", "drop") if alpha == "all" else (alpha,)
+    found = {}
+    for ground in grounds:
+        if ground == "drop":
+            found["alpha dropped"] = clear.convert("RGB")
+        else:
+            below = Image.new("RGBA", clear.size, ground)
+            found[f"alpha on {ground}"] = Image.alpha_composite(below, clear).convert("RGB")
+    return found
+
+
+def _small(picture: Image.Image, side: int) -> Image.Image:
+    """The middle square of a picture without transparency, scaled, as RGB."""
+    picture = picture.convert("RGB")
+    short = min(picture.size)
+    left, top = (picture.width - short) / 2, (picture.height - short) / 2
+    resample = Image.Resampling.BOX if short >= side else Image.Resampling.BILINEAR
+    return picture.resize((side, side), resample, box=(left, top, left + short, top + short))
+
+
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """What turns a decoded picture upright, None if it is. Pillow itself has turned a TIFF file already."""
+    try:
+        return _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    # a viewer shows a picture whose EXIF is broken as it is, and Pillow raises whatever the bytes lead it to
+    except Exception:
+        return None
+
+
+def _joined(*names: str) -> str:
+    return ", ".join(name for name in names if name)
+
+
+def _distinct(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Readings that differ from all before them; one alone is called ""."""
+    kept: dict[str, np.ndarray] = {}
+    for name, one in found.items():
+        if all(np.abs(one.astype(int) - other).max() > _ALIKE for other in kept.values()):
+            kept[name] = one
+    return kept if len(kept) > 1 else {"": next(iter(kept.values()))}

@@ -1,0 +1,159 @@
+"""The judges of a guard, one for every calibration: which of them fits a call?"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cryptomnesia.calibration.judging import Judge
+from cryptomnesia.calibration.stored import Calibration, resolved
+from cryptomnesia.detectors import detector as detector_of
+from cryptomnesia.errors import UsageError
+from cryptomnesia.mitigations import mitigation as mitigation_of
+from cryptomnesia.pipelines.fingerprint import Fingerprint, differences
+from cryptomnesia.pipelines.setup import Setup
+
+Unknown = Literal["raise", "allow", "block"]
+"""What becomes of a call that no calibration fits: it is refused, its images are returned, or they are withheld."""
+
+Given = Calibration | str | Path
+"""A calibration as an object or as a file."""
+
+_LASTING = ("version", "records", "weights")
+"""The parts of a fingerprint that no setting of a pipeline changes."""
+
+
+class Judges:
+    """One judge for every calibration of a guard, all with one detector.
+
+    Attributes:
+        calibrations: in the order in which they were given.
+        detector: gives the scores.
+        mitigation: of flagged images, or None.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        given: Given | Sequence[Given] | None,
+        *,
+        detector: str | Any,
+        mitigation: str | Any | None,
+        fpr: float,
+        decide_by: int | None,
+        unknown: Unknown,
+    ) -> None:
+        """Check that the calibrations belong to the pipeline, and that the methods work with each of them.
+
+        Args:
+            pipe: the pipeline.
+            given: one calibration or several; None for the one in the folder that the pipeline was loaded from.
+            detector: name or object.
+            mitigation: name or object, None if the policy needs none.
+            fpr: false-positive rate at which an image is flagged.
+            decide_by: number of evaluations after which an image is judged; all of them by default.
+            unknown: the rule for calls that no calibration fits.
+
+        Raises:
+            UsageError: saying what does not fit, and of several calibrations to which.
+        """
+        several = isinstance(given, Sequence) and not isinstance(given, str)
+        listed: list[Given | None] = list(given) if several else [given]  # type: ignore[arg-type, list-item]
+        if not listed:
+            raise UsageError("got no calibration in the list; give at least one, or None for the one beside the model")
+        self.calibrations = tuple(resolved(each, pipe) for each in listed)
+        self._names = [
+            f"{number}{f' ({each})' if isinstance(each, str | Path) else ''}" for number, each in enumerate(listed, 1)
+        ]
+        setups = [Setup(pipe, calibration.sampling) for calibration in self.calibrations]
+        self.detector = detector_of(detector, setups[0])
+        self.mitigation = None if mitigation is None else mitigation_of(mitigation, setups[0])
+        self._methods = [method for method in (self.detector, self.mitigation) if method is not None]
+        self._check_different()
+        self._judges: list[Judge] = []
+        unlike: list[list[str]] = []
+        for name, setup, calibration in zip(self._names, setups, self.calibrations, strict=True):
+            try:
+                unlike.append(self._differences(setup, calibration))
+                self._judges.append(Judge(calibration, self.detector, fpr, decide_by=decide_by))
+            except UsageError as error:
+                if len(listed) == 1:
+                    raise
+                raise UsageError(f"calibration {name}: {error}") from None
+        if unknown == "raise" and all(unlike):
+            raise self._no_fit(unlike)
+
+    def check_model(self, pipe: Any) -> None:
+        """Refuse a pipeline around another model.
+
+        Raises:
+            UsageError: naming everything that differs.
+        """
+        self._differences(Setup(pipe, self.calibrations[0].sampling), self.calibrations[0])
+
+    def _differences(self, setup: Setup, calibration: Calibration) -> list[str]:
+        """What differs between a pipeline and a calibration, apart from the settings of calls.
+
+        Raises:
+            UsageError: for another model, or a detector or mitigation that cannot work in the calibration's set-up.
+        """
+        expected, found = calibration.fingerprint, setup.fingerprint
+        unlike = differences(expected, found)
+        if any(expected.get(part) != found.get(part) for part in _LASTING):
+            raise _misfit("the calibration was made with another set-up", unlike)
+        if not unlike:
+            setup.check(self._methods)
+        return unlike
+
+    def fitting(self, setup: Setup) -> Judge:
+        """The judge whose calibration was made with this set-up.
+
+        Raises:
+            UsageError: if there is none, naming everything that differs from the nearest calibration; or if the
+                detector or the mitigation cannot work in the set-up.
+        """
+        # this reads the weights, and takes a moment
+        found = setup.fingerprint
+        unlike = [differences(calibration.fingerprint, found) for calibration in self.calibrations]
+        for judge, different in zip(self._judges, unlike, strict=True):
+            if not different:
+                setup.check(self._methods)
+                return judge
+        raise self._no_fit(unlike)
+
+    def _check_different(self) -> None:
+        seen: list[Fingerprint] = []
+        for number, calibration in enumerate(self.calibrations):
+            if calibration.fingerprint in seen:
+                first = self._names[seen.index(calibration.fingerprint)]
+                raise UsageError(
+                    f"calibrations {first} and {self._names[number]} were made with the same set-up; give one of them"
+                )
+            seen.append(calibration.fingerprint)
+
+    def _no_fit(self, unlike: Sequence[list[str]]) -> UsageError:
+        """The error for a set-up that differs from every calibration in something."""
+        nearest = min(range(len(unlike)), key=lambda number: len(unlike[number]))
+        if len(unlike) == 1:
+            return _misfit("the calibration was made with another set-up", unlike[0])
+        return _misfit(
+            f"none of the {len(unlike)} calibrations was made with this set-up; the nearest is {self._names[nearest]}",
+            unlike[nearest],
+        )
+
+
+def _misfit(what: str, unlike: Sequence[str]) -> UsageError:
+    return UsageError(
+        f"{what}: {'; '.join(unlike)}; use that set-up, or make a calibration for this one with "
+        "`cryptomnesia calibrate`"
+    )
+
+
+def unknown_of(rule: str) -> Unknown:
+    """A rule for calls that no calibration fits.
+
+    Raises:
+        UsageError: for an unknown one.
+    """
+    if rule in get_args(Unknown):
+        return rule  # type: ignore[return-value]
+    raise UsageError(f"got unknown={rule!r}; give 'raise', 'allow' or 'block'")
