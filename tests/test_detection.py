@@ -104,6 +104,7 @@ def test_latents_that_break_behind_the_detectors_look_are_not_called_clean(pipe,
             return called(self, *args, callback_on_step_end=spoil, **kwargs)
 
     Spoiled.__name__ = type(pipe).__name__
+    Spoiled.cryptomnesia_fingerprint = type(pipe).__name__
     broken_pipe = stable_diffusion()
     broken_pipe.__class__ = Spoiled
     broken, sound = detect(

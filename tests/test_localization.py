@@ -16,7 +16,7 @@ from cryptomnesia.localizers import (
     localizer,
 )
 from cryptomnesia.localizers.base import over_channels
-from cryptomnesia.pipelines import fingerprint
+from cryptomnesia.pipelines.contents import weights
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import CALL, PROMPTS, stable_diffusion
 from cryptomnesia.tracing.generation import generate
@@ -66,8 +66,8 @@ def test_a_checkpoint_is_evaluated_once_and_hashed_once(monkeypatch):
     names = ["curvature-difference-checkpoint", "score-difference-checkpoint", "guidance-map-checkpoint"]
     methods = [configured(localizer(name), step=-1, estimator=CHEAP) for name in names]
     hashed, evaluated = [], []
-    read = fingerprint._read
-    monkeypatch.setattr(fingerprint, "_read", lambda weights: hashed.append(1) or read(weights))
+    read = weights._read
+    monkeypatch.setattr(weights, "_read", lambda *given: hashed.append(1) or read(*given))
     other.unet.register_forward_hook(lambda _module, _args, output: evaluated.append(len(output[0])))
     found = list(
         localize(pipe, PROMPTS[:4], seeds=range(4), localizers=methods, checkpoint=other, batch_size=2, **CALL)

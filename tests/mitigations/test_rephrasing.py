@@ -133,6 +133,7 @@ def test_every_prompt_of_a_call_loses_the_word():
     pipe.encode_prompt = lambda *args, **kwargs: (
         read.append((kwargs["prompt"], kwargs["prompt_2"])) or encode(*args, **kwargs)
     )
+    pipe.encode_prompt.cryptomnesia_fingerprint = ""
     with guard(pipe, flagging(calibration, EVERYTHING), policy="mitigate", mitigation=Rephrasing(most=1)) as guarding:
         pipe(
             "a red cat, sitting",

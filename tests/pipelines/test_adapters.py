@@ -7,9 +7,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from cryptomnesia import UsageError, load_pipeline
-from cryptomnesia.pipelines import adapters
-from cryptomnesia.pipelines.adapters import Lora
-from cryptomnesia.pipelines.notices import quiet
+from cryptomnesia.pipelines.origins import adapters
+from cryptomnesia.pipelines.origins.adapters import Lora
+from cryptomnesia.pipelines.origins.notices import quiet
 from cryptomnesia.testing.miniatures import stable_diffusion, stable_diffusion_xl, unconditional
 from lora_files import write_lora
 

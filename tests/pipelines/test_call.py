@@ -3,10 +3,12 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from diffusers.callbacks import SDCFGCutoffCallback
 from PIL import Image
 
 from cryptomnesia import UsageError
 from cryptomnesia.pipelines.call import NEUTRAL, canonical, defaults_of, silent
+from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import (
     flux,
@@ -59,6 +61,7 @@ DIFFERENT = {
     "numbers": (1, 2),
     "a number and its text": (1, "1"),
     "a picture and None": (RED, None),
+    "keys of two kinds": ({1: 2, "1": 3}, {1: 3, "1": 2}),
 }
 
 
@@ -99,6 +102,42 @@ def test_an_object_without_readable_content_is_refused(value):
         canonical("ip_adapter_image", value)
     with pytest.raises(UsageError, match="whose content a calibration cannot hold"):
         Setup.of(stable_diffusion(), {"ip_adapter_image": value})
+
+
+def test_not_a_number_is_refused():
+    with pytest.raises(UsageError, match=r"got NaN for eta; give a number"):
+        Setup.of(stable_diffusion(), {"eta": float("nan")})
+    with pytest.raises(UsageError, match=r"got NaN for cross_attention_kwargs\['scale'\]"):
+        Setup.of(stable_diffusion(), {"cross_attention_kwargs": {"scale": np.float32("nan")}})
+
+
+def test_a_callback_of_diffusers_is_refused_because_it_changes_guidance():
+    pipe = stable_diffusion()
+    family = family_of(pipe)
+    with pytest.raises(UsageError, match="got callback_on_step_end of type SDCFGCutoffCallback, whose content"):
+        family.sampling({"callback_on_step_end": SDCFGCutoffCallback(cutoff_step_ratio=0.4)}, defaults_of(pipe))
+    # a function of the user's own may show progress
+    assert family.sampling({"callback_on_step_end": lambda *_: {}}, defaults_of(pipe)).options == {}
+
+
+@pytest.mark.parametrize("value", [torch.ones(2).to("meta"), torch.eye(2).to_sparse()])
+def test_a_tensor_that_cannot_be_read_is_refused(value):
+    with pytest.raises(UsageError, match=r"got ip_adapter_image, a tensor on .* whose values cannot be read"):
+        canonical("ip_adapter_image", [value])
+
+
+def test_a_file_of_a_picture_is_its_content(tmp_path):
+    file = tmp_path / "control.png"
+    RED.save(file)
+    red = canonical("control_image", [str(file)])
+    BLUE.save(file)
+    assert canonical("control_image", [str(file)]) != red
+    RED.save(tmp_path / "other.png")
+    assert canonical("control_image", [str(tmp_path / "other.png")]) == red
+    # a prompt is a text, whatever it says
+    assert canonical("negative_prompt", str(file)) == str(file)
+    with pytest.raises(UsageError, match=r"got image=.*, whose content may change under its address"):
+        canonical("image", "https://example.org/a.png")
 
 
 @pytest.mark.parametrize("make", MAKERS[:4])

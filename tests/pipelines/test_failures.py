@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import errors
 
 from cryptomnesia import UsageError, load_pipeline
-from cryptomnesia.pipelines.failures import explained
+from cryptomnesia.pipelines.origins.failures import explained
 
 
 def answer(status):

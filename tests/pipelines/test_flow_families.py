@@ -334,6 +334,14 @@ def test_a_scheduler_that_cannot_add_noise_to_the_picture_is_refused(make):
         family_of(pipe)
 
 
+@pytest.mark.parametrize("make", [unpacked.z_image, unpacked.cogview4, unpacked.hidream])
+def test_a_scheduler_whose_timesteps_the_pipeline_cannot_set_is_refused(make):
+    pipe = make()
+    pipe.scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    with pytest.raises(UsageError, match="cannot set the timesteps of a DPMSolverMultistepScheduler; use FlowMatchEul"):
+        family_of(pipe)
+
+
 def test_the_size_of_a_picture_to_edit_takes_the_place_of_the_models():
     pipe = packed.flux2()
     large = PICTURE.resize((64, 64))

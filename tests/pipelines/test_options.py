@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryptomnesia import UsageError
-from cryptomnesia.pipelines.options import check_values, parse_options
+from cryptomnesia.pipelines.origins.options import check_values, parse_options
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import flux, stable_diffusion
 

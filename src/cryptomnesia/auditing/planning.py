@@ -33,7 +33,7 @@ from cryptomnesia.pipelines.call import NEUTRAL, canonical, defaults_of
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.loading import pipeline_of
-from cryptomnesia.pipelines.options import SETTINGS
+from cryptomnesia.pipelines.origins.options import SETTINGS
 from cryptomnesia.pipelines.setup import Method, Setup
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.settings import AuditSettings

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.options import parse_options
+from cryptomnesia.pipelines.origins.options import parse_options
 from cryptomnesia.prompts import captions_of, read_prompts
 from cryptomnesia.settings import AuditSettings
 

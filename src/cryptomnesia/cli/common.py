@@ -73,7 +73,7 @@ def call_of(settings: CallSettings) -> dict[str, Any]:
     Raises:
         UsageError: for an option that is not KEY=VALUE.
     """
-    from cryptomnesia.pipelines.options import SETTINGS, parse_options
+    from cryptomnesia.pipelines.origins.options import SETTINGS, parse_options
 
     call = {name: getattr(settings, setting) for name, setting in SETTINGS.items()}
     return {name: value for name, value in call.items() if value is not None} | parse_options(settings.option)

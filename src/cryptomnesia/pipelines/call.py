@@ -2,12 +2,15 @@
 
 import hashlib
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
@@ -36,7 +39,10 @@ NEUTRAL = frozenset(name for name in PER_PROMPT if not name.startswith("negative
     "output_type",
     "return_dict",
 }
-"""Arguments on which a calibration does not depend: they choose the image, not the way in which images are made."""
+"""Arguments on which a calibration does not depend: they choose the image, not the way in which images are made.
+
+The callbacks that diffusers has classes for are an exception, because they switch off guidance or adapters.
+"""
 
 _SAMPLED = frozenset({"num_inference_steps", "height", "width"})
 """Arguments that `Sampling` has fields for, beside the guidance."""
@@ -74,7 +80,8 @@ def sampling_of(
     options = {
         name: value
         for name, value in given.items()
-        if name not in NEUTRAL | _SAMPLED | {guidance} and canonical(name, value) != canonical(name, defaults.get(name))
+        if (name not in NEUTRAL | _SAMPLED | {guidance} or isinstance(value, PipelineCallback | MultiPipelineCallbacks))
+        and canonical(name, value) != canonical(name, defaults.get(name))
     }
     height, width = settings.get("height"), settings.get("width")
     return Sampling(
@@ -100,9 +107,7 @@ def canonical(name: str, value: Any) -> Any:
         UsageError: for an object whose content cannot be read, because it could not be told from another one.
     """
     if isinstance(value, Tensor):
-        values = value.detach().cpu()
-        values = values.double() if values.is_floating_point() else values
-        return _hash(f"tensor {values.dtype} {tuple(values.shape)}".encode(), values.contiguous().numpy().tobytes())
+        return _tensor(name, value)
     if isinstance(value, PIL.Image.Image):
         colours = f"{value.getpalette()} {value.info.get('transparency')}"
         return _hash(f"picture {value.mode} {value.size} {colours}".encode(), value.tobytes())
@@ -111,20 +116,58 @@ def canonical(name: str, value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, list | tuple):
-        items = [canonical("", item) for item in value]
+        items = [canonical("" if name in PER_PROMPT else name, item) for item in value]
         if name in PER_PROMPT and items and all(item == items[0] for item in items):
             return canonical(name, items[0])
         return items
     if isinstance(value, Mapping):
-        return {str(key): canonical("", item) for key, item in value.items()}
+        # 1 and "1" are two keys
+        return {
+            key if isinstance(key, str) else repr(key): canonical(f"{name}[{key!r}]" if name else "", item)
+            for key, item in value.items()
+        }
     if value is None or value is inspect.Parameter.empty:
         return None
-    if isinstance(value, str | int | float):
+    if isinstance(value, float) and math.isnan(value):
+        raise UsageError(f"got NaN for {name or 'an argument'}; give a number")
+    if isinstance(value, str):
+        return _text(name, value)
+    if isinstance(value, int | float):
         return value
     raise UsageError(
         f"got {name or 'an argument'} of type {type(value).__name__}, whose content a calibration cannot hold; give a "
         "number, a text, a picture, a tensor, or a list or dictionary of these"
     )
+
+
+def _tensor(name: str, value: Tensor) -> str:
+    try:
+        values = value.detach().cpu()
+        values = values.double() if values.is_floating_point() else values
+        return _hash(f"tensor {values.dtype} {tuple(values.shape)}".encode(), values.contiguous().numpy().tobytes())
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise UsageError(
+            f"got {name or 'an argument'}, a tensor on {value.device} of {value.layout} whose values cannot be read; "
+            "give an ordinary tensor"
+        ) from error
+
+
+def _text(name: str, value: str) -> str:
+    """A text; of the name of a picture's file the content of the file, which may change under its name.
+
+    Raises:
+        UsageError: for the address of a picture.
+    """
+    if name.partition("[")[0] in PER_PROMPT or not any(word in name for word in ("image", "mask")):
+        return value
+    if "://" in value:
+        raise UsageError(
+            f"got {name}={value!r}, whose content may change under its address; load the picture and give it"
+        )
+    try:
+        return _hash(b"file", Path(value).read_bytes())
+    except (OSError, ValueError):
+        return value
 
 
 def _hash(*parts: bytes) -> str:

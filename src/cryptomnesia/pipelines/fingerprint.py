@@ -1,47 +1,71 @@
-"""The fingerprint of a set-up: everything that a calibration depends on."""
+"""The fingerprint of a set-up: everything that a calibration depends on.
+
+What was altered in a network is found by comparison with a freshly made one, so that no list of possible alterations
+has to be complete; see `alterations`. What cannot be told from something else is refused.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.call import canonical, defaults_of
+from cryptomnesia.pipelines.contents.adapters import adapters, without_adapters
+from cryptomnesia.pipelines.contents.alterations import alterations
+from cryptomnesia.pipelines.contents.hooks import global_hooks
+from cryptomnesia.pipelines.contents.identity import identity
+from cryptomnesia.pipelines.contents.parts import changed, pipeline_identity, scheduler_alterations, tokenizer_identity
+from cryptomnesia.pipelines.contents.tiling import tiles
+from cryptomnesia.pipelines.contents.weights import digest, weights_of
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.settings import Sampling
 
 RECORDS = 2
 """Version of the norms that `watch` records. A calibration that was made with another version is refused."""
 
+VERSION = 2
+"""Version of fingerprints. A calibration whose fingerprint has another version is refused."""
+
 Fingerprint = dict[str, Any]
 """Everything that a calibration depends on, as JSON values."""
 
-_KNOWN: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
-"""Network → checksums of its weights and the digest that belongs to them."""
+_SHOWN = 4
+"""Differences of one section that a message names."""
 
-_VALUES = 65_536
-"""About as many values of every tensor are read."""
+_NOT_COMPUTED = frozenset({"architectures", "dtype", "model_type", "torch_dtype", "transformers_version"})
+"""What transformers' configurations hold beside what is computed."""
 
 
 def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
-    """The fingerprint of a set-up: weights, scheduler, settings and dtype.
+    """The fingerprint of a set-up. Sections that would be empty are left out.
 
     The settings are turned into arguments of a call and read from them again, so two ways of writing the same settings
     have the same fingerprint.
+
+    Raises:
+        UsageError: for a part that changes pictures in a way that cannot be told from another one.
     """
     family = family_of(pipe)
     config = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
     settings = family.sampling(family.arguments([""], sampling), defaults_of(pipe))
+    dtype = _name(getattr(family.module, "dtype", None))
+    sections: dict[str, Any] = {**_networks(pipe, tiled=tiles(pipe, settings))}
+    sections["dtypes"] = {part: kinds for part, kinds in sections["dtypes"].items() if kinds != dtype}
+    sections["scheduler_altered"] = scheduler_alterations(pipe.scheduler, _known(pipe))
+    sections["tokenizers"] = {
+        name: tokenizer_identity(part) for name, part in pipe.components.items() if hasattr(part, "get_vocab")
+    }
+    sections["pipe"] = pipeline_identity(pipe, _known(pipe))
+    sections["global"] = dict(global_hooks(_known(pipe)))
+    sections["autocast"] = _autocast(family.module)
     return {
+        "version": VERSION,
         "records": RECORDS,
-        "pipeline": type(pipe).__name__,
-        "weights": weights_digests(pipe),
+        "pipeline": identity("the pipeline's class", type(pipe)),
         "scheduler": type(pipe.scheduler).__name__,
         "scheduler_config": json.loads(json.dumps(config, default=_in_json, sort_keys=True)),
         "steps": settings.steps,
@@ -49,115 +73,137 @@ def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
         "height": settings.height,
         "width": settings.width,
         "options": {name: canonical(name, value) for name, value in settings.options.items()},
-        "dtype": str(family.module.dtype).removeprefix("torch."),
+        "dtype": dtype,
+        **{name: section for name, section in sections.items() if section},
     }
 
 
 def weights_digest(pipe: Any) -> str:
-    """One SHA-256 for the weights of all networks of the pipeline; see `weights_digests`."""
-    return hashlib.sha256(json.dumps(weights_digests(pipe), sort_keys=True).encode()).hexdigest()
+    """One SHA-256 for the weights of all networks of the pipeline, its adapters and other alterations included."""
+    found = {name: section for name, section in _networks(pipe).items() if name not in ("dtypes", "config")}
+    # without alterations it is the digest of the weights alone
+    altered = {name: {k: v for k, v in section.items() if "structure" not in v} for name, section in found.items()}
+    about = {name: section for name, section in altered.items() if section}
+    about = about["weights"] if about.keys() == {"weights"} else about
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def weights_digests(pipe: Any) -> dict[str, str]:
-    """Name of each network of the pipeline → SHA-256 over names, shapes and values of its weights, in half precision.
-
-    Of a large tensor some 65,536 evenly spaced values are read. So a model of any size takes a moment, and any training
-    step still changes the digest. In half precision a checkpoint has the same digest whether it was loaded in fp32 or
-    in fp16.
-
-    A digest is kept as long as the network is, and it is computed again when any of the values that were read has
-    changed. Checksums of the values show that. PyTorch's own counters of writes would miss those through `.data`, which
-    is how a LoRA is usually merged.
+    """Name of each network of the pipeline → SHA-256 of its weights, without adapters; see `weights.digest`.
 
     Raises:
         UsageError: for weights that are not in memory.
     """
-    return {
-        part: _digest(part, network)
-        for part, network in sorted(pipe.components.items())
-        if isinstance(network, nn.Module)
+    found = {}
+    for part, network in networks(pipe).items():
+        found[part] = digest(part, network, without_adapters(network, weights_of(part, network)))
+    return found
+
+
+def networks(pipe: Any) -> dict[str, nn.Module]:
+    """The networks of a pipeline by name, without what wraps them to compile, train or distribute them."""
+    return {part: _bare(network) for part, network in sorted(pipe.components.items()) if isinstance(network, nn.Module)}
+
+
+def _bare(network: nn.Module) -> nn.Module:
+    while True:
+        if isinstance(inner := vars(network)["_modules"].get("_orig_mod"), nn.Module):
+            network = inner
+        elif isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            network = network.module
+        elif type(network).__module__.startswith("peft.peft_model"):
+            network = network.get_base_model()  # type: ignore[operator]
+        else:
+            return network
+
+
+def _networks(pipe: Any, *, tiled: frozenset[str] = frozenset()) -> dict[str, dict[str, Any]]:
+    """What a fingerprint holds of networks: weights, configurations, dtypes, adapters, alterations."""
+    found: dict[str, dict[str, Any]] = {"weights": {}, "config": {}, "dtypes": {}, "adapters": {}, "altered": {}}
+    known = _known(pipe)
+    for part, network in networks(pipe).items():
+        weights = weights_of(part, network)
+        config = _config(part, network)
+        base = without_adapters(network, weights)
+        found["weights"][part] = digest(part, network, base)
+        found["config"][part] = config
+        found["dtypes"][part] = _dtypes(base)
+        found["adapters"][part] = adapters(part, network, weights)
+        altered = alterations(part, network, config, known)
+        if part not in tiled:
+            altered = {name: value for name, value in altered.items() if not _about_tiles(name)}
+        found["altered"][part] = altered
+    return {name: {part: value for part, value in section.items() if value} for name, section in found.items()}
+
+
+def _about_tiles(name: str) -> bool:
+    return name == "use_tiling" or name.startswith("tile_")
+
+
+def _known(pipe: Any) -> dict[int, str]:
+    """`id` → name of what a fingerprint describes elsewhere, so that a function may refer to it."""
+    return {id(pipe): "the pipeline"} | {
+        id(part): f"the {name}" for name, part in pipe.components.items() if part is not None
     }
 
 
-def _digest(part: str, network: nn.Module) -> str:
-    # torch.compile wraps a network in another one
-    network = getattr(network, "_orig_mod", network)
-    weights = sorted(network.state_dict().items())
-    if any(value.is_meta for _, value in weights):
-        raise UsageError(
-            f"the weights of the {part} are not in memory; calibrate and guard before sequential offloading"
-        )
-    # a tensor of another class, for instance a quantized one, hides its numbers
-    if any(type(value) is not Tensor for _, value in weights):
-        return _read(weights)
-    state = _checksums(weights)
-    known = _KNOWN.get(network)
-    if known is None or known[0] != state:
-        known = _KNOWN[network] = state, _read(weights)
-    return known[1]
+def _config(part: str, network: nn.Module) -> dict[str, Any]:
+    """What differs in a network's configuration from the defaults of its class."""
+    config: Any = getattr(network, "config", None)
+    if hasattr(config, "to_diff_dict"):
+        values = config.to_diff_dict()
+    elif isinstance(config, Mapping) and hasattr(network, "register_to_config"):
+        values = changed(network)
+    else:
+        return {}
+    kept = {
+        name: value
+        for name, value in values.items()
+        if not name.startswith("_") and name not in _NOT_COMPUTED and name != "quantization_config"
+    }
+    return json.loads(json.dumps(identity(f"the configuration of the {part}", kept)))
 
 
-def _read(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 of weights."""
-    digest = hashlib.sha256()
-    for name, value in weights:
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        values = _sampled(value).to("cpu", torch.float16)
-        digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _dtypes(weights: Mapping[str, Tensor]) -> str:
+    """The number formats of a network's weights."""
+    return "+".join(sorted({_name(value.dtype) for value in weights.values() if value.is_floating_point()}))
 
 
-def _checksums(weights: Iterable[tuple[str, Tensor]]) -> list[tuple[Any, ...]]:
-    """Name, shape, number format and checksum of every tensor.
-
-    The bytes of the values that `_read` reads are taken as 64-bit integers. The checksum is their sum with the weights
-    1, 3, 5, … modulo 2⁶⁴. An odd weight times the change of one integer is never 0, so a change of one value is seen.
-    """
-    tensors, sums = [], []
-    for name, value in weights:
-        octets = _sampled(value).contiguous().view(torch.uint8)
-        if octets.storage_offset() % 8 or len(octets) % 8:
-            # integers have to begin at a multiple of 8 bytes and to be complete
-            octets = torch.cat([octets, octets.new_zeros(-len(octets) % 8)])
-        integers = octets.view(torch.int64)
-        sums.append((integers * _odd_numbers(value.device)[: len(integers)]).sum())
-        tensors.append((name, tuple(value.shape), value.dtype))
-    # one transfer from the device instead of one per tensor
-    numbers = torch.stack([total.to(sums[0].device) for total in sums]).tolist() if sums else []
-    return [(*tensor, number) for tensor, number in zip(tensors, numbers, strict=True)]
+def _name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-@cache
-def _odd_numbers(device: torch.device) -> Tensor:
-    """1, 3, 5, …, one for every 8 bytes of the largest sample of a tensor."""
-    # a step is rounded down, so fewer than twice as many values are read; a complex number has 16 bytes
-    return torch.arange(1, 2 * (2 * _VALUES * 2), 2, device=device)
-
-
-def _sampled(value: Tensor) -> Tensor:
-    """Some 65,536 evenly spaced values of a tensor, (n,); all values of a small one."""
-    value = value.detach()
-    step = max(1, value.numel() // _VALUES)
-    if value.is_contiguous():
-        return value.flatten()[::step]
-    # `flatten` would copy the whole tensor, so the places of the values in memory are computed
-    numbers = torch.arange(0, value.numel(), step, device=value.device)
-    places = torch.zeros_like(numbers)
-    for size, stride in zip(reversed(value.shape), reversed(value.stride()), strict=True):
-        places += numbers % size * stride
-        numbers //= size
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
-    return value.as_strided((extent,), (1,))[places]
+def _autocast(module: nn.Module) -> str:
+    """The number format into which `torch.autocast` turns computations, "" outside it."""
+    device: Any = getattr(module, "device", torch.device("cpu"))
+    kind = device.type if device.type != "meta" else "cpu"
+    return _name(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
 
 
 def differences(expected: Fingerprint, found: Fingerprint) -> list[str]:
     """What differs between the fingerprint of a calibration, `expected`, and that of another set-up, in words."""
     flat_expected, flat_found = flattened(expected), flattened(found)
-    return [
-        f"{key} is {_short(flat_found.get(key))}, calibrated {_short(flat_expected.get(key))}"
-        for key in sorted(flat_expected.keys() | flat_found.keys())
-        if flat_expected.get(key) != flat_found.get(key)
+    for name, what in (("version", "fingerprints"), ("records", "norms")):
+        if flat_expected.get(name, 1) != flat_found.get(name, 1):
+            # nothing else can be compared
+            return [
+                f"its {what} are of version {flat_expected.get(name, 1)}, this library's of {flat_found.get(name, 1)}"
+            ]
+    unlike = [
+        key for key in sorted(flat_expected.keys() | flat_found.keys()) if flat_expected.get(key) != flat_found.get(key)
     ]
+    sections: dict[str, list[str]] = {}
+    for key in unlike:
+        sections.setdefault(key.partition(".")[0], []).append(key)
+    words = []
+    for section, keys in sections.items():
+        words += [
+            f"{key} is {_short(flat_found.get(key))}, calibrated {_short(flat_expected.get(key))}"
+            for key in keys[:_SHOWN]
+        ]
+        if len(keys) > _SHOWN:
+            words.append(f"{len(keys) - _SHOWN} more in {section}")
+    return words
 
 
 def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -174,5 +220,8 @@ def _in_json(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    """A value for a message; of a hash its first digits."""
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)
+    """A value for a message; of a hash its first digits, of a long text its beginning."""
+    text = str(value)
+    if isinstance(value, str) and len(value) == 64:
+        return f"{value[:12]}…"
+    return text if len(text) <= 120 else f"{text[:119]}…"

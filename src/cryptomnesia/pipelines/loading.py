@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.adapters import as_loras, attach_loras, check_loras
-from cryptomnesia.pipelines.failures import explained
 from cryptomnesia.pipelines.families import check_family, family_of
-from cryptomnesia.pipelines.notices import heard
-from cryptomnesia.pipelines.notices import quiet as quiet
-from cryptomnesia.pipelines.parts import (
+from cryptomnesia.pipelines.origins.adapters import as_loras, attach_loras, check_loras
+from cryptomnesia.pipelines.origins.failures import explained
+from cryptomnesia.pipelines.origins.notices import heard
+from cryptomnesia.pipelines.origins.notices import quiet as quiet
+from cryptomnesia.pipelines.origins.parts import (
     check_complete,
     class_of_file,
     is_single_file,
@@ -22,9 +22,9 @@ from cryptomnesia.pipelines.parts import (
     network_folder,
     same_layout,
 )
-from cryptomnesia.pipelines.places import BUNDLED as BUNDLED
-from cryptomnesia.pipelines.places import check_exists as check_exists
-from cryptomnesia.pipelines.places import model_folder as model_folder
+from cryptomnesia.pipelines.origins.places import BUNDLED as BUNDLED
+from cryptomnesia.pipelines.origins.places import check_exists as check_exists
+from cryptomnesia.pipelines.origins.places import model_folder as model_folder
 from cryptomnesia.settings import CallSettings
 
 SCHEDULERS = {

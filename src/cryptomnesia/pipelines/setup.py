@@ -11,7 +11,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.call import NEUTRAL, PER_PROMPT, canonical, defaults_of
 from cryptomnesia.pipelines.families import Family, family_of
 from cryptomnesia.pipelines.fingerprint import Fingerprint, fingerprint
-from cryptomnesia.pipelines.options import check_values
+from cryptomnesia.pipelines.origins.options import check_values
 from cryptomnesia.registry import MEMBERS, Kind, create
 from cryptomnesia.settings import Sampling
 

@@ -13,6 +13,7 @@ class CogView4Family(TransformerFamily):
     """The family of `CogView4Pipeline`."""
 
     name: ClassVar[str] = "cogview-4"
+    solvers: ClassVar[frozenset[str]] = frozenset({"FlowMatchEulerDiscreteScheduler"})
 
     def native(self) -> tuple[int, int]:
         """The size in the network's configuration."""

@@ -17,3 +17,6 @@ class HiDreamFamily(TransformerFamily):
     time_name: ClassVar[str] = "timesteps"
     stacked: ClassVar[frozenset[str]] = frozenset({"encoder_hidden_states_llama3"})
     sign: ClassVar[float] = -1.0
+    solvers: ClassVar[frozenset[str]] = frozenset(
+        {"FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "UniPCMultistepScheduler"}
+    )

@@ -24,6 +24,7 @@ class ZImageFamily(TransformerFamily):
     first: ClassVar[Literal["cond", "uncond"]] = "cond"
     listed: ClassVar[frozenset[str]] = frozenset({"cap_feats"})
     sign: ClassVar[float] = -1.0
+    solvers: ClassVar[frozenset[str]] = frozenset({"FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"})
 
     def time(self, t: float, x: Tensor) -> Tensor:
         """The share of the signal, (B,)."""

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.parts import is_single_file
+from cryptomnesia.pipelines.origins.parts import is_single_file
 
 BUNDLED = "bundled"
 """The name of the model that comes with the package."""

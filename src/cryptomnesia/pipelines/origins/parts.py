@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.failures import explained
-from cryptomnesia.pipelines.notices import heard
+from cryptomnesia.pipelines.origins.failures import explained
+from cryptomnesia.pipelines.origins.notices import heard
 
 FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 """Endings of files that hold weights."""

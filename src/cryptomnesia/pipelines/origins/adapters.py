@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.failures import explained
-from cryptomnesia.pipelines.notices import heard
+from cryptomnesia.pipelines.origins.failures import explained
+from cryptomnesia.pipelines.origins.notices import heard
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 """The file that diffusers' training scripts write."""

@@ -1,0 +1,1 @@
+"""What a fingerprint holds: one file per thing that changes a picture."""

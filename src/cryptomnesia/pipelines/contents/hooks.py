@@ -1,0 +1,97 @@
+"""What happens around the calls of a module: hooks of torch, accelerate and diffusers, and a replaced `forward`."""
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from cryptomnesia.pipelines.contents.fresh import same
+from cryptomnesia.pipelines.contents.identity import VOUCHED, identity, in_library
+from cryptomnesia.pipelines.contents.observers import observes
+
+_OFFLOADING = ("GroupOffloadingHook", "LazyPrefetchGroupOffloadingHook", "LayerExecutionTrackerHook")
+_ALIGNING = ("AlignDevicesHook", "CpuOffload", "ModelHook", "SequentialHook")
+"""Hooks that move weights and change no picture."""
+
+
+def around_calls(
+    place: str, module: nn.Module, fresh: nn.Module | None, known: Mapping[int, str]
+) -> Iterator[tuple[str, Any]]:
+    """What happens around a call of a module: replaced `forward`, hooks of torch, accelerate and diffusers."""
+    for when, hooks in (("forward_pre_hook", module._forward_pre_hooks), ("forward_hook", module._forward_hooks)):
+        usual = [] if fresh is None else [*getattr(fresh, f"_{when}s").values()]
+        for hook in hooks.values():
+            if not _observes(hook) and not any(same(hook, other) for other in usual):
+                yield from flat(when, identity(f"{place}{when}", hook, known))
+    registry = getattr(module, "_diffusers_hook", None)
+    for hook in getattr(registry, "hooks", {}).values():
+        if type(hook).__name__ not in _OFFLOADING or not in_library(type(hook)):
+            yield from flat("hook", _settings(f"{place}{type(hook).__name__}", hook, known))
+    hook = getattr(module, "_hf_hook", None)
+    for inner in getattr(hook, "hooks", [hook]):
+        if inner is not None and not (type(inner).__name__ in _ALIGNING and in_library(type(inner))):
+            yield from flat("hook", _settings(f"{place}{type(inner).__name__}", inner, known))
+    forward = _innermost(module)
+    if forward is not None:
+        yield from flat("forward", identity(f"{place}forward", forward, {**known, id(module): "module"}))
+
+
+def global_hooks(known: Mapping[int, str]) -> Iterator[tuple[str, Any]]:
+    """Hooks that torch calls for the modules of all networks."""
+    torch_modules: Any = nn.modules.module
+    for when in ("forward_pre_hook", "forward_hook"):
+        for hook in getattr(torch_modules, f"_global_{when}s").values():
+            if not _observes(hook):
+                yield from flat(when, identity(f"torch's global {when}", hook, known))
+
+
+def _observes(hook: Any) -> bool:
+    """Whether a hook changes nothing: this library's, those with which transformers collects states, and counters."""
+    ours = str(getattr(hook, "__module__", "")).startswith(("cryptomnesia.", "transformers.utils.output_capturing"))
+    return ours or observes(hook)
+
+
+def _settings(place: str, hook: Any, known: Mapping[int, str]) -> dict[str, Any]:
+    """A hook's class and settings, without what it remembers of a run."""
+    vouched = getattr(hook, VOUCHED, None)
+    if isinstance(vouched, str):
+        return {"is": vouched}
+    settings = {
+        name: value
+        for name, value in vars(hook).items()
+        if not (name.startswith("_") or name == "fn_ref" or "state" in name or isinstance(value, Tensor))
+    }
+    named = {name: identity(f"{place}.{name}", value, known) for name, value in settings.items()}
+    return {"is": identity(place, type(hook)), **named}
+
+
+def _innermost(module: nn.Module) -> Any:
+    """The function in the place of a module's `forward`, under those of libraries' hooks; None if there is none."""
+    forward = vars(module).get("forward")
+    while forward is not None:
+        function = getattr(forward, "func", None)
+        maker = getattr(function, "__module__", None) if isinstance(forward, functools.partial) else None
+        if maker == "accelerate.hooks":
+            forward = vars(module).get("_old_forward")
+        elif maker == "diffusers.hooks.hooks":
+            first: Any = vars(module)["_diffusers_hook"]._fn_refs[0]
+            forward = first.original_forward or first.forward
+        elif (compiled := getattr(forward, "_torchdynamo_orig_callable", None)) is not None:
+            forward = compiled
+        elif inspect.ismethod(forward) and forward.__func__ is type(module).forward:
+            return None
+        else:
+            return forward
+    return None
+
+
+def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The attributes of an object one by one."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from flat(name if key == "is" else f"{name}.{key}", item)
+    elif value != "":
+        # an object that says it changes no picture is left out
+        yield name, value

@@ -1,0 +1,177 @@
+"""Digests of the weights of a network, wherever they are and however they are stored."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from cryptomnesia.errors import UsageError
+from cryptomnesia.pipelines.contents.identity import identity
+
+Named = tuple[str, Tensor]
+"""A tensor and its name."""
+
+_KNOWN: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, str]]] = WeakKeyDictionary()
+"""Network → what was read → checksums of its weights and the digest that belongs to them."""
+
+_VALUES = 65_536
+"""About as many values of every tensor are read."""
+
+
+def digest(part: str, network: nn.Module, weights: Mapping[str, Tensor], which: str = "") -> str:
+    """SHA-256 over names, shapes and values of weights, in half precision.
+
+    Of a large tensor some 65,536 evenly spaced values are read. So a model of any size takes a moment, and any training
+    step still changes the digest. In half precision a checkpoint has the same digest whether it was loaded in fp32 or
+    in fp16. Integers, as quantized weights have them, are read as they are.
+
+    A digest is kept as long as the network is, and it is computed again when any of the values that were read has
+    changed. Checksums of the values show that. PyTorch's own counters of writes would miss those through `.data`, which
+    is how a LoRA is usually merged.
+
+    Args:
+        part: name of the network, for messages.
+        network: to which the weights belong.
+        weights: tensors by name.
+        which: name of this set of weights, if a network has several.
+
+    Raises:
+        UsageError: for weights that cannot be read.
+    """
+    plain, notes = [], []
+    for name, value in sorted(weights.items()):
+        for inner in _plain(part, name, value):
+            (plain if isinstance(inner, tuple) else notes).append(inner)
+    state = notes, _checksums(plain)
+    known = _KNOWN.setdefault(network, {})
+    if which not in known or known[which][0] != state:
+        known[which] = state, _read(plain, notes)
+    return known[which][1]
+
+
+def weights_of(part: str, network: nn.Module) -> dict[str, Tensor]:
+    """The weights of a network by name; of a network that accelerate offloads, those that its hooks hold.
+
+    Raises:
+        UsageError: for weights that are neither in memory nor in accelerate's hooks.
+    """
+    weights: dict[str, Tensor] = network.state_dict()
+    if _on_disk(network):
+        raise UsageError(
+            f"the weights of the {part} are on disk, and cannot be read without loading all of them; use group "
+            "offloading without offload_to_disk_path"
+        )
+    if not any(value.is_meta for value in weights.values()):
+        return weights
+    hooks = {name: hook for name, module in network.named_modules() for hook in _offloading(module)}
+    return {name: _onloaded(hooks, part, name) if value.is_meta else value for name, value in sorted(weights.items())}
+
+
+def _offloading(module: nn.Module) -> list[Any]:
+    """The hook of accelerate that holds the weights of a module, if there is one."""
+    hook = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", [hook])
+    return [hook for hook in hooks if getattr(hook, "weights_map", None) is not None][:1]
+
+
+def _onloaded(hooks: Mapping[str, Any], part: str, name: str) -> Tensor:
+    """A weight that a hook of its own module, or of one that contains it, puts in its place for every call."""
+    owner, last = "", name
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, -1, -1):
+        owner, last = ".".join(parts[:cut]), ".".join(parts[cut:])
+        if owner in hooks and last in hooks[owner].weights_map:
+            value = hooks[owner].weights_map[last]
+            if not value.is_meta:
+                return value
+    raise UsageError(
+        f"the weights of the {part} are not in memory; load them, or offload them with accelerate or diffusers"
+    )
+
+
+def _on_disk(network: nn.Module) -> bool:
+    """Whether diffusers' group offloading has put weights on disk and left empty tensors in their place."""
+    for module in network.modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        for hook in getattr(registry, "hooks", {}).values():
+            if getattr(getattr(hook, "group", None), "offload_to_disk_path", None) is not None:
+                return True
+    return False
+
+
+def _plain(part: str, name: str, value: Tensor) -> Iterator[Named | str]:
+    """The ordinary tensors that a tensor of any class consists of, and texts that say how it is made of them."""
+    if type(value) in (Tensor, nn.Parameter):
+        yield name, value
+        return
+    kind = type(value).__name__
+    if hasattr(value, "__tensor_flatten__"):
+        names, context = value.__tensor_flatten__()  # type: ignore[attr-defined]
+        yield f"{name} {kind} {identity(f'the {part}', context)}"
+        for inner in names:
+            yield from _plain(part, f"{name}.{inner}", getattr(value, inner))
+        return
+    # GGUF's parameters hold bytes, and beside them how to read them
+    yield f"{name} {kind} {identity(f'the {part}', {**vars(value)})}"
+    yield name, value.detach().as_subclass(Tensor)
+
+
+def _read(weights: Iterable[Named], notes: Iterable[str] = ()) -> str:
+    """SHA-256 of weights, and of what is noted beside them."""
+    digest = hashlib.sha256()
+    for name, value in weights:
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        values = _sampled(value)
+        values = torch.view_as_real(values) if values.is_complex() else values
+        values = values.to("cpu", torch.float16) if values.is_floating_point() and values.itemsize > 0 else values.cpu()
+        digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
+    for note in notes:
+        digest.update(note.encode())
+    return digest.hexdigest()
+
+
+def _checksums(weights: Iterable[Named]) -> list[tuple[Any, ...]]:
+    """Name, shape, number format and checksum of every tensor.
+
+    The bytes of the values that `_read` reads are taken as 64-bit integers. The checksum is their sum with the weights
+    1, 3, 5, … modulo 2⁶⁴. An odd weight times the change of one integer is never 0, so a change of one value is seen.
+    """
+    tensors, sums = [], []
+    for name, value in weights:
+        octets = _sampled(value).contiguous().view(torch.uint8)
+        if octets.storage_offset() % 8 or len(octets) % 8:
+            # integers have to begin at a multiple of 8 bytes and to be complete
+            octets = torch.cat([octets, octets.new_zeros(-len(octets) % 8)])
+        integers = octets.view(torch.int64)
+        sums.append((integers * _odd_numbers(value.device)[: len(integers)]).sum())
+        tensors.append((name, tuple(value.shape), value.dtype))
+    # one transfer from each device instead of one per tensor
+    numbers = torch.stack([total.to(sums[0].device) for total in sums]).tolist() if sums else []
+    return [(*tensor, number) for tensor, number in zip(tensors, numbers, strict=True)]
+
+
+@cache
+def _odd_numbers(device: torch.device) -> Tensor:
+    """1, 3, 5, …, one for every 8 bytes of the largest sample of a tensor."""
+    # a step is rounded down, so fewer than twice as many values are read; a complex number has 16 bytes
+    return torch.arange(1, 2 * (2 * _VALUES * 2), 2, device=device)
+
+
+def _sampled(value: Tensor) -> Tensor:
+    """Some 65,536 evenly spaced values of a tensor, (n,); all values of a small one."""
+    value = value.detach()
+    step = max(1, value.numel() // _VALUES)
+    if value.is_contiguous():
+        return value.flatten()[::step]
+    # `flatten` would copy the whole tensor, so the places of the values in memory are computed
+    numbers = torch.arange(0, value.numel(), step, device=value.device)
+    places = torch.zeros_like(numbers)
+    for size, stride in zip(reversed(value.shape), reversed(value.stride()), strict=True):
+        places += numbers % size * stride
+        numbers //= size
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return value.as_strided((extent,), (1,))[places]

@@ -1,0 +1,1 @@
+"""Where a model comes from: places, networks, adapters, and what can go wrong while they are loaded."""
