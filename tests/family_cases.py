@@ -110,7 +110,7 @@ MORE = {
 """Families that are derived from those above, and further transformers."""
 
 PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-MASK = PIL.Image.fromarray(np.repeat(np.uint8([[0] * 8 + [255] * 8]), 16, axis=0))
+MASK = PIL.Image.fromarray(np.repeat(np.array([[0] * 8 + [255] * 8], dtype=np.uint8), 16, axis=0))
 NEGATIVE = {"true_cfg_scale": 2.0, "negative_prompt": "a green ring"}
 SHORT = {"max_sequence_length": 32}
 SMALL = {"height": 16, "width": 16, **SHORT}
