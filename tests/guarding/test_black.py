@@ -14,9 +14,11 @@ from diffusers import (
     QwenImagePipeline,
 )
 
-from cryptomnesia import UsageError, guard, load_pipeline
+from cryptomnesia import UsageError, calibrate, guard, load_pipeline
 from cryptomnesia.guarding.black import black_latents, check_black, returns_latents
 from cryptomnesia.testing.miniatures import (
+    CALL,
+    PROMPTS,
     flux,
     stable_diffusion,
     stable_diffusion_3,
@@ -154,17 +156,18 @@ def test_half_precision():
     torch.testing.assert_close(latents.float(), full, rtol=0.01, atol=0.01)
 
 
-def test_what_cannot_be_black_is_refused(pipe, calibration):
+def test_what_cannot_be_black_is_refused(pipe):
     class Odd(type(pipe.vae)):
         """An autoencoder that scales its latents in a way of its own."""
 
-    with guard(pipe, calibration, policy="block", fpr=0.5) as guarding:
-        pipe.vae.__class__ = Odd
+    pipe.vae.__class__ = Odd
+    odd = calibrate(pipe, PROMPTS, batch_size=51, **CALL)
+    with guard(pipe, odd, policy="block", fpr=0.5) as guarding:
         assert call(pipe).shape == (1, 16, 16, 3)
         with pytest.raises(UsageError, match="which latents of the Odd are black; ask for 'pil', 'np' or 'pt'"):
             call(pipe, output_type="latent")
         assert guarding.verdicts == ()
-    with guard(pipe, calibration, policy="observe", fpr=0.5):
+    with guard(pipe, odd, policy="observe", fpr=0.5):
         assert call(pipe, output_type="latent").shape == (1, 4, 8, 8)
     with pytest.raises(UsageError, match=r"latents of shape \(5, 8, 8\) cannot be made black"):
         black_latents(pipe, torch.zeros(5, 8, 8), {})

@@ -11,9 +11,10 @@ from torch._dynamo import eval_frame
 
 from cryptomnesia import UsageError, calibrate, guard, watch
 from cryptomnesia.localizers.bright_ending import end_positions
+from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.pipelines.tokenizers import TOKENIZERS
 from cryptomnesia.testing.miniatures import CALL, PROMPTS, stable_diffusion, stable_diffusion_xl
-from cryptomnesia.tracing.generation import check_prompts
+from cryptomnesia.tracing.generation import cut_off
 from guarded_calls import call
 
 
@@ -112,6 +113,7 @@ def test_prompts_are_checked_while_another_thread_generates(contention):
     """A check reads the tokenizer in another way than the pipeline: without padding."""
     pipe = stable_diffusion()
     pipe.tokenizer = slowed(pipe.tokenizer)
+    setup = Setup.of(pipe, CALL)
     expected = call(pipe, LENGTHS, seeds=[0] * 4)
     ends = end_positions(pipe, LENGTHS).tolist()
     done = threading.Event()
@@ -126,7 +128,7 @@ def test_prompts_are_checked_while_another_thread_generates(contention):
 
     def check():
         while not done.is_set():
-            check_prompts(pipe, LENGTHS)
+            assert not cut_off(setup, LENGTHS)
             assert end_positions(pipe, LENGTHS).tolist() == ends
             checks.append(1)
 
@@ -165,9 +167,10 @@ def test_a_guard_that_cannot_copy_a_tokenizer_is_not_attached(calibration):
             raise TypeError("no copies")
 
     pipe = stable_diffusion()
+    guarding = guard(pipe, calibration, fpr=0.5)
     pipe.tokenizer = Uncopied()
     with pytest.raises(TypeError, match="no copies"):
-        guard(pipe, calibration, fpr=0.5).attach()
+        guarding.attach()
     assert type(pipe) is StableDiffusionPipeline
 
 

@@ -10,6 +10,8 @@ import torch
 from diffusers import (
     AutoPipelineForImage2Image,
     DiffusionPipeline,
+    EDMEulerScheduler,
+    LCMScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
@@ -24,6 +26,7 @@ from cryptomnesia.calibration.stored import resolved
 from cryptomnesia.pipelines.loading import FROM_PRETRAINED, SCHEDULERS, check_exists, quiet, set_call_defaults
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import flux, stable_diffusion, stable_diffusion_3
+from cryptomnesia.testing.miniatures.parts import unet
 
 UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 
@@ -343,3 +346,18 @@ def test_a_copy_and_a_second_change_of_defaults_work(tiny):
     assert (defaults["guidance_scale"].default, defaults["num_inference_steps"].default) == (1.5, 2)
     assert torch.equal(generated(copied, "a red circle"), generated(tiny, "a red circle", num_inference_steps=2))
     assert inspect.signature(type(tiny).__call__).parameters["num_inference_steps"].default == 50
+
+
+def test_a_scheduler_that_does_not_solve_the_model_is_refused_also_if_it_was_asked_for(tmp_path):
+    continuous = stable_diffusion("v_prediction")
+    continuous.scheduler = EDMEulerScheduler(prediction_type="v_prediction", sigma_data=1.0)
+    continuous.save_pretrained(tmp_path / "edm")
+    assert type(load_pipeline(str(tmp_path / "edm")).scheduler).__name__ == "EDMEulerScheduler"
+    with pytest.raises(UsageError, match="continuous σ"):
+        load_pipeline(str(tmp_path / "edm"), scheduler="ddim")
+    consistency = stable_diffusion()
+    consistency.register_modules(unet=unet(time_cond_proj_dim=16), scheduler=LCMScheduler())
+    consistency.save_pretrained(tmp_path / "lcm")
+    assert type(load_pipeline(str(tmp_path / "lcm")).scheduler).__name__ == "LCMScheduler"
+    with pytest.raises(UsageError, match="latent consistency model, which DDIMScheduler does not solve"):
+        load_pipeline(str(tmp_path / "lcm"), scheduler="ddim")

@@ -148,6 +148,8 @@ def load_pipeline(
         # solvers that clip x̂_0 to ±1 by default would ruin latents; SD's own configurations switch that off
         more = {"clip_sample": False} if "clip_sample" in inspect.signature(kind).parameters else {}
         pipe.scheduler = kind.from_config(pipe.scheduler.config, **more)
+    # refuses a scheduler that does not solve the model
+    family_of(pipe)
     if placed is not None:
         try:
             pipe = pipe.to(placed)
