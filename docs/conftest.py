@@ -11,19 +11,20 @@ from contextlib import redirect_stdout
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
 
 from sybil import Sybil
-from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 PRINTED = "_printed"
 """Name in a page's namespace of what its last Python block printed."""
 
 
-class PrintingParser(PythonCodeBlockParser):
+class PrintingEvaluator(PythonEvaluator):
     """Runs Python blocks and keeps what they print."""
 
-    def evaluate(self, example):
+    def __call__(self, example):
         """Run a block."""
         with redirect_stdout(io.StringIO()) as printed:
-            super().evaluate(example)
+            super().__call__(example)
         example.namespace[PRINTED] = printed.getvalue()
 
 
@@ -39,6 +40,10 @@ def compare(example):
 
 
 pytest_collect_file = Sybil(
-    parsers=[PrintingParser(), CodeBlockParser(language="text", evaluator=compare), SkipParser()],
+    parsers=[
+        CodeBlockParser("python", PrintingEvaluator()),
+        CodeBlockParser("text", compare),
+        SkipParser(),
+    ],
     pattern="*.md",
 ).pytest()

@@ -1,7 +1,9 @@
 """What every model family promises, each on a random miniature."""
 
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,15 +26,30 @@ from cryptomnesia.testing.miniatures import (
     unconditional,
 )
 from cryptomnesia.tracing.generation import generate
+from family_cases import FLOWS, MORE, SHORT
+
+
+def rescaled(guided: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    """Scaled to the norm of the conditional prediction along the last dimension."""
+    return guided * (cond.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
 
 @dataclass(frozen=True)
 class Family:
-    """A miniature, the settings of its calls, and how much it is guided by (None: not at all)."""
+    """A miniature, the settings of its calls, and how much it is guided by (None: not at all).
+
+    The guided prediction is uncond + scale·(cond − uncond), which `finish` changes with regard to the conditional one.
+    """
 
     make: Any
-    sampling: Sampling
+    settings: Sampling | Mapping[str, Any]
     scale: float | None
+    finish: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda guided, _: guided
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        given = self.settings
+        return given if isinstance(given, Sampling) else Setup.of(self.make(), dict(given)).sampling
 
     def call(self, pipe: Any) -> dict[str, Any]:
         """The settings as arguments of a call."""
@@ -47,11 +64,34 @@ CASES = {
     "sdxl": Family(stable_diffusion_xl, Sampling(4, 2.0), 2.0),
     "sd3": Family(stable_diffusion_3, Sampling(4, 2.0), 2.0),
     "sd3 unguided": Family(stable_diffusion_3, Sampling(4, 1.0), None),
-    "flux distilled": Family(flux, Sampling(4, 3.5, 16, 16), None),
-    "flux true guidance": Family(flux, Sampling(4, 1.0, 16, 16, options=TRUE_GUIDANCE), 2.0),
+    "flux distilled": Family(flux, Sampling(4, 3.5, 16, 16, options=SHORT), None),
+    "flux true guidance": Family(flux, Sampling(4, 1.0, 16, 16, options={**TRUE_GUIDANCE, **SHORT}), 2.0),
     "ddim": Family(unconditional, Sampling(4, 1.0), None),
     "ddpm": Family(lambda: unconditional(DDPMPipeline), Sampling(4, 1.0), None),
+    **{
+        name: Family(
+            case.make,
+            case.call,
+            None if name in ("flux inpainting", "flux 2", "flux 2 edited") else 2.0,
+            rescaled if name in ("qwen-image", "lumina 2") else lambda guided, _: guided,
+        )
+        for name, case in FLOWS.items()
+    },
 }
+
+
+LIKE = {
+    "sd3 image to image",
+    "sd3 inpainting",
+    "flux image to image",
+    "flux inpainting",
+    "flux 2",
+    "flux 2 edited",
+    "chroma",
+    "aura flow",
+    "hidream",
+}
+"""Those that are read as another case is."""
 
 
 @pytest.fixture(params=CASES)
@@ -66,7 +106,8 @@ def call(pipe: Any, family: Family, seeds: tuple[int, ...] = (0, 1), **more: Any
 
 
 def test_every_family_is_tested():
-    assert {type(case.make()).__name__ for case in CASES.values()} == set(entries("family"))
+    made = [case.make() for case in (*CASES.values(), *MORE.values())]
+    assert {type(pipe).__name__ for pipe in made} == set(entries("family"))
 
 
 def test_observing_leaves_the_image_bit_identical(family):
@@ -89,7 +130,9 @@ def test_the_branches_recombine_and_agree_with_the_differentiable_view(family):
         assert (step.uncond is None) == (family.scale is None)
         guided = step.cond.value
         if step.uncond is not None:
+            assert (step.cond.value - step.uncond.value).abs().max() > 1e-3
             guided = step.uncond.value + family.scale * (step.cond.value - step.uncond.value)
+            guided = family.finish(guided, step.cond.value)
             again = view(step.uncond.x, step.level, step.uncond_inputs).value
             torch.testing.assert_close(again, step.uncond.value, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(step.guided.value, guided, rtol=1e-4, atol=1e-5)
@@ -101,7 +144,11 @@ def test_the_branches_recombine_and_agree_with_the_differentiable_view(family):
     torch.testing.assert_close(view(one.cond.x, one.level, one.cond_inputs).value, one.cond.value, rtol=1e-3, atol=1e-4)
 
 
-def test_the_whole_chain_from_calibration_to_guard(family):
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LIKE else []) for name in CASES]
+)
+def test_the_whole_chain_from_calibration_to_guard(name):
+    family = CASES[name]
     pipe = family.make()
     settings = family.call(pipe)
     calibration = calibrate(pipe, PROMPTS, batch_size=51, **settings)
@@ -131,7 +178,13 @@ def test_the_whole_chain_from_calibration_to_guard(family):
         assert verdict.action in ({"none"} if verdict.clean else made)
 
 
-@pytest.mark.parametrize("name", ["sd-epsilon", "sd-v", "sdxl", "sd3", "flux true guidance", "flux distilled", "ddim"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sd-epsilon", "sd-v", "sdxl", "sd3", "flux true guidance", "flux distilled", "ddim", "qwen-image", "z-image"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("kontext", "lumina 2", "cogview 4", "hidream")),
+    ],
+)
 def test_the_mean_of_a_map_detects_as_any_other_detector_does(name):
     family = CASES[name]
     pipe = family.make()
@@ -164,7 +217,7 @@ def test_several_images_per_prompt_are_told_apart(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["sd-v", "sd3", "flux true guidance"])
+@pytest.mark.parametrize("name", ["sd-v", "sd3", "flux true guidance", "z-image", "qwen-image"])
 def test_half_precision_is_observed_and_steered(name, dtype):
     family = CASES[name]
     pipe = family.make().to(dtype)
@@ -266,7 +319,7 @@ def test_the_default_guidance_is_that_of_the_pipelines_own_call(name):
     assert setup.guided == (name in ("sd-epsilon", "sdxl", "sd3"))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("dd")])
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(("dd", "flux 2"))])
 def test_negative_prompts_are_repeated_for_every_prompt(name):
     family = CASES[name]
     pipe = family.make()

@@ -128,7 +128,7 @@ def test_what_cannot_be_loaded_is_explained(folder, tmp_path):
             load_pipeline(model, device="cpu", **settings)
     assert check_exists("org/name") is None
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "TarotPipeline"}))
-    with pytest.raises(UsageError, match=r"is a pipeline of the unknown family TarotPipeline; known are DDIMPipeline"):
+    with pytest.raises(UsageError, match=r"the unknown family TarotPipeline; known are .*DDIMPipeline"):
         load_pipeline(str(tmp_path), device="cpu")
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(UsageError, match="cannot be loaded: "):

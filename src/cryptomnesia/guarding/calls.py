@@ -56,31 +56,40 @@ def prompt_of(arguments: Mapping[str, Any], row: int) -> str | None:
     return given[_prompt_number(arguments, row)] if isinstance(given, list) else given
 
 
-def single(arguments: Mapping[str, Any], row: int) -> dict[str, Any]:
+def single(arguments: Mapping[str, Any], row: int, pictures: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The arguments that make image `row` of a call alone, without those for its noise.
 
-    Arguments with one value per prompt are lists of one value.
+    Arguments with one value per prompt are lists of one value, or tensors of one row.
+
+    Args:
+        arguments: of the call.
+        row: number of the image.
+        pictures: names of arguments that are one picture for all prompts, or one per prompt.
     """
     prompt = _prompt_number(arguments, row)
-    alone = {
-        name: value[prompt : prompt + 1] if name in PER_PROMPT and isinstance(value, list | Tensor) else value
+    return {
+        name: _of_prompt(value, prompt, picture=name in pictures) if name in PER_PROMPT | pictures else value
         for name, value in arguments.items()
         if name not in ("generator", "latents", "num_images_per_prompt", "batch_size")
     }
-    return {name: [value] if name in PER_PROMPT and isinstance(value, str) else value for name, value in alone.items()}
 
 
-def merged(calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merged(calls: Sequence[Mapping[str, Any]], pictures: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The arguments of one call that makes the images of several calls of `single` with their noise."""
     many: dict[str, Any] = {"generator": [replayed(call["generator"]) for call in calls]}
     for name, value in calls[0].items():
-        if name in (*PER_PROMPT, "latents") and isinstance(value, list):
+        if name in PER_PROMPT | pictures | {"latents"} and isinstance(value, list):
             many[name] = [item for call in calls for item in call[name]]
-        elif name in (*PER_PROMPT, "latents") and isinstance(value, Tensor):
+        elif name in PER_PROMPT | pictures | {"latents"} and isinstance(value, Tensor):
             many[name] = torch.cat([call[name] for call in calls])
     if "batch_size" in calls[0]:
         many["batch_size"] = len(calls)
     return {**calls[0], **many}
+
+
+def fresh(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of which a pipeline may change the lists: some put their captions into a template in place."""
+    return {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
 
 
 def images_in(output: Any) -> Any:
@@ -119,6 +128,16 @@ def replaced(output: Any, row: int, other: Any | None, place: int = 0, *, black:
     for name, values in parts.items():
         output[name] = values
     return output
+
+
+def _of_prompt(value: Any, prompt: int, *, picture: bool) -> Any:
+    """The value of one prompt in a list or a tensor of one; one value for all prompts is that value."""
+    if isinstance(value, str | Image.Image):
+        return [value]
+    if picture and isinstance(value, Tensor) and value.dim() == 3:
+        return value[None]
+    one_each = isinstance(value, list | Tensor) and len(value) > 1
+    return value[prompt : prompt + 1] if one_each else value
 
 
 def _prompt_number(arguments: Mapping[str, Any], row: int) -> int:

@@ -39,7 +39,7 @@ from cryptomnesia.guarding.policies import Open, Policy, policy_of
 from cryptomnesia.mitigations import Flagged, Remade
 from cryptomnesia.mitigations.base import withheld
 from cryptomnesia.pipelines.call import defaults_of
-from cryptomnesia.pipelines.families import family_of
+from cryptomnesia.pipelines.families import family_of, pictures_of
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.verdicts import Verdict
 
@@ -286,7 +286,7 @@ class Guard:
         return output, verdicts, {row: Remade(withheld(verdict)) for row, verdict in enumerate(verdicts)}
 
     def _open(self, arguments: dict[str, Any], noise: Noise, row: int, verdict: Verdict, *, alone: bool) -> Open:
-        call = single(arguments, row)
+        call = single(arguments, row, pictures_of(self.pipe))
 
         def other(attempt: int) -> dict[str, Any]:
             return {**call, **noise.other(row, attempt)}

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.detectors.base import Detector
-from cryptomnesia.guarding.calls import merged, prompt_of
+from cryptomnesia.guarding.calls import fresh, merged, prompt_of
 from cryptomnesia.mitigations.base import Correction, corrected
+from cryptomnesia.pipelines.families import pictures_of
 from cryptomnesia.tracing.trajectory import Trajectory
 from cryptomnesia.tracing.watching import watch
 from cryptomnesia.verdicts import Verdict
@@ -45,6 +46,7 @@ class Maker:
         self.batch = batch
         self._pipe = pipe
         self._judge = judge
+        self._pictures: frozenset[str] = pictures_of(pipe)
         self._telling = not judge.detector.reads & alters
 
     @property
@@ -65,7 +67,7 @@ class Maker:
         Returns:
             The output of that call, and a verdict for every image in it.
         """
-        return self.generate(merged(calls), correction)
+        return self.generate(merged(calls, self._pictures), correction)
 
     def generate(
         self, arguments: Mapping[str, Any], correction: Correction | None = None, *, stop_early: bool = False
@@ -99,7 +101,7 @@ class Maker:
         )
         try:
             with watching as seen:
-                output = self.kind.__call__(self._pipe, **arguments)
+                output = self.kind.__call__(self._pipe, **fresh(arguments))
         finally:
             # an interruption by the user stays
             if stopped:
@@ -131,10 +133,12 @@ class Maker:
             if done == evaluations:
                 self._pipe._interrupt = True
 
-        arguments = {name: value for name, value in merged(calls).items() if not name.startswith("callback")}
+        arguments = {
+            name: value for name, value in merged(calls, self._pictures).items() if not name.startswith("callback")
+        }
         try:
             with watch(self._pipe, after_step=stop, norms=detector.norms) as seen:
-                self.kind.__call__(self._pipe, **{**arguments, "output_type": "latent"})
+                self.kind.__call__(self._pipe, **{**fresh(arguments), "output_type": "latent"})
         finally:
             self._pipe._interrupt = False
         scores = detector.running(seen.trajectory, self.references)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.call import silent
+from cryptomnesia.pipelines.call import defaults_of, silent
 from cryptomnesia.pipelines.denoiser import Denoiser, Prediction
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.fingerprint import weights_digests
-from cryptomnesia.pipelines.inputs import Inputs, input_rows
+from cryptomnesia.pipelines.inputs import Inputs, carried, input_rows
 from cryptomnesia.pipelines.schedule import Level
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.settings import Sampling
@@ -45,7 +45,8 @@ class Baseline:
     @torch.no_grad()
     def at(self, step: Step) -> "Baseline":
         """The baseline with its prediction at a step, so that several maps of that step evaluate it once."""
-        return replace(self, seen=self.denoiser(step.cond.x, step.level, self.inputs))
+        inputs = carried(self.inputs, step.cond_inputs)
+        return replace(self, inputs=inputs, seen=self.denoiser(step.cond.x, step.level, inputs))
 
     @torch.no_grad()
     def prediction(self, x: Tensor, level: Level) -> Prediction:
@@ -114,10 +115,13 @@ def conditioning(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Input
     def stop(_: int) -> None:
         pipe._interrupt = True
 
+    # of few steps, a call that begins from a picture may have none left
+    shortened = {"denoising_start", "denoising_end"} & sampling.options.keys() or "strength" in defaults_of(pipe)
+
     try:
         with silent(pipe), watch(pipe, keep=(0,), after_step=stop) as seen:
             pipe(
-                **family_of(pipe).arguments(prompts, replace(sampling, steps=2)),
+                **family_of(pipe).arguments(prompts, sampling if shortened else replace(sampling, steps=2)),
                 generator=[torch.Generator().manual_seed(0) for _ in prompts],
                 output_type="latent",
             )

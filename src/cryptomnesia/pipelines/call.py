@@ -19,7 +19,11 @@ from cryptomnesia.settings import Sampling
 PER_PROMPT = frozenset(
     f"{sign}{name}"
     for sign in ("", "negative_")
-    for name in ("prompt", "prompt_2", "prompt_3", "prompt_embeds", "pooled_prompt_embeds")
+    for name in (
+        *("prompt", "prompt_2", "prompt_3", "prompt_4"),
+        *("prompt_embeds", "pooled_prompt_embeds", "prompt_embeds_t5", "prompt_embeds_llama3"),
+        *("prompt_embeds_mask", "prompt_attention_mask"),
+    )
 )
 """Arguments of diffusers' pipelines with one value per prompt."""
 
@@ -40,8 +44,8 @@ NEUTRAL = frozenset(name for name in PER_PROMPT if not name.startswith("negative
 The callbacks that diffusers has classes for are an exception, because they switch off guidance or adapters.
 """
 
-_SAMPLED = frozenset({"num_inference_steps", "guidance_scale", "height", "width"})
-"""Arguments that `Sampling` has fields for."""
+_SAMPLED = frozenset({"num_inference_steps", "height", "width"})
+"""Arguments that `Sampling` has fields for, beside the guidance."""
 
 
 def defaults_of(pipe: Any) -> dict[str, Any]:
@@ -54,13 +58,20 @@ def defaults_of(pipe: Any) -> dict[str, Any]:
     }
 
 
-def sampling_of(given: Mapping[str, Any], defaults: Mapping[str, Any], *, native: tuple[int, int]) -> Sampling:
+def sampling_of(
+    given: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    *,
+    native: tuple[int, int],
+    guidance: str = "guidance_scale",
+) -> Sampling:
     """The settings of a pipeline's call.
 
     Args:
         given: arguments of the call by name.
         defaults: the pipeline's defaults for the arguments that are not given.
         native: height and width in pixels of the pictures that the model makes by default.
+        guidance: name of the argument for the guidance.
 
     Raises:
         UsageError: for an object as value whose content cannot be read; see `canonical`.
@@ -69,13 +80,13 @@ def sampling_of(given: Mapping[str, Any], defaults: Mapping[str, Any], *, native
     options = {
         name: value
         for name, value in given.items()
-        if (name not in NEUTRAL | _SAMPLED or isinstance(value, PipelineCallback | MultiPipelineCallbacks))
+        if (name not in NEUTRAL | _SAMPLED | {guidance} or isinstance(value, PipelineCallback | MultiPipelineCallbacks))
         and canonical(name, value) != canonical(name, defaults.get(name))
     }
     height, width = settings.get("height"), settings.get("width")
     return Sampling(
         steps=settings["num_inference_steps"],
-        guidance=float(settings["guidance_scale"]),
+        guidance=float(settings[guidance]),
         height=None if height == native[0] else height,
         width=None if width == native[1] else width,
         options=options,

@@ -65,7 +65,7 @@ def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
     return {
         "version": VERSION,
         "records": RECORDS,
-        "pipeline": identity("the pipeline's class", type(pipe)),
+        "pipeline": identity("the pipeline's class", _class(pipe)),
         "scheduler": type(pipe.scheduler).__name__,
         "scheduler_config": json.loads(json.dumps(config, default=_in_json, sort_keys=True)),
         "steps": settings.steps,
@@ -138,6 +138,12 @@ def _networks(pipe: Any, *, tiled: frozenset[str] = frozenset()) -> dict[str, di
 
 def _about_tiles(name: str) -> bool:
     return name == "use_tiling" or name.startswith("tile_")
+
+
+def _class(pipe: Any) -> type[Any]:
+    """The class of a pipeline, without the class that a guard puts before it."""
+    kind = type(pipe)
+    return kind.__mro__[1] if "guarded_by" in vars(kind) else kind
 
 
 def _known(pipe: Any) -> dict[int, str]:

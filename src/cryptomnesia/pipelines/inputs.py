@@ -1,10 +1,11 @@
 """The conditioning of a network: everything that a call of it is given beside the noisy samples and the timestep.
 
 Tensors have the images in their first dimension. What is the same for every image is `Shared`; a list with one item per
-image is `Listed`. Dictionaries and tuples hold any of these.
+image is `Listed`; a tensor with the images in its second dimension is `Stacked`. Dictionaries, lists and tuples hold
+any of these.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ Inputs = Mapping[str, Any]
 
 CONTEXT = "_context"
 """Further channels or tokens that the network is given behind the noisy ones, (B, …): a mask, or a picture to edit."""
+
+CONTROL = "_control"
+"""Conditioning of a second network that reads the same noisy samples, as a dictionary."""
 
 GRID = "_grid"
 """Height and width of packed latents in tokens, as `Shared`."""
@@ -44,6 +48,17 @@ class Listed:
         return Listed(self.items[numbers] if isinstance(numbers, slice) else tuple(self.items[row] for row in numbers))
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """Several tensors of B images in one, (n, B, …): the layers of a text encoder, for instance."""
+
+    value: Tensor
+
+    def __getitem__(self, rows: Any) -> "Stacked":
+        """The values of some of the images."""
+        return Stacked(self.value[:, rows])
+
+
 def sorted_out(
     value: Any,
     images: int,
@@ -51,8 +66,9 @@ def sorted_out(
     name: str = "",
     shared: frozenset[str] = frozenset(),
     listed: frozenset[str] = frozenset(),
+    stacked: frozenset[str] = frozenset(),
 ) -> Any:
-    """An argument of a call with `images` samples in its batch, with `Shared` and `Listed` where they belong.
+    """An argument of a call with `images` samples in its batch, with wrappers where they belong.
 
     Args:
         value: of the argument.
@@ -60,15 +76,18 @@ def sorted_out(
         name: of the argument.
         shared: names of arguments that are the same for every image, whatever their first dimension is.
         listed: names of arguments that are lists with one item per image.
+        stacked: names of arguments with the images in their second dimension.
     """
     if name in shared:
         return Shared(value)
     if name in listed and isinstance(value, list | tuple) and len(value) == images:
         return Listed(tuple(value))
+    if name in stacked and isinstance(value, Tensor):
+        return Stacked(value)
     if isinstance(value, Mapping):
         return {key: sorted_out(item, images, name=key, shared=shared, listed=listed) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(sorted_out(item, images, shared=shared, listed=listed) for item in value)
+        return _like(value, (sorted_out(item, images, shared=shared, listed=listed) for item in value))
     if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == images:
         return value
     return Shared(value)
@@ -94,32 +113,55 @@ def together(first: Any, second: Any) -> Any:
             return None
         both = {name: together(value, second[name]) for name, value in first.items()}
         return None if any(value is None for value in both.values()) else both
-    if isinstance(first, tuple):
-        if not isinstance(second, tuple) or len(first) != len(second):
+    if isinstance(first, list | tuple):
+        if not isinstance(second, list | tuple) or len(first) != len(second):
             return None
-        items = tuple(together(a, b) for a, b in zip(first, second, strict=True))
-        return None if any(item is None for item in items) else items
+        items = [together(a, b) for a, b in zip(first, second, strict=True)]
+        return None if any(item is None for item in items) else _like(first, items)
     if isinstance(first, Tensor):
         alike = isinstance(second, Tensor) and first.shape[1:] == second.shape[1:]
         return torch.cat([first, second]) if alike else None
     if isinstance(first, Listed):
         return Listed((*first.items, *second.items)) if isinstance(second, Listed) else None
+    if isinstance(first, Stacked):
+        alike = isinstance(second, Stacked) and first.value.shape[2:] == second.value.shape[2:]
+        return Stacked(torch.cat([first.value, second.value], dim=1)) if alike else None
     return first if isinstance(second, Shared) and _equal(first.value, second.value) else None
 
 
+def carried(inputs: Inputs, run: Inputs) -> Inputs:
+    """Conditioning of other captions, with what an evaluation of a run was given beside its captions.
+
+    This is the picture behind the noisy samples, which may have been encoded at random, and how strongly a second
+    network acts, which may change during a run.
+    """
+    found = dict(inputs)
+    if CONTEXT in inputs and CONTEXT in run:
+        found[CONTEXT] = run[CONTEXT]
+    if CONTROL in inputs and CONTROL in run:
+        beside = ("controlnet_cond", "conditioning_scale")
+        found[CONTROL] = {**inputs[CONTROL], **{name: run[CONTROL][name] for name in beside if name in run[CONTROL]}}
+    return found
+
+
 def _every(change: Callable[[Any], Any], value: Any) -> Any:
-    """A conditioning in which every tensor, `Shared` and `Listed` is changed."""
+    """A conditioning in which every tensor and every wrapper is changed."""
     if isinstance(value, Mapping):
         return {name: _every(change, item) for name, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_every(change, item) for item in value)
+    if isinstance(value, list | tuple):
+        return _like(value, (_every(change, item) for item in value))
     return change(value)
+
+
+def _like(value: list[Any] | tuple[Any, ...], items: Iterable[Any]) -> list[Any] | tuple[Any, ...]:
+    """Items in a list or a tuple, as `value` is one: some networks tell them apart."""
+    return list(items) if isinstance(value, list) else tuple(items)
 
 
 def _unwrapped(value: Any) -> Any:
     if isinstance(value, Listed):
         return list(value.items)
-    return value.value if isinstance(value, Shared) else value
+    return value.value if isinstance(value, Shared | Stacked) else value
 
 
 def _equal(first: Any, second: Any) -> bool:

@@ -176,7 +176,10 @@ class Setup:
     def evaluations(self) -> int | None:
         """The number of denoiser evaluations of a run, None if only the run itself shows it."""
         steps = self.sampling.steps
-        if steps < 1 or {"timesteps", "sigmas", "denoising_end"} & self.sampling.options.keys():
+        # a pipeline that begins from a picture leaves out the first steps
+        partial = "strength" in defaults_of(self.pipe)
+        given = {"timesteps", "sigmas", "denoising_start", "denoising_end"} & self.sampling.options.keys()
+        if steps < 1 or partial or given:
             return None
         kind, config = type(self.pipe.scheduler), self.pipe.scheduler.config
         # another scheduler of this kind is asked, because the pipeline's may be in use
@@ -233,8 +236,12 @@ class Setup:
         if "guidance" in method.requires and not self.guided:
             raise UsageError(
                 f"{method.name} needs the unconditional branch, and at guidance {self.sampling.guidance:g} this {kind} "
-                "has none; give guidance above 1 to a model that is not distilled, or use another method"
+                "has none; give guidance above 1 to a model that is not distilled (to some pipelines with a negative "
+                "prompt, and without cutting the guidance short), or use another method"
             )
+        if hasattr(method, "map") or getattr(method, "signals", ()):
+            # a network with a cache is refused here, before anything is generated
+            self.family.denoiser()
         if "checkpoint" in method.requires and self.checkpoint is None:
             raise UsageError(f"{method.name} needs a less-trained checkpoint of the model; give one as `checkpoint`")
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.denoiser import Prediction, norms
-from cryptomnesia.pipelines.families import NetworkCall, family_of, vouch
+from cryptomnesia.pipelines.families import Family, NetworkCall, family_of, vouch
 from cryptomnesia.pipelines.solvers import alpha_after, level_of
 from cryptomnesia.tracing.attaching import SolverCall, after_forward, attach, detach
 from cryptomnesia.tracing.callers import caller_of
@@ -123,7 +123,8 @@ class Watch:
         """Begin the record of a new call of the pipeline, which has just set the scheduler's timesteps.
 
         Raises:
-            UsageError: if another pipeline of another family shares the scheduler and makes the call.
+            UsageError: if another pipeline of another family shares the scheduler and makes the call, or there are
+                signals to compute and the network has a cache.
         """
         caller = caller_of(self.family.module) or self.pipe
         if caller is not self.pipe and type(family_of(caller)) is not type(self.family):
@@ -131,6 +132,9 @@ class Watch:
                 f"a {type(caller).__name__} runs on the scheduler of the {type(self.pipe).__name__} that is being "
                 "watched; watch the pipeline that is called, or give it a scheduler of its own"
             )
+        if self._signals:
+            # a network that cannot be evaluated beside the run is refused before its first evaluation
+            self.family.denoiser()
         self._pending = []
         self._calls.append(_Call(tuple(float(t) for t in scheduler.timesteps), caller))
 
@@ -140,16 +144,18 @@ class Watch:
         # in another thread by another pipeline that shares it
         call = self._calls[-1] if self._calls else None
         if call is not None and not (call.complete or _ASKING.get()) and call.thread == get_ident():
-            self._pending.append(NetworkCall(args, kwargs, output))
+            self._pending.append(NetworkCall(args, kwargs, output, module))
 
     def _plan(self, call: _Call, scheduler: Any, t: Any) -> None:
         """Find out at the first step which of the scheduler's timesteps the call will use."""
-        # with a picture to begin from, a call leaves out the first timesteps
+        # a call that hands its latents to another model leaves out the last timesteps
+        planned = getattr(call.pipe, "_num_timesteps", None)
+        # and one that begins from a picture leaves out the first ones
         first = getattr(scheduler, "begin_index", None)
         if first is None:
-            first = call.timesteps.index(float(t)) if float(t) in call.timesteps else 0
-        # and a call that hands its latents to another model leaves out the last ones
-        planned = getattr(call.pipe, "_num_timesteps", None)
+            places = [place for place, known in enumerate(call.timesteps) if known == float(t)] or [0]
+            # PNDM has one timestep twice
+            first = places[-1] if places[-1] + (planned or 0) == len(call.timesteps) else places[0]
         last = first + planned if isinstance(planned, int) else None
         call.timesteps = call.timesteps[first:last]
         count = len(call.timesteps)
@@ -254,7 +260,7 @@ class Watch:
 def watch(
     pipe: Any,
     *,
-    family: str | None = None,
+    family: str | type[Family] | None = None,
     keep: Keep = (),
     steer: Steer | None = None,
     after_step: Callable[[int], None] | None = None,
@@ -289,7 +295,9 @@ def watch(
     if family is not None:
         vouch(pipe, family)
     seen = Watch(pipe, keep, steer, after_step, norms, signals)
-    unhook = after_forward(seen.family.module, seen.on_forward)
+    # families of other packages need not say that there is nothing beside the network
+    networks = (seen.family.module, *getattr(seen.family, "beside", ()))
+    unhook = [after_forward(network, seen.on_forward) for network in networks]
     # if the pipeline is given another scheduler inside the block, this one still has to be left as it was
     scheduler = pipe.scheduler
     wrapping = attach(scheduler, seen)
@@ -297,7 +305,8 @@ def watch(
         yield seen
     finally:
         detach(scheduler, seen, wrapping)
-        unhook()
+        for remove in unhook:
+            remove()
 
 
 def _check_names(recorded: Sequence[Norm | Signal]) -> None:

@@ -17,11 +17,12 @@ __all__ = [
     "Shared",
     "check_family",
     "family_of",
+    "pictures_of",
     "vouch",
 ]
 
 _VOUCHED = "_cryptomnesia_family"
-"""Attribute of a pipeline that holds the name of the family that a user vouched for."""
+"""Attribute of a pipeline that holds the family that a user vouched for: a registered name, or the family's class."""
 
 
 def family_of(pipe: Any) -> Family:
@@ -33,10 +34,18 @@ def family_of(pipe: Any) -> Family:
     Raises:
         UsageError: for a pipeline of an unknown family, or a scheduler that does not solve the model.
     """
-    return load("family", getattr(pipe, _VOUCHED, None) or _pipeline_class(type(pipe)))(pipe)
+    vouched = getattr(pipe, _VOUCHED, None)
+    if vouched is not None and not isinstance(vouched, str):
+        return vouched(pipe)
+    return load("family", vouched or _pipeline_class(type(pipe)))(pipe)
 
 
-def vouch(pipe: Any, family: str) -> None:
+def pictures_of(pipe: Any) -> frozenset[str]:
+    """Names of arguments of a pipeline's call that are one picture for all prompts, or one per prompt."""
+    return getattr(family_of(pipe), "pictures", frozenset())
+
+
+def vouch(pipe: Any, family: "str | type[Family]") -> None:
     """Say that a pipeline calls its network as the pipelines of a family do.
 
     This is for subclasses and research forks with a `__call__` of their own. Maps and scores are wrong if it is not
@@ -45,11 +54,17 @@ def vouch(pipe: Any, family: str) -> None:
 
     Args:
         pipe: the pipeline.
-        family: name of a family such as `stable-diffusion`, or of a pipeline class such as `StableDiffusionPipeline`.
+        family: name of a family such as `stable-diffusion`, or of a pipeline class such as `StableDiffusionPipeline`;
+            or the class of a family that no package has registered.
 
     Raises:
         UsageError: for an unknown family.
     """
+    if isinstance(family, type) and issubclass(family, NetworkFamily):
+        setattr(pipe, _VOUCHED, family)
+        return
+    if not isinstance(family, str):
+        raise UsageError(f"got {family!r} as family; give a name, or a class derived from NetworkFamily")
     known = entries("family")
     named = {load("family", name).name: name for name in known} if family not in known else {}
     if family not in {*known, *named}:
@@ -97,10 +112,11 @@ def _pipeline_class(kind: type) -> str:
         if inspect.unwrap(call) is inspect.unwrap(base.__call__):  # type: ignore[attr-defined]
             return base.__name__
         break
-    if kind.__name__ not in known:
+    like = next((base.__name__ for base in kind.__mro__ if base.__name__ in known), None)
+    if like is None:
         check_family(kind.__name__)
     raise UsageError(
-        f"got a {kind.__module__}.{kind.__qualname__}, which runs another `__call__` than the pipeline of diffusers; "
-        f"if it calls its network in the same way, say so with `watch(pipe, family={kind.__name__!r})` or "
-        "`cryptomnesia.vouch`"
+        f"got a {kind.__module__}.{kind.__qualname__}, which runs another `__call__` than the {like} that is known; if "
+        f"it calls its network in the same way, say so with `watch(pipe, family={like!r})` or `cryptomnesia.vouch`; if "
+        "not, the page 'Add a family' shows how to write another"
     )

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal, Protocol
 
+import PIL.Image
 import torch
 from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.call import PER_PROMPT, sampling_of
+from cryptomnesia.pipelines.caches import check_uncached
+from cryptomnesia.pipelines.call import PER_PROMPT, canonical, sampling_of
 from cryptomnesia.pipelines.denoiser import Denoiser, Kind, Prediction
 from cryptomnesia.pipelines.inputs import CONTEXT, GRID, Inputs, Shared, input_rows, plain, sorted_out
 from cryptomnesia.pipelines.schedule import Level, Schedule, schedule_of
@@ -26,11 +28,13 @@ class NetworkCall:
         args: positional arguments.
         kwargs: keyword arguments.
         output: what the network returned.
+        module: the network.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     output: Any
+    module: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,12 @@ class Family(Protocol):
     module: nn.Module
     kind: Kind
     schedule: Schedule
+
+    @property
+    def beside(self) -> tuple[nn.Module, ...]:
+        """Further networks whose calls `read` is given."""
+        ...
+
     conditional: ClassVar[bool]
 
     def read(self, calls: Sequence[NetworkCall], sample: Tensor) -> Evaluation | None:
@@ -91,7 +101,7 @@ class Family(Protocol):
         ...
 
     def guided_in(self, sampling: Sampling) -> bool:
-        """Whether a call with these settings has an unconditional branch."""
+        """Whether every evaluation of a call with these settings has an unconditional branch."""
         ...
 
     def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
@@ -130,6 +140,9 @@ class NetworkFamily:
         first_call: the branch of the first call, if every branch has a call.
         shared: names of conditioning that is the same for every image.
         listed: names of conditioning that is a list with one item per image.
+        stacked: names of conditioning with the images in its second dimension.
+        pictures: names of the call's arguments that are one picture for all prompts, or one per prompt.
+        guidance_name: name of the call's argument that says how strongly the unconditional branch is left behind.
         sign: -1 if the pipeline negates the network's output, else 1.
     """
 
@@ -144,6 +157,9 @@ class NetworkFamily:
     first_call: ClassVar[Literal["cond", "uncond"]] = "cond"
     shared: ClassVar[frozenset[str]] = frozenset()
     listed: ClassVar[frozenset[str]] = frozenset()
+    stacked: ClassVar[frozenset[str]] = frozenset()
+    pictures: ClassVar[frozenset[str]] = frozenset()
+    guidance_name: ClassVar[str] = "guidance_scale"
     sign: ClassVar[float] = 1.0
 
     def __init__(self, pipe: Any) -> None:
@@ -157,6 +173,11 @@ class NetworkFamily:
         check_solver(pipe.scheduler, flow=self.flow, distilled=self.distilled)
         self.kind: Kind = kind_of(pipe.scheduler)
         self.schedule: Schedule = schedule_of(pipe.scheduler)
+
+    @property
+    def beside(self) -> tuple[nn.Module, ...]:
+        """Further networks whose calls `read` is given: none."""
+        return ()
 
     @property
     def distilled(self) -> bool:
@@ -213,7 +234,7 @@ class NetworkFamily:
         if batch % images:
             raise UsageError(f"the network got {batch} samples for {images} images; expected a multiple")
         inputs = {
-            name: sorted_out(item, batch, name=name, shared=self.shared, listed=self.listed)
+            name: sorted_out(item, batch, name=name, shared=self.shared, listed=self.listed, stacked=self.stacked)
             for name, item in arguments.items()
             if item is not None and name != "return_dict"
         }
@@ -238,14 +259,22 @@ class NetworkFamily:
 
     def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
         """The settings of a call of the pipeline with the arguments `given`."""
-        return sampling_of(given, defaults, native=self.native())
+        given = {name: _one(name, value) if name in self.pictures else value for name, value in given.items()}
+        return sampling_of(given, defaults, native=self.native(), guidance=self.guidance_name)
 
     def arguments(self, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
         """Arguments of a call of the pipeline that makes one image per prompt."""
-        return captioned(prompts, sampling)
+        made = captioned(prompts, sampling, guidance=self.guidance_name)
+        # a pipeline that is given one picture and several generators would use the first generator for all of them
+        return {name: _each(value, len(prompts)) if name in self.pictures else value for name, value in made.items()}
 
     def denoiser(self) -> "NetworkDenoiser":
-        """The network as a differentiable function."""
+        """The network as a differentiable function.
+
+        Raises:
+            UsageError: for a network with a cache.
+        """
+        check_uncached(self.module)
         return NetworkDenoiser(self)
 
 
@@ -297,16 +326,40 @@ def _parameters(kind: type) -> tuple[str, ...]:
     return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
-def captioned(prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
-    """Arguments of a call of a text-to-image pipeline that makes one image per prompt."""
+def captioned(prompts: Sequence[str], sampling: Sampling, *, guidance: str = "guidance_scale") -> dict[str, Any]:
+    """Arguments of a call of a text-to-image pipeline that makes one image per prompt.
+
+    Args:
+        prompts: one per image.
+        sampling: the settings.
+        guidance: name of the call's argument for the guidance.
+    """
+    # a pipeline that is given a picture may take no size, and for others None need not mean the model's own
+    sizes = {"height": sampling.height, "width": sampling.width}
     return {
         "prompt": list(prompts),
         "num_inference_steps": sampling.steps,
-        "guidance_scale": sampling.guidance,
-        "height": sampling.height,
-        "width": sampling.width,
+        guidance: sampling.guidance,
+        **{name: size for name, size in sizes.items() if size is not None},
         **{name: _repeated(name, value, len(prompts)) for name, value in sampling.options.items()},
     }
+
+
+def _each(picture: Any, count: int) -> Any:
+    """A picture for each of `count` prompts; pictures that are more than one already stay as they are."""
+    if isinstance(picture, Tensor):
+        return picture.repeat(count, 1, 1, 1) if picture.dim() == 3 or len(picture) == 1 else picture
+    if isinstance(picture, list | tuple):
+        return [picture[0]] * count if len(picture) == 1 else picture
+    return [picture] * count if isinstance(picture, PIL.Image.Image) else picture
+
+
+def _one(name: str, pictures: Any) -> Any:
+    """The picture in a list or a batch in which all are the same, else what was given."""
+    several = isinstance(pictures, list | tuple) or (isinstance(pictures, Tensor) and pictures.dim() == 4)
+    if several and len({canonical(name, picture) for picture in pictures}) == 1:
+        return pictures[0]
+    return pictures
 
 
 def _repeated(name: str, value: Any, count: int) -> Any:

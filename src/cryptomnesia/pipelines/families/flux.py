@@ -2,7 +2,7 @@
 
 `guidance_scale` is an input of the network. There is an unconditional branch only under true guidance, which takes
 `true_cfg_scale` above 1 and a negative prompt. The network is then called twice per evaluation, first for the
-conditional branch.
+conditional branch. Kontext puts the tokens of a picture to edit behind the noisy ones.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,11 @@ from cryptomnesia.settings import Sampling
 
 
 class FluxFamily(TransformerFamily):
-    """The family of `FluxPipeline`; its samples are packed latents, (B, tokens, channels)."""
+    """The family of `FluxPipeline` and its relatives; its samples are packed latents, (B, tokens, channels)."""
 
     name: ClassVar[str] = "flux"
     shared: ClassVar[frozenset[str]] = frozenset({"txt_ids", "img_ids"})
+    pictures: ClassVar[frozenset[str]] = frozenset({"image"})
 
     def time(self, t: float, x: Tensor) -> Tensor:
         """The timestep in [0, 1], (B,)."""
@@ -32,5 +33,6 @@ class FluxFamily(TransformerFamily):
 
     def guided_in(self, sampling: Sampling) -> bool:
         """Whether the call uses true guidance."""
-        negative = {"negative_prompt", "negative_prompt_embeds"} & sampling.options.keys()
-        return sampling.options.get("true_cfg_scale", 1.0) > 1 and bool(negative)
+        options = sampling.options
+        embedded = {"negative_prompt_embeds", "negative_pooled_prompt_embeds"} <= options.keys()
+        return options.get("true_cfg_scale", 1.0) > 1 and ("negative_prompt" in options or embedded)

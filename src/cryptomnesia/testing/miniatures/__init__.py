@@ -2,7 +2,17 @@
 
 from cryptomnesia.testing.miniatures.flows import flux, stable_diffusion_3
 from cryptomnesia.testing.miniatures.oracle import KeywordEncoder, OracleUNet, call_oracle, oracle_pipeline
-from cryptomnesia.testing.miniatures.parts import CALL, LONGEST, PROMPTS, SAMPLING, TRUE_GUIDANCE, WIDTH, WORDS, tokens
+from cryptomnesia.testing.miniatures.parts import (
+    CALL,
+    LONGEST,
+    PROMPTS,
+    SAMPLING,
+    TRUE_GUIDANCE,
+    WIDTH,
+    WORDS,
+    tokens,
+    unet,
+)
 from cryptomnesia.testing.miniatures.unets import FAMILIES, stable_diffusion, stable_diffusion_xl, unconditional
 
 __all__ = [
@@ -24,4 +34,5 @@ __all__ = [
     "stable_diffusion_xl",
     "tokens",
     "unconditional",
+    "unet",
 ]

@@ -3,10 +3,11 @@
 # diffusers annotates its configurations as tuples of one element and refuses its own None
 # pyright: reportArgumentType=false
 
+import copy
 from functools import cache
 from typing import Any
 
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig
 
 from cryptomnesia import Sampling
@@ -52,13 +53,12 @@ def scheduler(prediction: str = "epsilon") -> DDIMScheduler:
 def vae(**more: Any) -> AutoencoderKL:
     """16×16 pixels to 8×8 latents and back."""
     return AutoencoderKL(
-        **more,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
         norm_num_groups=4,
-        latent_channels=4,
         sample_size=16,
+        **{"latent_channels": 4, **more},
     )
 
 
@@ -82,7 +82,6 @@ def unet(**more: Any) -> UNet2DConditionModel:
     """Two levels with cross-attention, 8×8 latents."""
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=4,
         out_channels=4,
         block_out_channels=(8, 16),
         norm_num_groups=4,
@@ -90,5 +89,48 @@ def unet(**more: Any) -> UNet2DConditionModel:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
         attention_head_dim=2,
-        **{"cross_attention_dim": WIDTH, **more},
+        **{"in_channels": 4, "cross_attention_dim": WIDTH, **more},
     )
+
+
+def language_config(**more: Any) -> dict[str, Any]:
+    """Configuration of a language model with two layers."""
+    return {
+        "vocab_size": len(tokens()),
+        "hidden_size": WIDTH,
+        "intermediate_size": 37,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+        **more,
+    }
+
+
+def chatting(template: str) -> Any:
+    """The tokenizer with a template of a chat."""
+    made = copy.deepcopy(tokens())
+    made.chat_template = template
+    return made
+
+
+def euler(**more: Any) -> FlowMatchEulerDiscreteScheduler:
+    """The solver of rectified flow, by default with a shift that depends on the size."""
+    return FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, **more})
+
+
+def small(pipe: Any, side: int = 8) -> Any:
+    """The pipeline, whose default pictures are small, and which shows no progress."""
+    if hasattr(pipe, "default_sample_size"):
+        pipe.default_sample_size = side
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def t5_config(kind: Any) -> Any:
+    """Configuration of a T5 of the class `kind`, with one layer."""
+    return kind(vocab_size=len(tokens()), d_model=WIDTH, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
