@@ -19,7 +19,7 @@ from cryptomnesia.testing import check_family, run_checks
 from cryptomnesia.testing.miniatures import PROMPTS as REFERENCES
 from cryptomnesia.testing.miniatures import TRUE_GUIDANCE, flux, packed, stable_diffusion_3, unpacked
 from cryptomnesia.tracing.generation import generate
-from family_cases import FLOWS, KONTEXT, PICTURE, SHORT, SMALL
+from family_cases import FLOWS, KONTEXT, PICTURE, SHORT, SMALL, known_failures
 
 FLUX2 = {**SHORT, **packed.LAYERS}
 PROMPTS = ["a red circle", "a small striped blue star"]
@@ -293,17 +293,10 @@ def repeated(pipe, arguments):
     return {**arguments, **({"negative_prompt": ["a", "a"]} if "negative_prompt" in arguments else {})}
 
 
-KNOWN = {
-    "flux inpainting": {
-        "mitigate: the solver lands where it is steered": "the known part of the picture is pasted after every step"
-    }
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FLOWS)
 def test_every_family_passes_the_checks_of_families(name):
-    known = KNOWN.get(name, {})
+    known = known_failures(name)
     outcomes = run_checks(check_family(FLOWS[name].setup, known_failures=known))
     assert {check for check, outcome in outcomes.items() if outcome != "passed"} == known.keys()
 

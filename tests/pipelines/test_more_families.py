@@ -19,7 +19,7 @@ from cryptomnesia.registry import entries
 from cryptomnesia.testing import check_family, run_checks
 from cryptomnesia.testing.miniatures import pictures
 from cryptomnesia.tracing.generation import generate
-from family_cases import CASES, MORE
+from family_cases import CASES, MORE, known_failures
 
 PROMPTS = ["a red circle", "a blue star"]
 
@@ -296,22 +296,13 @@ def test_maps_of_other_baselines_see_the_picture_of_the_run():
     torch.testing.assert_close(found.maps["guidance-map-empty"], same.maps["guidance-map"], rtol=1e-3, atol=1e-4)
 
 
-PASTED = {"mitigate: the solver lands where it is steered": "the pipeline pastes the known part of the picture"}
-"""What is known of inpainting with a UNet that does not read the mask."""
-
-
-def fails(name: str) -> dict[str, str]:
-    pastes = name.endswith("inpainting, 4 channels") or ("controlnet" in name and "inpainting" in name)
-    return PASTED if pastes else {}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MORE)
 def test_every_family_passes(name):
-    outcomes = run_checks(check_family(MORE[name].setup, known_failures=fails(name)))
+    outcomes = run_checks(check_family(MORE[name].setup, known_failures=known_failures(name)))
     skipped = {check for check, outcome in outcomes.items() if outcome != "passed"}
     assert all(check.startswith("mitigate") for check in skipped)
-    assert not skipped or fails(name) or name.startswith("latent consistency")
+    assert not skipped or known_failures(name) or name.startswith("latent consistency")
 
 
 @pytest.mark.parametrize("name", ["image to image"])
