@@ -90,11 +90,13 @@ def _made(network: nn.Module) -> nn.Module | None:
 def same(value: Any, before: Any, depth: int = 3) -> bool:
     """Whether an attribute is the same as that of a fresh module; nothing is the same as None."""
     if isinstance(value, Tensor) and isinstance(before, Tensor):
-        if value.shape != before.shape or before.is_meta != value.is_meta:
+        if value.shape != before.shape or before.is_meta != value.is_meta or value.is_complex() != before.is_complex():
             return False
         # another processor may compute a constant with another rounding
         rounding = 2e-3 if 2 in (value.itemsize, before.itemsize) else 1e-5
-        both = [tensor.detach().to("cpu", torch.float64) for tensor in (value, before)]
+        # rotary embeddings are complex
+        wide = torch.complex128 if value.is_complex() else torch.float64
+        both = [tensor.detach().to("cpu", wide) for tensor in (value, before)]
         return value.is_meta or torch.allclose(*both, rtol=rounding, atol=1e-6, equal_nan=True)
     if type(value) is not type(before) or isinstance(value, Tensor):
         return False
