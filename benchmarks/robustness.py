@@ -24,10 +24,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SITUATIONS = {
     "guards and copies of pipelines": ["tests/guarding"],
-    "what a fingerprint has to know": ["tests/pipelines/test_fingerprint*.py", "tests/pipelines/test_alter*.py"],
+    "what a fingerprint has to know": [
+        "tests/pipelines/test_fingerprint*.py",
+        "tests/pipelines/test_alter*.py",
+        "tests/tracing/test_offloading.py",
+    ],
     "what a call gives the network": ["tests/pipelines/test_inputs.py", "tests/pipelines/test_call.py"],
     "noise levels of solvers": ["tests/pipelines/test_solvers.py"],
-    "families": ["tests/pipelines/test_families.py", "tests/testing/test_wrong_families.py"],
+    "families": [
+        "tests/pipelines/test_*famil*.py",
+        "tests/pipelines/test_caches.py",
+        "tests/pipelines/test_vouching.py",
+    ],
     "training pictures": ["tests/matching"],
     "loading and prompts": ["tests/pipelines/test_load*.py", "tests/test_prompts.py", "tests/tracing/test_gen*.py"],
     "references": ["tests/calibration"],
@@ -90,7 +98,7 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     from fuzzing import fuzz
 
-    from family_cases import CASES
+    from compatibility import CASES
 
     with progress() as start:
         tell = start("families", len(CASES))
