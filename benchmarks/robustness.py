@@ -23,23 +23,21 @@ from common import print_json, progress
 ROOT = Path(__file__).resolve().parent.parent
 
 SITUATIONS = {
-    "guards and copies of pipelines": ["tests/guarding"],
+    "guards and copies of pipelines": ["guarding"],
     "what a fingerprint has to know": [
-        "tests/pipelines/test_fingerprint*.py",
-        "tests/pipelines/test_alter*.py",
-        "tests/tracing/test_offloading.py",
+        "pipelines/test_fingerprint*.py",
+        "pipelines/test_alterations.py",
+        "pipelines/test_observers.py",
+        "tracing/test_offloading.py",
     ],
-    "what a call gives the network": ["tests/pipelines/test_inputs.py", "tests/pipelines/test_call.py"],
-    "noise levels of solvers": ["tests/pipelines/test_solvers.py"],
-    "families": [
-        "tests/pipelines/test_*famil*.py",
-        "tests/pipelines/test_caches.py",
-        "tests/pipelines/test_vouching.py",
-    ],
-    "training pictures": ["tests/matching"],
-    "loading and prompts": ["tests/pipelines/test_load*.py", "tests/test_prompts.py", "tests/tracing/test_gen*.py"],
-    "references": ["tests/calibration"],
-    "command line": ["tests/cli"],
+    "what a call gives the network": ["pipelines/test_inputs.py", "pipelines/test_call.py"],
+    "noise levels of solvers": ["pipelines/test_solvers.py"],
+    "families": ["pipelines/test_*famil*.py", "pipelines/test_caches.py", "pipelines/test_vouching.py"],
+    "training pictures": ["matching", "test_decoding.py"],
+    "loading": ["pipelines/test_load*.py", "pipelines/test_adapters.py"],
+    "prompts": ["prompts", "tracing/test_generation.py"],
+    "references": ["calibration"],
+    "command line": ["cli"],
 }
 """Area → the tests of its situations."""
 
@@ -67,7 +65,7 @@ class Tally:
 
 def situations(patterns: list[str]) -> dict[str, Any]:
     """Run the tests of an area, and count."""
-    files = [str(path) for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    files = [str(path) for pattern in patterns for path in sorted((ROOT / "tests").glob(pattern))]
     tally = Tally()
     # what the tests print is no result
     saved = os.dup(1)
