@@ -273,5 +273,5 @@ def _bare(key: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = " ".join(str(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -312,11 +312,15 @@ class Calibration:
             kinds[kind][name] = values
         count, timesteps = len(kinds["norm"]["z"]), tuple(map(float, about["timesteps"]))
         for key, values in tensors.items():
-            if (len(values) != count and not key.startswith("captions/")) or (key.startswith("norm/") and values.shape != (count, len(timesteps))):
+            if (len(values) != count and not key.startswith("captions/")) or (
+                key.startswith("norm/") and values.shape != (count, len(timesteps))
+            ):
                 raise ValueError(f"{key} has the shape {tuple(values.shape)}, of {count} runs of {len(timesteps)}")
         runs = Trajectory(timesteps, kinds["norm"], {}, torch.empty(count, 0), complete=True, signals=kinds["signal"])
         fingerprint, made_by = dict(about["fingerprint"]), dict(about["made_by"])
         captions, left_out = Captions(**kinds["captions"]), tuple(about["left_out"])
+        if not len(captions.texts) == len(captions.lengths) == count or captions.lengths.sum() != len(captions.words):
+            raise ValueError(f"its captions are not those of {count} runs")
         return cls(fingerprint, runs, kinds["map"], made_by, str(about["prompts_sha256"]), captions, left_out)
 
 
