@@ -174,10 +174,10 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(cryptomnesia, run, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--training-images", "nosuch"], "got --training-images without --embed-images; give both, or leave it out"),
+        (["--training-images", "."], "got --training-images without --embed-images; give both, or leave it out"),
         (
             ["--format", "html", "--embed-images", "--training-images", "nosuch"],
-            "no folder nosuch; give the folder of the training images",
+            "no folder or file nosuch; give the folder of the training images, a tar shard, a table or a picture",
         ),
         (["--embed-images"], "got --embed-images for the format table; give --format html, or leave it out"),
         (

@@ -318,9 +318,11 @@ class Calibration:
                 raise ValueError(f"{key} has the shape {tuple(values.shape)}, of {count} runs of {len(timesteps)}")
         runs = Trajectory(timesteps, kinds["norm"], {}, torch.empty(count, 0), complete=True, signals=kinds["signal"])
         fingerprint, made_by = dict(about["fingerprint"]), dict(about["made_by"])
-        captions, left_out = Captions(**kinds["captions"]), tuple(about["left_out"])
+        captions, left_out = Captions(**kinds["captions"]), tuple(map(int, about["left_out"]))
         if not len(captions.texts) == len(captions.lengths) == count or captions.lengths.sum() != len(captions.words):
             raise ValueError(f"its captions are not those of {count} runs")
+        if len({*left_out} & {*range(count + len(left_out))}) < len(left_out):
+            raise ValueError("it leaves out prompts that were not there")
         return cls(fingerprint, runs, kinds["map"], made_by, str(about["prompts_sha256"]), captions, left_out)
 
 

@@ -224,7 +224,7 @@ def _with_guesses(unknown: Iterable[str], known: Iterable[str]) -> str:
     """Unknown names, each with the known name that is most like it, if one is."""
     possible = list(known)
     words = []
-    for name in unknown:
+    for name in (" ".join(name.split()) for name in unknown):
         guess = get_close_matches(name, possible, n=1)
         words.append(f"{name} (did you mean {guess[0]}?)" if guess else name)
     return ", ".join(words)
