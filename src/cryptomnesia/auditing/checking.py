@@ -6,13 +6,16 @@ Everything that reads a run relies on this. Further keys and columns are allowed
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.verdicts import Action
+
+_MOST_REFERENCES = 10**6
+"""Scores of references that a null holds at most; statistics go through all numbers up to it."""
 
 _STRICT = ConfigDict(strict=True)
 
@@ -83,6 +86,9 @@ class _About(TypedDict):
     skipped: _Reasons
     skipped_count: _Whole
     versions: _Versions
+    # runs of earlier versions lack these
+    unlike: NotRequired[list[str]]
+    null: NotRequired[Annotated[int, Field(ge=0, le=_MOST_REFERENCES)]]
 
 
 @with_config(_STRICT)
@@ -128,6 +134,8 @@ class _Image(_Judged):
     region_p: Share | None
     matched_whole: bool
     matched_region: bool
+    # rows of earlier versions lack it
+    truncated: NotRequired[bool]
 
 
 @with_config(_STRICT)

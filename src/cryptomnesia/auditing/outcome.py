@@ -111,7 +111,7 @@ class Outcome:
         """Everything but norms, signals, maps and masks, as JSON values."""
         return {
             "schema": SCHEMA,
-            "about": {key: value for key, value in self.about.items() if key not in ("prompts", "unlike")},
+            "about": finite({key: value for key, value in self.about.items() if key not in ("prompts", "unlike")}),
             "detector": self.detector,
             "made_by": self.made_by,
             "fpr": self.fpr,
