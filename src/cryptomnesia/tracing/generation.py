@@ -199,7 +199,7 @@ def check_call(setup: Setup) -> None:
     trained = setup.pipe.scheduler.config["num_train_timesteps"]
     if sampling.steps > trained:
         raise UsageError(f"got {sampling.steps} steps, the model knows {trained} timesteps; give fewer")
-    if not {"timesteps", "sigmas", "denoising_end"} & sampling.options.keys():
+    if setup.complete:
         rehearse(setup.pipe.scheduler, sampling.steps)
 
 
