@@ -94,9 +94,8 @@ def main() -> None:
     wanted = parser.parse_args().inputs
     sys.path.insert(0, str(ROOT / "tests"))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    from fuzzing import fuzz
-
     from compatibility import CASES
+    from fuzzing import fuzz
 
     with progress() as start:
         tell = start("families", len(CASES))

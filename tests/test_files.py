@@ -1,9 +1,12 @@
 import os
 import stat
+import subprocess
+import sys
 from threading import Barrier, Thread
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cryptomnesia import UsageError
 from cryptomnesia.files import load_checked, prompts_digest, replacing, save_checked, write_whole
@@ -114,3 +117,51 @@ def test_a_folder_is_no_place_for_a_file(tmp_path):
 def test_the_digest_of_prompts_depends_on_their_order():
     assert prompts_digest(["a", "b"]) != prompts_digest(["b", "a"])
     assert prompts_digest(("a", "b")) == prompts_digest(["a", "b"])
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "file")
+    write_whole(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "folder" / "file").read_text() == "new"
+
+
+def test_a_device_or_pipe_stays_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    read = []
+    reader = Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    write_whole(tmp_path / "pipe", "through")
+    reader.join()
+    assert read == [b"through"]
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_failed_write_says_of_which_file(tmp_path):
+    (tmp_path / "file").write_text("a")
+    for path, error in ((tmp_path / "full", OSError(28, "No space left on device")), (tmp_path / "file" / "x", None)):
+        with pytest.raises(OSError, match=r"No space left on device|Not a directory") as failed, replacing(path):
+            raise error
+        assert failed.value.filename == str(path)
+
+
+def test_a_process_that_is_killed_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    write_whole(path, "old")
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom cryptomnesia.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as unfinished:\n"
+        "    unfinished.write_text('half')\n    os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("header", ["[]", '"a"', "3", "{}", "[" * 100_000, '{"content": 1, "kind": [], "format": {}}'])
+def test_any_header_is_refused_in_one_line(tmp_path, header):
+    save_file(TENSORS, tmp_path / "odd", metadata={"about": header})
+    with pytest.raises(UsageError) as refused:
+        load_checked(tmp_path / "odd", "a kind", 1)
+    assert "\n" not in str(refused.value)

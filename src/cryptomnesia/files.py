@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import copyfileobj
+from tempfile import TemporaryDirectory
 from threading import get_ident
 from typing import Any
 
@@ -20,15 +22,47 @@ _MAKE = {"calibration": "make one with `cryptomnesia calibrate`"}
 """Kind of a file → the way to make one, for messages."""
 
 
+_UNFINISHED = ".unfinished"
+"""How the name of a file ends that is being written."""
+
+_LONGEST_NAME = 50
+"""Letters of a file's name that are in the name of the unfinished one; 255 bytes are possible."""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write to another file in the same folder, which replaces `path` when the block ends without an error.
 
     So `path` is never half written, even if the process is killed or another one reads the file. Two threads or
     processes may write it at the same time; one of them wins. The file gets the permissions that the user's umask gives
-    to new files.
+    to new files. A link stays, and the file that it leads to is replaced. What is no file, `/dev/stdout` for instance,
+    stays as well, and gets the content when the block ends.
+
+    Raises:
+        OSError: with the path, if it cannot be written.
     """
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.unfinished")
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with TemporaryDirectory() as folder:
+                whole = Path(folder, path.name)
+                yield whole
+                with whole.open("rb") as source, path.open("wb") as special:
+                    copyfileobj(source, special)
+            return
+        with _renamed(Path(os.path.realpath(path))) as unfinished:
+            yield unfinished
+    except OSError as error:
+        # a failed write does not say of which file
+        if error.filename is None or str(error.filename).endswith(_UNFINISHED):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    """Write to another file beside `path`, which gets its name when the block ends without an error."""
+    # a name of the greatest length leaves no room for more
+    unfinished = path.with_name(f"{path.name[:_LONGEST_NAME]}.{os.getpid()}-{get_ident()}{_UNFINISHED}")
     try:
         # the block may delete the file and make a new one with other permissions
         unfinished.touch()
@@ -83,15 +117,17 @@ def load_checked(path: str | Path, kind: str, version: int) -> tuple[dict[str, A
             about: dict[str, Any] = json.loads((file.metadata() or {})["about"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         content, found, written = about.pop("content"), about["kind"], about["format"]
+        unchanged = content == _content(about, tensors)
     except FileNotFoundError:
         raise UsageError(f"no {kind} file {path}; {_how_made(kind)}") from None
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UsageError(f"{path} is not a {kind} ({error}); {_how_made(kind)}") from None
+    # whatever a damaged file leads the readers to; the metadata may be any JSON, nested too deeply for instance
+    except Exception as error:
+        raise UsageError(f"{path} is not a {kind} ({_short(error)}); {_how_made(kind)}") from None
     if found != kind:
-        raise UsageError(f"{path} is a {found}, not a {kind}; {_how_made(kind)}")
+        raise UsageError(f"{path} is a {_short(found)}, not a {kind}; {_how_made(kind)}")
     if written != version:
-        raise UsageError(f"{path} has {kind} format {written}, this version reads {version}; {_how_made(kind)}")
-    if content != _content(about, tensors):
+        raise UsageError(f"{path} has {kind} format {_short(written)}, this version reads {version}; {_how_made(kind)}")
+    if not unchanged:
         raise UsageError(f"{path} was damaged or edited after it was made; make it again")
     return about, tensors
 
@@ -104,6 +140,12 @@ def prompts_digest(prompts: Sequence[str]) -> str:
 def _how_made(kind: str) -> str:
     """What to do about a file of a kind that cannot be used."""
     return _MAKE.get(kind, "make it again")
+
+
+def _short(value: object) -> str:
+    """A value as a text of one line that is not too long for a message."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def _content(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:

@@ -169,3 +169,22 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(cryptomnesia, run, t
     assert (code, out, err) == (2, "", f"error: cannot write {file} (No space left on device); give another place\n")
     assert file.read_text() == "the old report"
     assert [path.name for path in tmp_path.iterdir() if "unfinished" in path.name] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--training-images", "."], "got --training-images without --embed-images; give both, or leave it out"),
+        (
+            ["--format", "html", "--embed-images", "--training-images", "nosuch"],
+            "no folder or file nosuch; give the folder of the training images, a tar shard, a table or a picture",
+        ),
+        (["--embed-images"], "got --embed-images for the format table; give --format html, or leave it out"),
+        (
+            ["--format", "html", "--embed-images", "--training-images", "."],
+            "got --training-images, and the run was compared with none; leave it out",
+        ),
+    ],
+)
+def test_options_that_a_report_would_not_use_are_refused(cryptomnesia, audited, options, message):
+    assert cryptomnesia("report", audited.folder, *options) == (2, "", f"error: {message}\n")

@@ -180,7 +180,7 @@ def test_without_room_the_run_stays_usable(tmp_path, monkeypatch):
     store = Store.create(tmp_path / "run", ABOUT)
     store.write("scores", 0, [{"unit": 0}])
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("cryptomnesia.auditing.store.pq.write_table", full)

@@ -49,7 +49,8 @@ def test_localize_draws_maps_and_with_a_calibration_masks(cryptomnesia, model, m
     assert all(0 < row["mean_p_value"] <= 1 and row["error"] is None for row in maps)
     assert maps[3]["panel"].endswith("maps-0001-seed-0.png")
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert files == [f"maps-000{n}-seed-0.{kind}" for n in (0, 1) for kind in ("png", "safetensors")]
+    made = [f"maps-000{n}-seed-0.{kind}" for n in (0, 1) for kind in ("png", "safetensors")]
+    assert files == [*made, "regions.json"]
     tensors = load_file(tmp_path / "out" / "maps-0001-seed-0.safetensors")
     assert tensors["score-difference"].shape == (8, 8)
     assert tensors["score-difference/mask"].float().mean().item() == pytest.approx(maps[2]["fraction"])
@@ -69,7 +70,7 @@ def test_without_a_calibration_there_are_maps_only(cryptomnesia, model, setup, t
     code, out, _ = cryptomnesia("localize", model / "tiny", "--prompt", "a", "-o", tmp_path / "out", *setup)
     assert code == 0
     assert "1 panel and as many files of maps in" in out
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_settings_of_localizers_reach_those_that_have_them(cryptomnesia, model, setup, tmp_path):
@@ -136,7 +137,7 @@ def test_a_model_without_captions_is_mapped(cryptomnesia, model, tmp_path):
         (["--at", "nan"], "got at = nan, expected to be a finite number"),
         (["--probes", "20"], "20 orthogonal probes in groups of 8"),
         (["--probes", "0"], "--probes"),
-        (["--at", "-0.5"], "got the evaluation -0.5; give a whole number"),
+        (["--at", "-0.5"], "got --at -0.5; give the number of an evaluation"),
         (["--guidance", "1", "--localizer", "collapse"], "needs the unconditional branch"),
         (["--calibration", "nowhere"], "no calibration file nowhere"),
         (["--checkpoint", "nowhere"], "got --checkpoint nowhere, and no localizer that is compared with a checkpoint"),

@@ -1,6 +1,8 @@
 import logging
 import subprocess
 import sys
+import threading
+import warnings
 
 import pytest
 
@@ -73,7 +75,19 @@ def test_a_warning_of_the_library_is_one_line(cryptomnesia, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (OSError(28, "No space left on device", "out/a.png"), (2, "", "error: [Errno 28] No space left on device: ")),
+        (
+            OSError(28, "No space left on device", "out/a.png"),
+            (2, "", "error: out/a.png: No space left on device; make room, or give another place\n"),
+        ),
+        (
+            FileExistsError(17, "File exists", "out"),
+            (2, "", "error: out: File exists; a file is in the way; give another name\n"),
+        ),
+        (MemoryError(), (2, "", "error: the memory is not enough (MemoryError); give a smaller --batch-size")),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            (2, "", "error: the memory is not enough (CUDA out of memory. Tried to allocate 2 GiB); give a smaller"),
+        ),
         (cli.CryptomnesiaError("got this;\n  give that"), (2, "", "error: got this; give that\n")),
         (KeyboardInterrupt(), (130, "", "error: interrupted\n")),
     ],
@@ -89,15 +103,81 @@ def test_errors_are_one_line(cryptomnesia, monkeypatch, error, expected):
     assert err.count("\n") == 1
 
 
-def test_an_unexpected_error_is_told_from_a_flagged_image(cryptomnesia, monkeypatch):
-    def fail(**_):
-        raise RuntimeError("not foreseen")
+@pytest.fixture
+def state(monkeypatch, tmp_path):
+    """The folder of the logs."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path / "cryptomnesia"
 
-    monkeypatch.setattr(cli, "app", fail)
+
+def failing(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (RuntimeError("not\nforeseen"), "RuntimeError: not foreseen"),
+        (SystemExit(0), "SystemExit: 0"),
+        (SystemExit(1), "SystemExit: 1"),
+        (EOFError("no data"), "EOFError: no data"),
+        (RecursionError("too deep"), "RecursionError: too deep"),
+        (OSError("no number"), "OSError: no number"),
+        (ImportError("no module"), "ImportError: no module"),
+    ],
+)
+def test_an_unexpected_error_is_told_from_a_flagged_image(cryptomnesia, monkeypatch, state, error, shown):
+    monkeypatch.setattr("cryptomnesia.cli.listing.entries", failing(error))
+    code, out, err = cryptomnesia("methods", "drift")
+    (log,) = state.iterdir()
+    assert (code, out) == (4, "")
+    assert err == f"error: the program failed ({shown}); the traceback is in {log}; please report it\n"
+    written = log.read_text()
+    assert "Traceback (most recent call last):" in written
+    assert "'methods', 'drift'" in written
+    assert f"cryptomnesia {__version__}, Python 3." in written
+
+
+def test_ctrl_c_and_a_closed_pipe_keep_their_codes_in_a_command(cryptomnesia, monkeypatch, state):
+    monkeypatch.setattr("cryptomnesia.cli.listing.entries", failing(KeyboardInterrupt()))
+    assert cryptomnesia("methods") == (130, "", "error: interrupted\n")
+    # the standard output of this process stays
+    monkeypatch.setattr(cli, "discard", lambda _: None)
+    monkeypatch.setattr("cryptomnesia.cli.listing.entries", failing(BrokenPipeError(32, "Broken pipe")))
+    assert cryptomnesia("methods") == (141, "", "")
+    assert not state.exists()
+
+
+def test_what_fails_in_a_thread_or_warns_is_one_line(cryptomnesia, monkeypatch, state):
+    def work(**_):
+        thread = threading.Thread(target=failing(RuntimeError("in a thread")))
+        thread.start()
+        thread.join()
+        warnings.showwarning(UserWarning("this\nis old"), UserWarning, "file.py", 1)
+        return 1
+
+    monkeypatch.setattr(cli, "app", work)
+    before = threading.excepthook, warnings.showwarning
     code, out, err = cryptomnesia("detect")
-    assert (code, out) == (70, "")
-    assert err.startswith("Traceback (most recent call last):\n")
-    assert err.endswith("RuntimeError: not foreseen\n")
+    first, second = err.splitlines()
+    assert (code, out) == (4, "")
+    assert first.startswith("error: the program failed (RuntimeError: in a thread); the traceback is in ")
+    assert second == "warning: this is old"
+    assert (threading.excepthook, warnings.showwarning) == before
+
+
+def test_a_package_that_cannot_be_imported_is_one_line():
+    code = (
+        "import sys; sys.modules['typer'] = None; sys.argv = ['cryptomnesia', 'methods']\n"
+        "from cryptomnesia.__main__ import main; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (4, "")
+    assert ended.stderr.startswith("error: the program cannot start (")
+    assert ended.stderr.count("\n") == 1
 
 
 def test_a_reader_who_went_away_is_no_error():

@@ -1,11 +1,12 @@
 """The verb `audit`: from a model and prompts to a finished run directory, by one process or several."""
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -23,6 +24,8 @@ from cryptomnesia.calibration.fitting import FIRST_SEED, fitted, recorded_for, w
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.errors import CryptomnesiaError, UsageError
 from cryptomnesia.localizers.mapping import mapped
+
+logger = logging.getLogger("cryptomnesia")
 
 REFERENCES = "references"
 """The stage before `IMAGES`, of a run that makes its own calibration."""
@@ -237,8 +240,13 @@ def _help(request: Request, folder: Path, threads: int) -> None:
     assert first is not None
     Thread(target=lambda: (first.join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(threads)
-    with suppress(CryptomnesiaError):
+    try:
         _run(request, folder, 1, _silent)
+    except CryptomnesiaError:
+        pass
+    # a traceback would help nobody who reads the first process's one line
+    except Exception as error:
+        logger.warning("a worker of the audit stopped (%s: %s); the others go on", type(error).__name__, error)
 
 
 def _silent(*_: object) -> None:

@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from cryptomnesia.auditing.as_json import finite
+from cryptomnesia.auditing.checking import check_about, check_rows
 from cryptomnesia.auditing.evidence import Gate, Level, gate
 from cryptomnesia.auditing.rows import NORM, SIGNAL
 from cryptomnesia.auditing.store import Store, batch_count
@@ -19,7 +20,8 @@ from cryptomnesia.settings import AuditSettings
 SCHEMA = 3
 """Version of `Outcome.to_json`, whose JSON schema is report/static/report.schema.json."""
 
-IMAGES, SCORES = "images", "scores"
+IMAGES: Literal["images"] = "images"
+SCORES: Literal["scores"] = "scores"
 """Stages of a run from which its outcome is read."""
 
 _HIDDEN = frozenset({"prompt", "made_by", "map", "mask", "timesteps"})
@@ -109,7 +111,7 @@ class Outcome:
         """Everything but norms, signals, maps and masks, as JSON values."""
         return {
             "schema": SCHEMA,
-            "about": {key: value for key, value in self.about.items() if key not in ("prompts", "unlike")},
+            "about": finite({key: value for key, value in self.about.items() if key not in ("prompts", "unlike")}),
             "detector": self.detector,
             "made_by": self.made_by,
             "fpr": self.fpr,
@@ -150,6 +152,7 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
     Raises:
         UsageError: for a run that is not finished, or a level or share that is not possible.
     """
+    check_about(store.about, store.folder)
     settings = AuditSettings.resolve(
         store.about["settings"] | _given(fail_on=fail_on, max_rate=max_rate), environment={}
     )
@@ -160,14 +163,17 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
             f"{store.folder} is not finished: {store.done(IMAGES)} of {batches} batches; run `cryptomnesia audit` with "
             "the same settings again to go on"
         )
-    scores = store.rows(SCORES)
+    images, scores = store.rows(IMAGES), store.rows(SCORES)
+    units = units_of(store.about["prompts"], settings)
+    check_rows(images, IMAGES, units, store.folder)
+    check_rows(scores, SCORES, units, store.folder)
     grouped: dict[str, list[dict[str, Any]]] = {prompt: [] for prompt in store.about["prompts"]}
-    for recorded, scored in zip(store.rows(IMAGES), scores, strict=True):
+    for recorded, scored in zip(images, scores, strict=True):
         grouped[recorded["prompt"]].append(recorded | scored)
     prompts = []
-    for prompt, images in grouped.items():
-        images.sort(key=_worst_first)
-        prompts.append(Judged(prompt, max(Level[row["level"]] for row in images), images))
+    for prompt, rows in grouped.items():
+        rows.sort(key=_worst_first)
+        prompts.append(Judged(prompt, max(Level[row["level"]] for row in rows), rows))
     prompts.sort(key=lambda judged: (-judged.level, _worst_first(judged.images[0])))
     decision = gate(
         [judged.level for judged in prompts],
@@ -178,6 +184,17 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
     about = store.about | {"settings": settings.model_dump(mode="json")}
     first = scores[0]
     return Outcome(about, settings, first["detector"], first["made_by"], first["fpr"], prompts, decision)
+
+
+def units_of(prompts: Sequence[str], settings: AuditSettings) -> list[tuple[str, int]]:
+    """Prompt and seed of every image of a run; every image has its own seed, as pictures of one seed share their noise.
+
+    Args:
+        prompts: of the run, each once.
+        settings: of the run.
+    """
+    repeated = [prompt for prompt in prompts for _ in range(settings.images_per_prompt)]
+    return [(prompt, settings.seed + number) for number, prompt in enumerate(repeated)]
 
 
 def check_gate(settings: AuditSettings, *, localized: bool) -> None:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cryptomnesia.auditing.outcome import check_gate
+from cryptomnesia.auditing.outcome import check_gate, units_of
 from cryptomnesia.auditing.requests import Request
 from cryptomnesia.auditing.scoring import check_second_signal
 from cryptomnesia.auditing.store import CALIBRATION
@@ -87,9 +87,8 @@ class Plan:
 
     @property
     def units(self) -> list[Unit]:
-        """Those of the run; every image has its own seed, because pictures of one seed share their noise."""
-        repeated = [prompt for prompt in self.prompts for _ in range(self.settings.images_per_prompt)]
-        return [(prompt, self.settings.seed + number) for number, prompt in enumerate(repeated)]
+        """Those of the run."""
+        return units_of(self.prompts, self.settings)
 
     @cached_property
     def about(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cryptomnesia.errors import UsageError
 from cryptomnesia.tracing.trajectory import Trajectory, joined_maps
 from cryptomnesia.verdicts import Verdict
 
@@ -34,8 +35,24 @@ def columns(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def trajectory_of(rows: Sequence[dict[str, Any]]) -> Trajectory:
-    """The trajectory of the images of rows, at least one, without tensors."""
+    """The trajectory of the images of rows, at least one, without tensors.
+
+    Raises:
+        UsageError: for columns of norms or signals that are not those of one run.
+    """
+    try:
+        return _trajectory(rows)
+    # a column that is missing, of another type or of another length
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"the norms and signals of the run are damaged ({reason}); audit again") from None
+
+
+def _trajectory(rows: Sequence[dict[str, Any]]) -> Trajectory:
+    """The trajectory of rows."""
     timesteps = tuple(rows[0]["timesteps"])
+    if any(row["timesteps"] != rows[0]["timesteps"] for row in rows):
+        raise ValueError("the timesteps of the images differ")
     norms = {key.removeprefix(NORM): _norms([row[key] for row in rows]) for key in rows[0] if key.startswith(NORM)}
     signals = {
         key.removeprefix(SIGNAL): joined_maps([torch.tensor([row[key]]) for row in rows])

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cryptomnesia.auditing.checking import check_about, check_rows
 from cryptomnesia.auditing.evidence import Level
-from cryptomnesia.auditing.outcome import IMAGES, SCORES, not_installed
+from cryptomnesia.auditing.outcome import IMAGES, SCORES, not_installed, units_of
 from cryptomnesia.auditing.repetition import repeated
 from cryptomnesia.auditing.rows import P_VALUE, SCORE, trajectory_of, verdict_columns, verdict_of
 from cryptomnesia.auditing.store import CALIBRATION, Store
@@ -23,6 +24,7 @@ from cryptomnesia.detectors import detector as detector_of
 from cryptomnesia.errors import CryptomnesiaError, UsageError
 from cryptomnesia.images import square
 from cryptomnesia.matching import Tiles
+from cryptomnesia.pipelines.fingerprint import differences
 from cryptomnesia.registry import entries
 from cryptomnesia.settings import AuditSettings
 from cryptomnesia.statistics import conformal_p_values, conformal_threshold
@@ -55,11 +57,14 @@ class Stored:
     @classmethod
     def of(cls, store: Store) -> "Stored":
         """Read the images of a run."""
+        check_about(store.about, store.folder)
         rows = store.rows(IMAGES)
+        settings = AuditSettings.resolve(store.about["settings"], environment={})
+        check_rows(rows, IMAGES, units_of(store.about["prompts"], settings), store.folder)
         return cls(
             store,
-            AuditSettings.resolve(store.about["settings"], environment={}),
-            Calibration.load(store.folder / CALIBRATION),
+            settings,
+            calibration_in(store),
             rows,
             trajectory_of(rows),
             [verdict_of(row, number) for number, row in enumerate(rows)],
@@ -148,6 +153,21 @@ class Stored:
         made = f"{references} references and {len(self.rows)} images" if references else f"{len(self.rows)} images"
         need = "" if references else ", with a calibration that was made with this detector"
         return f"{made} × {self.calibration.evaluations} evaluations, and what the detector itself evaluates{need}"
+
+
+def calibration_in(store: Store) -> Calibration:
+    """The calibration that a run is judged by.
+
+    Raises:
+        UsageError: if it is missing, damaged, or that of another set-up.
+    """
+    calibration = Calibration.load(store.folder / CALIBRATION)
+    if unlike := differences(calibration.fingerprint, store.about["fingerprint"]):
+        raise UsageError(
+            f"{store.folder / CALIBRATION} is not the calibration of the run: {'; '.join(unlike)}; put the run's own "
+            "back, or audit again"
+        )
+    return calibration
 
 
 def score(store: Store, *, detector: str | Any | None = None, fpr: float | None = None) -> None:

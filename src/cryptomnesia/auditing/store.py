@@ -39,6 +39,9 @@ FORMAT = 2
 CALIBRATION = "calibration.safetensors"
 """The file of the calibration in a run directory."""
 
+_DIGEST = b"cryptomnesia.sha256"
+"""The key of the checksum in the metadata of a table."""
+
 Row = Mapping[str, Any]
 """Column name → value, for one image."""
 
@@ -64,14 +67,17 @@ class Store:
         try:
             held: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
             version, about = held["format"], held["about"]
+            if not isinstance(about, dict):
+                raise TypeError(f"its `about` is a {type(about).__name__}")
         except FileNotFoundError:
             raise UsageError(f"no run in {folder}; make one with `cryptomnesia audit`") from None
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        # JSON that is nested too deeply raises the last one
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise UsageError(f"{folder} is no run directory ({error}); give one that `audit` made") from None
         if version != FORMAT:
             newer = isinstance(version, int) and version > FORMAT
             fix = "update cryptomnesia" if newer else "audit again into another folder"
-            raise UsageError(f"{folder} has run format {version}, this version reads {FORMAT}; {fix}")
+            raise UsageError(f"{folder} has run format {_short(version)}, this version reads {FORMAT}; {fix}")
         self.folder = folder
         self.about: dict[str, Any] = about
 
@@ -158,12 +164,15 @@ class Store:
             for abandoned in path.parent.glob(f"{path.name}.*.unfinished"):
                 abandoned.unlink()
             with replacing(path) as unfinished:
-                pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), unfinished)
+                pq.write_table(_with_digest(pa.Table.from_pylist([dict(row) for row in rows])), unfinished)
 
     def rows(self, stage: str) -> list[dict[str, Any]]:
-        """The rows of all batches of a stage that are done, in order."""
-        files = sorted((self.folder / stage).glob("[0-9]*.parquet"))
-        return [row for file in files for row in pq.read_table(file).to_pylist()]
+        """The rows of all batches of a stage that are done, in order.
+
+        Raises:
+            UsageError: for a file that cannot be read, or was damaged.
+        """
+        return [row for file in sorted((self.folder / stage).glob("[0-9]*.parquet")) for row in _read(file)]
 
     def done(self, stage: str) -> int:
         """The number of batches of a stage that are done."""
@@ -220,6 +229,41 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from None
 
 
+def _with_digest(table: pa.Table) -> pa.Table:
+    """The table with a checksum of what will be read from its file, in the file's metadata."""
+    made = pa.BufferOutputStream()
+    pq.write_table(table, made)
+    read = pq.ParquetFile(pa.BufferReader(made.getvalue())).read()
+    return table.replace_schema_metadata({_DIGEST: _digest(read)})
+
+
+def _digest(table: pa.Table) -> bytes:
+    """SHA-256 of names, types and values of a table."""
+    made = pa.BufferOutputStream()
+    plain = table.replace_schema_metadata(None)
+    with pa.ipc.new_stream(made, plain.schema) as stream:
+        stream.write_table(plain)
+    return hashlib.sha256(made.getvalue()).hexdigest().encode()
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    """The rows of a batch."""
+    try:
+        # not `read_table`, which takes the names of folders for columns
+        table = pq.ParquetFile(file).read()
+        # runs of earlier versions have none
+        wanted = (table.schema.metadata or {}).get(_DIGEST)
+        if wanted is not None and wanted != _digest(table):
+            raise ValueError("its checksum is wrong")
+        return table.to_pylist()
+    # pyarrow raises whatever a broken file leads it to; MemoryError for an absurd size, for instance
+    except Exception as error:
+        raise UsageError(
+            f"{file} is damaged ({_short(' '.join(str(error).split()))}); delete it, and run `cryptomnesia audit` with "
+            "the same settings to make it again"
+        ) from None
+
+
 def _bare(key: str) -> str:
     """The name of a setting without that of its group."""
     for group in ("settings.", "call.", "fingerprint.options.", "fingerprint."):
@@ -229,5 +273,5 @@ def _bare(key: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = " ".join(str(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -295,23 +295,35 @@ class Calibration:
             UsageError: for a file that is missing, is no calibration, was edited, or has another format.
         """
         about, tensors = load_checked(path, "calibration", FORMAT)
+        try:
+            return cls._of(about, tensors)
+        # the file is as somebody wrote it, who was not `save`
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(
+                f"{path} holds no calibration ({type(error).__name__}: {error}); make one with `cryptomnesia calibrate`"
+            ) from None
+
+    @classmethod
+    def _of(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Calibration":
+        """The calibration in the parts of a file."""
         kinds: dict[str, dict[str, Tensor]] = {"norm": {}, "signal": {}, "map": {}, "captions": {}}
         for key, values in tensors.items():
             kind, _, name = key.partition("/")
             kinds[kind][name] = values
-        count = len(kinds["norm"]["z"])
-        runs = Trajectory(
-            tuple(about["timesteps"]), kinds["norm"], {}, torch.empty(count, 0), complete=True, signals=kinds["signal"]
-        )
-        return cls(
-            about["fingerprint"],
-            runs,
-            kinds["map"],
-            about["made_by"],
-            about["prompts_sha256"],
-            Captions(**kinds["captions"]),
-            tuple(about["left_out"]),
-        )
+        count, timesteps = len(kinds["norm"]["z"]), tuple(map(float, about["timesteps"]))
+        for key, values in tensors.items():
+            if (len(values) != count and not key.startswith("captions/")) or (
+                key.startswith("norm/") and values.shape != (count, len(timesteps))
+            ):
+                raise ValueError(f"{key} has the shape {tuple(values.shape)}, of {count} runs of {len(timesteps)}")
+        runs = Trajectory(timesteps, kinds["norm"], {}, torch.empty(count, 0), complete=True, signals=kinds["signal"])
+        fingerprint, made_by = dict(about["fingerprint"]), dict(about["made_by"])
+        captions, left_out = Captions(**kinds["captions"]), tuple(map(int, about["left_out"]))
+        if not len(captions.texts) == len(captions.lengths) == count or captions.lengths.sum() != len(captions.words):
+            raise ValueError(f"its captions are not those of {count} runs")
+        if len({*left_out} & {*range(count + len(left_out))}) < len(left_out):
+            raise ValueError("it leaves out prompts that were not there")
+        return cls(fingerprint, runs, kinds["map"], made_by, str(about["prompts_sha256"]), captions, left_out)
 
 
 def _hashable(detector: Detector) -> bool:

@@ -1,19 +1,20 @@
 """The command line: read settings, call the library, print the result, set the exit code.
 
 Exit codes: 0 done and nothing flagged, 1 something flagged, 2 input that cannot be used, 3 nothing flagged but some
-images could not be judged, 70 the program itself failed. Results go to standard output; progress, warnings and errors
-go to standard error. Nothing heavy is imported before a command runs.
+images could not be judged, 4 the program itself failed. Results go to standard output; progress, warnings and errors
+go to standard error, every error as one line. Nothing heavy is imported before a command runs.
 """
 
 import logging
-import os
 import sys
-import traceback
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from cryptomnesia import __version__
 
@@ -30,17 +31,12 @@ from cryptomnesia.cli import (  # noqa: F401
     proving,
 )
 from cryptomnesia.cli.common import app
+from cryptomnesia.cli.endings import BROKEN_PIPE, INTERRUPTED, UNUSABLE, ending_of
+from cryptomnesia.cli.streams import discard, flush_streams, prepare_streams, say
 from cryptomnesia.errors import CryptomnesiaError
 
 VERBS = ("detect", "localize", "guard", "audit", "calibrate", "match")
 """The commands that the help shows first."""
-
-_INTERRUPTED, _BROKEN_PIPE = 130, 141
-"""Exit codes after Ctrl-C, and when nobody reads the output any more, as shells give them."""
-
-_PROGRAM_ERROR = 70
-"""Exit code after an exception that nobody expected, as sysexits.h has it; Python's own 1 means that something is
-flagged."""
 
 _CommandLineError: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if issubclass(kind, Exception) and kind.__name__ == "ClickException"
@@ -48,42 +44,72 @@ _CommandLineError: type[Exception] = next(
 """What Typer raises for a command line that it cannot parse."""
 
 
-def main() -> None:
-    """Run the command line and exit; an error that was raised on purpose becomes one line and exit code 2.
+class _Carried(Exception):
+    """Carries an error through Typer, which gives some of them exit codes of its own; `__cause__` is the error."""
 
-    After any other exception the traceback goes to standard error, and the exit code is 70.
+
+class _Commands(TyperGroup):
+    """The commands, whose errors are not touched by Typer."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command.
+
+        Raises:
+            _Carried: for an error that Typer would turn into exit code 1, which means flagged, or into an interruption.
+        """
+        try:
+            return super().invoke(ctx)
+        except (EOFError, KeyboardInterrupt, OSError, SystemExit) as error:
+            raise _Carried from error
+
+
+def main() -> None:
+    """Run the command line and exit.
+
+    An error that was raised on purpose becomes one line and exit code 2. Any other exception is a bug: it becomes one
+    line and exit code 4, and its traceback goes to a file that the line names.
     """
-    with _warnings_as_lines():
-        sys.exit(_run())
+    prepare_streams()
+    with _one_line_each() as failed:
+        code = _run()
+        if (error := flush_streams()) is not None and code != BROKEN_PIPE:
+            code = _ended(error)
+            flush_streams()
+    sys.exit(failed[0] if failed else code)
 
 
 def _run() -> int:
     """Run the command line, and return the exit code."""
     try:
         return app(standalone_mode=False) or 0
-    except CryptomnesiaError as error:
-        message = str(error)
-    except BrokenPipeError:
-        # what is left in the buffer cannot be written when Python ends either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
-    except OSError as error:
-        message = f"{error}; give another place, or make room"
-    except _CommandLineError as error:
+    except _Carried as carried:
+        return _ended(carried.__cause__ or carried)
+    # also what ends Python: packages of other people raise it
+    except BaseException as error:
+        return _ended(error)
+
+
+def _ended(error: BaseException) -> int:
+    """Say in one line why a command ended, and return the exit code."""
+    # Typer ends Python where nobody reads the help any more
+    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+        discard(sys.stdout)
+        return BROKEN_PIPE
+    if isinstance(error, KeyboardInterrupt):
+        line, code = "interrupted", INTERRUPTED
+    elif isinstance(error, CryptomnesiaError):
+        line, code = str(error), UNUSABLE
+    elif isinstance(error, _CommandLineError):
         if type(error).__name__ == "NoArgsIsHelpError":
             # the help was printed
-            return 2
+            return UNUSABLE
         hint = getattr(getattr(error, "ctx", None), "command_path", "cryptomnesia")
         reason: str = getattr(error, "format_message", error.__str__)()
-        message = f"{reason.rstrip('.')}; see {hint} --help"
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("error: interrupted", err=True)
-        return _INTERRUPTED
-    except Exception:
-        traceback.print_exc()
-        return _PROGRAM_ERROR
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
-    return 2
+        line, code = f"{reason.rstrip('.')}; see {hint} --help", UNUSABLE
+    else:
+        line, code = ending_of(error)
+    say(f"error: {line}")
+    return code
 
 
 class _OneLine(logging.Handler):
@@ -91,22 +117,36 @@ class _OneLine(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a log record to standard error as one line."""
-        typer.echo(f"{record.levelname.lower()}: {' '.join(record.getMessage().split())}", err=True)
+        say(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 @contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Show the library's warnings on standard error."""
-    logger = logging.getLogger("cryptomnesia")
-    handler = _OneLine(logging.WARNING)
+def _one_line_each() -> Iterator[list[int]]:
+    """Show warnings and errors of threads as one line each; yields a list that gets the exit codes of the latter."""
+    failed: list[int] = []
+    logger, handler = logging.getLogger("cryptomnesia"), _OneLine(logging.WARNING)
+    before = warnings.showwarning, threading.excepthook, sys.unraisablehook
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        say(f"warning: {message}")
+
+    def thread_failed(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_value is not None and not isinstance(arguments.exc_value, SystemExit):
+            failed.append(_ended(arguments.exc_value))
+
+    def ignored(arguments: Any) -> None:
+        say(f"warning: ignored {type(arguments.exc_value).__name__}: {arguments.exc_value}")
+
+    warnings.showwarning, threading.excepthook, sys.unraisablehook = show, thread_failed, ignored
     logger.addHandler(handler)
     try:
-        yield
+        yield failed
     finally:
         logger.removeHandler(handler)
+        warnings.showwarning, threading.excepthook, sys.unraisablehook = before
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(cls=_Commands, invoke_without_command=True)
 def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
         typer.echo(__version__)

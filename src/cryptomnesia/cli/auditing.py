@@ -88,12 +88,14 @@ def report(
     from cryptomnesia.auditing.outcome import outcome
     from cryptomnesia.auditing.store import Store
     from cryptomnesia.files import write_whole
-    from cryptomnesia.matching.sources import check_source
 
-    if training_images is not None:
-        check_source(training_images)
+    _check_pictures(kind, embed_images=embed_images, training=training_images)
+    if output is not None:
+        check_writable(output)
     store = Store(run)
     found = outcome(store, fail_on=fail_on, max_rate=max_rate)
+    if training_images is not None:
+        _check_training(found, training_images)
     if kind == "table" and output is None:
         print_outcome(found)
         return
@@ -101,7 +103,6 @@ def report(
     if output is None:
         typer.echo(text)
     else:
-        check_writable(output)
         make_folder(output.parent)
         try:
             write_whole(output, text)
@@ -157,6 +158,38 @@ def compare(
         for note in notes(run):
             typer.echo(f"{folder}: {note}", err=True)
     raise typer.Exit(1 if found.new else 0)
+
+
+def _check_pictures(kind: str, *, embed_images: bool, training: Path | None) -> None:
+    """Refuse options for pictures that the report would not use.
+
+    Raises:
+        UsageError: saying what to change.
+    """
+    from cryptomnesia.matching.sources import check_source
+
+    if training is not None:
+        check_source(training)
+    if embed_images and kind != "html":
+        raise UsageError(f"got --embed-images for the format {kind}; give --format html, or leave it out")
+    if training is not None and not embed_images:
+        raise UsageError("got --training-images without --embed-images; give both, or leave it out")
+
+
+def _check_training(found: "Outcome", training: Path) -> None:
+    """Say which training images of a run are not in the folder that is given for them.
+
+    Raises:
+        UsageError: if the run was compared with none.
+    """
+    from cryptomnesia.matching.sources.opening import content_of
+
+    if found.about["index"] is None:
+        raise UsageError("got --training-images, and the run was compared with none; leave it out")
+    paths = [row[f"{place}_path"] for judged in found.prompts for row in judged.images for place in ("whole", "region")]
+    named = {path for path in paths if path is not None}
+    if gone := sorted(path for path in named if content_of(training, path) is None):
+        typer.echo(f"{len(gone)} of {len(named)} training images are not in {training}, {gone[0]} for one", err=True)
 
 
 def _report(kind: str, found: "Outcome", store: "Store", embed_images: bool, training: Path | None) -> str:

@@ -33,19 +33,31 @@ if TYPE_CHECKING:
     from cryptomnesia.pipelines.setup import Setup
 
 
+REGIONS = "regions.json"
+"""The file in the output folder that holds what `--json` prints."""
+
+
 @app.command()
 @settings_flags(arguments=["model"], needed=["model"])
 def localize(
     settings: LocalizeSettings,
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", help="Folder for a panel (.png) and the maps (.safetensors) of every image."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder for regions.json, and for a panel (.png) and the maps (.safetensors) of every image.",
+        ),
     ] = Path("maps"),
     as_json: AsJson = False,
 ) -> None:
-    """Generate prompts and map where every image is memorized; with a calibration also as masks."""
+    """Generate prompts and map where every image is memorized; with a calibration also as masks.
+
+    Exit code 0: every image has its maps. 3: some maps could not be computed.
+    """
     from cryptomnesia import localization
     from cryptomnesia.calibration import Calibration
+    from cryptomnesia.files import write_whole
     from cryptomnesia.pipelines.setup import Setup
     from cryptomnesia.report.panel import write_maps
     from cryptomnesia.tracing.generation import cut_off
@@ -85,6 +97,7 @@ def localize(
                 # an earlier run's maps stay until there are new ones
                 make_folder(output)
                 remove_old(output, "maps")
+                (output / REGIONS).unlink(missing_ok=True)
             panel, maps = (
                 image_file(output, "maps", number, located.seed, suffix) for suffix in (".png", ".safetensors")
             )
@@ -93,12 +106,17 @@ def localize(
             cut = located.prompt in truncated
             rows += [row._replace(truncated=cut) for row in regions(located, panel, maps)]
     pixel_fpr = settings.pixel_fpr if masked else None
+    words = {method.name: method.describe() for method in localizers}
+    text = json.dumps(regions_to_json(rows, str(settings.model), setup, words, pixel_fpr), indent=2)
+    write_whole(output / REGIONS, f"{text}\n")
     if as_json:
-        words = {method.name: method.describe() for method in localizers}
-        typer.echo(json.dumps(regions_to_json(rows, str(settings.model), setup, words, pixel_fpr), indent=2))
+        typer.echo(text)
     else:
         print_regions(rows, pixel_fpr)
         typer.echo(f"{counted(len(seeds), 'panel')} and as many files of maps in {output}")
+    if missing := sum(row.mean is None for row in rows):
+        typer.echo(f"{missing} of {counted(len(rows), 'map')} hold NaN: check the model's dtype and guidance", err=True)
+        raise typer.Exit(3)
 
 
 def _has_masks(

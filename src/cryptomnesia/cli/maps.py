@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 _MOST_PROBES = 512
 """Probes of a map that stops at the wanted error."""
 
+_MOST_EVALUATIONS = 10**6
+"""No run has as many."""
+
+_MOST_BYTES = 2**60
+"""No machine has as many, and torch counts no further than eight times as far."""
+
 
 def named_localizers(names: Sequence[str]) -> "list[Localizer]":
     """The localizers of these names with their default settings; `auto` is left out.
@@ -42,11 +48,13 @@ def localizers_for(
     at, probes, memory = settings.at, settings.probes, settings.memory
     if probes is None and settings.wanted is not None:
         probes = _MOST_PROBES
+    if at is not None and not (at.is_integer() and abs(at) < _MOST_EVALUATIONS) and not 0 <= at < 1:
+        raise UsageError(f"got --at {at:g}; give the number of an evaluation, or a share of the run from 0 to below 1")
     step = int(at) if at is not None and at.is_integer() else at
     estimate = {
         "probes": probes,
         "wanted": settings.wanted,
-        "memory": None if memory is None else max(1, round(memory * 2**30)),
+        "memory": None if memory is None else max(1, round(min(memory * 2**30, _MOST_BYTES))),
     }
     found = [localizer(name, setup) for name in names]
     _check_used(settings, found)

@@ -220,8 +220,8 @@ def _read_shard(names: Path, shape: tuple[int, int]) -> tuple[list[str], dict[in
         values = np.load(names.with_suffix(".npy"), mmap_mode="r")
         if values.shape != (len(paths), *shape) or values.dtype.kind != "f":
             raise ValueError(f"{len(paths)} paths, descriptors of shape {values.shape}")
-    # an empty file raises EOFError, a cut one ValueError
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    # numpy raises whatever a damaged file leads it to: EOFError, ValueError, the errors of Python's tokenizer
+    except Exception as error:
         raise _damaged(names, error) from None
     return paths, readings, values
 

@@ -1,7 +1,6 @@
 """A set-up: a pipeline and the settings of its calls; and what methods of every kind have to do with it."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from cryptomnesia.pipelines.call import NEUTRAL, PER_PROMPT, canonical, defaults
 from cryptomnesia.pipelines.families import Family, family_of
 from cryptomnesia.pipelines.fingerprint import Fingerprint, fingerprint
 from cryptomnesia.pipelines.origins.options import check_values
+from cryptomnesia.pipelines.rehearsal import asked
 from cryptomnesia.registry import MEMBERS, Kind, create
 from cryptomnesia.settings import Sampling
 
@@ -173,25 +173,25 @@ class Setup:
         return self.family.guided_in(self.sampling)
 
     @property
-    def evaluations(self) -> int | None:
-        """The number of denoiser evaluations of a run, None if only the run itself shows it."""
-        steps = self.sampling.steps
+    def complete(self) -> bool:
+        """Whether a run makes all the steps that the scheduler plans for `sampling.steps`."""
         # a pipeline that begins from a picture leaves out the first steps
         partial = "strength" in defaults_of(self.pipe)
         given = {"timesteps", "sigmas", "denoising_start", "denoising_end"} & self.sampling.options.keys()
-        if steps < 1 or partial or given:
+        return not (partial or given)
+
+    @property
+    def evaluations(self) -> int | None:
+        """The number of denoiser evaluations of a run, None if only the run itself shows it."""
+        steps, trained = self.sampling.steps, self.pipe.scheduler.config["num_train_timesteps"]
+        # a scheduler that is asked for far too many would fill the memory
+        if not 1 <= steps <= trained or not self.complete:
             return None
-        kind, config = type(self.pipe.scheduler), self.pipe.scheduler.config
-        # another scheduler of this kind is asked, because the pipeline's may be in use
-        settings = {name: config[name] for name in inspect.signature(kind).parameters if name in config}
-        shift = {"mu": 1.0} if config.get("use_dynamic_shifting") else {}
         try:
-            scheduler = kind(**settings)
-            scheduler.set_timesteps(steps, **shift)
-        # in these ways schedulers refuse a number of steps, which the call reports, or want further arguments
+            return len(asked(self.pipe.scheduler, steps).timesteps)
+        # in these ways schedulers refuse a number of steps, which `check_call` reports, or want further arguments
         except (TypeError, ValueError):
             return None
-        return len(scheduler.timesteps)
 
     @property
     def fingerprint(self) -> Fingerprint:

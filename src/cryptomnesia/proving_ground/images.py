@@ -1,10 +1,13 @@
 """The bundled model's training images as files, to match generations against."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
+from cryptomnesia.files import write_whole
 from cryptomnesia.proving_ground.planted import TrainingStream, plant
 from cryptomnesia.proving_ground.train import Recipe
 
@@ -30,15 +33,22 @@ def write_training_images(
     folder.mkdir(parents=True, exist_ok=True)
     for concept in concepts:
         if concept.planted:
-            Image.fromarray(concept.image).save(folder / f"{concept.id}.png")
+            write_whole(folder / f"{concept.id}.png", _png(concept.image))
     index = done = 0
     while done < others:
         place = stream.concept_at(index)
         if place is None or not concepts[place].planted:
             path = folder / f"{index:07}.png"
             if not path.exists():
-                Image.fromarray(stream[index].image).save(path)
+                write_whole(path, _png(stream[index].image))
             done += 1
             if progress is not None:
                 progress(done)
         index += 1
+
+
+def _png(picture: np.ndarray) -> bytes:
+    """The bytes of a picture (H, W, 3) as a PNG file."""
+    made = io.BytesIO()
+    Image.fromarray(picture).save(made, format="PNG")
+    return made.getvalue()

@@ -21,8 +21,8 @@ from PIL import Image
 from cryptomnesia.auditing.evidence import Level, gate
 from cryptomnesia.auditing.outcome import Judged, Outcome
 from cryptomnesia.auditing.rows import trajectory_of
-from cryptomnesia.auditing.scoring import installed
-from cryptomnesia.auditing.store import CALIBRATION, Store
+from cryptomnesia.auditing.scoring import calibration_in, installed
+from cryptomnesia.auditing.store import Store
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.decoding import opened, shown_as
 from cryptomnesia.detectors import Detector
@@ -93,7 +93,7 @@ def html(found: Outcome, store: Store, *, embed_images: bool = False, training: 
     )
     settings, gate = found.settings, found.gate
     detector, why_not = installed(found.detector, found.made_by)
-    references = _References(Calibration.load(store.folder / CALIBRATION), detector)
+    references = _References(calibration_in(store), detector)
     shown = _picture if embed_images else _left_out
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         evidence = list(

@@ -121,7 +121,7 @@ class Settings(BaseSettings):
             raise UsageError(f"cannot read the settings {file} (no such file); give a TOML file")
         try:
             found = TomlConfigSettingsSource(cls, file)()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"cannot read the settings {file} ({error}); give a TOML file") from None
         everything = _all_names()
         if unknown := sorted(found.keys() - everything):
@@ -159,7 +159,7 @@ def _as_list(value: Any) -> Any:
         return value
     try:
         items = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         items = value
     return items if isinstance(items, list) else [value]
 
@@ -224,7 +224,7 @@ def _with_guesses(unknown: Iterable[str], known: Iterable[str]) -> str:
     """Unknown names, each with the known name that is most like it, if one is."""
     possible = list(known)
     words = []
-    for name in unknown:
+    for name in (" ".join(name.split()) for name in unknown):
         guess = get_close_matches(name, possible, n=1)
         words.append(f"{name} (did you mean {guess[0]}?)" if guess else name)
     return ", ".join(words)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.call import silent
+from cryptomnesia.pipelines.rehearsal import rehearse
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.pipelines.tokenizers import Excess, too_long
 from cryptomnesia.prompts import captions_of
@@ -177,20 +178,29 @@ def images_of(
     return [caption for caption, _ in images], [number for _, number in images]
 
 
+LARGEST = 2**20
+"""Pixels of a side that torch can still count."""
+
+
 def check_call(setup: Setup) -> None:
     """Refuse settings that the pipeline would refuse later, or would not follow.
 
     Raises:
-        UsageError: for height without width or the reverse, fewer steps than 1, or more than the model has timesteps.
+        UsageError: for height without width or the reverse, fewer steps than 1, more than the model has timesteps, or a
+            number that the scheduler cannot do, or for an absurd size.
     """
     sampling = setup.sampling
     if (sampling.height is None) != (sampling.width is None):
         raise UsageError(f"got height {sampling.height} and width {sampling.width}; give both or neither")
+    if max(sampling.height or 0, sampling.width or 0) > LARGEST:
+        raise UsageError(f"got {sampling.height} × {sampling.width} pixels; give at most {LARGEST} each")
     if sampling.steps < 1:
         raise UsageError(f"got {sampling.steps} steps; give at least 1")
     trained = setup.pipe.scheduler.config["num_train_timesteps"]
     if sampling.steps > trained:
         raise UsageError(f"got {sampling.steps} steps, the model knows {trained} timesteps; give fewer")
+    if setup.complete:
+        rehearse(setup.pipe.scheduler, sampling.steps)
 
 
 def checked(batches: Iterable[Made], check: Callable[[], None], *, images: int, batch_size: int) -> Iterator[Made]:
