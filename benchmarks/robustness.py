@@ -117,7 +117,7 @@ def main() -> None:
             "situations_tried": sum(area["tried"] for area in areas.values()) + len(verbs),
             "inputs_fuzzed": broken["inputs"],
             "tracebacks": sum(area["tracebacks"] for area in areas.values()) + broken["tracebacks"],
-            "silent_errors": sum(area["silent_errors"] for area in areas.values()) + wrong,
+            "silent_errors": sum(area["silent_errors"] for area in areas.values()) + wrong + broken["wrong"],
             "areas": areas,
             "fuzzing": broken,
             "compatibility": matrix,

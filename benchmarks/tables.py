@@ -692,7 +692,9 @@ def robustness_situations(results: Results) -> str:
     wrong = sum(outcome.startswith("wrong") for outcome in verbs)
     rows.append(["verbs of families with solvers", str(len(verbs)), str(wrong), "0"])
     broken = results("robustness", "fuzzing")
-    rows.append(["broken files and command lines", str(broken["inputs"]), "0", str(broken["tracebacks"])])
+    rows.append(
+        ["broken files and command lines", str(broken["inputs"]), str(broken["wrong"]), str(broken["tracebacks"])]
+    )
     return grid(["", "tried", "silent errors", "tracebacks"], rows)
 
 
