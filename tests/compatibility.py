@@ -18,7 +18,7 @@ CASES = {**FIRST, **MORE, **FLOWS}
 """All families."""
 
 FEW = ("DDIM", "DPM++ 2M Karras", "Euler", "Heun", "PNDM", "UniPC")
-"""Solvers that are tried with families that are derived from others."""
+"""Solvers that are tried with every family of UNets; all of them are tried with one."""
 
 FLOW = {
     "Flow Euler": ("FlowMatchEulerDiscreteScheduler", {}),
@@ -50,7 +50,7 @@ def solvers_for(name: str) -> list[str]:
     if not family.conditional:
         # pipelines without captions are made for one solver each
         return ["own"]
-    return [*SOLVERS, *OTHERS] if name in FIRST else list(FEW)
+    return [*SOLVERS, *OTHERS] if name == "sd-epsilon" else list(FEW)
 
 
 def outcomes(name: str, solver: str) -> dict[str, str]:

@@ -96,7 +96,12 @@ class Judges:
         Raises:
             UsageError: for another model, or a detector or mitigation that cannot work in the calibration's set-up.
         """
-        expected, found = calibration.fingerprint, setup.fingerprint
+        expected = calibration.fingerprint
+        if (kind := type(setup.pipe).__name__) != expected["pipeline"]:
+            # the settings of another class of pipelines may lack what its calls need
+            words = f"pipeline is {kind}, calibrated {expected['pipeline']}"
+            raise _misfit("the calibration was made with another set-up", [words])
+        found = setup.fingerprint
         unlike = differences(expected, found)
         if any(expected.get(part) != found.get(part) for part in _LASTING):
             raise _misfit("the calibration was made with another set-up", unlike)
