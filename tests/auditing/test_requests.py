@@ -45,7 +45,7 @@ def test_a_run_with_a_lora_goes_on_with_it_only(audit_folder, lora, tmp_path):
 
     Store.create(tmp_path, about(lora=[str(lora)], option=["eta=0.5"]))
     Store.create(tmp_path, about(lora=[str(lora)], eta=0.5, device="cpu"))
-    with pytest.raises(UsageError, match=r"another run: lora is .*:0\.5'\], there"):
+    with pytest.raises(UsageError, match=r"scale is 0\.5, there 1\.0; lora is .*:0\.5'\], there"):
         Store.create(tmp_path, about(lora=[f"{lora}:0.5"], eta=0.5))
     with pytest.raises(UsageError, match="got eta both as an option and as an argument; give it once"):
         about(option=["eta=0.5"], eta=0.5)

@@ -1,4 +1,5 @@
 import pytest
+from diffusers import FirstBlockCacheConfig
 
 from cryptomnesia import UsageError
 from cryptomnesia.localizers import (
@@ -81,6 +82,7 @@ def test_the_default_is_what_the_family_offers(case, name):
 
 
 def test_without_any_default_the_user_has_to_choose():
-    scaled = Setup.of(stable_diffusion(), {"cross_attention_kwargs": {"scale": 0.5}})
+    setup = CASES["flux true guidance"].setup()
+    setup.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     with pytest.raises(UsageError, match="none of the localizers collapse, collapse-empty, curvature works"):
-        default_localizer(scaled)
+        default_localizer(setup)
