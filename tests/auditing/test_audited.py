@@ -148,6 +148,7 @@ def lines_of(file):
     return file.read_text().splitlines() if file.exists() else []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(audit_folder, tmp_path):
     """Killed twenty times after a random number of steps, half of the times while two workers share the run."""
     (audit_folder / "many.txt").write_text("\n".join(f"a blue star {number}" for number in range(40)))

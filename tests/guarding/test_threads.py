@@ -205,7 +205,7 @@ def test_two_pipelines_in_two_threads_do_not_see_each_other(calibration):
         assert scores == pytest.approx([alone[pipe]] * 5, rel=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_guards_by_maps_in_two_threads_do_not_see_each_other(dtype):
     pipes = [stable_diffusion().to(dtype), stable_diffusion().to(dtype)]
     fitted = calibrate(pipes[0], PROMPTS, detectors=["collapse"], batch_size=34, **CALL)

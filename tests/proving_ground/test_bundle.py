@@ -136,6 +136,7 @@ def test_a_bundle_can_be_used(tiny):
     assert all(entry.replicated is None for entry in manifest.entries)
 
 
+@pytest.mark.slow
 def test_a_model_that_learned_nothing_replicates_nothing(tiny, monkeypatch):
     monkeypatch.setattr(verifying, "CONTROLS", 20)
     monkeypatch.setattr(verifying, "_LEVELS", (150, 850))

@@ -77,6 +77,7 @@ def kill_when(folder, appears, **settings):
     assert not (folder / "final").exists()
 
 
+@pytest.mark.slow
 def test_a_run_killed_three_times_ends_with_the_same_weights(whole, tmp_path):
     kill_when(tmp_path, "autoencoder.safetensors")
     kill_when(tmp_path, "denoiser.safetensors")

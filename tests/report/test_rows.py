@@ -26,7 +26,7 @@ def test_import_loads_nothing_heavy():
 def test_the_json_of_an_image_is_its_verdict():
     verdict = replace(FLAGGED, score=float("nan"), retried=(0.5, float("nan")), dropped=("star",))
     row = Judged(7, verdict, Path("out/a.png")).to_json()
-    assert row.keys() == {"seed", "file", "answer"} | {field.name for field in fields(Verdict)} - {"image"}
+    assert row.keys() == {"seed", "file", "answer", "truncated"} | {field.name for field in fields(Verdict)} - {"image"}
     assert (row["seed"], row["file"], row["answer"]) == (7, "out/a.png", "memorized?")
     assert (row["score"], row["p_value"], row["retried"], row["dropped"]) == (None, 0.004, [0.5, None], ["star"])
     assert json.loads(json.dumps(row, allow_nan=False)) == row
@@ -58,6 +58,6 @@ def test_a_map_without_mask_and_error_leaves_them_out():
 
 
 def test_an_infinite_distance_is_null():
-    row = Compared("a.png", "b.png", float("inf"), float("inf"), 1.0, False)
+    row = Compared("a.png", "b.png", float("inf"), float("inf"), 1.0, False, "", "")
     assert row.to_json()["distance"] is None
     assert row.to_json()["p_value"] == 1.0
