@@ -50,6 +50,8 @@ def counted(pipe):
     def count(*_):
         calls[0] += 1
 
+    # it changes no picture
+    count.cryptomnesia_fingerprint = ""
     pipe.unet.register_forward_hook(count)
     return calls
 
