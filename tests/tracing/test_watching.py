@@ -237,7 +237,7 @@ def test_a_run_without_a_step_is_explained():
     call = {"num_inference_steps": 3, "guidance_scale": 2.0, "strength": 0.0, "output_type": "latent"}
     with watch(pipe) as seen:
         pipe("a red circle", **call, **pictures.IMAGE)
-    with pytest.raises(UsageError, match="took no step of the solver .* a larger `strength`"):
+    with pytest.raises(UsageError, match=r"took no step of the solver .* a larger `strength`"):
         _ = seen.trajectory
 
 

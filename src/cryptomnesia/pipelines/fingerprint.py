@@ -80,6 +80,18 @@ def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
     }
 
 
+def model_fingerprint(pipe: Any) -> Fingerprint:
+    """The sections of a fingerprint that no setting changes, and the pipeline's class."""
+    parts = weights_digests(pipe)
+    parts.pop("safety_checker", None)
+    return {
+        "version": VERSION,
+        "records": RECORDS,
+        "pipeline": identity("the pipeline's class", own_class(pipe)),
+        "weights": parts,
+    }
+
+
 def weights_digest(pipe: Any) -> str:
     """One SHA-256 for the weights of all networks of the pipeline, its adapters and other alterations included."""
     found = {
