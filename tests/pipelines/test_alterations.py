@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import Attention
 from cryptomnesia import UsageError
 from cryptomnesia.pipelines.contents.parts import scheduler_alterations
 from cryptomnesia.pipelines.fingerprint import VERSION, differences, fingerprint, weights_digest
-from cryptomnesia.testing.miniatures import SAMPLING, OracleUNet, flux, stable_diffusion, stable_diffusion_3
+from cryptomnesia.testing.miniatures import CALL, SAMPLING, OracleUNet, flux, stable_diffusion, stable_diffusion_3
 from cryptomnesia.testing.oracles import FiniteSet
 from cryptomnesia.tracing.watching import watch
 
@@ -236,6 +236,14 @@ def test_what_a_run_leaves_in_a_scheduler_does_not_count(kind):
     if not flow:
         pipe.scheduler.alphas_cumprod = pipe.scheduler.alphas_cumprod * 0.999
         assert "alphas_cumprod" in scheduler_alterations(pipe.scheduler, {})
+
+
+def test_what_a_run_writes_into_a_configuration_does_not_count(model):
+    model.scheduler = diffusers.DPMSolverSinglestepScheduler.from_config(model.scheduler.config)
+    before = fingerprint(model, SAMPLING)
+    model("a red circle", **CALL, output_type="latent")
+    assert model.scheduler.config.lower_order_final
+    assert fingerprint(model, SAMPLING) == before
 
 
 def test_a_network_of_ones_own_is_compared_as_a_whole(model):

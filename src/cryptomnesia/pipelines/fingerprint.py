@@ -18,7 +18,13 @@ from cryptomnesia.pipelines.contents.adapters import adapters, without_adapters
 from cryptomnesia.pipelines.contents.alterations import alterations
 from cryptomnesia.pipelines.contents.hooks import global_patches
 from cryptomnesia.pipelines.contents.identity import identity
-from cryptomnesia.pipelines.contents.parts import changed, pipeline_identity, scheduler_alterations, tokenizer_identity
+from cryptomnesia.pipelines.contents.parts import (
+    changed,
+    pipeline_identity,
+    scheduler_alterations,
+    scheduler_config,
+    tokenizer_identity,
+)
 from cryptomnesia.pipelines.contents.tiling import tiles
 from cryptomnesia.pipelines.contents.weights import digest, weights_of
 from cryptomnesia.pipelines.families import family_of
@@ -50,8 +56,8 @@ def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
         UsageError: for a part that changes pictures in a way that cannot be told from another one.
     """
     family = family_of(pipe)
-    config = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
     settings = family.sampling(family.arguments([""], sampling), defaults_of(pipe))
+    config = scheduler_config(pipe.scheduler, settings.steps)
     dtype = _name(getattr(family.module, "dtype", None))
     # verdicts and maps come before a safety checker looks at the finished pictures
     parts = {part: network for part, network in networks(pipe).items() if part != "safety_checker"}

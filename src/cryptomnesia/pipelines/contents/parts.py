@@ -20,6 +20,7 @@ from cryptomnesia.pipelines.call import own_class
 from cryptomnesia.pipelines.contents.fresh import HARMLESS, same
 from cryptomnesia.pipelines.contents.hooks import flat, is_own_method, patches
 from cryptomnesia.pipelines.contents.identity import code_of, identity, in_library, names, qualified
+from cryptomnesia.pipelines.rehearsal import asked
 
 _VOCABULARIES: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
 """Tokenizer → what shows that it has changed, and the digest of its vocabulary."""
@@ -49,6 +50,16 @@ _PROCESSING = (
     "image_std",
 )
 """What an image processor of transformers does."""
+
+
+def scheduler_config(scheduler: Any, steps: int) -> dict[str, Any]:
+    """A scheduler's configuration as a run of `steps` steps leaves it: some write into it what suits the number."""
+    config = dict(scheduler.config)
+    if 1 <= steps <= config.get("num_train_timesteps", 0):
+        # a number that it refuses is reported by the run
+        with suppress(Exception):
+            config |= asked(scheduler, steps).config
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def scheduler_alterations(scheduler: Any, known: Mapping[int, str]) -> dict[str, Any]:
