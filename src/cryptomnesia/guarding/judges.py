@@ -9,7 +9,6 @@ from cryptomnesia.calibration.stored import Calibration, resolved
 from cryptomnesia.detectors import detector as detector_of
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations import mitigation as mitigation_of
-from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.fingerprint import Fingerprint, differences, model_fingerprint
 from cryptomnesia.pipelines.setup import Setup
 
@@ -89,7 +88,6 @@ class Judges:
         Raises:
             UsageError: for a pipeline of an unknown family, or around another model.
         """
-        family_of(pipe)
         found = model_fingerprint(pipe)
         _unlike({section: self.calibrations[0].fingerprint.get(section) for section in found}, found)
 

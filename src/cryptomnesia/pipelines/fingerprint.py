@@ -87,7 +87,12 @@ def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
 
 
 def model_fingerprint(pipe: Any) -> Fingerprint:
-    """The sections of a fingerprint that no setting changes, and the pipeline's class."""
+    """The sections of a fingerprint that no setting changes, and the pipeline's class.
+
+    Raises:
+        UsageError: for a pipeline of an unknown family, or weights that cannot be read.
+    """
+    family_of(pipe)
     parts = weights_digests(pipe)
     parts.pop("safety_checker", None)
     return {
