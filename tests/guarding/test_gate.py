@@ -14,13 +14,14 @@ from diffusers import (
     EulerDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionPAGPipeline,
     StableDiffusionPipeline,
 )
 
-from cryptomnesia import UsageError, detect, guard, watch
+from cryptomnesia import UsageError, calibrate, detect, guard, watch
 from cryptomnesia.guarding.gate import Gate
 from cryptomnesia.pipelines.families import family_of
-from cryptomnesia.testing.miniatures import CALL, SAMPLING, flux, stable_diffusion
+from cryptomnesia.testing.miniatures import CALL, PROMPTS, SAMPLING, flux, stable_diffusion
 from guarded_calls import call
 from nulls import EVERYTHING, flagging
 
@@ -187,10 +188,35 @@ def test_a_pipeline_for_every_request(blocking):
         call(mine.pipe)
     with pytest.raises(UsageError, match="guarded already"):
         blocking.also(pipe).attach()
-    with pytest.raises(UsageError, match="pipeline is StableDiffusionInpaintPipeline, calibrated StableDiffusionPip"):
-        blocking.also(StableDiffusionInpaintPipeline(**pipe.components, **PLAIN))
-    with pytest.raises(UsageError, match="pipeline is FluxPipeline, calibrated StableDiffusionPipeline"):
+    other = quiet(StableDiffusionPAGPipeline(**pipe.components, pag_applied_layers=["mid"], **PLAIN))
+    with pytest.raises(UsageError, match="unknown family"):
+        blocking.also(other)
+    with pytest.raises(UsageError, match=r"weights\."):
         blocking.also(flux())
+
+
+def test_another_class_is_judged_by_its_own_calibration(pipe, calibration):
+    settings = {"num_inference_steps": 4, "guidance_scale": 2.0, "strength": 0.8, "image": PICTURE}
+    other = quiet(StableDiffusionImg2ImgPipeline(**pipe.components, **PLAIN))
+    own = calibrate(other, PROMPTS, batch_size=51, **settings)
+
+    def verdicts(calibrations, **rule):
+        with guard(pipe, calibrations, fpr=0.5, **rule) as guarding, guarding.also(other) as mine:
+            other("a red circle", output_type="np", **settings)
+            call(pipe)
+        return mine.verdicts + guarding.verdicts
+
+    assert [verdict.score == verdict.score for verdict in verdicts([calibration, own])] == [True, True]
+    with guard(other, [calibration, own], fpr=0.5) as guarding:
+        other("a red circle", output_type="np", **settings)
+    assert guarding.verdicts[0].p_value <= 1
+    unknown, known = verdicts(calibration, unknown="block")
+    assert (unknown.action, known.action) == ("withheld", "none")
+    differs = "pipeline is StableDiffusionImg2ImgPipeline, calibrated StableDiffusionPipeline"
+    assert differs in unknown.reason
+    for refused in (lambda: verdicts(calibration), lambda: guard(other, calibration, fpr=0.5)):
+        with pytest.raises(UsageError, match=f"made with another set-up: .*{differs}"):
+            refused()
 
 
 def test_what_makes_no_image_goes_on(pipe, calibration):

@@ -1,3 +1,4 @@
+import functools
 import threading
 
 import diffusers
@@ -8,7 +9,7 @@ from diffusers.models.attention_processor import Attention
 from cryptomnesia import UsageError
 from cryptomnesia.pipelines.contents.parts import scheduler_alterations
 from cryptomnesia.pipelines.fingerprint import VERSION, differences, fingerprint, weights_digest
-from cryptomnesia.testing.miniatures import SAMPLING, OracleUNet, flux, stable_diffusion, stable_diffusion_3
+from cryptomnesia.testing.miniatures import CALL, SAMPLING, OracleUNet, flux, stable_diffusion, stable_diffusion_3
 from cryptomnesia.testing.oracles import FiniteSet
 from cryptomnesia.tracing.watching import watch
 
@@ -85,6 +86,82 @@ def test_a_method_of_a_library_that_was_replaced_is_seen(model, monkeypatch):
         found(model)
 
 
+PIPELINE = diffusers.StableDiffusionPipeline
+SOURCE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
+ENCODE = PIPELINE.encode_prompt
+
+
+def other_captions(self, *args, **kwargs):
+    found, negative = ENCODE(self, *args, **kwargs)
+    return found * 1.3, negative
+
+
+@functools.wraps(ENCODE)
+def disguised(self, *args, **kwargs):
+    return other_captions(self, *args, **kwargs)
+
+
+def attention(q, k, v, **_):
+    return v
+
+
+@pytest.mark.parametrize(
+    ("target", "made", "key"),
+    [
+        (f"{SOURCE}.StableDiffusionPipeline.encode_prompt", other_captions, "pipe.encode_prompt"),
+        # the function has the module and the name of the one that it takes the place of
+        (f"{SOURCE}.StableDiffusionPipeline.encode_prompt", disguised, "pipe.encode_prompt"),
+        (f"{SOURCE}.StableDiffusionPipeline.do_classifier_free_guidance", property(lambda self: False), "pipe.do_"),
+        (f"{SOURCE}.randn_tensor", lambda shape, **_: torch.zeros(shape), "pipe.randn_tensor"),
+        ("torch.nn.functional.scaled_dot_product_attention", attention, "global.scaled_dot_product_attention"),
+    ],
+)
+def test_what_took_the_place_of_a_function_of_a_library_is_seen(model, monkeypatch, target, made, key):
+    usual = fingerprint(model, SAMPLING)
+    monkeypatch.setattr(target, made)
+    (words,) = differences(usual, fingerprint(model, SAMPLING))
+    assert words.startswith(key)
+    monkeypatch.undo()
+    assert fingerprint(model, SAMPLING) == usual
+
+
+def test_a_function_that_is_disguised_as_a_method_is_told_from_another_one(model):
+    prints = []
+    for factor in (1.2, 1.5):
+
+        @functools.wraps(ENCODE)
+        def louder_captions(*args, by=factor, **kwargs):
+            return args, by
+
+        model.encode_prompt = louder_captions
+        prints.append(fingerprint(model, SAMPLING)["pipe"]["encode_prompt"])
+    assert prints[0] != prints[1]
+
+
+def test_what_no_code_of_the_pipeline_reads_does_not_count(model):
+    usual = fingerprint(model, SAMPLING)
+    model.lock, model.label, model.hf_device_map = threading.Lock(), "first", {"unet": 0}
+    model.vae.decode = torch.compile(model.vae.decode, backend="eager")
+    model.decode_latents = torch.compile(model.decode_latents, backend="eager")
+    assert differences(usual, fingerprint(model, SAMPLING)) == []
+    model.vae_scale_factor = 4
+    assert differences(usual, fingerprint(model, SAMPLING)) == ["pipe.vae_scale_factor is 4, calibrated 2"]
+
+    class Mine(PIPELINE):
+        pass
+
+    model.__class__ = Mine
+    with pytest.raises(UsageError, match="the pipeline's lock is an object of type lock"):
+        fingerprint(model, SAMPLING)
+
+
+def test_a_safety_checker_does_not_count_but_is_part_of_an_audits_model(model):
+    usual, digest = fingerprint(model, SAMPLING), weights_digest(model)
+    model.register_modules(safety_checker=torch.nn.Linear(2, 2))
+    assert fingerprint(model, SAMPLING) == usual
+    assert weights_digest(model) != digest
+
+
 def test_constants_of_a_function_are_part_of_it(model):
     prints = []
     for factor in (1.1, 1.2, 1.1):
@@ -159,6 +236,14 @@ def test_what_a_run_leaves_in_a_scheduler_does_not_count(kind):
     if not flow:
         pipe.scheduler.alphas_cumprod = pipe.scheduler.alphas_cumprod * 0.999
         assert "alphas_cumprod" in scheduler_alterations(pipe.scheduler, {})
+
+
+def test_what_a_run_writes_into_a_configuration_does_not_count(model):
+    model.scheduler = diffusers.DPMSolverSinglestepScheduler.from_config(model.scheduler.config)
+    before = fingerprint(model, SAMPLING)
+    model("a red circle", **CALL, output_type="latent")
+    assert model.scheduler.config.lower_order_final
+    assert fingerprint(model, SAMPLING) == before
 
 
 def test_a_network_of_ones_own_is_compared_as_a_whole(model):

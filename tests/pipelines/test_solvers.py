@@ -183,6 +183,10 @@ def misfits():
     yield "DDIM for CosXL", stable_diffusion(), diffusers.DDIMScheduler.from_config(euler.config), "continuous σ"
     yield "flow for SD", stable_diffusion(), diffusers.FlowMatchEulerDiscreteScheduler(), "not trained on rectified"
     yield "DDIM for SD3", stable_diffusion_3(), diffusers.DDIMScheduler(), "trained on rectified flow"
+    sana = diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    for kind in (diffusers.DDIMScheduler, diffusers.EulerDiscreteScheduler):
+        # the setting stays in the configuration, and the solver does not know it
+        yield f"{kind.__name__} for Sana", stable_diffusion_3(), kind.from_config(sana.config), "does not solve"
     yield "EDM of other data", stable_diffusion(), diffusers.EDMEulerScheduler(), "sigma_data=0.5"
     yield "IPNDM", stable_diffusion(), diffusers.IPNDMScheduler(), "noise level at a step is not known"
     yield "inverse", stable_diffusion(), diffusers.DDIMInverseScheduler(), "noise level at a step is not known"
@@ -214,6 +218,19 @@ def test_an_own_subclass_of_a_solver_keeps_its_level():
     pipe.scheduler.set_timesteps(5)
     level = level_of(pipe.scheduler, pipe.scheduler.timesteps[0])
     assert level.sigma / level.alpha == pytest.approx(float(pipe.scheduler.sigmas[0]), rel=1e-6)
+
+
+def test_own_subclasses_of_solvers_of_flow_and_of_edm_are_known_as_well():
+    class Straight(diffusers.FlowMatchEulerDiscreteScheduler):
+        pass
+
+    class Continuous(diffusers.EDMEulerScheduler):
+        pass
+
+    flow, edm = stable_diffusion_3(), stable_diffusion("v_prediction")
+    flow.scheduler, edm.scheduler = Straight(), Continuous(sigma_data=1.0, prediction_type="v_prediction")
+    assert (family_of(flow).kind, family_of(edm).kind) == ("flow_prediction", "v_prediction")
+    assert level_at(family_of(edm).schedule, 0.0).sigma == pytest.approx(0.5**0.5)
 
 
 def test_a_denoiser_wants_a_level_because_a_timestep_does_not_tell_it():

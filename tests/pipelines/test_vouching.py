@@ -1,5 +1,6 @@
 """Which pipelines the library takes: by class, by what a user vouches for, and whom it refuses."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -34,6 +35,20 @@ class Fork(StableDiffusionPipeline):
         return super().__call__(*args, **kwargs)
 
 
+class Disguised(StableDiffusionPipeline):
+    """A subclass whose call has the name and the module of the one that it takes the place of."""
+
+    @functools.wraps(StableDiffusionPipeline.__call__)
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **kwargs)
+
+
+class Inference(StableDiffusionPipeline):
+    """A subclass with a wrapper of PyTorch around the call."""
+
+    __call__ = torch.inference_mode()(StableDiffusionPipeline.__call__)
+
+
 def impostor() -> Any:
     """A class of another package with the name of one of diffusers."""
     return type("StableDiffusionPipeline", (Fork,), {})
@@ -48,7 +63,20 @@ def test_an_honest_subclass_is_known():
     assert guarding.verdicts[0].score == pytest.approx(found.verdict.score, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", [Fork, impostor()], ids=["fork", "impostor"])
+def test_a_wrapper_of_a_library_changes_no_call():
+    with watch(remade(Inference)) as seen:
+        seen.pipe("a red circle", **CALL, output_type="latent")
+    assert seen.trajectory.complete
+
+
+def test_a_call_that_took_the_place_of_diffusers_own_is_refused(monkeypatch):
+    pipe = stable_diffusion()
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", Disguised.__call__)
+    with pytest.raises(UsageError, match="runs another `__call__` than the StableDiffusionPipeline"):
+        family_of(pipe)
+
+
+@pytest.mark.parametrize("kind", [Fork, Disguised, impostor()], ids=["fork", "disguised", "impostor"])
 def test_a_class_with_a_call_of_its_own_is_refused_until_somebody_vouches_for_it(kind):
     pipe = remade(kind)
     calibration = calibrate(stable_diffusion(), PROMPTS, batch_size=51, **CALL)

@@ -3,12 +3,19 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, LMSDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
 
 from cryptomnesia import Collapse, Curvature, GuidanceMagnitude, Sampling, UsageError, watch
 from cryptomnesia.detectors import MapSignal
 from cryptomnesia.pipelines.families import family_of
-from cryptomnesia.testing.miniatures import FAMILIES, SAMPLING, TRUE_GUIDANCE, flux, stable_diffusion
+from cryptomnesia.testing.miniatures import FAMILIES, SAMPLING, TRUE_GUIDANCE, flux, pictures, stable_diffusion
 from cryptomnesia.tracing.trajectory import NORMS
 
 
@@ -199,6 +206,39 @@ def test_the_model_may_be_evaluated_between_generations():
         pipe.unet(step.cond.x, 1, **step.cond_inputs)
         call(pipe)
     assert [trajectory.complete for trajectory in seen.trajectories] == [True, True]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_what_a_callback_asks_the_network_is_no_branch(guidance):
+    pipe = stable_diffusion()
+    other = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+
+    def ask(pipe, index, t, values):
+        pipe.unet(2 * values["latents"].expand(3, -1, -1, -1), t, values["prompt_embeds"][-1:].expand(3, -1, -1))
+        other("a blue star", num_inference_steps=1, guidance_scale=1.0, output_type="latent")
+        return values
+
+    def run(**more):
+        call = {"num_inference_steps": 3, "guidance_scale": guidance, "output_type": "latent"}
+        with watch(pipe) as seen:
+            pipe("a red circle", **call, generator=torch.Generator().manual_seed(0), **more)
+        return seen.trajectory
+
+    plain = run()
+    asked = run(callback_on_step_end=ask, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
+    for name, values in plain.norms.items():
+        assert torch.equal(values.nan_to_num(), asked.norms[name].nan_to_num()), name
+
+
+def test_a_run_without_a_step_is_explained():
+    pipe = pictures.image_to_image()
+    call = {"num_inference_steps": 3, "guidance_scale": 2.0, "strength": 0.0, "output_type": "latent"}
+    with watch(pipe) as seen:
+        pipe("a red circle", **call, **pictures.IMAGE)
+    with pytest.raises(UsageError, match=r"took no step of the solver .* a larger `strength`"):
+        _ = seen.trajectory
 
 
 def test_steering_replaces_what_the_solver_is_given():

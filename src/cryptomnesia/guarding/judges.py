@@ -9,7 +9,7 @@ from cryptomnesia.calibration.stored import Calibration, resolved
 from cryptomnesia.detectors import detector as detector_of
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations import mitigation as mitigation_of
-from cryptomnesia.pipelines.fingerprint import Fingerprint, differences
+from cryptomnesia.pipelines.fingerprint import Fingerprint, differences, model_fingerprint
 from cryptomnesia.pipelines.setup import Setup
 
 Unknown = Literal["raise", "allow", "block"]
@@ -83,12 +83,13 @@ class Judges:
             raise self._no_fit(unlike)
 
     def check_model(self, pipe: Any) -> None:
-        """Refuse a pipeline around another model.
+        """Refuse a pipeline around another model; it may be of another class.
 
         Raises:
-            UsageError: naming everything that differs.
+            UsageError: for a pipeline of an unknown family, or around another model.
         """
-        self._differences(Setup(pipe, self.calibrations[0].sampling), self.calibrations[0])
+        found = model_fingerprint(pipe)
+        _unlike({section: self.calibrations[0].fingerprint.get(section) for section in found}, found)
 
     def _differences(self, setup: Setup, calibration: Calibration) -> list[str]:
         """What differs between a pipeline and a calibration, apart from the settings of calls.
@@ -96,15 +97,13 @@ class Judges:
         Raises:
             UsageError: for another model, or a detector or mitigation that cannot work in the calibration's set-up.
         """
-        expected = calibration.fingerprint
-        if (kind := type(setup.pipe).__name__) != expected["pipeline"]:
-            # the settings of another class of pipelines may lack what its calls need
-            words = f"pipeline is {kind}, calibrated {expected['pipeline']}"
-            raise _misfit("the calibration was made with another set-up", [words])
-        found = setup.fingerprint
-        unlike = differences(expected, found)
-        if any(expected.get(part) != found.get(part) for part in _LASTING):
-            raise _misfit("the calibration was made with another set-up", unlike)
+        expected, found = calibration.fingerprint, model_fingerprint(setup.pipe)
+        if found["pipeline"] == expected.get("pipeline"):
+            found = setup.fingerprint
+        else:
+            # another class of pipeline around the same model need not take these settings
+            expected = {section: value for section, value in expected.items() if section in found}
+        unlike = _unlike(expected, found)
         if not unlike:
             setup.check(self._methods)
         return unlike
@@ -144,6 +143,18 @@ class Judges:
             f"none of the {len(unlike)} calibrations was made with this set-up; the nearest is {self._names[nearest]}",
             unlike[nearest],
         )
+
+
+def _unlike(expected: Fingerprint, found: Fingerprint) -> list[str]:
+    """What differs between two fingerprints.
+
+    Raises:
+        UsageError: if they are of different models.
+    """
+    unlike = differences(expected, found)
+    if any(expected.get(part) != found.get(part) for part in _LASTING):
+        raise _misfit("the calibration was made with another set-up", unlike)
+    return unlike
 
 
 def _misfit(what: str, unlike: Sequence[str]) -> UsageError:

@@ -6,6 +6,7 @@ from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from cryptomnesia.pipelines.call import own_class
 from cryptomnesia.pipelines.tokenizers import copied_tokenizers
 
 Call = Callable[[type[Any], Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -32,9 +33,8 @@ class Pipes:
             guarding: its guard, which the new class has as `guarded_by`.
             call: makes the calls of the pipeline and its copies.
         """
-        kind = type(pipe)
         # a copy of a pipeline that was guarded at that moment has the class of that guard
-        self.kind: type[Any] = kind.__mro__[1] if "guarded_by" in vars(kind) else kind
+        self.kind = own_class(pipe)
         self._pipe = pipe
         self._lock = Lock()
         # a copy that was not called yet has no tokenizers of its own

@@ -48,6 +48,12 @@ _SAMPLED = frozenset({"num_inference_steps", "height", "width"})
 """Arguments that `Sampling` has fields for, beside the guidance."""
 
 
+def own_class(pipe: Any) -> type[Any]:
+    """The class of a pipeline, without the class that a guard puts before it."""
+    kind = type(pipe)
+    return kind.__mro__[1] if "guarded_by" in vars(kind) else kind
+
+
 def defaults_of(pipe: Any) -> dict[str, Any]:
     """Name of every argument of the pipeline's call → its default value, `inspect.Parameter.empty` if it has none."""
     parameters = inspect.signature(type(pipe).__call__).parameters

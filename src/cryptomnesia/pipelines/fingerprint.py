@@ -13,12 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cryptomnesia.pipelines.call import canonical, defaults_of
+from cryptomnesia.pipelines.call import canonical, defaults_of, own_class
 from cryptomnesia.pipelines.contents.adapters import adapters, without_adapters
 from cryptomnesia.pipelines.contents.alterations import alterations
-from cryptomnesia.pipelines.contents.hooks import global_hooks
+from cryptomnesia.pipelines.contents.hooks import global_patches
 from cryptomnesia.pipelines.contents.identity import identity
-from cryptomnesia.pipelines.contents.parts import changed, pipeline_identity, scheduler_alterations, tokenizer_identity
+from cryptomnesia.pipelines.contents.parts import (
+    changed,
+    pipeline_identity,
+    scheduler_alterations,
+    scheduler_config,
+    tokenizer_identity,
+)
 from cryptomnesia.pipelines.contents.tiling import tiles
 from cryptomnesia.pipelines.contents.weights import digest, weights_of
 from cryptomnesia.pipelines.families import family_of
@@ -50,22 +56,24 @@ def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
         UsageError: for a part that changes pictures in a way that cannot be told from another one.
     """
     family = family_of(pipe)
-    config = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
     settings = family.sampling(family.arguments([""], sampling), defaults_of(pipe))
+    config = scheduler_config(pipe.scheduler, settings.steps)
     dtype = _name(getattr(family.module, "dtype", None))
-    sections: dict[str, Any] = {**_networks(pipe, tiled=tiles(pipe, settings))}
+    # verdicts and maps come before a safety checker looks at the finished pictures
+    parts = {part: network for part, network in networks(pipe).items() if part != "safety_checker"}
+    sections: dict[str, Any] = {**_networks(parts, _known(pipe), tiled=tiles(pipe, settings))}
     sections["dtypes"] = {part: kinds for part, kinds in sections["dtypes"].items() if kinds != dtype}
     sections["scheduler_altered"] = scheduler_alterations(pipe.scheduler, _known(pipe))
     sections["tokenizers"] = {
         name: tokenizer_identity(part) for name, part in pipe.components.items() if hasattr(part, "get_vocab")
     }
     sections["pipe"] = pipeline_identity(pipe, _known(pipe))
-    sections["global"] = dict(global_hooks(_known(pipe)))
+    sections["global"] = dict(global_patches(_known(pipe)))
     sections["autocast"] = _autocast(family.module)
     return {
         "version": VERSION,
         "records": RECORDS,
-        "pipeline": identity("the pipeline's class", _class(pipe)),
+        "pipeline": identity("the pipeline's class", own_class(pipe)),
         "scheduler": type(pipe.scheduler).__name__,
         "scheduler_config": json.loads(json.dumps(config, default=_in_json, sort_keys=True)),
         "steps": settings.steps,
@@ -78,9 +86,30 @@ def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
     }
 
 
+def model_fingerprint(pipe: Any) -> Fingerprint:
+    """The sections of a fingerprint that no setting changes, and the pipeline's class.
+
+    Raises:
+        UsageError: for a pipeline of an unknown family, or weights that cannot be read.
+    """
+    family_of(pipe)
+    parts = weights_digests(pipe)
+    parts.pop("safety_checker", None)
+    return {
+        "version": VERSION,
+        "records": RECORDS,
+        "pipeline": identity("the pipeline's class", own_class(pipe)),
+        "weights": parts,
+    }
+
+
 def weights_digest(pipe: Any) -> str:
     """One SHA-256 for the weights of all networks of the pipeline, its adapters and other alterations included."""
-    found = {name: section for name, section in _networks(pipe).items() if name not in ("dtypes", "config")}
+    found = {
+        name: section
+        for name, section in _networks(networks(pipe), _known(pipe)).items()
+        if name not in ("dtypes", "config")
+    }
     # without alterations it is the digest of the weights alone
     altered = {name: {k: v for k, v in section.items() if "structure" not in v} for name, section in found.items()}
     about = {name: section for name, section in altered.items() if section}
@@ -117,11 +146,12 @@ def _bare(network: nn.Module) -> nn.Module:
             return network
 
 
-def _networks(pipe: Any, *, tiled: frozenset[str] = frozenset()) -> dict[str, dict[str, Any]]:
+def _networks(
+    parts: Mapping[str, nn.Module], known: Mapping[int, str], *, tiled: frozenset[str] = frozenset()
+) -> dict[str, dict[str, Any]]:
     """What a fingerprint holds of networks: weights, configurations, dtypes, adapters, alterations."""
     found: dict[str, dict[str, Any]] = {"weights": {}, "config": {}, "dtypes": {}, "adapters": {}, "altered": {}}
-    known = _known(pipe)
-    for part, network in networks(pipe).items():
+    for part, network in parts.items():
         weights = weights_of(part, network)
         config = _config(part, network)
         base = without_adapters(network, weights)
@@ -138,12 +168,6 @@ def _networks(pipe: Any, *, tiled: frozenset[str] = frozenset()) -> dict[str, di
 
 def _about_tiles(name: str) -> bool:
     return name == "use_tiling" or name.startswith("tile_")
-
-
-def _class(pipe: Any) -> type[Any]:
-    """The class of a pipeline, without the class that a guard puts before it."""
-    kind = type(pipe)
-    return kind.__mro__[1] if "guarded_by" in vars(kind) else kind
 
 
 def _known(pipe: Any) -> dict[int, str]:
@@ -228,6 +252,7 @@ def _in_json(value: Any) -> Any:
 def _short(value: Any) -> str:
     """A value for a message; of a hash its first digits, of a long text its beginning."""
     text = str(value)
-    if isinstance(value, str) and len(value) == 64:
-        return f"{value[:12]}…"
+    digits = text.removeprefix("sha256:")
+    if isinstance(value, str) and len(digits) == 64:
+        return f"{digits[:12]}…"
     return text if len(text) <= 120 else f"{text[:119]}…"

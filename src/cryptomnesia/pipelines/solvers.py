@@ -66,25 +66,32 @@ def solver_of(scheduler: Any) -> str:
     Raises:
         UsageError: for a scheduler of another class.
     """
-    for kind in type(scheduler).__mro__:
-        if kind.__name__ in KNOWN and kind.__module__.startswith("diffusers."):
-            return kind.__name__
+    if (name := _known_name(scheduler)) is not None:
+        return name
     raise UsageError(
         f"got a {type(scheduler).__name__}, whose noise level at a step is not known; use one of "
         f"{', '.join(sorted(KNOWN))}"
     )
 
 
+def _known_name(scheduler: Any) -> str | None:
+    kinds = (kind for kind in type(scheduler).__mro__ if kind.__module__.startswith("diffusers."))
+    return next((kind.__name__ for kind in kinds if kind.__name__ in KNOWN), None)
+
+
 def is_flow(scheduler: Any) -> bool:
     """Whether a scheduler solves rectified flow."""
-    return type(scheduler).__name__ in STRAIGHT or bool(getattr(scheduler, "config", {}).get("use_flow_sigmas"))
+    name = _known_name(scheduler)
+    # `from_config` leaves the setting in the configuration of solvers that do not know it
+    return name in STRAIGHT or (name in PRESERVING and bool(scheduler.config.get("use_flow_sigmas")))
 
 
 def is_continuous(scheduler: Any) -> bool:
     """Whether a scheduler's timesteps are log(σ/α)/4."""
     config = getattr(scheduler, "config", {})
     continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
-    return type(scheduler).__name__ in EDM or (type(scheduler).__name__ == "EulerDiscreteScheduler" and continuous)
+    name = _known_name(scheduler)
+    return name in EDM or (name == "EulerDiscreteScheduler" and continuous)
 
 
 def kind_of(scheduler: Any) -> Kind:

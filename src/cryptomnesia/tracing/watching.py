@@ -112,7 +112,12 @@ class Watch:
         Raises:
             UsageError: if the newest call has taken no step yet, or there was none.
         """
-        if not self._calls or not self._calls[-1].norms:
+        if self._calls and not self._calls[-1].norms:
+            raise UsageError(
+                "the newest call took no step of the solver with a prediction of the network, so nothing was recorded; "
+                "give it more steps, or a larger `strength` if it has one"
+            )
+        if not self._calls:
             raise UsageError(
                 "no generation was watched; call the pipeline inside the `with` block, "
                 "and set its scheduler before the block"

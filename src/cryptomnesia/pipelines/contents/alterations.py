@@ -9,14 +9,13 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from types import FunctionType
 from typing import Any
 
 from torch import nn
 
 from cryptomnesia.pipelines.contents.adapters import is_adapted
 from cryptomnesia.pipelines.contents.fresh import HARMLESS, fresh, same
-from cryptomnesia.pipelines.contents.hooks import around_calls, flat
+from cryptomnesia.pipelines.contents.hooks import around_calls, flat, is_own_method, patches
 from cryptomnesia.pipelines.contents.identity import code_of, identity, in_library, qualified
 
 _OF_TORCH = frozenset({*vars(nn.Module()), "_compiled_call_impl", "_is_full_backward_hook"})
@@ -119,6 +118,8 @@ def _altered(
         if name.startswith("_") and name not in usual and in_library(kind):
             # a library's notes about loading; no code that came with the class reads anything else
             continue
+        if is_own_method(value, kind, name):
+            continue
         if value is before or same(value, before) or same(value := _plain(value), _plain(before)):
             continue
         yield from flat(prefix + name, identity(f"{place}{name}", value, known))
@@ -169,8 +170,5 @@ def _of_class(part: str, kind: type, known: Mapping[int, str]) -> Iterator[tuple
     if not in_library(kind):
         yield f"{kind.__name__}.code", code_of(kind)[:12]
         return
-    for name, member in vars(kind).items():
-        if isinstance(member, FunctionType) and not in_library(member):
-            words = identity(f"the {part}'s {kind.__name__}.{name}", member, known)
-            if words != "":
-                yield f"{kind.__name__}.{name}", str(words)
+    for name, value in patches(f"the {part}'s {kind.__name__}", kind, known):
+        yield f"{kind.__name__}.{name}", str(value)

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
+from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,8 +39,12 @@ def around_calls(
         yield from flat("forward", identity(f"{place}forward", forward, {**known, id(module): "module"}))
 
 
-def global_hooks(known: Mapping[int, str]) -> Iterator[tuple[str, Any]]:
-    """Hooks that torch calls for the modules of all networks."""
+def global_patches(known: Mapping[int, str]) -> Iterator[tuple[str, Any]]:
+    """What is altered in all networks: hooks that torch calls for every module, and functions that took torch's place.
+
+    Packages of attention kernels are switched on by putting their function into `torch.nn.functional`.
+    """
+    yield from patches("torch.nn.functional", nn.functional, known)
     torch_modules: Any = nn.modules.module
     for when in ("forward_pre_hook", "forward_hook"):
         for hook in getattr(torch_modules, f"_global_{when}s").values():
@@ -85,6 +90,24 @@ def _innermost(module: nn.Module) -> Any:
         else:
             return forward
     return None
+
+
+def is_own_method(value: Any, kind: type, name: str) -> bool:
+    """Whether a value is the method `name` of an object of this class, perhaps compiled."""
+    value = getattr(value, "_torchdynamo_orig_callable", value)
+    return inspect.ismethod(value) and value.__func__ is getattr(kind, name, None)
+
+
+def patches(place: str, owner: type | ModuleType, known: Mapping[int, str]) -> Iterator[tuple[str, Any]]:
+    """The functions in a library's class or module that come from outside: name → what each is.
+
+    Raises:
+        UsageError: for a function that cannot be told from another one.
+    """
+    for name, member in list(vars(owner).items()):
+        function = getattr(member, "__func__", getattr(member, "fget", member))
+        if isinstance(function, FunctionType) and not in_library(function):
+            yield from flat(name, identity(f"{place}.{name}", function, known))
 
 
 def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:

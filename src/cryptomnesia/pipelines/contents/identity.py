@@ -38,12 +38,16 @@ LIBRARIES = frozenset(
         "huggingface_hub",
         "numpy",
         "optimum",
+        "packaging",
         "peft",
+        "safetensors",
         "tokenizers",
         "torch",
         "torchao",
         "torchvision",
+        "tqdm",
         "transformers",
+        "typing_extensions",
     }
 )
 """Packages whose functions and classes are known by their names."""
@@ -72,9 +76,27 @@ def qualified(kind: Any) -> str:
 
 
 def in_library(kind: Any) -> bool:
-    """Whether a class or function is one of a library's."""
-    package = str(getattr(kind, "__module__", None) or "builtins").partition(".")[0]
+    """Whether a class or function is one of a library's; of a function that wraps another one, whether both are."""
+    if not isinstance(kind, FunctionType):
+        return _of_library(getattr(kind, "__module__", None))
+    # `functools.wraps` gives a function of the user's own the module of the one that it wraps
+    wrapped = vars(kind).get("__wrapped__")
+    return _of_library(kind.__globals__.get("__name__")) and (wrapped is None or in_library(wrapped))
+
+
+def _of_library(module: Any) -> bool:
+    package = str(module or "builtins").partition(".")[0]
     return package in LIBRARIES or package in sys.stdlib_module_names
+
+
+def runs(call: Any, known: Any) -> bool:
+    """Whether a function is another one, or only libraries' wrappers are around it."""
+    inner = inspect.unwrap(known)
+    while call is not known and call is not inner:
+        if not (isinstance(call, FunctionType) and _of_library(call.__globals__.get("__name__"))):
+            return False
+        call = vars(call).get("__wrapped__")
+    return True
 
 
 def code_of(kind: type) -> str:
@@ -156,7 +178,7 @@ class _Identity:
             name: self._constant(name, cell.cell_contents, function, within)
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         }
-        for name in _names(function.__code__):
+        for name in names(function.__code__):
             value = function.__globals__.get(name)
             if value is None or type(value) in _PLAIN:
                 held[name] = value
@@ -204,12 +226,14 @@ def _found_by_name(function: FunctionType) -> bool:
     return inspect.unwrap(found) is inspect.unwrap(function) if callable(found) else False
 
 
-def _names(code: CodeType) -> Iterable[str]:
-    """The global names that compiled code refers to, also in the functions inside it."""
+def names(code: CodeType) -> Iterable[str]:
+    """The names that compiled code uses, also in the functions inside it and as the texts that `getattr` is given."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names(constant)
+            yield from names(constant)
+        elif isinstance(constant, str):
+            yield constant
 
 
 def _code(code: CodeType) -> str:

@@ -5,6 +5,7 @@ import dis
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
@@ -15,9 +16,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.contents.fresh import same
-from cryptomnesia.pipelines.contents.hooks import flat
-from cryptomnesia.pipelines.contents.identity import code_of, identity, in_library, qualified
+from cryptomnesia.pipelines.call import own_class
+from cryptomnesia.pipelines.contents.fresh import HARMLESS, same
+from cryptomnesia.pipelines.contents.hooks import flat, is_own_method, patches
+from cryptomnesia.pipelines.contents.identity import code_of, identity, in_library, names, qualified
+from cryptomnesia.pipelines.rehearsal import asked
 
 _VOCABULARIES: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
 """Tokenizer → what shows that it has changed, and the digest of its vocabulary."""
@@ -49,6 +52,16 @@ _PROCESSING = (
 """What an image processor of transformers does."""
 
 
+def scheduler_config(scheduler: Any, steps: int) -> dict[str, Any]:
+    """A scheduler's configuration as a run of `steps` steps leaves it: some write into it what suits the number."""
+    config = dict(scheduler.config)
+    if 1 <= steps <= config.get("num_train_timesteps", 0):
+        # a number that it refuses is reported by the run
+        with suppress(Exception):
+            config |= asked(scheduler, steps).config
+    return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
 def scheduler_alterations(scheduler: Any, known: Mapping[int, str]) -> dict[str, Any]:
     """How a scheduler differs from one that is freshly made from its configuration: attribute → value.
 
@@ -59,10 +72,7 @@ def scheduler_alterations(scheduler: Any, known: Mapping[int, str]) -> dict[str,
     """
     kind = type(scheduler)
     found: dict[str, Any] = {} if in_library(kind) else {"class": f"{qualified(kind)} {code_of(kind)[:12]}"}
-    for base in kind.__mro__:
-        for name, member in vars(base).items() if in_library(base) and base is not object else ():
-            if inspect.isfunction(member) and not in_library(member):
-                found |= flat(name, identity(f"the scheduler's {name}", member, known))
+    found |= _patched("the scheduler's", kind, known)
     ours, fresh = copy.copy(scheduler), kind.from_config(scheduler.config)
     for name, value in list(vars(ours).items()):
         # a watch puts wrappers around methods, which observe
@@ -70,7 +80,7 @@ def scheduler_alterations(scheduler: Any, known: Mapping[int, str]) -> dict[str,
             value = observed[1]
         if callable(value) and hasattr(kind, name):
             delattr(ours, name)
-            if not (inspect.ismethod(value) and value.__func__ is getattr(kind, name)):
+            if not is_own_method(value, kind, name):
                 found |= flat(name, identity(f"the scheduler's {name}", value, known))
     if found:
         # a patched scheduler need not take timesteps in the usual way
@@ -155,13 +165,15 @@ def pipeline_identity(pipe: Any, known: Mapping[int, str]) -> dict[str, Any]:
         for name, value in config.items()
         if name not in components and not name.startswith("_") and name != "requires_safety_checker"
     }
-    kind = type(pipe)
+    kind = own_class(pipe)
+    found |= _patched("the pipeline's", kind, known)
+    read = _read_by(kind)
     for name, value in vars(pipe).items():
         place = f"the pipeline's {name}"
-        if name in components or name == "_internal_dict":
+        if name in components or name in HARMLESS or not (read is None or name in read):
             continue
         if callable(value) and hasattr(kind, name):
-            if not (inspect.ismethod(value) and value.__func__ is getattr(kind, name)):
+            if not is_own_method(value, kind, name):
                 found |= flat(name, identity(place, value, known))
         elif name.startswith("_") or isinstance(value, nn.Module):
             continue
@@ -174,6 +186,33 @@ def pipeline_identity(pipe: Any, known: Mapping[int, str]) -> dict[str, Any]:
         held = {key: getattr(part, key) for key in _PROCESSING if in_library(type(part)) and hasattr(part, key)}
         found |= flat(name, identity(f"the pipeline's {name}", held or part, others))
     return dict(sorted(found.items()))
+
+
+def _patched(place: str, kind: type, known: Mapping[int, str]) -> dict[str, Any]:
+    """The functions from outside in a library's class, in those that it inherits from, and in their modules."""
+    found: dict[str, Any] = {}
+    for base in kind.__mro__:
+        if in_library(base) and base is not object:
+            for owner in (base, sys.modules[base.__module__]):
+                found |= patches(f"{place} {owner.__name__}", owner, known)
+    return found
+
+
+@cache
+def _read_by(kind: type) -> frozenset[str] | None:
+    """The names that the code of a pipeline's class and its modules uses; None for a class of the user's own.
+
+    Services give their pipelines attributes, a lock or a name, that no code of diffusers reads.
+    """
+    bases = [base for base in kind.__mro__ if base is not object]
+    if not all(map(in_library, bases)):
+        return None
+    owners = [owner for base in bases for owner in (base, sys.modules[base.__module__])]
+    members = [member for owner in owners for member in vars(owner).values()]
+    functions = (inspect.unwrap(getattr(member, "__func__", getattr(member, "fget", member))) for member in members)
+    return frozenset(
+        name for function in functions if inspect.isfunction(function) for name in names(function.__code__)
+    )
 
 
 def _others(components: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Model families: what the library has to know about a pipeline class. One file per family."""
 
-import inspect
 from typing import Any
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.pipelines.contents.identity import in_library, runs
 from cryptomnesia.pipelines.families.base import Branch, Evaluation, Family, NetworkCall, NetworkFamily
 from cryptomnesia.pipelines.inputs import Shared
 from cryptomnesia.registry import OWN, entries, load
@@ -108,8 +108,8 @@ def _pipeline_class(kind: type) -> str:
         # who registers a class of another package vouches for it by name
         if not foreign and getattr(diffusers, base.__name__, None) is not base:
             continue
-        call: Any = vars(kind).get("__call__", kind.__call__)  # type: ignore[attr-defined]
-        if inspect.unwrap(call) is inspect.unwrap(base.__call__):  # type: ignore[attr-defined]
+        known_call: Any = base.__call__  # type: ignore[attr-defined]
+        if (foreign or in_library(known_call)) and runs(kind.__call__, known_call):  # type: ignore[attr-defined]
             return base.__name__
         break
     like = next((base.__name__ for base in kind.__mro__ if base.__name__ in known), None)

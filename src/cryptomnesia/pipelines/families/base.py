@@ -206,6 +206,7 @@ class NetworkFamily:
 
     def read(self, calls: Sequence[NetworkCall], sample: Tensor) -> Evaluation | None:
         """The evaluation that a solver's step uses."""
+        calls = self._of_one_step(calls, sample)
         branches = [branch for call in calls for branch in self._branches(call, sample)]
         if not branches:
             return None
@@ -222,11 +223,22 @@ class NetworkFamily:
         cond, uncond = found if (self.first if batched else self.first_call) == "cond" else reversed(found)
         return Evaluation(x, cond, uncond)
 
+    def _of_one_step(self, calls: Sequence[NetworkCall], sample: Tensor) -> Sequence[NetworkCall]:
+        """The calls with the noisy samples of the last one; a callback may have evaluated the network on others."""
+        if len(calls) < 2:
+            return calls
+        given = [self._taken(named_arguments(self.module, call))[: len(sample), : sample.shape[1]] for call in calls]
+        return [call for call, x in zip(calls, given, strict=True) if _equal(x, given[-1])]
+
+    def _taken(self, arguments: dict[str, Any]) -> Tensor:
+        """The noisy samples of a call, which are taken out of its arguments."""
+        place = self.sample_name if self.sample_name in arguments else next(iter(arguments))
+        return self.samples_of(arguments.pop(place))
+
     def _branches(self, call: NetworkCall, sample: Tensor) -> list[tuple[Tensor, Branch]]:
         """The noisy samples and the branch of every part of a call's batch."""
         arguments = named_arguments(self.module, call)
-        place = self.sample_name if self.sample_name in arguments else next(iter(arguments))
-        given = self.samples_of(arguments.pop(place))
+        given = self._taken(arguments)
         time = self.time_name if self.time_name in arguments else next(iter(arguments), "")
         arguments.pop(time, None)
         value = self.sign * self.value_of(call.output) if self.sign != 1 else self.value_of(call.output)
@@ -311,6 +323,11 @@ class NetworkDenoiser:
         value = family.value_of(output)[:, :width]
         value = family.sign * value if family.sign != 1 else value
         return Prediction(x, value, level.alpha, level.sigma, family.kind)
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    # latents may be NaN
+    return first.shape == second.shape and torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
 
 
 def named_arguments(module: nn.Module, call: NetworkCall) -> dict[str, Any]:
