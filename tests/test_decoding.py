@@ -64,9 +64,8 @@ def test_sixteen_bit_colours_are_scaled_too(bits, kind):
     assert near(read(content), small(picture(3)))
 
 
-def tiff_of(values, compressed):
+def tiff_of(values, compressed, planes=False):
     """A TIFF file of sixteen bits a channel, which Pillow reads but does not write."""
-
     tags = {
         256: values.shape[1],
         257: values.shape[0],
@@ -74,15 +73,17 @@ def tiff_of(values, compressed):
         262: 2,
         277: 3,
         278: values.shape[0],
-        284: 1,
+        284: 2 if planes else 1,
     }
-    data = values.astype("<u2").tobytes()
+    data = (np.moveaxis(values, 2, 0) if planes else values).astype("<u2").tobytes()
     data = zlib.compress(data) if compressed else data
     size = 8 + 2 + 12 * (len(tags) + 3) + 4
     entries = {tag: (3, 1, value) for tag, value in tags.items()}
     entries[258] = (3, 3, size)
     entries[273] = (4, 1, size + 6)
     entries[279] = (4, 1, len(data))
+    if planes:
+        entries[273] = (4, 3, size + 6)
     out = b"II" + (42).to_bytes(2, "little") + (8).to_bytes(4, "little") + len(entries).to_bytes(2, "little")
     for tag, (kind, count, value) in sorted(entries.items()):
         out += tag.to_bytes(2, "little") + kind.to_bytes(2, "little") + count.to_bytes(4, "little")
@@ -196,10 +197,37 @@ def test_broken_exif_is_no_rotation():
     assert list(read(content)) == [""]
 
 
-def test_a_dark_picture_whose_low_bytes_cannot_be_read_is_read_at_full_depth():
-    values = np.stack([deep(12), np.full_like(deep(12), 65535)], axis=-1)
-    (found,) = read(png_of(values, 4)).values()
-    assert found.max() <= 16
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_deep_grey_with_transparency_is_scaled_too(bits):
+    values = np.stack([deep(bits), np.full_like(deep(bits), 65535)], axis=-1)
+    assert near(read(png_of(values, 4)), eight(deep(bits), 2**bits - 1))
+
+
+def test_thirty_two_bits_without_a_sign_are_not_negative():
+    content = encoded(Image.fromarray(deep(16).astype(np.int32) * 65537), "TIFF")
+    # Pillow writes a sign (2) into the tag of the format (339), here it becomes none (1)
+    signed = (339).to_bytes(2, "little") + (3).to_bytes(2, "little") + (1).to_bytes(4, "little") + b"\2\0"
+    assert signed in content
+    assert near(read(content.replace(signed, signed[:-2] + b"\1\0")), eight(deep(16), 65535))
+
+
+def test_sixteen_bits_in_separate_planes_are_refused():
+    colours = np.asarray(picture(3)).astype(np.uint16) * 257
+    with pytest.raises(ValueError, match="separate planes"):
+        read(tiff_of(colours, False, planes=True))
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_the_rotation_of_a_tiff_file_is_applied_and_not(orientation):
+    image = picture(6).resize((64, 48))
+    content = encoded(image, "TIFF", tiffinfo={0x0112: orientation})
+    found = read(content)
+    assert list(found) == ["rotated by EXIF", "not rotated"]
+    assert np.abs(found["not rotated"].astype(int) - small(image)).max() <= 1
+    with opened(content) as stored:
+        stored.load()
+        assert np.abs(found["rotated by EXIF"].astype(int) - small(stored)).max() <= 1
+    assert len(read(content, Readings(exif="apply"))) == 1
 
 
 def test_pictures_in_memory_are_read_like_files():

@@ -165,3 +165,8 @@ def test_any_header_is_refused_in_one_line(tmp_path, header):
     with pytest.raises(UsageError) as refused:
         load_checked(tmp_path / "odd", "a kind", 1)
     assert "\n" not in str(refused.value)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(UsageError, match=f"^{tmp_path} is a folder; give the file of a calibration$"):
+        load_checked(tmp_path, "calibration", 1)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from cryptomnesia import UsageError
 from cryptomnesia.auditing import audited
 from cryptomnesia.cli.options import settings_flags
-from cryptomnesia.settings import AuditSettings, CallSettings, Settings
+from cryptomnesia.settings import AuditSettings, CallSettings, GuardSettings, Settings
 
 GIVEN = {"model": "bundled", "prompts": "p.txt"}
 
@@ -262,3 +262,27 @@ def test_a_command_that_does_not_fit_its_settings_is_refused_when_it_is_defined(
         settings_flags()(twice)
     with pytest.raises(TypeError, match=r"fine names \{'prompt'\}, which are no fields of CallSettings"):
         settings_flags(needed=["prompt"])(fine)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('prompts = ""', "has an empty prompts; give a path, or leave the key out"),
+        ('calibration = [""]', "has an empty calibration; give a path, or leave the key out"),
+    ],
+)
+def test_an_empty_path_in_a_file_is_refused(tmp_path, text, expected):
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(UsageError, match=expected):
+        GuardSettings.resolve({}, tmp_path / "a.toml", environment={})
+
+
+def test_a_folder_is_no_settings_file(tmp_path):
+    with pytest.raises(UsageError, match=r"\(a folder\); give a TOML file"):
+        GuardSettings.resolve({}, tmp_path, environment={})
+
+
+def test_dates_among_the_options_of_a_file_are_texts(tmp_path):
+    (tmp_path / "a.toml").write_text("option = {eta = 1979-05-27, clip_skip = 1}")
+    found = GuardSettings.resolve({}, tmp_path / "a.toml", environment={})
+    assert found.option == ['eta="1979-05-27"', "clip_skip=1"]

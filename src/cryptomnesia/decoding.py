@@ -22,6 +22,9 @@ FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI",
 """Formats that are read. Pillow goes by the content of a file, and for other formats it may run other programs."""
 
 _ORIENTATION = 0x0112
+_BITS, _SIGNS = 258, 339
+"""Tags of a TIFF file: bits of a value, and whether values have a sign (1: they have none)."""
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,8 +36,14 @@ _TURNS = {
 }
 """Value of the EXIF tag of the orientation → what turns the picture upright."""
 
-_DEPTHS = (8, 10, 12, 14, 16)
-"""Bits that a picture in sixteen bits may really have."""
+_BACK = {
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+}
+"""What undoes a turn that does not undo itself."""
+
+_DEPTHS = (8, 10, 12, 14, 16, 32)
+"""Bits that a value of more than eight bits may really have."""
 
 _ALIKE = 2
 """Largest difference, of 255, of two readings that count as one."""
@@ -84,6 +93,8 @@ def squares(
         Name of the reading → (side, side, 3) uint8, as a viewer shows it first. A picture that has only one reading has
         the name "".
     """
+    # Pillow turns a TIFF file upright when it decodes it, and forgets the rotation
+    by_pillow = _turn(picture) if picture.format == "TIFF" else None
     # a large JPEG file need not be decoded at its full size
     picture.draft("RGB", (2 * side, 2 * side))
     deep = _deep(picture, content)
@@ -92,12 +103,25 @@ def squares(
     else:
         flat = _depths(deep)
     small = {name: _small(image, side) for name, image in flat.items()}
-    turn = _turn(picture)
-    if turn is not None and wanted.exif != "ignore":
-        upright = {_joined(name, "rotated by EXIF"): image.transpose(turn) for name, image in small.items()}
-        plain = {_joined(name, "not rotated"): image for name, image in small.items()}
-        small = upright if wanted.exif == "apply" else upright | plain
+    turn = _turn(picture) if by_pillow is None else by_pillow
+    if turn is not None:
+        small = _turned(small, turn, wanted.exif, by_pillow=by_pillow is not None)
     return _distinct({name: np.asarray(image) for name, image in small.items()})
+
+
+def _turned(small: dict[str, Image.Image], turn: Image.Transpose, exif: str, by_pillow: bool) -> dict[str, Image.Image]:
+    """The readings of a picture with a rotation in EXIF.
+
+    Pillow turns a TIFF file in any case (`by_pillow`), so a script that ignores EXIF may have seen it in either way.
+    """
+    back = _BACK.get(turn, turn)
+    upright, plain = {}, {}
+    for name, image in small.items():
+        upright[_joined(name, "rotated by EXIF")] = image if by_pillow else image.transpose(turn)
+        plain[_joined(name, "not rotated")] = image.transpose(back) if by_pillow else image
+    if exif == "apply":
+        return upright
+    return plain if exif == "ignore" and not by_pillow else upright | plain
 
 
 def shown_as(picture: Image.Image) -> Image.Image:
@@ -109,10 +133,20 @@ def shown_as(picture: Image.Image) -> Image.Image:
 
 
 def _deep(picture: Image.Image, content: bytes | None) -> np.ndarray | None:
-    """The values of a picture of more than eight bits, (H, W) or (H, W, 3); None for any other."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return np.asarray(picture)
+    """The values of a picture of more than eight bits, (H, W) or (H, W, 3); None for any other.
+
+    Raises:
+        ValueError: for a picture whose values Pillow misreads.
+    """
+    tags = getattr(picture, "tag_v2", {})
     tiles = getattr(picture, "tile", [])
+    if len(tiles) > 1 and tags.get(_BITS, (8,))[0] > 8 and any(str(tile.args[0]) in "RGBA" for tile in tiles):
+        raise ValueError("a TIFF file with more than eight bits in separate planes, which is not read")
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture)
+        # Pillow reads 32 bits without a sign as if they had one
+        unsigned = values.dtype == np.int32 and tags.get(_SIGNS, (1,))[0] == 1 and values.min() < 0
+        return values.view(np.uint32) if unsigned else values
     if content is None or picture.mode not in ("RGB", "RGBA") or not any(";16" in str(tile[3]) for tile in tiles):
         return None
     # Pillow keeps the high byte of colours. If it is small, the values may have fewer than sixteen bits
@@ -120,9 +154,11 @@ def _deep(picture: Image.Image, content: bytes | None) -> np.ndarray | None:
     if high.max() >= 64:
         return None
     again: Any = opened(content)
-    again.tile = [tile._replace(args=_other_byte(tile.args)) for tile in again.tile]
+    # the four bytes of grey and transparency are read as four channels, because Pillow gives their high bytes alone
+    grey = any(str(tile.args) == "LA;16B" for tile in again.tile)
+    again.tile = [tile._replace(args="RGBA" if grey else _other_byte(tile.args)) for tile in again.tile]
     try:
-        low = np.asarray(again)[..., :3]
+        low = np.asarray(again)[..., [1, 1, 1] if grey else [0, 1, 2]]
     # Pillow knows both bytes of most orders of channels, but not of all
     except (ValueError, OSError):
         return None
@@ -203,7 +239,7 @@ def _small(picture: Image.Image, side: int) -> Image.Image:
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:
-    """What turns a decoded picture upright, None if it is. Pillow itself has turned a TIFF file already."""
+    """What turns a picture upright, None if it is. A TIFF file that Pillow has decoded is upright."""
     try:
         return _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
     # a viewer shows a picture whose EXIF is broken as it is, and Pillow raises whatever the bytes lead it to

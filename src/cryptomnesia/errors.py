@@ -1,5 +1,27 @@
 """The errors this library raises on purpose; each message says what was got, what was expected and the fix."""
 
+import errno
+
+_FIXES = {
+    errno.ENOSPC: "make room, or give another place",
+    errno.EDQUOT: "make room, or give another place",
+    errno.EFBIG: "give a place that takes larger files",
+    errno.EACCES: "give another place, or change its permissions",
+    errno.EPERM: "give another place, or change its permissions",
+    errno.EROFS: "give a place that can be written to",
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "a file is in the way; give another name",
+    errno.ENOTDIR: "a file is where a folder is needed; give another path",
+    errno.EISDIR: "a folder is where a file is needed; give the name of a file",
+    errno.ENOTEMPTY: "give another folder",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "its links lead in a circle; give another path",
+    errno.EMFILE: "let the process open more files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+    errno.ENOMEM: "give the process more memory",
+}
+"""Number of an error of the operating system → what the user can do."""
+
 
 class CryptomnesiaError(Exception):
     """Base class of every error raised on purpose."""
@@ -11,3 +33,8 @@ class UsageError(CryptomnesiaError, ValueError):
 
 class NotFiniteError(UsageError):
     """The model's output holds NaN or infinity."""
+
+
+def fix_of(error: OSError) -> str:
+    """What the user can do about an error of the operating system."""
+    return _FIXES.get(error.errno or 0, "give another place")

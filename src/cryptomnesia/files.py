@@ -112,6 +112,8 @@ def load_checked(path: str | Path, kind: str, version: int) -> tuple[dict[str, A
     Raises:
         UsageError: for a file that is missing, of another kind or version, damaged, or edited.
     """
+    if Path(path).is_dir():
+        raise UsageError(f"{path} is a folder; give the file of a {kind}")
     try:
         with safe_open(path, framework="pt") as file:
             about: dict[str, Any] = json.loads((file.metadata() or {})["about"])

@@ -188,3 +188,11 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(cryptomnesia, run, t
 )
 def test_options_that_a_report_would_not_use_are_refused(cryptomnesia, audited, options, message):
     assert cryptomnesia("report", audited.folder, *options) == (2, "", f"error: {message}\n")
+
+
+def test_a_file_in_the_way_of_a_run_is_named_before_anything_is_loaded(cryptomnesia, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "prompts.txt").write_text("a red circle")
+    code, out, err = cryptomnesia("audit", "nowhere", "--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "file")
+    assert (code, out) == (2, "")
+    assert err == f"error: cannot write to {tmp_path / 'file'}: {tmp_path / 'file'} is a file; give another folder\n"

@@ -184,14 +184,16 @@ def test_without_room_the_run_stays_usable(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("cryptomnesia.auditing.store.pq.write_table", full)
-    with pytest.raises(StoreError, match="No space left on device; what is there is intact"):
+    with pytest.raises(
+        StoreError, match="No space left on device; make room, or give another place; what is there is intact"
+    ):
         store.write("scores", 1, [{"unit": 1}])
     monkeypatch.undo()
     assert store.rows("scores") == [{"unit": 0}]
     store.write("scores", 1, [{"unit": 1}])
     assert store.rows("scores") == [{"unit": 0}, {"unit": 1}]
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="cannot write to"):
+    with pytest.raises(StoreError, match="Not a directory; a file is where a folder is needed"):
         Store.create(tmp_path / "file" / "run", ABOUT)
 
 

@@ -54,6 +54,27 @@ def test_every_command_says_what_it_does_in_a_sentence(cryptomnesia):
         assert sentence[0].isupper()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["detect", "bundled", "--prompt", "a", "-o", ""], "-o' / '--output"),
+        (["audit", "bundled", "--prompts", "prompts.txt", "--output="], "-o' / '--output"),
+        (["calibrate", "bundled", "--prompts", ""], "--prompts"),
+        (["guard", "bundled", "--prompt", "a", "--calibration", ""], "--calibration"),
+        (["index", "build", "", "-o", "index"], "images"),
+        (["match", "images", "--index", ""], "--index"),
+        (["proving-ground", "images", ""], "folder"),
+        (["report", " "], "run"),
+        (["demo", "--config", ""], "--config"),
+    ],
+)
+def test_an_empty_path_is_not_the_folder_where_the_command_was_started(cryptomnesia, arguments, name):
+    code, out, err = cryptomnesia(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: Invalid value for '{name}': got an empty path; give the path of a file or folder")
+    assert err.count("\n") == 1
+
+
 def test_no_command_prints_the_help(cryptomnesia):
     code, out, err = cryptomnesia()
     assert (code, err) == (2, "")

@@ -319,3 +319,11 @@ def test_names_of_nothing_are_refused_in_one_line(tmp_path, cryptomnesia, name):
         assert (code, out) == (2, "")
         assert err.startswith("error: ")
         assert err.count("\n") == 1
+
+
+def test_what_is_left_out_is_named_in_one_line(tmp_path):
+    (tmp_path / "red.png").write_bytes(encoded(picture(0)))
+    (tmp_path / "junk.tar").write_bytes(b"junk" * 500)
+    index = ImageIndex.build(tmp_path, tmp_path / "index")
+    assert index.skipped["junk.tar"].startswith("a damaged shard: ReadError: ")
+    assert "\n" not in index.skipped["junk.tar"]

@@ -235,6 +235,7 @@ def test_texts_in_an_order_are_prompts(prompts):
         (b"ab", "got 97 among the prompts"),
         (["a\0"], "holds a NUL character"),
         (["\ud800"], "holds half of a surrogate pair"),
+        (["caf\udce9"], "holds bytes that are not UTF-8"),
         (Path("nosuch.csv"), "no prompts file nosuch.csv"),
     ],
 )

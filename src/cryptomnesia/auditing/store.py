@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from cryptomnesia.errors import CryptomnesiaError, UsageError
+from cryptomnesia.errors import CryptomnesiaError, UsageError, fix_of
 from cryptomnesia.files import replacing, write_whole
 from cryptomnesia.pipelines.fingerprint import flattened
 
@@ -224,8 +224,8 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"cannot write to {folder}: {error.strerror or error}; what is there is intact, so make room and run the "
-            "same command again to go on"
+            f"cannot write to {folder}: {error.strerror or error}; {fix_of(error)}; what is there is intact, and the "
+            "same command goes on with it"
         ) from None
 
 

@@ -32,6 +32,7 @@ from cryptomnesia.cli import (  # noqa: F401
 )
 from cryptomnesia.cli.common import app
 from cryptomnesia.cli.endings import BROKEN_PIPE, INTERRUPTED, UNUSABLE, ending_of
+from cryptomnesia.cli.options import refuse_empty_paths
 from cryptomnesia.cli.streams import discard, flush_streams, prepare_streams, say
 from cryptomnesia.errors import CryptomnesiaError
 
@@ -105,7 +106,7 @@ def _ended(error: BaseException) -> int:
             return UNUSABLE
         hint = getattr(getattr(error, "ctx", None), "command_path", "cryptomnesia")
         reason: str = getattr(error, "format_message", error.__str__)()
-        line, code = f"{reason.rstrip('.')}; see {hint} --help", UNUSABLE
+        line, code = f"{reason.replace(': Value error, ', ': ').rstrip('.')}; see {hint} --help", UNUSABLE
     else:
         line, code = ending_of(error)
     say(f"error: {line}")
@@ -171,3 +172,7 @@ def _order_commands() -> None:
 
 
 _order_commands()
+for group in (app, *(info.typer_instance for info in app.registered_groups)):
+    for command in group.registered_commands if group is not None else ():
+        if command.callback is not None:
+            refuse_empty_paths(command.callback)

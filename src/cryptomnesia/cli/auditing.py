@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryptomnesia.cli.common import app, check_writable, make_folder, print_skipped
+from cryptomnesia.cli.common import app, check_folder, check_writable, make_folder, print_skipped
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_comparison, print_outcome, progress_bar
@@ -47,6 +47,7 @@ def audit(
     if dry_run:
         typer.echo(str(cost.estimate(model, prompts, **values)))
         return
+    check_folder(output)
     with progress_bar() as report:
         store = audited.audit(model, prompts, output, workers=workers, progress=report, **values)
     print_skipped(store.about["skipped"], store.about["skipped_count"], settings.index or output / "index")

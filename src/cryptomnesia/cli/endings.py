@@ -1,6 +1,5 @@
 """How a command ends after an error: the exit code and one line; the traceback of a bug goes to a file."""
 
-import errno
 import os
 import platform
 import re
@@ -14,32 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptomnesia import __version__
+from cryptomnesia.errors import fix_of
 
 UNUSABLE, FAILED, INTERRUPTED, BROKEN_PIPE = 2, 4, 130, 141
 """Exit codes: input that cannot be used, a bug in the program, Ctrl-C, and nobody who reads the output any more."""
 
 _LONGEST = 300
 """Letters of an unexpected error that are shown in the line."""
-
-_FIXES = {
-    errno.ENOSPC: "make room, or give another place",
-    errno.EDQUOT: "make room, or give another place",
-    errno.EFBIG: "give a place that takes larger files",
-    errno.EACCES: "give another place, or change its permissions",
-    errno.EPERM: "give another place, or change its permissions",
-    errno.EROFS: "give a place that can be written to",
-    errno.ENOENT: "check the path",
-    errno.EEXIST: "a file is in the way; give another name",
-    errno.ENOTDIR: "a file is where a folder is needed; give another path",
-    errno.EISDIR: "a folder is where a file is needed; give the name of a file",
-    errno.ENOTEMPTY: "give another folder",
-    errno.ENAMETOOLONG: "give a shorter name",
-    errno.ELOOP: "its links lead in a circle; give another path",
-    errno.EMFILE: "let the process open more files (ulimit -n)",
-    errno.ENFILE: "close other programs",
-    errno.ENOMEM: "give the process more memory",
-}
-"""Number of an error of the operating system → what the user can do."""
 
 _MEMORY = re.compile(
     r"out of memory|not enough memory|can't allocate memory|ALLOC_FAILED|Storage size calculation overflowed|"
@@ -86,7 +66,7 @@ def ending_of(error: BaseException) -> Ending:
     if isinstance(error, OSError) and error.errno is not None:
         place = f"{error.filename}: " if error.filename is not None else ""
         reason = error.strerror or text
-        return Ending(f"{place}{reason}; {_FIXES.get(error.errno, 'give another place')}", UNUSABLE)
+        return Ending(f"{place}{reason}; {fix_of(error)}", UNUSABLE)
     name = type(error).__name__
     shown = f"{name}: {text}" if text else name
     path = write_log(error)

@@ -100,10 +100,11 @@ def descriptor_of(sscd: Path | None, device: str = "cpu") -> "Descriptor | None"
     """The descriptor SSCD in this file, None without a file; the device is of use to SSCD alone.
 
     Raises:
-        UsageError: if it cannot be loaded.
+        UsageError: if it cannot be loaded, or there is no such device.
     """
-    from cryptomnesia.matching import SSCD
+    from cryptomnesia.matching.sscd import SSCD, checked_device
 
+    checked_device(device)
     return None if sscd is None else SSCD(sscd, device=device)
 
 

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -100,6 +100,29 @@ def settings_flags(
         return made
 
     return decorate
+
+
+def refuse_empty_paths(command: Callable[..., Any]) -> None:
+    """Let a command refuse an empty path, which Python takes for the folder in which the command was started.
+
+    A shell gives one for a variable that is not set.
+    """
+    for parameter in inspect.signature(command).parameters.values():
+        kind, *infos = get_args(parameter.annotation) if get_origin(parameter.annotation) is Annotated else (None,)
+        if any(one is Path or Path in get_args(one) for one in (kind, *get_args(kind))):
+            infos[0].parser = path
+
+
+def path(text: str | Path) -> Path:
+    """The path that a text names; the help calls its type by the name of this function.
+
+    Raises:
+        typer.BadParameter: for an empty text.
+    """
+    # Typer hands over defaults as well
+    if not str(text).strip():
+        raise typer.BadParameter("got an empty path; give the path of a file or folder, or . for this folder")
+    return Path(text)
 
 
 def _is_settings(annotation: Any) -> bool:

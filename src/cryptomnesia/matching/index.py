@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from cryptomnesia.decoding import Readings
-from cryptomnesia.errors import UsageError
+from cryptomnesia.errors import UsageError, fix_of
 from cryptomnesia.images import middle, square
 from cryptomnesia.matching import candidates
 from cryptomnesia.matching.building import Changes, Progress, build, check_descriptor, read_about
@@ -132,7 +132,7 @@ class ImageIndex:
                     candidates.extend(folder, shards, progress)
                 index = cls(folder, descriptor)
         except OSError as error:
-            raise UsageError(f"cannot write the index {folder} ({error}); make room or give another folder") from None
+            raise UsageError(f"cannot write the index {folder}: {error.strerror or error}; {fix_of(error)}") from None
         index.changes = made
         return index
 

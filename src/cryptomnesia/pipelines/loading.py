@@ -300,7 +300,9 @@ def _class_of(kind: str) -> Any:
     """A pipeline class of diffusers by its name, None for a class of another package."""
     import diffusers
 
-    return getattr(diffusers, kind, None)
+    # transformers gives notices when diffusers imports it
+    with quiet():
+        return getattr(diffusers, kind, None)
 
 
 def _left_out(config: Mapping[str, Any], without: Sequence[str], given: Mapping[str, Any]) -> dict[str, None]:

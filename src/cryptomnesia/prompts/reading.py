@@ -61,8 +61,11 @@ def check_text(prompt: str, place: str) -> None:
     """Refuse a text that tokenizers and files cannot hold.
 
     Raises:
-        UsageError: for half of a surrogate pair, or a NUL character.
+        UsageError: for bytes that are no text, half of a surrogate pair, or a NUL character.
     """
+    # Python keeps the bytes of a command line that are no text in this way
+    if any("\udc80" <= letter <= "\udcff" for letter in prompt):
+        raise UsageError(f"{place} holds bytes that are not UTF-8, or half of a surrogate pair; write it as UTF-8")
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise UsageError(f"{place} holds half of a surrogate pair; write it out whole")
     if "\0" in prompt:

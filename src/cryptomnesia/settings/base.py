@@ -116,6 +116,8 @@ class Settings(BaseSettings):
 
     @classmethod
     def _from_file(cls, file: Path) -> dict[str, Any]:
+        if file.is_dir():
+            raise UsageError(f"cannot read the settings {file} (a folder); give a TOML file")
         # pydantic-settings takes a file that does not exist for an empty one
         if not file.is_file():
             raise UsageError(f"cannot read the settings {file} (no such file); give a TOML file")
@@ -128,7 +130,13 @@ class Settings(BaseSettings):
             raise UsageError(f"{file} has the unknown key {_with_guesses(unknown, cls.model_fields)}{cls._known()}")
         if foreign := sorted(found.keys() - cls.model_fields.keys()):
             logger.info("%s: this command does not use %s", file, ", ".join(foreign))
-        return {name: value for name, value in found.items() if name in cls.model_fields}
+        own = {name: value for name, value in found.items() if name in cls.model_fields}
+        for name, value in own.items():
+            kind = cls.model_fields[name].annotation
+            # an empty path would be the folder in which the command was started
+            if value in ("", [""]) and ("Path" in str(kind)):
+                raise UsageError(f"{file} has an empty {name}; give a path, or leave the key out")
+        return own
 
     @classmethod
     def _from_environment(cls, variables: Mapping[str, str]) -> dict[str, Any]:
@@ -174,7 +182,8 @@ Paths = Annotated[list[Path], NoDecode, BeforeValidator(_as_list)]
 def _as_options(value: Any) -> Any:
     """A list of texts `KEY=VALUE`; a table of a settings file becomes one."""
     if isinstance(value, Mapping):
-        return [f"{name}={json.dumps(one)}" for name, one in value.items()]
+        # a date of TOML is no value of JSON
+        return [f"{name}={json.dumps(one, default=str)}" for name, one in value.items()]
     return _as_list(value)
 
 

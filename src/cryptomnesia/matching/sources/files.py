@@ -159,6 +159,8 @@ def check_source(images: str | Path) -> list[Path]:
     Raises:
         UsageError: if one of them does not exist.
     """
+    if not str(images).strip():
+        raise UsageError("got an empty path; give the folder of the training images, a tar shard, a table or a picture")
     paths = [Path(text) for text in ([str(images)] if exists(Path(images)) else expanded(str(images)))]
     for path in paths:
         if not exists(path):

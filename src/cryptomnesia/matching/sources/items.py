@@ -79,7 +79,7 @@ class Item:
         content: a file, bytes in a file or in memory, or a picture in memory; None if it is left out.
         stamp: text that changes when the content may have changed; "" if only the content itself can tell.
         caption: of the picture, "" if there is none.
-        problem: why it is left out, "" if it is not.
+        problem: why it is left out, as one line of at most 250 letters; "" if it is not left out.
     """
 
     name: str
@@ -87,6 +87,11 @@ class Item:
     stamp: str = ""
     caption: str = ""
     problem: str = ""
+
+    def __post_init__(self) -> None:
+        """Make one line of what another library says."""
+        if self.problem:
+            object.__setattr__(self, "problem", " ".join(self.problem.split())[:250])
 
 
 @dataclass(frozen=True)

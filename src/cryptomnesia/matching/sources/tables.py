@@ -48,7 +48,7 @@ def items(path: Path, name: str, root: Path) -> Iterator[Item]:
                 rows += len(batch)
     # pyarrow raises exceptions of its own and of Python for broken files
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        yield Item(name, problem=f"a damaged table: after {rows} rows: {_short(error)}")
+        yield Item(name, problem=f"a damaged table: after {rows} rows: {error}")
 
 
 def cell_content(path: Path, place: str, root: Path) -> bytes | None:
@@ -164,7 +164,3 @@ def _content(cell: Any, path: Path, root: Path) -> bytes | Path | str:
     if not named.is_relative_to(root.resolve()):
         return f"a cell that names a file outside of the source: {place}"
     return named if named.is_file() else f"a cell that names a file that is missing: {place}"
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
