@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from cryptomnesia.registry import entries
+
 
 def words(node):
     """A message with … for everything that differs, all texts of a condition one after the other."""
@@ -116,3 +118,9 @@ def test_examples_of_docstrings_are_code(request, monkeypatch):
     code = "    ```python\n    with a:\n        b()\n\n    c()\n    ```"
     assert docstrings.fenced(text) == f"Do it.\n\nExample:\n{code}\n\nRaises:\n    Error: never."
     assert docstrings.fenced("No code here.") == "No code here."
+
+
+def test_every_pipeline_class_is_on_the_page_of_families(request):
+    page = (request.config.rootpath / "docs" / "reference" / "families.md").read_text(encoding="utf-8")
+    missing = [name for name in entries("family") if f"`{name}`" not in page]
+    assert not missing
