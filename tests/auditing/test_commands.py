@@ -92,6 +92,11 @@ def test_a_run_can_be_reported_under_another_gate_and_into_a_file(cryptomnesia, 
     assert (code, "confirmed' without training images, which alone can confirm; give index or" in err) == (2, True)
     assert cryptomnesia("report", run, "-o", tmp_path / "table.txt")[0] == 0
     assert "a green ring" in (tmp_path / "table.txt").read_text(encoding="utf-8")
+    # the suffix tells the format unless that is given
+    assert cryptomnesia("report", run, "-o", tmp_path / "page.html")[0] == 0
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert cryptomnesia("report", run, "-o", tmp_path / "run.json")[0] == 0
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["gate"] == gate
 
 
 def test_a_run_is_reported_rescored_and_compared(cryptomnesia, run, audited):

@@ -59,15 +59,21 @@ def audit(
     raise typer.Exit(found.gate.exit_code)
 
 
+_BY_SUFFIX = {".html": "html", ".htm": "html", ".json": "json", ".sarif": "sarif", ".md": "card"}
+"""Suffix of a report's file → its format, if none is given."""
+
+
 @app.command()
 def report(
     run: Run,
     kind: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--format", help="table, html, json, schema (of the JSON), sarif, card (for a model card) or answers."
+            "--format",
+            help="table, html, json, schema (of the JSON), sarif, card (for a model card) or answers. By default "
+            "that of the output's suffix (.html, .json, .sarif, .md for the card), else table.",
         ),
-    ] = "table",
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file, instead of standard output.")] = None,
     fail_on: Annotated[
         str | None, typer.Option(help="Level of evidence that counts against the model; the run's own by default.")
@@ -90,6 +96,8 @@ def report(
     from cryptomnesia.auditing.store import Store
     from cryptomnesia.files import write_whole
 
+    if kind is None:
+        kind = "table" if output is None else _BY_SUFFIX.get(output.suffix.lower(), "table")
     _check_pictures(kind, embed_images=embed_images, training=training_images)
     if output is not None:
         check_writable(output)

@@ -1,6 +1,7 @@
 """What the commands share: the application, and the steps from settings to a pipeline and to files."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,7 +84,15 @@ def pipeline_of(settings: CallSettings, model: str | None = None) -> Any:
     """The pipeline of the settings, or of another model with the same scheduler, dtype and device."""
     from cryptomnesia.pipelines.loading import pipeline_of
 
-    return pipeline_of(settings, model)
+    pipe = pipeline_of(settings, model)
+    # the commands count and name prompts that are cut off; diffusers would print the rest of every one again
+    for handler in logging.getLogger("diffusers").handlers:
+        handler.addFilter(_not_cut_off)
+    return pipe
+
+
+def _not_cut_off(record: logging.LogRecord) -> bool:
+    return "input was truncated because" not in record.getMessage()
 
 
 def calibration_of(settings: JudgeSettings, model: str) -> "Calibration":
