@@ -94,7 +94,7 @@ def test_a_run_can_be_reported_under_another_gate_and_into_a_file(cryptomnesia, 
     assert "a green ring" in (tmp_path / "table.txt").read_text(encoding="utf-8")
     # the suffix tells the format unless that is given
     assert cryptomnesia("report", run, "-o", tmp_path / "page.html")[0] == 0
-    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert cryptomnesia("report", run, "-o", tmp_path / "run.json")[0] == 0
     assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["gate"] == gate
 
