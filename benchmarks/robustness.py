@@ -1,4 +1,4 @@
-"""What users bring: situations, broken files, families and solvers; see docs/results/robustness.md.
+"""What users bring: situations, broken files, families and solvers.
 
     python benchmarks/robustness.py [--inputs N] > robustness.json && mv robustness.json docs/results
 

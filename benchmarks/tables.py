@@ -38,9 +38,6 @@ class Results:
         return " ".join(_origin(name, made.get("made_by", {})) for name, made in self.files.items())
 
 
-VERBS = ("watch", "detect", "localize", "mitigate", "audit")
-"""The verbs of `check_family`, in the order of the tables."""
-
 SCHEDULERS_OF_0_1 = dict.fromkeys(("audit", "curvature", "overhead"), "DDIMScheduler")
 """Results file → scheduler, if the file does not name it: the programs of version 0.1 used this one."""
 
@@ -645,57 +642,6 @@ def proving_ground_dose(results: Results) -> str:
 
 
 # Words that carry a memory (rephrasing.json)
-
-
-@table("robustness.families")
-def robustness_families(results: Results) -> str:
-    """For every family case, with how many of the solvers that were tried every verb works."""
-    matrix = results("robustness", "compatibility")
-    rows = []
-    for name, solvers in matrix.items():
-        row = [name, str(len(solvers))]
-        for verb in VERBS:
-            works = [solver for solver, found in solvers.items() if found.get(verb) == "works"]
-            lacking = [solver for solver in solvers if solver not in works]
-            row.append("all" if not lacking else "none" if not works else f"all but {', '.join(lacking)}")
-        rows.append(row)
-    return grid(["family", "solvers tried", *VERBS], rows)
-
-
-@table("robustness.refusals")
-def robustness_refusals(results: Results) -> str:
-    """Why a verb does not work, in the words of the refusal, with the solvers and the number of families."""
-    reasons: dict[tuple[str, str], tuple[set[str], set[str]]] = {}
-    for name, solvers in results("robustness", "compatibility").items():
-        for solver, found in solvers.items():
-            for verb, outcome in found.items():
-                if outcome != "works":
-                    families, with_solvers = reasons.setdefault((verb, outcome), (set(), set()))
-                    families.add(name)
-                    with_solvers.add(solver)
-    rows = [
-        [verb, ", ".join(sorted(with_solvers)), str(len(families)), outcome.partition(": ")[2]]
-        for (verb, outcome), (families, with_solvers) in reasons.items()
-    ]
-    return grid(["verb", "solvers", "families", "reason"], rows)
-
-
-@table("robustness.situations")
-def robustness_situations(results: Results) -> str:
-    """Tests of situations, broken inputs and pairs of family and solver, and what came of them."""
-    rows = [
-        [area, str(found["tried"]), str(found["silent_errors"]), str(found["tracebacks"])]
-        for area, found in results("robustness", "areas").items()
-    ]
-    matrix = results("robustness", "compatibility")
-    verbs = [outcome for solvers in matrix.values() for found in solvers.values() for outcome in found.values()]
-    wrong = sum(outcome.startswith("wrong") for outcome in verbs)
-    rows.append(["verbs of families with solvers", str(len(verbs)), str(wrong), "0"])
-    broken = results("robustness", "fuzzing")
-    rows.append(
-        ["broken files and command lines", str(broken["inputs"]), str(broken["wrong"]), str(broken["tracebacks"])]
-    )
-    return grid(["", "tried", "silent errors", "tracebacks"], rows)
 
 
 @table("rephrasing.probe")

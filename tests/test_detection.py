@@ -22,6 +22,7 @@ from cryptomnesia import (
     calibrate,
     detect,
     load_pipeline,
+    vouch,
 )
 from cryptomnesia.detection import Examination
 from cryptomnesia.localizers import DiagonalEstimator
@@ -107,6 +108,7 @@ def test_latents_that_break_behind_the_detectors_look_are_not_called_clean(pipe,
     Spoiled.cryptomnesia_fingerprint = type(pipe).__name__
     broken_pipe = stable_diffusion()
     broken_pipe.__class__ = Spoiled
+    vouch(broken_pipe, "stable-diffusion")
     broken, sound = detect(
         broken_pipe, prompts, seeds=[5, 6], calibration=calibration, detector="guidance-first", fpr=0.5, **CALL
     )

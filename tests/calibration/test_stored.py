@@ -182,7 +182,7 @@ def test_a_place_that_cannot_be_written_to_is_explained(calibration, tmp_path):
         calibration.save(tmp_path / "missing" / "calibration.safetensors")
     with pytest.raises(UsageError, match="is a folder; give the name of a file"):
         calibration.save(tmp_path)
-    with pytest.raises(UsageError, match="is not a calibration"):
+    with pytest.raises(UsageError, match="is a folder; give the file of a calibration"):
         Calibration.load(tmp_path)
 
 

@@ -243,7 +243,7 @@ CALL_OF_TINY = ["--steps", "2", "--guidance", "2"]
         (["detect", "FOLDER", "--prompt", "a", "--calibration", "CALIBRATION"], "no model_index.json"),
         (["detect", "TINY", "--prompt", "a"], "needs a calibration"),
         (["detect", "TINY", "--prompt", "a", "--calibration", "none"], "no calibration file none"),
-        (["detect", "TINY", "--prompt", "a", "--calibration", "FOLDER"], "is not a calibration"),
+        (["detect", "TINY", "--prompt", "a", "--calibration", "FOLDER"], "is a folder; give the file of a calibration"),
         (["detect", "TINY", "--prompt", "a", "--calibration", "SHORT"], "is not a calibration"),
         ([*TINY], "steps is 50, calibrated 2"),
         ([*TINY, *CALL_OF_TINY], "needs at least 99 null"),
