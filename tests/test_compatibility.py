@@ -11,5 +11,6 @@ def test_every_solver_works_with_a_family_or_is_refused(name):
     found = {solver: outcomes(name, solver) for solver in solvers_for(name)}
     wrong = {solver: verbs for solver, verbs in found.items() if any(v.startswith("wrong") for v in verbs.values())}
     assert not wrong
-    # something has to work with every solver that the pipeline takes
-    assert any(set(verbs.values()) == {"works"} for verbs in found.values())
+    # some solvers cannot be steered; all else has to work with one at least
+    observing = ("watch", "localize", "detect", "audit")
+    assert any(all(verbs[verb] == "works" for verb in observing) for verbs in found.values())
