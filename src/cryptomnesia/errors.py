@@ -26,6 +26,10 @@ _FIXES = {
 class CryptomnesiaError(Exception):
     """Base class of every error raised on purpose."""
 
+    def __init__(self, message: str = "") -> None:
+        """Put the message into one line; it may quote names from files, which hold anything."""
+        super().__init__(" ".join(str(message).split()))
+
 
 class UsageError(CryptomnesiaError, ValueError):
     """An argument, file or model that cannot be used as given."""

@@ -298,7 +298,7 @@ class Calibration:
         try:
             return cls._of(about, tensors)
         # the file is as somebody wrote it, who was not `save`
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise UsageError(
                 f"{path} holds no calibration ({type(error).__name__}: {error}); make one with `cryptomnesia calibrate`"
             ) from None

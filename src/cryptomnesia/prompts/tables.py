@@ -58,7 +58,9 @@ def _texts(values: Any, name: str, place: str) -> list[str]:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
     if not (pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner)):
-        raise UsageError(f"{place}: the column {name} holds {kind}, expected texts; give --column another name")
+        # names inside a type of a damaged file may hold anything
+        words = " ".join(str(kind).split())[:60]
+        raise UsageError(f"{place}: the column {name} holds {words}, expected texts; give --column another name")
     found = values.to_pylist()
     flat = found if inner is kind else [text for texts in found for text in texts or [None]]
     return ["" if text is None else text for text in flat]

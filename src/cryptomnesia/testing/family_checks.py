@@ -227,18 +227,23 @@ class _Trial:
 
     def steering_lands(self) -> None:
         self._check_steerable()
-        wanted: list[Tensor] = []
+        wanted: list[Tensor | None] = []
 
         def steer(step: Step, solver: SolverStep) -> Tensor:
             after = solver.after(step.guided.value)
-            wanted.append(0.9 * after)
-            return solver.landing(step.guided.value, after, wanted[-1])
+            # a step between two equal noise levels, as the last one of PNDM can be, leads nowhere else
+            leads = not torch.allclose(solver.after(step.guided.value + 1), after)
+            wanted.append(0.9 * after if leads else None)
+            return solver.landing(step.guided.value, after, 0.9 * after)
 
         with watch(self.setup.pipe, keep="all", steer=steer) as seen:
             self._run()
         run = seen.trajectory
         reached = [run.steps[number].sample for number in range(1, len(run.steps))] + [run.latents]
+        expect(sum(goal is not None for goal in wanted) > len(wanted) / 2, "most steps cannot be steered")
         for number, (goal, latents) in enumerate(zip(wanted, reached, strict=True)):
+            if goal is None:
+                continue
             off = ((latents - goal).norm() / goal.norm()).item()
             expect(off < 2e-3, f"evaluation {number}: the solver lands {off:.2g} off")
 
