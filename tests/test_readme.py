@@ -8,6 +8,7 @@ import pytest
 
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
+from cryptomnesia.registry import entries
 
 
 @pytest.fixture
@@ -94,3 +95,8 @@ def test_a_table_names_command_and_commit(root, monkeypatch, tmp_path):
     results = Results(tmp_path)
     assert results("one", "a", 1) == 2
     assert results.origin() == "Numbers: `docs/results/one.json`, made by `python one.py`, commit `abc1234`."
+
+
+def test_the_readme_counts_the_pipeline_classes(request):
+    text = (request.config.rootpath / "README.md").read_text(encoding="utf-8")
+    assert f"lists {len(entries('family'))} pipeline classes" in text

@@ -18,7 +18,8 @@ def samples(tmp_path_factory):
 
 @pytest.mark.parametrize("area", AREAS)
 def test_inputs_are_used_or_refused_in_one_line(samples, area):
-    check(area, FEW, 0, samples)
+    counts = check(area, FEW, 0, samples)
+    assert counts.inputs >= min(10, FEW)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cryptomnesia import UsageError
-from cryptomnesia.pipelines.families import base, sd3, unet
+from cryptomnesia.pipelines.families import network, sd3, unet
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing import CheckError, check_family, run_checks
 from cryptomnesia.testing.miniatures import stable_diffusion
@@ -50,7 +50,7 @@ def test_a_timestep_in_other_units(monkeypatch):
 
 
 def test_conditioning_that_is_dropped(monkeypatch):
-    class Forgetful(base.NetworkDenoiser):
+    class Forgetful(network.NetworkDenoiser):
         def __call__(self, x, level, inputs):
             states = inputs["encoder_hidden_states"]
             return super().__call__(x, level, {**inputs, "encoder_hidden_states": torch.zeros_like(states)})

@@ -134,8 +134,8 @@ def _compared(
     Raises:
         UsageError: if a file that was named by itself cannot be read.
     """
-    from cryptomnesia.matching.building import read_item
     from cryptomnesia.matching.matched import match as compare
+    from cryptomnesia.matching.reading import read_item
 
     pictures = {}
     for item in items:

@@ -108,12 +108,12 @@ def _scaled(vae: Any, latents: Tensor) -> Tensor:
     config = vae.config
     if hasattr(vae, "bn"):
         patches = torch.nn.functional.pixel_unshuffle(latents, 2)
-        mean, variance = (each.view(1, -1, 1, 1) for each in (vae.bn.running_mean, vae.bn.running_var))
+        mean, variance = (values.view(1, -1, 1, 1) for values in (vae.bn.running_mean, vae.bn.running_var))
         return (patches - mean) / (variance + config.batch_norm_eps).sqrt()
     scale = getattr(config, "scaling_factor", None) or 1.0
     mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and deviation is not None:
-        mean, deviation = (latents.new_tensor(each).view(1, -1, 1, 1) for each in (mean, deviation))
+        mean, deviation = (latents.new_tensor(values).view(1, -1, 1, 1) for values in (mean, deviation))
         return (latents - mean) * scale / deviation
     return (latents - (getattr(config, "shift_factor", None) or 0.0)) * scale
 

@@ -60,9 +60,9 @@ class Judges:
         listed: list[Given | None] = list(given) if several else [given]  # type: ignore[arg-type, list-item]
         if not listed:
             raise UsageError("got no calibration in the list; give at least one, or None for the one beside the model")
-        self.calibrations = tuple(resolved(each, pipe) for each in listed)
+        self.calibrations = tuple(resolved(calibration, pipe) for calibration in listed)
         self._names = [
-            f"{number}{f' ({each})' if isinstance(each, str | Path) else ''}" for number, each in enumerate(listed, 1)
+            f"{number}{f' ({path})' if isinstance(path, str | Path) else ''}" for number, path in enumerate(listed, 1)
         ]
         setups = [Setup(pipe, calibration.sampling) for calibration in self.calibrations]
         self.detector = detector_of(detector, setups[0])

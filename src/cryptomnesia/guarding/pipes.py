@@ -76,8 +76,8 @@ class Pipes:
 
     def _original(self, name: str, tokenizer: Any) -> Any:
         """The tokenizer itself, or the one that it took the place of in the guarded pipeline."""
-        own, private = (self._tokenizers.get(self._pipe) or {}).get(name, (None, None))
-        return own if private is tokenizer else tokenizer
+        original, private = (self._tokenizers.get(self._pipe) or {}).get(name, (None, None))
+        return original if private is tokenizer else tokenizer
 
     def release(self) -> None:
         """Give the pipeline and its copies their class and their tokenizers back.
@@ -86,9 +86,9 @@ class Pipes:
         """
         with self._lock:
             for pipe, tokenizers in list(self._tokenizers.items()):
-                for name, (own, private) in (tokenizers or self._tokenizers[self._pipe] or {}).items():
+                for name, (original, private) in (tokenizers or self._tokenizers[self._pipe] or {}).items():
                     if getattr(pipe, name, None) is private:
-                        setattr(pipe, name, own)
+                        setattr(pipe, name, original)
                 # another guard may have taken a copy over
                 if type(pipe) is self._class:
                     pipe.__class__ = self.kind

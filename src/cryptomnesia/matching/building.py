@@ -12,19 +12,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
-from cryptomnesia.decoding import SHOWN, Readings, opened, squares
+from cryptomnesia.decoding import Readings
 from cryptomnesia.errors import UsageError
 from cryptomnesia.images import unit
 from cryptomnesia.matching import candidates
 from cryptomnesia.matching.descriptors import Descriptor
+from cryptomnesia.matching.reading import Picture, read
 from cryptomnesia.matching.shards import Row, finished, read_rows, rewrite_shard, write_json, write_shard
 from cryptomnesia.matching.sources import NOT_PICTURES, Item, Source, Unchanged
 
@@ -57,15 +56,6 @@ class Changes:
     replaced: int = 0
     removed: int = 0
     unchanged: int = 0
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A picture of a source: its digest, and its squares by reading, or why there are none."""
-
-    digest: str
-    squares: dict[str, np.ndarray]
-    problem: str = ""
 
 
 @dataclass
@@ -143,15 +133,15 @@ def build(
     if len(rows) != before.get("rows"):
         # a build was stopped, or a shard is lost: every shard of the source has to be looked into
         before["stamps"] = {}
-    done, told = 0, time.monotonic()
+    done, last_report = 0, time.monotonic()
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         for portion in _portions(source.items(before.get("stamps", {})), min(_PORTION, shard)):
             described = _take(made, portion, pool)
             done += len(portion)
             # what is unchanged goes by quickly
-            if progress is not None and (described or time.monotonic() - told >= _TOLD_EVERY):
+            if progress is not None and (described or time.monotonic() - last_report >= _TOLD_EVERY):
                 progress(done, max(done, source.total))
-                told = time.monotonic()
+                last_report = time.monotonic()
             while len(made.rows) >= shard:
                 _flush(made, shard)
     if progress is not None:
@@ -215,39 +205,6 @@ def check_descriptor(folder: Path, about: dict[str, Any], descriptor: Descriptor
         )
 
 
-def read_square(path: Path, side: int) -> torch.Tensor | str:
-    """The middle square of a picture file as a viewer shows it, (3, side, side) in [0, 1], or why it cannot be read."""
-    return read_item(Item(path.name, path), side)
-
-
-def read_item(item: Item, side: int) -> torch.Tensor | str:
-    """The same of an item of a source."""
-    found = read(item, side, SHOWN)
-    return found.problem or unit(next(iter(found.squares.values())))
-
-
-def read(item: Item, side: int, readings: Readings, digest: str = "") -> _Read:
-    """Read the picture of an item, but not decode it if it has this digest."""
-    content = item.content
-    try:
-        if isinstance(content, Image.Image):
-            picture = content.copy()
-            found = _digest(f"{picture.mode} {picture.size}".encode() + picture.tobytes())
-            return _Read(found, {} if found == digest else squares(picture, side, readings))
-        if not isinstance(content, bytes):
-            content = content.read_bytes()  # pyright: ignore[reportOptionalMemberAccess]
-        found = _digest(content)
-        if found == digest:
-            return _Read(found, {})
-        with opened(content) as picture:
-            return _Read(found, squares(picture, side, readings, content))
-    except UnidentifiedImageError:
-        return _Read("", {}, "UnidentifiedImageError: no picture of a format that is read")
-    # a broken file can make Pillow's decoders raise any exception
-    except Exception as error:
-        return _Read("", {}, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-
-
 def _checked_before(folder: Path, about: dict[str, Any], descriptor: Descriptor) -> dict[str, Any]:
     """What the index in `folder` says of itself, {} if there is none; checks that it can be continued."""
     # a build that was killed may have left half a file
@@ -292,7 +249,7 @@ def _take(made: _Build, portion: list[Item | Unchanged], pool: ThreadPoolExecuto
     return bool(fresh)
 
 
-def _describe(made: _Build, found: list[tuple[Item, _Read]]) -> None:
+def _describe(made: _Build, found: list[tuple[Item, Picture]]) -> None:
     """Describe pictures that were read, and note those that cannot be or have not changed."""
     pictures, rows = [], []
     for item, one in found:
@@ -379,10 +336,6 @@ def _by_shard(names: Iterable[str], shards: Mapping[str, str]) -> dict[str, list
                 found.setdefault(name[:cut], []).append(name)
                 break
     return found
-
-
-def _digest(content: bytes) -> str:
-    return sha256(content).hexdigest()[:32]
 
 
 def _portions(items: Iterator[Item | Unchanged], size: int) -> Iterator[list[Item | Unchanged]]:

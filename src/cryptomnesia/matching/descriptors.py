@@ -87,7 +87,7 @@ class Tiles:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(across², 3·(side/across)²)."""
+        """The number of tiles and the numbers of a tile: (across², 3·(side/across)²)."""
         return self.across**2, 3 * (self.side // self.across) ** 2
 
     def describe(self, pictures: Tensor) -> Tensor:

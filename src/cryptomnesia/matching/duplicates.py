@@ -108,8 +108,8 @@ def duplicates(
             if other == start:
                 near = near.triu(diagonal=1)
             first, second = near.nonzero(as_tuple=True)
-            apart = joined.apart(order[rows][first], order[columns][second])
-            first, second = first[apart], second[apart]
+            unjoined = joined.apart(order[rows][first], order[columns][second])
+            first, second = first[unjoined], second[unjoined]
             if len(first):
                 _join_exactly(search, joined, described, order, limits, (start, other), first, second)
         if progress is not None:
@@ -174,10 +174,15 @@ def _join_exactly(
     for rows, of_others in zip(first.split(_BLOCK), inverse.split(_BLOCK), strict=True):
         # pairs before may have joined these
         places, other_places = order[starts[0] + rows], order[starts[1] + columns[of_others]]
-        apart = joined.apart(places, other_places)
-        if not apart.any():
+        unjoined = joined.apart(places, other_places)
+        if not unjoined.any():
             continue
-        rows, of_others, places, other_places = rows[apart], of_others[apart], places[apart], other_places[apart]
+        rows, of_others, places, other_places = (
+            rows[unjoined],
+            of_others[unjoined],
+            places[unjoined],
+            other_places[unjoined],
+        )
         squares = (described[rows] - others[of_others]).square_().mean(dim=2)
         distances = squares.amax(dim=1).sqrt()
         near = distances <= torch.minimum(limits[places], limits[other_places])

@@ -10,8 +10,8 @@ from torch import Tensor
 from cryptomnesia.decoding import FORMATS
 from cryptomnesia.errors import UsageError
 from cryptomnesia.images import square
-from cryptomnesia.matching.building import read_square
 from cryptomnesia.matching.index import ImageIndex
+from cryptomnesia.matching.reading import read_square
 from cryptomnesia.matching.reproduction import Matches, check_size
 
 Picture: TypeAlias = str | Path | Image.Image | Tensor

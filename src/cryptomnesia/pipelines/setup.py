@@ -164,7 +164,7 @@ class Setup:
 
     @cached_property
     def family(self) -> Family:
-        """The pipeline's family."""
+        """The family of the pipeline, which knows how it calls its network."""
         return family_of(self.pipe)
 
     @property

@@ -38,7 +38,7 @@ class IterableSource:
         self._given = given
 
     def items(self, known: Mapping[str, str]) -> Iterator[Item | Unchanged]:
-        """Yield the items."""
+        """Yield the pictures of the iterable one after the other, with names and captions."""
         for number, one in enumerate(self._given):
             self.total = max(self.total, number + 1)
             name, content, caption = _parts(one)

@@ -4,7 +4,8 @@ from typing import Any
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.contents.identity import in_library, runs
-from cryptomnesia.pipelines.families.base import Branch, Evaluation, Family, NetworkCall, NetworkFamily
+from cryptomnesia.pipelines.families.base import Branch, Evaluation, Family, NetworkCall
+from cryptomnesia.pipelines.families.network import NetworkFamily
 from cryptomnesia.pipelines.inputs import Shared
 from cryptomnesia.registry import OWN, entries, load
 

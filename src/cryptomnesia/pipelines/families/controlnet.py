@@ -12,13 +12,8 @@ from torch import Tensor, nn
 
 from cryptomnesia.pipelines.caches import check_uncached
 from cryptomnesia.pipelines.denoiser import Prediction
-from cryptomnesia.pipelines.families.base import (
-    Branch,
-    Evaluation,
-    NetworkCall,
-    NetworkDenoiser,
-    named_arguments,
-)
+from cryptomnesia.pipelines.families.base import Branch, Evaluation, NetworkCall
+from cryptomnesia.pipelines.families.network import NetworkDenoiser, named_arguments
 from cryptomnesia.pipelines.families.unet import UNetFamily
 from cryptomnesia.pipelines.inputs import CONTROL, Inputs, input_rows, plain, sorted_out
 from cryptomnesia.pipelines.schedule import Level
@@ -47,7 +42,7 @@ class ControlNetFamily(UNetFamily):
 
     @property
     def beside(self) -> tuple[nn.Module, ...]:
-        """The ControlNet."""
+        """The ControlNet, or several as one network: the UNet gets what it computes."""
         return (self.pipe.controlnet,)
 
     def native(self) -> tuple[int, int]:

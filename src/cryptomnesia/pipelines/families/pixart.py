@@ -5,7 +5,7 @@ Behind the prediction lies a learned variance, which the pipeline cuts off befor
 
 from typing import ClassVar
 
-from cryptomnesia.pipelines.families.base import NetworkFamily
+from cryptomnesia.pipelines.families.network import NetworkFamily
 
 
 class PixArtFamily(NetworkFamily):

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.call import defaults_of
-from cryptomnesia.pipelines.families.base import NetworkFamily
+from cryptomnesia.pipelines.families.network import NetworkFamily
 from cryptomnesia.pipelines.solvers import KNOWN, solver_of
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.call import canonical, defaults_of
-from cryptomnesia.pipelines.families.base import NetworkFamily
+from cryptomnesia.pipelines.families.network import NetworkFamily
 from cryptomnesia.settings import Sampling
 
 
@@ -32,7 +32,7 @@ class UNetFamily(NetworkFamily):
         return self.module.config.get("time_cond_proj_dim") is not None  # type: ignore[union-attr]
 
     def time(self, t: float, x: Tensor) -> Tensor:
-        """The timestep, ()."""
+        """The timestep as a number without dimensions, (), for the whole batch."""
         return torch.tensor(t, device=x.device, dtype=torch.float32)
 
     def guided_in(self, sampling: Sampling) -> bool:

@@ -100,12 +100,12 @@ def _of_files(error: BaseException, folder: Path | None, variant: str | None) ->
     if folder is not None and (broken := _broken(folder)) is not None:
         return broken
     if "no such modeling files" in text or "no file named" in text:
-        there = variants_in(folder) if folder is not None else []
+        variants = variants_in(folder) if folder is not None else []
         if variant is not None:
-            has = f"has the variants {', '.join(there)}" if there else "has no variants"
+            has = f"has the variants {', '.join(variants)}" if variants else "has no variants"
             return f"got the variant {variant!r}, and it {has}; give one that it has, or leave --variant out"
-        if there:
-            return f"it has its weights as the variant {' and '.join(there)} only; give --variant {there[0]}"
+        if variants:
+            return f"it has its weights as the variant {' and '.join(variants)} only; give --variant {variants[0]}"
         return f"{text.removeprefix('Error ').rstrip('.')}; copy or download it again"
     if "meta tensor" in text:
         return "weights are missing from it; copy or download it again"

@@ -125,7 +125,7 @@ def _flux2_parts(*, distilled: bool) -> dict[str, Any]:
 
 
 def flux2() -> Flux2Pipeline:
-    """Flux.2, guidance-distilled."""
+    """A random Flux.2, guidance-distilled, with packed latents."""
     torch.manual_seed(0)
     return small(
         Flux2Pipeline(
@@ -150,7 +150,7 @@ def flux2_klein(*, distilled: bool = False) -> Flux2KleinPipeline:
 
 
 def chroma() -> ChromaPipeline:
-    """Chroma."""
+    """A random Chroma with packed latents and a T5 encoder."""
     torch.manual_seed(0)
     return small(
         ChromaPipeline(

@@ -66,7 +66,7 @@ def sd3_inpainting() -> StableDiffusion3InpaintPipeline:
 
 
 def z_image() -> ZImagePipeline:
-    """Z-Image."""
+    """A random Z-Image, whose network takes lists of samples."""
     torch.manual_seed(0)
     pipe = ZImagePipeline(
         scheduler=euler(),
@@ -128,7 +128,7 @@ def _open(network: torch.nn.Module) -> None:
 
 
 def aura_flow() -> AuraFlowPipeline:
-    """AuraFlow."""
+    """A random AuraFlow with latents that are not packed."""
     torch.manual_seed(0)
     pipe = small(
         AuraFlowPipeline(
