@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cryptomnesia.pipelines.families import NetworkFamily, family_of
 from cryptomnesia.settings import Sampling
 
 
@@ -16,15 +17,11 @@ def tiles(pipe: Any, sampling: Sampling) -> frozenset[str]:
 
 def _in_one(pipe: Any, vae: Any, sampling: Sampling) -> bool:
     """Whether a picture is known to fit into one tile."""
-    factor = getattr(pipe, "vae_scale_factor", None)
-    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    native = getattr(pipe, "default_sample_size", None) or getattr(
-        getattr(denoiser, "config", None), "sample_size", None
-    )
-    if factor is None or not isinstance(native, int):
+    factor, family = getattr(pipe, "vae_scale_factor", None), family_of(pipe)
+    # a picture that is given may be of any size, and it may be the size of the one that is made
+    if factor is None or not isinstance(family, NetworkFamily) or {"image", *family.pictures} & {*sampling.options}:
         return False
-    height, width = sampling.height or native * factor, sampling.width or native * factor
+    native = family.native()
+    longest = max(sampling.height or native[0], sampling.width or native[1])
     latent, pixels = getattr(vae, "tile_latent_min_size", None), getattr(vae, "tile_sample_min_size", None)
-    if latent is None or pixels is None:
-        return False
-    return max(height, width) <= pixels and max(height, width) // factor <= latent
+    return latent is not None and pixels is not None and 0 < longest <= pixels and longest // factor <= latent
