@@ -24,12 +24,17 @@ def made():
     return collects
 
 
+def collecting(seen):
+    return lambda module, args, output: seen.append(output)
+
+
 OBSERVERS = {
     "collects": lambda module, args, output: SEEN.append(len(output[0])),
     "fails": lambda *_: pytest.fail("something was generated"),
     "prints": lambda module, args, output: print(output.shape),
     "nothing": lambda *_: None,
     "collects and counts": made(),
+    "collects into what it holds": collecting([]),
 }
 
 
@@ -68,7 +73,34 @@ def by_name(module, args, output):
     getattr(output, "mul_")(0.9)  # noqa: B009
 
 
+def norm(output):
+    """Called like a function that only reads."""
+    output.mul_(0.9)
+
+
+class Doubling(list):
+    def append(self, output):
+        output.mul_(2)
+
+
+DOUBLED = Doubling()
+mul_ = 0
+
+
+def holding(function):
+    def calls(module, args, output):
+        function(output)
+
+    return calls
+
+
 OTHERS = {
+    "a function of the user's own": lambda *given: print(norm(given[2])),
+    "a function that is held": holding(torch.relu_),
+    "a collection of the user's own": lambda module, args, output: DOUBLED.append(output),
+    "a collection of the user's own that is held": collecting(Doubling()),
+    "a function in the defaults": lambda module, args, output, cat=torch.relu_: print(cat(output)),
+    "a method that is called like a number": lambda module, args, output: print(mul_, output.mul_(2)),
     "into": into,
     "appends to what it is given": appends,
     "by name": by_name,

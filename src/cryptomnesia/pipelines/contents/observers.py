@@ -1,15 +1,20 @@
 """Which functions only observe: a hook that counts, collects or prints what passes is no part of a set-up.
 
 A function is an observer if its compiled code proves it: it returns nothing, writes to nothing that it was given, and
-uses no names but those below, none of which changes a tensor. Whatever is not proved may change the picture.
+uses no names but those below, none of which changes a tensor. What it holds from outside has to be what its name says:
+a function of the user's own that is called `norm` may do anything. Whatever is not proved may change the picture.
 """
 
+import builtins
 import dis
+import sys
 from collections import deque
 from itertools import pairwise
 from queue import Queue
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
+
+from cryptomnesia.pipelines.contents.identity import in_library
 
 _COLLECTING = frozenset({"add", "append", "appendleft", "extend", "fail", "put", "put_nowait", "print"})
 """Functions and methods that return nothing."""
@@ -22,10 +27,19 @@ _READING = frozenset(
 )
 """Names of functions, methods, attributes and modules that change nothing that they are given."""
 
+_MODULES = ("pytest", "time", "torch")
+"""The modules among them."""
+
 _COLLECTIONS = (list, set, deque, Queue, int, float)
-"""What a module may hold that a function counts in or collects into."""
+"""What a function may count in or collect into; classes that are derived from these may do something else."""
+
+_CONSTANTS = (*_COLLECTIONS, bool, str, type(None))
+"""What a function may hold beside that, without a name that says what it is."""
 
 _METHODS = ("LOAD_METHOD", "LOAD_ATTR")
+
+_UNKNOWN = object()
+"""What stands for a name that is defined nowhere."""
 
 _OUTSIDE = ("LOAD_DEREF", "LOAD_GLOBAL")
 """How a function loads what it has not been given."""
@@ -39,9 +53,39 @@ def observes(function: Any) -> bool:
     """Whether a function is proved to change nothing that it is given, and to return nothing."""
     if not isinstance(function, FunctionType):
         return False
-    values = function.__globals__
-    own = {name for name in function.__code__.co_names if isinstance(values.get(name), _COLLECTIONS)}
-    return {*function.__code__.co_names} <= _COLLECTING | _READING | own and _proved(function.__code__)
+    code = function.__code__
+    steps = list(dis.get_instructions(code))
+    outside = {step.argval for step in steps if step.opname.endswith("_GLOBAL")}
+    attributes = {step.argval for step in steps if step.opname in _METHODS} | {*code.co_names} - outside
+    if not attributes <= _COLLECTING | _READING:
+        return False
+    values = {name: function.__globals__.get(name, getattr(builtins, name, _UNKNOWN)) for name in outside}
+    return all(map(_is_known, values, values.values())) and _holds_known(function) and _proved(code)
+
+
+def _holds_known(function: FunctionType) -> bool:
+    """Whether what a function holds of the function around it, and in its defaults, can change nothing."""
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    try:
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError:
+        # not assigned yet
+        return False
+    held = zip(function.__code__.co_freevars, cells, strict=True)
+    return all(type(value) in _CONSTANTS for value in defaults) and all(
+        type(value) in _CONSTANTS or _is_known(name, value) for name, value in held
+    )
+
+
+def _is_known(name: str, value: Any) -> bool:
+    """Whether a value from outside is a collection, or the library's own function, class or module of its name."""
+    if type(value) in _COLLECTIONS:
+        return True
+    if name not in _COLLECTING | _READING or value is _UNKNOWN:
+        return False
+    if isinstance(value, ModuleType):
+        return name in _MODULES and value is sys.modules.get(name)
+    return callable(value) and getattr(value, "__name__", "") == name and in_library(value)
 
 
 def _proved(code: CodeType) -> bool:
