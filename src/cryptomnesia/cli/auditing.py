@@ -27,7 +27,7 @@ Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 def audit(
     settings: AuditSettings,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder of the run; a run that was stopped goes on.")
+        Path, typer.Option("-o", "--output", help="Folder of the run. If it holds a stopped run, this run goes on.")
     ] = Path("audit-run"),
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that share the run and the cores; on CPUs one per core is fastest.")
@@ -35,7 +35,11 @@ def audit(
     dry_run: Annotated[bool, typer.Option(help="Only say what the run would cost.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Judge a model by a set of prompts: exit code 0 within the limit, 1 above it, 3 too few prompts to say."""
+    """Judge a model by a set of prompts.
+
+    Exit code 0: the share of prompts with a finding is below the limit. 1: it is above. 3: too few prompts to decide.
+    --fail-on says what counts as a finding, and --max-rate is the limit.
+    """
     from cryptomnesia.auditing import audited, cost
     from cryptomnesia.auditing.outcome import outcome
 
@@ -70,8 +74,9 @@ def report(
         str | None,
         typer.Option(
             "--format",
-            help="table, html, json, schema (of the JSON), sarif, card (for a model card) or answers. By default "
-            "that of the output's suffix (.html, .json, .sarif, .md for the card), else table.",
+            help="table, html, json, schema (of the JSON), sarif, card (for a model card) or answers (to questions of the "
+            "EU code of practice and NIST AI 600-1). By default the output's suffix decides (.html, .json, .sarif, "
+            ".md for the card), else table.",
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file, instead of standard output.")] = None,
@@ -91,7 +96,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Report a finished run; loads no model, and ends with exit code 0 whatever the gate says."""
+    """Report a finished run; loads no model, and ends with exit code 0 also if the audit failed."""
     from cryptomnesia.auditing.outcome import outcome
     from cryptomnesia.auditing.store import Store
     from cryptomnesia.files import write_whole
@@ -133,7 +138,7 @@ def rescore(
         ),
     ] = None,
 ) -> None:
-    """Judge the images of a finished run again, from what it stored."""
+    """Judge the images of a finished run again, by another detector or rate, without generating them."""
     from cryptomnesia.auditing.outcome import outcome
     from cryptomnesia.auditing.scoring import score
     from cryptomnesia.auditing.store import Store

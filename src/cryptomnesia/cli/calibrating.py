@@ -29,10 +29,10 @@ def calibrate(
         ),
     ],
 ) -> None:
-    """Learn from captions that are not memorized what is usual for a model, and save it for detect, guard and audit.
+    """Learn from prompts that are not memorized what is usual for a model, and save it for detect, guard and audit.
 
-    One image is generated of every caption. With --localizer it is mapped as well, so that localize can draw masks.
-    Captions that look memorized themselves are listed, with what leaving them out changes.
+    One image is generated of every prompt. With --localizer it is mapped as well, so that localize can draw masks.
+    Prompts that look memorized themselves are listed, and what would change without them.
     """
     from cryptomnesia.calibration import fitting
     from cryptomnesia.calibration.outliers import changes

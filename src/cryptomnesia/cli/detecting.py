@@ -54,7 +54,7 @@ def detect(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Generate prompts and say which images are memorized.
+    """Generate images of prompts and flag those that look memorized.
 
     Exit code 0: nothing is flagged. 1: an image is flagged. 3: nothing is flagged, but some images could not be judged.
     """
@@ -79,7 +79,7 @@ def demo(
         "demo-output"
     ),
 ) -> None:
-    """Detect, map and mitigate on the bundled model, with planted captions among ordinary ones."""
+    """Detect, map and mitigate on the bundled model, with prompts that it has memorized and ordinary ones."""
     from cryptomnesia.proving_ground import BUNDLE
     from cryptomnesia.proving_ground.bundle import control_captions
     from cryptomnesia.proving_ground.manifest import Manifest

@@ -41,7 +41,7 @@ def guard(
     ] = Path("guarded"),
     as_json: AsJson = False,
 ) -> None:
-    """Generate prompts behind a guard, and write the images that it returns.
+    """Generate images of prompts behind a guard, and write the images that it returns.
 
     Exit code 0: nothing is flagged. 1: an image is flagged. 3: nothing is flagged, but some images could not be judged.
     """

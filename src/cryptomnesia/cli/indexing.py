@@ -26,12 +26,13 @@ app.add_typer(index, name="index")
 def build(
     settings: BuildSettings,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder of the index; a build that was stopped goes on.")
+        Path,
+        typer.Option("-o", "--output", help="Folder of the index. If it holds a stopped build, this build goes on."),
     ],
 ) -> None:
-    """Describe training images, so that match and audit can name the one that a generation reproduces.
+    """Make an index of training images, by which match and audit find the one that a picture reproduces.
 
-    Run again, it describes what is new or has another content, and takes out what is there no more.
+    If the index exists, new and changed pictures are added, and those that are no longer there are removed.
     """
     from cryptomnesia.matching import ImageIndex, Readings, Tiles
 
@@ -57,13 +58,15 @@ def duplicates(
     settings: DuplicatesSettings,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="A .jsonl file of their captions, which --prompts takes."),
+        typer.Option(
+            "-o", "--output", help="A .jsonl file for the captions of these images, which can be given as --prompts."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List clusters of near-identical training images with their captions, the largest first.
 
-    Pictures that a training set holds many times are the known cause of memorization, so their captions are the first
+    Models memorize above all the pictures that their training set holds many times, so their captions are the first
     prompts to audit.
     """
     from cryptomnesia.files import write_whole

@@ -51,7 +51,7 @@ def localize(
     ] = Path("maps"),
     as_json: AsJson = False,
 ) -> None:
-    """Generate prompts and map where every image is memorized; with a calibration also as masks.
+    """Generate images of prompts and map where each is memorized; with a calibration also as masks.
 
     Exit code 0: every image has its maps. 3: some maps could not be computed.
     """

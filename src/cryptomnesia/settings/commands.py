@@ -32,7 +32,7 @@ class CallSettings(Settings):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Number format of the weights; use the one that the service uses."""
     variant: str | None = None
-    """Variant of the files of weights, for instance fp16."""
+    """Variant of the weights to load, for instance fp16; it is a part of the names of their files."""
     revision: str | None = None
     """Branch, tag or commit of the hub's repository."""
     lora: Names = Field(default_factory=list)
@@ -46,7 +46,7 @@ class CallSettings(Settings):
     without: Names = Field(default_factory=list)
     """Part of the pipeline to leave out, for instance text_encoder_3; can be given several times."""
     device: str | None = None
-    """Device that computes: cpu, cuda, cuda:1 or mps; a GPU if there is one, unless given."""
+    """Device that computes: cpu, cuda, cuda:1 or mps. By default a GPU if there is one, else the CPU."""
     batch_size: BatchSize = 8
 
 
@@ -68,7 +68,7 @@ class JudgeSettings(Settings):
     """File that `calibrate` made, with scores and maps of reference images; the one in the model's folder unless
     given."""
     detector: str = "auto"
-    """Detector whose score makes an image suspected; `auto` is the default of the model's family. `methods` lists
+    """Detector whose score flags an image; `auto` is the default of the model's family. `methods` lists
     all."""
     fpr: float = Field(0.01, gt=0, lt=1)
     """False-positive rate: the share of ordinary images that are flagged."""
@@ -95,7 +95,7 @@ class MaskSettings(Settings):
     panel: ClassVar[str | None] = "Masks"
 
     pixel_fpr: float = Field(0.05, gt=0, lt=1)
-    """Share of the pixels of ordinary images that are above the threshold of a mask."""
+    """Share of the pixels of ordinary images that a mask may hold: sets the threshold of the map."""
 
 
 class IndexSettings(Settings):
@@ -125,8 +125,8 @@ class AuditSettings(IndexSettings, MaskSettings, FlaggedSettings, JudgeSettings,
     """What is done about prompts that are longer than the text encoders read: cut off as diffusers does it, left out,
     or refused."""
     references: Path | None = None
-    """File of captions that are not memorized, to calibrate on instead of `calibration`; 150 support a false-positive
-    rate of 1%."""
+    """File of reference prompts, which are not memorized, to make a calibration from instead of giving one; 150 are
+    enough for a false-positive rate of 1%."""
     seed: int = Field(0, ge=0, le=2**62)
     """Seed of the first image of the run; every further image has the next seed."""
     batch_size: BatchSize = 16
@@ -135,11 +135,11 @@ class AuditSettings(IndexSettings, MaskSettings, FlaggedSettings, JudgeSettings,
     mitigate: bool = True
     """Try the mitigation on flagged images."""
     training_images: Path | None = None
-    """Folder of the training images, of which the run makes an index."""
+    """Training images, of which the run makes an index: a folder, a tar shard or a Parquet file."""
     fail_on: Literal["suspected", "corroborated", "confirmed"] = "corroborated"
-    """Level of evidence that counts against the model."""
+    """Level of evidence that counts against the model, with all higher levels."""
     max_rate: float = Field(0.0, ge=0, lt=1)
-    """Share of prompts that may reach that level; no model can pass with 0."""
+    """Share of prompts that may reach that level. With 0 no audit passes: without a finding it is undecided."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -216,7 +216,8 @@ class MapSettings(Settings):
     """Products with the Jacobian per image, for the localizers that estimate one: a multiple of 8. By default 16, or at
     most 512 with `wanted`."""
     wanted: float | None = Field(None, gt=0)
-    """Relative error of such a map at which the estimate stops before all probes are spent."""
+    """Relative error that is enough for such a map: the estimate stops when it is reached, also before all probes are
+    spent."""
     memory: float | None = Field(None, gt=0)
     """Memory in GiB that such a map may take beside the model; by default 2."""
 
@@ -236,8 +237,10 @@ class LocalizeSettings(MaskSettings, MapSettings, GenerateSettings):
 class CalibrateSettings(MapSettings, CallSettings):
     """Everything that a calibration depends on."""
 
+    panel: ClassVar[str | None] = "Calibration"
+
     prompts: Path | None = None
-    """File of captions that are not memorized, at least 100; 150 support a false-positive rate of 1%."""
+    """File of reference prompts, which are not memorized: at least 100; 150 are enough for a false-positive rate of 1%."""
     fpr: float | None = Field(None, gt=0, lt=1)
     """False-positive rate that the calibration has to support; too few prompts are then an error, before anything is
     generated."""
@@ -266,16 +269,16 @@ class GuardSettings(JudgeSettings, GenerateSettings):
     """File that `calibrate` made, with scores of reference images; the one in the model's folder unless given. Of
     several, the one that was made with the settings of the call is used."""
     unknown: Literal["raise", "allow", "block"] = "raise"
-    """What is done about a call that no calibration fits: refuse it, return its images without judging them, or return
-    black images."""
+    """What is done about a call that no calibration fits: raise refuses it, allow returns its images without judging
+    them, block returns black images."""
     policy: Literal["observe", "block", "mitigate", "regenerate"] = "observe"
-    """What is done about flagged images: nothing, a black image instead, the mitigation, or other seeds and then the
-    mitigation."""
+    """What is done about flagged images: observe returns them, block returns black images, mitigate tries the
+    mitigation, regenerate tries other seeds and then the mitigation."""
     mitigation: str = "auto"
     """Mitigation of the policies mitigate and regenerate; `auto` is the default of the model's family. `methods` lists
     all."""
     decide_by: int | None = Field(None, ge=1)
-    """Judge every image after this many evaluations; at the end of the run unless given."""
+    """Judge every image after this many evaluations (calls of the denoiser); at the end of the run unless given."""
 
 
 class MatchSettings(IndexSettings):
@@ -304,7 +307,8 @@ class BuildSettings(Settings):
     device: str = "cpu"
     """Device on which SSCD computes, for instance cuda. Tiles compute on the CPU."""
     faiss: bool = False
-    """Search among candidates: for more than ten million pictures. Needs the extra `faiss`."""
+    """Make an index for more than ten million pictures, which compares a picture with candidates only. Needs the extra
+    `faiss`."""
     workers: int | None = Field(None, ge=1)
     """Threads that decode pictures; one per core unless given."""
 
