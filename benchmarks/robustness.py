@@ -29,6 +29,7 @@ SITUATIONS = {
         "pipelines/test_fingerprint*.py",
         "pipelines/test_alterations.py",
         "pipelines/test_observers.py",
+        "pipelines/test_tiling.py",
         "tracing/test_offloading.py",
     ],
     "what a call gives the network": ["pipelines/test_inputs.py", "pipelines/test_call.py"],

@@ -74,9 +74,9 @@ def report(
         str | None,
         typer.Option(
             "--format",
-            help="table, html, json, schema (of the JSON), sarif, card (for a model card) or answers (to questions of the "
-            "EU code of practice and NIST AI 600-1). By default the output's suffix decides (.html, .json, .sarif, "
-            ".md for the card), else table.",
+            help="table, html, json, schema (of the JSON), sarif, card (for a model card) or answers (to questions of "
+            "the EU code of practice and NIST AI 600-1). By default the output's suffix decides (.html, .json, "
+            ".sarif, .md for the card), else table.",
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file, instead of standard output.")] = None,

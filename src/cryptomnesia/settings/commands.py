@@ -240,7 +240,8 @@ class CalibrateSettings(MapSettings, CallSettings):
     panel: ClassVar[str | None] = "Calibration"
 
     prompts: Path | None = None
-    """File of reference prompts, which are not memorized: at least 100; 150 are enough for a false-positive rate of 1%."""
+    """File of reference prompts, which are not memorized: at least 100; 150 are enough for a false-positive rate of
+    1%."""
     fpr: float | None = Field(None, gt=0, lt=1)
     """False-positive rate that the calibration has to support; too few prompts are then an error, before anything is
     generated."""
