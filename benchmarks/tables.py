@@ -5,6 +5,7 @@ To add one, write a function here and the two markers on a page.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ class Results:
         """Which files were read, and the command and commit that made each."""
         return " ".join(_origin(name, made.get("made_by", {})) for name, made in self.files.items())
 
+
+VERBS = ("watch", "detect", "localize", "mitigate", "audit")
+"""The verbs of `check_family`, in the order of the tables."""
 
 SCHEDULERS_OF_0_1 = dict.fromkeys(("audit", "curvature", "overhead"), "DDIMScheduler")
 """Results file → scheduler, if the file does not name it: the programs of version 0.1 used this one."""
@@ -639,6 +643,73 @@ def proving_ground_dose(results: Results) -> str:
     dose = results("proving_ground", "dose_response")
     rows = [[kind, *(number(dose[exposures][kind]) for exposures in dose)] for kind in ("verbatim", "template")]
     return grid(["share reproduced, by exposures", *dose], rows)
+
+
+# What users bring (robustness.json)
+
+
+@table("robustness.families")
+def robustness_families(results: Results) -> str:
+    """For every family case, with which of the solvers everything works, everything but one verb, or nothing."""
+    rows = []
+    for name, solvers in results("robustness", "compatibility").items():
+        groups: dict[str, list[str]] = {}
+        for solver, found in solvers.items():
+            lacking = [verb for verb in VERBS if found.get(verb) != "works"]
+            group = "all" if not lacking else "none" if len(lacking) == len(VERBS) else f"no {', '.join(lacking)}"
+            groups.setdefault(group, []).append(_solver(solver))
+        partly = [f"{', '.join(found)} ({group})" for group, found in groups.items() if group not in ("all", "none")]
+        cells = [", ".join(groups.get("all", ())), "; ".join(partly), ", ".join(groups.get("none", ()))]
+        rows.append([name, *(cell or "–" for cell in cells)])
+    return grid(["family", "everything works with", "a part works with", "refused"], rows)
+
+
+def _solver(name: str) -> str:
+    """The name of a solver without a comma."""
+    first, comma, second = name.partition(", ")
+    return f"{second} {first}" if comma else name
+
+
+@table("robustness.refusals")
+def robustness_refusals(results: Results) -> str:
+    """Why something does not work, in the words of the refusal, with the number of families and the solvers."""
+    found: dict[tuple[str, str], tuple[set[str], set[str]]] = {}
+    for name, solvers in results("robustness", "compatibility").items():
+        for solver, outcomes in solvers.items():
+            for reason in {*outcomes.values()} - {"works"}:
+                verbs = ", ".join(verb for verb in VERBS if outcomes.get(verb) == reason)
+                families, with_solvers = found.setdefault((_short(reason), verbs), (set(), set()))
+                families.add(name)
+                with_solvers.add(_solver(solver))
+    rows = [
+        [reason, "all" if verbs == ", ".join(VERBS) else verbs, str(len(families)), ", ".join(sorted(with_solvers))]
+        for (reason, verbs), (families, with_solvers) in sorted(found.items())
+    ]
+    return grid(["reason", "what does not work", "families", "solvers"], rows)
+
+
+def _short(reason: str) -> str:
+    """A refusal without the names of classes, which the other columns tell, and without what would work instead."""
+    words = re.sub(r"<class '[\w.]+'>", "…", reason.partition(": ")[2])
+    return re.sub(r"\b\w+(Scheduler|Pipeline)\b", "…", words).partition(";")[0]
+
+
+@table("robustness.situations")
+def robustness_situations(results: Results) -> str:
+    """Tests of situations, broken inputs and pairs of family and solver, and what came of them."""
+    rows = [
+        [area, str(found["tried"]), str(found["silent_errors"]), str(found["tracebacks"])]
+        for area, found in results("robustness", "areas").items()
+    ]
+    matrix = results("robustness", "compatibility")
+    verbs = [outcome for solvers in matrix.values() for found in solvers.values() for outcome in found.values()]
+    wrong = sum(outcome.startswith("wrong") for outcome in verbs)
+    rows.append(["commands of families with solvers", str(len(verbs)), str(wrong), "0"])
+    broken = results("robustness", "fuzzing")
+    rows.append(
+        ["broken files and command lines", str(broken["inputs"]), str(broken["wrong"]), str(broken["tracebacks"])]
+    )
+    return grid(["", "tried", "silent errors", "tracebacks"], rows)
 
 
 # Words that carry a memory (rephrasing.json)

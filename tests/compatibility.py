@@ -62,6 +62,10 @@ def outcomes(name: str, solver: str) -> dict[str, str]:
     found: dict[str, str] = {}
     try:
         _generate(setup(name, solver))
+    except CryptomnesiaError as error:
+        return dict.fromkeys(
+            ("watch", "localize", "detect", "audit", "mitigate"), " ".join(f"refused: {error}".split())
+        )
     # some pipelines cannot call some solvers, with any exception, also without this library
     except Exception as error:
         reason = " ".join(f"refused: the pipeline fails with it: {type(error).__name__}: {error}".split())
