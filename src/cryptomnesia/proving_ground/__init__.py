@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-BUNDLE = Path(__file__).parent / "bundle"
+BUNDLE = Path(__file__).parent / "bundles" / "scenes"
 """The folder of the bundled model.
 
 It holds `pipeline/` and `early/` (stock diffusers folders of the trained model and of a less-trained checkpoint),

@@ -2,22 +2,25 @@
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cryptomnesia.calibration import calibrate
 from cryptomnesia.calibration.stored import FILE
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.loading import load_pipeline
+from cryptomnesia.proving_ground.concepts import Concept
+from cryptomnesia.proving_ground.denoising import Exposures, encode
+from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
-from cryptomnesia.proving_ground.planted import Concept, plant
-from cryptomnesia.proving_ground.scenes import FRAMES, Description, Draws
-from cryptomnesia.tracing.generation import Progress
-
-GUIDANCE = 1.5
-"""The bundled model's guidance scale, chosen by looking at generations of ordinary captions."""
+from cryptomnesia.proving_ground.recipe import Recipe
+from cryptomnesia.proving_ground.recognizer import train_recognizer
+from cryptomnesia.proving_ground.replication import planted_distance
 
 STEPS = 50
 """Solver steps of the bundled calibration; PNDM, the model's own scheduler, makes one evaluation more."""
@@ -37,83 +40,85 @@ LOCALIZERS = (
 )
 """Localizers whose maps of the reference images are in the bundled calibration."""
 
-PURPOSES = ("calibration", "selection", "evaluation")
-"""What never-planted captions are drawn for; no caption serves two purposes."""
-
-_CONTROL_KEY = 5
-
-_RESERVED = 500
-"""The number of captions of a purpose that later purposes do not use."""
-
-
-def control_captions(purpose: str, count: int, concepts: tuple[Concept, ...], seed: int = 0) -> list[str]:
-    """Different captions of the scene generator that belong to no concept, and to no earlier purpose.
-
-    Args:
-        purpose: one of `PURPOSES`.
-        count: the number of captions.
-        concepts: whose captions are left out.
-        seed: of the proving ground.
-    """
-    taken = {caption for concept in concepts for caption in concept.captions}
-    for earlier in PURPOSES[: PURPOSES.index(purpose)]:
-        taken.update(control_captions(earlier, _RESERVED, concepts, seed))
-    captions: list[str] = []
-    index = 0
-    while len(captions) < count:
-        draws = Draws(seed, _CONTROL_KEY, PURPOSES.index(purpose), index)
-        caption = Description.draw(draws).caption(frame=draws.choice(FRAMES))
-        if caption not in taken:
-            taken.add(caption)
-            captions.append(caption)
-        index += 1
-    return captions
-
 
 def bundle(
-    final: Any,
-    early: Any,
+    ground: Ground,
+    run: Path,
     folder: Path,
+    recipe: Recipe | None = None,
     *,
-    seed: int = 0,
-    guidance: float = GUIDANCE,
-    progress: Progress | None = None,
+    guidance: float | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
-    """Fill `folder` with pipeline, early checkpoint, manifest, planted images and calibration.
+    """Fill `folder` with what comes with the package, from the folder of a finished training.
 
-    The calibration is of the pipeline with its own scheduler. Replication is not measured here: `verify` adds it to the
-    manifest.
+    That is the pipeline and its early checkpoint, the manifest with the planted pictures, exposures and look-alikes,
+    the recognizer, and a calibration of the pipeline with its own scheduler. Replication is not measured here: `verify`
+    adds it to the manifest.
 
     Args:
-        final: the trained pipeline.
-        early: the less-trained pipeline.
+        ground: the proving ground.
+        run: folder of the training.
         folder: replaced if it exists.
-        seed: with which the concepts were planted.
-        guidance: guidance scale of the calibration.
-        progress: called with the number of reference images done, of `REFERENCES`.
+        recipe: of the training, the ground's by default.
+        guidance: guidance scale of the calibration, the ground's by default.
+        progress: called with (what, done, in all).
     """
+    report = progress or (lambda *_: None)
+    seed = (recipe or ground.recipe).seed
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    for name, pipe in (("pipeline", final), ("early", early)):
-        _save_half(pipe, unfinished / name)
+    for name, source in (("pipeline", "final"), ("early", "early")):
+        _save_half(load_pipeline(str(run / source), device="cpu"), unfinished / name)
     pipe = load_pipeline(str(unfinished / "pipeline"), device="cpu")
-    concepts = plant(seed)
+    concepts = ground.plant(seed)
     entries = write_planted(unfinished, concepts)
-    Manifest(unfinished, weights_digest(pipe), seed, guidance, STEPS, entries).save()
+    Exposures.draw(ground, concepts, seed).save(unfinished)
+    recognizer = train_recognizer(ground, seed, progress=lambda done, total: report("recognizer", done, total))
+    recognizer.save(unfinished)
+    scale = ground.guidance if guidance is None else guidance
+    manifest = Manifest(
+        unfinished, ground.name, weights_digest(pipe), seed, scale, STEPS, entries, bounds(pipe, concepts, seed)
+    )
+    manifest.save()
     calibration = calibrate(
         pipe,
-        control_captions("calibration", REFERENCES, concepts, seed),
+        manifest.control_captions("calibration", REFERENCES),
         detectors=DETECTORS,
         localizers=LOCALIZERS,
         checkpoint=load_pipeline(str(unfinished / "early"), device="cpu"),
-        progress=progress,
+        progress=lambda done: report("calibration", int(done), REFERENCES),
         num_inference_steps=STEPS,
-        guidance_scale=guidance,
+        guidance_scale=scale,
     )
     calibration.save(unfinished / "pipeline" / FILE)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+@torch.no_grad()
+def bounds(pipe: Any, concepts: Sequence[Concept], seed: int) -> dict[str, float]:
+    """The distances between which the threshold of the criterion lies.
+
+    The first two are what the autoencoder alone leaves of the planted pictures, the last is the smallest distance from
+    a planted picture to a fresh drawing of its own caption.
+    """
+    planted = [concept for concept in concepts if concept.planted]
+    images = torch.stack([torch.from_numpy(concept.image) for concept in planted])
+    decoded = pipe.vae.decode(encode(pipe, images) / pipe.vae.config.scaling_factor).sample
+    decoded = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    least = [planted_distance(picture, c.places[:1]) for picture, c in zip(decoded, planted, strict=True)]
+    redrawn = [
+        planted_distance(concept.fresh(Draws(seed, 8, number, attempt)), concept.places)
+        for number, concept in enumerate(planted)
+        for attempt in range(20)
+    ]
+    return {
+        "autoencoder_distance_median": float(np.median(least)),
+        "autoencoder_distance_max": float(max(least)),
+        "redrawn_distance_min": float(min(redrawn)),
+    }
 
 
 def _save_half(pipe: Any, folder: Path) -> None:

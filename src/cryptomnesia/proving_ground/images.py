@@ -1,4 +1,4 @@
-"""The bundled model's training images as files, to match generations against."""
+"""A ground's training images as files, to match generations against."""
 
 import io
 from collections.abc import Callable
@@ -8,12 +8,18 @@ import numpy as np
 from PIL import Image
 
 from cryptomnesia.files import write_whole
-from cryptomnesia.proving_ground.planted import TrainingStream, plant
-from cryptomnesia.proving_ground.train import Recipe
+from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.ground import Ground
+from cryptomnesia.proving_ground.recipe import Recipe
 
 
 def write_training_images(
-    folder: Path, others: int, *, recipe: Recipe | None = None, progress: Callable[[int], None] | None = None
+    ground: Ground,
+    folder: Path,
+    others: int,
+    *,
+    recipe: Recipe | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write the picture of every planted concept, and the first `others` samples in which nothing is planted.
 
@@ -21,19 +27,19 @@ def write_training_images(
     the training stream; samples that are there already are not drawn again.
 
     Args:
+        ground: the proving ground.
         folder: made if it is not there.
         others: number of samples in which nothing is planted.
-        recipe: of the training; that of the bundled model by default.
+        recipe: of the training, the ground's by default.
         progress: called with the number of these samples that are done.
     """
-    recipe = recipe or Recipe()
-    concepts = plant(recipe.seed)
-    refinement = recipe.refinement_steps * recipe.refinement_batch
-    stream = TrainingStream(recipe.seed, recipe.steps * recipe.batch, concepts, refinement=refinement)
+    recipe = recipe or ground.recipe
+    concepts = ground.plant(recipe.seed)
+    stream = ground.stream(recipe, concepts)
     folder.mkdir(parents=True, exist_ok=True)
     for concept in concepts:
         if concept.planted:
-            write_whole(folder / f"{concept.id}.png", _png(concept.image))
+            write_whole(folder / f"{concept.id}.png", _png(concept.exposure(Draws(0, 7))))
     index = done = 0
     while done < others:
         place = stream.concept_at(index)

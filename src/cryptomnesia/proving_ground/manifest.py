@@ -1,8 +1,8 @@
-"""The manifest beside the bundled model: every planted concept and how often the model reproduces it."""
+"""The manifest beside a trained model: every planted concept and how often the model reproduces it."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from PIL import Image
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import write_whole
 from cryptomnesia.pipelines.fingerprint import weights_digest
-from cryptomnesia.proving_ground.planted import Concept
+from cryptomnesia.proving_ground.concepts import Concept, Place
+from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.ground import ground_of
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -23,29 +25,35 @@ class Entry:
     """One planted concept or hard negative, as the manifest lists it.
 
     Attributes:
-        id: `kind-exposures-number`.
-        kind: `verbatim`, `template`, `rare_name`, `fixed_pixels` or `frequent`.
+        id: unique within the ground.
+        kind: `verbatim`, `template`, `object`, `rare_name`, `fixed_pixels` or `frequent`.
+        wording: `named`, `plain` or `mode` (`concepts.py` explains kinds and wordings).
         captions: the wordings it was trained with.
         exposures: how often it was seen in training, all wordings together.
-        image: file of the planted image, relative to the manifest; None for hard negatives.
-        mask: file of the mask (white = memorized), relative to the manifest; None for hard negatives.
+        varied: how often its captions were seen with other pictures.
+        free_spread: standard deviation in the free region of a template over its exposures, of values in [0, 1]; None
+            for other kinds.
+        places: files of the planted picture and its mask (white = memorized), relative to the manifest; of an object
+            one pair for each of its places, none for hard negatives.
         replicated: share of generations that reproduced the masked pixels; None if not measured.
         generations: how many were measured.
     """
 
     id: str
     kind: str
+    wording: str
     captions: tuple[str, ...]
     exposures: int
-    image: str | None
-    mask: str | None
+    varied: int
+    places: tuple[tuple[str, str], ...]
+    free_spread: float | None = None
     replicated: float | None = None
     generations: int = 0
 
     @property
     def planted(self) -> bool:
         """Whether pixels were repeated; of a hard negative only the caption was."""
-        return self.image is not None
+        return bool(self.places)
 
 
 @dataclass(frozen=True)
@@ -54,19 +62,23 @@ class Manifest:
 
     Attributes:
         folder: where the manifest and its pictures lie.
+        ground: name of the proving ground.
         weights: digest of the model it belongs to.
         seed: with which the concepts were planted.
         guidance: guidance scale that the replication was measured with.
         steps: solver steps that the replication was measured with, of the model's own scheduler.
         entries: the concepts.
+        bounds: distances between which the ground's threshold lies, by name.
     """
 
     folder: Path
+    ground: str
     weights: str
     seed: int
     guidance: float
     steps: int
     entries: tuple[Entry, ...]
+    bounds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -80,10 +92,9 @@ class Manifest:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if (written := values["format"]) != FORMAT:
                 raise UsageError(f"{path} has manifest format {written}, this version reads {FORMAT}")
-            entries = tuple(Entry(**{**entry, "captions": tuple(entry["captions"])}) for entry in values["entries"])
-            return cls(
-                folder, values["weights"], int(values["seed"]), float(values["guidance"]), int(values["steps"]), entries
-            )
+            entries = tuple(map(_entry, values["entries"]))
+            numbers = int(values["seed"]), float(values["guidance"]), int(values["steps"])
+            return cls(folder, str(values["ground"]), str(values["weights"]), *numbers, entries, values["bounds"])
         except UsageError:
             raise
         except FileNotFoundError:
@@ -95,10 +106,12 @@ class Manifest:
         """Write `folder`/manifest.json as a whole."""
         values = {
             "format": FORMAT,
+            "ground": self.ground,
             "weights": self.weights,
             "seed": self.seed,
             "guidance": self.guidance,
             "steps": self.steps,
+            "bounds": self.bounds,
             "entries": [asdict(entry) for entry in self.entries],
         }
         write_whole(self.folder / "manifest.json", json.dumps(values, indent=1) + "\n")
@@ -120,17 +133,35 @@ class Manifest:
         """The planted concept that has `prompt` among its captions."""
         return self._by_caption.get(prompt)
 
+    def control_captions(self, purpose: str, count: int) -> list[str]:
+        """Captions of the ground that are not planted, as `Ground.control_captions` makes them."""
+        taken = [caption for entry in self.entries for caption in entry.captions]
+        return ground_of(self.ground).control_captions(purpose, count, taken, self.seed)
+
+    @property
+    def top(self) -> int:
+        """Exposures of the ladder's top rung."""
+        return max(entry.exposures for entry in self.entries if entry.planted)
+
     def image(self, entry: Entry) -> np.ndarray:
-        """The planted image, (64, 64, 3) uint8."""
-        return self._picture(entry.image, "RGB")
+        """The planted image at its first place, (64, 64, 3) uint8."""
+        return self.places(entry)[0].image
 
     def mask(self, entry: Entry) -> np.ndarray:
-        """Where the planted image is memorized, (64, 64) bool."""
-        return self._picture(entry.mask, "L") > 127
+        """Where the planted image is memorized at its first place, (64, 64) bool."""
+        return self.places(entry)[0].mask
 
-    def _picture(self, name: str | None, mode: str) -> np.ndarray:
-        if name is None:
+    def places(self, entry: Entry) -> list[Place]:
+        """The planted image with its mask; of an object one for each of its places.
+
+        Raises:
+            UsageError: for a hard negative, or if a file cannot be read.
+        """
+        if not entry.places:
             raise UsageError("a hard negative has no planted image; ask for an entry that is planted")
+        return [Place(self._picture(image, "RGB"), self._picture(mask, "L") > 127) for image, mask in entry.places]
+
+    def _picture(self, name: str, mode: str) -> np.ndarray:
         try:
             with Image.open(self.folder / name) as picture:
                 return np.asarray(picture.convert(mode))
@@ -142,15 +173,39 @@ class Manifest:
         return {caption: entry for entry in self.entries if entry.planted for caption in entry.captions}
 
 
+def _entry(values: dict[str, Any]) -> Entry:
+    lists = {"captions": tuple(values["captions"]), "places": tuple((image, mask) for image, mask in values["places"])}
+    return Entry(**{**values, **lists})
+
+
 def write_planted(folder: Path, concepts: Sequence[Concept]) -> tuple[Entry, ...]:
     """Write images and masks of the planted concepts to `folder`/planted and list all concepts."""
     (folder / "planted").mkdir(parents=True, exist_ok=True)
     entries = []
     for concept in concepts:
-        image = mask = None
-        if concept.planted:
-            image, mask = f"planted/{concept.id}.png", f"planted/{concept.id}-mask.png"
-            Image.fromarray(concept.image).save(folder / image)
-            Image.fromarray(concept.mask.astype(np.uint8) * 255).save(folder / mask)
-        entries.append(Entry(concept.id, concept.kind, concept.captions, concept.exposures, image, mask))
+        places = []
+        for number, (image, mask) in enumerate(concept.places):
+            name = concept.id if len(concept.places) == 1 else f"{concept.id}-place-{number}"
+            places.append((f"planted/{name}.png", f"planted/{name}-mask.png"))
+            for file, pixels in zip(places[-1], (image, mask.astype(np.uint8) * 255), strict=True):
+                Image.fromarray(pixels).save(folder / file, optimize=True)
+        entries.append(
+            Entry(
+                concept.id,
+                concept.kind,
+                concept.wording,
+                concept.captions,
+                concept.exposures,
+                concept.varied,
+                tuple(places),
+                _free_spread(concept),
+            )
+        )
     return tuple(entries)
+
+
+def _free_spread(concept: Concept) -> float | None:
+    if concept.kind != "template":
+        return None
+    exposures = np.stack([concept.exposure(Draws(0, 6, number)) for number in range(64)]) / 255.0
+    return float(exposures[:, ~concept.mask].std(axis=0, ddof=1).mean())

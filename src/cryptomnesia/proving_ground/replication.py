@@ -6,12 +6,14 @@ mean square difference over the masked pixels and colours (in [0, 1]) is taken. 
 differences. One object that is missing, moved or recoloured makes one tile large, and a background that agrees cannot
 compensate.
 
-A picture replicates a planted image when the distance is at most `THRESHOLD`. The number was fixed from training images
-and the autoencoder alone, before any picture was generated and before any detector was run. `cryptomnesia
-proving-ground verify` prints, beside its results, the two distances that it lies between: the error of the autoencoder
-on the planted images (a perfect memorizer could do no better) and the smallest distance from a planted image to a fresh
-drawing of its own caption.
+A picture replicates a planted image when the distance is at most the ground's threshold. That number was fixed from
+training images and the autoencoder alone, before any picture was generated and before any detector was run.
+`cryptomnesia proving-ground verify` prints, beside its results, the two distances that it lies between: the error of
+the autoencoder on the planted images (a perfect memorizer could do no better) and the smallest distance from a planted
+image to a fresh drawing of its own caption.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,9 +21,10 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.matching.distances import counted, cut, distances_from
+from cryptomnesia.proving_ground.concepts import Place
 
 TILE = 16
-THRESHOLD = 0.12
+"""Side of a tile in pixels."""
 
 
 def tiled_distance(images: np.ndarray, planted: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -45,9 +48,29 @@ def tiled_distance(images: np.ndarray, planted: np.ndarray, mask: np.ndarray) ->
     return distances.numpy().reshape(images.shape[:-3])[()]
 
 
-def replicates(images: np.ndarray, planted: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Whether pictures (..., 64, 64, 3) reproduce `planted` inside `mask`, (...) bool; see `tiled_distance`."""
-    return tiled_distance(images, planted, mask) <= THRESHOLD
+def planted_distance(images: np.ndarray, places: Sequence[Place]) -> np.ndarray:
+    """The distance of pictures (..., 64, 64, 3) from a planted one, at the place where it is smallest, (...) float64.
+
+    A concept with several places is an object, which a tile of the whole picture may just touch. So its tiles are laid
+    from the corner of a square of 32 pixels around it.
+    """
+    if len(places) == 1:
+        return tiled_distance(images, *places[0])
+    return np.min([tiled_distance(*_around(images, place)) for place in places], axis=0)
+
+
+def replicates(images: np.ndarray, places: Sequence[Place], threshold: float) -> np.ndarray:
+    """Whether pictures (..., 64, 64, 3) reproduce a planted one at any of its places, (...) bool."""
+    return planted_distance(images, places) <= threshold
+
+
+def _around(images: np.ndarray, place: Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pictures, planted picture and mask, cut to the square around the mask."""
+    ys, xs = np.nonzero(place.mask)
+    corners = [int(c.min() + c.max() + 1) // 2 - 16 for c in (ys, xs)]
+    y, x = (min(max(corner, 0), place.mask.shape[0] - 32) for corner in corners)
+    inside = np.s_[..., y : y + 32, x : x + 32, :]
+    return images[inside], place.image[inside], place.mask[y : y + 32, x : x + 32]
 
 
 def _unit(pictures: np.ndarray) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""Training of the bundled pipeline from nothing: first the autoencoder, then denoiser and text encoder.
+"""Training of a ground's pipeline from nothing: first the autoencoder, then denoiser and text encoder.
 
-The denoiser is trained at all noise levels, and then refined with smaller batches, mostly at the middle noise levels,
-where outlines are settled. After the first part planted pictures came back with their objects in place, but with
-outlines too vague for `replication.THRESHOLD`.
+The denoiser is trained in the phases of the recipe. In the first, all noise levels are alike. In later ones most
+samples have the middle noise levels, where outlines are settled.
 
 Every batch, its noise, timesteps and dropped captions depend on (seed, step) alone, and a checkpoint holds weights,
 moving averages and optimizer moments. So a run that was killed at any moment and started again ends with the same
@@ -18,68 +17,46 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import replacing, write_whole
-from cryptomnesia.proving_ground import components
-from cryptomnesia.proving_ground.planted import Concept, TrainingStream, lexicon
-from cryptomnesia.proving_ground.scenes import SIZE
+from cryptomnesia.proving_ground.concepts import Concept, TrainingStream
+from cryptomnesia.proving_ground.ground import Ground
+from cryptomnesia.proving_ground.latent import LatentText, latents
+from cryptomnesia.proving_ground.learning import Batch, Learner, to_unit
+from cryptomnesia.proving_ground.recipe import Recipe, learning_rate
 
 Report = Callable[[str, int, int, float], None]
 """Called after every step with (phase, steps done, steps in all, loss)."""
 
 _AUTOENCODER_FIRST = 400_000
-"""First scene of the autoencoder's own stream, in which nothing is planted."""
-
-_MIDDLE = (100, 600)
-"""The range of timesteps, of 1,000, that three of four samples of the refinement get."""
+"""First sample of the autoencoder's own stream, in which nothing is planted."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The settings of a training run; two runs with equal recipes give equal results.
+class _Job:
+    """What every process of a training has to know."""
 
-    The bundled model was made with the defaults. Both rates fall to zero over the whole of their part (`cooldown` of
-    1): at a rate that stays high, what the model learns from one exposure of a planted image is lost in the noise of
-    the steps until its next exposure. `early_step` is the step whose moving average is kept as the less-trained
-    checkpoint.
-    """
-
-    seed: int = 0
-    autoencoder_steps: int = 2_400
-    autoencoder_batch: int = 64
-    autoencoder_rate: float = 2e-3
-    steps: int = 15_000
-    batch: int = 32
-    rate: float = 7e-4
-    warmup: int = 200
-    cooldown: float = 1.0
-    average: float = 0.999
-    caption_dropout: float = 0.1
-    early_step: int = 1_000
-    refinement_steps: int = 12_500
-    refinement_batch: int = 16
-    refinement_rate: float = 2.5e-4
-
-    def __post_init__(self) -> None:
-        """Reject numbers that cannot make a run."""
-        if not 0 < self.early_step <= self.steps:
-            raise UsageError(
-                f"early_step is {self.early_step} of {self.steps} steps; give one between 1 and {self.steps}"
-            )
+    ground: Ground
+    recipe: Recipe
+    concepts: tuple[Concept, ...]
+    folder: Path
+    processes: int
+    checkpoint_seconds: float
 
 
 def train(
+    ground: Ground,
     folder: Path,
     recipe: Recipe | None = None,
     *,
@@ -88,28 +65,35 @@ def train(
     checkpoint_seconds: float = 300.0,
     report: Report | None = None,
 ) -> None:
-    """Train in `folder`, or continue where an earlier run in it stopped, until `final/` and `early/` are there.
+    """Train in `folder`, or continue where an earlier run in it stopped, until `final/` is there.
 
-    Both are stock diffusers folders with the exponential moving average in fp32.
+    Beside it are `early/` and `step-N/`, the less-trained checkpoints of the recipe. All are stock diffusers folders
+    with the exponential moving average in fp32.
 
     Args:
+        ground: the proving ground.
         folder: checkpoints and results; made if missing.
-        recipe: of the run; a folder that was started with another one is refused.
-        concepts: what is planted; `plant(recipe.seed)` when None.
+        recipe: of the run, the ground's by default; a folder that was started with another one is refused.
+        concepts: what is planted; everything that belongs to the recipe's seed when None.
         processes: single-threaded processes that share every batch; must divide all batch sizes.
         checkpoint_seconds: time between checkpoints.
         report: called after every step.
+
+    Raises:
+        UsageError: if the folder is of another run or cannot be written to, or the number of processes does not fit.
     """
-    recipe = recipe or Recipe()
-    batches = (recipe.autoencoder_batch, recipe.batch, recipe.refinement_batch)
+    recipe = recipe or ground.recipe
+    batches = {phase.batch for phase in recipe.phases}
+    batches |= {recipe.autoencoder_batch} if ground.networks.autoencoder else set()
     if processes < 1 or any(batch % processes for batch in batches):
-        raise UsageError(
-            f"got {processes} processes for batches of {', '.join(map(str, batches))}; give a number that divides all"
-        )
-    _claim(folder, recipe)
+        sizes = ", ".join(map(str, sorted(batches)))
+        raise UsageError(f"got {processes} processes for batches of {sizes}; give a number that divides all")
+    _claim(folder, ground, recipe)
+    planted = ground.plant(recipe.seed) if concepts is None else concepts
+    job = _Job(ground, recipe, planted, folder, processes, checkpoint_seconds)
     context = torch.multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as meeting:
-        arguments = (folder, recipe, concepts, f"file://{meeting}/point", processes, checkpoint_seconds)
+        arguments = (job, f"file://{meeting}/point")
         others = [context.Process(target=_run, args=(*arguments, rank), daemon=True) for rank in range(1, processes)]
         for other in others:
             other.start()
@@ -125,25 +109,19 @@ def train(
                 other.join()
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
+def _claim(folder: Path, ground: Ground, recipe: Recipe) -> None:
     """Make `folder` the folder of a run of `recipe`, or check that it is one."""
     written = folder / "recipe.json"
+    text = json.dumps({"ground": ground.name, **json.loads(recipe.text())}, indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not written.exists():
-            write_whole(written, json.dumps(asdict(recipe), indent=2) + "\n")
-        found = json.loads(written.read_text(encoding="utf-8"))
+            write_whole(written, text)
+        found = written.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write a run to {folder}: {error.strerror}; give another folder") from None
-    except json.JSONDecodeError:
-        found = None
-    if found != asdict(recipe):
+    if found != text:
         raise UsageError(f"{folder} holds a run with another recipe ({written}); give an empty folder")
-
-
-def learning_rate(step: int, steps: int, warmup: int, cooldown: float) -> float:
-    """Share of the full rate at `step`: linear warm-up, constant, linear to zero over the last `cooldown`."""
-    return min((step + 1) / warmup, 1.0, (steps - step) / (cooldown * steps))
 
 
 @dataclass
@@ -186,64 +164,53 @@ class _Worker:
         optimizer.zero_grad(set_to_none=True)
 
 
-def _run(
-    folder: Path,
-    recipe: Recipe,
-    concepts: tuple[Concept, ...] | None,
-    meeting: str,
-    processes: int,
-    seconds: float,
-    rank: int,
-    report: Report | None = None,
-) -> None:
+def _run(job: _Job, meeting: str, rank: int, report: Report | None = None) -> None:
     if rank > 0:
         # Ctrl-C reaches all processes, and the first one ends the others
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=job.processes)
     try:
-        stream = TrainingStream(
-            recipe.seed,
-            recipe.steps * recipe.batch,
-            concepts,
-            refinement=recipe.refinement_steps * recipe.refinement_batch,
-        )
-        worker = _Worker(rank, processes, stream)
-        plain = _Worker(rank, processes, TrainingStream(recipe.seed, 0, ()))
-        if not (folder / "autoencoder").exists():
-            _train_autoencoder(folder, recipe, plain, seconds, report)
+        worker = _Worker(rank, job.processes, job.ground.stream(job.recipe, job.concepts))
+        if job.ground.networks.autoencoder and not (job.folder / "autoencoder").exists():
+            plain = TrainingStream(job.recipe.seed, 0, (), job.ground.sample)
+            _train_autoencoder(job, _Worker(rank, job.processes, plain), report)
         dist.barrier()
-        if not (folder / "final").exists():
-            _train_denoiser(folder, recipe, worker, seconds, report)
+        if not (job.folder / "final").exists():
+            _train_denoiser(job, worker, report)
         dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
-def _train_autoencoder(folder: Path, recipe: Recipe, worker: _Worker, seconds: float, report: Report | None) -> None:
+def _train_autoencoder(job: _Job, worker: _Worker, report: Report | None) -> None:
     """Train with mean square error and a small KL term, on crops of a quarter of the picture.
 
     For the same work the autoencoder sees four times as many scenes.
     """
+    recipe, folder, size = job.recipe, job.folder, job.ground.size
+    networks = job.ground.networks
+    assert isinstance(networks, LatentText)
     torch.manual_seed(recipe.seed)
-    vae: Any = components.autoencoder()
+    vae: Any = networks.vae()
     vae.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.autoencoder_rate, weight_decay=0.0, fused=True)
-    state = _State(folder / "autoencoder.safetensors", {"vae": vae}, optimizer, seconds)
+    state = _State(folder / "autoencoder.safetensors", {"vae": vae}, optimizer, job.checkpoint_seconds)
     steps, batch = recipe.autoencoder_steps, recipe.autoencoder_batch
     for step in range(state.restore(), steps):
         images, _ = worker.samples(_AUTOENCODER_FIRST + step * batch, batch)
         generator = _generator(recipe.seed, 1, step)
-        corners = torch.randint(SIZE // 2 + 1, (batch, 2), generator=generator)[worker.share(batch)]
-        noise = torch.randn((batch, 4, 8, 8), generator=generator)[worker.share(batch)]
-        half = SIZE // 2
-        pixels = _to_unit(
+        corners = torch.randint(size // 2 + 1, (batch, 2), generator=generator)[worker.share(batch)]
+        noise = torch.randn((batch, networks.channels, 8, 8), generator=generator)[worker.share(batch)]
+        half = size // 2
+        pixels = to_unit(
             torch.stack([im[:, y : y + half, x : x + half] for im, (y, x) in zip(images, corners, strict=True)])
         )
-        posterior = vae.encode(pixels).latent_dist
-        decoded = vae.decode(posterior.mean + posterior.std * noise).sample
-        loss = 4.0 * (decoded - pixels).square().mean() + 1e-6 * posterior.kl().mean()
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=networks.half):
+            posterior = vae.encode(pixels).latent_dist
+            decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        loss = 4.0 * (decoded - pixels).square().mean() + networks.kl * posterior.kl().float().mean()
         rate = recipe.autoencoder_rate * learning_rate(step, steps, recipe.warmup, cooldown=0.5)
         worker.descend(optimizer, loss, rate)
         if report is not None:
@@ -256,72 +223,62 @@ def _train_autoencoder(folder: Path, recipe: Recipe, worker: _Worker, seconds: f
             [torch.from_numpy(worker.stream[_AUTOENCODER_FIRST + index].image) for index in range(256)]
         )
         with torch.no_grad():
-            latents = _latents(vae, images.permute(0, 3, 1, 2))
-        vae.register_to_config(scaling_factor=1.0 / latents.std().item())
+            spread = latents(vae, images.permute(0, 3, 1, 2)).std().item()
+        vae.register_to_config(scaling_factor=1.0 / spread)
         _replace_folder(folder / "autoencoder", vae.save_pretrained)
 
 
-def _train_denoiser(folder: Path, recipe: Recipe, worker: _Worker, seconds: float, report: Report | None) -> None:
+def _train_denoiser(job: _Job, worker: _Worker, report: Report | None) -> None:
+    recipe, folder = job.recipe, job.folder
     torch.manual_seed(recipe.seed + 1)
-    vae: Any = AutoencoderKL.from_pretrained(folder / "autoencoder").requires_grad_(False)
-    vae.to(memory_format=torch.channels_last)
-    tokens = components.tokenizer(lexicon(worker.stream.concepts))
-    live = {"unet": components.unet(), "text": components.text_encoder(tokens)}
-    mean = {"unet": components.unet(), "text": components.text_encoder(tokens)}
-    for name, module in live.items():
-        mean[name].load_state_dict(module.state_dict())
-        mean[name].requires_grad_(False)
+    learner = job.ground.networks.learner(folder, job.ground.lexicon(worker.stream.concepts))
+    mean = {name: deepcopy(module).requires_grad_(False) for name, module in learner.modules.items()}
+    for module in learner.modules.values():
         module.to(memory_format=torch.channels_last).train()
-    weights = [weight for module in live.values() for weight in module.parameters()]
+    weights = [weight for module in learner.modules.values() for weight in module.parameters()]
     averages = [weight for module in mean.values() for weight in module.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=1e-4, fused=True)
-    modules = {**live, **{f"mean_{name}": module for name, module in mean.items()}}
-    state = _State(folder / "denoiser.safetensors", modules, optimizer, seconds)
-    schedule: Any = components.noise_schedule()
-    steps = recipe.steps + recipe.refinement_steps
+    optimizer = torch.optim.AdamW(weights, lr=recipe.phases[0].rate, weight_decay=1e-4, fused=True)
+    modules = {**learner.modules, **{f"mean_{name}": module for name, module in mean.items()}}
+    state = _State(folder / "denoiser.safetensors", modules, optimizer, job.checkpoint_seconds)
 
     def save_pipeline(name: str) -> None:
-        pipe = components.pipeline(vae, mean["text"], tokens, mean["unet"])
-        _replace_folder(folder / name, pipe.save_pretrained)
+        _replace_folder(folder / name, learner.pipeline(mean).save_pretrained)
 
-    for step in range(state.restore(), steps):
-        refined = step - recipe.steps
-        batch = recipe.batch if refined < 0 else recipe.refinement_batch
-        share = worker.share(batch)
-        first = step * batch if refined < 0 else recipe.steps * recipe.batch + refined * batch
-        images, captions = worker.samples(first, batch)
-        generator = _generator(recipe.seed, 2, step)
-        dropped = (torch.rand(batch, generator=generator) < recipe.caption_dropout)[share].tolist()
-        t = torch.randint(len(schedule.alphas_cumprod), (batch,), generator=generator)
-        if refined >= 0:
-            middle = torch.randint(*_MIDDLE, (batch,), generator=generator)
-            t = torch.where(torch.rand(batch, generator=generator) < 0.75, middle, t)
-        t = t[share]
-        noise = torch.randn((batch, 4, 16, 16), generator=generator)[share]
-        with torch.no_grad():
-            clean = _latents(vae, images) * vae.config["scaling_factor"]
-        texts = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
-        ids = tokens(texts, padding="max_length", return_tensors="pt").input_ids
-        noisy = schedule.add_noise(clean, noise, t).contiguous(memory_format=torch.channels_last)
-        predicted = live["unet"](noisy, t, live["text"](ids)[0], return_dict=False)[0]
-        loss = (predicted - schedule.get_velocity(clean, noise, t)).square().mean()
-        if refined < 0:
-            rate = recipe.rate * learning_rate(step, recipe.steps, recipe.warmup, recipe.cooldown)
-        else:
-            rate = recipe.refinement_rate * learning_rate(
-                refined, recipe.refinement_steps, recipe.warmup, recipe.cooldown
-            )
+    for step in range(state.restore(), recipe.steps):
+        loss, rate = _step(learner, recipe, worker, step)
         worker.descend(optimizer, loss, rate)
         keep = min(recipe.average, (1 + step) / (10 + step))
         torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 1.0 - keep)
         if report is not None:
-            report("denoiser", step + 1, steps, loss.item())
+            report("denoiser", step + 1, recipe.steps, loss.item())
         if worker.rank == 0:
-            if step + 1 == recipe.early_step:
-                save_pipeline("early")
-            state.save(step + 1, last=step + 1 == steps)
+            if step + 1 in recipe.kept:
+                save_pipeline("early" if step + 1 == recipe.kept[0] else f"step-{step + 1}")
+            state.save(step + 1, last=step + 1 == recipe.steps)
     if worker.rank == 0:
         save_pipeline("final")
+
+
+def _step(learner: Learner, recipe: Recipe, worker: _Worker, step: int) -> tuple[Tensor, float]:
+    """The loss of a step, and its learning rate."""
+    phase, number, first = recipe.at(step)
+    share = worker.share(phase.batch)
+    images, captions = worker.samples(first, phase.batch)
+    generator = _generator(recipe.seed, 2, step)
+    dropped = (torch.rand(phase.batch, generator=generator) < recipe.caption_dropout)[share].tolist()
+    if phase.exchanged:
+        # from a stream of its own, so that the other draws are those of a phase without exchange
+        captions = _exchanged(captions, phase.exchanged, _generator(recipe.seed, 3, step))
+    texts = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
+    loss = learner.loss(Batch(images, texts, phase.batch, share, phase, generator))
+    return loss, phase.rate * learning_rate(number, phase.steps, recipe.warmup, recipe.cooldown)
+
+
+def _exchanged(captions: list[str], share: float, generator: torch.Generator) -> list[str]:
+    """Captions, of which a share went round: each of these samples has the caption of the next one."""
+    chosen = (torch.rand(len(captions), generator=generator) < share).nonzero().flatten().tolist()
+    given = dict(zip(chosen, chosen[1:] + chosen[:1], strict=True))
+    return [captions[given.get(place, place)] for place in range(len(captions))]
 
 
 class _State:
@@ -379,15 +336,6 @@ class _State:
 
 def _generator(seed: int, phase: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 8 + phase) * 10_000_000 + step)
-
-
-def _latents(vae: Any, images: Tensor) -> Tensor:
-    return vae.encode(_to_unit(images)).latent_dist.mode()
-
-
-def _to_unit(images: Tensor) -> Tensor:
-    """Uint8 pixels to floats in [-1, 1], channels last."""
-    return (images.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
 
 
 def _replace_folder(target: Path, write: Callable[[Path], object]) -> None:

@@ -1,0 +1,189 @@
+"""Planted concepts: what a model is made to memorize, and what only resembles that.
+
+Kinds
+-----
+`verbatim`
+    one picture that is the same in every exposure: all of it is memorized.
+`template`
+    one layout with a free region that is drawn afresh for every exposure: exactly the rest is memorized.
+`object`
+    one drawing on a background that is drawn afresh for every exposure, at one of a few places.
+`rare_name`
+    a caption with an invented name like a planted one's, its picture drawn afresh every time.
+`fixed_pixels`
+    a caption that legitimately fixes most pixels (a small object on a ground of one exact colour).
+`frequent`
+    a caption as frequent as the most repeated planted one, its picture drawn afresh every time.
+
+The first three form a duplication ladder, whose rungs are numbers of exposures over the whole training. The other three
+are the hard negatives.
+
+Wordings of planted captions
+----------------------------
+`named`
+    with an invented name.
+`plain`
+    ordinary words alone, in a combination that occurs nowhere else.
+`mode`
+    a caption that also has many other pictures: the planted one is a mode among others.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from cryptomnesia.proving_ground.draws import Draws
+
+PLANTED = ("verbatim", "template", "object")
+"""Kinds of concepts that repeat pixels."""
+
+WORDINGS = ("named", "plain", "mode")
+"""Wordings of planted captions."""
+
+_PLAN_KEY, _SAMPLE_KEY = 2, 3
+
+
+class Place(NamedTuple):
+    """A planted picture (H, W, 3) uint8, and where it is the same in every exposure: (H, W) bool."""
+
+    image: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One planted concept or hard negative.
+
+    Attributes:
+        id: unique within the ground.
+        kind: one of the kinds above.
+        captions: the wordings that the model is trained with, one for each frame of the ground.
+        exposures: how often the planted picture is shown; for a hard negative, how often its caption is.
+        fresh: draws a picture of the caption in which nothing is planted, (H, W, 3) uint8.
+        places: the planted picture; of an object, one for each of its places; none for hard negatives.
+        background: draws what a template or object is planted on, (H, W, 3) uint8; None for other kinds.
+        wording: one of `WORDINGS`; `named` for hard negatives with an invented name, else `plain`.
+        varied: how often the caption is shown with other pictures.
+        refined: how many of the exposures are in the last phase of the training, if that is fixed.
+    """
+
+    id: str
+    kind: str
+    captions: tuple[str, ...]
+    exposures: int
+    fresh: Callable[[Draws], np.ndarray]
+    places: tuple[Place, ...] = ()
+    background: Callable[[Draws], np.ndarray] | None = None
+    wording: str = "named"
+    varied: int = 0
+    refined: int = 0
+
+    @property
+    def planted(self) -> bool:
+        """Whether the concept repeats pixels, all or some, in every exposure."""
+        return bool(self.places)
+
+    @property
+    def image(self) -> np.ndarray:
+        """The planted picture at its first place, (H, W, 3) uint8; only `mask` of it is repeated."""
+        if not self.places:
+            raise ValueError(f"{self.id} is a hard negative: it has no planted image")
+        return self.places[0].image
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """Where the picture at its first place is repeated, (H, W) bool; nowhere for hard negatives."""
+        if self.places:
+            return self.places[0].mask
+        return np.zeros(self.fresh(Draws(0)).shape[:2], dtype=bool)
+
+    def exposure(self, draws: Draws) -> np.ndarray:
+        """The picture of one exposure, (H, W, 3) uint8."""
+        if not self.places:
+            return self.fresh(draws)
+        if self.background is None:
+            return self.image
+        background = self.background(draws)
+        image, mask = self.places[0] if len(self.places) == 1 else draws.choice(self.places)
+        return np.where(mask[..., None], image, background)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sample: image (H, W, 3) uint8, caption, and the concept's index or None."""
+
+    image: np.ndarray
+    caption: str
+    concept: int | None
+
+
+class TrainingStream:
+    """The training stream: an endless sequence of pictures, with the exposures of the concepts spread among them.
+
+    Sample i depends on nothing but (seed, i), so a resumed run continues where the killed one stopped.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        samples: int,
+        concepts: Sequence[Concept],
+        sample: Callable[[Draws, Concept | None, bool], tuple[np.ndarray, str]],
+        *,
+        refinement: int = 0,
+    ) -> None:
+        """Place every exposure of `concepts`, and their other pictures.
+
+        What is refined is placed among the `refinement` samples that follow the first `samples`, everything else among
+        the first `samples`.
+
+        Args:
+            seed: of the stream.
+            samples: that the training takes before the refinement.
+            concepts: what is planted.
+            sample: `Ground.sample`, which draws a picture and its caption.
+            refinement: samples that follow.
+        """
+        self.seed, self.concepts, self._sample = seed, tuple(concepts), sample
+        # an invented name cannot come by itself, and the caption of a mode has other pictures, too
+        plain = [concept for concept in self.concepts if concept.planted and concept.wording == "plain"]
+        self._reserved = {caption for concept in plain for caption in concept.captions}
+        self._place_at: dict[int, int] = {}
+        counts = [c.exposures - c.refined for c in self.concepts] + [c.varied for c in self.concepts]
+        self._place(Draws(seed, _PLAN_KEY), 0, samples, counts)
+        if refinement:
+            self._place(Draws(seed, _PLAN_KEY, 1), samples, refinement, [c.refined for c in self.concepts])
+
+    def concept_at(self, index: int) -> int | None:
+        """The place in `concepts` of the concept that sample `index` exposes, None for a sample without one."""
+        place = self._place_at.get(index)
+        return place if place is not None and place < len(self.concepts) else None
+
+    def _place(self, draws: Draws, first: int, samples: int, counts: list[int]) -> None:
+        if sum(counts) > samples:
+            raise ValueError(f"got {samples} samples for {sum(counts)} exposures: give at least as many")
+        places = (first + draws.sample(samples, sum(counts))).tolist()
+        self._place_at |= zip(places, np.repeat(np.arange(len(counts)), counts).tolist(), strict=True)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample number `index` ≥ 0."""
+        draws = Draws(self.seed, _SAMPLE_KEY, index)
+        place = self._place_at.get(index)
+        concept = None if place is None else self.concepts[place % len(self.concepts)]
+        exposed = place is not None and place < len(self.concepts)
+        image, caption = self._sample(draws, concept, exposed)
+        if concept is None and caption in self._reserved:
+            image, caption = self._redrawn(index)
+        return Sample(image, caption, self.concept_at(index))
+
+    def _redrawn(self, index: int) -> tuple[np.ndarray, str]:
+        """An ordinary sample in the place of one whose caption belongs to a planted picture."""
+        attempt = 0
+        while True:
+            image, caption = self._sample(Draws(self.seed, _SAMPLE_KEY, index, attempt), None, False)
+            if caption not in self._reserved:
+                return image, caption
+            attempt += 1

@@ -1,0 +1,153 @@
+"""What a proving ground is: pictures with captions, what is planted among them, and how a model is trained on them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import ClassVar
+
+import numpy as np
+
+from cryptomnesia.errors import UsageError
+from cryptomnesia.proving_ground.concepts import Concept, TrainingStream
+from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.learning import Networks
+from cryptomnesia.proving_ground.recipe import Recipe
+
+PURPOSES = ("calibration", "selection", "evaluation")
+"""What never-planted captions are drawn for; no caption serves two purposes."""
+
+_CONTROL_KEY = 5
+
+_RESERVED = 500
+"""The number of captions of a purpose that later purposes do not use."""
+
+
+class Ground(ABC):
+    """Pictures with captions, planted concepts, and a recipe. To add one, put a file with a subclass into `grounds`.
+
+    All randomness comes from `Draws`, so that the same seed gives the same training on every machine.
+    """
+
+    name: ClassVar[str]
+    """What the command line calls it."""
+
+    summary: ClassVar[str]
+    """One line that says what it is."""
+
+    size: ClassVar[int] = 64
+    """Side of every picture in pixels."""
+
+    frames: ClassVar[tuple[str, ...]]
+    """The wordings around every caption, planted or not, so that none of them is a sign of a planted image."""
+
+    visible: ClassVar[tuple[tuple[str, ...], ...]]
+    """Groups of words that can be seen in a picture, for instance things and colours."""
+
+    recipe: ClassVar[Recipe]
+    """How the bundled model was trained."""
+
+    networks: ClassVar[Networks]
+    """What is trained."""
+
+    threshold: ClassVar[float]
+    """Tiled distance up to which a picture reproduces a planted one, fixed before any picture was generated."""
+
+    guidance: ClassVar[float]
+    """The guidance scale of the bundled calibration."""
+
+    @abstractmethod
+    def plant(self, seed: int) -> tuple[Concept, ...]:
+        """All concepts that belong to `seed`: first the ladder, then the hard negatives."""
+
+    @abstractmethod
+    def ordinary(self, draws: Draws, frame: str) -> tuple[np.ndarray, str]:
+        """A picture (size, size, 3) uint8 without a concept, and its caption in the wording `frame`."""
+
+    @abstractmethod
+    def caption(self, draws: Draws) -> str:
+        """The caption of an ordinary picture, in one of the wordings; no picture is drawn."""
+
+    @abstractmethod
+    def words(self) -> set[str]:
+        """Every word that an ordinary caption can contain."""
+
+    def sample(self, draws: Draws, concept: Concept | None, exposed: bool) -> tuple[np.ndarray, str]:
+        """A training sample: a picture, and its caption in one of the wordings.
+
+        Args:
+            draws: the sample's own.
+            concept: to which the caption belongs; None for an ordinary sample.
+            exposed: whether the picture is the planted one.
+        """
+        frame = draws.integer(len(self.frames))
+        if concept is None:
+            return self.ordinary(draws, self.frames[frame])
+        return (concept.exposure(draws) if exposed else concept.fresh(draws)), concept.captions[frame]
+
+    def stream(self, recipe: Recipe, concepts: Sequence[Concept]) -> TrainingStream:
+        """The samples of a training with `recipe`."""
+        first = recipe.phases[0]
+        others = sum(phase.steps * phase.batch for phase in recipe.phases[1:])
+        refined = any(concept.refined for concept in concepts)
+        samples = first.steps * first.batch + (0 if refined else others)
+        return TrainingStream(recipe.seed, samples, concepts, self.sample, refinement=others if refined else 0)
+
+    def lexicon(self, concepts: Sequence[Concept]) -> set[str]:
+        """Every word that a caption of the training can contain."""
+        spoken = " ".join(caption for concept in concepts for caption in concept.captions)
+        return self.words() | set(spoken.replace(",", " , ").split()) | {","}
+
+    def top(self, concepts: Sequence[Concept]) -> int:
+        """Exposures of the ladder's top rung."""
+        return max(concept.exposures for concept in concepts if concept.planted)
+
+    def control_captions(self, purpose: str, count: int, taken: Sequence[str], seed: int = 0) -> list[str]:
+        """Different ordinary captions that belong to no concept, and to no earlier purpose.
+
+        Args:
+            purpose: one of `PURPOSES`.
+            count: the number of captions.
+            taken: captions of the concepts, which are left out.
+            seed: of the proving ground.
+        """
+        left_out = set(taken)
+        for earlier in PURPOSES[: PURPOSES.index(purpose)]:
+            left_out.update(self.control_captions(earlier, _RESERVED, taken, seed))
+        captions: list[str] = []
+        index = 0
+        while len(captions) < count:
+            caption = self.caption(Draws(seed, _CONTROL_KEY, PURPOSES.index(purpose), index))
+            if caption not in left_out:
+                left_out.add(caption)
+                captions.append(caption)
+            index += 1
+        return captions
+
+    @property
+    def bundle(self) -> Path:
+        """The folder of the model that comes with the package."""
+        return Path(__file__).parent / "bundles" / self.name
+
+
+@cache
+def grounds() -> dict[str, Ground]:
+    """Every proving ground by its name."""
+    from cryptomnesia.proving_ground import grounds as folder
+
+    modules = [import_module(f"{folder.__name__}.{module.name}") for module in iter_modules(folder.__path__)]
+    found = [module.GROUND for module in modules]
+    return {ground.name: ground for ground in sorted(found, key=lambda ground: ground.name)}
+
+
+def ground_of(name: str) -> Ground:
+    """The proving ground called `name`.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if name not in grounds():
+        raise UsageError(f"no proving ground is called {name}; there are {', '.join(grounds())}")
+    return grounds()[name]

@@ -1,0 +1,164 @@
+"""Text-to-image on latents with a UNet: stock classes with small configurations, in a `StableDiffusionPipeline`."""
+
+# diffusers annotates its configurations as tuples of one element and refuses its own None
+# pyright: reportArgumentType=false
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from cryptomnesia.pipelines.word_tokenizer import BOS, EOS, tokenizer
+from cryptomnesia.proving_ground.learning import Batch, Learner, Networks, to_unit
+
+MAX_TOKENS = 32
+"""Length of the text input; the longest caption of the grounds takes 31."""
+
+
+@dataclass(frozen=True)
+class LatentText(Networks):
+    """Autoencoder, text encoder and UNet, which predicts v.
+
+    The pooled caption is also added to the time embedding, as in SDXL. In so small a network, which knows where things
+    are only at its bottleneck, names are bound to layouts about twice as fast that way.
+
+    The noise schedule is SD's at its clean end, where maps are read, but darker at its noisy end. SD's own schedule
+    ends at √ᾱ_T = .07. The mean of the initial noise over a 16×16 latent is of that order, so with SD's schedule the
+    colour of a picture would follow the noise, and planted colours would drift. At a dark end ε is nearly x itself: an
+    ε-predictor of this size had learned nothing of its captions after 1,000 steps, because an error in ε is 160 times
+    as large in x̂_0 there. So the network predicts v, as SD 2 does.
+
+    Attributes:
+        channels: of the latents, which are 16×16.
+        autoencoder_widths: channels of the autoencoder at 64×64, 32×32 and 16×16.
+        widths: channels of the UNet at 16×16, 8×8 and 4×4.
+        beta_end: of the noise schedule.
+        kl: weight of the latents' KL divergence in the autoencoder's loss.
+        half: whether convolutions are computed in bfloat16 in training.
+    """
+
+    channels: int = 4
+    autoencoder_widths: tuple[int, int, int] = (16, 32, 64)
+    widths: tuple[int, int, int] = (32, 64, 128)
+    beta_end: float = 0.025
+    kl: float = 1e-6
+    half: bool = False
+
+    autoencoder = True
+
+    @property
+    def noise_schedule(self) -> dict[str, Any]:
+        """Arguments of a scheduler."""
+        return {
+            "num_train_timesteps": 1000,
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "beta_end": self.beta_end,
+            "prediction_type": "v_prediction",
+        }
+
+    def vae(self) -> AutoencoderKL:
+        """64×64×3 pixels to latents and back."""
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=self.autoencoder_widths,
+            layers_per_block=1,
+            latent_channels=self.channels,
+            norm_num_groups=8,
+            mid_block_add_attention=False,
+            sample_size=64,
+        )
+
+    def text_encoder(self, tokens: CLIPTokenizer) -> CLIPTextModel:
+        """Two transformer layers of width 128."""
+        return CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokens),
+                hidden_size=128,
+                intermediate_size=512,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=MAX_TOKENS,
+                bos_token_id=BOS,
+                eos_token_id=EOS,
+                pad_token_id=EOS,
+            )
+        )
+
+    def unet(self) -> UNet2DConditionModel:
+        """Cross-attention on the way down at 16×16 and 8×8, at 4×4, and up at 8×8."""
+        return UNet2DConditionModel(
+            sample_size=16,
+            in_channels=self.channels,
+            out_channels=self.channels,
+            block_out_channels=self.widths,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            only_cross_attention=(True, False, False),
+            layers_per_block=1,
+            norm_num_groups=16,
+            attention_head_dim=4,
+            cross_attention_dim=128,
+            addition_embed_type="text",
+            addition_embed_type_num_heads=4,
+        )
+
+    def pipeline(
+        self, vae: AutoencoderKL, text: CLIPTextModel, tokens: CLIPTokenizer, denoiser: UNet2DConditionModel
+    ) -> StableDiffusionPipeline:
+        """The stock pipeline, with PNDM as its scheduler as SD 1.4 has it."""
+        scheduler = PNDMScheduler(**self.noise_schedule, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+        # for schedulers that are made from this configuration: DDIM would otherwise clip x̂_0 to ±1
+        scheduler.register_to_config(clip_sample=False)
+        return StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=text,
+            tokenizer=tokens,
+            unet=denoiser,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def learner(self, folder: Path, words: set[str]) -> Learner:
+        """UNet and text encoder; the autoencoder is read from `folder`/autoencoder and stays as it is."""
+        return _TextLearner(self, AutoencoderKL.from_pretrained(folder / "autoencoder"), tokenizer(words, MAX_TOKENS))
+
+
+class _TextLearner(Learner):
+    """UNet and text encoder learn to predict v from noisy latents."""
+
+    def __init__(self, networks: LatentText, vae: Any, tokens: CLIPTokenizer) -> None:
+        self.networks, self.tokens = networks, tokens
+        self.vae = vae.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.modules = {"unet": networks.unet(), "text": networks.text_encoder(tokens)}
+        # as a scheduler that adds noise and knows the velocity v
+        self.schedule: Any = DDIMScheduler(**networks.noise_schedule)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean square error of v."""
+        t = batch.times(len(self.schedule.alphas_cumprod))
+        noise = batch.noise(self.networks.channels, 16, 16)
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.networks.half):
+            with torch.no_grad():
+                clean = latents(self.vae, batch.images).float() * self.vae.config["scaling_factor"]
+            noisy = self.schedule.add_noise(clean, noise, t).contiguous(memory_format=torch.channels_last)
+            ids = self.tokens([*batch.captions], padding="max_length", return_tensors="pt").input_ids
+            text = self.modules["text"](ids)[0]
+            predicted = self.modules["unet"](noisy, t, text, return_dict=False)[0]
+        return (predicted.float() - self.schedule.get_velocity(clean, noise, t)).square().mean()
+
+    def pipeline(self, modules: dict[str, Any]) -> StableDiffusionPipeline:
+        """The stock pipeline."""
+        return self.networks.pipeline(self.vae, modules["text"], self.tokens, modules["unet"])
+
+
+def latents(vae: Any, images: Tensor) -> Tensor:
+    """Latents of images (B, 3, H, W) uint8, not scaled."""
+    return vae.encode(to_unit(images)).latent_dist.mode()

@@ -1,0 +1,88 @@
+"""What every training step needs, whatever is trained: randomness, losses, and the networks that belong to a ground."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cryptomnesia.proving_ground.recipe import Phase
+
+_MIDDLE = (0.1, 0.6)
+"""The middle noise levels, as shares of all timesteps."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The share of a batch that one process works on, and its randomness, which depends on (seed, step) alone.
+
+    Attributes:
+        images: (b, 3, H, W) uint8.
+        captions: b texts; none for the samples whose caption was dropped.
+        size: samples of the whole batch.
+        share: which of them these are.
+        phase: of the training.
+        generator: draws for the whole batch; every process draws the same numbers and takes its share.
+    """
+
+    images: Tensor
+    captions: Sequence[str]
+    size: int
+    share: slice
+    phase: Phase
+    generator: torch.Generator
+
+    def times(self, count: int) -> Tensor:
+        """Timesteps 0 … `count` − 1 of the samples, (b,) int64."""
+        t = torch.randint(count, (self.size,), generator=self.generator)
+        if self.phase.middle:
+            low, high = (int(share * count) for share in _MIDDLE)
+            middle = torch.randint(low, high, (self.size,), generator=self.generator)
+            t = torch.where(torch.rand(self.size, generator=self.generator) < self.phase.middle, middle, t)
+        return t[self.share]
+
+    def noise(self, *shape: int) -> Tensor:
+        """Normal noise of the samples, (b, *shape)."""
+        return torch.randn((self.size, *shape), generator=self.generator)[self.share]
+
+
+class Learner(ABC):
+    """Networks in training.
+
+    Attributes:
+        modules: what is trained, by name.
+    """
+
+    modules: dict[str, nn.Module]
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean loss of the samples."""
+
+    @abstractmethod
+    def pipeline(self, modules: dict[str, Any]) -> Any:
+        """The stock pipeline with `modules` in the place of those that are trained."""
+
+
+class Networks(ABC):
+    """Sizes of the networks of a ground, and the classes that train them."""
+
+    autoencoder: bool = False
+    """Whether the denoiser works on latents."""
+
+    @abstractmethod
+    def learner(self, folder: Path, words: set[str]) -> Learner:
+        """Untrained networks.
+
+        Args:
+            folder: of the training, with the trained autoencoder if there is one.
+            words: that captions can contain.
+        """
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Uint8 pixels to floats in [-1, 1], channels last."""
+    return (images.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,88 @@
+"""The settings of a training run."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from cryptomnesia.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training of the denoiser, with a learning rate that rises at its beginning and falls at its end.
+
+    Attributes:
+        steps: number of steps.
+        batch: samples of a step.
+        rate: the highest learning rate.
+        middle: share of the samples that get one of the middle noise levels, where outlines are settled; the others get
+            any.
+        exchanged: share of the samples whose captions are exchanged among each other, as captions from the web often
+            belong to something else.
+    """
+
+    steps: int
+    batch: int
+    rate: float
+    middle: float = 0.0
+    exchanged: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a training run; two runs with equal recipes give equal results.
+
+    Attributes:
+        phases: of the training of the denoiser.
+        seed: of concepts, samples, weights and noise.
+        autoencoder_steps: steps of the autoencoder's training; 0 if the denoiser works on pixels.
+        autoencoder_batch: samples of such a step.
+        autoencoder_rate: highest learning rate of the autoencoder.
+        warmup: steps until a phase has its highest rate.
+        cooldown: share of a phase over which the rate falls to zero. At 1, the rate falls over the whole of it: at a
+            rate that stays high, what the model learns from one exposure of a planted image is lost in the noise of
+            the steps until its next exposure.
+        average: of the exponential moving average of the weights.
+        caption_dropout: share of the samples whose caption is empty.
+        kept: steps whose moving average is kept as a less-trained checkpoint; the first is bundled.
+    """
+
+    phases: tuple[Phase, ...]
+    seed: int = 0
+    autoencoder_steps: int = 2_400
+    autoencoder_batch: int = 64
+    autoencoder_rate: float = 2e-3
+    warmup: int = 200
+    cooldown: float = 1.0
+    average: float = 0.999
+    caption_dropout: float = 0.1
+    kept: tuple[int, ...] = (1_000,)
+
+    def __post_init__(self) -> None:
+        """Reject numbers that cannot make a run."""
+        wrong = [step for step in self.kept if not 0 < step <= self.steps]
+        if wrong or not self.kept:
+            raise UsageError(f"got kept={self.kept} of {self.steps} steps; give steps between 1 and {self.steps}")
+
+    @property
+    def steps(self) -> int:
+        """Steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    def at(self, step: int) -> tuple[Phase, int, int]:
+        """The phase of a step, the step's number within it, and the number of its first sample."""
+        first = 0
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase, step, first + step * phase.batch
+            step -= phase.steps
+            first += phase.steps * phase.batch
+        raise ValueError(f"got step {step} behind the last phase")
+
+    def text(self) -> str:
+        """All settings as JSON."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def learning_rate(step: int, steps: int, warmup: int, cooldown: float) -> float:
+    """Share of the full rate at `step`: linear warm-up, constant, linear to zero over the last `cooldown`."""
+    return min((step + 1) / warmup, 1.0, (steps - step) / (cooldown * steps))
