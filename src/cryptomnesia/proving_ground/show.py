@@ -16,7 +16,7 @@ _COLUMNS = ("training", "mask", *(f"generation {number + 1}" for number in range
 
 
 def grid(folder: Path, *, progress: Progress | None = None) -> Image.Image:
-    """Rows of training image, mask and generations, for every kind and wording on the top rung, and for the rungs below.
+    """Rows of training image, mask and generations, for every kind and wording on the top rung, and for lower rungs.
 
     Generations that reproduce the planted pixels have a red frame.
     """
@@ -44,7 +44,7 @@ def grid(folder: Path, *, progress: Progress | None = None) -> Image.Image:
 
 
 def _chosen(manifest: Manifest) -> Sequence[Entry]:
-    """Of every kind one concept of each wording on the top rung, or three of the only wording, and one of every other rung."""
+    """Concepts of every kind: on the top rung one of each wording, or three of the only one; one of every other rung."""
     chosen = []
     for kind in PLANTED:
         of_kind = [entry for entry in manifest.entries if entry.kind == kind]

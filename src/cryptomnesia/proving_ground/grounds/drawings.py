@@ -108,7 +108,7 @@ class Drawings(Ground):
         autoencoder_steps=2_400,
         kept=(1_500, 3_000, 6_000, 9_000, 12_000, 14_000, 17_000, 20_000),
     )
-    networks = LatentText(8, (16, 32, 64), (48, 96, 192), beta_end=0.0235, kl=2e-6, half=True)
+    networks = LatentText(8, (16, 32, 64), (64, 128, 192), beta_end=0.0235, kl=2e-6, half=True)
     threshold = 0.12
     guidance = 5.0
 
