@@ -77,7 +77,7 @@ def bundle(
     Exposures.draw(ground, concepts, seed).save(unfinished)
     recognizer = train_recognizer(ground, seed, progress=lambda done, total: report("recognizer", done, total))
     recognizer.save(unfinished)
-    scale = ground.guidance if guidance is None else guidance
+    scale = ground.guidances[0] if guidance is None else guidance
     manifest = Manifest(
         unfinished, ground.name, weights_digest(pipe), seed, scale, STEPS, entries, bounds(pipe, concepts, seed)
     )

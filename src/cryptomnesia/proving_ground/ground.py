@@ -55,8 +55,8 @@ class Ground(ABC):
     threshold: ClassVar[float]
     """Tiled distance up to which a picture reproduces a planted one, fixed before any picture was generated."""
 
-    guidance: ClassVar[float]
-    """The guidance scale of the bundled calibration."""
+    guidances: ClassVar[tuple[float, ...]]
+    """Guidance scales at which the model is measured; the first is that of the bundled calibration."""
 
     @abstractmethod
     def plant(self, seed: int) -> tuple[Concept, ...]:

@@ -44,7 +44,7 @@ def grid(folder: Path, *, progress: Progress | None = None) -> Image.Image:
 
 
 def _chosen(manifest: Manifest) -> Sequence[Entry]:
-    """Concepts of every kind: on the top rung one of each wording, or three of the only one; one of every other rung."""
+    """Of every kind: on the top rung one concept of each wording, or three of the only one; one of every other rung."""
     chosen = []
     for kind in PLANTED:
         of_kind = [entry for entry in manifest.entries if entry.kind == kind]

@@ -30,9 +30,6 @@ CONTROLS = 400
 SOLVERS = ("PNDMScheduler", "DDIMScheduler")
 """Solvers that are tried beside the model's own."""
 
-STRONG = 7.5
-"""The guidance scale that users of Stable Diffusion know, which is tried beside the model's own."""
-
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 """Guidance scales of the curve of recognised captions."""
 
@@ -116,7 +113,7 @@ def verify(folder: Path, *, write: bool = False, progress: Progress | None = Non
     own = type(model.pipe.scheduler).__name__
     settings = {own: {str(model.guidance): _rates(generated, manifest)}}
     top = [entry for entry in planted if entry.exposures == manifest.top]
-    for solver, guidance in _settings(own, model.guidance):
+    for solver, guidance in _settings(own, model):
         other = replication(model.at(guidance, solver), top, SEEDS, progress)
         settings.setdefault(solver, {})[str(guidance)] = _rates(other, manifest)
     return {
@@ -137,10 +134,11 @@ def verify(folder: Path, *, write: bool = False, progress: Progress | None = Non
     }
 
 
-def _settings(own: str, guidance: float) -> list[tuple[str, float]]:
+def _settings(own: str, model: Model) -> list[tuple[str, float]]:
     """Solvers and guidance scales that are tried beside the model's own."""
-    every = [(solver, scale) for solver in dict.fromkeys((own, *SOLVERS)) for scale in (guidance, STRONG)]
-    return [setting for setting in every if setting != (own, guidance)]
+    scales = dict.fromkeys((model.guidance, *model.ground.guidances))
+    every = [(solver, scale) for solver in dict.fromkeys((own, *SOLVERS)) for scale in scales]
+    return [setting for setting in every if setting != (own, model.guidance)]
 
 
 def replication(model: Model, entries: Sequence[Entry], seeds: int, progress: Progress) -> list[Generations]:

@@ -45,7 +45,7 @@ class Scenes(Ground):
     recipe = Recipe((Phase(15_000, 32, 7e-4), Phase(12_500, 16, 2.5e-4, middle=0.75)))
     networks = LatentText()
     threshold = 0.12
-    guidance = 1.5
+    guidances = (1.5, 3.0, 5.0)
 
     def plant(self, seed: int) -> tuple[Concept, ...]:
         """The ladder's verbatim and template concepts, then the hard negatives."""
