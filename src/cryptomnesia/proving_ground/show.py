@@ -16,7 +16,7 @@ _COLUMNS = ("training", "mask", *(f"generation {number + 1}" for number in range
 
 
 def grid(folder: Path, *, progress: Progress | None = None) -> Image.Image:
-    """Rows of training image, mask and generations, for every kind and wording on the top rung, and for the rungs below.
+    """Rows of training image, mask and generations: every kind and wording on the top rung, every kind on lower rungs.
 
     Generations that reproduce the planted pixels have a red frame.
     """
@@ -44,7 +44,7 @@ def grid(folder: Path, *, progress: Progress | None = None) -> Image.Image:
 
 
 def _chosen(manifest: Manifest) -> Sequence[Entry]:
-    """Of every kind one concept of each wording on the top rung, or three of the only wording, and one of every other rung."""
+    """Of every kind one concept of each wording on the top rung (three of an only wording), and one of lower rungs."""
     chosen = []
     for kind in PLANTED:
         of_kind = [entry for entry in manifest.entries if entry.kind == kind]
