@@ -139,7 +139,9 @@ def verify(folder: Path, *, write: bool = False, progress: Progress | None = Non
 
 def _settings(own: str, guidance: float) -> list[tuple[str, float]]:
     """Solvers and guidance scales that are tried beside the model's own."""
-    every = [(solver, scale) for solver in dict.fromkeys((own, *SOLVERS)) for scale in (guidance, STRONG)]
+    every = [
+        (solver, scale) for solver in dict.fromkeys((own, *SOLVERS)) for scale in dict.fromkeys((guidance, STRONG))
+    ]
     return [setting for setting in every if setting != (own, guidance)]
 
 
