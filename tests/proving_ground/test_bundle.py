@@ -16,9 +16,8 @@ from cryptomnesia.localizers import localizer
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.pipelines.word_tokenizer import tokenizer
-from cryptomnesia.proving_ground import BUNDLE
+from cryptomnesia.proving_ground import BUNDLE, denoising, recognizer
 from cryptomnesia.proving_ground import bundle as bundling
-from cryptomnesia.proving_ground import denoising, recognizer
 from cryptomnesia.proving_ground import verify as verifying
 from cryptomnesia.proving_ground.bundle import bundle
 from cryptomnesia.proving_ground.denoising import Exposures

@@ -51,8 +51,8 @@ def tiled_distance(images: np.ndarray, planted: np.ndarray, mask: np.ndarray) ->
 def planted_distance(images: np.ndarray, places: Sequence[Place]) -> np.ndarray:
     """The distance of pictures (..., 64, 64, 3) from a planted one, at the place where it is smallest, (...) float64.
 
-    A concept with several places is an object, of which the tiles of the whole picture may hold little. So its tiles are
-    those of the square of 32 pixels that hold most of it.
+    A concept with several places is an object, of which the tiles of the whole picture may hold little. So its tiles
+    are those of the square of 32 pixels that hold most of it.
     """
     if len(places) == 1:
         return tiled_distance(images, *places[0])
