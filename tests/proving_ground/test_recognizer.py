@@ -44,7 +44,7 @@ def test_saving_keeps_everything(recognizer, pictures, tmp_path):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="no recognizer .*; make the bundle anew"):
+    with pytest.raises(UsageError, match=r"no recognizer .*; make the bundle anew"):
         Recognizer.load(tmp_path)
 
 
