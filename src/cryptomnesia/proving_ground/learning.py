@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cryptomnesia.proving_ground.recipe import Phase
 
@@ -56,7 +56,7 @@ class Learner(ABC):
         modules: what is trained, by name.
     """
 
-    modules: dict[str, nn.Module]
+    modules: dict[str, Any]
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:

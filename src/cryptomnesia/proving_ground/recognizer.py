@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cryptomnesia.errors import UsageError
 from cryptomnesia.files import replacing
 from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.ground import Ground
@@ -112,7 +114,13 @@ class Recognizer(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "Recognizer":
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: if it is not there.
+        """
+        if not (folder / FILE).is_file():
+            raise UsageError(f"no recognizer {folder / FILE}; make the bundle anew")
         with safe_open(folder / FILE, framework="pt") as file:
             made = cls(json.loads(file.metadata()["groups"]))
         made.load_state_dict(load_file(folder / FILE))
@@ -132,7 +140,8 @@ def train_recognizer(
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = Recognizer(ground.visible).to(memory_format=torch.channels_last)
+        made: Any = Recognizer(ground.visible)
+        made.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(made.parameters(), lr=_RATE, weight_decay=1e-3)
         for step in range(steps):
             pictures, captions = zip(*ordinary(ground, seed, step * _BATCH, _BATCH), strict=True)

@@ -51,8 +51,8 @@ def tiled_distance(images: np.ndarray, planted: np.ndarray, mask: np.ndarray) ->
 def planted_distance(images: np.ndarray, places: Sequence[Place]) -> np.ndarray:
     """The distance of pictures (..., 64, 64, 3) from a planted one, at the place where it is smallest, (...) float64.
 
-    A concept with several places is an object, which a tile of the whole picture may just touch. So its tiles are laid
-    from the corner of a square of 32 pixels around it.
+    A concept with several places is an object, of which the tiles of the whole picture may hold little. So its tiles
+    are those of the square of 32 pixels that hold most of it.
     """
     if len(places) == 1:
         return tiled_distance(images, *places[0])
@@ -65,12 +65,23 @@ def replicates(images: np.ndarray, places: Sequence[Place], threshold: float) ->
 
 
 def _around(images: np.ndarray, place: Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pictures, planted picture and mask, cut to the square around the mask."""
-    ys, xs = np.nonzero(place.mask)
-    corners = [int(c.min() + c.max() + 1) // 2 - 16 for c in (ys, xs)]
-    y, x = (min(max(corner, 0), place.mask.shape[0] - 32) for corner in corners)
-    inside = np.s_[..., y : y + 32, x : x + 32, :]
-    return images[inside], place.image[inside], place.mask[y : y + 32, x : x + 32]
+    """Pictures, planted picture and mask, cut to the square of four tiles that hold most of the mask."""
+    y, x = _corner(place.mask)
+    inside = np.s_[..., y : y + 2 * TILE, x : x + 2 * TILE, :]
+    return images[inside], place.image[inside], place.mask[y : y + 2 * TILE, x : x + 2 * TILE]
+
+
+def _corner(mask: np.ndarray) -> tuple[int, int]:
+    """Row and column of that square: of the tiles that count they hold most; of several squares the most central."""
+    within = np.lib.stride_tricks.sliding_window_view(mask, (TILE, TILE)).sum(axis=(2, 3))
+    held = np.where(2 * within >= TILE**2, within, 0)
+    side = mask.shape[0] - 2 * TILE + 1
+    total = sum(held[y : y + side, x : x + side] for y in (0, TILE) for x in (0, TILE))
+    middle = [(places.min() + places.max() + 1) / 2 - TILE for places in np.nonzero(mask)]
+    rows, columns = np.mgrid[:side, :side]
+    away = (rows - middle[0]) ** 2 + (columns - middle[1]) ** 2
+    best = np.lexsort((away.ravel(), -np.ravel(total)))[0]
+    return int(best) // side, int(best) % side
 
 
 def _unit(pictures: np.ndarray) -> np.ndarray:

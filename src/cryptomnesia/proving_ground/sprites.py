@@ -16,7 +16,7 @@ from PIL import Image
 
 from cryptomnesia.errors import UsageError
 
-SIDE = 96
+SIDE = 48
 """Side of a drawing in pixels, before it is placed."""
 
 
@@ -84,10 +84,12 @@ THINGS = {
 
 
 @cache
-def drawing(artist: str, thing: str, side: int = SIDE) -> Image.Image:
-    """What an artist made of a thing: mode RGBa (colours multiplied by opacity), `side` pixels wide and high."""
-    if side != SIDE:
-        return drawing(artist, thing).resize((side, side), Image.Resampling.BOX)
+def drawing(artist: str, thing: str) -> Image.Image:
+    """What an artist made of a thing: mode RGBa (colours multiplied by opacity), `SIDE` pixels wide and high.
+
+    Raises:
+        UsageError: if resvg-py or the artist's package is not installed.
+    """
     try:
         import resvg_py
     except ModuleNotFoundError:
@@ -95,8 +97,11 @@ def drawing(artist: str, thing: str, side: int = SIDE) -> Image.Image:
             "resvg-py draws the pictures of this ground and is not installed; "
             "install it with `pip install 'cryptomnesia[drawings]'`"
         ) from None
-    picture = resvg_py.svg_to_bytes(svg_string=_svg(_package(artist), THINGS[thing]), width=SIDE, height=SIDE)
-    return Image.open(io.BytesIO(bytes(picture))).convert("RGBA").convert("RGBa")
+    twice = 2 * SIDE
+    picture = resvg_py.svg_to_bytes(svg_string=_svg(_package(artist), THINGS[thing]), width=twice, height=twice)
+    shown = Image.open(io.BytesIO(bytes(picture))).convert("RGBA").convert("RGBa")
+    # a pixel is the mean of four; the few drawings that are not square become so
+    return shown.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
 def _svg(package: dict[str, Any], wanted: str) -> str:

@@ -81,7 +81,7 @@ class Model:
             pipe.set_progress_bar_config(disable=True)
         return replace(self, pipe=pipe, guidance=guidance)
 
-    def images(self, prompts: Sequence[str], first_seed: int, progress: Callable[[int], None]) -> np.ndarray:
+    def images(self, prompts: Sequence[str], first_seed: int, progress: Callable[[float], None]) -> np.ndarray:
         """One image per prompt, (n, 64, 64, 3) in [0, 1]; seeds are counted up from `first_seed`."""
         setup = Setup.of(self.pipe, {"num_inference_steps": self.manifest.steps, "guidance_scale": self.guidance})
         seeds = range(first_seed, first_seed + len(prompts))

@@ -119,15 +119,15 @@ class Drawings(Ground):
     def plant(self, seed: int) -> tuple[Concept, ...]:
         """The ladder's verbatim, template and object concepts, then the hard negatives."""
         names = iter(invented_names(seed, 128))
+        taken: set[str] = set()
         concepts = []
         for number, kind in enumerate(_KINDS):
-            planted = {"verbatim": self._layout, "template": self._layout, "object": self._object}[kind]
             for exposures, count in LADDER.items():
                 for place in range(count):
-                    draws = Draws(seed, _CONCEPT_KEY, number, exposures, place)
                     wording = WORDINGS[place % 3]
                     name = next(names) if wording == "named" else None
-                    concept = planted(draws, kind, wording, name, place)
+                    concept = self._planted((seed, _CONCEPT_KEY, number, exposures, place), kind, wording, name, taken)
+                    taken.update(concept.captions)
                     varied = exposures // 2 if wording == "mode" else 0
                     label = f"{kind}-{wording}-{exposures}-{place}"
                     concepts.append(replace(concept, id=label, exposures=exposures, varied=varied))
@@ -137,6 +137,19 @@ class Drawings(Ground):
                 name = next(names) if kind == "rare_name" else None
                 concepts.append(self._negative(draws, f"{kind}-{exposures}-{place}", kind, place, exposures, name))
         return tuple(concepts)
+
+    def _planted(self, key: tuple[int, ...], kind: str, wording: str, name: str | None, taken: set[str]) -> Concept:
+        """A concept whose caption is not taken; id and exposures are still to be filled in."""
+        attempt = 0
+        while True:
+            draws = Draws(*key, attempt)
+            if kind == "object":
+                concept = self._object(draws, kind, wording, name)
+            else:
+                concept = self._layout(draws, kind, wording, name, key[-1])
+            if taken.isdisjoint(concept.captions):
+                return concept
+            attempt += 1
 
     def ordinary(self, draws: Draws, frame: str) -> tuple[np.ndarray, str]:
         """A picture that is drawn anew."""
@@ -162,7 +175,7 @@ class Drawings(Ground):
         background = None if kind == "verbatim" else _anything
         return Concept("", kind, captions, 0, partial(_painted, shown), (Place(image, mask),), background, wording)
 
-    def _object(self, draws: Draws, kind: str, wording: str, name: str | None, number: int) -> Concept:
+    def _object(self, draws: Draws, kind: str, wording: str, name: str | None) -> Concept:
         """One drawing, always of the same size, angle and colours, at one of three places."""
         shown = Picture.draw(draws, things=1)
         tint = draws.choice(TINTS)
@@ -225,11 +238,9 @@ def _placed(
 
     `centre` (x, y) and `side` are in pixels, `angle` in degrees.
     """
-    # half as large where it is shown at less than two thirds of its size: a pixel is the mean of four at most
-    source = SIDE if side * 1.5 > SIDE else SIDE // 2
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
-    scale, sign = source / side, -1.0 if mirrored else 1.0
-    (x, y), middle = centre, source / 2
+    scale, sign = SIDE / side, -1.0 if mirrored else 1.0
+    (x, y), middle = centre, SIDE / 2
     matrix = (
         sign * cos * scale,
         sign * sin * scale,
@@ -238,7 +249,7 @@ def _placed(
         cos * scale,
         middle - scale * (cos * y - sin * x),
     )
-    shown = drawing(artist, thing, source)
+    shown = drawing(artist, thing)
     moved = shown.transform((SIZE, SIZE), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     pixels = np.asarray(moved, dtype=np.float64) / 255.0
     return pixels[..., :3], pixels[..., 3:]
