@@ -64,6 +64,12 @@ def replicates(images: np.ndarray, places: Sequence[Place], threshold: float) ->
     return planted_distance(images, places) <= threshold
 
 
+def tiles_of(place: Place) -> int:
+    """How many tiles of an object's square decide about it: those of which at least half lies in the mask."""
+    mask = _around(place.image, place)[2]
+    return int(counted(_tiles(np.repeat(mask[..., None], 3, axis=2).astype(np.float64)))[0].any(dim=-1).sum())
+
+
 def _around(images: np.ndarray, place: Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pictures, planted picture and mask, cut to the square of four tiles that hold most of the mask."""
     y, x = _corner(place.mask)

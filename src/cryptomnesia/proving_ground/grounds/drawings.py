@@ -12,6 +12,7 @@ from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.latent import LatentText
 from cryptomnesia.proving_ground.recipe import Phase, Recipe
 from cryptomnesia.proving_ground.regions import SIZE, eroded, free_region
+from cryptomnesia.proving_ground.replication import tiles_of
 from cryptomnesia.proving_ground.scenes import COLOURS, GROUND_TEXTURES, PURE, Description, Scene
 from cryptomnesia.proving_ground.sprites import ARTISTS, SIDE, THINGS, drawing
 
@@ -139,7 +140,10 @@ class Drawings(Ground):
         return tuple(concepts)
 
     def _planted(self, key: tuple[int, ...], kind: str, wording: str, name: str | None, taken: set[str]) -> Concept:
-        """A concept whose caption is not taken; id and exposures are still to be filled in."""
+        """A concept whose caption is not taken; id and exposures are still to be filled in.
+
+        An object has to be large enough for at least two tiles to tell whether it is reproduced.
+        """
         attempt = 0
         while True:
             draws = Draws(*key, attempt)
@@ -147,7 +151,8 @@ class Drawings(Ground):
                 concept = self._object(draws, kind, wording, name)
             else:
                 concept = self._layout(draws, kind, wording, name, key[-1])
-            if taken.isdisjoint(concept.captions):
+            large = kind != "object" or min(map(tiles_of, concept.places)) >= 2
+            if large and taken.isdisjoint(concept.captions):
                 return concept
             attempt += 1
 
