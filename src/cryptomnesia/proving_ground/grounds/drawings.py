@@ -114,7 +114,7 @@ class Drawings(Ground):
         kept=(1_500, 3_000, 6_000, 9_000, 12_000, 14_000, 18_000, 21_500),
     )
     networks = LatentText(8, (16, 32, 64), (64, 128, 192), beta_end=0.0235, kl=2e-6, half=True)
-    threshold = 0.12
+    threshold = 0.15
     guidances = (5.0, 7.5)
 
     def plant(self, seed: int) -> tuple[Concept, ...]:
