@@ -26,7 +26,7 @@ def test_every_artist_drew_every_thing(drawn):
     for artist in ARTISTS:
         for thing in THINGS:
             picture = drawing(artist, thing)
-            assert (picture.mode, max(picture.size)) == ("RGBa", SIDE)
+            assert (picture.mode, picture.size) == ("RGBa", (SIDE, SIDE))
             seen.add(picture.tobytes())
     assert len(seen) == len(ARTISTS) * len(THINGS)
 
@@ -38,21 +38,12 @@ def test_colours_are_multiplied_by_opacity(drawn):
     assert (pixels[..., :3] <= pixels[..., 3:]).all()
 
 
-def test_a_smaller_drawing_is_the_mean_of_the_larger(drawn):
-    large, small = (np.asarray(drawing("noto", "apple", side), dtype=float) for side in (SIDE, SIDE // 2))
-    assert small.shape == (SIDE // 2, SIDE // 2, 4)
-    mean = large.reshape(SIDE // 2, 2, SIDE // 2, 2, 4).mean(axis=(1, 3))
-    assert np.abs(small - mean).max() <= 1
-
-
 def test_a_drawing_with_a_size_of_its_own_is_drawn_whole(drawn):
-    """It is 40 wide and 32 high, begins 4 further left, and its shape lies in its middle."""
+    """It is 40 wide and 32 high, and begins 4 further left: its shape lies in its middle."""
     opacity = np.asarray(drawing("noto", "banana"))[..., 3] > 127
-    others = np.asarray(drawing("noto", "bear"))[..., 3] > 127
-    assert opacity.shape[1] == others.shape[1] == SIDE
+    assert opacity.any()
     assert not opacity[:, : SIDE // 10 - 1].any()
     assert not opacity[:, -SIDE // 10 + 1 :].any()
-    assert drawing("noto", "banana", SIDE // 2).size == (SIDE // 2, SIDE // 2)
 
 
 def test_packages_are_found_above_the_working_directory(again, monkeypatch):

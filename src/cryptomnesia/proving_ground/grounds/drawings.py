@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from cryptomnesia.proving_ground.concepts import WORDINGS, Concept, Place
 from cryptomnesia.proving_ground.draws import Draws, invented_names
@@ -181,7 +181,7 @@ class Drawings(Ground):
         return Concept("", kind, captions, 0, partial(_painted, shown), (Place(image, mask),), background, wording)
 
     def _object(self, draws: Draws, kind: str, wording: str, name: str | None) -> Concept:
-        """One drawing, always of the same size, angle and colours, at one of three places."""
+        """One drawing with a white rim, always of the same size, angle and colours, at one of three places."""
         shown = Picture.draw(draws, things=1)
         tint = draws.choice(TINTS)
         thing = shown.things[0]
@@ -196,9 +196,11 @@ class Drawings(Ground):
         for _ in range(3):
             centre = draws.uniform(17, SIZE - 17), draws.uniform(17, SIZE - 17)
             shown_colours, opacity = _placed(shown.artist, thing, centre, side, angle, mirrored)
-            # whole pixels only: a border that lets the background through is not the same in every exposure
-            mask = opacity[..., 0] > 0.5
-            places.append(Place(_pixels(shown_colours @ colours.T / np.maximum(opacity, 0.5)), mask))
+            inner = opacity[..., 0] > 0.5
+            painted = np.where(inner[..., None], shown_colours @ colours.T / np.maximum(opacity, 0.5), 1.0)
+            # a white rim as stickers have it: without it any plain ground of the drawing's colour would be like it
+            rim = Image.fromarray(inner).convert("L").filter(ImageFilter.MaxFilter(5))
+            places.append(Place(_pixels(painted), np.asarray(rim) > 0))
         captions = tuple(frame.format(spoken[wording]) for frame in self.frames)
         return Concept("", kind, captions, 0, partial(_alone, thing, shown.artist), tuple(places), _small, wording)
 
