@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,7 +133,8 @@ def train_recognizer(
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = Recognizer(ground.visible).to(memory_format=torch.channels_last)
+        made: Any = Recognizer(ground.visible)
+        made.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(made.parameters(), lr=_RATE, weight_decay=1e-3)
         for step in range(steps):
             pictures, captions = zip(*ordinary(ground, seed, step * _BATCH, _BATCH), strict=True)
