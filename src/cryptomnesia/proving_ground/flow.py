@@ -4,6 +4,7 @@
 # pyright: reportArgumentType=false
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,17 +122,20 @@ class _FlowLearner(Learner):
         half = torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.networks.half)
         with torch.no_grad(), half:
             clean = latents(self.vae, batch.images).float() * self.vae.config["scaling_factor"]
-        ids = self.tokens([*batch.captions], padding="max_length", return_tensors="pt").input_ids
-        read = self.modules["text"](ids, output_hidden_states=True)
-        text = torch.cat([read.hidden_states[-2]] * 2, dim=-1)
-        predicted = self.modules["transformer"](
-            hidden_states=(1 - share) * clean + share * noise,
-            encoder_hidden_states=torch.cat([text, torch.zeros_like(text[:, :1])], dim=1),
-            pooled_projections=torch.cat([read.text_embeds] * 2, dim=-1),
-            timestep=t,
-            return_dict=False,
-        )[0]
+        noisy = (1 - share) * clean + share * noise
+        predicted = self.modules["transformer"](noisy, *self.read(batch.captions), t, return_dict=False)[0]
         return (predicted - (noise - clean)).square().mean()
+
+    def read(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Captions as the transformer reads them: tokens (b, 33, 2·width) and pooled captions (b, 2·width).
+
+        The last token stands for those of the T5 that is left out.
+        """
+        ids = self.tokens([*captions], padding="max_length", return_tensors="pt").input_ids
+        found = self.modules["text"](ids, output_hidden_states=True)
+        text = torch.cat([found.hidden_states[-2]] * 2, dim=-1)
+        pooled = torch.cat([found.text_embeds] * 2, dim=-1)
+        return torch.cat([text, torch.zeros_like(text[:, :1])], dim=1), pooled
 
     def pipeline(self, modules: dict[str, Any]) -> StableDiffusion3Pipeline:
         """The stock pipeline."""
