@@ -76,7 +76,7 @@ class Model:
         """The same model with another guidance scale, and another scheduler."""
         pipe = self.pipe
         if solver is not None:
-            pipe = type(pipe).from_pipe(pipe)
+            pipe = type(pipe).from_pipe(pipe, dtype=None)
             pipe.scheduler = getattr(diffusers, solver).from_config(self.pipe.scheduler.config)
             pipe.set_progress_bar_config(disable=True)
         return replace(self, pipe=pipe, guidance=guidance)
