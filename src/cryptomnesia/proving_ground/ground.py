@@ -59,7 +59,7 @@ class Ground(ABC):
     """Whether the model reads captions; if not, every caption is empty, and nothing selects what is generated."""
 
     guidances: ClassVar[tuple[float, ...]]
-    """Guidance scales at which the model is measured; the first is that of the bundled calibration. 1 without captions."""
+    """Guidance scales at which the model is measured; the first is that of the bundled calibration."""
 
     steps: ClassVar[int] = 50
     """Solver steps of the bundled calibration; PNDM makes one evaluation more."""

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -76,9 +77,8 @@ class Model:
         """The same model with another guidance scale, and another scheduler."""
         pipe = self.pipe
         if solver is not None:
-            pipe = type(pipe).from_pipe(pipe, dtype=None)
-            pipe.scheduler = getattr(diffusers, solver).from_config(self.pipe.scheduler.config)
-            pipe.set_progress_bar_config(disable=True)
+            pipe = copy(pipe)
+            pipe.scheduler = getattr(diffusers, solver).from_config(pipe.scheduler.config)
         return replace(self, pipe=pipe, guidance=guidance)
 
     def images(self, prompts: Sequence[str], first_seed: int, progress: Callable[[float], None]) -> np.ndarray:

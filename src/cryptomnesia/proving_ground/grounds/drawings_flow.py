@@ -13,8 +13,7 @@ class DrawingsFlow(Drawings):
     name = "drawings-flow"
     summary = "the drawings, learned by rectified flow as Stable Diffusion 3 is; the top rung alone"
     recipe = Recipe(
-        (Phase(9_000, 32, 6e-4), Phase(6_500, 32, 3e-4, middle=0.5, exchanged=0.3)),
-        autoencoder_steps=Drawings.recipe.autoencoder_steps,
+        (Phase(9_000, 32, 6e-4), Phase(5_000, 32, 3e-4, middle=0.75), Phase(1_500, 32, 1e-4, exchanged=0.7)),
         kept=(1_500, 4_000, 9_000),
     )
     networks = LatentFlow(channels=8, kl=2e-6, half=True)
