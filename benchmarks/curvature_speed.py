@@ -45,7 +45,6 @@ from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
-from cryptomnesia.proving_ground.planted import TOP_RUNG
 from cryptomnesia.tracing.generation import generate
 
 IMAGES = 8
@@ -86,7 +85,7 @@ def measure(pipe: Any, start: Start) -> dict[str, Any]:
     manifest = Manifest.load(BUNDLE)
     manifest.check(pipe)
     setup = Setup.of(pipe, {"num_inference_steps": manifest.steps})
-    top = [e for e in manifest.entries if e.kind == "template" and e.exposures == TOP_RUNG]
+    top = [e for e in manifest.entries if e.kind == "template" and e.exposures == manifest.top]
     prompts = [e.captions[0] for e in top[:IMAGES]]
     (batch,) = generate(setup, prompts, range(IMAGES), batch_size=IMAGES, keep=(STEP,))
     watched = Watched(batch.trajectory, setup.family.denoiser(), seeds=batch.seeds)

@@ -1,9 +1,12 @@
+import json
+
+import pytest
 from PIL import Image
 
 
 def test_show_draws_the_grid(cryptomnesia, monkeypatch, tmp_path):
     monkeypatch.setattr("cryptomnesia.proving_ground.show._GENERATIONS", 1)
-    code, _, _ = cryptomnesia("proving-ground", "show", "-o", tmp_path / "new" / "grid")
+    code, _, _ = cryptomnesia("proving-ground", "show", "scenes", "-o", tmp_path / "new" / "grid")
     assert code == 0
     with Image.open(tmp_path / "new" / "grid") as sheet:
         assert sheet.format == "PNG"
@@ -11,6 +14,47 @@ def test_show_draws_the_grid(cryptomnesia, monkeypatch, tmp_path):
 
 
 def test_training_images_are_written(cryptomnesia, tmp_path):
-    code, out, err = cryptomnesia("proving-ground", "images", tmp_path / "images", "--others", 2)
+    code, out, err = cryptomnesia("proving-ground", "images", "scenes", tmp_path / "images", "--others", 2)
     assert (code, out, err) == (0, f"{tmp_path / 'images'}\n", "")
     assert len(list((tmp_path / "images").glob("000*.png"))) == 2
+
+
+def test_grounds_are_listed(cryptomnesia):
+    code, out, err = cryptomnesia("proving-ground", "list")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["drawings", "scenes"]
+    assert "does not come with the package" not in out.splitlines()[1]
+
+
+@pytest.mark.parametrize("command", ["train", "verify", "show", "images"])
+def test_an_unknown_ground_is_refused_in_one_line(cryptomnesia, tmp_path, command):
+    more = {
+        "train": [tmp_path / "run"],
+        "verify": [],
+        "show": ["-o", tmp_path / "grid.png"],
+        "images": [tmp_path / "x"],
+    }
+    code, out, err = cryptomnesia("proving-ground", command, "tarot", *more[command])
+    assert (code, out) == (2, "")
+    assert err == "error: no proving ground is called tarot; there are drawings, scenes\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_measures_are_printed_as_lines_and_as_json(cryptomnesia, monkeypatch):
+    share = {"value": 0.5, "low": 0.25, "high": 0.75}
+    verified = []
+
+    def verify(folder, *, write, progress):
+        verified.append((folder.name, write))
+        return {"verbatim_replicated": share, "seeds": 8}
+
+    monkeypatch.setattr("cryptomnesia.proving_ground.verify.verify", verify)
+    code, out, _ = cryptomnesia("proving-ground", "verify", "scenes", "--write")
+    assert code == 0
+    assert [line.split(maxsplit=1) for line in out.splitlines()] == [
+        ["verbatim_replicated", "0.500 (0.250 to 0.750)"],
+        ["seeds", "8"],
+    ]
+    code, out, _ = cryptomnesia("proving-ground", "verify", "scenes", "--json")
+    assert json.loads(out) == {"verbatim_replicated": share, "seeds": 8}
+    assert verified == [("scenes", True), ("scenes", False)]

@@ -81,9 +81,7 @@ def demo(
 ) -> None:
     """Detect, map and mitigate on the bundled model, with prompts that it has memorized and ordinary ones."""
     from cryptomnesia.proving_ground import BUNDLE
-    from cryptomnesia.proving_ground.bundle import control_captions
     from cryptomnesia.proving_ground.manifest import Manifest
-    from cryptomnesia.proving_ground.planted import plant
 
     manifest = Manifest.load(BUNDLE)
     top = max(entry.exposures for entry in manifest.entries)
@@ -93,7 +91,7 @@ def demo(
         for entry in [entry for entry in manifest.entries if entry.kind == kind and entry.exposures == top][:4]
     ]
     negatives = [entry for entry in manifest.entries if entry.kind == "rare_name"][:2]
-    ordinary = control_captions("selection", 6, plant(0))
+    ordinary = manifest.control_captions("selection", 6)
     captions = [entry.captions[0] for entry in (*planted, *negatives)] + ordinary
     _examined(DetectSettings(model="bundled", **settings.model_dump()), captions, output)
 

@@ -114,7 +114,7 @@ def bounds(pipe: Any, concepts: Sequence[Concept], seed: int) -> dict[str, float
         images = torch.stack([torch.from_numpy(concept.image) for concept in planted])
         decoded = pipe.vae.decode(encode(pipe, images) / pipe.vae.config.scaling_factor).sample
         decoded = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-        least = [planted_distance(picture, c.places[:1]) for picture, c in zip(decoded, planted, strict=True)]
+        least = [planted_distance(picture, c.places) for picture, c in zip(decoded, planted, strict=True)]
         found["autoencoder_distance_median"] = float(np.median(least))
         found["autoencoder_distance_max"] = float(max(least))
     redrawn = [

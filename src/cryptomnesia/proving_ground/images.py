@@ -39,7 +39,9 @@ def write_training_images(
     folder.mkdir(parents=True, exist_ok=True)
     for concept in concepts:
         if concept.planted:
-            write_whole(folder / f"{concept.id}.png", _png(concept.exposure(Draws(0, 7))))
+            # an object alone is no picture
+            shown = concept.image if len(concept.places) == 1 else concept.exposure(Draws(0, 7))
+            write_whole(folder / f"{concept.id}.png", _png(shown))
     index = done = 0
     while done < others:
         place = stream.concept_at(index)

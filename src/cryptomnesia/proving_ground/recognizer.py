@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cryptomnesia.errors import UsageError
 from cryptomnesia.files import replacing
 from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.ground import Ground
@@ -113,7 +114,13 @@ class Recognizer(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "Recognizer":
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: if it is not there.
+        """
+        if not (folder / FILE).is_file():
+            raise UsageError(f"no recognizer {folder / FILE}; make the bundle anew")
         with safe_open(folder / FILE, framework="pt") as file:
             made = cls(json.loads(file.metadata()["groups"]))
         made.load_state_dict(load_file(folder / FILE))

@@ -52,8 +52,8 @@ def tiled_distance(images: np.ndarray, planted: np.ndarray, mask: np.ndarray, ac
 def planted_distance(images: np.ndarray, places: Sequence[Place]) -> np.ndarray:
     """The distance of pictures (..., H, W, 3) from a planted one, at the place where it is smallest, (...) float64.
 
-    A concept with several places is an object, which a tile of the whole picture may just touch. So its tiles are laid
-    from the corner of a square around it, of half the picture's side.
+    A concept with several places is an object, of which the tiles of the whole picture may hold little. So its tiles
+    are those of the square, of half the picture's side, that holds most of it.
     """
     if len(places) == 1:
         return tiled_distance(images, *places[0])
@@ -66,13 +66,29 @@ def replicates(images: np.ndarray, places: Sequence[Place], threshold: float) ->
 
 
 def _around(images: np.ndarray, place: Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pictures, planted picture and mask, cut to the square around the mask."""
-    side = len(place.mask) // 2
-    ys, xs = np.nonzero(place.mask)
-    corners = [int(c.min() + c.max() + 1) // 2 - side // 2 for c in (ys, xs)]
-    y, x = (min(max(corner, 0), len(place.mask) - side) for corner in corners)
-    inside = np.s_[..., y : y + side, x : x + side, :]
-    return images[inside], place.image[inside], place.mask[y : y + side, x : x + side]
+    """Pictures, planted picture and mask, cut to the square of four tiles that hold most of the mask."""
+    (y, x), width = _corner(place.mask), 2 * _tile(place.mask)
+    inside = np.s_[..., y : y + width, x : x + width, :]
+    return images[inside], place.image[inside], place.mask[y : y + width, x : x + width]
+
+
+def _tile(mask: np.ndarray) -> int:
+    """Side in pixels of a tile of a whole picture."""
+    return len(mask) // ACROSS
+
+
+def _corner(mask: np.ndarray) -> tuple[int, int]:
+    """Row and column of that square: of the tiles that count they hold most; of several squares the most central."""
+    tile = _tile(mask)
+    within = np.lib.stride_tricks.sliding_window_view(mask, (tile, tile)).sum(axis=(2, 3))
+    held = np.where(2 * within >= tile**2, within, 0)
+    side = mask.shape[0] - 2 * tile + 1
+    total = sum(held[y : y + side, x : x + side] for y in (0, tile) for x in (0, tile))
+    middle = [(places.min() + places.max() + 1) / 2 - tile for places in np.nonzero(mask)]
+    rows, columns = np.mgrid[:side, :side]
+    away = (rows - middle[0]) ** 2 + (columns - middle[1]) ** 2
+    best = np.lexsort((away.ravel(), -np.ravel(total)))[0]
+    return int(best) // side, int(best) % side
 
 
 def _unit(pictures: np.ndarray) -> np.ndarray:

@@ -1,0 +1,60 @@
+import pytest
+
+from cryptomnesia import UsageError
+from cryptomnesia.proving_ground.ground import PURPOSES, ground_of, grounds
+from cryptomnesia.proving_ground.manifest import Manifest
+
+
+def test_grounds_are_found_by_name():
+    assert list(grounds()) == sorted(grounds()) == ["drawings", "drawings-flow", "pixels", "scenes"]
+    for name, ground in grounds().items():
+        assert ground_of(name) is ground
+        assert ground.name == name
+        assert "\n" not in ground.summary
+        assert ground.bundle.name == name
+
+
+def test_an_unknown_name_is_refused_in_one_line():
+    with pytest.raises(UsageError) as refused:
+        ground_of("tarot")
+    assert str(refused.value) == "no proving ground is called tarot; there are drawings, drawings-flow, pixels, scenes"
+
+
+@pytest.mark.parametrize("name", [name for name, ground in grounds().items() if ground.captioned])
+def test_control_captions_are_never_planted_and_differ_by_purpose(name):
+    ground = ground_of(name)
+    first = ground.control_captions("calibration", 50, ())
+    taken = first[:10]
+    sets = [ground.control_captions(purpose, 50, taken) for purpose in PURPOSES]
+    for captions in sets:
+        assert len(set(captions)) == 50
+        assert not set(taken) & set(captions)
+    assert sets[0][:40] == first[10:]
+    assert len(set().union(*sets)) == 150
+
+
+def test_without_captions_those_of_controls_are_empty():
+    assert ground_of("pixels").control_captions("evaluation", 3, ()) == ["", "", ""]
+
+
+@pytest.mark.parametrize("name", list(grounds()))
+def test_control_captions_are_of_known_words(name):
+    ground = ground_of(name)
+    words = ground.words()
+    for caption in ground.control_captions("evaluation", 200, ()):
+        assert set(caption.replace(",", " ,").split()) <= words
+
+
+def test_the_manifest_leaves_out_the_captions_of_its_concepts():
+    scenes = ground_of("scenes")
+    manifest = Manifest.load(scenes.bundle)
+    planted = {caption for entry in manifest.entries for caption in entry.captions}
+    captions = manifest.control_captions("evaluation", 50)
+    assert captions == scenes.control_captions("evaluation", 50, sorted(planted), manifest.seed)
+    assert not planted & set(captions)
+
+
+@pytest.mark.parametrize("name", list(grounds()))
+def test_no_visible_word_is_in_two_groups(name):
+    words = [word for group in ground_of(name).visible for word in group]
+    assert len(words) == len(set(words))
