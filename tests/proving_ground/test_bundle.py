@@ -93,7 +93,9 @@ def test_the_published_figures_are_those_of_the_manifest(request):
 
 
 class FewScenes(Scenes):
-    """The first concept of a few rungs."""
+    """The first concept of a few rungs, in few steps."""
+
+    steps = 2
 
     def plant(self, seed):
         every = super().plant(seed)
@@ -109,7 +111,6 @@ def tiny(tmp_path_factory):
         untrained().save_pretrained(folder / "run" / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundling, "REFERENCES", 100)
-        patch.setattr(bundling, "STEPS", 2)
         patch.setattr(bundling, "DETECTORS", ("score-difference",))
         patch.setattr(bundling, "LOCALIZERS", ("score-difference", "score-difference-checkpoint"))
         patch.setattr(bundling, "train_recognizer", partial(train_recognizer, steps=2))
@@ -140,7 +141,7 @@ def test_a_bundle_can_be_used(tiny):
     names = ("score-difference", "score-difference-checkpoint")
     calibration.check_localizers([localizer(name) for name in names], weights_digest(early))
     assert all(entry.replicated is None for entry in manifest.entries)
-    assert (manifest.ground, manifest.guidance, manifest.steps) == ("scenes", GROUND.guidance, 2)
+    assert (manifest.ground, manifest.guidance, manifest.steps) == ("scenes", GROUND.guidances[0], 2)
     assert len(Exposures.load(tiny).images) == 6
     assert Recognizer.load(tiny).groups == GROUND.visible
 

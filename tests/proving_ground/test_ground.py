@@ -6,7 +6,7 @@ from cryptomnesia.proving_ground.manifest import Manifest
 
 
 def test_grounds_are_found_by_name():
-    assert list(grounds()) == sorted(grounds()) == ["drawings", "scenes"]
+    assert list(grounds()) == sorted(grounds()) == ["drawings", "drawings-flow", "pixels", "scenes"]
     for name, ground in grounds().items():
         assert ground_of(name) is ground
         assert ground.name == name
@@ -17,10 +17,10 @@ def test_grounds_are_found_by_name():
 def test_an_unknown_name_is_refused_in_one_line():
     with pytest.raises(UsageError) as refused:
         ground_of("tarot")
-    assert str(refused.value) == "no proving ground is called tarot; there are drawings, scenes"
+    assert str(refused.value) == "no proving ground is called tarot; there are drawings, drawings-flow, pixels, scenes"
 
 
-@pytest.mark.parametrize("name", list(grounds()))
+@pytest.mark.parametrize("name", [name for name, ground in grounds().items() if ground.captioned])
 def test_control_captions_are_never_planted_and_differ_by_purpose(name):
     ground = ground_of(name)
     first = ground.control_captions("calibration", 50, ())
@@ -31,6 +31,10 @@ def test_control_captions_are_never_planted_and_differ_by_purpose(name):
         assert not set(taken) & set(captions)
     assert sets[0][:40] == first[10:]
     assert len(set().union(*sets)) == 150
+
+
+def test_without_captions_those_of_controls_are_empty():
+    assert ground_of("pixels").control_captions("evaluation", 3, ()) == ["", "", ""]
 
 
 @pytest.mark.parametrize("name", list(grounds()))

@@ -14,7 +14,7 @@ def test_one_word_is_one_token():
 
 
 def test_sizes_are_those_that_are_given():
-    networks = LatentText(8, (8, 16, 24), (16, 32, 48), beta_end=0.02)
+    networks = LatentText(8, (8, 16, 24), widths=(16, 32, 48), beta_end=0.02)
     assert networks.vae().config["latent_channels"] == networks.unet().config["in_channels"] == 8
     assert networks.vae().config["block_out_channels"] == (8, 16, 24)
     assert networks.unet().config["block_out_channels"] == (16, 32, 48)

@@ -48,11 +48,13 @@ def test_modes_count_only_among_their_wording(manifest):
     assert {kind: found["1024"]["value"] for kind, found in dose.items()} == dict.fromkeys(dose, 1.0)
 
 
-def test_other_solvers_and_scales_are_tried_beside_the_models_own():
-    found = verifying._settings("PNDMScheduler", 1.5)
-    assert found == [("PNDMScheduler", 7.5), ("DDIMScheduler", 1.5), ("DDIMScheduler", 7.5)]
-    # of a model whose own scale is the strong one, no setting is tried twice
-    assert verifying._settings("PNDMScheduler", 7.5) == [("DDIMScheduler", 7.5)]
+def test_other_solvers_and_scales_are_tried_beside_the_models_own(manifest, drawings):
+    def settings(guidance):
+        return verifying._settings("PNDMScheduler", Model(None, manifest, drawings, guidance))
+
+    assert settings(5.0) == [("PNDMScheduler", 7.5), ("DDIMScheduler", 5.0), ("DDIMScheduler", 7.5)]
+    # at a scale of its own, a model is also measured at those of the ground, and no setting is tried twice
+    assert len(settings(2.0)) == len(set(settings(2.0))) == 5
 
 
 def test_figures_as_lines():

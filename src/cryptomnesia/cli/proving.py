@@ -36,6 +36,10 @@ def train(
     name: Name,
     folder: Annotated[Path, typer.Argument(help="Folder of the run. If it holds a stopped run, this run goes on.")],
     processes: Annotated[int, typer.Option(min=1, help="Processes, one core for each.")] = 2,
+    autoencoder: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a trained autoencoder, of a run of the same pictures. By default one is trained."),
+    ] = None,
 ) -> None:
     """Train the model of a proving ground from nothing (hours on two cores)."""
     from cryptomnesia.pipelines.loading import quiet
@@ -51,6 +55,7 @@ def train(
         train(
             ground,
             folder,
+            autoencoder=autoencoder,
             processes=processes,
             report=lambda phase, done, total, loss: report(f"{phase} (loss {loss:.4f})", done, total),
         )

@@ -11,8 +11,10 @@ import torch
 
 from cryptomnesia.calibration import calibrate
 from cryptomnesia.calibration.stored import FILE
+from cryptomnesia.detectors import detector
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.loading import load_pipeline
+from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.concepts import Concept
 from cryptomnesia.proving_ground.denoising import Exposures, encode
 from cryptomnesia.proving_ground.draws import Draws
@@ -22,14 +24,14 @@ from cryptomnesia.proving_ground.recipe import Recipe
 from cryptomnesia.proving_ground.recognizer import train_recognizer
 from cryptomnesia.proving_ground.replication import planted_distance
 
-STEPS = 50
-"""Solver steps of the bundled calibration; PNDM, the model's own scheduler, makes one evaluation more."""
-
 REFERENCES = 450
 """Captions of the bundled calibration: 150 show what is usual, the scores of the other 300 are the null."""
 
 DETECTORS = ("collapse", "curvature-difference", "score-difference", "guidance-map", "curvature")
-"""Detectors of the bundled calibration that need more than the norms, which are always recorded."""
+"""Detectors of the bundled calibration that need more than the norms, which are always recorded.
+
+Without captions, those are left out that need them.
+"""
 
 LOCALIZERS = (
     "collapse",
@@ -38,7 +40,7 @@ LOCALIZERS = (
     "score-difference",
     "score-difference-checkpoint",
 )
-"""Localizers whose maps of the reference images are in the bundled calibration."""
+"""Localizers whose maps of the reference images are in the bundled calibration; none without captions."""
 
 
 def bundle(
@@ -53,8 +55,8 @@ def bundle(
     """Fill `folder` with what comes with the package, from the folder of a finished training.
 
     That is the pipeline and its early checkpoint, the manifest with the planted pictures, exposures and look-alikes,
-    the recognizer, and a calibration of the pipeline with its own scheduler. Replication is not measured here: `verify`
-    adds it to the manifest.
+    the recognizer if there are captions, and a calibration of the pipeline with its own scheduler. Replication is not
+    measured here: `verify` adds it to the manifest.
 
     Args:
         ground: the proving ground.
@@ -75,22 +77,24 @@ def bundle(
     concepts = ground.plant(seed)
     entries = write_planted(unfinished, concepts)
     Exposures.draw(ground, concepts, seed).save(unfinished)
-    recognizer = train_recognizer(ground, seed, progress=lambda done, total: report("recognizer", done, total))
-    recognizer.save(unfinished)
+    if ground.captioned:
+        recognizer = train_recognizer(ground, seed, progress=lambda done, total: report("recognizer", done, total))
+        recognizer.save(unfinished)
     scale = ground.guidances[0] if guidance is None else guidance
     manifest = Manifest(
-        unfinished, ground.name, weights_digest(pipe), seed, scale, STEPS, entries, bounds(pipe, concepts, seed)
+        unfinished, ground.name, weights_digest(pipe), seed, scale, ground.steps, entries, bounds(pipe, concepts, seed)
     )
     manifest.save()
+    call = ground.call(ground.steps, scale)
+    setup = Setup.of(pipe, call)
     calibration = calibrate(
         pipe,
         manifest.control_captions("calibration", REFERENCES),
-        detectors=DETECTORS,
-        localizers=LOCALIZERS,
+        detectors=[name for name in DETECTORS if setup.accepts(detector(name))],
+        localizers=LOCALIZERS if ground.captioned else (),
         checkpoint=load_pipeline(str(unfinished / "early"), device="cpu"),
         progress=lambda done: report("calibration", int(done), REFERENCES),
-        num_inference_steps=STEPS,
-        guidance_scale=scale,
+        **call,
     )
     calibration.save(unfinished / "pipeline" / FILE)
     shutil.rmtree(folder, ignore_errors=True)
@@ -101,24 +105,24 @@ def bundle(
 def bounds(pipe: Any, concepts: Sequence[Concept], seed: int) -> dict[str, float]:
     """The distances between which the threshold of the criterion lies.
 
-    The first two are what the autoencoder alone leaves of the planted pictures, the last is the smallest distance from
-    a planted picture to a fresh drawing of its own caption.
+    The first two are what the autoencoder alone, if there is one, leaves of the planted pictures. The last is the
+    smallest distance from a planted picture to a fresh drawing of its own caption.
     """
     planted = [concept for concept in concepts if concept.planted]
-    images = torch.stack([torch.from_numpy(concept.image) for concept in planted])
-    decoded = pipe.vae.decode(encode(pipe, images) / pipe.vae.config.scaling_factor).sample
-    decoded = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    least = [planted_distance(picture, c.places) for picture, c in zip(decoded, planted, strict=True)]
+    found: dict[str, float] = {}
+    if "vae" in pipe.components:
+        images = torch.stack([torch.from_numpy(concept.image) for concept in planted])
+        decoded = pipe.vae.decode(encode(pipe, images) / pipe.vae.config.scaling_factor).sample
+        decoded = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        least = [planted_distance(picture, c.places) for picture, c in zip(decoded, planted, strict=True)]
+        found["autoencoder_distance_median"] = float(np.median(least))
+        found["autoencoder_distance_max"] = float(max(least))
     redrawn = [
         planted_distance(concept.fresh(Draws(seed, 8, number, attempt)), concept.places)
         for number, concept in enumerate(planted)
         for attempt in range(20)
     ]
-    return {
-        "autoencoder_distance_median": float(np.median(least)),
-        "autoencoder_distance_max": float(max(least)),
-        "redrawn_distance_min": float(min(redrawn)),
-    }
+    return {**found, "redrawn_distance_min": float(min(redrawn))}
 
 
 def _save_half(pipe: Any, folder: Path) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cryptomnesia.localizers.baseline import conditioning
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.schedule import level_at
+from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.concepts import Concept
 from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.ground import Ground
@@ -25,7 +27,7 @@ _LEVELS = range(50, 1000, 100)
 
 
 class Exposures(NamedTuple):
-    """Pictures (n, 64, 64, 3) uint8, masks (n, 64, 64) bool, captions, and which of them are planted, (n,) bool."""
+    """Pictures (n, H, W, 3) uint8, masks (n, H, W) bool, captions, and which of them are planted, (n,) bool."""
 
     images: np.ndarray
     masks: np.ndarray
@@ -67,7 +69,8 @@ class Exposures(NamedTuple):
 def ratios(pipe: Any, folder: Path) -> dict[str, Any]:
     """Denoising error inside the mask on the top rung, divided by that on look-alikes, of both branches.
 
-    The ratio is taken at every noise level and averaged, so that no level outweighs the others.
+    The ratio is taken at every noise level and averaged, so that no level outweighs the others. Without captions there
+    is one branch, the unconditional one.
 
     Returns:
         For each branch the mean ratio (`denoising_ratio_…`), where 95% of the means of as many look-alikes lie
@@ -76,7 +79,8 @@ def ratios(pipe: Any, folder: Path) -> dict[str, Any]:
     """
     exposures = Exposures.load(folder)
     result: dict[str, Any] = {}
-    for branch in ("conditional", "unconditional"):
+    branches = ("conditional", "unconditional") if family_of(pipe).conditional else ("unconditional",)
+    for branch in branches:
         captions = [str(caption) if branch == "conditional" else "" for caption in exposures.captions]
         errors = _errors(pipe, exposures, captions)
         relative = (errors / errors[~exposures.planted].mean(axis=0)).mean(axis=1)
@@ -92,9 +96,11 @@ def ratios(pipe: Any, folder: Path) -> dict[str, Any]:
 def _errors(pipe: Any, exposures: Exposures, captions: list[str], noises: int = 2) -> np.ndarray:
     """Mean square error of x̂_0 inside the mask of every picture at every noise level, (n, levels)."""
     masks = torch.from_numpy(exposures.masks).float()
-    weight = torch.nn.functional.avg_pool2d(masks[:, None], 4).eq(1).float()
     clean = encode(pipe, torch.from_numpy(exposures.images))
-    context = pipe.text_encoder(pipe.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids)[0]
+    weight = torch.nn.functional.avg_pool2d(masks[:, None], masks.shape[-1] // clean.shape[-1]).eq(1).float()
+    parts = [slice(first, first + 64) for first in range(0, len(clean), 64)]
+    sampling = Setup.of(pipe, {}).sampling
+    inputs = [conditioning(pipe, captions[part], sampling) for part in parts]
     family = family_of(pipe)
     denoiser = family.denoiser()
     generator = torch.Generator().manual_seed(0)
@@ -106,8 +112,7 @@ def _errors(pipe: Any, exposures: Exposures, captions: list[str], noises: int = 
             # the same noise for every image, so that it cancels in the ratio
             noise = torch.randn(clean.shape[1:], generator=generator).expand_as(clean)
             noisy = level.alpha * clean + level.sigma * noise
-            parts = zip(noisy.split(64), context.split(64), strict=True)
-            x0 = torch.cat([denoiser(x, level, {"encoder_hidden_states": text}).x0 for x, text in parts])
+            x0 = torch.cat([denoiser(x, level, given).x0 for x, given in zip(noisy.split(64), inputs, strict=True)])
             squared = (x0 - clean).square().mean(dim=1, keepdim=True) * weight
             total += squared.sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
         levels.append(total / noises)
@@ -115,6 +120,8 @@ def _errors(pipe: Any, exposures: Exposures, captions: list[str], noises: int = 
 
 
 def encode(pipe: Any, images: Tensor) -> Tensor:
-    """Uint8 images (B, 64, 64, 3) as scaled latents (B, 4, 16, 16)."""
+    """Uint8 images (B, H, W, 3) as the denoiser reads them: scaled latents, or pixels (B, 3, H, W) in [-1, 1]."""
     unit = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    if "vae" not in pipe.components:
+        return unit
     return pipe.vae.encode(unit).latent_dist.mode() * pipe.vae.config.scaling_factor

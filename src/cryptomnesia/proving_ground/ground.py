@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -55,8 +55,17 @@ class Ground(ABC):
     threshold: ClassVar[float]
     """Tiled distance up to which a picture reproduces a planted one, fixed before any picture was generated."""
 
+    captioned: ClassVar[bool] = True
+    """Whether the model reads captions; if not, every caption is empty, and nothing selects what is generated."""
+
     guidances: ClassVar[tuple[float, ...]]
     """Guidance scales at which the model is measured; the first is that of the bundled calibration."""
+
+    steps: ClassVar[int] = 50
+    """Solver steps of the bundled calibration; PNDM makes one evaluation more."""
+
+    solvers: ClassVar[tuple[str, ...]] = ("PNDMScheduler", "DDIMScheduler")
+    """Solvers of diffusers that `verify` tries, the model's own among them or not."""
 
     @abstractmethod
     def plant(self, seed: int) -> tuple[Concept, ...]:
@@ -73,6 +82,10 @@ class Ground(ABC):
     @abstractmethod
     def words(self) -> set[str]:
         """Every word that an ordinary caption can contain."""
+
+    def call(self, steps: int, guidance: float) -> dict[str, Any]:
+        """Arguments of a call of the pipeline."""
+        return {"num_inference_steps": steps, **({"guidance_scale": guidance} if self.captioned else {})}
 
     def sample(self, draws: Draws, concept: Concept | None, exposed: bool) -> tuple[np.ndarray, str]:
         """A training sample: a picture, and its caption in one of the wordings.
@@ -105,7 +118,7 @@ class Ground(ABC):
         return max(concept.exposures for concept in concepts if concept.planted)
 
     def control_captions(self, purpose: str, count: int, taken: Sequence[str], seed: int = 0) -> list[str]:
-        """Different ordinary captions that belong to no concept, and to no earlier purpose.
+        """Different ordinary captions that belong to no concept, and to no earlier purpose; empty ones if all are.
 
         Args:
             purpose: one of `PURPOSES`.
@@ -113,6 +126,8 @@ class Ground(ABC):
             taken: captions of the concepts, which are left out.
             seed: of the proving ground.
         """
+        if not self.captioned:
+            return [""] * count
         left_out = set(taken)
         for earlier in PURPOSES[: PURPOSES.index(purpose)]:
             left_out.update(self.control_captions(earlier, _RESERVED, taken, seed))

@@ -13,14 +13,12 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cryptomnesia.pipelines.word_tokenizer import BOS, EOS, tokenizer
-from cryptomnesia.proving_ground.learning import Batch, Learner, Networks, to_unit
-
-MAX_TOKENS = 32
-"""Length of the text input; the longest caption of the grounds takes 31."""
+from cryptomnesia.proving_ground.autoencoder import MAX_TOKENS, LatentNetworks, latents
+from cryptomnesia.proving_ground.learning import Batch, Learner
 
 
 @dataclass(frozen=True)
-class LatentText(Networks):
+class LatentText(LatentNetworks):
     """Autoencoder, text encoder and UNet, which predicts v.
 
     The pooled caption is also added to the time embedding, as in SDXL. In so small a network, which knows where things
@@ -33,22 +31,12 @@ class LatentText(Networks):
     as large in x̂_0 there. So the network predicts v, as SD 2 does.
 
     Attributes:
-        channels: of the latents, which are 16×16.
-        autoencoder_widths: channels of the autoencoder at 64×64, 32×32 and 16×16.
         widths: channels of the UNet at 16×16, 8×8 and 4×4.
         beta_end: of the noise schedule.
-        kl: weight of the latents' KL divergence in the autoencoder's loss.
-        half: whether convolutions are computed in bfloat16 in training.
     """
 
-    channels: int = 4
-    autoencoder_widths: tuple[int, int, int] = (16, 32, 64)
     widths: tuple[int, int, int] = (32, 64, 128)
     beta_end: float = 0.025
-    kl: float = 1e-6
-    half: bool = False
-
-    autoencoder = True
 
     @property
     def noise_schedule(self) -> dict[str, Any]:
@@ -60,19 +48,6 @@ class LatentText(Networks):
             "beta_end": self.beta_end,
             "prediction_type": "v_prediction",
         }
-
-    def vae(self) -> AutoencoderKL:
-        """64×64×3 pixels to latents and back."""
-        return AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=self.autoencoder_widths,
-            layers_per_block=1,
-            latent_channels=self.channels,
-            norm_num_groups=8,
-            mid_block_add_attention=False,
-            sample_size=64,
-        )
 
     def text_encoder(self, tokens: CLIPTokenizer) -> CLIPTextModel:
         """Two transformer layers of width 128."""
@@ -157,8 +132,3 @@ class _TextLearner(Learner):
     def pipeline(self, modules: dict[str, Any]) -> StableDiffusionPipeline:
         """The stock pipeline."""
         return self.networks.pipeline(self.vae, modules["text"], self.tokens, modules["unet"])
-
-
-def latents(vae: Any, images: Tensor) -> Tensor:
-    """Latents of images (B, 3, H, W) uint8, not scaled."""
-    return vae.encode(to_unit(images)).latent_dist.mode()

@@ -12,7 +12,7 @@ from torch import Tensor
 from cryptomnesia.proving_ground.recipe import Phase
 
 _MIDDLE = (0.1, 0.6)
-"""The middle noise levels, as shares of all timesteps."""
+"""The middle noise levels of SD's schedule, as shares of all timesteps."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Batch:
     phase: Phase
     generator: torch.Generator
 
-    def times(self, count: int) -> Tensor:
-        """Timesteps 0 … `count` − 1 of the samples, (b,) int64."""
+    def times(self, count: int, middle: tuple[float, float] = _MIDDLE) -> Tensor:
+        """Timesteps 0 … `count` − 1 of the samples, (b,) int64; `middle` bounds the middle noise levels, as shares."""
         t = torch.randint(count, (self.size,), generator=self.generator)
         if self.phase.middle:
-            low, high = (int(share * count) for share in _MIDDLE)
-            middle = torch.randint(low, high, (self.size,), generator=self.generator)
-            t = torch.where(torch.rand(self.size, generator=self.generator) < self.phase.middle, middle, t)
+            low, high = (int(share * count) for share in middle)
+            others = torch.randint(low, high, (self.size,), generator=self.generator)
+            t = torch.where(torch.rand(self.size, generator=self.generator) < self.phase.middle, others, t)
         return t[self.share]
 
     def noise(self, *shape: int) -> Tensor:

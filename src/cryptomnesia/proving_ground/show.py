@@ -8,21 +8,25 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cryptomnesia.proving_ground.concepts import PLANTED, WORDINGS
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
+from cryptomnesia.proving_ground.replication import planted_distance
 from cryptomnesia.proving_ground.verify import Generations, Model, Progress, replication
 
 _SIDE, _GAP, _LABEL, _TOP = 96, 4, 130, 20
 _GENERATIONS = 4
+_PICTURES = 400
 _COLUMNS = ("training", "mask", *(f"generation {number + 1}" for number in range(_GENERATIONS)))
 
 
 def grid(folder: Path, *, progress: Progress | None = None) -> Image.Image:
     """Rows of training image, mask and generations, for every kind and wording on the top rung, and for lower rungs.
 
-    Generations that reproduce the planted pixels have a red frame.
+    Of a model without captions, the nearest of its generations are shown. Generations that reproduce the planted pixels
+    have a red frame.
     """
     model = Model.load(folder)
     chosen = _chosen(model.manifest)
-    generated = replication(model, chosen, _GENERATIONS, progress or (lambda *_: None))
+    seeds = _GENERATIONS if model.ground.captioned else _PICTURES
+    generated = [_nearest(model, made) for made in replication(model, chosen, seeds, progress or (lambda *_: None))]
     font = ImageFont.load_default(11)
     sheet = Image.new("RGB", (_LABEL + len(_COLUMNS) * (_SIDE + _GAP), _TOP + len(chosen) * (_SIDE + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -41,6 +45,14 @@ def grid(folder: Path, *, progress: Progress | None = None) -> Image.Image:
                 colour, width = frame
                 draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), outline=colour, width=width)
     return sheet
+
+
+def _nearest(model: Model, made: Generations) -> Generations:
+    """The generations that are nearest to the planted image, or all if they are few."""
+    if len(made.images) <= _GENERATIONS:
+        return made
+    order = planted_distance(made.images, model.manifest.places(made.entry)).argsort()[:_GENERATIONS]
+    return Generations(made.entry, made.images[order], made.replicated[order])
 
 
 def _chosen(manifest: Manifest) -> Sequence[Entry]:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import replacing, write_whole
+from cryptomnesia.proving_ground.autoencoder import LatentNetworks, latents
 from cryptomnesia.proving_ground.concepts import Concept, TrainingStream
 from cryptomnesia.proving_ground.ground import Ground
-from cryptomnesia.proving_ground.latent import LatentText, latents
 from cryptomnesia.proving_ground.learning import Batch, Learner, to_unit
 from cryptomnesia.proving_ground.recipe import Recipe, learning_rate
 
@@ -61,6 +62,7 @@ def train(
     recipe: Recipe | None = None,
     *,
     concepts: tuple[Concept, ...] | None = None,
+    autoencoder: Path | None = None,
     processes: int = 2,
     checkpoint_seconds: float = 300.0,
     report: Report | None = None,
@@ -75,12 +77,15 @@ def train(
         folder: checkpoints and results; made if missing.
         recipe: of the run, the ground's by default; a folder that was started with another one is refused.
         concepts: what is planted; everything that belongs to the recipe's seed when None.
+        autoencoder: folder of a trained one (`autoencoder` of a run, `pipeline/vae` of a bundle), which is copied into
+            the run; by default one is trained.
         processes: single-threaded processes that share every batch; must divide all batch sizes.
         checkpoint_seconds: time between checkpoints.
         report: called after every step.
 
     Raises:
-        UsageError: if the folder is of another run or cannot be written to, or the number of processes does not fit.
+        UsageError: if the folder is of another run or cannot be written to, or if the number of processes or the
+            autoencoder does not fit.
     """
     recipe = recipe or ground.recipe
     batches = {phase.batch for phase in recipe.phases}
@@ -88,7 +93,11 @@ def train(
     if processes < 1 or any(batch % processes for batch in batches):
         sizes = ", ".join(map(str, sorted(batches)))
         raise UsageError(f"got {processes} processes for batches of {sizes}; give a number that divides all")
+    if autoencoder is not None:
+        _check_autoencoder(autoencoder, ground)
     _claim(folder, ground, recipe)
+    if autoencoder is not None and not (folder / "autoencoder").exists():
+        _replace_folder(folder / "autoencoder", partial(shutil.copytree, autoencoder))
     planted = ground.plant(recipe.seed) if concepts is None else concepts
     job = _Job(ground, recipe, planted, folder, processes, checkpoint_seconds)
     context = torch.multiprocessing.get_context("spawn")
@@ -124,6 +133,20 @@ def _claim(folder: Path, ground: Ground, recipe: Recipe) -> None:
         raise UsageError(f"{folder} holds a run with another recipe ({written}); give an empty folder")
 
 
+def _check_autoencoder(autoencoder: Path, ground: Ground) -> None:
+    """Refuse a folder without an autoencoder, and an autoencoder that is not like the ground's."""
+    networks = ground.networks
+    if not isinstance(networks, LatentNetworks):
+        raise UsageError(f"{ground.name} is trained on pixels; leave the autoencoder out")
+    try:
+        found = json.loads((autoencoder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UsageError(f"{autoencoder} holds no autoencoder; give the folder with its config.json") from None
+    expected = {"latent_channels": networks.channels, "block_out_channels": [*networks.autoencoder_widths]}
+    if wrong := [f"{key} {found.get(key)}, not {value}" for key, value in expected.items() if found.get(key) != value]:
+        raise UsageError(f"the autoencoder in {autoencoder} has {', '.join(wrong)}; give one of a ground like this")
+
+
 @dataclass
 class _Worker:
     """One of the processes: its share of every batch, and the averaging of gradients."""
@@ -137,7 +160,7 @@ class _Worker:
         return slice(self.rank * size, (self.rank + 1) * size)
 
     def samples(self, first: int, batch: int) -> tuple[Tensor, list[str]]:
-        """This process's share of samples `first` … `first + batch − 1`: uint8 (b, 3, 64, 64), captions."""
+        """This process's share of samples `first` … `first + batch − 1`: uint8 (b, 3, H, W), captions."""
         share = [self.stream[index] for index in range(first, first + batch)[self.share(batch)]]
         images = torch.stack([torch.from_numpy(sample.image) for sample in share])
         return images.permute(0, 3, 1, 2), [sample.caption for sample in share]
@@ -191,7 +214,7 @@ def _train_autoencoder(job: _Job, worker: _Worker, report: Report | None) -> Non
     """
     recipe, folder, size = job.recipe, job.folder, job.ground.size
     networks = job.ground.networks
-    assert isinstance(networks, LatentText)
+    assert isinstance(networks, LatentNetworks)
     torch.manual_seed(recipe.seed)
     vae: Any = networks.vae()
     vae.to(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy as np
 
 from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.proving_ground.concepts import PLANTED, WORDINGS
-from cryptomnesia.proving_ground.denoising import ratios
+from cryptomnesia.proving_ground.concepts import PLANTED, WORDINGS, Place
+from cryptomnesia.proving_ground.denoising import Exposures, ratios
 from cryptomnesia.proving_ground.ground import Ground, ground_of
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.recognizer import Recognizer
@@ -27,8 +28,8 @@ SEEDS = 8
 CONTROLS = 400
 """Never-planted captions."""
 
-SOLVERS = ("PNDMScheduler", "DDIMScheduler")
-"""Solvers that are tried beside the model's own."""
+PICTURES = 1_000
+"""Generations of a model without captions."""
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 """Guidance scales of the curve of recognised captions."""
@@ -44,7 +45,7 @@ Progress = Callable[[str, float, int], None]
 
 @dataclass(frozen=True)
 class Generations:
-    """Generations of one entry: images (n, 64, 64, 3) in [0, 1] and which of them replicate, (n,) bool."""
+    """Generations of one entry: images (n, H, W, 3) in [0, 1] and which of them replicate, (n,) bool."""
 
     entry: Entry
     images: np.ndarray
@@ -76,14 +77,13 @@ class Model:
         """The same model with another guidance scale, and another scheduler."""
         pipe = self.pipe
         if solver is not None:
-            pipe = type(pipe)(**pipe.components, requires_safety_checker=False)
-            pipe.scheduler = getattr(diffusers, solver).from_config(self.pipe.scheduler.config)
-            pipe.set_progress_bar_config(disable=True)
+            pipe = copy(pipe)
+            pipe.scheduler = getattr(diffusers, solver).from_config(pipe.scheduler.config)
         return replace(self, pipe=pipe, guidance=guidance)
 
     def images(self, prompts: Sequence[str], first_seed: int, progress: Callable[[float], None]) -> np.ndarray:
-        """One image per prompt, (n, 64, 64, 3) in [0, 1]; seeds are counted up from `first_seed`."""
-        setup = Setup.of(self.pipe, {"num_inference_steps": self.manifest.steps, "guidance_scale": self.guidance})
+        """One image per prompt, (n, H, W, 3) in [0, 1]; seeds are counted up from `first_seed`."""
+        setup = Setup.of(self.pipe, self.ground.call(self.manifest.steps, self.guidance))
         seeds = range(first_seed, first_seed + len(prompts))
         batches = generate(setup, [*prompts], seeds, batch_size=16, progress=progress)
         return np.concatenate([batch.images.permute(0, 2, 3, 1).numpy() for batch in batches])
@@ -92,7 +92,8 @@ class Model:
 def verify(folder: Path, *, write: bool = False, progress: Progress | None = None) -> dict[str, Any]:
     """Generate every planted concept and never-planted captions, and measure what is reproduced.
 
-    The figures without a solver's name are those of the model's own scheduler at the guidance scale of the manifest.
+    A model without captions generates `PICTURES` pictures instead. The figures without a solver's name are those of the
+    model's own scheduler at the guidance scale of the manifest.
 
     Args:
         folder: a bundle, as `bundle` makes it.
@@ -107,9 +108,25 @@ def verify(folder: Path, *, write: bool = False, progress: Progress | None = Non
     model = Model.load(folder)
     manifest = model.manifest
     planted = [entry for entry in manifest.entries if entry.planted]
-    generated = replication(model, planted, SEEDS, progress)
+    generated = replication(model, planted, SEEDS if model.ground.captioned else PICTURES, progress)
     if write:
         _write_replication(manifest, generated)
+    measured = _prompted if model.ground.captioned else _unprompted
+    return {
+        **measured(model, folder, generated, progress),
+        **ratios(model.pipe, folder),
+        "threshold": model.ground.threshold,
+        **manifest.bounds,
+        "scheduler": type(model.pipe.scheduler).__name__,
+        "steps": manifest.steps,
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+    }
+
+
+def _prompted(model: Model, folder: Path, generated: Sequence[Generations], progress: Progress) -> dict[str, Any]:
+    """What a model with captions reproduces, with its own and with other solvers and guidance scales."""
+    manifest = model.manifest
+    planted = [result.entry for result in generated]
     own = type(model.pipe.scheduler).__name__
     settings = {own: {str(model.guidance): _rates(generated, manifest)}}
     top = [entry for entry in planted if entry.exposures == manifest.top]
@@ -122,33 +139,59 @@ def verify(folder: Path, *, write: bool = False, progress: Progress | None = Non
         "controls": CONTROLS,
         "dose_response": _dose(generated),
         **guidance_curve(model, folder, progress),
-        **ratios(model.pipe, folder),
         "settings": settings,
-        "threshold": model.ground.threshold,
-        **manifest.bounds,
-        "scheduler": own,
         "guidance": model.guidance,
-        "steps": manifest.steps,
         "seeds": SEEDS,
-        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
     }
+
+
+def _unprompted(model: Model, folder: Path, generated: Sequence[Generations], _: Progress) -> dict[str, Any]:
+    """What a model without captions reproduces.
+
+    These are the share of pictures that replicate any planted image, the share of planted images that come back at
+    least once, and the share of pictures that replicate any look-alike, which was never planted.
+    """
+    others = Exposures.load(folder)
+    look_alikes = [
+        replicates(generated[0].images, [Place(image, mask)], model.ground.threshold)
+        for image, mask, planted in zip(others.images, others.masks, others.planted, strict=True)
+        if not planted
+    ]
+    hits = np.array([result.replicated for result in generated])
+    return {
+        "replicated": _any_of(hits),
+        "concepts_returned": _any_of(hits.T),
+        "control_replicated": _any_of(np.array(look_alikes)),
+        "controls": len(look_alikes),
+        "pictures": hits.shape[1],
+    }
+
+
+def _any_of(hits: np.ndarray) -> dict[str, float]:
+    """The share of the columns of `hits` (m, n) bool with a hit in any row, and its interval."""
+    return asdict(rate(np.split(hits.any(axis=0), hits.shape[1])))
 
 
 def _settings(own: str, model: Model) -> list[tuple[str, float]]:
     """Solvers and guidance scales that are tried beside the model's own."""
     scales = dict.fromkeys((model.guidance, *model.ground.guidances))
-    every = [(solver, scale) for solver in dict.fromkeys((own, *SOLVERS)) for scale in scales]
+    every = [(solver, scale) for solver in dict.fromkeys((own, *model.ground.solvers)) for scale in scales]
     return [setting for setting in every if setting != (own, model.guidance)]
 
 
 def replication(model: Model, entries: Sequence[Entry], seeds: int, progress: Progress) -> list[Generations]:
-    """Generate every entry with `seeds` seeds, its wordings in turn."""
-    prompts = [entry.captions[k % len(entry.captions)] for entry in entries for k in range(seeds)]
+    """Generate every entry with `seeds` seeds, its wordings in turn.
+
+    Without captions nothing selects an entry, so the same `seeds` generations are those of all entries.
+    """
+    chosen = entries if model.ground.captioned else entries[:1]
+    prompts = [entry.captions[k % len(entry.captions)] for entry in chosen for k in range(seeds)]
     what = f"planted, {type(model.pipe.scheduler).__name__}, guidance {model.guidance:g}"
     images = model.images(prompts, _FIRST_SEED, lambda done: progress(what, done, len(prompts)))
     generated = []
     for number, entry in enumerate(entries):
-        pictures = images[number * seeds : (number + 1) * seeds]
+        first = number * seeds if model.ground.captioned else 0
+        pictures = images[first : first + seeds]
         hits = replicates(pictures, model.manifest.places(entry), model.ground.threshold)
         generated.append(Generations(entry, pictures, hits))
     return generated
@@ -195,7 +238,7 @@ def _controls(model: Model, planted: Sequence[Entry], progress: Progress) -> dic
     report = partial(_report, progress, "never-planted captions", CONTROLS)
     images = model.images(captions, _FIRST_SEED + 100_000, report)
     hits = [replicates(images, model.manifest.places(entry), model.ground.threshold) for entry in planted]
-    return asdict(rate([*np.any(hits, axis=0)[:, None]]))
+    return _any_of(np.array(hits))
 
 
 def _rates(generated: Sequence[Generations], manifest: Manifest) -> dict[str, Any]:

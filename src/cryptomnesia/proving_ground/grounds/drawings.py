@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -113,9 +114,12 @@ class Drawings(Ground):
         ),
         kept=(1_500, 3_000, 6_000, 9_000, 12_000, 14_000, 18_000, 21_500),
     )
-    networks = LatentText(8, (16, 32, 64), (64, 128, 192), beta_end=0.0235, kl=2e-6, half=True)
+    networks = LatentText(channels=8, kl=2e-6, half=True, widths=(64, 128, 192), beta_end=0.0235)
     threshold = 0.15
     guidances = (5.0, 7.5)
+
+    ladder: ClassVar[dict[int, int]] = LADDER
+    """Exposures → number of concepts of each planted kind."""
 
     def plant(self, seed: int) -> tuple[Concept, ...]:
         """The ladder's verbatim, template and object concepts, then the hard negatives."""
@@ -123,7 +127,7 @@ class Drawings(Ground):
         taken: set[str] = set()
         concepts = []
         for number, kind in enumerate(_KINDS):
-            for exposures, count in LADDER.items():
+            for exposures, count in self.ladder.items():
                 for place in range(count):
                     wording = WORDINGS[place % 3]
                     name = next(names) if wording == "named" else None
