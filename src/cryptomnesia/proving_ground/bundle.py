@@ -13,9 +13,11 @@ from cryptomnesia.calibration import calibrate
 from cryptomnesia.calibration.stored import FILE
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.loading import load_pipeline
+from cryptomnesia.proving_ground import recognizer
 from cryptomnesia.proving_ground.concepts import Concept
 from cryptomnesia.proving_ground.denoising import Exposures, encode
 from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.fine_tune import LORA, FineTune
 from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.recipe import Recipe
@@ -54,7 +56,7 @@ def bundle(
 
     That is the pipeline and its early checkpoint, the manifest with the planted pictures, exposures and look-alikes,
     the recognizer, and a calibration of the pipeline with its own scheduler. Replication is not measured here: `verify`
-    adds it to the manifest.
+    adds it to the manifest. A fine-tune has the adapter besides, if there is one, and no calibration.
 
     Args:
         ground: the proving ground.
@@ -71,28 +73,36 @@ def bundle(
     unfinished.mkdir(parents=True)
     for name, source in (("pipeline", "final"), ("early", "early")):
         _save_half(load_pipeline(str(run / source), device="cpu"), unfinished / name)
+    if (adapter := run / "final" / LORA).exists():
+        shutil.copytree(adapter, unfinished / LORA)
     pipe = load_pipeline(str(unfinished / "pipeline"), device="cpu")
     concepts = ground.plant(seed)
     entries = write_planted(unfinished, concepts)
     Exposures.draw(ground, concepts, seed).save(unfinished)
-    recognizer = train_recognizer(ground, seed, progress=lambda done, total: report("recognizer", done, total))
-    recognizer.save(unfinished)
+    further = isinstance(ground, FineTune)
+    if further and (known := ground.base / recognizer.FILE).exists():
+        shutil.copy(known, unfinished)
+    else:
+        made = train_recognizer(ground, seed, progress=lambda done, total: report("recognizer", done, total))
+        made.save(unfinished)
     scale = ground.guidance if guidance is None else guidance
     manifest = Manifest(
         unfinished, ground.name, weights_digest(pipe), seed, scale, STEPS, entries, bounds(pipe, concepts, seed)
     )
     manifest.save()
-    calibration = calibrate(
-        pipe,
-        manifest.control_captions("calibration", REFERENCES),
-        detectors=DETECTORS,
-        localizers=LOCALIZERS,
-        checkpoint=load_pipeline(str(unfinished / "early"), device="cpu"),
-        progress=lambda done: report("calibration", int(done), REFERENCES),
-        num_inference_steps=STEPS,
-        guidance_scale=scale,
-    )
-    calibration.save(unfinished / "pipeline" / FILE)
+    # to calibrate a fine-tune takes longer than to make it, and most fine-tunes are made to be compared
+    if not further:
+        calibration = calibrate(
+            pipe,
+            manifest.control_captions("calibration", REFERENCES),
+            detectors=DETECTORS,
+            localizers=LOCALIZERS,
+            checkpoint=load_pipeline(str(unfinished / "early"), device="cpu"),
+            progress=lambda done: report("calibration", int(done), REFERENCES),
+            num_inference_steps=STEPS,
+            guidance_scale=scale,
+        )
+        calibration.save(unfinished / "pipeline" / FILE)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 

@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -31,31 +31,31 @@ class Ground(ABC):
     All randomness comes from `Draws`, so that the same seed gives the same training on every machine.
     """
 
-    name: ClassVar[str]
+    name: str
     """What the command line calls it."""
 
-    summary: ClassVar[str]
+    summary: str
     """One line that says what it is."""
 
-    size: ClassVar[int] = 64
+    size: int = 64
     """Side of every picture in pixels."""
 
-    frames: ClassVar[tuple[str, ...]]
+    frames: tuple[str, ...]
     """The wordings around every caption, planted or not, so that none of them is a sign of a planted image."""
 
-    visible: ClassVar[tuple[tuple[str, ...], ...]]
+    visible: tuple[tuple[str, ...], ...]
     """Groups of words that can be seen in a picture, for instance things and colours."""
 
-    recipe: ClassVar[Recipe]
+    recipe: Recipe
     """How the bundled model was trained."""
 
-    networks: ClassVar[Networks]
+    networks: Networks
     """What is trained."""
 
-    threshold: ClassVar[float]
+    threshold: float
     """Tiled distance up to which a picture reproduces a planted one, fixed before any picture was generated."""
 
-    guidance: ClassVar[float]
+    guidance: float
     """The guidance scale of the bundled calibration."""
 
     @abstractmethod
@@ -94,6 +94,10 @@ class Ground(ABC):
         refined = any(concept.refined for concept in concepts)
         samples = first.steps * first.batch + (0 if refined else others)
         return TrainingStream(recipe.seed, samples, concepts, self.sample, refinement=others if refined else 0)
+
+    def settings(self) -> dict[str, Any]:
+        """What a training depends on besides its recipe, by name."""
+        return {}
 
     def lexicon(self, concepts: Sequence[Concept]) -> set[str]:
         """Every word that a caption of the training can contain."""
