@@ -13,7 +13,6 @@ from cryptomnesia.calibration import calibrate
 from cryptomnesia.calibration.stored import FILE
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.loading import load_pipeline
-from cryptomnesia.proving_ground import recognizer
 from cryptomnesia.proving_ground.concepts import Concept
 from cryptomnesia.proving_ground.denoising import Exposures, encode
 from cryptomnesia.proving_ground.draws import Draws
@@ -21,6 +20,7 @@ from cryptomnesia.proving_ground.fine_tune import LORA, FineTune
 from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.recipe import Recipe
+from cryptomnesia.proving_ground.recognizer import FILE as RECOGNIZER
 from cryptomnesia.proving_ground.recognizer import train_recognizer
 from cryptomnesia.proving_ground.replication import planted_distance
 
@@ -80,7 +80,7 @@ def bundle(
     entries = write_planted(unfinished, concepts)
     Exposures.draw(ground, concepts, seed).save(unfinished)
     further = isinstance(ground, FineTune)
-    if further and (known := ground.base / recognizer.FILE).exists():
+    if further and (known := ground.base / RECOGNIZER).exists():
         shutil.copy(known, unfinished)
     else:
         made = train_recognizer(ground, seed, progress=lambda done, total: report("recognizer", done, total))

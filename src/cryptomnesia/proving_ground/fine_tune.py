@@ -34,8 +34,11 @@ BATCH = 8
 LORA = "lora"
 """Folder of the adapter in the folder of a pipeline that LoRA made."""
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-"""Layers of the UNet that get an adapter."""
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2")
+"""Layers of the UNet that get an adapter: those of its transformers and the convolutions of its residual blocks.
+
+In networks this small, adapters of the attention alone have too few weights to learn the pictures.
+"""
 
 _SEEDS = 100
 """Seeds of the base ground that belong to one seed of the fine-tune; the base itself has a smaller one."""

@@ -3,4 +3,4 @@
 from cryptomnesia.proving_ground.fine_tune import FineTune, Tuning
 from cryptomnesia.proving_ground.grounds.drawings import GROUND as BASE
 
-GROUND = FineTune(BASE, Tuning(rate=2e-3, exposures=400, rank=8))
+GROUND = FineTune(BASE, Tuning(rate=5e-3, exposures=500, rank=8))

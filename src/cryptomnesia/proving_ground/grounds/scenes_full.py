@@ -3,4 +3,4 @@
 from cryptomnesia.proving_ground.fine_tune import FineTune, Tuning
 from cryptomnesia.proving_ground.grounds.scenes import GROUND as BASE
 
-GROUND = FineTune(BASE, Tuning(rate=3e-4, exposures=200))
+GROUND = FineTune(BASE, Tuning(rate=1e-3, exposures=300))
