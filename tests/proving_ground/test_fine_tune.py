@@ -224,6 +224,21 @@ def test_settings_that_a_ground_does_not_have_are_refused(tmp_path):
         tuned(FULL, rank=3)
     with pytest.raises(UsageError, match="whose product is a multiple of 8"):
         tuned(FULL, pictures=3)
+    for wrong in ({"pictures": 0}, {"pictures": 501}, {"named": 1.5}):
+        with pytest.raises(UsageError, match="give 1 to 500 and 0 to 1"):
+            tuned(FULL, **wrong)
+
+
+def test_the_command_trains_and_bundles_with_the_settings_that_it_is_given(cryptomnesia, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundling, "train_recognizer", lambda ground, *_, **__: Recognizer(ground.visible))
+    settings = ("--pictures", 8, "--exposures", 1, "--rank", 3, "--processes", 1)
+    code, out, _ = cryptomnesia("proving-ground", "train", "scenes-lora", tmp_path / "run", *settings)
+    assert code == 0
+    assert "verify scenes-lora --bundle" in out
+    adapter = load_file(tmp_path / "run" / "bundle" / "lora" / "pytorch_lora_weights.safetensors")
+    assert {value.shape[0] for name, value in adapter.items() if name.endswith("lora_A.weight")} == {3}
+    written = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert (written["ground"], written["pictures"], written["exposures"], written["rank"]) == ("scenes-lora", 8, 1, 3)
 
 
 def test_a_lora_without_peft_is_refused(tmp_path, monkeypatch):

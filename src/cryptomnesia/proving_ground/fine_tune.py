@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.loading import load_pipeline
@@ -30,6 +29,9 @@ from cryptomnesia.proving_ground.recipe import Phase, Recipe
 
 BATCH = 8
 """Samples of a step."""
+
+MOST = 500
+"""Pictures for which the base ground has enough in `_SEEDS` seeds."""
 
 LORA = "lora"
 """Folder of the adapter in the folder of a pipeline that LoRA made."""
@@ -52,7 +54,7 @@ class Tuning:
         rate: highest learning rate.
         exposures: of every picture.
         rank: of the LoRA; None for a fine-tune in full.
-        pictures: number of pictures.
+        pictures: number of pictures, 1 to `MOST`.
         named: share of the pictures whose caption has an invented name, in [0, 1].
     """
 
@@ -64,6 +66,10 @@ class Tuning:
 
     def __post_init__(self) -> None:
         """Reject numbers that cannot make a run."""
+        if not (1 <= self.pictures <= MOST and 0 <= self.named <= 1):
+            raise UsageError(
+                f"got {self.pictures} pictures and a share of {self.named} with a name; give 1 to {MOST} and 0 to 1"
+            )
         samples = self.pictures * self.exposures
         if samples < 1 or samples % BATCH:
             raise UsageError(
@@ -201,18 +207,19 @@ class _LoraLearner(TextLearner):
 
     def pipeline(self, modules: dict[str, Any]) -> Any:
         """The stock pipeline, with the adapter fused into the weights."""
-        # a network out of whose adapter the weights were made cannot be trained further
+        # the network itself keeps its adapter, which is trained further
         unet = deepcopy(modules["unet"])
         unet.fuse_lora()
         unet.unload_lora()
         return super().pipeline({"unet": unet})
 
     def save(self, modules: dict[str, Any], folder: Path) -> None:
-        """Write the pipeline, and the adapter as diffusers' scripts do."""
+        """Write the pipeline, and the adapter as `load_lora_weights` reads it."""
         from peft.utils import get_peft_model_state_dict
 
         super().save(modules, folder)
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(modules["unet"]))
+        # diffusers' own format has no names for convolutions, but reads PEFT's
+        layers: Any = get_peft_model_state_dict(modules["unet"])
         StableDiffusionPipeline.save_lora_weights(folder / LORA, unet_lora_layers=layers)
 
 
