@@ -190,7 +190,7 @@ class TrainingStream:
 
 
 class Epochs(TrainingStream):
-    """The stream of a fine-tune: every picture once in a random order, then every picture in another order, and so on."""
+    """The stream of a fine-tune: every picture once in a random order, then again in another order, and so on."""
 
     def __init__(
         self,
