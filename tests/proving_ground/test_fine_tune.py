@@ -265,4 +265,4 @@ def test_a_fine_tune_knows_its_pictures_and_no_controls(tmp_path):
     after = ratios(load_pipeline(tmp_path / "bundle" / "pipeline", device="cpu"), tmp_path / "bundle")
     before = ratios(load_pipeline(tmp_path / "bundle" / "early", device="cpu"), tmp_path / "bundle")
     assert after["denoising_ratio_conditional"] < 0.8 * before["denoising_ratio_conditional"]
-    assert after["denoising_below_conditional"] == 1.0
+    assert after["denoising_below_conditional"] >= 0.5 > before["denoising_below_conditional"]
