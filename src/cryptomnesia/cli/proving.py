@@ -40,17 +40,26 @@ def train(
         Path | None,
         typer.Option(help="Folder of a trained autoencoder, of a run of the same pictures. By default one is trained."),
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Of a fine-tune: bundle to start from. By default the model that comes with the package."),
+    ] = None,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Of a fine-tune: number of pictures.")] = None,
+    exposures: Annotated[int | None, typer.Option(min=1, help="Of a fine-tune: exposures of every picture.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of a fine-tune by LoRA: its rank.")] = None,
 ) -> None:
-    """Train the model of a proving ground from nothing (hours on two cores)."""
+    """Train the model of a proving ground, from nothing (hours on two cores) or from another ground's (minutes)."""
     from cryptomnesia.pipelines.loading import quiet
 
     with quiet():
         from cryptomnesia.proving_ground.bundle import bundle
+        from cryptomnesia.proving_ground.fine_tune import tuned
         from cryptomnesia.proving_ground.ground import ground_of
         from cryptomnesia.proving_ground.train import train
 
     check_folder(folder)
-    ground, made = ground_of(name), folder / "bundle"
+    ground = tuned(ground_of(name), base=base, pictures=pictures, exposures=exposures, rank=rank)
+    made = folder / "bundle"
     with progress_bar() as report:
         train(
             ground,

@@ -18,9 +18,11 @@ from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.concepts import Concept
 from cryptomnesia.proving_ground.denoising import Exposures, encode
 from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.fine_tune import LORA, FineTune
 from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.recipe import Recipe
+from cryptomnesia.proving_ground.recognizer import FILE as RECOGNIZER
 from cryptomnesia.proving_ground.recognizer import train_recognizer
 from cryptomnesia.proving_ground.replication import planted_distance
 
@@ -56,7 +58,8 @@ def bundle(
 
     That is the pipeline and its early checkpoint, the manifest with the planted pictures, exposures and look-alikes,
     the recognizer if there are captions, and a calibration of the pipeline with its own scheduler. Replication is not
-    measured here: `verify` adds it to the manifest.
+    measured here: `verify` adds it to the manifest. A fine-tune has the adapter besides, if there is one, and no
+    calibration.
 
     Args:
         ground: the proving ground.
@@ -73,11 +76,16 @@ def bundle(
     unfinished.mkdir(parents=True)
     for name, source in (("pipeline", "final"), ("early", "early")):
         _save_half(load_pipeline(str(run / source), device="cpu"), unfinished / name)
+    if (adapter := run / "final" / LORA).exists():
+        shutil.copytree(adapter, unfinished / LORA)
     pipe = load_pipeline(str(unfinished / "pipeline"), device="cpu")
     concepts = ground.plant(seed)
     entries = write_planted(unfinished, concepts)
     Exposures.draw(ground, concepts, seed).save(unfinished)
-    if ground.captioned:
+    further = isinstance(ground, FineTune)
+    if further and (known := ground.base / RECOGNIZER).exists():
+        shutil.copy(known, unfinished)
+    elif ground.captioned:
         recognizer = train_recognizer(ground, seed, progress=lambda done, total: report("recognizer", done, total))
         recognizer.save(unfinished)
     scale = ground.guidances[0] if guidance is None else guidance
@@ -85,18 +93,20 @@ def bundle(
         unfinished, ground.name, weights_digest(pipe), seed, scale, ground.steps, entries, bounds(pipe, concepts, seed)
     )
     manifest.save()
-    call = ground.call(ground.steps, scale)
-    setup = Setup.of(pipe, call)
-    calibration = calibrate(
-        pipe,
-        manifest.control_captions("calibration", REFERENCES),
-        detectors=[name for name in DETECTORS if setup.accepts(detector(name))],
-        localizers=LOCALIZERS if ground.captioned else (),
-        checkpoint=load_pipeline(str(unfinished / "early"), device="cpu"),
-        progress=lambda done: report("calibration", int(done), REFERENCES),
-        **call,
-    )
-    calibration.save(unfinished / "pipeline" / FILE)
+    # to calibrate a fine-tune takes longer than to make it, and most fine-tunes are made to be compared
+    if not further:
+        call = ground.call(ground.steps, scale)
+        setup = Setup.of(pipe, call)
+        calibration = calibrate(
+            pipe,
+            manifest.control_captions("calibration", REFERENCES),
+            detectors=[name for name in DETECTORS if setup.accepts(detector(name))],
+            localizers=LOCALIZERS if ground.captioned else (),
+            checkpoint=load_pipeline(str(unfinished / "early"), device="cpu"),
+            progress=lambda done: report("calibration", int(done), REFERENCES),
+            **call,
+        )
+        calibration.save(unfinished / "pipeline" / FILE)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 

@@ -16,7 +16,7 @@ Kinds
     a caption as frequent as the most repeated planted one, its picture drawn afresh every time.
 
 The first three form a duplication ladder, whose rungs are numbers of exposures over the whole training. The other three
-are the hard negatives.
+are the hard negatives. A fine-tune also has a rung of 0 exposures: pictures that are like the others and never shown.
 
 Wordings of planted captions
 ----------------------------
@@ -187,3 +187,27 @@ class TrainingStream:
             if caption not in self._reserved:
                 return image, caption
             attempt += 1
+
+
+class Epochs(TrainingStream):
+    """The stream of a fine-tune: every picture once in a random order, then again in another order, and so on."""
+
+    def __init__(
+        self,
+        seed: int,
+        concepts: Sequence[Concept],
+        sample: Callable[[Draws, Concept | None, bool], tuple[np.ndarray, str]],
+    ) -> None:
+        """Place the exposures of `concepts`, which are as many for all that have any.
+
+        Args:
+            seed: of the stream.
+            concepts: what is shown, and controls without exposures.
+            sample: `Ground.sample`, which draws a picture and its caption.
+        """
+        super().__init__(seed, 0, (), sample)
+        self.concepts = tuple(concepts)
+        shown = [number for number, concept in enumerate(concepts) if concept.exposures]
+        for epoch in range(concepts[shown[0]].exposures):
+            order = Draws(seed, _PLAN_KEY, 2, epoch).sample(len(shown), len(shown)).tolist()
+            self._place_at |= {epoch * len(shown) + place: shown[number] for place, number in enumerate(order)}

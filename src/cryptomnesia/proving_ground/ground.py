@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -31,40 +31,40 @@ class Ground(ABC):
     All randomness comes from `Draws`, so that the same seed gives the same training on every machine.
     """
 
-    name: ClassVar[str]
+    name: str
     """What the command line calls it."""
 
-    summary: ClassVar[str]
+    summary: str
     """One line that says what it is."""
 
-    size: ClassVar[int] = 64
+    size: int = 64
     """Side of every picture in pixels."""
 
-    frames: ClassVar[tuple[str, ...]]
+    frames: tuple[str, ...]
     """The wordings around every caption, planted or not, so that none of them is a sign of a planted image."""
 
-    visible: ClassVar[tuple[tuple[str, ...], ...]]
+    visible: tuple[tuple[str, ...], ...]
     """Groups of words that can be seen in a picture, for instance things and colours."""
 
-    recipe: ClassVar[Recipe]
+    recipe: Recipe
     """How the bundled model was trained."""
 
-    networks: ClassVar[Networks]
+    networks: Networks
     """What is trained."""
 
-    threshold: ClassVar[float]
+    threshold: float
     """Tiled distance up to which a picture reproduces a planted one, fixed before any picture was generated."""
 
-    captioned: ClassVar[bool] = True
+    captioned: bool = True
     """Whether the model reads captions; if not, every caption is empty, and nothing selects what is generated."""
 
-    guidances: ClassVar[tuple[float, ...]]
+    guidances: tuple[float, ...]
     """Guidance scales at which the model is measured; the first is that of the bundled calibration."""
 
-    steps: ClassVar[int] = 50
+    steps: int = 50
     """Solver steps of the bundled calibration; PNDM makes one evaluation more."""
 
-    solvers: ClassVar[tuple[str, ...]] = ("PNDMScheduler", "DDIMScheduler")
+    solvers: tuple[str, ...] = ("PNDMScheduler", "DDIMScheduler")
     """Solvers of diffusers that `verify` tries, the model's own among them or not."""
 
     @abstractmethod
@@ -107,6 +107,10 @@ class Ground(ABC):
         refined = any(concept.refined for concept in concepts)
         samples = first.steps * first.batch + (0 if refined else others)
         return TrainingStream(recipe.seed, samples, concepts, self.sample, refinement=others if refined else 0)
+
+    def settings(self) -> dict[str, Any]:
+        """What a training depends on besides its recipe, by name."""
+        return {}
 
     def lexicon(self, concepts: Sequence[Concept]) -> set[str]:
         """Every word that a caption of the training can contain."""

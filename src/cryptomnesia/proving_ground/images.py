@@ -9,6 +9,7 @@ from PIL import Image
 
 from cryptomnesia.files import write_whole
 from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.fine_tune import FineTune
 from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.recipe import Recipe
 
@@ -23,7 +24,8 @@ def write_training_images(
 ) -> None:
     """Write the picture of every planted concept, and the first `others` samples in which nothing is planted.
 
-    Hard negatives are among these samples as often as they were trained on. Files are named by concept, or by place in
+    Hard negatives are among these samples as often as they were trained on. A fine-tune's images are those of its base
+    and its own. Files are named by concept, or by place in
     the training stream; samples that are there already are not drawn again.
 
     Args:
@@ -33,12 +35,16 @@ def write_training_images(
         recipe: of the training, the ground's by default.
         progress: called with the number of these samples that are done.
     """
+    if isinstance(ground, FineTune):
+        # what the model saw besides is what its base saw
+        write_training_images(ground.origin, folder, others, progress=progress)
+        others = 0
     recipe = recipe or ground.recipe
     concepts = ground.plant(recipe.seed)
     stream = ground.stream(recipe, concepts)
     folder.mkdir(parents=True, exist_ok=True)
     for concept in concepts:
-        if concept.planted:
+        if concept.planted and concept.exposures:
             # an object alone is no picture
             shown = concept.image if len(concept.places) == 1 else concept.exposure(Draws(0, 7))
             write_whole(folder / f"{concept.id}.png", _png(shown))

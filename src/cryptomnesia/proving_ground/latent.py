@@ -103,16 +103,25 @@ class LatentText(LatentNetworks):
 
     def learner(self, folder: Path, words: set[str]) -> Learner:
         """UNet and text encoder; the autoencoder is read from `folder`/autoencoder and stays as it is."""
-        return _TextLearner(self, AutoencoderKL.from_pretrained(folder / "autoencoder"), tokenizer(words, MAX_TOKENS))
+        vae, tokens = AutoencoderKL.from_pretrained(folder / "autoencoder"), tokenizer(words, MAX_TOKENS)
+        return TextLearner(self, vae, tokens, {"unet": self.unet(), "text": self.text_encoder(tokens)})
 
 
-class _TextLearner(Learner):
-    """UNet and text encoder learn to predict v from noisy latents."""
+class TextLearner(Learner):
+    """A UNet learns to predict v from noisy latents, and so does its text encoder unless it is `fixed`."""
 
-    def __init__(self, networks: LatentText, vae: Any, tokens: CLIPTokenizer) -> None:
-        self.networks, self.tokens = networks, tokens
+    def __init__(
+        self,
+        networks: LatentText,
+        vae: Any,
+        tokens: CLIPTokenizer,
+        modules: dict[str, Any],
+        fixed: CLIPTextModel | None = None,
+    ) -> None:
+        """Train `modules`: `unet`, and `text` if no text encoder is `fixed`."""
+        self.networks, self.tokens, self.modules = networks, tokens, modules
         self.vae = vae.requires_grad_(False).to(memory_format=torch.channels_last)
-        self.modules = {"unet": networks.unet(), "text": networks.text_encoder(tokens)}
+        self.text: Any = modules["text"] if fixed is None else fixed.requires_grad_(False)
         # as a scheduler that adds noise and knows the velocity v
         self.schedule: Any = DDIMScheduler(**networks.noise_schedule)
 
@@ -125,10 +134,10 @@ class _TextLearner(Learner):
                 clean = latents(self.vae, batch.images).float() * self.vae.config["scaling_factor"]
             noisy = self.schedule.add_noise(clean, noise, t).contiguous(memory_format=torch.channels_last)
             ids = self.tokens([*batch.captions], padding="max_length", return_tensors="pt").input_ids
-            text = self.modules["text"](ids)[0]
+            text = self.text(ids)[0]
             predicted = self.modules["unet"](noisy, t, text, return_dict=False)[0]
         return (predicted.float() - self.schedule.get_velocity(clean, noise, t)).square().mean()
 
     def pipeline(self, modules: dict[str, Any]) -> StableDiffusionPipeline:
         """The stock pipeline."""
-        return self.networks.pipeline(self.vae, modules["text"], self.tokens, modules["unet"])
+        return self.networks.pipeline(self.vae, modules.get("text", self.text), self.tokens, modules["unet"])

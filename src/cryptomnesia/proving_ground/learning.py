@@ -53,7 +53,7 @@ class Learner(ABC):
     """Networks in training.
 
     Attributes:
-        modules: what is trained, by name.
+        modules: what is trained, by name; of a module, only the weights that require a gradient are.
     """
 
     modules: dict[str, Any]
@@ -66,12 +66,16 @@ class Learner(ABC):
     def pipeline(self, modules: dict[str, Any]) -> Any:
         """The stock pipeline with `modules` in the place of those that are trained."""
 
+    def save(self, modules: dict[str, Any], folder: Path) -> None:
+        """Write what `pipeline` makes to `folder`."""
+        self.pipeline(modules).save_pretrained(folder)
+
 
 class Networks(ABC):
     """Sizes of the networks of a ground, and the classes that train them."""
 
     autoencoder: bool = False
-    """Whether the denoiser works on latents."""
+    """Whether the training begins with an autoencoder, on whose latents the denoiser works."""
 
     @abstractmethod
     def learner(self, folder: Path, words: set[str]) -> Learner:

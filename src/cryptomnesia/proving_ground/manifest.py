@@ -130,7 +130,7 @@ class Manifest:
             )
 
     def planted_for(self, prompt: str) -> Entry | None:
-        """The planted concept that has `prompt` among its captions."""
+        """The planted concept that has `prompt` among its captions; None for a control that was never shown."""
         return self._by_caption.get(prompt)
 
     def control_captions(self, purpose: str, count: int) -> list[str]:
@@ -170,7 +170,9 @@ class Manifest:
 
     @cached_property
     def _by_caption(self) -> dict[str, Entry]:
-        return {caption: entry for entry in self.entries if entry.planted for caption in entry.captions}
+        return {
+            caption: entry for entry in self.entries if entry.planted and entry.exposures for caption in entry.captions
+        }
 
 
 def _entry(values: dict[str, Any]) -> Entry:

@@ -43,7 +43,8 @@ class Recipe:
             the steps until its next exposure.
         average: of the exponential moving average of the weights.
         caption_dropout: share of the samples whose caption is empty.
-        kept: steps whose moving average is kept as a less-trained checkpoint; the first is bundled.
+        kept: steps whose moving average is kept as a less-trained checkpoint; the first is bundled. Step 0 stands for
+            what the training begins with.
     """
 
     phases: tuple[Phase, ...]
@@ -59,9 +60,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Reject numbers that cannot make a run."""
-        wrong = [step for step in self.kept if not 0 < step <= self.steps]
+        wrong = [step for step in self.kept if not 0 <= step <= self.steps]
         if wrong or not self.kept:
-            raise UsageError(f"got kept={self.kept} of {self.steps} steps; give steps between 1 and {self.steps}")
+            raise UsageError(f"got kept={self.kept} of {self.steps} steps; give steps between 0 and {self.steps}")
 
     @property
     def steps(self) -> int:

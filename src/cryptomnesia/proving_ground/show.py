@@ -34,9 +34,9 @@ def grid(folder: Path, *, progress: Progress | None = None) -> Image.Image:
         draw.text((_LABEL + column * (_SIDE + _GAP) + 3, 4), name, fill="black", font=font)
     for row, result in enumerate(generated):
         top = _TOP + row * (_SIDE + _GAP)
-        times = "once" if result.entry.exposures == 1 else f"{result.entry.exposures} times"
+        times = {0: "never seen", 1: "seen once"}.get(result.entry.exposures, f"seen {result.entry.exposures} times")
         words = {"named": "invented name", "plain": "ordinary words", "mode": "other pictures, too"}
-        text = f"{result.entry.kind}\n{words[result.entry.wording]}\nseen {times}"
+        text = f"{result.entry.kind}\n{words[result.entry.wording]}\n{times}"
         draw.text((3, top + 24), text, fill="black", font=font)
         for column, (picture, frame) in enumerate(_row(model.manifest, result)):
             left = _LABEL + column * (_SIDE + _GAP)

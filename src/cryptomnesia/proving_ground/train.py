@@ -1,4 +1,4 @@
-"""Training of a ground's pipeline from nothing: first the autoencoder, then denoiser and text encoder.
+"""Training of a ground's pipeline: from nothing, first the autoencoder, then denoiser and text encoder.
 
 The denoiser is trained in the phases of the recipe. In the first, all noise levels are alike. In later ones most
 samples have the middle noise levels, where outlines are settled.
@@ -121,7 +121,7 @@ def train(
 def _claim(folder: Path, ground: Ground, recipe: Recipe) -> None:
     """Make `folder` the folder of a run of `recipe`, or check that it is one."""
     written = folder / "recipe.json"
-    text = json.dumps({"ground": ground.name, **json.loads(recipe.text())}, indent=2) + "\n"
+    text = json.dumps({"ground": ground.name, **ground.settings(), **json.loads(recipe.text())}, indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not written.exists():
@@ -258,16 +258,24 @@ def _train_denoiser(job: _Job, worker: _Worker, report: Report | None) -> None:
     mean = {name: deepcopy(module).requires_grad_(False) for name, module in learner.modules.items()}
     for module in learner.modules.values():
         module.to(memory_format=torch.channels_last).train()
-    weights = [weight for module in learner.modules.values() for weight in module.parameters()]
-    averages = [weight for module in mean.values() for weight in module.parameters()]
+    trained = [
+        (weight, average)
+        for name, module in learner.modules.items()
+        for weight, average in zip(module.parameters(), mean[name].parameters(), strict=True)
+        if weight.requires_grad
+    ]
+    weights, averages = map(list, zip(*trained, strict=True))
     optimizer = torch.optim.AdamW(weights, lr=recipe.phases[0].rate, weight_decay=1e-4, fused=True)
     modules = {**learner.modules, **{f"mean_{name}": module for name, module in mean.items()}}
     state = _State(folder / "denoiser.safetensors", modules, optimizer, job.checkpoint_seconds)
 
     def save_pipeline(name: str) -> None:
-        _replace_folder(folder / name, learner.pipeline(mean).save_pretrained)
+        _replace_folder(folder / name, partial(learner.save, mean))
 
-    for step in range(state.restore(), recipe.steps):
+    done = state.restore()
+    if worker.rank == 0 and done == 0 and recipe.kept[0] == 0:
+        save_pipeline("early")
+    for step in range(done, recipe.steps):
         loss, rate = _step(learner, recipe, worker, step)
         worker.descend(optimizer, loss, rate)
         keep = min(recipe.average, (1 + step) / (10 + step))

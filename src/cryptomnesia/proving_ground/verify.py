@@ -257,8 +257,8 @@ def _rates(generated: Sequence[Generations], manifest: Manifest) -> dict[str, An
         for wording in WORDINGS:
             if hits := [result.replicated for result in of_kind if result.entry.wording == wording]:
                 found.setdefault("by_wording", {}).setdefault(kind, {})[wording] = asdict(rate(hits))
-    templates = [result for result in top if result.entry.kind == "template"]
-    found["free_region_spread"] = float(np.mean([_spread(result, manifest) for result in templates]))
+    if templates := [result for result in top if result.entry.kind == "template"]:
+        found["free_region_spread"] = float(np.mean([_spread(result, manifest) for result in templates]))
     return found
 
 
