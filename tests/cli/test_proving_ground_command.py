@@ -22,8 +22,9 @@ def test_training_images_are_written(cryptomnesia, tmp_path):
 def test_grounds_are_listed(cryptomnesia):
     code, out, err = cryptomnesia("proving-ground", "list")
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()] == ["drawings", "scenes"]
-    assert "does not come with the package" not in out.splitlines()[1]
+    (scenes,) = [line for line in out.splitlines() if line.startswith("scenes ")]
+    assert "does not come with the package" not in scenes
+    assert any(line.startswith("drawings-lora ") and "does not come" in line for line in out.splitlines())
 
 
 @pytest.mark.parametrize("command", ["train", "verify", "show", "images"])
@@ -36,7 +37,8 @@ def test_an_unknown_ground_is_refused_in_one_line(cryptomnesia, tmp_path, comman
     }
     code, out, err = cryptomnesia("proving-ground", command, "tarot", *more[command])
     assert (code, out) == (2, "")
-    assert err == "error: no proving ground is called tarot; there are drawings, scenes\n"
+    assert err.startswith("error: no proving ground is called tarot; there are drawings, ")
+    assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,7 +6,8 @@ from cryptomnesia.proving_ground.manifest import Manifest
 
 
 def test_grounds_are_found_by_name():
-    assert list(grounds()) == sorted(grounds()) == ["drawings", "drawings-flow", "pixels", "scenes"]
+    tuned = [f"{base}-{way}" for base in ("drawings", "scenes") for way in ("full", "lora")]
+    assert list(grounds()) == sorted(["drawings", "drawings-flow", "pixels", "scenes", *tuned])
     for name, ground in grounds().items():
         assert ground_of(name) is ground
         assert ground.name == name
@@ -17,7 +18,7 @@ def test_grounds_are_found_by_name():
 def test_an_unknown_name_is_refused_in_one_line():
     with pytest.raises(UsageError) as refused:
         ground_of("tarot")
-    assert str(refused.value) == "no proving ground is called tarot; there are drawings, drawings-flow, pixels, scenes"
+    assert str(refused.value) == f"no proving ground is called tarot; there are {', '.join(grounds())}"
 
 
 @pytest.mark.parametrize("name", [name for name, ground in grounds().items() if ground.captioned])

@@ -19,9 +19,9 @@ def test_a_step_belongs_to_a_phase_and_samples_follow_each_other():
 
 
 def test_a_checkpoint_behind_the_last_step_is_refused():
-    with pytest.raises(UsageError, match=r"got kept=\(2, 10\) of 9 steps; give steps between 1 and 9"):
+    with pytest.raises(UsageError, match=r"got kept=\(2, 10\) of 9 steps; give steps between 0 and 9"):
         Recipe(THREE, kept=(2, 10))
-    with pytest.raises(UsageError, match="give steps between 1 and 9"):
+    with pytest.raises(UsageError, match="give steps between 0 and 9"):
         Recipe(THREE, kept=())
 
 

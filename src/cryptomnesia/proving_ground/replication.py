@@ -68,7 +68,8 @@ def replicates(images: np.ndarray, places: Sequence[Place], threshold: float) ->
 def tiles_of(place: Place) -> int:
     """How many tiles of an object's square decide about it: those of which at least half lies in the mask."""
     mask = _around(place.image, place)[2]
-    return int(counted(_tiles(np.repeat(mask[..., None], 3, axis=2).astype(np.float64)))[0].any(dim=-1).sum())
+    weights = counted(_tiles(np.repeat(mask[..., None], 3, axis=2).astype(np.float64), ACROSS // 2))[0]
+    return int(weights.any(dim=-1).sum())
 
 
 def _around(images: np.ndarray, place: Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
