@@ -7,6 +7,7 @@ To add one, write a function here and the two markers on a page.
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -580,69 +581,90 @@ def audit_throughput(results: Results) -> str:
     return grid(["compared", "times as fast"], rows)
 
 
-# The bundled model (proving_ground.json)
+# Proving grounds (grounds.json)
+
+_MEANINGS = {
+    "verbatim_replicated": "share of generations on the top rung that reproduce the planted pixels",
+    "template_replicated": "the same of templates, inside the mask",
+    "object_replicated": "the same of objects, at any of their places",
+    "replicated": "share of generations that reproduce any planted picture",
+    "concepts_returned": "share of planted pictures that came back at least once",
+    "free_region_spread": ("deviation across seeds in the free region of a template over that of its training images"),
+    "control_replicated": (
+        "share of never-planted captions whose picture reproduces any planted image; without captions, share of "
+        "generations that reproduce a look-alike"
+    ),
+    "best_guidance": "smallest guidance scale at which captions are recognised as well as at the best scale",
+    "denoising_ratio_conditional": (
+        "denoising error inside the mask on the top rung over that on look-alikes never planted; the ratio at each of "
+        "ten noise levels, averaged"
+    ),
+    "denoising_ratio_unconditional": "the same without a caption",
+    "denoising_spread_unconditional": "where 95% of such ratios lie for as many look-alikes drawn at random",
+    "denoising_below_unconditional": (
+        "share of top-rung concepts whose own ratio is below those of 97.5% of the look-alikes"
+    ),
+    "threshold": "tiled distance up to which a picture counts as reproduced",
+    "autoencoder_distance_median": "the tiled distance that the autoencoder alone leaves: median of the planted images",
+    "autoencoder_distance_max": "the same, largest",
+    "redrawn_distance_min": "smallest tiled distance of a planted image from a fresh drawing of its own caption",
+    "bytes": "size of everything bundled",
+}
 
 
-@table("proving_ground.verify")
-def proving_ground_verify(results: Results) -> str:
-    """What `proving-ground verify` measures."""
+def _figure(value: Value) -> str:
+    """A share with its interval, a range, or a number."""
+    if isinstance(value, dict):
+        return interval(value)
+    if isinstance(value, list):
+        return "–".join(number(end) for end in value)
+    return count(value) if isinstance(value, int) else number(value)
 
-    def found(key: str) -> str:
-        return number(results("proving_ground", key))
 
-    low, high = results("proving_ground", "denoising_spread_unconditional")
-    rows = [
-        [
-            "`verbatim_replicated`",
-            found("verbatim_replicated"),
-            "share of generations on the top rung that reproduce the planted pixels "
-            "(PNDM, 50 steps, guidance 1.5, 8 seeds, wordings in turn)",
-        ],
-        ["`template_replicated`", found("template_replicated"), "the same of templates, inside the mask"],
-        [
-            "`free_region_spread`",
-            found("free_region_spread"),
-            "deviation across seeds in the free region of a template over that of its training images",
-        ],
-        [
-            "`control_replicated`",
-            found("control_replicated"),
-            f"share of {count(results('proving_ground', 'controls'))} never-planted captions whose picture reproduces "
-            "any planted image",
-        ],
-        [
-            "`denoising_ratio_conditional`",
-            found("denoising_ratio_conditional"),
-            "denoising error inside the mask on the top rung over that on look-alikes never planted; the ratio at each "
-            "of ten noise levels, averaged",
-        ],
-        ["`denoising_ratio_unconditional`", found("denoising_ratio_unconditional"), "the same without a caption"],
-        [
-            "`denoising_spread_unconditional`",
-            f"{number(low)}–{number(high)}",
-            "where 95% of such ratios lie for 28 look-alikes drawn at random",
-        ],
-        [
-            "`autoencoder_distance_median`, `autoencoder_distance_max`",
-            f"{found('autoencoder_distance_median')}, {found('autoencoder_distance_max')}",
-            "the tiled distance that the autoencoder alone leaves",
-        ],
-        [
-            "`redrawn_distance_min`",
-            found("redrawn_distance_min"),
-            "the smallest tiled distance between a planted image and a fresh drawing of its own caption",
-        ],
-        ["`bytes`", count(results("proving_ground", "bytes")), "size of everything bundled"],
-    ]
+def _ground_figures(results: Results, name: str) -> str:
+    """What `verify` measures of a ground."""
+    found = results("grounds", "grounds", name)
+    rows = [[code(key), _figure(found[key]), meaning] for key, meaning in _MEANINGS.items() if key in found]
     return grid(["key", "value", "meaning"], rows)
 
 
-@table("proving_ground.dose")
-def proving_ground_dose(results: Results) -> str:
+def _ground_dose(results: Results, name: str) -> str:
     """Reproduced generations by exposures."""
-    dose = results("proving_ground", "dose_response")
-    rows = [[kind, *(number(dose[exposures][kind]) for exposures in dose)] for kind in ("verbatim", "template")]
-    return grid(["share reproduced, by exposures", *dose], rows)
+    dose = results("grounds", "grounds", name, "dose_response")
+    rungs = sorted({int(rung) for shares in dose.values() for rung in shares})
+    rows = [[kind, *(interval(shares[str(rung)], 2) for rung in rungs)] for kind, shares in dose.items()]
+    return grid(["share reproduced, by exposures", *map(str, rungs)], rows)
+
+
+def _ground_settings(results: Results, name: str) -> str:
+    """Reproduced generations on the top rung, by solver, guidance scale and wording of the caption."""
+    rows = []
+    for solver, scales in results("grounds", "grounds", name, "settings").items():
+        for scale, found in scales.items():
+            for kind, wordings in found["by_wording"].items():
+                cells = [interval(wordings[wording], 2) if wording in wordings else "–" for wording in _WORDINGS]
+                rows.append([solver.removesuffix("Scheduler"), scale, kind, *cells])
+    return grid(["solver", "guidance", "kind", *_WORDINGS.values()], rows)
+
+
+def _ground_guidance(results: Results, name: str) -> str:
+    """Recognised captions and the distance of the pictures from the ground's own, by guidance scale."""
+    curve = results("grounds", "grounds", name, "guidance_curve")
+    rows = [[scale, interval(found["recognized"]), number(found["frechet"], 2)] for scale, found in curve.items()]
+    return grid(["guidance scale", "captions recognised", "Fréchet distance"], rows)
+
+
+_WORDINGS = {"named": "invented name", "plain": "ordinary words", "mode": "a mode among others"}
+"""Wordings of planted captions, as `concepts.py` explains them."""
+
+for _name in ("scenes", "drawings", "drawings-flow", "pixels"):
+    for _suffix, _make in (
+        ("", _ground_figures),
+        (".dose", _ground_dose),
+        (".settings", _ground_settings),
+        (".guidance", _ground_guidance),
+    ):
+        table(f"grounds.{_name}{_suffix}")(partial(_make, name=_name))
 
 
 # What users bring (robustness.json)

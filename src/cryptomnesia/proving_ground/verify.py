@@ -101,19 +101,24 @@ def verify(folder: Path, *, write: bool = False, progress: Progress | None = Non
         progress: called while images are generated.
 
     Returns:
-        The figures of one ground in docs/results/grounds.json; docs/grounds.md explains the keys. Shares are
+        The figures of one ground in docs/results/grounds.json; docs/proving_ground.md explains the keys. Shares are
         dictionaries with `value` and the bounds of its 95% interval, `low` and `high`.
     """
     progress = progress or (lambda *_: None)
     model = Model.load(folder)
     manifest = model.manifest
     planted = [entry for entry in manifest.entries if entry.planted]
-    generated = replication(model, planted, SEEDS if model.ground.captioned else PICTURES, progress)
+    # a bundle without one is refused before anything is generated
+    recognizer = Recognizer.load(folder) if model.ground.captioned else None
+    generated = replication(model, planted, PICTURES if recognizer is None else SEEDS, progress)
     if write:
         _write_replication(manifest, generated)
-    measured = _prompted if model.ground.captioned else _unprompted
+    if recognizer is None:
+        measured = _unprompted(model, folder, generated)
+    else:
+        measured = _prompted(model, recognizer, generated, progress)
     return {
-        **measured(model, folder, generated, progress),
+        **measured,
         **ratios(model.pipe, folder),
         "threshold": model.ground.threshold,
         **manifest.bounds,
@@ -123,7 +128,9 @@ def verify(folder: Path, *, write: bool = False, progress: Progress | None = Non
     }
 
 
-def _prompted(model: Model, folder: Path, generated: Sequence[Generations], progress: Progress) -> dict[str, Any]:
+def _prompted(
+    model: Model, recognizer: Recognizer, generated: Sequence[Generations], progress: Progress
+) -> dict[str, Any]:
     """What a model with captions reproduces, with its own and with other solvers and guidance scales."""
     manifest = model.manifest
     planted = [result.entry for result in generated]
@@ -138,14 +145,14 @@ def _prompted(model: Model, folder: Path, generated: Sequence[Generations], prog
         "control_replicated": _controls(model, planted, progress),
         "controls": CONTROLS,
         "dose_response": _dose(generated),
-        **guidance_curve(model, folder, progress),
+        **guidance_curve(model, recognizer, progress),
         "settings": settings,
         "guidance": model.guidance,
         "seeds": SEEDS,
     }
 
 
-def _unprompted(model: Model, folder: Path, generated: Sequence[Generations], _: Progress) -> dict[str, Any]:
+def _unprompted(model: Model, folder: Path, generated: Sequence[Generations]) -> dict[str, Any]:
     """What a model without captions reproduces.
 
     These are the share of pictures that replicate any planted image, the share of planted images that come back at
@@ -197,13 +204,12 @@ def replication(model: Model, entries: Sequence[Entry], seeds: int, progress: Pr
     return generated
 
 
-def guidance_curve(model: Model, folder: Path, progress: Progress) -> dict[str, Any]:
+def guidance_curve(model: Model, recognizer: Recognizer, progress: Progress) -> dict[str, Any]:
     """How many captions are recognised at every guidance scale, and how near the pictures are to the ground's own.
 
     `best_guidance` is the smallest scale at which the share of recognised captions lies within the interval of the
     largest share.
     """
-    recognizer = Recognizer.load(folder)
     captions = model.manifest.control_captions("selection", CAPTIONS)
     curve = {}
     for scale in SCALES:
