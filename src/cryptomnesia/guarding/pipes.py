@@ -97,8 +97,8 @@ class Pipes:
     def release(self) -> None:
         """Give the pipeline and its copies their class and their tokenizers back.
 
-        A tokenizer that the user replaced meanwhile stays, and so does a copy whose added tokens have changed: a textual
-        inversion adds its tokens to the copy, and their vectors to the text encoder.
+        A tokenizer that the user replaced meanwhile stays, and so does a copy whose added tokens have changed: a
+        textual inversion adds its tokens to the copy, and their vectors to the text encoder.
         """
         with self._lock:
             for pipe, tokenizers in list(self._tokenizers.items()):
