@@ -32,7 +32,7 @@ REFERENCES = "references"
 
 
 _WORKERS, _WORKERS_PER_CORE = 16, 4
-"""Workers that any machine may have, and that a machine may have for every core; many more would take all its memory."""
+"""Workers that any machine may have, and those that it may have for every core; many more would take all its memory."""
 
 
 def audit(
