@@ -1,4 +1,6 @@
+import contextlib
 import logging
+import signal
 import subprocess
 import sys
 import threading
@@ -221,6 +223,18 @@ def test_what_happens_while_the_program_starts_is_one_line(error, code, line):
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", line)
+
+
+def test_an_interruption_that_a_library_swallowed_is_still_one(cryptomnesia, monkeypatch):
+    def swallowing(**_):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise ImportError("cannot load module more than once per process")
+
+    monkeypatch.setattr("cryptomnesia.cli.app", swallowing)
+    before = signal.getsignal(signal.SIGINT)
+    assert cryptomnesia("methods") == (130, "", "error: interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_reader_who_went_away_is_no_error():
