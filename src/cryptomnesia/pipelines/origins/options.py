@@ -85,7 +85,7 @@ def _check_clip_skip(pipe: Any, skipped: int) -> None:
 
     A number below 0 would make a picture, from the wrong end of the encoder.
     """
-    encoders = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
+    encoders: list[Any] = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
     layers = [encoder.config.num_hidden_layers for encoder in encoders if "CLIP" in type(encoder).__name__]
     # pipelines of two encoders read the last layer but one
     several = hasattr(pipe, "text_encoder_2")
