@@ -56,6 +56,14 @@ def test_integers_are_scaled_by_the_depth_that_holds_them(bits, kind):
     assert all(one.max() - one.min() >= 8 for one in found.values())
 
 
+def test_zero_may_be_white_and_a_trainer_may_not_have_known_it():
+    values = deep(16)
+    found = read(encoded(Image.fromarray(values), "TIFF", tiffinfo={262: 0}))
+    assert next(iter(found)) == "0 is white"
+    assert np.abs(found["0 is white"].astype(int) - eight(65535 - values, 65535)).max() <= 2
+    assert near(found, eight(values, 65535))
+
+
 @pytest.mark.parametrize("kind", ["TIFF", "compressed TIFF", "PNG"])
 @pytest.mark.parametrize("bits", [12, 16])
 def test_sixteen_bit_colours_are_scaled_too(bits, kind):

@@ -73,6 +73,12 @@ def test_settings_of_a_stored_run_are_read_back_and_go_to_other_processes():
 @pytest.mark.parametrize(
     ("flags", "text", "variables", "message"),
     [
+        (
+            {"images_per_prompt": 10**11},
+            "",
+            {},
+            "^got images_per_prompt = 100000000000, expected to be less than or eq",
+        ),
         ({"steps": 0}, "", {}, "^got steps = 0, expected to be greater than or equal to 1; give another value$"),
         ({"guidance": float("nan")}, "", {}, "^got guidance = nan, expected to be a finite number; give another"),
         ({"fpr": 1.5}, "", {}, "^got fpr = 1.5, expected to be less than 1; give another value$"),

@@ -22,7 +22,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI",
 """Formats that are read. Pillow goes by the content of a file, and for other formats it may run other programs."""
 
 _ORIENTATION = 0x0112
-_BITS, _SIGNS = 258, 339
+_BITS, _PHOTOMETRIC, _SIGNS = 258, 262, 339
 """Tags of a TIFF file: bits of a value, and whether values have a sign (1: they have none)."""
 
 _TURNS = {
@@ -101,7 +101,7 @@ def squares(
     if deep is None:
         flat = _on_grounds(picture, wanted.alpha)
     else:
-        flat = _depths(deep)
+        flat = _negative(picture, deep) | _depths(deep)
     small = {name: _small(image, side) for name, image in flat.items()}
     turn = _turn(picture) if by_pillow is None else by_pillow
     if turn is not None:
@@ -127,7 +127,8 @@ def _turned(small: dict[str, Image.Image], turn: Image.Transpose, exif: str, by_
 def shown_as(picture: Image.Image) -> Image.Image:
     """A picture of any kind as RGB, as a viewer shows it."""
     deep = _deep(picture, None)
-    flat = next(iter((_on_grounds(picture, "white") if deep is None else _depths(deep)).values()))
+    found = _on_grounds(picture, "white") if deep is None else _negative(picture, deep) | _depths(deep)
+    flat = next(iter(found.values()))
     turn = _turn(picture)
     return flat.convert("RGB") if turn is None else flat.convert("RGB").transpose(turn)
 
@@ -163,6 +164,14 @@ def _deep(picture: Image.Image, content: bytes | None) -> np.ndarray | None:
     except (ValueError, OSError):
         return None
     return high.astype(np.uint16) * 256 + low
+
+
+def _negative(picture: Image.Image, values: np.ndarray) -> dict[str, Image.Image]:
+    """The reading of a TIFF file whose tag says that 0 is white, which Pillow heeds for eight bits alone."""
+    if getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) != 0 or values.dtype.kind not in "iu":
+        return {}
+    bits = picture.tag_v2.get(_BITS, (16,))[0]  # pyright: ignore[reportAttributeAccessIssue]
+    return {"0 is white": Image.fromarray(_scaled(values.astype(np.float64), 2.0**bits - 1, 0.0))}
 
 
 def _other_byte(args: object) -> object:
@@ -207,7 +216,7 @@ def _holds(ends: tuple[float, float], finite: np.ndarray) -> bool:
 
 def _scaled(numbers: np.ndarray, low: float, high: float) -> np.ndarray:
     """Numbers as uint8, `low` as 0 and `high` as 255; NaN as 0."""
-    unit = (numbers - low) / max(high - low, 1e-300)
+    unit = (numbers - low) / (high - low or 1e-300)
     return (np.nan_to_num(unit, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255).round().astype(np.uint8)
 
 

@@ -184,6 +184,12 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(audit_f
     assert not list((resumed.folder / "images").glob("*.unfinished"))
 
 
+def test_more_workers_than_a_machine_can_have_are_refused(audit_folder, tmp_path):
+    with pytest.raises(UsageError, match=r"got 99999999999999 workers, each a process, on \d+ cores; give at most \d+"):
+        audit(**settings(audit_folder), output=tmp_path / "run", workers=99999999999999)
+    assert not (tmp_path / "run").exists()
+
+
 def test_several_processes_share_a_run(audit_folder, tmp_path):
     """From the index of training images to the scores, and each batch is examined by one of them."""
     images = training(tmp_path / "images")

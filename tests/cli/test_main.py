@@ -1,4 +1,6 @@
+import contextlib
 import logging
+import signal
 import subprocess
 import sys
 import threading
@@ -199,6 +201,44 @@ def test_a_package_that_cannot_be_imported_is_one_line():
     assert (ended.returncode, ended.stdout) == (4, "")
     assert ended.stderr.startswith("error: the program cannot start (")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        ("KeyboardInterrupt", 130, "error: interrupted\n"),
+        ("ValueError('two\\nlines')", 4, "error: the program cannot start (two lines); install cryptomnesia again\n"),
+    ],
+)
+def test_what_happens_while_the_program_starts_is_one_line(error, code, line):
+    """As if Ctrl-C was pressed, or a package failed, during its first imports."""
+    program = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer':\n"
+        f"            raise {error}\n"
+        "sys.meta_path.insert(0, Stop()); sys.argv = ['cryptomnesia', 'methods']\n"
+        "from cryptomnesia.__main__ import main; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", line)
+
+
+def test_an_interruption_that_a_library_swallowed_is_still_one(cryptomnesia, monkeypatch):
+    def swallowing(**_):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise ImportError("cannot load module more than once per process")
+
+    monkeypatch.setattr("cryptomnesia.cli.app", swallowing)
+    # a shell lets programs in the background ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert cryptomnesia("methods") == (130, "", "error: interrupted\n")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_reader_who_went_away_is_no_error():

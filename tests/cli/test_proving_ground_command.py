@@ -60,3 +60,10 @@ def test_measures_are_printed_as_lines_and_as_json(cryptomnesia, monkeypatch):
     code, out, _ = cryptomnesia("proving-ground", "verify", "scenes", "--json")
     assert json.loads(out) == {"verbatim_replicated": share, "seeds": 8}
     assert verified == [("scenes", True), ("scenes", False)]
+
+
+def test_more_training_images_than_anybody_needs_are_refused(cryptomnesia, tmp_path):
+    code, _, err = cryptomnesia("proving-ground", "images", "scenes", tmp_path / "images", "--others", 10**23)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "1000000" in err
+    assert not (tmp_path / "images").exists()

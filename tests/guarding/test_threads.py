@@ -13,7 +13,7 @@ from cryptomnesia import UsageError, calibrate, guard, watch
 from cryptomnesia.localizers.bright_ending import end_positions
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.pipelines.tokenizers import TOKENIZERS
-from cryptomnesia.testing.miniatures import CALL, PROMPTS, stable_diffusion, stable_diffusion_xl
+from cryptomnesia.testing.miniatures import CALL, PROMPTS, WIDTH, stable_diffusion, stable_diffusion_xl
 from cryptomnesia.tracing.generation import cut_off
 from guarded_calls import call
 
@@ -159,6 +159,31 @@ def test_a_tokenizer_that_the_user_replaced_meanwhile_stays(calibration):
         pipe.tokenizer = other
         call(pipe)
     assert pipe.tokenizer is other
+
+
+@pytest.mark.parametrize("change", ["loaded", "unloaded"])
+def test_a_textual_inversion_that_is_loaded_or_unloaded_meanwhile_stays_so(calibration, change):
+    def made():
+        pipe = stable_diffusion()
+        # all miniatures share one tokenizer
+        pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+        return pipe
+
+    def load(pipe):
+        vectors = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(0))
+        pipe.load_textual_inversion({"toy": vectors}, token="<toy>")
+
+    usual, pipe = made(), made()
+    if change == "loaded":
+        load(usual)
+        with guard(pipe, calibration, fpr=0.5):
+            load(pipe)
+    else:
+        load(pipe)
+        with guard(pipe, calibrate(pipe, PROMPTS, batch_size=34, **CALL), fpr=0.5):
+            pipe.unload_textual_inversion()
+    assert pipe.tokenizer.get_vocab() == usual.tokenizer.get_vocab()
+    assert np.array_equal(call(pipe, "a <toy> circle"), call(usual, "a <toy> circle"))
 
 
 def test_a_guard_that_cannot_copy_a_tokenizer_is_not_attached(calibration):

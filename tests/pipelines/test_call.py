@@ -105,9 +105,11 @@ def test_an_object_without_readable_content_is_refused(value):
 
 
 def test_not_a_number_is_refused():
-    with pytest.raises(UsageError, match=r"got NaN for eta; give a number"):
+    with pytest.raises(UsageError, match=r"got nan for eta; give a finite number"):
         Setup.of(stable_diffusion(), {"eta": float("nan")})
-    with pytest.raises(UsageError, match=r"got NaN for cross_attention_kwargs\['scale'\]"):
+    with pytest.raises(UsageError, match=r"got inf for eta; give a finite number"):
+        Setup.of(stable_diffusion(), {"eta": float("inf")})
+    with pytest.raises(UsageError, match=r"got nan for cross_attention_kwargs\['scale'\]"):
         Setup.of(stable_diffusion(), {"cross_attention_kwargs": {"scale": np.float32("nan")}})
 
 

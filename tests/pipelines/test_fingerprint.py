@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from tokenizers import normalizers
 from torch.nn import Parameter
 
 from cryptomnesia import Sampling, UsageError
@@ -309,3 +310,19 @@ def test_differences_are_named_with_both_values(model):
         "steps is 4, calibrated 3",
         f"weights.unet is {'0' * 12}…, calibrated {usual['weights']['unet'][:12]}…",
     ]
+
+
+def test_captions_that_are_cut_off_at_their_beginning_are_another_set_up():
+    usual, pipe = stable_diffusion(), stable_diffusion()
+    pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+    pipe.tokenizer.truncation_side = "left"
+    found = differences(fingerprint(usual, SAMPLING), fingerprint(pipe, SAMPLING))
+    assert found == ["tokenizers.tokenizer.truncation_side is left, calibrated None"]
+
+
+def test_a_tokenizer_that_is_changed_in_place_is_read_again():
+    pipe = stable_diffusion()
+    pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+    before = fingerprint(pipe, SAMPLING)
+    pipe.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("red", "blue")
+    assert any("tokenizers.tokenizer.vocabulary" in line for line in differences(before, fingerprint(pipe, SAMPLING)))

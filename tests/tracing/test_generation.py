@@ -102,6 +102,7 @@ def test_captions_and_seeds_of_all_images(setup):
         (["a", " "], None, 1, "got an empty prompt; give a text"),
         ("", None, 1, "got an empty prompt"),
         (["a"], None, 0, "got 0 images per prompt; give at least 1"),
+        (["a"], None, 10**11, "got 100000000000 images per prompt; give at most 100000"),
         (["a"], [1, 2], 1, "got 2 seeds for 1 images; give one per image"),
         (["a", "b"], [1], 1, "got 1 seeds for 2 images"),
     ]:

@@ -31,6 +31,10 @@ REFERENCES = "references"
 """The stage before `IMAGES`, of a run that makes its own calibration."""
 
 
+_WORKERS, _WORKERS_PER_CORE = 16, 4
+"""Workers that any machine may have, and those that it may have for every core; many more would take all its memory."""
+
+
 def audit(
     model: Any,
     prompts: Iterable[str] | str | Path,
@@ -75,6 +79,9 @@ def audit(
     request = Request.of(model, prompts, settings)
     if workers < 1:
         raise UsageError(f"got {workers} workers; give at least 1")
+    cores = os.cpu_count() or 1
+    if workers > (most := max(_WORKERS, _WORKERS_PER_CORE * cores)):
+        raise UsageError(f"got {workers} workers, each a process, on {cores} cores; give at most {most}")
     if workers > 1:
         _check_shareable(request)
     return _run(request, Path(output), workers, progress or _silent)

@@ -6,6 +6,7 @@ go to standard error, every error as one line. Nothing heavy is imported before 
 """
 
 import logging
+import signal
 import sys
 import threading
 import warnings
@@ -71,7 +72,7 @@ def main() -> None:
     line and exit code 4, and its traceback goes to a file that the line names.
     """
     prepare_streams()
-    with _one_line_each() as failed:
+    with _one_line_each() as failed, _noting_interruptions():
         code = _run()
         if (error := flush_streams()) is not None and code != BROKEN_PIPE:
             code = _ended(error)
@@ -96,7 +97,7 @@ def _ended(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
         discard(sys.stdout)
         return BROKEN_PIPE
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or _interrupted.is_set():
         line, code = "interrupted", INTERRUPTED
     elif isinstance(error, CryptomnesiaError):
         line, code = str(error), UNUSABLE
@@ -111,6 +112,30 @@ def _ended(error: BaseException) -> int:
         line, code = ending_of(error)
     say(f"error: {line}")
     return code
+
+
+_interrupted = threading.Event()
+"""Set by Ctrl-C. Code in C, which imports NumPy for instance, may swallow the exception and fail with another one."""
+
+
+@contextmanager
+def _noting_interruptions() -> Iterator[None]:
+    """Note every Ctrl-C during the block, unless somebody else handles it."""
+    _interrupted.clear()
+    default = signal.default_int_handler
+
+    def note(number: int, frame: Any) -> None:
+        _interrupted.set()
+        default(number, frame)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not default:
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, default)
 
 
 class _OneLine(logging.Handler):

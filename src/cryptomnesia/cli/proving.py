@@ -118,7 +118,7 @@ def show(
 def images(
     name: Name,
     folder: Annotated[Path, typer.Argument(help="Folder of the pictures; it is made if it does not exist.")],
-    others: Annotated[int, typer.Option(min=0, help="Pictures besides the planted ones.")] = 1000,
+    others: Annotated[int, typer.Option(min=0, max=1_000_000, help="Pictures besides the planted ones.")] = 1000,
 ) -> None:
     """Write training images of a proving ground, planted ones and others, to compare generations with."""
     from cryptomnesia.pipelines.loading import quiet

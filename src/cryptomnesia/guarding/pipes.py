@@ -3,17 +3,32 @@
 from collections.abc import Callable
 from functools import wraps
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from cryptomnesia.pipelines.call import own_class
-from cryptomnesia.pipelines.tokenizers import copied_tokenizers
+from cryptomnesia.pipelines.tokenizers import added_tokens, copied_tokenizers
 
 Call = Callable[[type[Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 """Makes a call: class without the guard, pipeline, positional arguments, keyword arguments → output."""
 
-Tokenizers = dict[str, tuple[Any, Any]]
-"""Name of a tokenizer → the pipeline's own one, and the copy that takes its place while a guard is attached."""
+
+class Swap(NamedTuple):
+    """A tokenizer whose place is taken by a copy while a guard is attached.
+
+    Attributes:
+        original: the pipeline's own.
+        private: the copy.
+        added: the tokens that had been added to it when it was copied.
+    """
+
+    original: Any
+    private: Any
+    added: dict[str, int]
+
+
+Tokenizers = dict[str, Swap]
+"""Name of a tokenizer → what is in its place."""
 
 
 class Pipes:
@@ -66,29 +81,30 @@ class Pipes:
         if self._tokenizers.get(pipe) is not None:
             return
         swapped = {
-            name: (self._original(name, getattr(pipe, name)), private)
+            name: Swap(self._original(name, getattr(pipe, name)), private, added_tokens(private))
             for name, private in copied_tokenizers(pipe).items()
         }
-        for name, (_, private) in swapped.items():
-            setattr(pipe, name, private)
+        for name, swap in swapped.items():
+            setattr(pipe, name, swap.private)
         with self._lock:
             self._tokenizers[pipe] = swapped
 
     def _original(self, name: str, tokenizer: Any) -> Any:
         """The tokenizer itself, or the one that it took the place of in the guarded pipeline."""
-        original, private = (self._tokenizers.get(self._pipe) or {}).get(name, (None, None))
-        return original if private is tokenizer else tokenizer
+        swap = (self._tokenizers.get(self._pipe) or {}).get(name)
+        return swap.original if swap is not None and swap.private is tokenizer else tokenizer
 
     def release(self) -> None:
         """Give the pipeline and its copies their class and their tokenizers back.
 
-        A tokenizer that the user replaced meanwhile stays.
+        A tokenizer that the user replaced meanwhile stays, and so does a copy whose added tokens have changed: a
+        textual inversion adds its tokens to the copy, and their vectors to the text encoder.
         """
         with self._lock:
             for pipe, tokenizers in list(self._tokenizers.items()):
-                for name, (original, private) in (tokenizers or self._tokenizers[self._pipe] or {}).items():
-                    if getattr(pipe, name, None) is private:
-                        setattr(pipe, name, original)
+                for name, swap in (tokenizers or self._tokenizers[self._pipe] or {}).items():
+                    if getattr(pipe, name, None) is swap.private and added_tokens(swap.private) == swap.added:
+                        setattr(pipe, name, swap.original)
                 # another guard may have taken a copy over
                 if type(pipe) is self._class:
                     pipe.__class__ = self.kind

@@ -134,8 +134,8 @@ def canonical(name: str, value: Any) -> Any:
         }
     if value is None or value is inspect.Parameter.empty:
         return None
-    if isinstance(value, float) and math.isnan(value):
-        raise UsageError(f"got NaN for {name or 'an argument'}; give a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"got {value} for {name or 'an argument'}; give a finite number")
     if isinstance(value, str):
         return _text(name, value)
     if isinstance(value, int | float):

@@ -35,6 +35,13 @@ def copied_tokenizers(pipe: Any, names: Iterable[str] = TOKENIZERS) -> dict[str,
     return {name: copy.deepcopy(tokenizer) for name, tokenizer in tokenizers.items() if tokenizer is not None}
 
 
+def added_tokens(tokenizer: Any) -> dict[str, int]:
+    """The tokens that were added to a tokenizer, by textual inversions for instance, with their numbers."""
+    # some pipelines have a processor in this place, which holds the tokenizer
+    read = getattr(getattr(tokenizer, "tokenizer", tokenizer), "get_added_vocab", dict)
+    return dict(read())
+
+
 def too_long(pipe: Any, texts: Sequence[str], longest: int | None = None) -> dict[str, Excess]:
     """The texts that no text encoder of a pipeline reads to their end; diffusers cuts them off.
 

@@ -4,6 +4,7 @@ Every setting is declared once, as a field of a class in `commands`. The docstri
 also in the help of the command line, where `cryptomnesia.cli.options` turns fields into flags.
 """
 
+from cryptomnesia.settings.base import MOST_IMAGES as MOST_IMAGES
 from cryptomnesia.settings.base import OTHER_VARIABLES as OTHER_VARIABLES
 from cryptomnesia.settings.base import PREFIX as PREFIX
 from cryptomnesia.settings.base import Long as Long

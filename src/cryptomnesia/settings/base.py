@@ -31,6 +31,9 @@ PREFIX = "CRYPTOMNESIA_"
 OTHER_VARIABLES: frozenset[str] = frozenset({"CRYPTOMNESIA_PLUGINS"})
 """Environment variables with this prefix that are no settings of a command."""
 
+MOST_IMAGES = 100_000
+"""Images per prompt that are made at most; their seeds are in memory before the first one is made."""
+
 
 @dataclass(frozen=True)
 class Sampling:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cryptomnesia.settings.base import BatchSize, Long, Names, Options, Paths, Settings
+from cryptomnesia.settings.base import MOST_IMAGES, BatchSize, Long, Names, Options, Paths, Settings
 
 
 class CallSettings(Settings):
@@ -53,7 +53,7 @@ class CallSettings(Settings):
 class ImageSettings(CallSettings):
     """The model, the arguments of its calls and the images of every prompt."""
 
-    images_per_prompt: int = Field(1, ge=1)
+    images_per_prompt: int = Field(1, ge=1, le=MOST_IMAGES)
     """Images per prompt, every one with another seed."""
     seed: int = Field(0, ge=0, le=2**62)
     """Seed of the first image of every prompt; the next images have the seeds that follow."""

@@ -19,7 +19,7 @@ from cryptomnesia.pipelines.rehearsal import rehearse
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.pipelines.tokenizers import Excess, too_long
 from cryptomnesia.prompts import captions_of
-from cryptomnesia.settings import Long
+from cryptomnesia.settings import MOST_IMAGES, Long
 from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory
 from cryptomnesia.tracing.watching import Keep, watch
 
@@ -169,6 +169,8 @@ def images_of(
     images_per_prompt = whole_number("images_per_prompt", images_per_prompt)
     if images_per_prompt < 1:
         raise UsageError(f"got {images_per_prompt} images per prompt; give at least 1")
+    if images_per_prompt > MOST_IMAGES:
+        raise UsageError(f"got {images_per_prompt} images per prompt; give at most {MOST_IMAGES}")
     kept = set(kept_prompts(setup, captions, long))
     repeated = [caption for caption in captions for _ in range(images_per_prompt)]
     given = [number for _ in captions for number in range(images_per_prompt)] if seeds is None else _seeds(seeds)

@@ -128,7 +128,7 @@ def _set_by_steps(kind: type) -> frozenset[str]:
 def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
     """What a tokenizer makes of a caption: a digest, and the names of tokens that were added."""
     added = {str(token): number for token, number in tokenizer.get_added_vocab().items()}
-    state = (len(tokenizer), sorted(added.items()))
+    state = (len(tokenizer), sorted(added.items()), _stages(tokenizer))
     known = _VOCABULARIES.get(tokenizer)
     if known is None or known[0] != state:
         about = json.dumps([sorted(tokenizer.get_vocab().items()), [*_probed(tokenizer)]])
@@ -137,7 +137,20 @@ def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
     names = sorted(added.keys() - special)
     settings = {name: getattr(tokenizer, name, None) for name in ("model_max_length", "padding_side", "pad_token_id")}
     found = {"vocabulary": known[1], **settings}
+    if (side := getattr(tokenizer, "truncation_side", "right")) != "right":
+        found["truncation_side"] = side
     return {**found, "added": names} if names else found
+
+
+def _stages(tokenizer: Any) -> list[bytes]:
+    """What a tokenizer does to a text beside looking it up, which may be changed in place."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    stages = [getattr(backend, name, None) for name in ("normalizer", "pre_tokenizer", "post_processor")]
+    try:
+        return [b"" if stage is None else stage.__getstate__() for stage in stages]
+    # stages that are written in Python have no state
+    except Exception:
+        return []
 
 
 def _probed(tokenizer: Any) -> Iterator[Any]:
