@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -122,6 +123,9 @@ class TextLearner(Learner):
         self.networks, self.tokens, self.modules = networks, tokens, modules
         self.vae = vae.requires_grad_(False).to(memory_format=torch.channels_last)
         self.text: Any = modules["text"] if fixed is None else fixed.requires_grad_(False)
+        # for so few tokens products of matrices are faster than PyTorch's fused attention: a quarter of a step
+        modules["unet"].set_attn_processor(AttnProcessor())
+        self.text.set_attn_implementation("eager")
         # as a scheduler that adds noise and knows the velocity v
         self.schedule: Any = DDIMScheduler(**networks.noise_schedule)
 
