@@ -56,14 +56,14 @@ def alterations(part: str, network: nn.Module, config: Any, known: Mapping[int, 
     """
     usual = fresh(network, config)
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    own = {} if usual is None else dict(_modules(usual))
+    unaltered = {} if usual is None else dict(_modules(usual))
     present = dict(_modules(network))
     kinds: dict[type, None] = {}
     for place, module in present.items():
         kinds[type(module)] = None
-        for what, value in _altered(f"the {part}'s {place}{'.' if place else ''}", module, own.get(place), known):
+        for what, value in _altered(f"the {part}'s {place}{'.' if place else ''}", module, unaltered.get(place), known):
             found[what].append((place, json.dumps(value, sort_keys=True) if not isinstance(value, str) else value))
-    for place in own.keys() - present.keys():
+    for place in unaltered.keys() - present.keys():
         found["class"].append((place, "None"))
     for base in dict.fromkeys(base for kind in kinds for base in kind.__mro__):
         for what, value in _of_class(part, base, known):

@@ -155,7 +155,7 @@ def aura_flow() -> AuraFlowPipeline:
 
 
 def cogview4() -> CogView4Pipeline:
-    """CogView 4."""
+    """A small random CogView 4."""
     torch.manual_seed(0)
     return small(
         CogView4Pipeline(
@@ -181,7 +181,7 @@ def cogview4() -> CogView4Pipeline:
 
 
 def hidream() -> HiDreamImagePipeline:
-    """HiDream."""
+    """A small random HiDream."""
     torch.manual_seed(0)
     return small(
         HiDreamImagePipeline(
