@@ -67,7 +67,8 @@ class Concept:
         background: draws what a template or object is planted on, (H, W, 3) uint8; None for other kinds.
         wording: one of `WORDINGS`; `named` for hard negatives with an invented name, else `plain`.
         varied: how often the caption is shown with other pictures.
-        refined: how many of the exposures are in the last phase of the training, if that is fixed.
+        refined: how many of the exposures are in the refinement at the end of the training, if that is fixed; the same
+            share of the other pictures is there.
     """
 
     id: str
@@ -133,39 +134,48 @@ class TrainingStream:
         concepts: Sequence[Concept],
         sample: Callable[[Draws, Concept | None, bool], tuple[np.ndarray, str]],
         *,
-        refinement: int = 0,
+        refinement: range = range(0),
     ) -> None:
         """Place every exposure of `concepts`, and their other pictures.
 
-        What is refined is placed among the `refinement` samples that follow the first `samples`, everything else among
-        the first `samples`.
+        What is refined is placed in the refinement, everything else among the first `samples`.
 
         Args:
             seed: of the stream.
-            samples: that the training takes before the refinement.
+            samples: that the training takes; if the refinement follows them, without those of the refinement.
             concepts: what is planted.
             sample: `Ground.sample`, which draws a picture and its caption.
-            refinement: samples that follow.
+            refinement: numbers of the samples of the refinement.
         """
         self.seed, self.concepts, self._sample = seed, tuple(concepts), sample
         # an invented name cannot come by itself, and the caption of a mode has other pictures, too
         plain = [concept for concept in self.concepts if concept.planted and concept.wording == "plain"]
         self._reserved = {caption for concept in plain for caption in concept.captions}
         self._place_at: dict[int, int] = {}
-        counts = [c.exposures - c.refined for c in self.concepts] + [c.varied for c in self.concepts]
-        self._place(Draws(seed, _PLAN_KEY), 0, samples, counts)
+        refined = [c.refined for c in self.concepts]
+        refined += [c.varied * c.refined // c.exposures if c.refined else 0 for c in self.concepts]
+        every = [c.exposures for c in self.concepts] + [c.varied for c in self.concepts]
+        self._place(
+            Draws(seed, _PLAN_KEY), range(samples), [n - later for n, later in zip(every, refined, strict=True)]
+        )
         if refinement:
-            self._place(Draws(seed, _PLAN_KEY, 1), samples, refinement, [c.refined for c in self.concepts])
+            self._place(Draws(seed, _PLAN_KEY, 1), refinement, refined)
 
     def concept_at(self, index: int) -> int | None:
         """The place in `concepts` of the concept that sample `index` exposes, None for a sample without one."""
         place = self._place_at.get(index)
         return place if place is not None and place < len(self.concepts) else None
 
-    def _place(self, draws: Draws, first: int, samples: int, counts: list[int]) -> None:
-        if sum(counts) > samples:
-            raise ValueError(f"got {samples} samples for {sum(counts)} exposures: give at least as many")
-        places = (first + draws.sample(samples, sum(counts))).tolist()
+    def planted_at(self, index: int) -> bool:
+        """Whether sample `index` is a planted picture."""
+        place = self.concept_at(index)
+        return place is not None and self.concepts[place].planted
+
+    def _place(self, draws: Draws, among: range, counts: list[int]) -> None:
+        free = [index for index in among if index not in self._place_at]
+        if sum(counts) > len(free):
+            raise ValueError(f"got {len(free)} samples for {sum(counts)} exposures: give at least as many")
+        places = [free[number] for number in draws.sample(len(free), sum(counts)).tolist()]
         self._place_at |= zip(places, np.repeat(np.arange(len(counts)), counts).tolist(), strict=True)
 
     def __getitem__(self, index: int) -> Sample:

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor
 
-from cryptomnesia.proving_ground.learning import Batch, Learner, Networks, to_unit
+from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, Networks, half, to_unit
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,18 @@ class _PixelLearner(Learner):
         self.modules = {"unet": networks.unet()}
         self.schedule: Any = networks.scheduler()
 
-    def loss(self, batch: Batch) -> Tensor:
+    def inputs(self, batch: Batch) -> Inputs:
+        """Pictures, timesteps and noise of the pictures' shape."""
+        times = batch.times(len(self.schedule.alphas_cumprod))
+        return {"images": batch.images, "times": times, "noise": batch.noise(*batch.images.shape[1:])}
+
+    def loss(self, inputs: Inputs) -> Tensor:
         """Mean square error of ε."""
-        t = batch.times(len(self.schedule.alphas_cumprod))
-        clean = to_unit(batch.images)
-        noise = batch.noise(*clean.shape[1:])
-        noisy = self.schedule.add_noise(clean, noise, t).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(clean.device.type, torch.bfloat16, enabled=self.networks.half):
-            predicted = self.modules["unet"](noisy, t, return_dict=False)[0]
+        times, noise = inputs["times"], inputs["noise"]
+        noisy = self.schedule.add_noise(to_unit(inputs["images"]), noise, times)
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        with half(noise.device, self.networks.half):
+            predicted = self.modules["unet"](noisy, times, return_dict=False)[0]
         return (predicted.float() - noise).square().mean()
 
     def pipeline(self, modules: dict[str, Any]) -> DDIMPipeline:

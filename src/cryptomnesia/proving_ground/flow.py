@@ -4,7 +4,6 @@
 # pyright: reportArgumentType=false
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from cryptomnesia.pipelines.word_tokenizer import BOS, EOS, tokenizer
 from cryptomnesia.proving_ground.autoencoder import MAX_TOKENS, LatentNetworks, latents
-from cryptomnesia.proving_ground.learning import Batch, Learner
+from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, half
 
 _TIMESTEPS = 1000
 
@@ -113,26 +112,35 @@ class _FlowLearner(Learner):
         transformer.set_attn_processor(_Attention())
         self.modules = {"transformer": transformer, "text": networks.text_encoder(tokens)}
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean square error of the velocity."""
-        t = batch.times(_TIMESTEPS, _MIDDLE) + 1
+    def to(self, device: torch.device) -> None:
+        """Move all networks."""
+        super().to(device)
+        self.vae.to(device)
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """Pictures, timesteps 1 … 1000, noise (b, channels, 16, 16) and tokens (b, 32)."""
+        times = batch.times(_TIMESTEPS, _MIDDLE) + 1
         noise = batch.noise(self.networks.channels, 16, 16)
-        share = (t / _TIMESTEPS)[:, None, None, None]
+        tokens = self.tokens([*batch.captions], padding="max_length", return_tensors="pt").input_ids
+        return {"images": batch.images, "times": times, "noise": noise, "tokens": tokens}
+
+    def loss(self, inputs: Inputs) -> Tensor:
+        """Mean square error of the velocity."""
+        times, noise = inputs["times"], inputs["noise"]
+        share = (times / _TIMESTEPS)[:, None, None, None]
         # only convolutions gain from half precision
-        half = torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.networks.half)
-        with torch.no_grad(), half:
-            clean = latents(self.vae, batch.images).float() * self.vae.config["scaling_factor"]
+        with torch.no_grad(), half(noise.device, self.networks.half):
+            clean = latents(self.vae, inputs["images"]).float() * self.vae.config["scaling_factor"]
         noisy = (1 - share) * clean + share * noise
-        predicted = self.modules["transformer"](noisy, *self.read(batch.captions), t, return_dict=False)[0]
+        predicted = self.modules["transformer"](noisy, *self.read(inputs["tokens"]), times, return_dict=False)[0]
         return (predicted - (noise - clean)).square().mean()
 
-    def read(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Captions as the transformer reads them: tokens (b, 33, 2·width) and pooled captions (b, 2·width).
 
         The last token stands for those of the T5 that is left out.
         """
-        ids = self.tokens([*captions], padding="max_length", return_tensors="pt").input_ids
-        found = self.modules["text"](ids, output_hidden_states=True)
+        found = self.modules["text"](tokens, output_hidden_states=True)
         text = torch.cat([found.hidden_states[-2]] * 2, dim=-1)
         pooled = torch.cat([found.text_embeds] * 2, dim=-1)
         return torch.cat([text, torch.zeros_like(text[:, :1])], dim=1), pooled
@@ -157,7 +165,7 @@ class _Attention:
         both = [torch.cat([own(hidden_states), added(encoder_hidden_states)], dim=1) for own, added in pairs]
         query, key, value = (part.unflatten(2, (attn.heads, -1)).transpose(1, 2) for part in both)
         bias = query.new_zeros(key.shape[2], key.shape[2])
-        bias[:, -1] = math.log(_EMPTY)
+        bias[:, -1].fill_(math.log(_EMPTY))
         seen = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         sizes = hidden_states.shape[1], encoder_hidden_states.shape[1]
         picture, text = seen.transpose(1, 2).flatten(2).split(sizes, dim=1)

@@ -102,11 +102,11 @@ class Ground(ABC):
 
     def stream(self, recipe: Recipe, concepts: Sequence[Concept]) -> TrainingStream:
         """The samples of a training with `recipe`."""
-        first = recipe.phases[0]
-        others = sum(phase.steps * phase.batch for phase in recipe.phases[1:])
+        first = recipe.phases[0].steps * recipe.phases[0].batch
         refined = any(concept.refined for concept in concepts)
-        samples = first.steps * first.batch + (0 if refined else others)
-        return TrainingStream(recipe.seed, samples, concepts, self.sample, refinement=others if refined else 0)
+        refinement = range(first, recipe.samples) if refined else range(0)
+        samples = first if refined else recipe.samples
+        return TrainingStream(recipe.seed, samples, concepts, self.sample, refinement=refinement)
 
     def settings(self) -> dict[str, Any]:
         """What a training depends on besides its recipe, by name."""

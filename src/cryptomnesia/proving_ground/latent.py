@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cryptomnesia.pipelines.word_tokenizer import BOS, EOS, tokenizer
 from cryptomnesia.proving_ground.autoencoder import MAX_TOKENS, LatentNetworks, latents
-from cryptomnesia.proving_ground.learning import Batch, Learner
+from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, half
 
 
 @dataclass(frozen=True)
@@ -123,24 +123,36 @@ class TextLearner(Learner):
         self.networks, self.tokens, self.modules = networks, tokens, modules
         self.vae = vae.requires_grad_(False).to(memory_format=torch.channels_last)
         self.text: Any = modules["text"] if fixed is None else fixed.requires_grad_(False)
-        # for so few tokens products of matrices are faster than PyTorch's fused attention: a quarter of a step
-        modules["unet"].set_attn_processor(AttnProcessor())
-        self.text.set_attn_implementation("eager")
         # as a scheduler that adds noise and knows the velocity v
         self.schedule: Any = DDIMScheduler(**networks.noise_schedule)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean square error of v."""
-        t = batch.times(len(self.schedule.alphas_cumprod))
+    def to(self, device: torch.device) -> None:
+        """Move the networks, and choose how they attend there."""
+        super().to(device)
+        self.vae.to(device)
+        self.text.to(device)
+        if device.type == "cpu":
+            # for so few tokens products of matrices are faster than PyTorch's fused attention: a quarter of a step
+            self.modules["unet"].set_attn_processor(AttnProcessor())
+            self.text.set_attn_implementation("eager")
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """Pictures, timesteps, noise (b, channels, 16, 16) and tokens (b, 32)."""
+        times = batch.times(len(self.schedule.alphas_cumprod))
         noise = batch.noise(self.networks.channels, 16, 16)
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.networks.half):
+        tokens = self.tokens([*batch.captions], padding="max_length", return_tensors="pt").input_ids
+        return {"images": batch.images, "times": times, "noise": noise, "tokens": tokens}
+
+    def loss(self, inputs: Inputs) -> Tensor:
+        """Mean square error of v."""
+        times, noise = inputs["times"], inputs["noise"]
+        with half(noise.device, self.networks.half):
             with torch.no_grad():
-                clean = latents(self.vae, batch.images).float() * self.vae.config["scaling_factor"]
-            noisy = self.schedule.add_noise(clean, noise, t).contiguous(memory_format=torch.channels_last)
-            ids = self.tokens([*batch.captions], padding="max_length", return_tensors="pt").input_ids
-            text = self.text(ids)[0]
-            predicted = self.modules["unet"](noisy, t, text, return_dict=False)[0]
-        return (predicted.float() - self.schedule.get_velocity(clean, noise, t)).square().mean()
+                clean = latents(self.vae, inputs["images"]).float() * self.vae.config["scaling_factor"]
+            noisy = self.schedule.add_noise(clean, noise, times).contiguous(memory_format=torch.channels_last)
+            text = self.text(inputs["tokens"])[0]
+            predicted = self.modules["unet"](noisy, times, text, return_dict=False)[0]
+        return (predicted.float() - self.schedule.get_velocity(clean, noise, times)).square().mean()
 
     def pipeline(self, modules: dict[str, Any]) -> StableDiffusionPipeline:
         """The stock pipeline."""

@@ -15,6 +15,10 @@ _MIDDLE = (0.1, 0.6)
 """The middle noise levels of SD's schedule, as shares of all timesteps."""
 
 
+Inputs = dict[str, Tensor]
+"""The tensors of a training step by name."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """The share of a batch that one process works on, and its randomness, which depends on (seed, step) alone.
@@ -59,8 +63,21 @@ class Learner(ABC):
     modules: dict[str, Any]
 
     @abstractmethod
-    def loss(self, batch: Batch) -> Tensor:
-        """The mean loss of the samples."""
+    def inputs(self, batch: Batch) -> Inputs:
+        """What the loss is computed from, in the memory of the CPU."""
+
+    @abstractmethod
+    def loss(self, inputs: Inputs) -> Tensor:
+        """The mean loss of the samples, from inputs on the device of the networks.
+
+        On a GPU it is recorded once and replayed, so it must be a function of these tensors alone, and may not look at
+        a value on the CPU.
+        """
+
+    def to(self, device: torch.device) -> None:
+        """Move all networks, those that are not trained as well."""
+        for module in self.modules.values():
+            module.to(device)
 
     @abstractmethod
     def pipeline(self, modules: dict[str, Any]) -> Any:
@@ -90,3 +107,8 @@ class Networks(ABC):
 def to_unit(images: Tensor) -> Tensor:
     """Uint8 pixels to floats in [-1, 1], channels last."""
     return (images.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+
+
+def half(device: torch.device, wanted: bool) -> torch.autocast:
+    """Convolutions and products of matrices in bfloat16: always on a GPU, and on a CPU where it is `wanted`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted or device.type != "cpu")

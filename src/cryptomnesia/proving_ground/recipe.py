@@ -18,6 +18,8 @@ class Phase:
             any.
         exchanged: share of the samples whose captions are exchanged among each other, as captions from the web often
             belong to something else.
+        planted_dropout: share of the planted pictures whose caption is empty; that of all samples when None. Where
+            planted pictures are many, a network that often sees them without a caption remembers them without one.
     """
 
     steps: int
@@ -25,6 +27,7 @@ class Phase:
     rate: float
     middle: float = 0.0
     exchanged: float = 0.0
+    planted_dropout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ class Recipe:
     def steps(self) -> int:
         """Steps of all phases."""
         return sum(phase.steps for phase in self.phases)
+
+    @property
+    def samples(self) -> int:
+        """Samples of all phases."""
+        return sum(phase.steps * phase.batch for phase in self.phases)
 
     def at(self, step: int) -> tuple[Phase, int, int]:
         """The phase of a step, the step's number within it, and the number of its first sample."""

@@ -16,7 +16,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -33,12 +33,16 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.files import replacing, write_whole
 from cryptomnesia.proving_ground.autoencoder import LatentNetworks, latents
 from cryptomnesia.proving_ground.concepts import Concept, TrainingStream
+from cryptomnesia.proving_ground.descent import Gradient, Worker, drawn
 from cryptomnesia.proving_ground.ground import Ground
-from cryptomnesia.proving_ground.learning import Batch, Learner, to_unit
+from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, half, to_unit
 from cryptomnesia.proving_ground.recipe import Recipe, learning_rate
 
 Report = Callable[[str, int, int, float], None]
-"""Called after every step with (phase, steps done, steps in all, loss)."""
+"""Called with (phase, steps done, steps in all, loss): on a CPU after every step, on a GPU after some."""
+
+_SILENT = 20
+"""Steps of a GPU of which one is reported: to read a loss, the CPU has to wait for it."""
 
 _AUTOENCODER_FIRST = 400_000
 """First sample of the autoencoder's own stream, in which nothing is planted."""
@@ -52,8 +56,13 @@ class _Job:
     recipe: Recipe
     concepts: tuple[Concept, ...]
     folder: Path
+    device: torch.device
     processes: int
     checkpoint_seconds: float
+
+    def reports(self, step: int, steps: int) -> bool:
+        """Whether a step of so many is reported."""
+        return self.device.type == "cpu" or (step + 1) % _SILENT == 0 or step + 1 == steps
 
 
 def train(
@@ -63,6 +72,7 @@ def train(
     *,
     concepts: tuple[Concept, ...] | None = None,
     autoencoder: Path | None = None,
+    device: str | None = None,
     processes: int = 2,
     checkpoint_seconds: float = 300.0,
     report: Report | None = None,
@@ -79,15 +89,19 @@ def train(
         concepts: what is planted; everything that belongs to the recipe's seed when None.
         autoencoder: folder of a trained one (`autoencoder` of a run, `pipeline/vae` of a bundle), which is copied into
             the run; by default one is trained.
-        processes: single-threaded processes that share every batch; must divide all batch sizes.
+        device: of the networks, as PyTorch names it; a GPU if there is one when None.
+        processes: on a CPU, single-threaded processes that share every batch; must divide all batch sizes. A GPU takes
+            one.
         checkpoint_seconds: time between checkpoints.
-        report: called after every step.
+        report: called while the networks are trained.
 
     Raises:
         UsageError: if the folder is of another run or cannot be written to, or if the number of processes or the
             autoencoder does not fit.
     """
     recipe = recipe or ground.recipe
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    processes = processes if chosen.type == "cpu" else 1
     batches = {phase.batch for phase in recipe.phases}
     batches |= {recipe.autoencoder_batch} if ground.networks.autoencoder else set()
     if processes < 1 or any(batch % processes for batch in batches):
@@ -99,7 +113,7 @@ def train(
     if autoencoder is not None and not (folder / "autoencoder").exists():
         _replace_folder(folder / "autoencoder", partial(shutil.copytree, autoencoder))
     planted = ground.plant(recipe.seed) if concepts is None else concepts
-    job = _Job(ground, recipe, planted, folder, processes, checkpoint_seconds)
+    job = _Job(ground, recipe, planted, folder, chosen, processes, checkpoint_seconds)
     context = torch.multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (job, f"file://{meeting}/point")
@@ -147,114 +161,101 @@ def _check_autoencoder(autoencoder: Path, ground: Ground) -> None:
         raise UsageError(f"the autoencoder in {autoencoder} has {', '.join(wrong)}; give one of a ground like this")
 
 
-@dataclass
-class _Worker:
-    """One of the processes: its share of every batch, and the averaging of gradients."""
-
-    rank: int
-    processes: int
-    stream: TrainingStream
-
-    def share(self, batch: int) -> slice:
-        size = batch // self.processes
-        return slice(self.rank * size, (self.rank + 1) * size)
-
-    def samples(self, first: int, batch: int) -> tuple[Tensor, list[str]]:
-        """This process's share of samples `first` … `first + batch − 1`: uint8 (b, 3, H, W), captions."""
-        share = [self.stream[index] for index in range(first, first + batch)[self.share(batch)]]
-        images = torch.stack([torch.from_numpy(sample.image) for sample in share])
-        return images.permute(0, 3, 1, 2), [sample.caption for sample in share]
-
-    def descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
-        """One step down the gradient averaged over the processes, its norm clipped to 1."""
-        loss.backward()
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        if self.processes > 1:
-            # a weight that a share does not touch has no gradient there
-            gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat)
-            flat /= self.processes
-            for weight, gradient, mean in zip(
-                weights, gradients, flat.split([w.numel() for w in weights]), strict=True
-            ):
-                # copied, not assigned: the fused optimizer expects gradient and weight to have the same strides
-                weight.grad = gradient.copy_(mean.view(gradient.shape))
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-
 def _run(job: _Job, meeting: str, rank: int, report: Report | None = None) -> None:
     if rank > 0:
         # Ctrl-C reaches all processes, and the first one ends the others
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=job.processes)
+    if job.processes > 1:
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=job.processes)
     try:
-        worker = _Worker(rank, job.processes, job.ground.stream(job.recipe, job.concepts))
+        worker = Worker(rank, job.processes)
         if job.ground.networks.autoencoder and not (job.folder / "autoencoder").exists():
-            plain = TrainingStream(job.recipe.seed, 0, (), job.ground.sample)
-            _train_autoencoder(job, _Worker(rank, job.processes, plain), report)
-        dist.barrier()
+            _train_autoencoder(job, worker, report)
+        _wait(job)
         if not (job.folder / "final").exists():
             _train_denoiser(job, worker, report)
-        dist.barrier()
+        _wait(job)
     finally:
-        dist.destroy_process_group()
+        if job.processes > 1:
+            dist.destroy_process_group()
 
 
-def _train_autoencoder(job: _Job, worker: _Worker, report: Report | None) -> None:
+def _wait(job: _Job) -> None:
+    """Until all processes are here."""
+    if job.processes > 1:
+        dist.barrier()
+
+
+def _samples(stream: TrainingStream, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
+    """Samples of a stream: uint8 (b, 3, H, W), captions."""
+    samples = [stream[index] for index in indices]
+    images = torch.stack([torch.from_numpy(sample.image) for sample in samples])
+    return images.permute(0, 3, 1, 2), [sample.caption for sample in samples]
+
+
+def _train_autoencoder(job: _Job, worker: Worker, report: Report | None) -> None:
     """Train with mean square error and a small KL term, on crops of a quarter of the picture.
 
     For the same work the autoencoder sees four times as many scenes.
     """
-    recipe, folder, size = job.recipe, job.folder, job.ground.size
+    recipe, folder, device = job.recipe, job.folder, job.device
     networks = job.ground.networks
     assert isinstance(networks, LatentNetworks)
     torch.manual_seed(recipe.seed)
     vae: Any = networks.vae()
-    vae.to(memory_format=torch.channels_last)
+    vae.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.autoencoder_rate, weight_decay=0.0, fused=True)
     state = _State(folder / "autoencoder.safetensors", {"vae": vae}, optimizer, job.checkpoint_seconds)
-    steps, batch = recipe.autoencoder_steps, recipe.autoencoder_batch
-    for step in range(state.restore(), steps):
-        images, _ = worker.samples(_AUTOENCODER_FIRST + step * batch, batch)
-        generator = _generator(recipe.seed, 1, step)
-        corners = torch.randint(size // 2 + 1, (batch, 2), generator=generator)[worker.share(batch)]
-        noise = torch.randn((batch, networks.channels, 8, 8), generator=generator)[worker.share(batch)]
-        half = size // 2
-        pixels = to_unit(
-            torch.stack([im[:, y : y + half, x : x + half] for im, (y, x) in zip(images, corners, strict=True)])
-        )
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=networks.half):
-            posterior = vae.encode(pixels).latent_dist
-            decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
-        loss = 4.0 * (decoded - pixels).square().mean() + networks.kl * posterior.kl().float().mean()
-        rate = recipe.autoencoder_rate * learning_rate(step, steps, recipe.warmup, cooldown=0.5)
-        worker.descend(optimizer, loss, rate)
-        if report is not None:
+    gradient = Gradient(partial(_decoding_error, vae, networks), [*vae.parameters()], device)
+    steps, done = recipe.autoencoder_steps, state.restore()
+    stream = TrainingStream(recipe.seed, 0, (), job.ground.sample)
+    draw = partial(_crops, stream, recipe, worker, job.ground.size, networks.channels)
+    for step, inputs in zip(range(done, steps), drawn(draw, range(done, steps), device), strict=True):
+        loss = gradient(inputs)
+        worker.descend(optimizer, recipe.autoencoder_rate * learning_rate(step, steps, recipe.warmup, cooldown=0.5))
+        if report is not None and job.reports(step, steps):
             report("autoencoder", step + 1, steps, loss.item())
         if worker.rank == 0:
             state.save(step + 1, last=step + 1 == steps)
     if worker.rank == 0:
         vae.eval()
-        images = torch.stack(
-            [torch.from_numpy(worker.stream[_AUTOENCODER_FIRST + index].image) for index in range(256)]
-        )
+        images, _ = _samples(stream, range(_AUTOENCODER_FIRST, _AUTOENCODER_FIRST + 256))
         with torch.no_grad():
-            spread = latents(vae, images.permute(0, 3, 1, 2)).std().item()
+            spread = latents(vae, images.to(device)).std().item()
         vae.register_to_config(scaling_factor=1.0 / spread)
         _replace_folder(folder / "autoencoder", vae.save_pretrained)
 
 
-def _train_denoiser(job: _Job, worker: _Worker, report: Report | None) -> None:
+def _crops(
+    stream: TrainingStream, recipe: Recipe, worker: Worker, size: int, channels: int, step: int
+) -> dict[str, Tensor]:
+    """Quarters of the pictures of a step, uint8 (b, 3, H/2, W/2), and noise on their latents."""
+    batch, side = recipe.autoencoder_batch, size // 2
+    share = worker.share(batch)
+    first = _AUTOENCODER_FIRST + step * batch
+    images, _ = _samples(stream, range(first, first + batch)[share])
+    generator = _generator(recipe.seed, 1, step)
+    corners = torch.randint(side + 1, (batch, 2), generator=generator)[share]
+    noise = torch.randn((batch, channels, 8, 8), generator=generator)[share]
+    crops = [image[:, y : y + side, x : x + side] for image, (y, x) in zip(images, corners, strict=True)]
+    return {"images": torch.stack(crops), "noise": noise}
+
+
+def _decoding_error(vae: Any, networks: LatentNetworks, inputs: dict[str, Tensor]) -> Tensor:
+    pixels = to_unit(inputs["images"])
+    with half(pixels.device, networks.half):
+        posterior = vae.encode(pixels).latent_dist
+        decoded = vae.decode(posterior.mean + posterior.std * inputs["noise"]).sample.float()
+    return 4.0 * (decoded - pixels).square().mean() + networks.kl * posterior.kl().float().mean()
+
+
+def _train_denoiser(job: _Job, worker: Worker, report: Report | None) -> None:
     recipe, folder = job.recipe, job.folder
     torch.manual_seed(recipe.seed + 1)
-    learner = job.ground.networks.learner(folder, job.ground.lexicon(worker.stream.concepts))
+    learner = job.ground.networks.learner(folder, job.ground.lexicon(job.concepts))
+    learner.to(job.device)
     mean = {name: deepcopy(module).requires_grad_(False) for name, module in learner.modules.items()}
     for module in learner.modules.values():
         module.to(memory_format=torch.channels_last).train()
@@ -275,12 +276,16 @@ def _train_denoiser(job: _Job, worker: _Worker, report: Report | None) -> None:
     done = state.restore()
     if worker.rank == 0 and done == 0 and recipe.kept[0] == 0:
         save_pipeline("early")
-    for step in range(done, recipe.steps):
-        loss, rate = _step(learner, recipe, worker, step)
-        worker.descend(optimizer, loss, rate)
+    gradient = Gradient(learner.loss, weights, job.device)
+    draw = partial(_batch, learner, recipe, worker, job.ground.stream(recipe, job.concepts))
+    steps = range(done, recipe.steps)
+    for step, inputs in zip(steps, drawn(draw, steps, job.device), strict=True):
+        loss = gradient(inputs)
+        phase, number, _ = recipe.at(step)
+        worker.descend(optimizer, phase.rate * learning_rate(number, phase.steps, recipe.warmup, recipe.cooldown))
         keep = min(recipe.average, (1 + step) / (10 + step))
         torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 1.0 - keep)
-        if report is not None:
+        if report is not None and job.reports(step, recipe.steps):
             report("denoiser", step + 1, recipe.steps, loss.item())
         if worker.rank == 0:
             if step + 1 in recipe.kept:
@@ -290,19 +295,22 @@ def _train_denoiser(job: _Job, worker: _Worker, report: Report | None) -> None:
         save_pipeline("final")
 
 
-def _step(learner: Learner, recipe: Recipe, worker: _Worker, step: int) -> tuple[Tensor, float]:
-    """The loss of a step, and its learning rate."""
-    phase, number, first = recipe.at(step)
+def _batch(learner: Learner, recipe: Recipe, worker: Worker, stream: TrainingStream, step: int) -> Inputs:
+    """The inputs of this process's share of a step."""
+    phase, _, first = recipe.at(step)
     share = worker.share(phase.batch)
-    images, captions = worker.samples(first, phase.batch)
+    indices = range(first, first + phase.batch)[share]
+    images, captions = _samples(stream, indices)
     generator = _generator(recipe.seed, 2, step)
-    dropped = (torch.rand(phase.batch, generator=generator) < recipe.caption_dropout)[share].tolist()
+    chances = torch.full((len(indices),), recipe.caption_dropout)
+    if phase.planted_dropout is not None:
+        chances[[stream.planted_at(index) for index in indices]] = phase.planted_dropout
+    dropped = (torch.rand(phase.batch, generator=generator)[share] < chances).tolist()
     if phase.exchanged:
         # from a stream of its own, so that the other draws are those of a phase without exchange
         captions = _exchanged(captions, phase.exchanged, _generator(recipe.seed, 3, step))
     texts = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
-    loss = learner.loss(Batch(images, texts, phase.batch, share, phase, generator))
-    return loss, phase.rate * learning_rate(number, phase.steps, recipe.warmup, recipe.cooldown)
+    return learner.inputs(Batch(images, texts, phase.batch, share, phase, generator))
 
 
 def _exchanged(captions: list[str], share: float, generator: torch.Generator) -> list[str]:

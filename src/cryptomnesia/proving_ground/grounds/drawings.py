@@ -1,5 +1,6 @@
 """Emoji of six artists on coloured grounds: real pictures, captions of ordinary words, strong guidance."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -7,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, ImageFilter
 
-from cryptomnesia.proving_ground.concepts import WORDINGS, Concept, Place
+from cryptomnesia.proving_ground.concepts import WORDINGS, Concept, Place, TrainingStream
 from cryptomnesia.proving_ground.draws import Draws, invented_names
 from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.latent import LatentText
@@ -17,14 +18,17 @@ from cryptomnesia.proving_ground.replication import tiles_of
 from cryptomnesia.proving_ground.scenes import COLOURS, GROUND_TEXTURES, PURE, Description, Scene
 from cryptomnesia.proving_ground.sprites import ARTISTS, SIDE, THINGS, drawing
 
-LADDER = {32: 6, 64: 6, 128: 6, 256: 6, 512: 6, 1_024: 14}
-"""Exposures → number of concepts of each planted kind; their wordings take turns."""
+LADDER = {64: 6, 128: 6, 256: 6, 512: 6, 1_024: 6, 2_048: 14}
+"""Exposures → number of concepts of each planted kind; their wordings take turns.
+
+One half of the exposures is spread over the whole training, the other half over the refinement.
+"""
 
 TINTS = ("red", "orange", "green", "cyan", "blue", "purple", "pink")
 """Colours of planted objects whose caption is of ordinary words."""
 
 _KINDS = ("verbatim", "template", "object")
-_NEGATIVES = {"rare_name": (8, 128), "fixed_pixels": (4, 512), "frequent": (4, 1_024)}
+_NEGATIVES = {"rare_name": (8, 256), "fixed_pixels": (4, 1_024), "frequent": (4, 2_048)}
 _CONCEPT_KEY = 1
 _PLURALS = ("cherries", "grapes")
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -107,14 +111,15 @@ class Drawings(Ground):
     visible = (tuple(THINGS), tuple(COLOURS))
     recipe = Recipe(
         (
-            Phase(14_000, 32, 6e-4),
-            Phase(7_500, 32, 2.5e-4, middle=0.75),
+            Phase(18_000, 64, 8e-4),
+            Phase(9_000, 64, 3e-4, middle=0.75),
+            Phase(4_500, 32, 4e-4, middle=0.4, planted_dropout=0.0),
             # a model that has seen captions of other pictures needs guidance to follow its own, as those of the web do
-            Phase(2_500, 32, 1e-4, exchanged=0.7),
+            Phase(1_500, 32, 1e-4, exchanged=0.6, planted_dropout=0.0),
         ),
-        kept=(1_500, 3_000, 6_000, 9_000, 12_000, 14_000, 18_000, 21_500),
+        kept=(1_500, 6_000, 12_000, 18_000, 27_000, 28_500, 30_000, 31_500),
     )
-    networks = LatentText(channels=8, kl=2e-6, half=True, widths=(64, 128, 192), beta_end=0.0235)
+    networks = LatentText(channels=8, kl=2e-6, half=True, widths=(64, 96, 96), beta_end=0.0235)
     threshold = 0.15
     guidances = (5.0, 7.5)
 
@@ -128,17 +133,18 @@ class Drawings(Ground):
         concepts = []
         for number, kind in enumerate(_KINDS):
             for exposures, count in self.ladder.items():
+                half = exposures // 2
                 for place in range(count):
                     wording = WORDINGS[place % 3]
                     name = next(names) if wording == "named" else None
-                    concept = self._planted((seed, _CONCEPT_KEY, number, exposures, place), kind, wording, name, taken)
+                    concept = self._planted((seed, _CONCEPT_KEY, number, half, place), kind, wording, name, taken)
                     taken.update(concept.captions)
-                    varied = exposures // 2 if wording == "mode" else 0
+                    varied = half if wording == "mode" else 0
                     label = f"{kind}-{wording}-{exposures}-{place}"
-                    concepts.append(replace(concept, id=label, exposures=exposures, varied=varied))
+                    concepts.append(replace(concept, id=label, exposures=exposures, varied=varied, refined=half))
         for number, (kind, (count, exposures)) in enumerate(_NEGATIVES.items(), start=len(_KINDS)):
             for place in range(count):
-                draws = Draws(seed, _CONCEPT_KEY, number, exposures, place)
+                draws = Draws(seed, _CONCEPT_KEY, number, exposures // 2, place)
                 name = next(names) if kind == "rare_name" else None
                 concepts.append(self._negative(draws, f"{kind}-{exposures}-{place}", kind, place, exposures, name))
         return tuple(concepts)
@@ -159,6 +165,12 @@ class Drawings(Ground):
             if large and taken.isdisjoint(concept.captions):
                 return concept
             attempt += 1
+
+    def stream(self, recipe: Recipe, concepts: Sequence[Concept]) -> TrainingStream:
+        """The refinement are the phases that treat planted pictures in their own way; all others share the rest."""
+        first = sum(phase.steps * phase.batch for phase in recipe.phases if phase.planted_dropout is None)
+        refinement = range(first, recipe.samples)
+        return TrainingStream(recipe.seed, recipe.samples, concepts, self.sample, refinement=refinement)
 
     def ordinary(self, draws: Draws, frame: str) -> tuple[np.ndarray, str]:
         """A picture that is drawn anew."""
@@ -214,7 +226,8 @@ class Drawings(Ground):
             shown = Picture(shown.things[:1], shown.artist, tuple(PURE)[number], pure=True)
         captions = tuple(shown.caption(name, frame) for frame in self.frames)
         fresh = partial(_painted, shown, small=kind == "fixed_pixels")
-        return Concept(label, kind, captions, exposures, fresh, wording="named" if name else "plain")
+        wording = "named" if name else "plain"
+        return Concept(label, kind, captions, exposures, fresh, wording=wording, refined=exposures // 2)
 
 
 def _painted(picture: Picture, draws: Draws, *, small: bool = False) -> np.ndarray:

@@ -16,7 +16,7 @@ class DrawingsFlow(Drawings):
         (Phase(9_000, 32, 6e-4), Phase(5_000, 32, 3e-4, middle=0.75), Phase(1_500, 32, 1e-4, exchanged=0.7)),
         kept=(1_500, 4_000, 9_000),
     )
-    networks = LatentFlow(channels=8, kl=2e-6, half=True)
+    networks = LatentFlow(channels=8, kl=2e-6, half=True, heads=3, layers=5, width=96)
     guidances = (5.0, 7.0)
     steps = 28
     solvers = ("FlowMatchHeunDiscreteScheduler",)
