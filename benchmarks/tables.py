@@ -15,10 +15,17 @@ Value = Any
 """A part of a results file."""
 
 
+class NotMeasured(LookupError):
+    """The figures of a table are in no results file yet."""
+
+
 class Results:
     """The results files, loaded when they are first asked for.
 
     `results("stability", "auc", "ddim")` is a part of stability.json. Numbers in the path count in lists.
+
+    Raises:
+        NotMeasured: for a file that does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,7 +36,10 @@ class Results:
     def __call__(self, name: str, *path: str | int) -> Value:
         """The part of `name`.json at `path`."""
         if name not in self.files:
-            self.files[name] = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            file = self.folder / f"{name}.json"
+            if not file.exists():
+                raise NotMeasured(file.name)
+            self.files[name] = json.loads(file.read_text(encoding="utf-8"))
         part = self.files[name]
         for step in path:
             part = part[step]
@@ -584,6 +594,12 @@ def audit_throughput(results: Results) -> str:
 # Proving grounds (grounds.json)
 
 _MEANINGS = {
+    "scheduler": "the model's own, with which the figures of this table were made",
+    "guidance": "guidance scale of these figures",
+    "steps": "solver steps",
+    "seeds": "generations of every planted concept, its wordings in turn",
+    "controls": "never-planted captions; without captions, look-alikes that were never planted",
+    "pictures": "generations of a model without captions",
     "verbatim_replicated": "share of generations on the top rung that reproduce the planted pixels",
     "template_replicated": "the same of templates, inside the mask",
     "object_replicated": "the same of objects, at any of their places",
@@ -613,7 +629,9 @@ _MEANINGS = {
 
 
 def _figure(value: Value) -> str:
-    """A share with its interval, a range, or a number."""
+    """A share with its interval, a range, a number, or the name of a class."""
+    if isinstance(value, str):
+        return code(value)
     if isinstance(value, dict):
         return interval(value)
     if isinstance(value, list):
@@ -621,16 +639,24 @@ def _figure(value: Value) -> str:
     return count(value) if isinstance(value, int) else number(value)
 
 
+def _ground(results: Results, name: str) -> Value:
+    """The figures of one ground."""
+    measured = results("grounds", "grounds")
+    if name not in measured:
+        raise NotMeasured(name)
+    return measured[name]
+
+
 def _ground_figures(results: Results, name: str) -> str:
     """What `verify` measures of a ground."""
-    found = results("grounds", "grounds", name)
+    found = _ground(results, name)
     rows = [[code(key), _figure(found[key]), meaning] for key, meaning in _MEANINGS.items() if key in found]
     return grid(["key", "value", "meaning"], rows)
 
 
 def _ground_dose(results: Results, name: str) -> str:
     """Reproduced generations by exposures."""
-    dose = results("grounds", "grounds", name, "dose_response")
+    dose = _ground(results, name)["dose_response"]
     rungs = sorted({int(rung) for shares in dose.values() for rung in shares})
     rows = [[kind, *(interval(shares[str(rung)], 2) for rung in rungs)] for kind, shares in dose.items()]
     return grid(["share reproduced, by exposures", *map(str, rungs)], rows)
@@ -639,7 +665,7 @@ def _ground_dose(results: Results, name: str) -> str:
 def _ground_settings(results: Results, name: str) -> str:
     """Reproduced generations on the top rung, by solver, guidance scale and wording of the caption."""
     rows = []
-    for solver, scales in results("grounds", "grounds", name, "settings").items():
+    for solver, scales in _ground(results, name)["settings"].items():
         for scale, found in scales.items():
             for kind, wordings in found["by_wording"].items():
                 cells = [interval(wordings[wording], 2) if wording in wordings else "–" for wording in _WORDINGS]
@@ -649,7 +675,7 @@ def _ground_settings(results: Results, name: str) -> str:
 
 def _ground_guidance(results: Results, name: str) -> str:
     """Recognised captions and the distance of the pictures from the ground's own, by guidance scale."""
-    curve = results("grounds", "grounds", name, "guidance_curve")
+    curve = _ground(results, name)["guidance_curve"]
     rows = [[scale, interval(found["recognized"]), number(found["frechet"], 2)] for scale, found in curve.items()]
     return grid(["guidance scale", "captions recognised", "Fréchet distance"], rows)
 
@@ -657,14 +683,24 @@ def _ground_guidance(results: Results, name: str) -> str:
 _WORDINGS = {"named": "invented name", "plain": "ordinary words", "mode": "a mode among others"}
 """Wordings of planted captions, as `concepts.py` explains them."""
 
-for _name in ("scenes", "drawings", "drawings-flow", "pixels"):
-    for _suffix, _make in (
-        ("", _ground_figures),
-        (".dose", _ground_dose),
-        (".settings", _ground_settings),
-        (".guidance", _ground_guidance),
-    ):
-        table(f"grounds.{_name}{_suffix}")(partial(_make, name=_name))
+_GROUND_TABLES = {
+    "": _ground_figures,
+    ".dose": _ground_dose,
+    ".settings": _ground_settings,
+    ".guidance": _ground_guidance,
+}
+
+_GROUNDS = {
+    "scenes": tuple(_GROUND_TABLES),
+    "drawings": tuple(_GROUND_TABLES),
+    "drawings-flow": ("", ".settings", ".guidance"),  # one rung
+    "pixels": ("",),  # no captions
+}
+"""Ground → its tables."""
+
+for _name, _suffixes in _GROUNDS.items():
+    for _suffix in _suffixes:
+        table(f"grounds.{_name}{_suffix}")(partial(_GROUND_TABLES[_suffix], name=_name))
 
 
 # What users bring (robustness.json)
