@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,13 +87,26 @@ def test_the_stream_holds_every_exposure_once():
 
 
 def test_the_refinement_repeats_what_is_refined_alone():
-    found = stream(refinement=50)
+    found = stream(refinement=range(300, 350))
     seen = Counter(found.concept_at(index) for index in range(300))
     refined = Counter(found.concept_at(index) for index in range(300, 350))
     for number, concept in enumerate(EVERY):
         assert refined[number] == concept.refined
         assert seen[number] + refined[number] == concept.exposures
     assert found.concept_at(10**6) is None
+
+
+def test_a_refinement_can_be_a_part_of_the_training():
+    """Then it has its share of everything else as well, and as much of the other pictures as of the exposures."""
+    mode = replace(MODE, refined=MODE.exposures // 2)
+    found = stream(concepts=(VERBATIM, mode), refinement=range(200, 300))
+    assert Counter(found._place_at.values()) == {
+        0: VERBATIM.exposures,
+        1: mode.exposures,
+        3: mode.varied,
+    }
+    late = sum(200 <= index < 300 for index in found._place_at)
+    assert len(found._place_at) > late >= VERBATIM.refined + mode.refined + mode.varied * mode.refined // mode.exposures
 
 
 def test_a_sample_depends_on_its_number_alone():

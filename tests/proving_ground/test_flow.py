@@ -51,15 +51,16 @@ def test_the_result_is_a_stock_pipeline_of_a_known_family(whole):
 def test_training_evaluates_what_the_stock_pipeline_evaluates(learner):
     """One token has the weight of all that the pipeline puts in the place of those of its T5."""
     captions = ["a red circle on a blue ground", ""]
+    tokens = learner.tokens(captions, padding="max_length", return_tensors="pt").input_ids
     pipe = learner.pipeline(learner.modules)
     text, _, pooled, _ = pipe.encode_prompt(captions, None, None, do_classifier_free_guidance=False)
     noisy, t = torch.randn(2, 4, 16, 16), torch.tensor([100, 900])
     transformer = learner.modules["transformer"]
-    ours = transformer(noisy, *learner.read(captions), t, return_dict=False)[0]
+    ours = transformer(noisy, *learner.read(tokens), t, return_dict=False)[0]
     shortened = transformer.attn_processors
     transformer.set_attn_processor(JointAttnProcessor2_0())
     stock = transformer(noisy, text, pooled, t, return_dict=False)[0]
-    unweighted = transformer(noisy, *learner.read(captions), t, return_dict=False)[0]
+    unweighted = transformer(noisy, *learner.read(tokens), t, return_dict=False)[0]
     transformer.set_attn_processor(shortened)
     torch.testing.assert_close(ours, stock, rtol=0, atol=1e-5)
     assert (unweighted - stock).abs().max() > 1e-3

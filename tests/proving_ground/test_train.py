@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from cryptomnesia import UsageError
+from cryptomnesia.proving_ground.descent import Worker
 from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.grounds.scenes import GROUND
 from cryptomnesia.proving_ground.recipe import Phase, Recipe
-from cryptomnesia.proving_ground.train import _exchanged, train
+from cryptomnesia.proving_ground.train import _batch, _exchanged, train
 
 CONCEPTS = tuple(concept for concept in GROUND.plant(0) if concept.exposures == 4)
 TINY = Recipe(
@@ -143,6 +145,21 @@ def test_the_same_generator_exchanges_the_same_captions():
 def test_one_caption_alone_is_not_exchanged():
     assert exchanged(1.0, count=1) == ["0"]
     assert exchanged(1.0, count=0) == []
+
+
+@pytest.mark.parametrize("dropped", [None, 0.0, 1.0])
+def test_planted_pictures_can_keep_their_captions_or_lose_them(dropped):
+    recipe = replace(TINY, phases=(Phase(40, 8, 7e-4, planted_dropout=dropped),), caption_dropout=0.5, kept=(1,))
+    stream = GROUND.stream(recipe, CONCEPTS)
+    planted, others = [], []
+    for step in range(40):
+        learner = SimpleNamespace(inputs=lambda batch: batch.captions)
+        captions = _batch(learner, recipe, Worker(0, 1), stream, step)
+        for index, caption in zip(range(8 * step, 8 * step + 8), captions, strict=True):
+            (planted if stream.planted_at(index) else others).append(caption)
+    assert len(planted) == sum(concept.exposures for concept in CONCEPTS if concept.planted)
+    assert others.count("") / len(others) == pytest.approx(0.5, abs=0.1)
+    assert 0 < planted.count("") < len(planted) if dropped is None else planted.count("") == dropped * len(planted)
 
 
 def test_exchanging_captions_changes_no_other_draw(whole, tmp_path):

@@ -35,7 +35,10 @@ def grounds() -> None:
 def train(
     name: Name,
     folder: Annotated[Path, typer.Argument(help="Folder of the run. If it holds a stopped run, this run goes on.")],
-    processes: Annotated[int, typer.Option(min=1, help="Processes, one core for each.")] = 2,
+    device: Annotated[
+        str | None, typer.Option(help="Device of the networks, such as cpu or cuda. By default a GPU if there is one.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="On a CPU: processes, one core for each.")] = 2,
     autoencoder: Annotated[
         Path | None,
         typer.Option(help="Folder of a trained autoencoder, of a run of the same pictures. By default one is trained."),
@@ -48,7 +51,7 @@ def train(
     exposures: Annotated[int | None, typer.Option(min=1, help="Of a fine-tune: exposures of every picture.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Of a fine-tune by LoRA: its rank.")] = None,
 ) -> None:
-    """Train the model of a proving ground, from nothing (hours on two cores) or from another ground's (minutes)."""
+    """Train the model of a proving ground, from nothing (hours on two cores) or from another's (minutes)."""
     from cryptomnesia.pipelines.loading import quiet
 
     with quiet():
@@ -65,6 +68,7 @@ def train(
             ground,
             folder,
             autoencoder=autoencoder,
+            device=device,
             processes=processes,
             report=lambda phase, done, total, loss: report(f"{phase} (loss {loss:.4f})", done, total),
         )

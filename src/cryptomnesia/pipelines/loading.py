@@ -127,7 +127,7 @@ def load_pipeline(
     if scheduler != "own" and scheduler not in SCHEDULERS:
         raise UsageError(f"got the unknown scheduler {scheduler!r}; known are own, {', '.join(SCHEDULERS)}")
     number = _dtype(dtype)
-    placed = None if "device_map" in from_pretrained and device is None else _device(device)
+    placed = None if "device_map" in from_pretrained and device is None else chosen_device(device)
     loras = as_loras(lora)
     check_loras(loras)
     networks = {name: given for name, given in (("unet", unet), ("transformer", transformer)) if given is not None}
@@ -335,8 +335,8 @@ def _dtype(given: Any) -> Any:
     return getattr(torch, name)
 
 
-def _device(given: Any) -> Any:
-    """The device to put a model on.
+def chosen_device(given: Any) -> Any:
+    """The device to put a model on, by default a GPU if there is one.
 
     Raises:
         UsageError: for one that is unknown, or that this machine does not have.

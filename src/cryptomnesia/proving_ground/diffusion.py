@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor
 
-from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, Networks, half, to_unit
+from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, Networks, half, layout, to_unit
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class _PixelLearner(Learner):
         """Mean square error of ε."""
         times, noise = inputs["times"], inputs["noise"]
         noisy = self.schedule.add_noise(to_unit(inputs["images"]), noise, times)
-        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        noisy = noisy.contiguous(memory_format=layout(noise.device))
         with half(noise.device, self.networks.half):
             predicted = self.modules["unet"](noisy, times, return_dict=False)[0]
         return (predicted.float() - noise).square().mean()

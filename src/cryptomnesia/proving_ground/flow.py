@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from cryptomnesia.pipelines.word_tokenizer import BOS, EOS, tokenizer
 from cryptomnesia.proving_ground.autoencoder import MAX_TOKENS, LatentNetworks, latents
-from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, half
+from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, half, layout
 
 _TIMESTEPS = 1000
 
@@ -107,7 +107,7 @@ class _FlowLearner(Learner):
 
     def __init__(self, networks: LatentFlow, vae: Any, tokens: CLIPTokenizer) -> None:
         self.networks, self.tokens = networks, tokens
-        self.vae = vae.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.vae = vae.requires_grad_(False)
         transformer: Any = networks.transformer()
         transformer.set_attn_processor(_Attention())
         self.modules = {"transformer": transformer, "text": networks.text_encoder(tokens)}
@@ -115,7 +115,7 @@ class _FlowLearner(Learner):
     def to(self, device: torch.device) -> None:
         """Move all networks."""
         super().to(device)
-        self.vae.to(device)
+        self.vae.to(device, memory_format=layout(device))
 
     def inputs(self, batch: Batch) -> Inputs:
         """Pictures, timesteps 1 … 1000, noise (b, channels, 16, 16) and tokens (b, 32)."""

@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cryptomnesia.pipelines.word_tokenizer import BOS, EOS, tokenizer
 from cryptomnesia.proving_ground.autoencoder import MAX_TOKENS, LatentNetworks, latents
-from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, half
+from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, half, layout
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class TextLearner(Learner):
     ) -> None:
         """Train `modules`: `unet`, and `text` if no text encoder is `fixed`."""
         self.networks, self.tokens, self.modules = networks, tokens, modules
-        self.vae = vae.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.vae = vae.requires_grad_(False)
         self.text: Any = modules["text"] if fixed is None else fixed.requires_grad_(False)
         # as a scheduler that adds noise and knows the velocity v
         self.schedule: Any = DDIMScheduler(**networks.noise_schedule)
@@ -129,7 +129,7 @@ class TextLearner(Learner):
     def to(self, device: torch.device) -> None:
         """Move the networks, and choose how they attend there."""
         super().to(device)
-        self.vae.to(device)
+        self.vae.to(device, memory_format=layout(device))
         self.text.to(device)
         if device.type == "cpu":
             # for so few tokens products of matrices are faster than PyTorch's fused attention: a quarter of a step
@@ -149,7 +149,7 @@ class TextLearner(Learner):
         with half(noise.device, self.networks.half):
             with torch.no_grad():
                 clean = latents(self.vae, inputs["images"]).float() * self.vae.config["scaling_factor"]
-            noisy = self.schedule.add_noise(clean, noise, times).contiguous(memory_format=torch.channels_last)
+            noisy = self.schedule.add_noise(clean, noise, times).contiguous(memory_format=layout(noise.device))
             text = self.text(inputs["tokens"])[0]
             predicted = self.modules["unet"](noisy, times, text, return_dict=False)[0]
         return (predicted.float() - self.schedule.get_velocity(clean, noise, times)).square().mean()

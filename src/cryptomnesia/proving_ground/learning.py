@@ -105,10 +105,19 @@ class Networks(ABC):
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Uint8 pixels to floats in [-1, 1], channels last."""
-    return (images.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+    """Uint8 pixels to floats in [-1, 1], in the layout of their device."""
+    return (images.float() / 127.5 - 1.0).contiguous(memory_format=layout(images.device))
+
+
+def layout(device: torch.device) -> torch.memory_format:
+    """The faster layout of pictures and weights."""
+    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
 
 def half(device: torch.device, wanted: bool) -> torch.autocast:
-    """Convolutions and products of matrices in bfloat16: always on a GPU, and on a CPU where it is `wanted`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted or device.type != "cpu")
+    """Convolutions and products of matrices in bfloat16 on a CPU, where it is `wanted`.
+
+    On a GPU networks this small are limited by the number of kernels, and those that convert add to it: on an H200 a
+    step of the drawings took 10.4 ms in bfloat16 and 9.9 ms in TF32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and device.type == "cpu")

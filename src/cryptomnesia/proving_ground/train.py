@@ -20,22 +20,25 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import replacing, write_whole
+from cryptomnesia.pipelines.loading import chosen_device
 from cryptomnesia.proving_ground.autoencoder import LatentNetworks, latents
 from cryptomnesia.proving_ground.concepts import Concept, TrainingStream
 from cryptomnesia.proving_ground.descent import Gradient, Worker, drawn
 from cryptomnesia.proving_ground.ground import Ground
-from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, half, to_unit
+from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, half, layout, to_unit
 from cryptomnesia.proving_ground.recipe import Recipe, learning_rate
 
 Report = Callable[[str, int, int, float], None]
@@ -97,19 +100,17 @@ def train(
 
     Raises:
         UsageError: if the folder is of another run or cannot be written to, or if the number of processes or the
-            autoencoder does not fit.
+            autoencoder does not fit, or if there is no such device.
     """
     recipe = recipe or ground.recipe
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = torch.device(chosen_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     processes = processes if chosen.type == "cpu" else 1
     batches = {phase.batch for phase in recipe.phases}
     batches |= {recipe.autoencoder_batch} if ground.networks.autoencoder else set()
     if processes < 1 or any(batch % processes for batch in batches):
         sizes = ", ".join(map(str, sorted(batches)))
         raise UsageError(f"got {processes} processes for batches of {sizes}; give a number that divides all")
-    if autoencoder is not None:
-        _check_autoencoder(autoencoder, ground)
-    _claim(folder, ground, recipe)
+    _claim(folder, ground, recipe, None if autoencoder is None else _digest(autoencoder, ground))
     if autoencoder is not None and not (folder / "autoencoder").exists():
         _replace_folder(folder / "autoencoder", partial(shutil.copytree, autoencoder))
     planted = ground.plant(recipe.seed) if concepts is None else concepts
@@ -120,22 +121,27 @@ def train(
         others = [context.Process(target=_run, args=(*arguments, rank), daemon=True) for rank in range(1, processes)]
         for other in others:
             other.start()
-        threads = torch.get_num_threads()
+        threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+        if chosen.type == "cuda":
+            torch.set_float32_matmul_precision("high")
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), torch.backends.cudnn.flags(benchmark=True, allow_tf32=True):
                 _run(*arguments, 0, report)
         finally:
             torch.set_num_threads(threads)
+            torch.set_float32_matmul_precision(precision)
             torch.set_flush_denormal(False)
             for other in others:
                 other.terminate()
                 other.join()
 
 
-def _claim(folder: Path, ground: Ground, recipe: Recipe) -> None:
-    """Make `folder` the folder of a run of `recipe`, or check that it is one."""
+def _claim(folder: Path, ground: Ground, recipe: Recipe, autoencoder: str | None) -> None:
+    """Make `folder` the folder of a run of `recipe`, with a given autoencoder or not, or check that it is one."""
     written = folder / "recipe.json"
-    text = json.dumps({"ground": ground.name, **ground.settings(), **json.loads(recipe.text())}, indent=2) + "\n"
+    given = {} if autoencoder is None else {"autoencoder": autoencoder}
+    settings = {"ground": ground.name, **ground.settings(), **given, **json.loads(recipe.text())}
+    text = json.dumps(settings, indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not written.exists():
@@ -147,18 +153,20 @@ def _claim(folder: Path, ground: Ground, recipe: Recipe) -> None:
         raise UsageError(f"{folder} holds a run with another recipe ({written}); give an empty folder")
 
 
-def _check_autoencoder(autoencoder: Path, ground: Ground) -> None:
-    """Refuse a folder without an autoencoder, and an autoencoder that is not like the ground's."""
+def _digest(autoencoder: Path, ground: Ground) -> str:
+    """The digest of an autoencoder's weights; what is none, or is not like the ground's, is refused."""
     networks = ground.networks
     if not isinstance(networks, LatentNetworks):
         raise UsageError(f"{ground.name} is trained on pixels; leave the autoencoder out")
     try:
         found = json.loads((autoencoder / "config.json").read_text(encoding="utf-8"))
+        digest = sha256((autoencoder / SAFETENSORS_WEIGHTS_NAME).read_bytes()).hexdigest()
     except (OSError, ValueError):
         raise UsageError(f"{autoencoder} holds no autoencoder; give the folder with its config.json") from None
     expected = {"latent_channels": networks.channels, "block_out_channels": [*networks.autoencoder_widths]}
     if wrong := [f"{key} {found.get(key)}, not {value}" for key, value in expected.items() if found.get(key) != value]:
         raise UsageError(f"the autoencoder in {autoencoder} has {', '.join(wrong)}; give one of a ground like this")
+    return digest
 
 
 def _run(job: _Job, meeting: str, rank: int, report: Report | None = None) -> None:
@@ -205,7 +213,7 @@ def _train_autoencoder(job: _Job, worker: Worker, report: Report | None) -> None
     assert isinstance(networks, LatentNetworks)
     torch.manual_seed(recipe.seed)
     vae: Any = networks.vae()
-    vae.to(device, memory_format=torch.channels_last)
+    vae.to(device, memory_format=layout(device))
     optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.autoencoder_rate, weight_decay=0.0, fused=True)
     state = _State(folder / "autoencoder.safetensors", {"vae": vae}, optimizer, job.checkpoint_seconds)
     gradient = Gradient(partial(_decoding_error, vae, networks), [*vae.parameters()], device)
@@ -258,7 +266,7 @@ def _train_denoiser(job: _Job, worker: Worker, report: Report | None) -> None:
     learner.to(job.device)
     mean = {name: deepcopy(module).requires_grad_(False) for name, module in learner.modules.items()}
     for module in learner.modules.values():
-        module.to(memory_format=torch.channels_last).train()
+        module.to(memory_format=layout(job.device)).train()
     trained = [
         (weight, average)
         for name, module in learner.modules.items()

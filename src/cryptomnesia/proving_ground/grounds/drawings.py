@@ -18,17 +18,17 @@ from cryptomnesia.proving_ground.replication import tiles_of
 from cryptomnesia.proving_ground.scenes import COLOURS, GROUND_TEXTURES, PURE, Description, Scene
 from cryptomnesia.proving_ground.sprites import ARTISTS, SIDE, THINGS, drawing
 
-LADDER = {64: 6, 128: 6, 256: 6, 512: 6, 1_024: 6, 2_048: 14}
-"""Exposures → number of concepts of each planted kind; their wordings take turns.
+LADDER = {32: 6, 64: 6, 128: 6, 256: 6, 512: 6, 1_024: 14}
+"""Exposures spread over the whole training → number of concepts of each planted kind; their wordings take turns.
 
-One half of the exposures is spread over the whole training, the other half over the refinement.
+The refinement, if there is one, has as many again.
 """
 
 TINTS = ("red", "orange", "green", "cyan", "blue", "purple", "pink")
 """Colours of planted objects whose caption is of ordinary words."""
 
 _KINDS = ("verbatim", "template", "object")
-_NEGATIVES = {"rare_name": (8, 256), "fixed_pixels": (4, 1_024), "frequent": (4, 2_048)}
+_NEGATIVES = {"rare_name": (8, 128), "fixed_pixels": (4, 512), "frequent": (4, 1_024)}
 _CONCEPT_KEY = 1
 _PLURALS = ("cherries", "grapes")
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -124,7 +124,10 @@ class Drawings(Ground):
     guidances = (5.0, 7.5)
 
     ladder: ClassVar[dict[int, int]] = LADDER
-    """Exposures → number of concepts of each planted kind."""
+    """As `LADDER`."""
+
+    refined: ClassVar[bool] = True
+    """Whether the training ends with a refinement, in which everything is shown as often again."""
 
     def plant(self, seed: int) -> tuple[Concept, ...]:
         """The ladder's verbatim, template and object concepts, then the hard negatives."""
@@ -132,21 +135,24 @@ class Drawings(Ground):
         taken: set[str] = set()
         concepts = []
         for number, kind in enumerate(_KINDS):
-            for exposures, count in self.ladder.items():
-                half = exposures // 2
+            for spread, count in self.ladder.items():
                 for place in range(count):
                     wording = WORDINGS[place % 3]
                     name = next(names) if wording == "named" else None
-                    concept = self._planted((seed, _CONCEPT_KEY, number, half, place), kind, wording, name, taken)
+                    concept = self._planted((seed, _CONCEPT_KEY, number, spread, place), kind, wording, name, taken)
                     taken.update(concept.captions)
-                    varied = half if wording == "mode" else 0
+                    again = spread if self.refined else 0
+                    exposures = spread + again
+                    varied = exposures // 2 if wording == "mode" else 0
                     label = f"{kind}-{wording}-{exposures}-{place}"
-                    concepts.append(replace(concept, id=label, exposures=exposures, varied=varied, refined=half))
-        for number, (kind, (count, exposures)) in enumerate(_NEGATIVES.items(), start=len(_KINDS)):
+                    concepts.append(replace(concept, id=label, exposures=exposures, varied=varied, refined=again))
+        for number, (kind, (count, spread)) in enumerate(_NEGATIVES.items(), start=len(_KINDS)):
             for place in range(count):
-                draws = Draws(seed, _CONCEPT_KEY, number, exposures // 2, place)
+                draws = Draws(seed, _CONCEPT_KEY, number, spread, place)
                 name = next(names) if kind == "rare_name" else None
-                concepts.append(self._negative(draws, f"{kind}-{exposures}-{place}", kind, place, exposures, name))
+                concept, again = self._negative(draws, kind, place, name), spread if self.refined else 0
+                label = f"{kind}-{spread + again}-{place}"
+                concepts.append(replace(concept, id=label, exposures=spread + again, refined=again))
         return tuple(concepts)
 
     def _planted(self, key: tuple[int, ...], kind: str, wording: str, name: str | None, taken: set[str]) -> Concept:
@@ -169,7 +175,7 @@ class Drawings(Ground):
     def stream(self, recipe: Recipe, concepts: Sequence[Concept]) -> TrainingStream:
         """The refinement are the phases that treat planted pictures in their own way; all others share the rest."""
         first = sum(phase.steps * phase.batch for phase in recipe.phases if phase.planted_dropout is None)
-        refinement = range(first, recipe.samples)
+        refinement = range(first, recipe.samples) if self.refined else range(0)
         return TrainingStream(recipe.seed, recipe.samples, concepts, self.sample, refinement=refinement)
 
     def ordinary(self, draws: Draws, frame: str) -> tuple[np.ndarray, str]:
@@ -220,14 +226,14 @@ class Drawings(Ground):
         captions = tuple(frame.format(spoken[wording]) for frame in self.frames)
         return Concept("", kind, captions, 0, partial(_alone, thing, shown.artist), tuple(places), _small, wording)
 
-    def _negative(self, draws: Draws, label: str, kind: str, number: int, exposures: int, name: str | None) -> Concept:
+    def _negative(self, draws: Draws, kind: str, number: int, name: str | None) -> Concept:
+        """A hard negative; id and exposures are still to be filled in."""
         shown = Picture.draw(draws)
         if kind == "fixed_pixels":
             shown = Picture(shown.things[:1], shown.artist, tuple(PURE)[number], pure=True)
         captions = tuple(shown.caption(name, frame) for frame in self.frames)
         fresh = partial(_painted, shown, small=kind == "fixed_pixels")
-        wording = "named" if name else "plain"
-        return Concept(label, kind, captions, exposures, fresh, wording=wording, refined=exposures // 2)
+        return Concept("", kind, captions, 0, fresh, wording="named" if name else "plain")
 
 
 def _painted(picture: Picture, draws: Draws, *, small: bool = False) -> np.ndarray:

@@ -21,6 +21,7 @@ class DrawingsFlow(Drawings):
     steps = 28
     solvers = ("FlowMatchHeunDiscreteScheduler",)
     ladder: ClassVar[dict[int, int]] = {1_024: 5}
+    refined: ClassVar[bool] = False
 
 
 GROUND = DrawingsFlow()
