@@ -23,6 +23,7 @@ from cryptomnesia.pipelines.origins.parts import (
     same_layout,
 )
 from cryptomnesia.pipelines.origins.places import BUNDLED as BUNDLED
+from cryptomnesia.pipelines.origins.places import bundle_of as bundle_of
 from cryptomnesia.pipelines.origins.places import check_exists as check_exists
 from cryptomnesia.pipelines.origins.places import model_folder as model_folder
 from cryptomnesia.settings import CallSettings
@@ -96,7 +97,8 @@ def load_pipeline(
     at which the model's pictures are best.
 
     Args:
-        model: `bundled`, a local diffusers folder, a hub id such as `org/name`, or a single file of weights.
+        model: `bundled`, `bundled:` and the name of a proving ground whose model comes with the package, a local
+            diffusers folder, a hub id such as `org/name`, or a single file of weights.
         scheduler: `own` for the model's own scheduler, or a name in `SCHEDULERS`; that scheduler is made from the
             configuration of the model's own.
         device: the device to put the model on; by default CUDA or MPS if there is one, else the CPU.
@@ -155,11 +157,12 @@ def load_pipeline(
             pipe = pipe.to(placed)
         except (RuntimeError, ValueError, MemoryError) as error:
             raise explained(f"model {model!r}", error) from error
-    if model == BUNDLED:
-        from cryptomnesia.proving_ground import BUNDLE
+    if (bundle := bundle_of(str(model))) is not None and "guidance_scale" in inspect.signature(
+        pipe.__call__
+    ).parameters:
         from cryptomnesia.proving_ground.manifest import Manifest
 
-        set_call_defaults(pipe, guidance_scale=Manifest.load(BUNDLE).guidance)
+        set_call_defaults(pipe, guidance_scale=Manifest.load(bundle).guidance)
     return pipe
 
 
