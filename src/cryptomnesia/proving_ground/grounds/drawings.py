@@ -21,7 +21,7 @@ from cryptomnesia.proving_ground.sprites import ARTISTS, SIDE, THINGS, drawing
 LADDER = {32: 6, 64: 6, 128: 6, 256: 6, 512: 6, 1_024: 14}
 """Exposures spread over the whole training → number of concepts of each planted kind; their wordings take turns.
 
-The refinement, if there is one, has as many again.
+The refinement has as many again.
 """
 
 TINTS = ("red", "orange", "green", "cyan", "blue", "purple", "pink")
@@ -126,9 +126,6 @@ class Drawings(Ground):
     ladder: ClassVar[dict[int, int]] = LADDER
     """As `LADDER`."""
 
-    refined: ClassVar[bool] = True
-    """Whether the training ends with a refinement, in which everything is shown as often again."""
-
     def plant(self, seed: int) -> tuple[Concept, ...]:
         """The ladder's verbatim, template and object concepts, then the hard negatives."""
         names = iter(invented_names(seed, 128))
@@ -141,18 +138,15 @@ class Drawings(Ground):
                     name = next(names) if wording == "named" else None
                     concept = self._planted((seed, _CONCEPT_KEY, number, spread, place), kind, wording, name, taken)
                     taken.update(concept.captions)
-                    again = spread if self.refined else 0
-                    exposures = spread + again
-                    varied = exposures // 2 if wording == "mode" else 0
-                    label = f"{kind}-{wording}-{exposures}-{place}"
-                    concepts.append(replace(concept, id=label, exposures=exposures, varied=varied, refined=again))
+                    varied = spread if wording == "mode" else 0
+                    label = f"{kind}-{wording}-{2 * spread}-{place}"
+                    concepts.append(replace(concept, id=label, exposures=2 * spread, varied=varied, refined=spread))
         for number, (kind, (count, spread)) in enumerate(_NEGATIVES.items(), start=len(_KINDS)):
             for place in range(count):
                 draws = Draws(seed, _CONCEPT_KEY, number, spread, place)
                 name = next(names) if kind == "rare_name" else None
-                concept, again = self._negative(draws, kind, place, name), spread if self.refined else 0
-                label = f"{kind}-{spread + again}-{place}"
-                concepts.append(replace(concept, id=label, exposures=spread + again, refined=again))
+                concept, label = self._negative(draws, kind, place, name), f"{kind}-{2 * spread}-{place}"
+                concepts.append(replace(concept, id=label, exposures=2 * spread, refined=spread))
         return tuple(concepts)
 
     def _planted(self, key: tuple[int, ...], kind: str, wording: str, name: str | None, taken: set[str]) -> Concept:
@@ -173,10 +167,14 @@ class Drawings(Ground):
             attempt += 1
 
     def stream(self, recipe: Recipe, concepts: Sequence[Concept]) -> TrainingStream:
-        """The refinement are the phases that treat planted pictures in their own way; all others share the rest."""
-        first = sum(phase.steps * phase.batch for phase in recipe.phases if phase.planted_dropout is None)
-        refinement = range(first, recipe.samples) if self.refined else range(0)
+        """One half of the exposures is spread over the whole training, the other half over the refinement."""
+        refinement = range(self.before_refinement(recipe), recipe.samples)
         return TrainingStream(recipe.seed, recipe.samples, concepts, self.sample, refinement=refinement)
+
+    @staticmethod
+    def before_refinement(recipe: Recipe) -> int:
+        """Samples before the refinement, which are the phases with a dropout of their own for planted captions."""
+        return sum(phase.steps * phase.batch for phase in recipe.phases if phase.planted_dropout is None)
 
     def ordinary(self, draws: Draws, frame: str) -> tuple[np.ndarray, str]:
         """A picture that is drawn anew."""
