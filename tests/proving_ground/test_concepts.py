@@ -87,7 +87,7 @@ def test_the_stream_holds_every_exposure_once():
 
 
 def test_the_refinement_repeats_what_is_refined_alone():
-    found = stream(refinement=range(300, 350))
+    found = stream(refinement=[range(300, 350)])
     seen = Counter(found.concept_at(index) for index in range(300))
     refined = Counter(found.concept_at(index) for index in range(300, 350))
     for number, concept in enumerate(EVERY):
@@ -99,7 +99,7 @@ def test_the_refinement_repeats_what_is_refined_alone():
 def test_a_refinement_can_be_a_part_of_the_training():
     """Then it has its share of everything else as well, and as much of the other pictures as of the exposures."""
     mode = replace(MODE, refined=MODE.exposures // 2)
-    found = stream(concepts=(VERBATIM, mode), refinement=range(200, 300))
+    found = stream(concepts=(VERBATIM, mode), refinement=[range(200, 300)])
     assert Counter(found._place_at.values()) == {
         0: VERBATIM.exposures,
         1: mode.exposures,

@@ -67,8 +67,8 @@ class Concept:
         background: draws what a template or object is planted on, (H, W, 3) uint8; None for other kinds.
         wording: one of `WORDINGS`; `named` for hard negatives with an invented name, else `plain`.
         varied: how often the caption is shown with other pictures.
-        refined: how many of the exposures are in the refinement at the end of the training, if that is fixed; the same
-            share of the other pictures is there.
+        refined: how many of the exposures are in the rounds of the refinement at the end of the training, if that is
+            fixed, in each of them as many; the same share of the other pictures is there.
     """
 
     id: str
@@ -134,7 +134,7 @@ class TrainingStream:
         concepts: Sequence[Concept],
         sample: Callable[[Draws, Concept | None, bool], tuple[np.ndarray, str]],
         *,
-        refinement: range = range(0),
+        refinement: Sequence[range] = (),
     ) -> None:
         """Place every exposure of `concepts`, and their other pictures.
 
@@ -142,24 +142,22 @@ class TrainingStream:
 
         Args:
             seed: of the stream.
-            samples: that the training takes; if the refinement follows them, without those of the refinement.
+            samples: among which is placed what is not refined.
             concepts: what is planted.
             sample: `Ground.sample`, which draws a picture and its caption.
-            refinement: numbers of the samples of the refinement.
+            refinement: numbers of the samples of every round of the refinement.
         """
         self.seed, self.concepts, self._sample = seed, tuple(concepts), sample
         # an invented name cannot come by itself, and the caption of a mode has other pictures, too
         plain = [concept for concept in self.concepts if concept.planted and concept.wording == "plain"]
         self._reserved = {caption for concept in plain for caption in concept.captions}
         self._place_at: dict[int, int] = {}
-        refined = [c.refined for c in self.concepts]
-        refined += [c.varied * c.refined // c.exposures if c.refined else 0 for c in self.concepts]
         every = [c.exposures for c in self.concepts] + [c.varied for c in self.concepts]
-        self._place(
-            Draws(seed, _PLAN_KEY), range(samples), [n - later for n, later in zip(every, refined, strict=True)]
-        )
-        if refinement:
-            self._place(Draws(seed, _PLAN_KEY, 1), refinement, refined)
+        later = [c.refined for c in self.concepts]
+        later += [c.varied * c.refined // c.exposures if c.refined else 0 for c in self.concepts]
+        self._place(Draws(seed, _PLAN_KEY), range(samples), [n - m for n, m in zip(every, later, strict=True)])
+        for number, places in enumerate(refinement, start=1):
+            self._place(Draws(seed, _PLAN_KEY, number), places, [count // len(refinement) for count in later])
 
     def concept_at(self, index: int) -> int | None:
         """The place in `concepts` of the concept that sample `index` exposes, None for a sample without one."""

@@ -104,7 +104,7 @@ class Ground(ABC):
         """The samples of a training with `recipe`."""
         first = recipe.phases[0].steps * recipe.phases[0].batch
         refined = any(concept.refined for concept in concepts)
-        refinement = range(first, recipe.samples) if refined else range(0)
+        refinement = [range(first, recipe.samples)] if refined else []
         samples = first if refined else recipe.samples
         return TrainingStream(recipe.seed, samples, concepts, self.sample, refinement=refinement)
 

@@ -21,7 +21,7 @@ from cryptomnesia.proving_ground.sprites import ARTISTS, SIDE, THINGS, drawing
 LADDER = {32: 6, 64: 6, 128: 6, 256: 6, 512: 6, 1_024: 14}
 """Exposures spread over the whole training → number of concepts of each planted kind; their wordings take turns.
 
-The refinement has as many again.
+Every round of the refinement has as many again.
 """
 
 TINTS = ("red", "orange", "green", "cyan", "blue", "purple", "pink")
@@ -115,9 +115,10 @@ class Drawings(Ground):
             Phase(9_000, 64, 3e-4, middle=0.75),
             Phase(4_500, 32, 4e-4, middle=0.4, planted_dropout=0.0),
             # a model that has seen captions of other pictures needs guidance to follow its own, as those of the web do
-            Phase(1_500, 32, 1e-4, exchanged=0.6, planted_dropout=0.0),
+            Phase(12_000, 16, 3e-4, middle=0.5, planted_dropout=0.0),
+            Phase(3_000, 16, 1e-4, exchanged=0.6, planted_dropout=0.0),
         ),
-        kept=(1_500, 6_000, 12_000, 18_000, 27_000, 28_500, 30_000, 31_500),
+        kept=(1_500, 6_000, 12_000, 18_000, 27_000, 28_500, 30_000, 31_500, 37_500, 43_500),
     )
     networks = LatentText(channels=8, kl=2e-6, half=True, widths=(64, 96, 96), beta_end=0.0235)
     threshold = 0.15
@@ -125,6 +126,9 @@ class Drawings(Ground):
 
     ladder: ClassVar[dict[int, int]] = LADDER
     """As `LADDER`."""
+
+    rounds: ClassVar[int] = 2
+    """Of the refinement."""
 
     def plant(self, seed: int) -> tuple[Concept, ...]:
         """The ladder's verbatim, template and object concepts, then the hard negatives."""
@@ -138,16 +142,21 @@ class Drawings(Ground):
                     name = next(names) if wording == "named" else None
                     concept = self._planted((seed, _CONCEPT_KEY, number, spread, place), kind, wording, name, taken)
                     taken.update(concept.captions)
-                    varied = spread if wording == "mode" else 0
-                    label = f"{kind}-{wording}-{2 * spread}-{place}"
-                    concepts.append(replace(concept, id=label, exposures=2 * spread, varied=varied, refined=spread))
+                    repeated = self._repeated(concept, f"{kind}-{wording}", place, spread)
+                    varied = repeated.exposures // 2 if wording == "mode" else 0
+                    concepts.append(replace(repeated, varied=varied))
         for number, (kind, (count, spread)) in enumerate(_NEGATIVES.items(), start=len(_KINDS)):
             for place in range(count):
                 draws = Draws(seed, _CONCEPT_KEY, number, spread, place)
                 name = next(names) if kind == "rare_name" else None
-                concept, label = self._negative(draws, kind, place, name), f"{kind}-{2 * spread}-{place}"
-                concepts.append(replace(concept, id=label, exposures=2 * spread, refined=spread))
+                concepts.append(self._repeated(self._negative(draws, kind, place, name), kind, place, spread))
         return tuple(concepts)
+
+    def _repeated(self, concept: Concept, label: str, place: int, spread: int) -> Concept:
+        """A concept with its exposures: `spread` over the whole training, and as many in every round."""
+        refined = self.rounds * spread
+        exposures = spread + refined
+        return replace(concept, id=f"{label}-{exposures}-{place}", exposures=exposures, refined=refined)
 
     def _planted(self, key: tuple[int, ...], kind: str, wording: str, name: str | None, taken: set[str]) -> Concept:
         """A concept whose caption is not taken; id and exposures are still to be filled in.
@@ -167,14 +176,15 @@ class Drawings(Ground):
             attempt += 1
 
     def stream(self, recipe: Recipe, concepts: Sequence[Concept]) -> TrainingStream:
-        """One half of the exposures is spread over the whole training, the other half over the refinement."""
-        refinement = range(self.before_refinement(recipe), recipe.samples)
-        return TrainingStream(recipe.seed, recipe.samples, concepts, self.sample, refinement=refinement)
+        """What is not refined is spread over everything before the second round of the refinement."""
+        rounds = self.rounds_of(recipe)
+        return TrainingStream(recipe.seed, rounds[0].stop, concepts, self.sample, refinement=rounds)
 
-    @staticmethod
-    def before_refinement(recipe: Recipe) -> int:
-        """Samples before the refinement, which are the phases with a dropout of their own for planted captions."""
-        return sum(phase.steps * phase.batch for phase in recipe.phases if phase.planted_dropout is None)
+    def rounds_of(self, recipe: Recipe) -> list[range]:
+        """Samples of the rounds: all phases in which planted captions have a dropout of their own, in equal parts."""
+        first = sum(phase.steps * phase.batch for phase in recipe.phases if phase.planted_dropout is None)
+        length = (recipe.samples - first) // self.rounds
+        return [range(first + number * length, first + (number + 1) * length) for number in range(self.rounds)]
 
     def ordinary(self, draws: Draws, frame: str) -> tuple[np.ndarray, str]:
         """A picture that is drawn anew."""

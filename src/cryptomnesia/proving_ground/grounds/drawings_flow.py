@@ -30,11 +30,12 @@ class DrawingsFlow(Drawings):
     solvers = ("FlowMatchHeunDiscreteScheduler",)
     ladder: ClassVar[dict[int, int]] = {1_024: 5}
 
+    rounds: ClassVar[int] = 1
+
     def stream(self, recipe: Recipe, concepts: Sequence[Concept]) -> TrainingStream:
-        """One half of the exposures is before the refinement, the other half in it."""
-        first = self.before_refinement(recipe)
-        refinement = range(first, recipe.samples)
-        return TrainingStream(recipe.seed, first, concepts, self.sample, refinement=refinement)
+        """What is not refined is spread over everything before the refinement."""
+        rounds = self.rounds_of(recipe)
+        return TrainingStream(recipe.seed, rounds[0].start, concepts, self.sample, refinement=rounds)
 
 
 GROUND = DrawingsFlow()
