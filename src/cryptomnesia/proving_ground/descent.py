@@ -1,8 +1,8 @@
 """Steps of a training: their inputs, the loss and its gradient, and the step downhill.
 
-On a CPU the inputs of a step are drawn when it is their turn. A GPU is faster than one core draws pictures, so there
-all other cores draw the inputs of later steps. The networks of the grounds are so small that a GPU would spend most of
-its time waiting for the CPU to name the next kernel; so loss and gradient are recorded once and replayed.
+On a CPU the inputs of a step are drawn when it is their turn. A GPU of CUDA is faster than one core draws pictures, so
+there all other cores draw the inputs of later steps. The networks of the grounds are so small that it would spend most
+of its time waiting for the CPU to name the next kernel; so loss and gradient are recorded once and replayed.
 """
 
 import os
@@ -42,7 +42,7 @@ def drawn(draw: Callable[[int], Inputs], steps: range, device: torch.device) -> 
         steps: in this order.
         device: that takes the steps.
     """
-    if device.type == "cpu":
+    if device.type != "cuda":
         return map(draw, steps)
     # forked, so that the processes share what was drawn once, for instance rendered emoji
     loader = DataLoader(
@@ -69,7 +69,9 @@ class Gradient:
     def __call__(self, inputs: Inputs) -> Tensor:
         """Put the gradient into the weights, in the place of an earlier one; the loss as a tensor of one number."""
         if self.device.type == "cuda":
-            return self._replayed(inputs)
+            # streams and graphs are those of the current GPU, which need not be that of the networks
+            with torch.cuda.device(self.device):
+                return self._replayed(inputs)
         self._forget()
         loss = self.loss({name: value.to(self.device) for name, value in inputs.items()})
         loss.backward()

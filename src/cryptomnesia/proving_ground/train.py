@@ -125,7 +125,8 @@ def train(
         if chosen.type == "cuda":
             torch.set_float32_matmul_precision("high")
         try:
-            with torch.random.fork_rng(), torch.backends.cudnn.flags(benchmark=True, allow_tf32=True):
+            # cuDNN is switched off by these flags unless they say otherwise
+            with torch.random.fork_rng(), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
                 _run(*arguments, 0, report)
         finally:
             torch.set_num_threads(threads)

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DDIMPipeline
 from PIL import Image
 
@@ -84,6 +85,12 @@ def test_the_result_is_a_stock_pipeline_of_a_known_family(whole):
         assert pipe(num_inference_steps=2).images[0].size == (32, 32)
         assert type(pipe) is DDIMPipeline
         assert family_of(pipe).name == "unconditional"
+
+
+def test_a_training_leaves_the_fast_convolutions_of_a_gpu_switched_on(tmp_path):
+    found = set()
+    run(SMALL, tmp_path, report=lambda *_: found.add((torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark)))
+    assert found == {(True, True)}
 
 
 def test_a_stopped_run_ends_with_the_same_weights(whole, tmp_path):
