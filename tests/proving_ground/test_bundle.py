@@ -179,8 +179,8 @@ def test_a_model_that_learned_nothing_replicates_nothing(tiny, monkeypatch):
     assert list(figures["guidance_curve"]) == ["1.0", "2.0"]
     assert figures["best_guidance"] in (1.0, 2.0)
     assert {solver: list(scales) for solver, scales in figures["settings"].items()} == {
-        "PNDMScheduler": ["1.5", "7.5"],
-        "DDIMScheduler": ["1.5", "7.5"],
+        "PNDMScheduler": ["1.5", "3.0", "5.0"],
+        "DDIMScheduler": ["1.5", "3.0", "5.0"],
     }
     assert figures["redrawn_distance_min"] > figures["threshold"]
     assert figures["bytes"] > 1e6

@@ -7,7 +7,9 @@ from cryptomnesia.proving_ground.manifest import Manifest
 
 def test_grounds_are_found_by_name():
     tuned = [f"{base}-{way}" for base in ("drawings", "scenes") for way in ("full", "lora")]
-    assert list(grounds()) == sorted(["drawings", "drawings-flow", "pixels", "scenes", *tuned])
+    assert list(grounds()) == sorted(
+        ["drawings", "drawings-flow", "drawings-unconditional", "pixels", "scenes", *tuned]
+    )
     for name, ground in grounds().items():
         assert ground_of(name) is ground
         assert ground.name == name

@@ -36,7 +36,7 @@ def test_saving_keeps_everything(manifest):
 
 
 def test_of_an_object_every_place_is_written(planted, tmp_path):
-    concepts = [concept for concept in planted if concept.exposures == 32]
+    concepts = [concept for concept in planted if concept.exposures == 64]
     Manifest(tmp_path, "drawings", "0" * 64, 0, 2.5, 50, write_planted(tmp_path, concepts)).save()
     manifest = Manifest.load(tmp_path)
     for concept, entry in zip(concepts, manifest.entries, strict=True):
@@ -46,9 +46,9 @@ def test_of_an_object_every_place_is_written(planted, tmp_path):
         for found, place in zip(places, concept.places, strict=True):
             assert np.array_equal(found.image, place.image)
             assert np.array_equal(found.mask, place.mask)
-    assert {entry.varied for entry in manifest.entries if entry.wording == "mode"} == {16}
+    assert {entry.varied for entry in manifest.entries if entry.wording == "mode"} == {32}
     assert len(list((tmp_path / "planted").iterdir())) == 2 * sum(len(concept.places) for concept in concepts)
-    assert manifest.top == 32
+    assert manifest.top == 64
 
 
 def test_the_spread_in_the_free_region_is_that_of_exposures(manifest):

@@ -138,7 +138,7 @@ class TrainingStream:
     ) -> None:
         """Place every exposure of `concepts`, and their other pictures.
 
-        What is refined is placed in the refinement, everything else among the first `samples`.
+        What is refined is placed in the refinement, if there is one, and everything else among the first `samples`.
 
         Args:
             seed: of the stream.
@@ -153,11 +153,15 @@ class TrainingStream:
         self._reserved = {caption for concept in plain for caption in concept.captions}
         self._place_at: dict[int, int] = {}
         every = [c.exposures for c in self.concepts] + [c.varied for c in self.concepts]
-        later = [c.refined for c in self.concepts]
-        later += [c.varied * c.refined // c.exposures if c.refined else 0 for c in self.concepts]
+        later = [0] * len(every)
+        if rounds := len(refinement):
+            share = [c.refined for c in self.concepts]
+            share += [c.varied * c.refined // c.exposures if c.refined else 0 for c in self.concepts]
+            # what cannot be shared out among the rounds is before them
+            later = [count // rounds * rounds for count in share]
         self._place(Draws(seed, _PLAN_KEY), range(samples), [n - m for n, m in zip(every, later, strict=True)])
         for number, places in enumerate(refinement, start=1):
-            self._place(Draws(seed, _PLAN_KEY, number), places, [count // len(refinement) for count in later])
+            self._place(Draws(seed, _PLAN_KEY, number), places, [count // rounds for count in later])
 
     def concept_at(self, index: int) -> int | None:
         """The place in `concepts` of the concept that sample `index` exposes, None for a sample without one."""
