@@ -36,6 +36,23 @@ def test_control_captions_are_never_planted_and_differ_by_purpose(name):
     assert len(set().union(*sets)) == 150
 
 
+def test_too_few_captions_are_an_error_and_no_endless_search(monkeypatch):
+    scenes = ground_of("scenes")
+    every = [f"{number} stars" for number in range(40)]
+    monkeypatch.setattr(type(scenes), "caption", lambda self, draws: draws.choice(every))
+    assert len(set(scenes.control_captions("calibration", 30, every[:10]))) == 30
+    with pytest.raises(UsageError, match="the ground scenes has 30 captions for calibration, and 31 are needed"):
+        scenes.control_captions("calibration", 31, every[:10])
+
+
+def test_captions_that_another_purpose_would_use_too_are_refused():
+    scenes = ground_of("scenes")
+    with pytest.raises(UsageError, match="got 501 captions for selection, of which later purposes leave out 500"):
+        scenes.control_captions("selection", 501, ())
+    with pytest.raises(UsageError, match="unknown purpose 'fun'; known are calibration, selection, evaluation"):
+        scenes.control_captions("fun", 3, ())
+
+
 def test_without_captions_those_of_controls_are_empty():
     assert ground_of("pixels").control_captions("evaluation", 3, ()) == ["", "", ""]
 

@@ -24,6 +24,9 @@ _CONTROL_KEY = 5
 _RESERVED = 500
 """The number of captions of a purpose that later purposes do not use."""
 
+_TRIES = 20_000
+"""Captions in a row that are known already, after which a ground has no other."""
+
 
 class Ground(ABC):
     """Pictures with captions, planted concepts, and a recipe. To add one, put a file with a subclass into `grounds`.
@@ -129,19 +132,32 @@ class Ground(ABC):
             count: the number of captions.
             taken: captions of the concepts, which are left out.
             seed: of the proving ground.
+
+        Raises:
+            UsageError: if there is no such purpose, or there are not so many captions.
         """
+        if purpose not in PURPOSES:
+            raise UsageError(f"got the unknown purpose {purpose!r}; known are {', '.join(PURPOSES)}")
         if not self.captioned:
             return [""] * count
+        if count > _RESERVED and purpose != PURPOSES[-1]:
+            raise UsageError(f"got {count} captions for {purpose}, of which later purposes leave out {_RESERVED}")
         left_out = set(taken)
         for earlier in PURPOSES[: PURPOSES.index(purpose)]:
             left_out.update(self.control_captions(earlier, _RESERVED, taken, seed))
         captions: list[str] = []
-        index = 0
+        index = known = 0
         while len(captions) < count:
             caption = self.caption(Draws(seed, _CONTROL_KEY, PURPOSES.index(purpose), index))
             if caption not in left_out:
                 left_out.add(caption)
                 captions.append(caption)
+                known = 0
+            elif (known := known + 1) == _TRIES:
+                raise UsageError(
+                    f"the ground {self.name} has {len(captions)} captions for {purpose}, and {count} are needed; give "
+                    "its captions more words, or its wordings more frames"
+                )
             index += 1
         return captions
 
