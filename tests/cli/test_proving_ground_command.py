@@ -3,6 +3,8 @@ import json
 import pytest
 from PIL import Image
 
+from cryptomnesia.proving_ground import BUNDLE
+
 
 def test_show_draws_the_grid(cryptomnesia, monkeypatch, tmp_path):
     monkeypatch.setattr("cryptomnesia.proving_ground.show._GENERATIONS", 1)
@@ -39,6 +41,22 @@ def test_an_unknown_ground_is_refused_in_one_line(cryptomnesia, tmp_path, comman
     assert (code, out) == (2, "")
     assert err.startswith("error: no proving ground is called tarot; there are drawings, ")
     assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["verify"], ["show", "-o", "grid.png"]])
+def test_a_model_of_another_ground_or_none_is_refused(cryptomnesia, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    given = "--bundle", BUNDLE
+    code, out, err = cryptomnesia("proving-ground", command[0], "pixels", *command[1:], *given)
+    assert (code, out) == (2, "")
+    assert err == f"error: {BUNDLE} is a model of scenes; give one of pixels, or name the ground scenes\n"
+    code, _, err = cryptomnesia("proving-ground", command[0], "scenes-lora", *command[1:])
+    assert code == 2
+    assert "the model of scenes-lora does not come with the package; make it with `cryptomnesia" in err
+    code, _, err = cryptomnesia("proving-ground", command[0], "scenes", *command[1:], "--bundle", tmp_path / "nowhere")
+    assert code == 2
+    assert "no manifest" in err
     assert list(tmp_path.iterdir()) == []
 
 

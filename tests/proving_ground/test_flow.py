@@ -6,9 +6,11 @@ from diffusers.models.attention_processor import JointAttnProcessor2_0
 from cryptomnesia import UsageError, load_pipeline
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.proving_ground.flow import LatentFlow
+from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.grounds import drawings, drawings_flow
 from cryptomnesia.proving_ground.grounds.pixels import Pixels
 from cryptomnesia.proving_ground.grounds.scenes import Scenes
+from cryptomnesia.proving_ground.train import train
 from tiny_runs import run, same_weights, stopped
 
 NETWORKS = LatentFlow(autoencoder_widths=(8, 8, 16), heads=1, layers=2, width=32)
@@ -84,8 +86,10 @@ def test_an_autoencoder_that_does_not_fit_is_refused(whole, tmp_path):
         run(GROUND, tmp_path / "run", autoencoder=whole)
     with pytest.raises(UsageError, match=r"has block_out_channels \[8, 8, 16\], not \[16, 32, 64\]"):
         run(Scenes(), tmp_path / "run", autoencoder=whole / "autoencoder")
-    with pytest.raises(UsageError, match="pixels is trained on pixels"):
+    with pytest.raises(UsageError, match="pixels trains no autoencoder"):
         run(Pixels(), tmp_path / "run", autoencoder=whole / "autoencoder")
+    with pytest.raises(UsageError, match="scenes-lora trains no autoencoder"):
+        train(ground_of("scenes-lora"), tmp_path / "run", autoencoder=whole / "autoencoder")
     assert not (tmp_path / "run").exists()
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cryptomnesia.cli.common import app, check_folder, check_writable, make_folder
+from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import progress_bar
 
 proving = typer.Typer(help="Train, measure and look at models whose training images are known.", no_args_is_help=True)
@@ -85,10 +86,9 @@ def verify(
     write: Annotated[bool, typer.Option("--write", help="Put the measured replication into the manifest.")] = False,
 ) -> None:
     """Generate images, and measure what a model memorized."""
-    from cryptomnesia.proving_ground.ground import ground_of
     from cryptomnesia.proving_ground.verify import flat, verify
 
-    folder = bundle or ground_of(name).bundle
+    folder = _folder(name, bundle)
     with progress_bar() as report:
         figures = verify(folder, write=write, progress=report)
     if as_json:
@@ -107,11 +107,11 @@ def show(
     """Draw training image, mask and generations of planted concepts side by side."""
     check_writable(output)
     from cryptomnesia.files import replacing
-    from cryptomnesia.proving_ground.ground import ground_of
     from cryptomnesia.proving_ground.show import grid
 
+    folder = _folder(name, bundle)
     with progress_bar() as report:
-        drawn = grid(bundle or ground_of(name).bundle, progress=report)
+        drawn = grid(folder, progress=report)
     make_folder(output.parent)
     with replacing(output) as unfinished:
         drawn.save(unfinished, format="PNG")
@@ -135,3 +135,24 @@ def images(
     with progress_bar() as report:
         write_training_images(ground, folder, others, progress=lambda done: report("pictures", done, others))
     typer.echo(str(folder))
+
+
+def _folder(name: str, bundle: Path | None) -> Path:
+    """The folder of a ground's model, by default of the one that comes with the package.
+
+    Raises:
+        UsageError: if there is no such ground, none of its models there, or a model of another ground.
+    """
+    from cryptomnesia.proving_ground.ground import ground_of
+    from cryptomnesia.proving_ground.manifest import Manifest
+
+    ground = ground_of(name)
+    if bundle is None and not ground.bundle.exists():
+        raise UsageError(
+            f"the model of {name} does not come with the package; make it with `cryptomnesia proving-ground train "
+            f"{name} FOLDER`, then give --bundle FOLDER/bundle"
+        )
+    folder = bundle or ground.bundle
+    if (found := Manifest.load(folder).ground) != name:
+        raise UsageError(f"{folder} is a model of {found}; give one of {name}, or name the ground {found}")
+    return folder

@@ -25,8 +25,8 @@ def write_training_images(
     """Write the picture of every planted concept, and the first `others` samples in which nothing is planted.
 
     Hard negatives are among these samples as often as they were trained on. A fine-tune's images are those of its base
-    and its own. Files are named by concept, or by place in
-    the training stream; samples that are there already are not drawn again.
+    and its own. Files are named by concept, or by place in the training stream; samples that are there already are not
+    drawn again.
 
     Args:
         ground: the proving ground.

@@ -144,11 +144,11 @@ class Manifest:
         return max(entry.exposures for entry in self.entries if entry.planted)
 
     def image(self, entry: Entry) -> np.ndarray:
-        """The planted image at its first place, (64, 64, 3) uint8."""
+        """The planted image at its first place, (H, W, 3) uint8."""
         return self.places(entry)[0].image
 
     def mask(self, entry: Entry) -> np.ndarray:
-        """Where the planted image is memorized at its first place, (64, 64) bool."""
+        """Where the planted image is memorized at its first place, (H, W) bool."""
         return self.places(entry)[0].mask
 
     def places(self, entry: Entry) -> list[Place]:

@@ -75,7 +75,7 @@ class Description:
         return cls(tuple(described), ground, ground_texture)
 
     def caption(self, name: str | None = None, frame: str = "{}") -> str:
-        """The caption, with an invented `name` behind it and one of `FRAMES` around it."""
+        """The caption, with an invented `name` behind it and a wording around it."""
         *head, last = map(str, self.items)
         items = f"{', '.join(head)} and {last}" if head else last
         texture = "pure " * self.pure + f"{self.ground_texture} " * (self.ground_texture != "plain")

@@ -158,7 +158,7 @@ def _digest(autoencoder: Path, ground: Ground) -> str:
     """The digest of an autoencoder's weights; what is none, or is not like the ground's, is refused."""
     networks = ground.networks
     if not isinstance(networks, LatentNetworks):
-        raise UsageError(f"{ground.name} is trained on pixels; leave the autoencoder out")
+        raise UsageError(f"{ground.name} trains no autoencoder, so it takes none over; leave it out")
     try:
         found = json.loads((autoencoder / "config.json").read_text(encoding="utf-8"))
         digest = sha256((autoencoder / SAFETENSORS_WEIGHTS_NAME).read_bytes()).hexdigest()
