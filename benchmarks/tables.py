@@ -658,7 +658,10 @@ def _ground_dose(results: Results, name: str) -> str:
     """Reproduced generations by exposures."""
     dose = _ground(results, name)["dose_response"]
     rungs = sorted({int(rung) for shares in dose.values() for rung in shares})
-    rows = [[kind, *(interval(shares[str(rung)], 2) for rung in rungs)] for kind, shares in dose.items()]
+    rows = [
+        [kind, *(interval(shares[str(rung)], 2) if str(rung) in shares else "–" for rung in rungs)]
+        for kind, shares in dose.items()
+    ]
     return grid(["share reproduced, by exposures", *map(str, rungs)], rows)
 
 

@@ -16,7 +16,7 @@ from cryptomnesia.localizers import localizer
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.pipelines.word_tokenizer import tokenizer
-from cryptomnesia.proving_ground import BUNDLE, denoising, recognizer
+from cryptomnesia.proving_ground import BUNDLE, BUNDLES, denoising, recognizer
 from cryptomnesia.proving_ground import bundle as bundling
 from cryptomnesia.proving_ground import verify as verifying
 from cryptomnesia.proving_ground.bundle import bundle
@@ -33,8 +33,12 @@ from cryptomnesia.proving_ground.verify import verify
 CONCEPTS = GROUND.plant(0)
 
 
-def test_the_bundle_is_small_half_precision_and_stock():
-    assert sum(file.stat().st_size for file in BUNDLE.rglob("*") if file.is_file()) <= 40e6
+@pytest.mark.parametrize("folder", sorted(BUNDLES.iterdir()), ids=lambda folder: folder.name)
+def test_every_bundle_is_small(folder):
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 25e6
+
+
+def test_the_bundle_is_half_precision_and_stock():
     for name in ("pipeline", "early"):
         for weights in (BUNDLE / name).glob("*/*.safetensors"):
             with safe_open(weights, framework="pt") as file:

@@ -25,6 +25,12 @@ def test_a_checkpoint_behind_the_last_step_is_refused():
         Recipe(THREE, kept=())
 
 
+@pytest.mark.parametrize("wrong", [{"warmup": 0}, {"cooldown": 0.0}, {"cooldown": 1.5}])
+def test_a_rate_that_cannot_rise_or_fall_is_refused(wrong):
+    with pytest.raises(UsageError, match="give 1 or more, and above 0 to 1"):
+        Recipe(THREE, kept=(2,), **wrong)
+
+
 def test_the_rate_warms_up_and_cools_down():
     rates = [learning_rate(step, 100, 10, 0.2) for step in range(100)]
     assert rates[0] == 0.1

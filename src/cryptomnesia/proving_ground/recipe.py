@@ -66,6 +66,8 @@ class Recipe:
         wrong = [step for step in self.kept if not 0 <= step <= self.steps]
         if wrong or not self.kept:
             raise UsageError(f"got kept={self.kept} of {self.steps} steps; give steps between 0 and {self.steps}")
+        if self.warmup < 1 or not 0 < self.cooldown <= 1:
+            raise UsageError(f"got warmup={self.warmup} and cooldown={self.cooldown}; give 1 or more, and above 0 to 1")
 
     @property
     def steps(self) -> int:
