@@ -39,7 +39,8 @@ def truth_of(model: str, pipe: Any) -> Truth:
         entry = manifest.planted_for(prompt)
         if entry is None:
             return []
-        mask = manifest.mask(entry).astype(np.uint8) * 255
-        return [("planted image", manifest.image(entry)), ("true region", mask)]
+        # an object may come back at any of its places
+        image, mask = manifest.everywhere(entry)
+        return [("planted image", image), ("true region", mask.astype(np.uint8) * 255)]
 
     return truth

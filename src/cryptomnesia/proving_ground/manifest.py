@@ -161,6 +161,15 @@ class Manifest:
             raise UsageError("a hard negative has no planted image; ask for an entry that is planted")
         return [Place(self._picture(image, "RGB"), self._picture(mask, "L") > 127) for image, mask in entry.places]
 
+    def everywhere(self, entry: Entry) -> Place:
+        """The planted image with its mask; an object at all of its places together, on white."""
+        places = self.places(entry)
+        if len(places) == 1:
+            return places[0]
+        mask = np.any([place.mask for place in places], axis=0)
+        image = np.max([np.where(place.mask[..., None], place.image, 0) for place in places], axis=0)
+        return Place(np.where(mask[..., None], image, 255).astype(np.uint8), mask)
+
     def _picture(self, name: str, mode: str) -> np.ndarray:
         try:
             with Image.open(self.folder / name) as picture:

@@ -71,11 +71,7 @@ def _chosen(manifest: Manifest) -> Sequence[Entry]:
 
 def _row(manifest: Manifest, result: Generations) -> list[tuple[np.ndarray, tuple[str, int] | None]]:
     """Pictures (H, W, 3) uint8 of a row, each with the colour and width of its frame."""
-    places = manifest.places(result.entry)
-    # an object at all of its places
-    image = np.max([np.where(place.mask[..., None], place.image, 0) for place in places], axis=0)
-    mask = np.any([place.mask for place in places], axis=0)
-    shown = places[0].image if len(places) == 1 else np.where(mask[..., None], image, 255).astype(np.uint8)
+    shown, mask = manifest.everywhere(result.entry)
     # white on white would not be seen
     pictures = [(shown, None), (mask[..., None].repeat(3, axis=2).astype(np.uint8) * 255, ("#a0a0a0", 1))]
     generations = (result.images * 255).round().astype(np.uint8)
