@@ -137,7 +137,8 @@ def _prompted(
     own = type(model.pipe.scheduler).__name__
     settings = {own: {str(model.guidance): _rates(generated, manifest)}}
     top = [entry for entry in planted if entry.exposures == manifest.top]
-    for solver, guidance in _settings(own, model):
+    curve = guidance_curve(model, recognizer, progress)
+    for solver, guidance in _settings(own, model, curve["best_guidance"]):
         other = replication(model.at(guidance, solver), top, SEEDS, progress)
         settings.setdefault(solver, {})[str(guidance)] = _rates(other, manifest)
     return {
@@ -145,7 +146,7 @@ def _prompted(
         "control_replicated": _controls(model, planted, progress),
         "controls": CONTROLS,
         "dose_response": _dose(generated),
-        **guidance_curve(model, recognizer, progress),
+        **curve,
         "settings": settings,
         "guidance": model.guidance,
         "seeds": SEEDS,
@@ -179,9 +180,9 @@ def _any_of(hits: np.ndarray) -> dict[str, float]:
     return asdict(rate(np.split(hits.any(axis=0), hits.shape[1])))
 
 
-def _settings(own: str, model: Model) -> list[tuple[str, float]]:
-    """Solvers and guidance scales that are tried beside the model's own."""
-    scales = dict.fromkeys((model.guidance, *model.ground.guidances))
+def _settings(own: str, model: Model, natural: float) -> list[tuple[str, float]]:
+    """Solvers and guidance scales that are tried beside the model's own; the natural scale is always among them."""
+    scales = dict.fromkeys((model.guidance, natural, *model.ground.guidances))
     every = [(solver, scale) for solver in dict.fromkeys((own, *model.ground.solvers)) for scale in scales]
     return [setting for setting in every if setting != (own, model.guidance)]
 
