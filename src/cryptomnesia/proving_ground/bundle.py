@@ -51,7 +51,6 @@ def bundle(
     folder: Path,
     recipe: Recipe | None = None,
     *,
-    guidance: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
     """Fill `folder` with what comes with the package, from the folder of a finished training.
@@ -66,7 +65,6 @@ def bundle(
         run: folder of the training.
         folder: replaced if it exists.
         recipe: of the training, the ground's by default.
-        guidance: guidance scale of the calibration, the ground's by default.
         progress: called with (what, done, in all).
     """
     report = progress or (lambda *_: None)
@@ -88,7 +86,7 @@ def bundle(
     elif ground.captioned:
         recognizer = train_recognizer(ground, seed, progress=lambda done, total: report("recognizer", done, total))
         recognizer.save(unfinished)
-    scale = ground.guidances[0] if guidance is None else guidance
+    scale = ground.guidances[0]
     manifest = Manifest(
         unfinished, ground.name, weights_digest(pipe), seed, scale, ground.steps, entries, bounds(pipe, concepts, seed)
     )

@@ -1,7 +1,6 @@
 """The settings of a training run."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from cryptomnesia.errors import UsageError
 
@@ -88,10 +87,6 @@ class Recipe:
             step -= phase.steps
             first += phase.steps * phase.batch
         raise ValueError(f"got step {step} behind the last phase")
-
-    def text(self) -> str:
-        """All settings as JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
 
 
 def learning_rate(step: int, steps: int, warmup: int, cooldown: float) -> float:

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -141,7 +141,7 @@ def _claim(folder: Path, ground: Ground, recipe: Recipe, autoencoder: str | None
     """Make `folder` the folder of a run of `recipe`, with a given autoencoder or not, or check that it is one."""
     written = folder / "recipe.json"
     given = {} if autoencoder is None else {"autoencoder": autoencoder}
-    settings = {"ground": ground.name, **ground.settings(), **given, **json.loads(recipe.text())}
+    settings = {"ground": ground.name, **ground.settings(), **given, **asdict(recipe)}
     text = json.dumps(settings, indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -336,8 +336,8 @@ class _State:
         self,
         path: Path,
         modules: dict[str, nn.Module],
-        optimizer: torch.optim.Optimizer | None = None,
-        seconds: float = 0.0,
+        optimizer: torch.optim.Optimizer,
+        seconds: float,
     ) -> None:
         self.path, self.modules, self.optimizer, self.seconds = path, modules, optimizer, seconds
         self._written = time.monotonic()
@@ -350,9 +350,8 @@ class _State:
             for name, module in self.modules.items()
             for key, value in module.state_dict().items()
         }
-        if self.optimizer is not None:
-            for number, moments in self.optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer/{number}/{key}": value.contiguous() for key, value in moments.items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{number}/{key}": value.contiguous() for key, value in moments.items()}
         with replacing(self.path) as unfinished:
             save_file(tensors, unfinished, metadata={"step": str(step)})
         self._written = time.monotonic()
@@ -367,18 +366,17 @@ class _State:
         for name, module in self.modules.items():
             state = {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
             module.load_state_dict(state)
-        if self.optimizer is not None:
-            moments: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                if key.startswith("optimizer/"):
-                    _, number, name = key.split("/")
-                    moments.setdefault(int(number), {})[name] = value
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-            # loaded moments have the strides of the file, and the fused optimizer expects those of the weights
-            for weight, state in self.optimizer.state.items():
-                for name, value in state.items():
-                    if value.shape == weight.shape:
-                        state[name] = torch.empty_like(weight).copy_(value)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                _, number, name = key.split("/")
+                moments.setdefault(int(number), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        # loaded moments have the strides of the file, and the fused optimizer expects those of the weights
+        for weight, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if value.shape == weight.shape:
+                    state[name] = torch.empty_like(weight).copy_(value)
         return step
 
 
