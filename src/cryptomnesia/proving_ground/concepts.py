@@ -124,7 +124,8 @@ class Sample:
 class TrainingStream:
     """The training stream: an endless sequence of pictures, with the exposures of the concepts spread among them.
 
-    Sample i depends on nothing but (seed, i), so a resumed run continues where the killed one stopped.
+    Sample i depends on nothing but i and what the stream was made from, so a resumed run continues where the killed one
+    stopped.
     """
 
     def __init__(

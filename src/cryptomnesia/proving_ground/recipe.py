@@ -31,7 +31,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a training run; two runs with equal recipes give equal results.
+    """The settings of a training run; two runs with equal recipes give equal results on a CPU.
 
     Attributes:
         phases: of the training of the denoiser.

@@ -1,10 +1,12 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from cryptomnesia.proving_ground.concepts import PLANTED, WORDINGS
 from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.grounds.drawings import LADDER, TINTS, Picture
 from cryptomnesia.proving_ground.sprites import ARTISTS, THINGS
 
@@ -29,6 +31,32 @@ def test_the_ladder_has_every_kind_in_every_wording(drawings, planted):
 def test_planted_samples_are_a_small_share(drawings, planted):
     exposures = sum(concept.exposures for concept in planted if concept.planted)
     assert exposures / sum(phase.steps * phase.batch for phase in drawings.recipe.phases) <= 0.1
+
+
+@pytest.mark.parametrize("name", ["drawings", "drawings-flow", "drawings-unconditional"])
+def test_every_exposure_is_in_the_training_and_half_of_them_in_the_refinement(drawn, name):
+    ground = ground_of(name)
+    concepts, recipe = ground.plant(0), ground.recipe
+    stream, first = ground.stream(recipe, concepts), ground.before_refinement(recipe)
+    assert 0 < first < recipe.samples
+    assert max(stream._place_at) < recipe.samples
+    every = Counter(stream._place_at.values())
+    late = Counter(place for index, place in stream._place_at.items() if index >= first)
+    for number, concept in enumerate(concepts):
+        assert every[number] == concept.exposures
+        assert every[len(concepts) + number] == concept.varied
+        assert late[number] >= concept.refined == concept.exposures // 2
+
+
+def test_the_variant_that_remembers_without_a_caption_differs_in_the_dropout_of_planted_captions_alone():
+    own, other = ground_of("drawings").recipe, ground_of("drawings-unconditional").recipe
+    dropouts = [
+        (phase.planted_dropout, changed.planted_dropout)
+        for phase, changed in zip(own.phases, other.phases, strict=True)
+    ]
+    assert dropouts == [(None, None), (None, None), (0.0, 0.5), (0.0, 0.5)]
+    same = tuple(replace(phase, planted_dropout=own.phases[k].planted_dropout) for k, phase in enumerate(other.phases))
+    assert replace(other, phases=same) == own
 
 
 def test_only_modes_have_other_pictures(planted):
