@@ -696,6 +696,7 @@ _GROUND_TABLES = {
 _GROUNDS = {
     "scenes": tuple(_GROUND_TABLES),
     "drawings": tuple(_GROUND_TABLES),
+    "drawings-unconditional": ("",),  # to be compared with the drawings
     "drawings-flow": ("", ".settings", ".guidance"),  # one rung
     "pixels": ("",),  # no captions
 }
