@@ -10,10 +10,10 @@ from cryptomnesia.proving_ground.verify import Generations, Model, flat, replica
 
 
 @pytest.fixture(scope="module")
-def manifest(planted, tmp_path_factory):
+def manifest(drawings, planted, tmp_path_factory):
     """The manifest of the ladder's top rung of drawings, without a model."""
     folder = tmp_path_factory.mktemp("manifest")
-    top = [concept for concept in planted if concept.planted and concept.exposures == 2_048]
+    top = [concept for concept in planted if concept.planted and concept.exposures == drawings.top(planted)]
     return Manifest(folder, "drawings", "0" * 64, 0, 5.0, 50, write_planted(folder, top))
 
 
@@ -45,7 +45,7 @@ def test_modes_count_only_among_their_wording(manifest):
         assert rates[f"{kind}_replicated"]["value"] == 1.0
         assert [found["value"] for found in rates["by_wording"][kind].values()] == [1.0, 1.0, 0.0]
     dose = verifying._dose(generated)
-    assert {kind: found["2048"]["value"] for kind, found in dose.items()} == dict.fromkeys(dose, 1.0)
+    assert {kind: found[str(manifest.top)]["value"] for kind, found in dose.items()} == dict.fromkeys(dose, 1.0)
 
 
 def test_other_solvers_and_scales_are_tried_beside_the_models_own(manifest, drawings):

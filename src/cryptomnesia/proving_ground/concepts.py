@@ -155,6 +155,8 @@ class TrainingStream:
         self._place_at: dict[int, int] = {}
         every = [c.exposures for c in self.concepts] + [c.varied for c in self.concepts]
         later = [0] * len(every)
+        # a short recipe may have no samples for it
+        refinement = [places for places in refinement if places]
         if rounds := len(refinement):
             share = [c.refined for c in self.concepts]
             share += [c.varied * c.refined // c.exposures if c.refined else 0 for c in self.concepts]
