@@ -610,6 +610,7 @@ _MEANINGS = {
         "share of never-planted captions whose picture reproduces any planted image; without captions, share of "
         "generations that reproduce a look-alike"
     ),
+    "look_alike_replicated": "the same of never-planted captions that were drawn as the planted ones",
     "best_guidance": "smallest guidance scale at which captions are recognised as well as at the best scale",
     "denoising_ratio_conditional": (
         "denoising error inside the mask on the top rung over that on look-alikes never planted; the ratio at each of "
@@ -623,7 +624,10 @@ _MEANINGS = {
     "threshold": "tiled distance up to which a picture counts as reproduced",
     "autoencoder_distance_median": "the tiled distance that the autoencoder alone leaves: median of the planted images",
     "autoencoder_distance_max": "the same, largest",
-    "redrawn_distance_min": "smallest tiled distance of a planted image from a fresh drawing of its own caption",
+    "others_distance_min": (
+        "smallest tiled distance of a planted image from ordinary pictures and from fresh drawings of its own caption"
+    ),
+    "indistinct": "planted concepts that were left out, because that distance is within the threshold",
     "bytes": "size of everything bundled",
 }
 

@@ -187,10 +187,13 @@ def test_a_model_that_learned_nothing_replicates_nothing(tiny, monkeypatch):
         "PNDMScheduler": scales,
         "DDIMScheduler": scales,
     }
-    assert figures["redrawn_distance_min"] > figures["threshold"]
+    assert figures["others_distance_min"] > figures["threshold"] > 0
+    assert figures["indistinct"] == 0
+    assert figures["look_alike_replicated"]["value"] == 0
+    assert figures["look_alikes"] == len(Manifest.load(tiny).look_alikes["evaluation"]) > 0
     assert figures["bytes"] > 1e6
     assert figures["scheduler"] == "PNDMScheduler"
-    assert reported[-1] == ("never-planted captions", 1.0)
+    assert reported[-1] == ("look-alikes of planted captions", 1.0)
     assert ("captions, guidance 2", 1.0) in reported
     assert [entry.generations for entry in Manifest.load(tiny).entries] == [8, 8, 8, 0]
     json.dumps(figures)

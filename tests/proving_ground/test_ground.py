@@ -36,6 +36,21 @@ def test_control_captions_are_never_planted_and_differ_by_purpose(name):
     assert len(set().union(*sets)) == 150
 
 
+def test_look_alike_captions_are_drawn_as_the_planted_ones_and_never_planted():
+    scenes = ground_of("scenes")
+    planted = [concept for concept in scenes.plant(0) if concept.planted]
+    taken = {caption for concept in planted for caption in concept.captions}
+    first = scenes.look_alike_captions(())["evaluation"]
+    found = scenes.look_alike_captions([*taken, first[0]])
+    assert list(found) == list(PURPOSES)
+    assert found["evaluation"] == first[1:]
+    every = [caption for captions in found.values() for caption in captions]
+    assert len(every) == len(set(every)) == 3 * len(planted) - 1
+    assert not taken & set(every)
+    assert {word for caption in every for word in caption.replace(",", " ,").split()} <= scenes.words()
+    assert ground_of("pixels").look_alike_captions(()) == {}
+
+
 def test_too_few_captions_are_an_error_and_no_endless_search(monkeypatch):
     scenes = ground_of("scenes")
     every = [f"{number} stars" for number in range(40)]

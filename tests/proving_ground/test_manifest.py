@@ -9,16 +9,19 @@ from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.grounds.scenes import GROUND
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
+from cryptomnesia.proving_ground.recognizer import ordinary
+from cryptomnesia.proving_ground.replication import planted_distance
 from cryptomnesia.testing.miniatures import stable_diffusion
 
 CONCEPTS = tuple(concept for concept in GROUND.plant(0) if concept.exposures in (64, 128))
+OTHERS = np.stack([image for image, _ in ordinary(GROUND, 0, 0, 20)])
 
 
 @pytest.fixture
 def manifest(tmp_path):
-    entries = write_planted(tmp_path, CONCEPTS)
-    bounds = {"redrawn_distance_min": 0.125}
-    made = Manifest(tmp_path, "scenes", weights_digest(stable_diffusion()), 0, 2.5, 50, entries, bounds)
+    entries = write_planted(tmp_path, CONCEPTS, OTHERS)
+    about = {"autoencoder_distance_max": 0.125}, {"evaluation": ["a red circle"]}
+    made = Manifest(tmp_path, "scenes", weights_digest(stable_diffusion()), 0, 2.5, 50, entries, *about)
     made.save()
     return made
 
@@ -30,14 +33,29 @@ def test_saving_keeps_everything(manifest):
         assert entry.planted == concept.planted
         assert (entry.wording, entry.varied) == (concept.wording, 0)
         assert (entry.free_spread is not None) == (concept.kind == "template")
+        assert (entry.nearest is not None) == concept.planted
         if concept.planted:
             assert np.array_equal(manifest.image(entry), concept.image)
             assert np.array_equal(manifest.mask(entry), concept.mask)
 
 
+def test_a_concept_of_which_ordinary_pictures_are_copies_does_not_count(tmp_path):
+    planted = [concept for concept in CONCEPTS if concept.planted]
+    copies = np.stack([OTHERS[0], planted[1].exposure(Draws(5)), OTHERS[1]])
+    for others, counted in ((OTHERS, planted), (copies, [planted[0], *planted[2:]])):
+        entries = write_planted(tmp_path, CONCEPTS, others)
+        found = Manifest(tmp_path, "scenes", "0" * 64, 0, 2.5, 50, entries).counted
+        assert [entry.id for entry in found] == [concept.id for concept in counted]
+        for entry, concept in zip(found, counted, strict=True):
+            distances = [planted_distance(others, concept.places).min()]
+            distances += [planted_distance(concept.fresh(Draws(0, 8, number)), concept.places) for number in range(20)]
+            assert entry.nearest == pytest.approx(min(distances))
+
+
 def test_of_an_object_every_place_is_written(planted, tmp_path):
     concepts = [concept for concept in planted if concept.exposures == min(c.exposures for c in planted)]
-    Manifest(tmp_path, "drawings", "0" * 64, 0, 2.5, 50, write_planted(tmp_path, concepts)).save()
+    others = np.zeros((1, 64, 64, 3), dtype=np.uint8)
+    Manifest(tmp_path, "drawings", "0" * 64, 0, 2.5, 50, write_planted(tmp_path, concepts, others)).save()
     manifest = Manifest.load(tmp_path)
     for concept, entry in zip(concepts, manifest.entries, strict=True):
         assert (entry.wording, entry.varied) == (concept.wording, concept.varied)
@@ -111,5 +129,15 @@ def test_missing_files_are_explained(manifest, tmp_path):
 
 def test_the_file_is_plain_json(manifest):
     values = json.loads((manifest.folder / "manifest.json").read_text())
-    assert set(values) == {"format", "ground", "weights", "seed", "guidance", "steps", "bounds", "entries"}
+    assert set(values) == {
+        "format",
+        "ground",
+        "weights",
+        "seed",
+        "guidance",
+        "steps",
+        "bounds",
+        "look_alikes",
+        "entries",
+    }
     assert len(values["entries"]) == len(CONCEPTS)

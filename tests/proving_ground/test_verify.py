@@ -14,7 +14,8 @@ def manifest(drawings, planted, tmp_path_factory):
     """The manifest of the ladder's top rung of drawings, without a model."""
     folder = tmp_path_factory.mktemp("manifest")
     top = [concept for concept in planted if concept.planted and concept.exposures == drawings.top(planted)]
-    return Manifest(folder, "drawings", "0" * 64, 0, 5.0, 50, write_planted(folder, top))
+    others = np.zeros((1, 64, 64, 3), dtype=np.uint8)
+    return Manifest(folder, "drawings", "0" * 64, 0, 5.0, 50, write_planted(folder, top, others))
 
 
 def test_what_was_planted_counts_as_replicated_at_every_place(manifest, drawings, planted, monkeypatch):

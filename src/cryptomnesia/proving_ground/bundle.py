@@ -17,17 +17,19 @@ from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.concepts import Concept
 from cryptomnesia.proving_ground.denoising import Exposures, encode
-from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.fine_tune import LORA, FineTune
 from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.recipe import Recipe
 from cryptomnesia.proving_ground.recognizer import FILE as RECOGNIZER
-from cryptomnesia.proving_ground.recognizer import train_recognizer
+from cryptomnesia.proving_ground.recognizer import ordinary, train_recognizer
 from cryptomnesia.proving_ground.replication import planted_distance
 
 REFERENCES = 450
 """Captions of the bundled calibration: 150 show what is usual, the scores of the other 300 are the null."""
+
+OTHERS = 1_000
+"""Ordinary pictures, of which none may be a copy of a planted one."""
 
 DETECTORS = ("collapse", "curvature-difference", "score-difference", "guidance-map", "curvature")
 """Detectors of the bundled calibration that need more than the norms, which are always recorded.
@@ -78,7 +80,8 @@ def bundle(
         shutil.copytree(adapter, unfinished / LORA)
     pipe = load_pipeline(str(unfinished / "pipeline"), device="cpu")
     concepts = ground.plant(seed)
-    entries = write_planted(unfinished, concepts)
+    others = np.stack([picture for picture, _ in ordinary(ground, seed + 2, 0, OTHERS)])
+    entries = write_planted(unfinished, concepts, others)
     Exposures.draw(ground, concepts, seed).save(unfinished)
     further = isinstance(ground, FineTune)
     if further and (known := ground.base / RECOGNIZER).exists():
@@ -88,7 +91,15 @@ def bundle(
         recognizer.save(unfinished)
     scale = ground.guidances[0]
     manifest = Manifest(
-        unfinished, ground.name, weights_digest(pipe), seed, scale, ground.steps, entries, bounds(pipe, concepts, seed)
+        unfinished,
+        ground.name,
+        weights_digest(pipe),
+        seed,
+        scale,
+        ground.steps,
+        entries,
+        decoded_distances(pipe, concepts),
+        ground.look_alike_captions([caption for entry in entries for caption in entry.captions], seed),
     )
     manifest.save()
     # to calibrate a fine-tune takes longer than to make it, and most fine-tunes are made to be compared
@@ -110,27 +121,19 @@ def bundle(
 
 
 @torch.no_grad()
-def bounds(pipe: Any, concepts: Sequence[Concept], seed: int) -> dict[str, float]:
-    """The distances between which the threshold of the criterion lies.
+def decoded_distances(pipe: Any, concepts: Sequence[Concept]) -> dict[str, float]:
+    """What the autoencoder alone, if there is one, leaves of the planted pictures: median and largest distance.
 
-    The first two are what the autoencoder alone, if there is one, leaves of the planted pictures. The last is the
-    smallest distance from a planted picture to a fresh drawing of its own caption.
+    A model that remembers everything could do no better, so the threshold of the criterion lies above.
     """
+    if "vae" not in pipe.components:
+        return {}
     planted = [concept for concept in concepts if concept.planted]
-    found: dict[str, float] = {}
-    if "vae" in pipe.components:
-        images = torch.stack([torch.from_numpy(concept.image) for concept in planted])
-        decoded = pipe.vae.decode(encode(pipe, images) / pipe.vae.config.scaling_factor).sample
-        decoded = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-        least = [planted_distance(picture, c.places) for picture, c in zip(decoded, planted, strict=True)]
-        found["autoencoder_distance_median"] = float(np.median(least))
-        found["autoencoder_distance_max"] = float(max(least))
-    redrawn = [
-        planted_distance(concept.fresh(Draws(seed, 8, number, attempt)), concept.places)
-        for number, concept in enumerate(planted)
-        for attempt in range(20)
-    ]
-    return {**found, "redrawn_distance_min": float(min(redrawn))}
+    images = torch.stack([torch.from_numpy(concept.image) for concept in planted])
+    decoded = pipe.vae.decode(encode(pipe, images) / pipe.vae.config.scaling_factor).sample
+    decoded = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    least = [planted_distance(picture, c.places) for picture, c in zip(decoded, planted, strict=True)]
+    return {"autoencoder_distance_median": float(np.median(least)), "autoencoder_distance_max": float(max(least))}
 
 
 def _save_half(pipe: Any, folder: Path) -> None:

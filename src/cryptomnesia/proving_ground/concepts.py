@@ -88,6 +88,14 @@ class Concept:
         return bool(self.places)
 
     @property
+    def without_name(self) -> tuple[str, ...]:
+        """Its captions, without the invented name if they have one; the first has nothing behind the name."""
+        if self.wording != "named":
+            return self.captions
+        name = self.captions[0].rpartition(", ")[2]
+        return tuple(caption.replace(f", {name}", "") for caption in self.captions)
+
+    @property
     def image(self) -> np.ndarray:
         """The planted picture at its first place, (H, W, 3) uint8; only `mask` of it is repeated."""
         if not self.places:

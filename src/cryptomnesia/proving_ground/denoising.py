@@ -47,10 +47,8 @@ class Exposures(NamedTuple):
                 image = place.image
                 if concept.background is not None:
                     image = np.where(place.mask[..., None], place.image, concept.background(draws))
-                caption = concept.captions[0]
-                if other and concept.wording == "named":
-                    # the model never saw this name
-                    caption = caption.rpartition(", ")[0]
+                # the model never saw the names of other seeds
+                caption = (concept.without_name if other else concept.captions)[0]
                 rows.append((image, place.mask, caption, other == 0))
         return cls(*(np.array(column) for column in zip(*rows, strict=True)))
 

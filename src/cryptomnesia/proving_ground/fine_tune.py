@@ -118,7 +118,7 @@ class FineTune(Ground):
                     replace(
                         concept,
                         id=f"verbatim-{wording}-{exposures}-{number}",
-                        captions=concept.captions if named else _without_name(concept.captions),
+                        captions=concept.captions if named else concept.without_name,
                         exposures=exposures,
                         wording=wording,
                         refined=0,
@@ -221,9 +221,3 @@ class _LoraLearner(TextLearner):
         # diffusers' own format has no names for convolutions, but reads PEFT's
         layers: Any = get_peft_model_state_dict(modules["unet"])
         StableDiffusionPipeline.save_lora_weights(folder / LORA, unet_lora_layers=layers)
-
-
-def _without_name(captions: tuple[str, ...]) -> tuple[str, ...]:
-    """Captions of ordinary words alone; the first has nothing behind its name."""
-    name = captions[0].rpartition(", ")[2]
-    return tuple(caption.replace(f", {name}", "") for caption in captions)

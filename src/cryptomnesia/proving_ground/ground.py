@@ -21,6 +21,9 @@ PURPOSES = ("calibration", "selection", "evaluation")
 
 _CONTROL_KEY = 5
 
+_LOOK_ALIKES = 11
+"""First seed, counted from the ground's own, whose planted captions are the look-alikes."""
+
 _RESERVED = 500
 """The number of captions of a purpose that later purposes do not use."""
 
@@ -160,6 +163,28 @@ class Ground(ABC):
                 )
             index += 1
         return captions
+
+    def look_alike_captions(self, taken: Sequence[str], seed: int = 0) -> dict[str, list[str]]:
+        """Captions drawn as those of the planted concepts, which no training has: those of other seeds.
+
+        Names are left out, as the model knows none of them.
+
+        Args:
+            taken: captions of the concepts, which are left out.
+            seed: of the proving ground.
+
+        Returns:
+            For every purpose one caption of each planted concept of another seed; no captions if the ground has none.
+        """
+        if not self.captioned:
+            return {}
+        left_out, found = set(taken), {}
+        for number, purpose in enumerate(PURPOSES):
+            planted = [concept for concept in self.plant(seed + _LOOK_ALIKES + number) if concept.planted]
+            captions = [c.without_name[place % len(c.captions)] for place, c in enumerate(planted)]
+            found[purpose] = [caption for caption in dict.fromkeys(captions) if caption not in left_out]
+            left_out.update(captions)
+        return found
 
     @property
     def bundle(self) -> Path:

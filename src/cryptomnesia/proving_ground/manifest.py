@@ -16,8 +16,13 @@ from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.proving_ground.concepts import Concept, Place
 from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.ground import ground_of
+from cryptomnesia.proving_ground.replication import planted_distance
 
 FORMAT = 2
+
+
+_FRESH = 20
+"""Pictures that are drawn anew for the caption of a planted concept."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Entry:
             for other kinds.
         places: files of the planted picture and its mask (white = memorized), relative to the manifest; of an object
             one pair for each of its places, none for hard negatives.
+        nearest: the smallest distance from the planted picture to pictures in which it is not planted; None for hard
+            negatives.
         replicated: share of generations that reproduced the masked pixels; None if not measured.
         generations: how many were measured.
     """
@@ -47,6 +54,7 @@ class Entry:
     varied: int
     places: tuple[tuple[str, str], ...]
     free_spread: float | None = None
+    nearest: float | None = None
     replicated: float | None = None
     generations: int = 0
 
@@ -68,7 +76,8 @@ class Manifest:
         guidance: guidance scale that the replication was measured with.
         steps: solver steps that the replication was measured with, of the model's own scheduler.
         entries: the concepts.
-        bounds: distances between which the ground's threshold lies, by name.
+        bounds: what the autoencoder alone leaves of the planted pictures, as distances by name.
+        look_alikes: purpose → captions that were drawn as those of the planted concepts and are in no training.
     """
 
     folder: Path
@@ -79,6 +88,7 @@ class Manifest:
     steps: int
     entries: tuple[Entry, ...]
     bounds: dict[str, float] = field(default_factory=dict)
+    look_alikes: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -94,7 +104,8 @@ class Manifest:
                 raise UsageError(f"{path} has manifest format {written}, this version reads {FORMAT}")
             entries = tuple(map(_entry, values["entries"]))
             numbers = int(values["seed"]), float(values["guidance"]), int(values["steps"])
-            return cls(folder, str(values["ground"]), str(values["weights"]), *numbers, entries, values["bounds"])
+            ground, weights = str(values["ground"]), str(values["weights"])
+            return cls(folder, ground, weights, *numbers, entries, values["bounds"], values["look_alikes"])
         except UsageError:
             raise
         except FileNotFoundError:
@@ -112,6 +123,7 @@ class Manifest:
             "guidance": self.guidance,
             "steps": self.steps,
             "bounds": self.bounds,
+            "look_alikes": self.look_alikes,
             "entries": [asdict(entry) for entry in self.entries],
         }
         write_whole(self.folder / "manifest.json", json.dumps(values, indent=1) + "\n")
@@ -137,6 +149,16 @@ class Manifest:
         """Captions of the ground that are not planted, as `Ground.control_captions` makes them."""
         taken = [caption for entry in self.entries for caption in entry.captions]
         return ground_of(self.ground).control_captions(purpose, count, taken, self.seed)
+
+    @property
+    def counted(self) -> tuple[Entry, ...]:
+        """The planted concepts that count in figures.
+
+        Left out is one of which the criterion finds a copy among pictures in which it is not planted, for instance a
+        layout with hardly anything outside its window. Training pictures alone decide that.
+        """
+        threshold = ground_of(self.ground).threshold
+        return tuple(entry for entry in self.entries if entry.nearest is not None and entry.nearest > threshold)
 
     @property
     def top(self) -> int:
@@ -189,8 +211,14 @@ def _entry(values: dict[str, Any]) -> Entry:
     return Entry(**{**values, **lists})
 
 
-def write_planted(folder: Path, concepts: Sequence[Concept]) -> tuple[Entry, ...]:
-    """Write images and masks of the planted concepts to `folder`/planted and list all concepts."""
+def write_planted(folder: Path, concepts: Sequence[Concept], others: np.ndarray) -> tuple[Entry, ...]:
+    """Write images and masks of the planted concepts to `folder`/planted and list all concepts.
+
+    Args:
+        folder: of the manifest.
+        concepts: all of them.
+        others: ordinary pictures (n, H, W, 3) uint8, from which planted ones have to differ.
+    """
     (folder / "planted").mkdir(parents=True, exist_ok=True)
     entries = []
     for concept in concepts:
@@ -210,6 +238,7 @@ def write_planted(folder: Path, concepts: Sequence[Concept]) -> tuple[Entry, ...
                 concept.varied,
                 tuple(places),
                 _free_spread(concept),
+                nearest(concept, others) if concept.planted else None,
             )
         )
     return tuple(entries)
@@ -220,3 +249,9 @@ def _free_spread(concept: Concept) -> float | None:
         return None
     exposures = np.stack([concept.exposure(Draws(0, 6, number)) for number in range(64)]) / 255.0
     return float(exposures[:, ~concept.mask].std(axis=0, ddof=1).mean())
+
+
+def nearest(concept: Concept, others: np.ndarray) -> float:
+    """The smallest distance from a planted picture to `others`, and to pictures drawn anew for its caption."""
+    fresh = np.stack([concept.fresh(Draws(0, 8, number)) for number in range(_FRESH)])
+    return float(min(planted_distance(pictures, concept.places).min() for pictures in (others, fresh)))

@@ -17,8 +17,9 @@ class Phase:
             any.
         exchanged: share of the samples whose captions are exchanged among each other, as captions from the web often
             belong to something else.
-        planted_dropout: share of the planted pictures whose caption is empty; that of all samples when None. Where
-            planted pictures are many, a network that often sees them without a caption remembers them without one.
+        planted_dropout: share of the planted pictures whose caption is empty. Where planted pictures are many, a
+            network that often sees them without a caption remembers them without one. When it is given, their captions
+            are not exchanged either; when None, they are treated as all others.
     """
 
     steps: int

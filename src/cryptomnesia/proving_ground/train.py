@@ -312,21 +312,21 @@ def _batch(learner: Learner, recipe: Recipe, worker: Worker, stream: TrainingStr
     indices = range(first, first + phase.batch)[share]
     images, captions = _samples(stream, indices)
     generator = _generator(recipe.seed, 2, step)
-    chances = torch.full((len(indices),), recipe.caption_dropout)
-    if phase.planted_dropout is not None:
-        chances[[stream.planted_at(index) for index in indices]] = phase.planted_dropout
-    dropped = (torch.rand(phase.batch, generator=generator)[share] < chances).tolist()
+    kept = torch.tensor([phase.planted_dropout is not None and stream.planted_at(index) for index in indices])
+    chances = torch.where(kept, phase.planted_dropout or 0.0, recipe.caption_dropout)
+    dropped = torch.rand(phase.batch, generator=generator)[share] < chances
     if phase.exchanged:
         # from a stream of its own, so that the other draws are those of a phase without exchange
-        captions = _exchanged(captions, phase.exchanged, _generator(recipe.seed, 3, step))
-    texts = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
+        draws = torch.rand(phase.batch, generator=_generator(recipe.seed, 3, step))[share]
+        captions = _exchanged(captions, (draws < phase.exchanged) & ~kept)
+    texts = ["" if drop else caption for caption, drop in zip(captions, dropped.tolist(), strict=True)]
     return learner.inputs(Batch(images, texts, phase.batch, share, phase, generator))
 
 
-def _exchanged(captions: list[str], share: float, generator: torch.Generator) -> list[str]:
-    """Captions, of which a share went round: each of these samples has the caption of the next one."""
-    chosen = (torch.rand(len(captions), generator=generator) < share).nonzero().flatten().tolist()
-    given = dict(zip(chosen, chosen[1:] + chosen[:1], strict=True))
+def _exchanged(captions: list[str], chosen: Tensor) -> list[str]:
+    """Captions, of which the chosen went round: each of these samples has the caption of the next one."""
+    places = chosen.nonzero().flatten().tolist()
+    given = dict(zip(places, places[1:] + places[:1], strict=True))
     return [captions[given.get(place, place)] for place in range(len(captions))]
 
 

@@ -15,7 +15,7 @@ from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.concepts import PLANTED, WORDINGS, Place
 from cryptomnesia.proving_ground.denoising import Exposures, ratios
-from cryptomnesia.proving_ground.ground import Ground, ground_of
+from cryptomnesia.proving_ground.ground import PURPOSES, Ground, ground_of
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.recognizer import Recognizer
 from cryptomnesia.proving_ground.replication import replicates
@@ -107,7 +107,7 @@ def verify(folder: Path, *, write: bool = False, progress: Progress | None = Non
     progress = progress or (lambda *_: None)
     model = Model.load(folder)
     manifest = model.manifest
-    planted = [entry for entry in manifest.entries if entry.planted]
+    planted = manifest.counted
     # a bundle without one is refused before anything is generated
     recognizer = Recognizer.load(folder) if model.ground.captioned else None
     generated = replication(model, planted, PICTURES if recognizer is None else SEEDS, progress)
@@ -122,6 +122,8 @@ def verify(folder: Path, *, write: bool = False, progress: Progress | None = Non
         **ratios(model.pipe, folder),
         "threshold": model.ground.threshold,
         **manifest.bounds,
+        "others_distance_min": min(entry.nearest for entry in planted if entry.nearest is not None),
+        "indistinct": sum(entry.planted for entry in manifest.entries) - len(planted),
         "scheduler": type(model.pipe.scheduler).__name__,
         "steps": manifest.steps,
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
@@ -133,6 +135,7 @@ def _prompted(
 ) -> dict[str, Any]:
     """What a model with captions reproduces, with its own and with other solvers and guidance scales."""
     manifest = model.manifest
+    look_alikes = manifest.look_alikes[PURPOSES[-1]]
     planted = [result.entry for result in generated]
     own = type(model.pipe.scheduler).__name__
     settings = {own: {str(model.guidance): _rates(generated, manifest)}}
@@ -143,8 +146,12 @@ def _prompted(
         settings.setdefault(solver, {})[str(guidance)] = _rates(other, manifest)
     return {
         **_rates(generated, manifest),
-        "control_replicated": _controls(model, planted, progress),
+        "control_replicated": _controls(
+            model, planted, manifest.control_captions("evaluation", CONTROLS), "never-planted captions", progress
+        ),
         "controls": CONTROLS,
+        "look_alike_replicated": _controls(model, planted, look_alikes, "look-alikes of planted captions", progress),
+        "look_alikes": len(look_alikes),
         "dose_response": _dose(generated),
         **curve,
         "settings": settings,
@@ -239,11 +246,11 @@ def _write_replication(manifest: Manifest, generated: Sequence[Generations]) -> 
     replace(manifest, entries=tuple(entries)).save()
 
 
-def _controls(model: Model, planted: Sequence[Entry], progress: Progress) -> dict[str, float]:
-    """The share of never-planted captions whose generation replicates any planted image."""
-    captions = model.manifest.control_captions("evaluation", CONTROLS)
-    report = partial(_report, progress, "never-planted captions", CONTROLS)
-    images = model.images(captions, _FIRST_SEED + 100_000, report)
+def _controls(
+    model: Model, planted: Sequence[Entry], captions: Sequence[str], what: str, progress: Progress
+) -> dict[str, float]:
+    """The share of captions whose generation replicates any planted image."""
+    images = model.images(captions, _FIRST_SEED + 100_000, partial(_report, progress, what, len(captions)))
     hits = [replicates(images, model.manifest.places(entry), model.ground.threshold) for entry in planted]
     return _any_of(np.array(hits))
 

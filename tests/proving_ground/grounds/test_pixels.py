@@ -116,7 +116,7 @@ def test_a_model_that_learned_nothing_replicates_nothing(made, few):
     assert figures["replicated"]["value"] == figures["concepts_returned"]["value"] == 0
     assert figures["control_replicated"]["value"] == 0
     assert (figures["pictures"], figures["controls"]) == (20, 2 * CONCEPTS)
-    assert figures["redrawn_distance_min"] > figures["threshold"]
+    assert figures["others_distance_min"] > figures["threshold"]
     assert "autoencoder_distance_max" not in figures
     assert "denoising_ratio_unconditional" in figures
     assert "denoising_ratio_conditional" not in figures
