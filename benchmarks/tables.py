@@ -711,6 +711,22 @@ for _name, _suffixes in _GROUNDS.items():
         table(f"grounds.{_name}{_suffix}")(partial(_GROUND_TABLES[_suffix], name=_name))
 
 
+@table("grounds.fine-tunes")
+def grounds_fine_tunes(results: Results) -> str:
+    """Which pictures of a fine-tune come back: those of the training, others of the same kind, and ordinary ones."""
+    rows = []
+    for name in ("scenes-lora", "scenes-full", "drawings-lora", "drawings-full"):
+        try:
+            found = _ground(results, name)
+        except NotMeasured:
+            continue
+        shown = [found["verbatim_replicated"], found["dose_response"]["verbatim"]["0"], found["control_replicated"]]
+        rows.append([code(name), *map(interval, shown), str(found["indistinct"])])
+    if not rows:
+        raise NotMeasured("fine-tunes")
+    return grid(["fine-tune", "shown pictures", "pictures not shown", "ordinary captions", "left out"], rows)
+
+
 # What users bring (robustness.json)
 
 

@@ -84,11 +84,10 @@ def demo(
     from cryptomnesia.proving_ground.manifest import Manifest
 
     manifest = Manifest.load(BUNDLE)
-    top = max(entry.exposures for entry in manifest.entries)
     planted = [
         entry
         for kind in ("verbatim", "template")
-        for entry in [entry for entry in manifest.entries if entry.kind == kind and entry.exposures == top][:4]
+        for entry in [entry for entry in manifest.counted if entry.kind == kind and entry.exposures == manifest.top][:4]
     ]
     negatives = [entry for entry in manifest.entries if entry.kind == "rare_name"][:2]
     ordinary = manifest.control_captions("selection", 6)

@@ -96,6 +96,8 @@ def _errors(pipe: Any, exposures: Exposures, captions: list[str], noises: int = 
     masks = torch.from_numpy(exposures.masks).float()
     clean = encode(pipe, torch.from_numpy(exposures.images))
     weight = torch.nn.functional.avg_pool2d(masks[:, None], masks.shape[-1] // clean.shape[-1]).eq(1).float()
+    if not weight.flatten(1).any(dim=1).all():
+        raise ValueError("a mask covers no latent pixel whole, so there is no error inside it")
     parts = [slice(first, first + 64) for first in range(0, len(clean), 64)]
     sampling = Setup.of(pipe, {}).sampling
     inputs = [conditioning(pipe, captions[part], sampling) for part in parts]

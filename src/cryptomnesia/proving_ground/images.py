@@ -25,8 +25,8 @@ def write_training_images(
     """Write the picture of every planted concept, and the first `others` samples in which nothing is planted.
 
     Hard negatives are among these samples as often as they were trained on. A fine-tune's images are those of its base
-    and its own. Files are named by concept, or by place in the training stream; samples that are there already are not
-    drawn again.
+    and its own. Files are named by concept, or by place in the training stream, and replace files of the same name,
+    which may be another ground's.
 
     Args:
         ground: the proving ground.
@@ -52,9 +52,7 @@ def write_training_images(
     while done < others:
         place = stream.concept_at(index)
         if place is None or not concepts[place].planted:
-            path = folder / f"{index:07}.png"
-            if not path.exists():
-                write_whole(path, _png(stream[index].image))
+            write_whole(folder / f"{index:07}.png", _png(stream[index].image))
             done += 1
             if progress is not None:
                 progress(done)

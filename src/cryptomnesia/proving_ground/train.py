@@ -49,7 +49,7 @@ _SILENT = 20
 """Steps of a GPU of which one is reported: to read a loss, the CPU has to wait for it."""
 
 _AUTOENCODER_FIRST = 400_000
-"""First sample of the autoencoder's own stream, in which nothing is planted."""
+"""First sample of the autoencoder's training, from a stream in which nothing is planted."""
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,8 @@ class Drawings(Ground):
             Phase(18_000, 64, 8e-4),
             Phase(9_000, 64, 3e-4, middle=0.75),
             Phase(4_500, 32, 4e-4, middle=0.4, planted_dropout=0.0),
-            # a model that has seen captions of other pictures needs guidance to follow its own, as those of the web do
             Phase(12_000, 16, 3e-4, middle=0.5, planted_dropout=0.0),
+            # a model that has seen captions of other pictures needs guidance to follow its own, as those of the web do
             Phase(3_000, 16, 1e-4, exchanged=0.6, planted_dropout=0.0),
         ),
         kept=(1_500, 6_000, 12_000, 18_000, 27_000, 28_500, 30_000, 31_500, 37_500, 43_500),
