@@ -5,8 +5,8 @@
     python benchmarks/grounds.py --also run/bundle --earlier docs/results/grounds.json > new.json
 
 The figures of `cryptomnesia proving-ground verify` for every ground whose model comes with the package. The second
-command measures one ground again and takes the others from an earlier file; the third adds one whose model does not come
-with the package. `made_by` then says for every ground which commit made its figures. With `--write` the measured
+command measures one ground again and takes the others from an earlier file; the third adds one whose model does not
+come with the package. `made_by` then says for every ground which commit made its figures. With `--write` the measured
 replication is also written into the manifests of the models.
 """
 
