@@ -199,16 +199,16 @@ class TrainingStream:
         exposed = place is not None and place < len(self.concepts)
         image, caption = self._sample(draws, concept, exposed)
         if concept is None and caption in self._reserved:
-            image, caption = self._redrawn(index)
+            return self.unplanted(index)
         return Sample(image, caption, self.concept_at(index))
 
-    def _redrawn(self, index: int) -> tuple[np.ndarray, str]:
-        """An ordinary sample in the place of one whose caption belongs to a planted picture."""
+    def unplanted(self, index: int) -> Sample:
+        """An ordinary sample for the place of number `index`; its caption belongs to no planted picture."""
         attempt = 0
         while True:
             image, caption = self._sample(Draws(self.seed, _SAMPLE_KEY, index, attempt), None, False)
             if caption not in self._reserved:
-                return image, caption
+                return Sample(image, caption, None)
             attempt += 1
 
 

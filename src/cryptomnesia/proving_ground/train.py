@@ -36,7 +36,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.files import replacing, write_whole
 from cryptomnesia.pipelines.loading import chosen_device
 from cryptomnesia.proving_ground.autoencoder import LatentNetworks, latents
-from cryptomnesia.proving_ground.concepts import Concept, TrainingStream
+from cryptomnesia.proving_ground.concepts import Concept, Sample, TrainingStream
 from cryptomnesia.proving_ground.descent import Gradient, Worker, drawn
 from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, half, layout, to_unit
@@ -201,8 +201,12 @@ def _wait(job: _Job) -> None:
 def _samples(stream: TrainingStream, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
     """Samples of a stream: uint8 (b, 3, H, W), captions."""
     samples = [stream[index] for index in indices]
-    images = torch.stack([torch.from_numpy(sample.image) for sample in samples])
-    return images.permute(0, 3, 1, 2), [sample.caption for sample in samples]
+    return torch.stack([_image(sample) for sample in samples]), [sample.caption for sample in samples]
+
+
+def _image(sample: Sample) -> Tensor:
+    """The picture of a sample, uint8 (3, H, W)."""
+    return torch.from_numpy(sample.image).permute(2, 0, 1)
 
 
 def _train_autoencoder(job: _Job, worker: Worker, report: Report | None) -> None:
@@ -317,8 +321,10 @@ def _batch(learner: Learner, recipe: Recipe, worker: Worker, stream: TrainingStr
     dropped = torch.rand(phase.batch, generator=generator)[share] < chances
     if phase.exchanged:
         # from a stream of its own, so that the other draws are those of a phase without exchange
-        draws = torch.rand(phase.batch, generator=_generator(recipe.seed, 3, step))[share]
-        captions = _exchanged(captions, (draws < phase.exchanged) & ~kept)
+        chosen = torch.rand(phase.batch, generator=_generator(recipe.seed, 3, step))[share] < phase.exchanged
+        captions = _exchanged(captions, chosen & ~kept)
+        for place in (chosen & kept).nonzero().flatten().tolist():
+            images[place] = _image(stream.unplanted(indices[place]))
     texts = ["" if drop else caption for caption, drop in zip(captions, dropped.tolist(), strict=True)]
     return learner.inputs(Batch(images, texts, phase.batch, share, phase, generator))
 
