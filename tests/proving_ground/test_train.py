@@ -105,6 +105,19 @@ def test_two_processes_train_like_one(tmp_path):
     assert differing / sum(value.numel() for value in first.values()) < 0.01
 
 
+def test_the_decoder_alone_can_be_trained_further(whole, tmp_path):
+    """The latents stay what they are: those of a training without it."""
+    recipe = replace(TINY, decoder_steps=3, phases=(Phase(1, 4, 7e-4),), kept=(1,))
+    train(GROUND, tmp_path, recipe, concepts=CONCEPTS[:1], processes=2)
+    file = "diffusion_pytorch_model.safetensors"
+    folders = (tmp_path / "autoencoder-first", tmp_path / "autoencoder", tmp_path / "final/vae")
+    first, further, final = (load_file(folder / file) for folder in folders)
+    changed = {name for name in first if not torch.equal(first[name], further[name])}
+    assert {name.partition(".")[0] for name in changed} == {"decoder", "post_quant_conv"}
+    assert {name for name in first if name.startswith("decoder.")} <= changed
+    assert all(torch.equal(further[name], final[name]) for name in first)
+
+
 def test_a_finished_run_is_left_alone(whole):
     before = (whole / "final" / "model_index.json").stat().st_mtime_ns
     run(whole)

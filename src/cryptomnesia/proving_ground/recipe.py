@@ -41,6 +41,8 @@ class Recipe:
         autoencoder_steps: steps of the autoencoder's training; 0 if the denoiser works on pixels.
         autoencoder_batch: samples of such a step.
         autoencoder_rate: highest learning rate of the autoencoder.
+        decoder_steps: steps in which the decoder alone is trained further, as that of Stable Diffusion was. Latents
+            stay what they are.
         warmup: steps until a phase has its highest rate.
         cooldown: share of a phase over which the rate falls to zero. At 1, the rate falls over the whole of it: at a
             rate that stays high, what the model learns from one exposure of a planted image is lost in the noise of
@@ -56,6 +58,7 @@ class Recipe:
     autoencoder_steps: int = 2_400
     autoencoder_batch: int = 64
     autoencoder_rate: float = 2e-3
+    decoder_steps: int = 0
     warmup: int = 200
     cooldown: float = 1.0
     average: float = 0.999

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from diffusers import AutoencoderKL
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -210,36 +211,67 @@ def _image(sample: Sample) -> Tensor:
 
 
 def _train_autoencoder(job: _Job, worker: Worker, report: Report | None) -> None:
-    """Train with mean square error and a small KL term, on crops of a quarter of the picture.
-
-    For the same work the autoencoder sees four times as many scenes.
-    """
-    recipe, folder, device = job.recipe, job.folder, job.device
+    """Train the autoencoder, and then its decoder further if the recipe says so."""
+    recipe, whole = job.recipe, job.folder / "autoencoder"
     networks = job.ground.networks
     assert isinstance(networks, LatentNetworks)
-    torch.manual_seed(recipe.seed)
-    vae: Any = networks.vae()
-    vae.to(device, memory_format=layout(device))
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.autoencoder_rate, weight_decay=0.0, fused=True)
-    state = _State(folder / "autoencoder.safetensors", {"vae": vae}, optimizer, job.checkpoint_seconds)
-    gradient = Gradient(partial(_decoding_error, vae, networks), [*vae.parameters()], device)
-    steps, done = recipe.autoencoder_steps, state.restore()
-    stream = TrainingStream(recipe.seed, 0, (), job.ground.sample)
-    draw = partial(_crops, stream, recipe, worker, job.ground.size, networks.channels)
-    for step, inputs in zip(range(done, steps), drawn(draw, range(done, steps), device), strict=True):
+    first = job.folder / "autoencoder-first" if recipe.decoder_steps else whole
+    if not first.exists():
+        torch.manual_seed(recipe.seed)
+        vae: Any = networks.vae()
+        _descend_autoencoder(job, worker, report, vae, [vae], "autoencoder", range(recipe.autoencoder_steps), 0.5)
+        if worker.rank == 0:
+            vae.eval()
+            images, _ = _samples(_plain(job), range(_AUTOENCODER_FIRST, _AUTOENCODER_FIRST + 256))
+            with torch.no_grad():
+                spread = latents(vae, images.to(job.device)).std().item()
+            vae.register_to_config(scaling_factor=1.0 / spread)
+            _replace_folder(first, vae.save_pretrained)
+        _wait(job)
+    if first != whole:
+        vae = AutoencoderKL.from_pretrained(first).requires_grad_(False)
+        decoder = [vae.decoder.requires_grad_(True), vae.post_quant_conv.requires_grad_(True)]
+        steps = range(recipe.autoencoder_steps, recipe.autoencoder_steps + recipe.decoder_steps)
+        _descend_autoencoder(job, worker, report, vae, decoder, "decoder", steps, 1.0)
+        if worker.rank == 0:
+            _replace_folder(whole, vae.save_pretrained)
+
+
+def _descend_autoencoder(
+    job: _Job,
+    worker: Worker,
+    report: Report | None,
+    vae: Any,
+    trained: Sequence[nn.Module],
+    what: str,
+    numbers: range,
+    cooldown: float,
+) -> None:
+    """Train modules of an autoencoder with mean square error and a small KL term, on crops of a quarter of the picture.
+
+    For the same work the autoencoder sees four times as many pictures.
+    """
+    recipe, device, networks = job.recipe, job.device, job.ground.networks
+    assert isinstance(networks, LatentNetworks)
+    vae.to(device, memory_format=layout(device)).train()
+    weights = [weight for module in trained for weight in module.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=recipe.autoencoder_rate, weight_decay=0.0, fused=True)
+    state = _State(job.folder / f"{what}.safetensors", {"vae": vae}, optimizer, job.checkpoint_seconds)
+    gradient = Gradient(partial(_decoding_error, vae, networks), weights, device)
+    draw = partial(_crops, _plain(job), recipe, worker, job.ground.size, networks.channels)
+    steps, done = len(numbers), state.restore()
+    for step, inputs in zip(range(done, steps), drawn(draw, numbers[done:], device), strict=True):
         loss = gradient(inputs)
-        worker.descend(optimizer, recipe.autoencoder_rate * learning_rate(step, steps, recipe.warmup, cooldown=0.5))
+        worker.descend(optimizer, recipe.autoencoder_rate * learning_rate(step, steps, recipe.warmup, cooldown))
         if report is not None and job.reports(step, steps):
-            report("autoencoder", step + 1, steps, loss.item())
+            report(what, step + 1, steps, loss.item())
         if worker.rank == 0:
             state.save(step + 1, last=step + 1 == steps)
-    if worker.rank == 0:
-        vae.eval()
-        images, _ = _samples(stream, range(_AUTOENCODER_FIRST, _AUTOENCODER_FIRST + 256))
-        with torch.no_grad():
-            spread = latents(vae, images.to(device)).std().item()
-        vae.register_to_config(scaling_factor=1.0 / spread)
-        _replace_folder(folder / "autoencoder", vae.save_pretrained)
+
+
+def _plain(job: _Job) -> TrainingStream:
+    """Pictures among which nothing is planted."""
+    return TrainingStream(job.recipe.seed, 0, (), job.ground.sample)
 
 
 def _crops(
