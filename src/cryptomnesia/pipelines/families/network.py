@@ -1,6 +1,7 @@
 """The base of most families: a pipeline that gives one network noisy samples, a timestep and conditioning."""
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,7 @@ from cryptomnesia.pipelines.solvers import check_solver, kind_of
 from cryptomnesia.settings import Sampling
 
 
-class NetworkFamily:
+class NetworkFamily(ABC):
     """Base class of families: a pipeline that gives one network noisy samples, a timestep and conditioning.
 
     A family says with class attributes how its pipeline does that, and overrides what is different. The number of
@@ -164,9 +165,9 @@ class NetworkFamily:
         """Whether the guidance is above 1."""
         return sampling.guidance > 1
 
+    @abstractmethod
     def native(self) -> tuple[int, int]:
         """Height and width in pixels of the pictures that the model makes by default."""
-        raise NotImplementedError
 
     def sampling(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
         """The settings of a call of the pipeline with the arguments `given`."""
