@@ -32,5 +32,5 @@ class AuraFlowFamily(TransformerFamily):
         """The settings of a call of the pipeline with the arguments `given`."""
         # None is not the default here, but the size in the network's configuration
         size = self.pipe.transformer.config.sample_size * self.pipe.vae_scale_factor
-        own = {name: size for name in ("height", "width") if given.get(name, size) is None}
-        return super().sampling({**given, **own}, defaults)
+        filled_in = {name: size for name in ("height", "width") if given.get(name, size) is None}
+        return super().sampling({**given, **filled_in}, defaults)
