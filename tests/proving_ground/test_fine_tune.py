@@ -14,7 +14,8 @@ from cryptomnesia.proving_ground import bundle as bundling
 from cryptomnesia.proving_ground.bundle import bundle
 from cryptomnesia.proving_ground.denoising import ratios
 from cryptomnesia.proving_ground.draws import Draws
-from cryptomnesia.proving_ground.fine_tune import TARGETS, FineTune, Tuning, tuned
+from cryptomnesia.proving_ground.fine_tune import FineTune, Tuning, tuned
+from cryptomnesia.proving_ground.further import TARGETS
 from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.images import write_training_images
 from cryptomnesia.proving_ground.manifest import Manifest

@@ -17,7 +17,7 @@ from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.concepts import Concept
 from cryptomnesia.proving_ground.denoising import Exposures, encode
-from cryptomnesia.proving_ground.fine_tune import LORA, FineTune
+from cryptomnesia.proving_ground.further import LORA
 from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.recipe import Recipe
@@ -59,8 +59,8 @@ def bundle(
 
     That is the pipeline and its early checkpoint, the manifest with the planted pictures, exposures and look-alikes,
     the recognizer if there are captions, and a calibration of the pipeline with its own scheduler. Replication is not
-    measured here: `verify` adds it to the manifest. A fine-tune has the adapter besides, if there is one, and no
-    calibration.
+    measured here: `verify` adds it to the manifest. A model that was trained further has the adapter besides, if there
+    is one, and no calibration.
 
     Args:
         ground: the proving ground.
@@ -83,8 +83,7 @@ def bundle(
     others = np.stack([picture for picture, _ in ordinary(ground, seed + 2, 0, OTHERS)])
     entries = write_planted(unfinished, concepts, others)
     Exposures.draw(ground, concepts, seed).save(unfinished)
-    further = isinstance(ground, FineTune)
-    if further and (known := ground.base / RECOGNIZER).exists():
+    if ground.base is not None and (known := ground.base / RECOGNIZER).exists():
         shutil.copy(known, unfinished)
     elif ground.captioned:
         recognizer = train_recognizer(ground, seed, progress=lambda done, total: report("recognizer", done, total))
@@ -102,8 +101,8 @@ def bundle(
         ground.look_alike_captions([caption for entry in entries for caption in entry.captions], seed),
     )
     manifest.save()
-    # to calibrate a fine-tune takes longer than to make it, and most fine-tunes are made to be compared
-    if not further:
+    # to calibrate takes longer than to train further, and most of these models are made to be compared
+    if ground.base is None:
         call = ground.call(ground.steps, scale)
         setup = Setup.of(pipe, call)
         calibration = calibrate(

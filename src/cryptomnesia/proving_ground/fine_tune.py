@@ -7,7 +7,6 @@ exposures.
 """
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import chain, count, islice
@@ -15,16 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers import StableDiffusionPipeline
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.proving_ground.concepts import Concept, Epochs
 from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.further import Further, base_settings
 from cryptomnesia.proving_ground.ground import Ground
-from cryptomnesia.proving_ground.latent import LatentText, TextLearner
-from cryptomnesia.proving_ground.learning import Learner, Networks
-from cryptomnesia.proving_ground.manifest import Manifest
+from cryptomnesia.proving_ground.latent import LatentText
 from cryptomnesia.proving_ground.recipe import Phase, Recipe
 
 BATCH = 8
@@ -32,15 +28,6 @@ BATCH = 8
 
 MOST = 500
 """Pictures for which the base ground has enough in `_SEEDS` seeds."""
-
-LORA = "lora"
-"""Folder of the adapter in the folder of a pipeline that LoRA made."""
-
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2")
-"""Layers of the UNet that get an adapter: those of its transformers and the convolutions of its residual blocks.
-
-In networks this small, adapters of the attention alone have too few weights to learn the pictures.
-"""
 
 _SEEDS = 100
 """Seeds of the base ground that belong to one seed of the fine-tune; the base itself has a smaller one."""
@@ -101,7 +88,7 @@ class FineTune(Ground):
         quarters = tuple(steps * quarter // 4 for quarter in range(4))
         # the moving average would remember the base
         self.recipe = Recipe((Phase(steps, BATCH, tuning.rate),), warmup=min(50, steps), average=0.0, kept=quarters)
-        self.networks = _Further(networks, self.base, tuning.rank)
+        self.networks = Further(networks, self.base, tuning.rank)
 
     def plant(self, seed: int) -> tuple[Concept, ...]:
         """The pictures of the training, then as many controls that are not shown."""
@@ -148,17 +135,13 @@ class FineTune(Ground):
         Raises:
             UsageError: if there is no base, it is of another ground, or a package is missing.
         """
-        if self.base == self.origin.bundle and not self.base.exists():
-            raise UsageError(
-                f"the model of {self.origin.name} does not come with the package; make it with `cryptomnesia "
-                f"proving-ground train {self.origin.name} FOLDER`, then give --base FOLDER/bundle"
-            )
         if self.tuning.rank is not None and find_spec("peft") is None:
             raise UsageError("a LoRA needs the package peft, which is not installed; pip install peft")
-        manifest = Manifest.load(self.base)
-        if manifest.ground != self.origin.name:
-            raise UsageError(f"{self.base} is a model of {manifest.ground}; give one of {self.origin.name}")
-        return {"base": manifest.weights, **asdict(self.tuning)}
+        return {**base_settings(self.origin, self.base), **asdict(self.tuning)}
+
+    def on(self, base: Path) -> "FineTune":
+        """The same fine-tune of another base."""
+        return FineTune(self.origin, self.tuning, base)
 
 
 def tuned(ground: Ground, *, base: Path | None = None, **settings: Any) -> Ground:
@@ -172,52 +155,12 @@ def tuned(ground: Ground, *, base: Path | None = None, **settings: Any) -> Groun
     Raises:
         UsageError: for a setting that the ground does not have.
     """
+    ground = ground if base is None else ground.on(base)
     given = {name: value for name, value in settings.items() if value is not None}
-    if not isinstance(ground, FineTune):
-        if wrong := [*given, *["base"] * (base is not None)]:
-            raise UsageError(f"{ground.name} is no fine-tune, so it has no {wrong[0]}; leave it out")
+    if not given:
         return ground
+    if not isinstance(ground, FineTune):
+        raise UsageError(f"{ground.name} is no fine-tune, so it has no {next(iter(given))}; leave it out")
     if ground.tuning.rank is None and "rank" in given:
         raise UsageError(f"{ground.name} is no LoRA, so it has no rank; leave it out")
-    return FineTune(ground.origin, replace(ground.tuning, **given), base or ground.base)
-
-
-@dataclass(frozen=True)
-class _Further(Networks):
-    """The networks of the bundle `base`, whose sizes and noise schedule are those of `networks`."""
-
-    networks: LatentText
-    base: Path
-    rank: int | None
-
-    def learner(self, folder: Path, words: set[str]) -> Learner:
-        """The trained networks; the tokenizer is the base's, whatever the words are."""
-        pipe = load_pipeline(self.base / "pipeline", device="cpu")
-        kind = TextLearner if self.rank is None else _LoraLearner
-        if self.rank is not None:
-            from peft import LoraConfig
-
-            pipe.unet.requires_grad_(False)
-            pipe.unet.add_adapter(LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=[*TARGETS]))
-        return kind(self.networks, pipe.vae, pipe.tokenizer, {"unet": pipe.unet}, pipe.text_encoder)
-
-
-class _LoraLearner(TextLearner):
-    """The adapter of a UNet learns."""
-
-    def pipeline(self, modules: dict[str, Any]) -> Any:
-        """The stock pipeline, with the adapter fused into the weights."""
-        # the network itself keeps its adapter, which is trained further
-        unet = deepcopy(modules["unet"])
-        unet.fuse_lora()
-        unet.unload_lora()
-        return super().pipeline({"unet": unet})
-
-    def save(self, modules: dict[str, Any], folder: Path) -> None:
-        """Write the pipeline, and the adapter as `load_lora_weights` reads it."""
-        from peft.utils import get_peft_model_state_dict
-
-        super().save(modules, folder)
-        # diffusers' own format has no names for convolutions, but reads PEFT's
-        layers: Any = get_peft_model_state_dict(modules["unet"])
-        StableDiffusionPipeline.save_lora_weights(folder / LORA, unet_lora_layers=layers)
+    return FineTune(ground.origin, replace(ground.tuning, **given), ground.base)

@@ -70,6 +70,9 @@ class Ground(ABC):
     steps: int = 50
     """Solver steps of the bundled calibration; PNDM makes one evaluation more."""
 
+    base: Path | None = None
+    """Bundle whose model is trained further; None for a training from nothing."""
+
     solvers: tuple[str, ...] = ("PNDMScheduler", "DDIMScheduler")
     """Solvers of diffusers that `verify` tries, the model's own among them or not."""
 
@@ -117,6 +120,14 @@ class Ground(ABC):
     def settings(self) -> dict[str, Any]:
         """What a training depends on besides its recipe, by name."""
         return {}
+
+    def on(self, base: Path) -> "Ground":
+        """The same ground, whose training goes on from the model of another bundle.
+
+        Raises:
+            UsageError: if it is trained from nothing.
+        """
+        raise UsageError(f"{self.name} is trained from nothing, so it has no base; leave {base} out")
 
     def lexicon(self, concepts: Sequence[Concept]) -> set[str]:
         """Every word that a caption of the training can contain."""

@@ -16,58 +16,36 @@ import json
 import shutil
 import signal
 import tempfile
-import time
-from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import AutoencoderKL
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.files import replacing, write_whole
+from cryptomnesia.files import write_whole
 from cryptomnesia.pipelines.loading import chosen_device
-from cryptomnesia.proving_ground.autoencoder import LatentNetworks, latents
-from cryptomnesia.proving_ground.concepts import Concept, Sample, TrainingStream
+from cryptomnesia.proving_ground.autoencoder import LatentNetworks
+from cryptomnesia.proving_ground.autoencoder_training import train_autoencoder
+from cryptomnesia.proving_ground.concepts import Concept, TrainingStream
 from cryptomnesia.proving_ground.descent import Gradient, Worker, drawn
 from cryptomnesia.proving_ground.ground import Ground
-from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, half, layout, to_unit
+from cryptomnesia.proving_ground.learning import Batch, Inputs, Learner, layout
 from cryptomnesia.proving_ground.recipe import Recipe, learning_rate
-
-Report = Callable[[str, int, int, float], None]
-"""Called with (phase, steps done, steps in all, loss): on a CPU after every step, on a GPU after some."""
-
-_SILENT = 20
-"""Steps of a GPU of which one is reported: to read a loss, the CPU has to wait for it."""
-
-_AUTOENCODER_FIRST = 400_000
-"""First sample of the autoencoder's training, from a stream in which nothing is planted."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What every process of a training has to know."""
-
-    ground: Ground
-    recipe: Recipe
-    concepts: tuple[Concept, ...]
-    folder: Path
-    device: torch.device
-    processes: int
-    checkpoint_seconds: float
-
-    def reports(self, step: int, steps: int) -> bool:
-        """Whether a step of so many is reported."""
-        return self.device.type == "cpu" or (step + 1) % _SILENT == 0 or step + 1 == steps
+from cryptomnesia.proving_ground.run import (
+    Checkpoint,
+    Job,
+    Report,
+    generator_of,
+    image_of,
+    replace_folder,
+    samples_of,
+)
 
 
 def train(
@@ -114,9 +92,9 @@ def train(
         raise UsageError(f"got {processes} processes for batches of {sizes}; give a number that divides all")
     _claim(folder, ground, recipe, None if autoencoder is None else _digest(autoencoder, ground))
     if autoencoder is not None and not (folder / "autoencoder").exists():
-        _replace_folder(folder / "autoencoder", partial(shutil.copytree, autoencoder))
+        replace_folder(folder / "autoencoder", partial(shutil.copytree, autoencoder))
     planted = ground.plant(recipe.seed) if concepts is None else concepts
-    job = _Job(ground, recipe, planted, folder, chosen, processes, checkpoint_seconds)
+    job = Job(ground, recipe, planted, folder, chosen, processes, checkpoint_seconds)
     context = torch.multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (job, f"file://{meeting}/point")
@@ -172,7 +150,7 @@ def _digest(autoencoder: Path, ground: Ground) -> str:
     return digest
 
 
-def _run(job: _Job, meeting: str, rank: int, report: Report | None = None) -> None:
+def _run(job: Job, meeting: str, rank: int, report: Report | None = None) -> None:
     if rank > 0:
         # Ctrl-C reaches all processes, and the first one ends the others
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -183,121 +161,17 @@ def _run(job: _Job, meeting: str, rank: int, report: Report | None = None) -> No
     try:
         worker = Worker(rank, job.processes)
         if job.ground.networks.autoencoder and not (job.folder / "autoencoder").exists():
-            _train_autoencoder(job, worker, report)
-        _wait(job)
+            train_autoencoder(job, worker, report)
+        job.wait()
         if not (job.folder / "final").exists():
             _train_denoiser(job, worker, report)
-        _wait(job)
+        job.wait()
     finally:
         if job.processes > 1:
             dist.destroy_process_group()
 
 
-def _wait(job: _Job) -> None:
-    """Until all processes are here."""
-    if job.processes > 1:
-        dist.barrier()
-
-
-def _samples(stream: TrainingStream, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
-    """Samples of a stream: uint8 (b, 3, H, W), captions."""
-    samples = [stream[index] for index in indices]
-    return torch.stack([_image(sample) for sample in samples]), [sample.caption for sample in samples]
-
-
-def _image(sample: Sample) -> Tensor:
-    """The picture of a sample, uint8 (3, H, W)."""
-    return torch.from_numpy(sample.image).permute(2, 0, 1)
-
-
-def _train_autoencoder(job: _Job, worker: Worker, report: Report | None) -> None:
-    """Train the autoencoder, and then its decoder further if the recipe says so."""
-    recipe, whole = job.recipe, job.folder / "autoencoder"
-    networks = job.ground.networks
-    assert isinstance(networks, LatentNetworks)
-    first = job.folder / "autoencoder-first" if recipe.decoder_steps else whole
-    if not first.exists():
-        torch.manual_seed(recipe.seed)
-        vae: Any = networks.vae()
-        _descend_autoencoder(job, worker, report, vae, [vae], "autoencoder", range(recipe.autoencoder_steps), 0.5)
-        if worker.rank == 0:
-            vae.eval()
-            images, _ = _samples(_plain(job), range(_AUTOENCODER_FIRST, _AUTOENCODER_FIRST + 256))
-            with torch.no_grad():
-                spread = latents(vae, images.to(job.device)).std().item()
-            vae.register_to_config(scaling_factor=1.0 / spread)
-            _replace_folder(first, vae.save_pretrained)
-        _wait(job)
-    if first != whole:
-        vae = AutoencoderKL.from_pretrained(first).requires_grad_(False)
-        decoder = [vae.decoder.requires_grad_(True), vae.post_quant_conv.requires_grad_(True)]
-        steps = range(recipe.autoencoder_steps, recipe.autoencoder_steps + recipe.decoder_steps)
-        _descend_autoencoder(job, worker, report, vae, decoder, "decoder", steps, 1.0)
-        if worker.rank == 0:
-            _replace_folder(whole, vae.save_pretrained)
-
-
-def _descend_autoencoder(
-    job: _Job,
-    worker: Worker,
-    report: Report | None,
-    vae: Any,
-    trained: Sequence[nn.Module],
-    what: str,
-    numbers: range,
-    cooldown: float,
-) -> None:
-    """Train modules of an autoencoder with mean square error and a small KL term, on crops of a quarter of the picture.
-
-    For the same work the autoencoder sees four times as many pictures.
-    """
-    recipe, device, networks = job.recipe, job.device, job.ground.networks
-    assert isinstance(networks, LatentNetworks)
-    vae.to(device, memory_format=layout(device)).train()
-    weights = [weight for module in trained for weight in module.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=recipe.autoencoder_rate, weight_decay=0.0, fused=True)
-    state = _State(job.folder / f"{what}.safetensors", {"vae": vae}, optimizer, job.checkpoint_seconds)
-    gradient = Gradient(partial(_decoding_error, vae, networks), weights, device)
-    draw = partial(_crops, _plain(job), recipe, worker, job.ground.size, networks.channels)
-    steps, done = len(numbers), state.restore()
-    for step, inputs in zip(range(done, steps), drawn(draw, numbers[done:], device), strict=True):
-        loss = gradient(inputs)
-        worker.descend(optimizer, recipe.autoencoder_rate * learning_rate(step, steps, recipe.warmup, cooldown))
-        if report is not None and job.reports(step, steps):
-            report(what, step + 1, steps, loss.item())
-        if worker.rank == 0:
-            state.save(step + 1, last=step + 1 == steps)
-
-
-def _plain(job: _Job) -> TrainingStream:
-    """Pictures among which nothing is planted."""
-    return TrainingStream(job.recipe.seed, 0, (), job.ground.sample)
-
-
-def _crops(
-    stream: TrainingStream, recipe: Recipe, worker: Worker, size: int, channels: int, step: int
-) -> dict[str, Tensor]:
-    """Quarters of the pictures of a step, uint8 (b, 3, H/2, W/2), and noise on their latents."""
-    batch, side = recipe.autoencoder_batch, size // 2
-    share = worker.share(batch)
-    first = _AUTOENCODER_FIRST + step * batch
-    images, _ = _samples(stream, range(first, first + batch)[share])
-    generator = _generator(recipe.seed, 1, step)
-    corners = torch.randint(side + 1, (batch, 2), generator=generator)[share]
-    noise = torch.randn((batch, channels, 8, 8), generator=generator)[share]
-    crops = [image[:, y : y + side, x : x + side] for image, (y, x) in zip(images, corners, strict=True)]
-    return {"images": torch.stack(crops), "noise": noise}
-
-
-def _decoding_error(vae: Any, networks: LatentNetworks, inputs: dict[str, Tensor]) -> Tensor:
-    pixels = to_unit(inputs["images"])
-    with half(pixels.device, networks.half):
-        posterior = vae.encode(pixels).latent_dist
-        decoded = vae.decode(posterior.mean + posterior.std * inputs["noise"]).sample.float()
-    return 4.0 * (decoded - pixels).square().mean() + networks.kl * posterior.kl().float().mean()
-
-
-def _train_denoiser(job: _Job, worker: Worker, report: Report | None) -> None:
+def _train_denoiser(job: Job, worker: Worker, report: Report | None) -> None:
     recipe, folder = job.recipe, job.folder
     torch.manual_seed(recipe.seed + 1)
     learner = job.ground.networks.learner(folder, job.ground.lexicon(job.concepts))
@@ -314,10 +188,10 @@ def _train_denoiser(job: _Job, worker: Worker, report: Report | None) -> None:
     weights, averages = map(list, zip(*trained, strict=True))
     optimizer = torch.optim.AdamW(weights, lr=recipe.phases[0].rate, weight_decay=1e-4, fused=True)
     modules = {**learner.modules, **{f"mean_{name}": module for name, module in mean.items()}}
-    state = _State(folder / "denoiser.safetensors", modules, optimizer, job.checkpoint_seconds)
+    state = Checkpoint(folder / "denoiser.safetensors", modules, optimizer, job.checkpoint_seconds)
 
     def save_pipeline(name: str) -> None:
-        _replace_folder(folder / name, partial(learner.save, mean))
+        replace_folder(folder / name, partial(learner.save, mean))
 
     done = state.restore()
     if worker.rank == 0 and done == 0 and recipe.kept[0] == 0:
@@ -346,17 +220,17 @@ def _batch(learner: Learner, recipe: Recipe, worker: Worker, stream: TrainingStr
     phase, _, first = recipe.at(step)
     share = worker.share(phase.batch)
     indices = range(first, first + phase.batch)[share]
-    images, captions = _samples(stream, indices)
-    generator = _generator(recipe.seed, 2, step)
+    images, captions = samples_of(stream, indices)
+    generator = generator_of(recipe.seed, 2, step)
     kept = torch.tensor([phase.planted_dropout is not None and stream.planted_at(index) for index in indices])
     chances = torch.where(kept, phase.planted_dropout or 0.0, recipe.caption_dropout)
     dropped = torch.rand(phase.batch, generator=generator)[share] < chances
     if phase.exchanged:
         # from a stream of its own, so that the other draws are those of a phase without exchange
-        chosen = torch.rand(phase.batch, generator=_generator(recipe.seed, 3, step))[share] < phase.exchanged
+        chosen = torch.rand(phase.batch, generator=generator_of(recipe.seed, 3, step))[share] < phase.exchanged
         captions = _exchanged(captions, chosen & ~kept)
         for place in (chosen & kept).nonzero().flatten().tolist():
-            images[place] = _image(stream.unplanted(indices[place]))
+            images[place] = image_of(stream.unplanted(indices[place]))
     texts = ["" if drop else caption for caption, drop in zip(captions, dropped.tolist(), strict=True)]
     return learner.inputs(Batch(images, texts, phase.batch, share, phase, generator))
 
@@ -366,67 +240,3 @@ def _exchanged(captions: list[str], chosen: Tensor) -> list[str]:
     places = chosen.nonzero().flatten().tolist()
     given = dict(zip(places, places[1:] + places[:1], strict=True))
     return [captions[given.get(place, place)] for place in range(len(captions))]
-
-
-class _State:
-    """A checkpoint file: modules, optimizer moments and the number of steps done, replaced as a whole."""
-
-    def __init__(
-        self,
-        path: Path,
-        modules: dict[str, nn.Module],
-        optimizer: torch.optim.Optimizer,
-        seconds: float,
-    ) -> None:
-        self.path, self.modules, self.optimizer, self.seconds = path, modules, optimizer, seconds
-        self._written = time.monotonic()
-
-    def save(self, step: int, *, last: bool) -> None:
-        if not last and time.monotonic() - self._written < self.seconds:
-            return
-        tensors = {
-            f"{name}/{key}": value.contiguous()
-            for name, module in self.modules.items()
-            for key, value in module.state_dict().items()
-        }
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{number}/{key}": value.contiguous() for key, value in moments.items()}
-        with replacing(self.path) as unfinished:
-            save_file(tensors, unfinished, metadata={"step": str(step)})
-        self._written = time.monotonic()
-
-    def restore(self) -> int:
-        """Load the file if there is one; the number of steps it stands for."""
-        if not self.path.exists():
-            return 0
-        with safe_open(self.path, framework="pt") as file:
-            step = int(file.metadata()["step"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-        for name, module in self.modules.items():
-            state = {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
-            module.load_state_dict(state)
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer/"):
-                _, number, name = key.split("/")
-                moments.setdefault(int(number), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        # loaded moments have the strides of the file, and the fused optimizer expects those of the weights
-        for weight, state in self.optimizer.state.items():
-            for name, value in state.items():
-                if value.shape == weight.shape:
-                    state[name] = torch.empty_like(weight).copy_(value)
-        return step
-
-
-def _generator(seed: int, phase: int, step: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed * 8 + phase) * 10_000_000 + step)
-
-
-def _replace_folder(target: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a folder beside `target`, which gets the name of `target` only when it is complete."""
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    write(unfinished)
-    # a run that was resumed from an earlier checkpoint writes the same folder again
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)
