@@ -18,7 +18,6 @@ def tiny(monkeypatch):
         monkeypatch.setattr(pixels.Pixels, name, value)
     monkeypatch.setattr(pixels, "EXPOSURES", 1)
     monkeypatch.setattr(bundling, "REFERENCES", 100)
-    monkeypatch.setattr(bundling, "DETECTORS", ())
     monkeypatch.setattr(verifying, "PICTURES", 10)
     monkeypatch.setattr(showing, "_PICTURES", 10)
 

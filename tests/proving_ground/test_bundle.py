@@ -64,9 +64,9 @@ def test_manifest_and_calibration_belong_to_the_bundled_model():
     assert len(calibration) == bundling.REFERENCES
     captions = manifest.control_captions("calibration", bundling.REFERENCES)
     assert calibration.prompts_sha256 == prompts_digest(captions)
-    for name in bundling.DETECTORS:
+    for name in GROUND.detectors:
         calibration.check_detector(detector(name))
-    calibration.check_localizers([localizer(name) for name in bundling.LOCALIZERS], weights_digest(early))
+    calibration.check_localizers([localizer(name) for name in GROUND.localizers], weights_digest(early))
     assert [entry.id for entry in manifest.entries] == [concept.id for concept in CONCEPTS]
     assert all(entry.captions == c.captions for entry, c in zip(manifest.entries, CONCEPTS, strict=True))
     assert all(entry.generations == 8 for entry in manifest.entries if entry.planted)
@@ -84,7 +84,7 @@ def test_the_bundled_calibration_supports_every_detector_that_costs_nothing():
     calibration = resolved(None, setup.pipe)
     detectors = free_detectors(setup)
     assert {"drift", "stability", "guidance-mean"} <= {judge.name for judge in detectors}
-    for judge in [*detectors, *map(detector, bundling.DETECTORS)]:
+    for judge in [*detectors, *map(detector, GROUND.detectors)]:
         assert calibration.null(judge).shape == (300, calibration.evaluations)
 
 
@@ -110,6 +110,8 @@ class FewScenes(Scenes):
     """The first concept of a few rungs, in few steps."""
 
     steps = 2
+    detectors = ("score-difference",)
+    localizers = ("score-difference", "score-difference-checkpoint")
 
     def plant(self, seed):
         every = super().plant(seed)
@@ -125,8 +127,6 @@ def tiny(tmp_path_factory):
         untrained().save_pretrained(folder / "run" / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundling, "REFERENCES", 100)
-        patch.setattr(bundling, "DETECTORS", ("score-difference",))
-        patch.setattr(bundling, "LOCALIZERS", ("score-difference", "score-difference-checkpoint"))
         patch.setattr(bundling, "train_recognizer", partial(train_recognizer, steps=2))
         patch.setattr(recognizer, "_MOMENTS", 200)
         done = []

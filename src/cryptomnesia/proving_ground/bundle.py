@@ -31,21 +31,6 @@ REFERENCES = 450
 OTHERS = 1_000
 """Ordinary pictures, of which none may be a copy of a planted one."""
 
-DETECTORS = ("collapse", "curvature-difference", "score-difference", "guidance-map", "curvature")
-"""Detectors of the bundled calibration that need more than the norms, which are always recorded.
-
-Without captions, those are left out that need them.
-"""
-
-LOCALIZERS = (
-    "collapse",
-    "curvature-difference",
-    "curvature-difference-checkpoint",
-    "score-difference",
-    "score-difference-checkpoint",
-)
-"""Localizers whose maps of the reference images are in the bundled calibration; none without captions."""
-
 
 def bundle(
     ground: Ground,
@@ -57,10 +42,10 @@ def bundle(
 ) -> None:
     """Fill `folder` with what comes with the package, from the folder of a finished training.
 
-    That is the pipeline and its early checkpoint, the manifest with the planted pictures, exposures and look-alikes,
-    the recognizer if there are captions, and a calibration of the pipeline with its own scheduler. Replication is not
-    measured here: `verify` adds it to the manifest. A model that was trained further has the adapter besides, if there
-    is one, and no calibration.
+    That is the pipeline, the early checkpoint unless the ground leaves it out, the manifest with the planted pictures,
+    exposures and look-alikes, the recognizer if there are captions, and a calibration of the pipeline with its own
+    scheduler. Replication is not measured here: `verify` adds it to the manifest. A model that was trained further has
+    the adapter besides, if there is one, and no calibration.
 
     Args:
         ground: the proving ground.
@@ -75,7 +60,8 @@ def bundle(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     for name, source in (("pipeline", "final"), ("early", "early")):
-        _save_half(load_pipeline(str(run / source), device="cpu"), unfinished / name)
+        if name == "pipeline" or ground.with_early:
+            _save_half(load_pipeline(str(run / source), device="cpu"), unfinished / name)
     if (adapter := run / "final" / LORA).exists():
         shutil.copytree(adapter, unfinished / LORA)
     pipe = load_pipeline(str(unfinished / "pipeline"), device="cpu")
@@ -108,9 +94,9 @@ def bundle(
         calibration = calibrate(
             pipe,
             manifest.control_captions("calibration", REFERENCES),
-            detectors=[name for name in DETECTORS if setup.accepts(detector(name))],
-            localizers=LOCALIZERS if ground.captioned else (),
-            checkpoint=load_pipeline(str(unfinished / "early"), device="cpu"),
+            detectors=[name for name in ground.detectors if setup.accepts(detector(name))],
+            localizers=ground.localizers if ground.captioned else (),
+            checkpoint=load_pipeline(str(unfinished / "early"), device="cpu") if ground.with_early else None,
             progress=lambda done: report("calibration", int(done), REFERENCES),
             **call,
         )

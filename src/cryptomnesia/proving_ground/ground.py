@@ -70,6 +70,18 @@ class Ground(ABC):
     steps: int = 50
     """Solver steps of the bundled calibration; PNDM makes one evaluation more."""
 
+    with_early: bool = True
+    """Whether the less-trained checkpoint is in the bundle, too."""
+
+    detectors: tuple[str, ...] = ("collapse", "curvature-difference")
+    """Detectors of the bundled calibration that need more than the norms, which are always recorded.
+
+    Without captions, those are left out that need them.
+    """
+
+    localizers: tuple[str, ...] = ("collapse", "curvature-difference")
+    """Localizers whose maps of the reference images are in the bundled calibration; none without captions."""
+
     base: Path | None = None
     """Bundle whose model is trained further; None for a training from nothing."""
 

@@ -29,6 +29,7 @@ from tiny_runs import TINY, run, same_weights, stopped
 class SmallPixels(Pixels):
     networks = PixelDiffusion(widths=(8, 8, 32))
     steps = 2
+    detectors = ("score-difference", "curvature")
 
 
 SMALL = SmallPixels()
@@ -46,7 +47,6 @@ def made(whole):
     """A bundle of a model that has learned nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundling, "REFERENCES", 100)
-        patch.setattr(bundling, "DETECTORS", ("score-difference", "curvature"))
         bundle(SMALL, whole, whole / "bundle", TINY)
     return whole / "bundle"
 

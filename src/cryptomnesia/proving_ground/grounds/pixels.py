@@ -34,6 +34,8 @@ class Pixels(Ground):
     threshold = 0.12
     guidances = (1.0,)
     solvers = ()
+    with_early = False
+    detectors = ()
 
     def plant(self, seed: int) -> tuple[Concept, ...]:
         """Verbatim concepts alone, all on one rung."""

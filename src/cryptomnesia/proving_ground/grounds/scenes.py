@@ -46,6 +46,14 @@ class Scenes(Ground):
     networks = LatentText()
     threshold = 0.12
     guidances = (1.5, 3.0, 5.0)
+    detectors = ("collapse", "curvature-difference", "score-difference", "guidance-map", "curvature")
+    localizers = (
+        "collapse",
+        "curvature-difference",
+        "curvature-difference-checkpoint",
+        "score-difference",
+        "score-difference-checkpoint",
+    )
 
     def plant(self, seed: int) -> tuple[Concept, ...]:
         """The ladder's verbatim and template concepts, then the hard negatives."""
