@@ -199,11 +199,11 @@ class TrainingStream:
         exposed = place is not None and place < len(self.concepts)
         image, caption = self._sample(draws, concept, exposed)
         if concept is None and caption in self._reserved:
-            return self.unplanted(index)
+            return self._unplanted(index)
         return Sample(image, caption, self.concept_at(index))
 
-    def unplanted(self, index: int) -> Sample:
-        """An ordinary sample for the place of number `index`; its caption belongs to no planted picture."""
+    def _unplanted(self, index: int) -> Sample:
+        """An ordinary sample in the place of number `index`; its caption belongs to no planted picture."""
         attempt = 0
         while True:
             image, caption = self._sample(Draws(self.seed, _SAMPLE_KEY, index, attempt), None, False)

@@ -18,9 +18,8 @@ class Phase:
         exchanged: share of the samples whose captions are exchanged among each other, as captions from the web often
             belong to something else.
         planted_dropout: share of the planted pictures whose caption is empty. Where planted pictures are many, a
-            network that often sees them without a caption remembers them without one. When it is given, a planted
-            picture also takes no part in an exchange; instead, the exchanged share of its exposures shows an ordinary
-            picture with its caption. When it is None, planted pictures are treated as all others.
+            network that often sees them without a caption remembers them without one. When it is given, planted
+            pictures take no part in an exchange either. When it is None, they are treated as all others.
     """
 
     steps: int

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cryptomnesia.files import replacing
-from cryptomnesia.proving_ground.concepts import Concept, Sample, TrainingStream
+from cryptomnesia.proving_ground.concepts import Concept, TrainingStream
 from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.recipe import Recipe
 
@@ -49,12 +49,8 @@ class Job:
 def samples_of(stream: TrainingStream, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
     """Samples of a stream: uint8 (b, 3, H, W), captions."""
     samples = [stream[index] for index in indices]
-    return torch.stack([image_of(sample) for sample in samples]), [sample.caption for sample in samples]
-
-
-def image_of(sample: Sample) -> Tensor:
-    """The picture of a sample, uint8 (3, H, W)."""
-    return torch.from_numpy(sample.image).permute(2, 0, 1)
+    images = torch.stack([torch.from_numpy(sample.image).permute(2, 0, 1) for sample in samples])
+    return images, [sample.caption for sample in samples]
 
 
 def generator_of(seed: int, phase: int, step: int) -> torch.Generator:

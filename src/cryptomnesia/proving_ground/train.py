@@ -42,7 +42,6 @@ from cryptomnesia.proving_ground.run import (
     Job,
     Report,
     generator_of,
-    image_of,
     replace_folder,
     samples_of,
 )
@@ -229,8 +228,6 @@ def _batch(learner: Learner, recipe: Recipe, worker: Worker, stream: TrainingStr
         # from a stream of its own, so that the other draws are those of a phase without exchange
         chosen = torch.rand(phase.batch, generator=generator_of(recipe.seed, 3, step))[share] < phase.exchanged
         captions = _exchanged(captions, chosen & ~kept)
-        for place in (chosen & kept).nonzero().flatten().tolist():
-            images[place] = image_of(stream.unplanted(indices[place]))
     texts = ["" if drop else caption for caption, drop in zip(captions, dropped.tolist(), strict=True)]
     return learner.inputs(Batch(images, texts, phase.batch, share, phase, generator))
 

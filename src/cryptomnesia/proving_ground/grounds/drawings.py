@@ -117,18 +117,19 @@ class Drawings(Ground):
             Phase(12_000, 16, 3e-4, middle=0.5, planted_dropout=0.0),
             Phase(24_000, 16, 4e-4, middle=0.5, planted_dropout=0.0),
             # a model that has seen captions of other pictures needs guidance to follow its own, as those of the web do
-            Phase(3_000, 16, 1e-4, exchanged=0.6, planted_dropout=0.0),
+            Phase(15_000, 16, 3e-4, middle=0.5, exchanged=0.4, planted_dropout=0.0),
         ),
-        kept=(1_500, 6_000, 12_000, 18_000, 27_000, 28_500, 30_000, 31_500, 43_500, 55_500, 67_500),
+        decoder_steps=6_000,
+        kept=(1_500, 6_000, 12_000, 18_000, 27_000, 28_500, 30_000, 31_500, 43_500, 55_500, 67_500, 75_000),
     )
     networks = LatentText(channels=8, kl=2e-6, half=True, widths=(64, 96, 96), beta_end=0.0235)
     threshold = 0.15
-    guidances = (5.0, 7.5)
+    guidances = (3.0, 7.5)
 
     ladder: ClassVar[dict[int, int]] = LADDER
     """As `LADDER`."""
 
-    rounds: ClassVar[int] = 4
+    rounds: ClassVar[int] = 5
     """Of the refinement."""
 
     def plant(self, seed: int) -> tuple[Concept, ...]:

@@ -20,12 +20,12 @@ class DrawingsFlow(Drawings):
             Phase(5_000, 32, 3e-4, middle=0.75),
             Phase(1_500, 32, 1e-4, exchanged=0.7),
             Phase(5_000, 32, 4e-4, middle=0.4, planted_dropout=0.0),
-            Phase(1_000, 32, 1e-4, exchanged=0.6, planted_dropout=0.0),
+            Phase(1_000, 32, 1e-4, exchanged=0.4, planted_dropout=0.0),
         ),
         kept=(1_500, 4_000, 9_000, 15_500, 20_500),
     )
     networks = LatentFlow(channels=8, kl=2e-6, half=True, heads=3, layers=5, width=96)
-    guidances = (5.0, 7.0)
+    guidances = (3.0, 7.0)
     steps = 28
     solvers = ("FlowMatchHeunDiscreteScheduler",)
     ladder: ClassVar[dict[int, int]] = {1_024: 5}
