@@ -29,6 +29,14 @@ def test_grounds_are_listed(cryptomnesia):
     assert any(line.startswith("drawings-lora ") and "does not come" in line for line in out.splitlines())
 
 
+def test_training_images_of_a_fine_tune_are_those_of_its_settings(cryptomnesia, tmp_path):
+    command = ("proving-ground", "images", "scenes-full", tmp_path, "--others", 0, "--pictures", 2, "--exposures", 4)
+    code, _, _ = cryptomnesia(*command)
+    assert code == 0
+    assert {path.stem for path in tmp_path.glob("*-4-*.png")} >= {"verbatim-plain-4-0", "verbatim-named-4-1"}
+    assert not [*tmp_path.glob("verbatim-*-300-*.png")]
+
+
 @pytest.mark.parametrize("command", ["train", "verify", "show", "images"])
 def test_an_unknown_ground_is_refused_in_one_line(cryptomnesia, tmp_path, command):
     more = {

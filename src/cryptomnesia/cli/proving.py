@@ -18,6 +18,9 @@ Bundle = Annotated[
     Path | None, typer.Option(help="Folder that `train` made. By default the model that comes with the package.")
 ]
 
+Pictures = Annotated[int | None, typer.Option(min=1, help="Of a fine-tune: number of pictures.")]
+Exposures = Annotated[int | None, typer.Option(min=1, help="Of a fine-tune: exposures of every picture.")]
+
 
 @proving.command("list")
 def grounds() -> None:
@@ -46,10 +49,12 @@ def train(
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option(help="Of a fine-tune: bundle to start from. By default the model that comes with the package."),
+        typer.Option(
+            help="Where a model is trained further: bundle to start from. By default what comes with the package."
+        ),
     ] = None,
-    pictures: Annotated[int | None, typer.Option(min=1, help="Of a fine-tune: number of pictures.")] = None,
-    exposures: Annotated[int | None, typer.Option(min=1, help="Of a fine-tune: exposures of every picture.")] = None,
+    pictures: Pictures = None,
+    exposures: Exposures = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Of a fine-tune by LoRA: its rank.")] = None,
 ) -> None:
     """Train the model of a proving ground, from nothing (hours on two cores) or from another's (minutes)."""
@@ -123,14 +128,17 @@ def images(
     name: Name,
     folder: Annotated[Path, typer.Argument(help="Folder of the pictures; it is made if it does not exist.")],
     others: Annotated[int, typer.Option(min=0, max=1_000_000, help="Pictures besides the planted ones.")] = 1000,
+    pictures: Pictures = None,
+    exposures: Exposures = None,
 ) -> None:
     """Write training images of a proving ground, planted ones and others, to compare generations with."""
     from cryptomnesia.pipelines.loading import quiet
 
     with quiet():
+        from cryptomnesia.proving_ground.fine_tune import tuned
         from cryptomnesia.proving_ground.ground import ground_of
         from cryptomnesia.proving_ground.images import write_training_images
-    ground = ground_of(name)
+    ground = tuned(ground_of(name), pictures=pictures, exposures=exposures)
     make_folder(folder)
     with progress_bar() as report:
         write_training_images(ground, folder, others, progress=lambda done: report("pictures", done, others))
