@@ -173,18 +173,18 @@ def pipeline_of(settings: CallSettings, model: str | None = None) -> Any:
         settings: of a command or an audit.
         model: another model that is to be loaded in the same way, without LoRA and other networks.
     """
-    own = model is None
+    as_described = model is None
     return load_pipeline(
         str(settings.model) if model is None else model,
         scheduler=settings.scheduler,
         device=settings.device,
         dtype=settings.dtype,
-        variant=settings.variant if own else None,
-        revision=settings.revision if own else None,
-        lora=settings.lora if own else (),
-        unet=settings.unet if own else None,
-        transformer=settings.transformer if own else None,
-        base=settings.base if own else None,
+        variant=settings.variant if as_described else None,
+        revision=settings.revision if as_described else None,
+        lora=settings.lora if as_described else (),
+        unet=settings.unet if as_described else None,
+        transformer=settings.transformer if as_described else None,
+        base=settings.base if as_described else None,
         without=settings.without,
     )
 
@@ -290,8 +290,8 @@ def _check_arguments(kind: str, given: Mapping[str, Any], *, single: bool) -> No
     parts = [name for name in inspect.signature(made.__init__).parameters if name != "self"]
     known = {*parts, *FROM_PRETRAINED, "variant", "revision"} | ({"original_config"} if single else set())
     for name in sorted(given.keys() - known):
-        own = [name for name in inspect.signature(load_pipeline).parameters if name != "from_pretrained"]
-        guess = get_close_matches(name.removeprefix("torch_"), [*own, *known], n=1)
+        options = [name for name in inspect.signature(load_pipeline).parameters if name != "from_pretrained"]
+        guess = get_close_matches(name.removeprefix("torch_"), [*options, *known], n=1)
         hint = f" (did you mean {guess[0]}?)" if guess else ""
         raise UsageError(
             f"got the unknown argument {name}{hint}; leave it out, or give an argument of from_pretrained or a part of "
