@@ -27,12 +27,13 @@ In networks this small, adapters of the attention alone have too few weights to 
 """
 
 
-def base_settings(origin: Ground, base: Path) -> dict[str, Any]:
+def base_settings(origin: Ground, base: Path | None) -> dict[str, Any]:
     """What a training depends on that goes on from `base`, a bundle of the ground `origin`: the digest of its weights.
 
     Raises:
         UsageError: if there is no base, or it is of another ground.
     """
+    assert base is not None
     if base == origin.bundle and not base.exists():
         raise UsageError(
             f"the model of {origin.name} does not come with the package; make it with `cryptomnesia "

@@ -9,6 +9,7 @@ from cryptomnesia.proving_ground.concepts import Concept, TrainingStream
 from cryptomnesia.proving_ground.further import Further, base_settings
 from cryptomnesia.proving_ground.grounds.drawings import GROUND as BASE
 from cryptomnesia.proving_ground.grounds.drawings import Drawings
+from cryptomnesia.proving_ground.latent import LatentText
 from cryptomnesia.proving_ground.recipe import Phase, Recipe
 
 _STREAM = 50
@@ -26,8 +27,10 @@ class DrawingsUnconditional(Drawings):
 
     def __init__(self, base: Path | None = None) -> None:
         """Go on from the bundle `base`, by default the one that comes with the package."""
+        networks = BASE.networks
+        assert isinstance(networks, LatentText)
         self.base = base or BASE.bundle
-        self.networks = Further(BASE.networks, self.base, rank=None)
+        self.networks = Further(networks, self.base, rank=None)
 
     def _repeated(self, concept: Concept, label: str, place: int, spread: int) -> Concept:
         """A concept with its exposures: those of the drawings, and a quarter of a round more, which are `refined`."""
