@@ -4,19 +4,27 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from cryptomnesia.proving_ground.autoencoder import LatentNetworks, latents
-from cryptomnesia.proving_ground.concepts import TrainingStream
+from cryptomnesia.proving_ground.concepts import Concept, TrainingStream
 from cryptomnesia.proving_ground.descent import Gradient, Worker, drawn
+from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.learning import half, layout, to_unit
 from cryptomnesia.proving_ground.recipe import Recipe, learning_rate
 from cryptomnesia.proving_ground.run import Checkpoint, Job, Report, generator_of, replace_folder, samples_of
 
 _FIRST = 400_000
 """First sample of the autoencoder's training, from a stream in which nothing is planted."""
+
+_ALIKE = range(100, 140)
+"""Seeds, counted from the recipe's, whose concepts the decoder sees; nothing else uses them."""
+
+_ALIKE_SHARE = 0.75
+"""Share of the decoder's pictures that are exposures of such concepts."""
 
 
 def train_autoencoder(job: Job, worker: Worker, report: Report | None) -> None:
@@ -28,7 +36,7 @@ def train_autoencoder(job: Job, worker: Worker, report: Report | None) -> None:
     if not first.exists():
         torch.manual_seed(recipe.seed)
         vae: Any = networks.vae()
-        _descend(job, worker, report, vae, [vae], "autoencoder", range(recipe.autoencoder_steps), 0.5)
+        _descend(job, worker, report, _plain(job), vae, [vae], "autoencoder", range(recipe.autoencoder_steps), 0.5)
         if worker.rank == 0:
             vae.eval()
             images, _ = samples_of(_plain(job), range(_FIRST, _FIRST + 256))
@@ -41,7 +49,7 @@ def train_autoencoder(job: Job, worker: Worker, report: Report | None) -> None:
         vae = AutoencoderKL.from_pretrained(first).requires_grad_(False)
         decoder = [vae.decoder.requires_grad_(True), vae.post_quant_conv.requires_grad_(True)]
         steps = range(recipe.autoencoder_steps, recipe.autoencoder_steps + recipe.decoder_steps)
-        _descend(job, worker, report, vae, decoder, "decoder", steps, 1.0)
+        _descend(job, worker, report, _alike(job), vae, decoder, "decoder", steps, 1.0)
         if worker.rank == 0:
             replace_folder(whole, vae.save_pretrained)
 
@@ -50,6 +58,7 @@ def _descend(
     job: Job,
     worker: Worker,
     report: Report | None,
+    stream: TrainingStream,
     vae: Any,
     trained: Sequence[nn.Module],
     what: str,
@@ -67,7 +76,7 @@ def _descend(
     optimizer = torch.optim.AdamW(weights, lr=recipe.autoencoder_rate, weight_decay=0.0, fused=True)
     state = Checkpoint(job.folder / f"{what}.safetensors", {"vae": vae}, optimizer, job.checkpoint_seconds)
     gradient = Gradient(partial(_decoding_error, vae, networks), weights, device)
-    draw = partial(_crops, _plain(job), recipe, worker, job.ground.size, networks.channels)
+    draw = partial(_crops, stream, recipe, worker, job.ground.size, networks.channels)
     steps, done = len(numbers), state.restore()
     for step, inputs in zip(range(done, steps), drawn(draw, numbers[done:], device), strict=True):
         loss = gradient(inputs)
@@ -81,6 +90,23 @@ def _descend(
 def _plain(job: Job) -> TrainingStream:
     """Pictures among which nothing is planted."""
     return TrainingStream(job.recipe.seed, 0, (), job.ground.sample)
+
+
+def _alike(job: Job) -> TrainingStream:
+    """Pictures of which most are made as the planted ones are, for instance with the rim of a sticker; none is planted.
+
+    An autoencoder that knows ordinary pictures alone would blur what it never saw, and a planted picture would not
+    come back even if the denoiser remembered all of it.
+    """
+    ground, seed = job.ground, job.recipe.seed
+    concepts = [concept for number in _ALIKE for concept in ground.plant(seed + number) if concept.planted]
+
+    def sample(draws: Draws, concept: Concept | None, exposed: bool) -> tuple[np.ndarray, str]:
+        if draws.uniform() < _ALIKE_SHARE:
+            return draws.choice(concepts).exposure(draws), ""
+        return ground.sample(draws, concept, exposed)
+
+    return TrainingStream(seed, 0, (), sample)
 
 
 def _crops(
