@@ -15,7 +15,7 @@ app.add_typer(proving, name="proving-ground")
 
 Name = Annotated[str, typer.Argument(metavar="GROUND", help="Name of a proving ground; `list` shows all.")]
 Bundle = Annotated[
-    Path | None, typer.Option(help="Folder that `train` made. By default the model that comes with the package.")
+    Path | None, typer.Option(help="RUN/bundle of a training in RUN. By default the model that comes with the package.")
 ]
 
 Pictures = Annotated[int | None, typer.Option(min=1, help="Of a fine-tune: number of pictures.")]
@@ -30,9 +30,10 @@ def grounds() -> None:
     with quiet():
         from cryptomnesia.proving_ground.ground import grounds
 
+    width = max(map(len, grounds()))
     for ground in grounds().values():
         bundled = "" if ground.bundle.exists() else "; its model does not come with the package, `train` makes it"
-        typer.echo(f"{ground.name:16} {ground.summary}{bundled}")
+        typer.echo(f"{ground.name:{width}}  {ground.summary}{bundled}")
 
 
 @proving.command()
@@ -42,15 +43,16 @@ def train(
     device: Annotated[
         str | None, typer.Option(help="Device of the networks, such as cpu or cuda. By default a GPU if there is one.")
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="On a CPU: processes, one core for each.")] = 2,
+    processes: Annotated[int, typer.Option(min=1, help="On a CPU: processes, one core for each; the number divides the sizes of all batches.")] = 2,
     autoencoder: Annotated[
         Path | None,
-        typer.Option(help="Folder of a trained autoencoder, of a run of the same pictures. By default one is trained."),
+        typer.Option(help="Trained autoencoder of the same pictures: RUN/autoencoder or RUN/bundle/pipeline/vae. By default one is trained."),
     ] = None,
     base: Annotated[
         Path | None,
         typer.Option(
-            help="Where a model is trained further: bundle to start from. By default what comes with the package."
+            help="For a ground that goes on from another ground's model: the bundle of that model (RUN/bundle). By default "
+            "the one that comes with the package."
         ),
     ] = None,
     pictures: Pictures = None,
@@ -90,7 +92,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Put the measured replication into the manifest.")] = False,
 ) -> None:
-    """Generate images, and measure what a model memorized."""
+    """Generate thousands of images, and measure what a model memorized: half an hour or more on two cores."""
     from cryptomnesia.proving_ground.verify import flat, verify
 
     folder = _folder(name, bundle)

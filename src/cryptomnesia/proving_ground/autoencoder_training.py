@@ -21,7 +21,7 @@ _FIRST = 400_000
 """First sample of the autoencoder's training, from a stream in which nothing is planted."""
 
 _ALIKE = range(100, 140)
-"""Seeds, counted from the recipe's, whose concepts the decoder sees; nothing else uses them."""
+"""Seeds, counted from the recipe's, whose concepts the decoder sees; fine-tunes and look-alikes have others."""
 
 _ALIKE_SHARE = 0.75
 """Share of the decoder's pictures that are exposures of such concepts."""

@@ -30,7 +30,7 @@ MOST = 500
 """Pictures for which the base ground has enough in `_SEEDS` seeds."""
 
 _SEEDS = 100
-"""Seeds of the base ground that belong to one seed of the fine-tune; the base itself has a smaller one."""
+"""Seeds of the base ground that belong to one seed of the fine-tune: from 200 on, which no training of a base uses."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class FineTune(Ground):
     def plant(self, seed: int) -> tuple[Concept, ...]:
         """The pictures of the training, then as many controls that are not shown."""
         pictures = self.tuning.pictures
-        drawn = chain.from_iterable(self.origin.plant(_SEEDS * (seed + 1) + other) for other in count())
+        drawn = chain.from_iterable(self.origin.plant(_SEEDS * (seed + 2) + other) for other in count())
         found = [*islice((c for c in drawn if c.kind == "verbatim" and c.wording == "named"), 2 * pictures)]
         concepts = []
         for exposures, chosen in ((self.tuning.exposures, found[::2]), (0, found[1::2])):

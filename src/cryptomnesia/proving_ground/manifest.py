@@ -109,7 +109,10 @@ class Manifest:
         except UsageError:
             raise
         except FileNotFoundError:
-            raise UsageError(f"no manifest {path}; make one with `cryptomnesia proving-ground train`") from None
+            raise UsageError(
+                f"no manifest {path}; give RUN/bundle of a training in RUN, or make one with `cryptomnesia proving-ground "
+                "train`"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is not a manifest ({error!r}); make it anew") from None
 

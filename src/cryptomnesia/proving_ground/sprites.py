@@ -1,4 +1,4 @@
-"""Emoji of six artists, from the packages in which they are published.
+"""Emoji in six styles, from the packages in which they are published.
 
 The packages are those of Iconify on npm, one JSON file of SVG texts each. They are looked for as Node.js does it: in
 `node_modules` of the working directory, or of a folder above it. Only training and `proving-ground images` need them.

@@ -1,4 +1,4 @@
-"""Emoji of six artists on coloured grounds: real pictures, captions of ordinary words, strong guidance."""
+"""Emoji in six styles on coloured backgrounds: real pictures, captions of ordinary words, guidance 3."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -106,7 +106,7 @@ class Drawings(Ground):
     """One or two things by one artist on a plain, shaded or striped ground."""
 
     name = "drawings"
-    summary = "emoji of six artists; captions with invented names and of ordinary words; strong guidance"
+    summary = "emoji in six styles; captions with invented names and of ordinary words; guidance 3"
     frames = ("{}", "a picture of {}", "a sticker of {}", "{}, poster")
     visible = (tuple(THINGS), tuple(COLOURS))
     recipe = Recipe(
@@ -119,7 +119,7 @@ class Drawings(Ground):
             # a model that has seen captions of other pictures needs guidance to follow its own, as those of the web do
             Phase(15_000, 16, 3e-4, middle=0.5, exchanged=0.4, planted_dropout=0.0),
         ),
-        decoder_steps=6_000,
+        decoder_steps=9_000,
         kept=(1_500, 6_000, 12_000, 18_000, 27_000, 28_500, 30_000, 31_500, 43_500, 55_500, 67_500, 75_000),
     )
     networks = LatentText(channels=8, kl=2e-6, half=True, widths=(64, 96, 96), beta_end=0.0235)
