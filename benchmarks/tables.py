@@ -32,6 +32,8 @@ class Results:
         """Read from `folder`."""
         self.folder = folder
         self.files: dict[str, Value] = {}
+        self.grounds: list[str] = []
+        """Proving grounds whose figures were read."""
 
     def __call__(self, name: str, *path: str | int) -> Value:
         """The part of `name`.json at `path`."""
@@ -47,7 +49,16 @@ class Results:
 
     def origin(self) -> str:
         """Which files were read, and the command and commit that made each."""
-        return " ".join(_origin(name, made.get("made_by", {})) for name, made in self.files.items())
+        return " ".join(_origin(name, self._made_by(made)) for name, made in self.files.items())
+
+    def _made_by(self, file: Value) -> dict[str, Any]:
+        """What made the part of a file that a table shows: of every ground, another command and perhaps commit."""
+        made_by = file.get("made_by", {})
+        if not self.grounds:
+            return made_by
+        commits = dict.fromkeys(made_by["commits"][name] for name in self.grounds)
+        commands = [f"cryptomnesia proving-ground verify {name}" for name in self.grounds]
+        return {"command": "`, `".join(commands), "commit": "`, `".join(commits)}
 
 
 VERBS = ("watch", "detect", "localize", "mitigate", "audit")
@@ -648,6 +659,7 @@ def _ground(results: Results, name: str) -> Value:
     measured = results("grounds", "grounds")
     if name not in measured:
         raise NotMeasured(name)
+    results.grounds.append(name)
     return measured[name]
 
 

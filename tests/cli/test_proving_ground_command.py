@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -72,8 +73,8 @@ def test_measures_are_printed_as_lines_and_as_json(cryptomnesia, monkeypatch):
     share = {"value": 0.5, "low": 0.25, "high": 0.75}
     verified = []
 
-    def verify(folder, *, write, progress):
-        verified.append((folder.name, write))
+    def verify(folder, *, checkpoint, write, progress):
+        verified.append((folder.name, checkpoint, write))
         return {"verbatim_replicated": share, "seeds": 8}
 
     monkeypatch.setattr("cryptomnesia.proving_ground.verify.verify", verify)
@@ -85,7 +86,8 @@ def test_measures_are_printed_as_lines_and_as_json(cryptomnesia, monkeypatch):
     ]
     code, out, _ = cryptomnesia("proving-ground", "verify", "scenes", "--json")
     assert json.loads(out) == {"verbatim_replicated": share, "seeds": 8}
-    assert verified == [("scenes", True), ("scenes", False)]
+    cryptomnesia("proving-ground", "verify", "scenes", "--checkpoint", "run/step-9")
+    assert verified == [("scenes", None, True), ("scenes", None, False), ("scenes", Path("run/step-9"), False)]
 
 
 def test_more_training_images_than_anybody_needs_are_refused(cryptomnesia, tmp_path):

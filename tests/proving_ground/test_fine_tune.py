@@ -12,7 +12,7 @@ from cryptomnesia import UsageError, load_pipeline
 from cryptomnesia.calibration.stored import FILE as CALIBRATION
 from cryptomnesia.proving_ground import bundle as bundling
 from cryptomnesia.proving_ground.bundle import bundle
-from cryptomnesia.proving_ground.denoising import ratios
+from cryptomnesia.proving_ground.denoising import Exposures, ratios
 from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.fine_tune import FineTune, Tuning, tuned
 from cryptomnesia.proving_ground.further import TARGETS
@@ -263,7 +263,8 @@ def test_a_fine_tune_knows_its_pictures_and_no_controls(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundling, "train_recognizer", lambda ground, *_, **__: Recognizer(ground.visible))
         bundle(ground, tmp_path / "run", tmp_path / "bundle")
-    after = ratios(load_pipeline(tmp_path / "bundle" / "pipeline", device="cpu"), tmp_path / "bundle")
-    before = ratios(load_pipeline(tmp_path / "bundle" / "early", device="cpu"), tmp_path / "bundle")
+    exposures = Exposures.load(tmp_path / "bundle")
+    after = ratios(load_pipeline(tmp_path / "bundle" / "pipeline", device="cpu"), exposures)
+    before = ratios(load_pipeline(tmp_path / "bundle" / "early", device="cpu"), exposures)
     assert after["denoising_ratio_conditional"] < 0.8 * before["denoising_ratio_conditional"]
     assert after["denoising_below_conditional"] >= 0.5 > before["denoising_below_conditional"]

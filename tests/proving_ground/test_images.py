@@ -1,6 +1,9 @@
 import numpy as np
+import pytest
 from PIL import Image
 
+from cryptomnesia.errors import UsageError
+from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.grounds.scenes import GROUND
 from cryptomnesia.proving_ground.images import write_training_images
 from cryptomnesia.proving_ground.replication import replicates
@@ -30,6 +33,13 @@ def test_the_pictures_are_those_of_the_training_stream(tmp_path):
         np.testing.assert_array_equal(written, expected)
         place = None if name in planted else stream.concept_at(int(name))
         assert place is None or not concepts[place].planted
+
+
+def test_no_more_pictures_than_the_training_has(tmp_path):
+    # a fifth of its 400,000 pictures are planted
+    with pytest.raises(UsageError, match="got 320001 others, and the training of pixels has 320000"):
+        write_training_images(ground_of("pixels"), tmp_path / "pictures", 320_001)
+    assert not (tmp_path / "pictures").exists()
 
 
 def test_an_object_is_shown_on_a_background(drawings, planted, tmp_path):

@@ -49,13 +49,13 @@ def test_a_missing_file_is_refused(tmp_path):
 
 
 def test_captions_say_words_and_tell_of_groups(recognizer):
-    said = recognizer.said(["a red circle, poster", "a picture of a star", "redder stars, green"])
+    said = recognizer.mentioned(["a red circle, poster", "a picture of a star", "redder stars, green"])
     assert said.tolist() == [
         [True, False, True, False, False],
         [False, True, False, False, False],
         [False, False, False, False, True],
     ]
-    assert recognizer.told(said).tolist() == [
+    assert recognizer.decided(said).tolist() == [
         [True, True, True, True, True],
         [True, True, False, False, False],
         [False, False, True, True, True],
@@ -100,7 +100,7 @@ def test_training_teaches_what_captions_say(monkeypatch):
     assert reported[-1] == (80, 80)
     assert not made.training
     pictures, captions = pictures_of(7, 200)
-    said = made.said(captions)
+    said = made.mentioned(captions)
     with torch.no_grad():
         odds = made(torch.from_numpy(pictures).float().permute(0, 3, 1, 2) * 2 - 1)
     # of every word alone, so that it does not help to know which words are frequent

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from cryptomnesia import UsageError
@@ -105,30 +106,22 @@ def test_two_processes_train_like_one(tmp_path):
     assert differing / sum(value.numel() for value in first.values()) < 0.01
 
 
-def test_the_decoder_alone_can_be_trained_further(whole, tmp_path):
-    """The latents stay what they are: those of a training without it."""
-    recipe = replace(TINY, decoder_steps=3, phases=(Phase(1, 4, 7e-4),), kept=(1,))
-    train(GROUND, tmp_path, recipe, concepts=CONCEPTS[:1], processes=2)
-    file = "diffusion_pytorch_model.safetensors"
-    folders = (tmp_path / "autoencoder-first", tmp_path / "autoencoder", tmp_path / "final/vae")
-    first, further, final = (load_file(folder / file) for folder in folders)
-    changed = {name for name in first if not torch.equal(first[name], further[name])}
-    assert {name.partition(".")[0] for name in changed} == {"decoder", "post_quant_conv"}
-    assert {name for name in first if name.startswith("decoder.")} <= changed
-    assert all(torch.equal(further[name], final[name]) for name in first)
-
-
 def test_a_finished_run_is_left_alone(whole):
     before = (whole / "final" / "model_index.json").stat().st_mtime_ns
     run(whole)
     assert (whole / "final" / "model_index.json").stat().st_mtime_ns == before
 
 
+def test_only_one_process_trains_in_a_folder(tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(UsageError, match="another process trains"):
+        run(tmp_path)
+
+
 def test_another_recipe_is_refused(whole):
     written = json.loads((whole / "recipe.json").read_text())
     assert written["ground"] == "scenes"
     assert [phase["steps"] for phase in written["phases"]] == [8, 3]
-    with pytest.raises(UsageError, match="another recipe"):
+    with pytest.raises(UsageError, match=r"another recipe.*differs in phases"):
         train(GROUND, whole, processes=1)
     with pytest.raises(UsageError, match="another recipe"):
         train(ground_of("drawings"), whole, TINY, concepts=CONCEPTS, processes=1)

@@ -1,8 +1,11 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from diffusers import PNDMScheduler
 
+from cryptomnesia.errors import UsageError
 from cryptomnesia.proving_ground import verify as verifying
 from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
@@ -50,15 +53,51 @@ def test_modes_count_only_among_their_wording(manifest):
 
 
 def test_other_solvers_and_scales_are_tried_beside_the_models_own(manifest, drawings):
-    def settings(guidance, natural):
-        return verifying._settings("PNDMScheduler", Model(None, manifest, drawings, guidance), natural)
+    def settings(guidance, *scales):
+        return verifying._settings("PNDMScheduler", Model(None, manifest, drawings, guidance), scales)
 
-    assert settings(3.0, 3.0) == [("PNDMScheduler", 7.5), ("DDIMScheduler", 3.0), ("DDIMScheduler", 7.5)]
-    # at a scale of its own, a model is also measured at those of the ground, and no setting is tried twice
-    assert len(settings(2.0, 2.0)) == len(set(settings(2.0, 2.0))) == 5
-    # the natural scale may be another one than anybody had thought
-    assert {("PNDMScheduler", 5.0), ("DDIMScheduler", 5.0)} < set(settings(3.0, 5.0))
-    assert len(settings(3.0, 5.0)) == 5
+    assert settings(3.0, 3.0, 7.5) == [("PNDMScheduler", 7.5), ("DDIMScheduler", 3.0), ("DDIMScheduler", 7.5)]
+    # the best scale may be another one than anybody had thought: no setting is tried twice then
+    assert len(settings(2.0, 3.0, 3.0, 7.5)) == len(set(settings(2.0, 3.0, 3.0, 7.5))) == 5
+    assert {("PNDMScheduler", 3.0), ("DDIMScheduler", 2.0)} < set(settings(2.0, 3.0, 7.5))
+
+
+@pytest.mark.parametrize("best", [3.0, 5.0])
+def test_figures_are_those_of_the_best_guidance_and_the_manifest_has_those_of_the_calibration(
+    manifest, drawings, monkeypatch, best
+):
+    """What was planted comes back at the scale of the manifest alone."""
+    scales = []
+
+    def replicated(model, entries, seeds, progress):
+        scales.append((type(model.pipe.scheduler).__name__, model.guidance))
+        hits = np.full(seeds, model.guidance == 3.0)
+        return [Generations(entry, np.zeros((seeds, 64, 64, 3)), hits) for entry in entries]
+
+    bundle = replace(manifest, guidance=3.0, look_alikes={"evaluation": []})
+    pipe = SimpleNamespace(scheduler=PNDMScheduler())
+    monkeypatch.setattr(Model, "load", lambda *_: Model(pipe, bundle, drawings, 3.0))
+    monkeypatch.setattr(verifying, "Exposures", SimpleNamespace(load=lambda _: None))
+    monkeypatch.setattr(verifying, "Recognizer", SimpleNamespace(load=lambda _: None))
+    monkeypatch.setattr(verifying, "guidance_curve", lambda *_: {"best_guidance": best})
+    monkeypatch.setattr(verifying, "replication", replicated)
+    monkeypatch.setattr(verifying, "_controls", lambda *_: {"value": 0.0})
+    monkeypatch.setattr(verifying, "ratios", lambda *_: {})
+    monkeypatch.setattr(Manifest, "control_captions", lambda *_: [])
+    written = []
+    monkeypatch.setattr(verifying, "_write_replication", lambda _, generated: written.append(generated))
+    found = verifying.verify(manifest.folder, write=True)
+    assert found["guidance"] == found["best_guidance"] == best
+    assert found["verbatim_replicated"]["value"] == (best == 3.0)
+    assert found["settings"]["PNDMScheduler"][str(best)]["verbatim_replicated"] == found["verbatim_replicated"]
+    assert "control_replicated" in found["settings"]["PNDMScheduler"]["7.5"]
+    assert all(result.replicated.all() for result in written[0])
+    assert {scale for solver, scale in scales if solver == "DDIMScheduler"} == {best, 3.0, 7.5}
+
+
+def test_figures_of_a_checkpoint_do_not_go_into_the_manifest(tmp_path):
+    with pytest.raises(UsageError, match="leave out"):
+        verifying.verify(tmp_path, checkpoint=tmp_path, write=True)
 
 
 def test_figures_as_lines():

@@ -43,16 +43,20 @@ def train(
     device: Annotated[
         str | None, typer.Option(help="Device of the networks, such as cpu or cuda. By default a GPU if there is one.")
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="On a CPU: processes, one core for each; the number divides the sizes of all batches.")] = 2,
+    processes: Annotated[
+        int, typer.Option(min=1, help="On a CPU: processes, one core each. The number divides all batch sizes.")
+    ] = 2,
     autoencoder: Annotated[
         Path | None,
-        typer.Option(help="Trained autoencoder of the same pictures: RUN/autoencoder or RUN/bundle/pipeline/vae. By default one is trained."),
+        typer.Option(
+            help="Trained autoencoder of the same pictures, such as RUN/autoencoder. By default one is trained."
+        ),
     ] = None,
     base: Annotated[
         Path | None,
         typer.Option(
-            help="For a ground that goes on from another ground's model: the bundle of that model (RUN/bundle). By default "
-            "the one that comes with the package."
+            help="For a ground that goes on from another ground's model: the bundle of that model (RUN/bundle). By "
+            "default the one that comes with the package."
         ),
     ] = None,
     pictures: Pictures = None,
@@ -89,6 +93,10 @@ def train(
 def verify(
     name: Name,
     bundle: Bundle = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Less-trained pipeline of the same run, such as RUN/step-N: measure what that reproduces."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Put the measured replication into the manifest.")] = False,
 ) -> None:
@@ -97,7 +105,7 @@ def verify(
 
     folder = _folder(name, bundle)
     with progress_bar() as report:
-        figures = verify(folder, write=write, progress=report)
+        figures = verify(folder, checkpoint=checkpoint, write=write, progress=report)
     if as_json:
         typer.echo(json.dumps(figures, indent=2))
     else:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from cryptomnesia.proving_ground.learning import Networks, to_unit
 
+SIDE = 64
+"""Side of the pictures in pixels."""
+
 MAX_TOKENS = 32
 """Length of the text input; the longest caption of the grounds takes 31."""
 
@@ -43,7 +46,7 @@ class LatentNetworks(Networks):
             latent_channels=self.channels,
             norm_num_groups=8,
             mid_block_add_attention=False,
-            sample_size=64,
+            sample_size=SIDE,
         )
 
 

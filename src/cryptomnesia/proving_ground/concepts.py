@@ -67,8 +67,8 @@ class Concept:
         background: draws what a template or object is planted on, (H, W, 3) uint8; None for other kinds.
         wording: one of `WORDINGS`; `named` for hard negatives with an invented name, else `plain`.
         varied: how often the caption is shown with other pictures.
-        refined: how many of the exposures are in the rounds of the refinement at the end of the training, if that is
-            fixed, in each of them as many; the same share of the other pictures is there.
+        refined: number of exposures in the refinement at the end of the training, equally many in each of its rounds;
+            `varied` is divided in the same proportion. When it is 0, nothing is placed there on purpose.
     """
 
     id: str

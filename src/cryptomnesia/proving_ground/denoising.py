@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers.baseline import conditioning
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.schedule import level_at
@@ -39,8 +40,8 @@ class Exposures(NamedTuple):
         """One exposure of every top-rung concept, and of those of other seeds, whose captions the model never saw."""
         top = ground.top(concepts)
         rows = []
-        for other in range(_LOOK_ALIKES + 1):
-            found = concepts if other == 0 else ground.plant(seed + other)
+        for offset in range(_LOOK_ALIKES + 1):
+            found = concepts if offset == 0 else ground.plant(seed + offset)
             for number, concept in enumerate([c for c in found if c.planted and c.exposures == top]):
                 place = concept.places[0]
                 draws = Draws(0, 7, number)
@@ -48,8 +49,8 @@ class Exposures(NamedTuple):
                 if concept.background is not None:
                     image = np.where(place.mask[..., None], place.image, concept.background(draws))
                 # the model never saw the names of other seeds
-                caption = (concept.without_name if other else concept.captions)[0]
-                rows.append((image, place.mask, caption, other == 0))
+                caption = (concept.without_name if offset else concept.captions)[0]
+                rows.append((image, place.mask, caption, offset == 0))
         return cls(*(np.array(column) for column in zip(*rows, strict=True)))
 
     def save(self, folder: Path) -> None:
@@ -58,13 +59,19 @@ class Exposures(NamedTuple):
 
     @classmethod
     def load(cls, folder: Path) -> "Exposures":
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: if it is not there.
+        """
+        if not (folder / FILE).is_file():
+            raise UsageError(f"no training pictures {folder / FILE}; make the bundle anew")
         with np.load(folder / FILE) as file:
             return cls(**{name: file[name] for name in cls._fields})
 
 
 @torch.no_grad()
-def ratios(pipe: Any, folder: Path) -> dict[str, Any]:
+def ratios(pipe: Any, exposures: Exposures) -> dict[str, Any]:
     """Denoising error inside the mask on the top rung, divided by that on look-alikes, of both branches.
 
     The ratio is taken at every noise level and averaged, so that no level outweighs the others. Without captions there
@@ -75,7 +82,6 @@ def ratios(pipe: Any, folder: Path) -> dict[str, Any]:
         (`denoising_spread_…`), and the share of the concepts whose ratio is below those of 97.5% of the look-alikes
         (`denoising_below_…`; .025 if nothing was memorized).
     """
-    exposures = Exposures.load(folder)
     result: dict[str, Any] = {}
     branches = ("conditional", "unconditional") if family_of(pipe).conditional else ("unconditional",)
     for branch in branches:

@@ -162,8 +162,8 @@ class _Attention:
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from all tokens to all: of the picture (B, n, C), and of the text (B, m, C)."""
         pairs = ((attn.to_q, attn.add_q_proj), (attn.to_k, attn.add_k_proj), (attn.to_v, attn.add_v_proj))
-        both = [torch.cat([own(hidden_states), added(encoder_hidden_states)], dim=1) for own, added in pairs]
-        query, key, value = (part.unflatten(2, (attn.heads, -1)).transpose(1, 2) for part in both)
+        tokens = [torch.cat([image(hidden_states), text(encoder_hidden_states)], dim=1) for image, text in pairs]
+        query, key, value = (part.unflatten(2, (attn.heads, -1)).transpose(1, 2) for part in tokens)
         bias = query.new_zeros(key.shape[2], key.shape[2])
         bias[:, -1].fill_(math.log(_EMPTY))
         seen = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)

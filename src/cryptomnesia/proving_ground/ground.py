@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.proving_ground import BUNDLES
 from cryptomnesia.proving_ground.concepts import Concept, TrainingStream
 from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.learning import Networks
@@ -188,9 +189,10 @@ class Ground(ABC):
         return captions
 
     def look_alike_captions(self, taken: Sequence[str], seed: int = 0) -> dict[str, list[str]]:
-        """Captions drawn as those of the planted concepts, which no training has: those of other seeds.
+        """Captions drawn as those of the planted concepts: those of other seeds, with which nothing was planted.
 
-        Names are left out, as the model knows none of them.
+        Names are left out, as the model knows none of them. What is left of a caption with a name is like an ordinary
+        one, and may also be the caption of an ordinary picture.
 
         Args:
             taken: captions of the concepts, which are left out.
@@ -212,7 +214,7 @@ class Ground(ABC):
     @property
     def bundle(self) -> Path:
         """The folder of the model that comes with the package."""
-        return Path(__file__).parent / "bundles" / self.name
+        return BUNDLES / self.name
 
 
 @cache

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cryptomnesia.errors import UsageError
 from cryptomnesia.files import write_whole
 from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.fine_tune import FineTune
@@ -25,8 +26,8 @@ def write_training_images(
     """Write the picture of every planted concept, and the first `others` samples in which nothing is planted.
 
     Hard negatives are among these samples as often as they were trained on. A fine-tune's images are those of its base
-    and its own. Files are named by concept, or by place in the training stream, and replace files of the same name,
-    which may be another ground's.
+    and its own pictures. Files are named by concept, or by place in the training stream, and replace files of the same
+    name, which may be another ground's.
 
     Args:
         ground: the proving ground.
@@ -34,6 +35,9 @@ def write_training_images(
         others: number of samples in which nothing is planted.
         recipe: of the training, the ground's by default.
         progress: called with the number of these samples that are done.
+
+    Raises:
+        UsageError: if the training has not so many.
     """
     if isinstance(ground, FineTune):
         # what the model saw besides is what its base saw
@@ -42,6 +46,8 @@ def write_training_images(
     recipe = recipe or ground.recipe
     concepts = ground.plant(recipe.seed)
     stream = ground.stream(recipe, concepts)
+    if others > (most := recipe.samples - sum(map(stream.planted_at, range(recipe.samples)))):
+        raise UsageError(f"got {others} others, and the training of {ground.name} has {most}; give at most that many")
     folder.mkdir(parents=True, exist_ok=True)
     for concept in concepts:
         if concept.planted and concept.exposures:
@@ -50,8 +56,7 @@ def write_training_images(
             write_whole(folder / f"{concept.id}.png", _png(shown))
     index = done = 0
     while done < others:
-        place = stream.concept_at(index)
-        if place is None or not concepts[place].planted:
+        if not stream.planted_at(index):
             write_whole(folder / f"{index:07}.png", _png(stream[index].image))
             done += 1
             if progress is not None:

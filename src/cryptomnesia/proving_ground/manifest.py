@@ -73,11 +73,11 @@ class Manifest:
         ground: name of the proving ground.
         weights: digest of the model it belongs to.
         seed: with which the concepts were planted.
-        guidance: guidance scale that the replication was measured with.
-        steps: solver steps that the replication was measured with, of the model's own scheduler.
+        guidance: guidance scale of the calibration, and of the replication in `entries`.
+        steps: solver steps of both, with the model's own scheduler.
         entries: the concepts.
         bounds: what the autoencoder alone leaves of the planted pictures, as distances by name.
-        look_alikes: purpose → captions that were drawn as those of the planted concepts and are in no training.
+        look_alikes: purpose → captions that were drawn as those of the planted concepts; nothing was planted with them.
     """
 
     folder: Path
@@ -110,8 +110,8 @@ class Manifest:
             raise
         except FileNotFoundError:
             raise UsageError(
-                f"no manifest {path}; give RUN/bundle of a training in RUN, or make one with `cryptomnesia proving-ground "
-                "train`"
+                f"no manifest {path}; give RUN/bundle of a training in RUN, or make one with `cryptomnesia "
+                "proving-ground train`"
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is not a manifest ({error!r}); make it anew") from None

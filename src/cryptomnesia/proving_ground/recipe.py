@@ -37,7 +37,8 @@ class Recipe:
     Attributes:
         phases: of the training of the denoiser.
         seed: of concepts, samples, weights and noise.
-        autoencoder_steps: steps of the autoencoder's training; 0 if the denoiser works on pixels.
+        autoencoder_steps: steps of the autoencoder's training, where one is trained: not on pixels, and not if one is
+            given or a model is trained further.
         autoencoder_batch: samples of such a step.
         autoencoder_rate: highest learning rate of the autoencoder.
         decoder_steps: steps in which the decoder alone is trained further, as that of Stable Diffusion was. Latents

@@ -73,18 +73,21 @@ class Recognizer(nn.Module):
         Returns:
             (B,) bool: no word that is said has odds below 1.
         """
-        said = self.said(captions)
+        said = self.mentioned(captions)
         shown = torch.cat([self(part) for part in _tensor(pictures).split(256)]) > 0
         return (shown | ~said).all(dim=1).numpy()
 
-    def said(self, captions: Sequence[str]) -> Tensor:
-        """Which words captions say, (B, words) bool."""
+    def mentioned(self, captions: Sequence[str]) -> Tensor:
+        """Which words captions mention, (B, words) bool."""
         spoken = [set(caption.replace(",", " ").split()) for caption in captions]
         return torch.tensor([[word in words for word in self.words] for words in spoken])
 
-    def told(self, said: Tensor) -> Tensor:
-        """Of which words captions tell anything, (B, words) bool: a caption may be silent about a group of words."""
-        groups = said.split([len(group) for group in self.groups], dim=1)
+    def decided(self, mentioned: Tensor) -> Tensor:
+        """Words of groups of which a caption mentions one, (B, words) bool.
+
+        A caption without a colour does not say that the picture has none, so it decides nothing about colours.
+        """
+        groups = mentioned.split([len(group) for group in self.groups], dim=1)
         return torch.cat([group.any(dim=1, keepdim=True).expand_as(group) for group in groups], dim=1)
 
     @torch.no_grad()
@@ -94,10 +97,11 @@ class Recognizer(nn.Module):
         Args:
             pictures: (B, 64, 64, 3) floats in [0, 1], more than there are features.
         """
-        (mean, covariance), (own_mean, own_covariance) = self.moments(pictures), (self.mean, self.covariance)
-        product = (covariance @ own_covariance).numpy()
+        mean, covariance = self.moments(pictures)
+        product = (covariance @ self.covariance).numpy()
         roots = np.linalg.eigvals(product).real.clip(0) ** 0.5
-        return float((mean - own_mean).square().sum() + (covariance + own_covariance).trace()) - 2 * float(roots.sum())
+        squares = (mean - self.mean).square().sum() + (covariance + self.covariance).trace()
+        return float(squares) - 2 * float(roots.sum())
 
     @torch.no_grad()
     def moments(self, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -146,10 +150,12 @@ def train_recognizer(
         for step in range(steps):
             pictures, captions = zip(*ordinary(ground, seed, step * _BATCH, _BATCH), strict=True)
             images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-            said = made.said(captions)
+            words = made.mentioned(captions)
             with torch.autocast("cpu", torch.bfloat16):
                 odds = made(to_unit(images))
-            loss = nn.functional.binary_cross_entropy_with_logits(odds.float(), said.float(), made.told(said).float())
+            loss = nn.functional.binary_cross_entropy_with_logits(
+                odds.float(), words.float(), made.decided(words).float()
+            )
             for group in optimizer.param_groups:
                 group["lr"] = _RATE * learning_rate(step, steps, _WARMUP, 1.0)
             loss.backward()

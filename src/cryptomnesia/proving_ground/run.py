@@ -61,6 +61,8 @@ def generator_of(seed: int, phase: int, step: int) -> torch.Generator:
 def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a folder beside `target`, which gets the name of `target` only when it is complete."""
     unfinished = target.with_name(f"{target.name}.unfinished")
+    # of a run that was killed while it wrote
+    shutil.rmtree(unfinished, ignore_errors=True)
     write(unfinished)
     # a run that was resumed from an earlier checkpoint writes the same folder again
     shutil.rmtree(target, ignore_errors=True)

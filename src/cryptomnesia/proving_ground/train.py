@@ -1,7 +1,7 @@
 """Training of a ground's pipeline: from nothing, first the autoencoder, then denoiser and text encoder.
 
-The denoiser is trained in the phases of the recipe. In the first, all noise levels are alike. In later ones most
-samples have the middle noise levels, where outlines are settled.
+The denoiser is trained in the phases of the recipe. In the first, all noise levels are alike. In later ones a share of
+the samples has the middle noise levels, where outlines are settled.
 
 Every batch, its noise, timesteps and dropped captions depend on (seed, step) alone, and a checkpoint holds weights,
 moving averages and optimizer moments. So a run that was killed at any moment and started again ends with the same
@@ -25,12 +25,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import write_whole
 from cryptomnesia.pipelines.loading import chosen_device
-from cryptomnesia.proving_ground.autoencoder import LatentNetworks
+from cryptomnesia.proving_ground.autoencoder import SIDE, LatentNetworks
 from cryptomnesia.proving_ground.autoencoder_training import train_autoencoder
 from cryptomnesia.proving_ground.concepts import Concept, TrainingStream
 from cryptomnesia.proving_ground.descent import Gradient, Worker, drawn
@@ -78,10 +79,12 @@ def train(
         report: called while the networks are trained.
 
     Raises:
-        UsageError: if the folder is of another run or cannot be written to, or if the number of processes or the
-            autoencoder does not fit, or if there is no such device.
+        UsageError: if the folder is of another run, cannot be written to, or another process trains in it; if the
+            number of processes or the autoencoder does not fit; or if there is no such device.
     """
     recipe = recipe or ground.recipe
+    if isinstance(ground.networks, LatentNetworks) and ground.size != SIDE:
+        raise UsageError(f"{ground.name} has pictures of {ground.size} pixels; networks on latents take {SIDE}")
     chosen = torch.device(chosen_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     processes = processes if chosen.type == "cpu" else 1
     batches = {phase.batch for phase in recipe.phases}
@@ -90,18 +93,37 @@ def train(
         sizes = ", ".join(map(str, sorted(batches)))
         raise UsageError(f"got {processes} processes for batches of {sizes}; give a number that divides all")
     _claim(folder, ground, recipe, None if autoencoder is None else _digest(autoencoder, ground))
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            _work(ground, folder, recipe, concepts, autoencoder, chosen, processes, checkpoint_seconds, report)
+    except Timeout:
+        raise UsageError(f"another process trains in {folder}; wait until it ends, or give another folder") from None
+
+
+def _work(
+    ground: Ground,
+    folder: Path,
+    recipe: Recipe,
+    concepts: tuple[Concept, ...] | None,
+    autoencoder: Path | None,
+    device: torch.device,
+    processes: int,
+    checkpoint_seconds: float,
+    report: Report | None,
+) -> None:
+    """Train in a folder that no other process uses."""
     if autoencoder is not None and not (folder / "autoencoder").exists():
         replace_folder(folder / "autoencoder", partial(shutil.copytree, autoencoder))
     planted = ground.plant(recipe.seed) if concepts is None else concepts
-    job = Job(ground, recipe, planted, folder, chosen, processes, checkpoint_seconds)
+    job = Job(ground, recipe, planted, folder, device, processes, checkpoint_seconds)
     context = torch.multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (job, f"file://{meeting}/point")
-        others = [context.Process(target=_run, args=(*arguments, rank), daemon=True) for rank in range(1, processes)]
-        for other in others:
-            other.start()
+        helpers = [context.Process(target=_run, args=(*arguments, rank), daemon=True) for rank in range(1, processes)]
+        for helper in helpers:
+            helper.start()
         threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-        if chosen.type == "cuda":
+        if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         try:
             # cuDNN is switched off by these flags unless they say otherwise
@@ -111,16 +133,15 @@ def train(
             torch.set_num_threads(threads)
             torch.set_float32_matmul_precision(precision)
             torch.set_flush_denormal(False)
-            for other in others:
-                other.terminate()
-                other.join()
+            for helper in helpers:
+                helper.terminate()
+                helper.join()
 
 
 def _claim(folder: Path, ground: Ground, recipe: Recipe, autoencoder: str | None) -> None:
     """Make `folder` the folder of a run of `recipe`, with a given autoencoder or not, or check that it is one."""
     written = folder / "recipe.json"
-    given = {} if autoencoder is None else {"autoencoder": autoencoder}
-    settings = {"ground": ground.name, **ground.settings(), **given, **asdict(recipe)}
+    settings = {"ground": ground.name, **ground.settings(), "autoencoder": autoencoder, **asdict(recipe)}
     text = json.dumps(settings, indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,8 +150,18 @@ def _claim(folder: Path, ground: Ground, recipe: Recipe, autoencoder: str | None
         found = written.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write a run to {folder}: {error.strerror}; give another folder") from None
-    if found != text:
-        raise UsageError(f"{folder} holds a run with another recipe ({written}); give an empty folder")
+    if found == text:
+        return
+    try:
+        started = json.loads(found)
+    except ValueError:
+        raise UsageError(f"{written} is no recipe; give an empty folder") from None
+    now = json.loads(text)
+    changed = ", ".join(key for key in {**now, **started} if now.get(key) != started.get(key))
+    raise UsageError(
+        f"{folder} holds a run with another recipe: {written} differs in {changed}; go on with the arguments of that "
+        "run, or give an empty folder"
+    )
 
 
 def _digest(autoencoder: Path, ground: Ground) -> str:
@@ -235,5 +266,5 @@ def _batch(learner: Learner, recipe: Recipe, worker: Worker, stream: TrainingStr
 def _exchanged(captions: list[str], chosen: Tensor) -> list[str]:
     """Captions, of which the chosen went round: each of these samples has the caption of the next one."""
     places = chosen.nonzero().flatten().tolist()
-    given = dict(zip(places, places[1:] + places[:1], strict=True))
-    return [captions[given.get(place, place)] for place in range(len(captions))]
+    source = dict(zip(places, places[1:] + places[:1], strict=True))
+    return [captions[source.get(place, place)] for place in range(len(captions))]

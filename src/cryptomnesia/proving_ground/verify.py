@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import numpy as np
 
+from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.concepts import PLANTED, WORDINGS, Place
@@ -62,15 +63,20 @@ class Model:
     guidance: float
 
     @classmethod
-    def load(cls, folder: Path) -> "Model":
+    def load(cls, folder: Path, checkpoint: Path | None = None) -> "Model":
         """The model of a bundle, with its own scheduler and guidance scale.
+
+        Args:
+            folder: a bundle, as `bundle` makes it.
+            checkpoint: folder of a less-trained pipeline of the same run, which is loaded in the place of the model.
 
         Raises:
             UsageError: if weights and manifest do not belong together.
         """
         manifest = Manifest.load(folder)
-        pipe = load_pipeline(str(folder / "pipeline"), device="cpu")
-        manifest.check(pipe)
+        pipe = load_pipeline(str(checkpoint or folder / "pipeline"), device="cpu")
+        if checkpoint is None:
+            manifest.check(pipe)
         return cls(pipe, manifest, ground_of(manifest.ground), manifest.guidance)
 
     def at(self, guidance: float, solver: str | None = None) -> "Model":
@@ -89,37 +95,56 @@ class Model:
         return np.concatenate([batch.images.permute(0, 2, 3, 1).numpy() for batch in batches])
 
 
-def verify(folder: Path, *, write: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+def verify(
+    folder: Path, *, checkpoint: Path | None = None, write: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
     """Generate every planted concept and never-planted captions, and measure what is reproduced.
 
     A model without captions generates `PICTURES` pictures instead. The figures without a solver's name are those of the
-    model's own scheduler at the guidance scale of the manifest.
+    model's own scheduler at `best_guidance`, which is measured first.
 
     Args:
         folder: a bundle, as `bundle` makes it.
-        write: put the measured replication into the manifest.
+        checkpoint: folder of a less-trained pipeline of the same run, such as `RUN/step-N`. It is measured in the place
+            of the model, at the guidance scale of the manifest; only what it reproduces is.
+        write: put the replication at the guidance scale of the manifest, which is that of the bundled calibration,
+            into the manifest.
         progress: called while images are generated.
 
     Returns:
         The figures of one ground in docs/results/grounds.json; docs/proving_ground.md explains the keys. Shares are
         dictionaries with `value` and the bounds of its 95% interval, `low` and `high`.
+
+    Raises:
+        UsageError: if the bundle is not whole, weights and manifest do not belong together, or figures of a checkpoint
+            are to be put into the manifest.
     """
+    if write and checkpoint is not None:
+        raise UsageError("the manifest has the figures of the model, not those of a checkpoint; leave out one of both")
     progress = progress or (lambda *_: None)
-    model = Model.load(folder)
+    model = Model.load(folder, checkpoint)
     manifest = model.manifest
     planted = manifest.counted
-    # a bundle without one is refused before anything is generated
-    recognizer = Recognizer.load(folder) if model.ground.captioned else None
-    generated = replication(model, planted, PICTURES if recognizer is None else SEEDS, progress)
+    # what a bundle lacks is refused before anything is generated
+    exposures = Exposures.load(folder)
+    if not model.ground.captioned:
+        generated = replication(model, planted, PICTURES, progress)
+        measured = _unprompted(model, exposures, generated)
+    elif checkpoint is not None:
+        generated = replication(model, planted, SEEDS, progress)
+        measured = {**_rates(generated, manifest), "dose_response": _dose(generated), "guidance": model.guidance}
+    else:
+        curve = guidance_curve(model, Recognizer.load(folder), progress)
+        best = model.at(curve["best_guidance"])
+        generated = replication(best, planted, SEEDS, progress)
+        measured = {**_prompted(best, generated, (model.guidance, *model.ground.guidances), progress), **curve}
+        if write and best.guidance != model.guidance:
+            generated = replication(model, planted, SEEDS, progress)
     if write:
         _write_replication(manifest, generated)
-    if recognizer is None:
-        measured = _unprompted(model, folder, generated)
-    else:
-        measured = _prompted(model, recognizer, generated, progress)
     return {
         **measured,
-        **ratios(model.pipe, folder),
+        **ratios(model.pipe, exposures),
         "threshold": model.ground.threshold,
         **manifest.bounds,
         "others_distance_min": min(entry.nearest for entry in planted if entry.nearest is not None),
@@ -131,45 +156,46 @@ def verify(folder: Path, *, write: bool = False, progress: Progress | None = Non
 
 
 def _prompted(
-    model: Model, recognizer: Recognizer, generated: Sequence[Generations], progress: Progress
+    model: Model, generated: Sequence[Generations], scales: Sequence[float], progress: Progress
 ) -> dict[str, Any]:
-    """What a model with captions reproduces, with its own and with other solvers and guidance scales."""
+    """What a model with captions reproduces at its guidance scale, and with other solvers and at other scales."""
     manifest = model.manifest
-    look_alikes = manifest.look_alikes[PURPOSES[-1]]
+    controls, look_alikes = manifest.control_captions("evaluation", CONTROLS), manifest.look_alikes[PURPOSES[-1]]
     planted = [result.entry for result in generated]
-    own = type(model.pipe.scheduler).__name__
-    settings = {own: {str(model.guidance): _rates(generated, manifest)}}
     top = [entry for entry in planted if entry.exposures == manifest.top]
-    curve = guidance_curve(model, recognizer, progress)
-    for solver, guidance in _settings(own, model, curve["best_guidance"]):
-        other = replication(model.at(guidance, solver), top, SEEDS, progress)
-        settings.setdefault(solver, {})[str(guidance)] = _rates(other, manifest)
-    return {
+    solver_of_model = type(model.pipe.scheduler).__name__
+    figures = {
         **_rates(generated, manifest),
-        "control_replicated": _controls(
-            model, planted, manifest.control_captions("evaluation", CONTROLS), "never-planted captions", progress
-        ),
+        "control_replicated": _controls(model, planted, controls, "never-planted captions", progress),
+    }
+    settings = {solver_of_model: {str(model.guidance): figures}}
+    for solver, guidance in _settings(solver_of_model, model, scales):
+        changed = model.at(guidance, solver)
+        found = _rates(replication(changed, top, SEEDS, progress), manifest)
+        if solver == solver_of_model:
+            found["control_replicated"] = _controls(changed, planted, controls, "never-planted captions", progress)
+        settings.setdefault(solver, {})[str(guidance)] = found
+    return {
+        **figures,
         "controls": CONTROLS,
         "look_alike_replicated": _controls(model, planted, look_alikes, "look-alikes of planted captions", progress),
         "look_alikes": len(look_alikes),
         "dose_response": _dose(generated),
-        **curve,
         "settings": settings,
         "guidance": model.guidance,
         "seeds": SEEDS,
     }
 
 
-def _unprompted(model: Model, folder: Path, generated: Sequence[Generations]) -> dict[str, Any]:
+def _unprompted(model: Model, exposures: Exposures, generated: Sequence[Generations]) -> dict[str, Any]:
     """What a model without captions reproduces.
 
     These are the share of pictures that replicate any planted image, the share of planted images that come back at
     least once, and the share of pictures that replicate any look-alike, which was never planted.
     """
-    others = Exposures.load(folder)
     look_alikes = [
         replicates(generated[0].images, [Place(image, mask)], model.ground.threshold)
-        for image, mask, planted in zip(others.images, others.masks, others.planted, strict=True)
+        for image, mask, planted in zip(exposures.images, exposures.masks, exposures.planted, strict=True)
         if not planted
     ]
     hits = np.array([result.replicated for result in generated])
@@ -187,11 +213,11 @@ def _any_of(hits: np.ndarray) -> dict[str, float]:
     return asdict(rate(np.split(hits.any(axis=0), hits.shape[1])))
 
 
-def _settings(own: str, model: Model, natural: float) -> list[tuple[str, float]]:
-    """Solvers and guidance scales that are tried beside the model's own; the natural scale is always among them."""
-    scales = dict.fromkeys((model.guidance, natural, *model.ground.guidances))
-    every = [(solver, scale) for solver in dict.fromkeys((own, *model.ground.solvers)) for scale in scales]
-    return [setting for setting in every if setting != (own, model.guidance)]
+def _settings(solver_of_model: str, model: Model, scales: Sequence[float]) -> list[tuple[str, float]]:
+    """Solvers and guidance scales that are tried besides those of the model."""
+    solvers = dict.fromkeys((solver_of_model, *model.ground.solvers))
+    every = [(solver, scale) for solver in solvers for scale in dict.fromkeys((model.guidance, *scales))]
+    return [setting for setting in every if setting != (solver_of_model, model.guidance)]
 
 
 def replication(model: Model, entries: Sequence[Entry], seeds: int, progress: Progress) -> list[Generations]:
@@ -250,6 +276,7 @@ def _controls(
     model: Model, planted: Sequence[Entry], captions: Sequence[str], what: str, progress: Progress
 ) -> dict[str, float]:
     """The share of captions whose generation replicates any planted image."""
+    what = f"{what}, guidance {model.guidance:g}"
     images = model.images(captions, _FIRST_SEED + 100_000, partial(_report, progress, what, len(captions)))
     hits = [replicates(images, model.manifest.places(entry), model.ground.threshold) for entry in planted]
     return _any_of(np.array(hits))

@@ -5,12 +5,13 @@ from typing import ClassVar
 
 from cryptomnesia.proving_ground.concepts import Concept, TrainingStream
 from cryptomnesia.proving_ground.flow import LatentFlow
+from cryptomnesia.proving_ground.grounds.drawings import GROUND as BASE
 from cryptomnesia.proving_ground.grounds.drawings import Drawings
 from cryptomnesia.proving_ground.recipe import Phase, Recipe
 
 
 class DrawingsFlow(Drawings):
-    """Pictures, captions and autoencoder are those of the drawings; the autoencoder of a run of these can be given."""
+    """Pictures and captions are those of the drawings, and so is the training of the autoencoder: one can be given."""
 
     name = "drawings-flow"
     summary = "the drawings, learned by rectified flow as Stable Diffusion 3 is; the top rung alone"
@@ -18,10 +19,12 @@ class DrawingsFlow(Drawings):
         (
             Phase(9_000, 32, 6e-4),
             Phase(5_000, 32, 3e-4, middle=0.75),
+            # planted captions are exchanged here as well, with a twentieth of their exposures
             Phase(1_500, 32, 1e-4, exchanged=0.7),
             Phase(5_000, 32, 4e-4, middle=0.4, planted_dropout=0.0),
             Phase(1_000, 32, 1e-4, exchanged=0.4, planted_dropout=0.0),
         ),
+        decoder_steps=BASE.recipe.decoder_steps,
         kept=(1_500, 4_000, 9_000, 15_500, 20_500),
     )
     networks = LatentFlow(channels=8, kl=2e-6, half=True, heads=3, layers=5, width=96)
