@@ -59,6 +59,9 @@ class Ground(ABC):
     networks: Networks
     """What is trained."""
 
+    recognizer_steps: int = 2_500
+    """Steps in which a classifier learns to recognise the words of captions, to find the best guidance scale."""
+
     threshold: float
     """Tiled distance up to which a picture reproduces a planted one, fixed before any picture was generated."""
 

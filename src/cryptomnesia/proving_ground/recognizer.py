@@ -31,7 +31,7 @@ FEATURES = 96
 
 _KEY = 9
 _MOMENTS = 2_000
-_STEPS, _BATCH, _RATE, _WARMUP = 2_500, 64, 2e-3, 100
+_BATCH, _RATE, _WARMUP = 64, 2e-3, 100
 
 
 class Recognizer(nn.Module):
@@ -132,16 +132,17 @@ class Recognizer(nn.Module):
 
 
 def train_recognizer(
-    ground: Ground, seed: int = 0, *, steps: int = _STEPS, progress: Callable[[int, int], None] | None = None
+    ground: Ground, seed: int = 0, *, steps: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Recognizer:
     """Train on ordinary pictures of a ground, none of which is in the training of its model.
 
     Args:
         ground: whose pictures are drawn.
         seed: of pictures and weights.
-        steps: batches of 64 pictures.
+        steps: batches of 64 pictures, as many as the ground says by default.
         progress: called with the number of steps done, and of all.
     """
+    steps = steps or ground.recognizer_steps
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         made: Any = Recognizer(ground.visible)

@@ -44,6 +44,7 @@ class Scenes(Ground):
     visible = (SHAPES, tuple(COLOURS))
     recipe = Recipe((Phase(15_000, 32, 7e-4), Phase(12_500, 16, 2.5e-4, middle=0.75)))
     networks = LatentText()
+    recognizer_steps = 7_000
     threshold = 0.12
     guidances = (1.5, 3.0, 5.0)
     detectors = ("collapse", "curvature-difference", "score-difference", "guidance-map", "curvature")
