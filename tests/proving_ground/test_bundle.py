@@ -34,8 +34,13 @@ CONCEPTS = GROUND.plant(0)
 
 
 @pytest.mark.parametrize("folder", sorted(BUNDLES.iterdir()), ids=lambda folder: folder.name)
-def test_every_bundle_is_small(folder):
-    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 25e6
+def test_every_bundle_is_whole(folder):
+    ground = grounds()[folder.name]
+    assert Manifest.load(folder).ground == ground.name
+    assert len(Exposures.load(folder).images) > 0
+    assert (folder / "early").exists() == ground.with_early
+    if ground.captioned:
+        assert Recognizer.load(folder).groups == ground.visible
 
 
 def test_the_bundle_is_half_precision_and_stock():
