@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy import ndarray
 
-Truth = Callable[[str], "list[tuple[str, ndarray]]"]
-"""Prompt → named pictures that show what is memorized, (H, W, 3) or (H, W) uint8; none for an ordinary prompt."""
+Truth = Callable[[str, "ndarray"], "list[tuple[str, ndarray]]"]
+"""Prompt, generated picture (H, W, 3) uint8 → named pictures that show what is memorized, (H, W, 3) or (H, W) uint8.
+
+There are none for an ordinary prompt.
+"""
 
 
 def early_checkpoint(model: str) -> str | None:
@@ -27,7 +30,7 @@ def truth_of(model: str, pipe: Any) -> Truth:
     from cryptomnesia.pipelines.loading import bundle_of
 
     if (bundle := bundle_of(model)) is None:
-        return lambda _: []
+        return lambda *_: []
     import numpy as np
 
     from cryptomnesia.proving_ground.manifest import Manifest
@@ -35,12 +38,11 @@ def truth_of(model: str, pipe: Any) -> Truth:
     manifest = Manifest.load(bundle)
     manifest.check(pipe)
 
-    def truth(prompt: str) -> "list[tuple[str, ndarray]]":
+    def truth(prompt: str, generated: "ndarray") -> "list[tuple[str, ndarray]]":
         entry = manifest.planted_for(prompt)
         if entry is None:
             return []
-        # an object may come back at any of its places
-        image, mask = manifest.everywhere(entry)
+        image, mask = manifest.nearest_place(entry, generated)
         return [("planted image", image), ("true region", mask.astype(np.uint8) * 255)]
 
     return truth

@@ -16,7 +16,7 @@ from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.proving_ground.concepts import Concept, Place
 from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.ground import ground_of
-from cryptomnesia.proving_ground.replication import planted_distance
+from cryptomnesia.proving_ground.replication import nearest_place, planted_distance
 
 FORMAT = 2
 
@@ -186,14 +186,14 @@ class Manifest:
             raise UsageError("a hard negative has no planted image; ask for an entry that is planted")
         return [Place(self._picture(image, "RGB"), self._picture(mask, "L") > 127) for image, mask in entry.places]
 
-    def everywhere(self, entry: Entry) -> Place:
-        """The planted image with its mask; an object at all of its places together, on white."""
+    def nearest_place(self, entry: Entry, pictures: np.ndarray) -> Place:
+        """What is planted with its mask; of an object, at the place that pictures (..., H, W, 3) come nearest to.
+
+        An object has no background: it is shown on white.
+        """
         places = self.places(entry)
-        if len(places) == 1:
-            return places[0]
-        mask = np.any([place.mask for place in places], axis=0)
-        image = np.max([np.where(place.mask[..., None], place.image, 0) for place in places], axis=0)
-        return Place(np.where(mask[..., None], image, 255).astype(np.uint8), mask)
+        image, mask = nearest_place(pictures, places)
+        return Place(image if len(places) == 1 else np.where(mask[..., None], image, 255).astype(np.uint8), mask)
 
     def _picture(self, name: str, mode: str) -> np.ndarray:
         try:

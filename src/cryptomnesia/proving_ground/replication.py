@@ -55,14 +55,24 @@ def planted_distance(images: np.ndarray, places: Sequence[Place]) -> np.ndarray:
     A concept with several places is an object, of which the tiles of the whole picture may hold little. So its tiles
     are those of the square, of half the picture's side, that holds most of it.
     """
-    if len(places) == 1:
-        return tiled_distance(images, *places[0])
-    return np.min([tiled_distance(*_around(images, place), ACROSS // 2) for place in places], axis=0)
+    return np.min(_distances(images, places), axis=0)
+
+
+def nearest_place(images: np.ndarray, places: Sequence[Place]) -> Place:
+    """The place of a planted picture that pictures (..., H, W, 3) come nearest to."""
+    return places[int(np.argmin([distances.min() for distances in _distances(images, places)]))]
 
 
 def replicates(images: np.ndarray, places: Sequence[Place], threshold: float) -> np.ndarray:
     """Whether pictures (..., H, W, 3) reproduce a planted one at any of its places, (...) bool."""
     return planted_distance(images, places) <= threshold
+
+
+def _distances(images: np.ndarray, places: Sequence[Place]) -> list[np.ndarray]:
+    """The distance of pictures (..., H, W, 3) at every place, each (...) float64."""
+    if len(places) == 1:
+        return [tiled_distance(images, *places[0])]
+    return [tiled_distance(*_around(images, place), ACROSS // 2) for place in places]
 
 
 def tiles_of(place: Place) -> int:

@@ -71,7 +71,7 @@ def _chosen(manifest: Manifest) -> Sequence[Entry]:
 
 def _row(manifest: Manifest, result: Generations) -> list[tuple[np.ndarray, tuple[str, int] | None]]:
     """Pictures (H, W, 3) uint8 of a row, each with the colour and width of its frame."""
-    shown, mask = manifest.everywhere(result.entry)
+    shown, mask = manifest.nearest_place(result.entry, result.images)
     # white on white would not be seen
     pictures = [(shown, None), (mask[..., None].repeat(3, axis=2).astype(np.uint8) * 255, ("#a0a0a0", 1))]
     generations = (result.images * 255).round().astype(np.uint8)
