@@ -689,6 +689,9 @@ def _ground_settings(results: Results, name: str) -> str:
             for kind, wordings in found["by_wording"].items():
                 cells = [interval(wordings[wording], 2) if wording in wordings else "–" for wording in _WORDINGS]
                 rows.append([solver.removesuffix("Scheduler"), scale, kind, *cells])
+            if (controls := found.get("control_replicated")) is not None:
+                cells = [interval(controls, 2) if wording == "plain" else "–" for wording in _WORDINGS]
+                rows.append([solver.removesuffix("Scheduler"), scale, "never planted", *cells])
     return grid(["solver", "guidance", "kind", *_WORDINGS.values()], rows)
 
 

@@ -121,18 +121,26 @@ def test_the_tables_of_a_ground_read_what_verify_prints(root, monkeypatch, tmp_p
         "denoising_spread_unconditional": [0.9, 1.1],
         "dose_response": {"verbatim": {"4": share, "1600": share}},
         "guidance_curve": {"1.5": {"recognized": share, "frechet": 2.0}},
-        "settings": {"PNDMScheduler": {"1.5": {"by_wording": {"verbatim": {"plain": share}}}}},
+        "settings": {
+            "PNDMScheduler": {"1.5": {"by_wording": {"verbatim": {"plain": share}}, "control_replicated": share}}
+        },
     }
-    (tmp_path / "grounds.json").write_text(json.dumps({"grounds": {"scenes": figures}}), encoding="utf-8")
+    results = {
+        "made_by": {"commit": "fff", "commits": {"scenes": "abc", "pixels": "fff"}},
+        "grounds": {"scenes": figures},
+    }
+    (tmp_path / "grounds.json").write_text(json.dumps(results), encoding="utf-8")
     expected = {
         "": ["| `scheduler` | `PNDMScheduler` |", "| `bytes` | 1200 |", "| 0.500 (0.250–0.750) |", "| 0.900–1.100 |"],
         ".dose": ["| 4 | 1600 |", "| verbatim | 0.50 (0.25–0.75) | 0.50 (0.25–0.75) |"],
-        ".settings": ["| PNDM | 1.5 | verbatim | – | 0.50 (0.25–0.75) | – |"],
+        ".settings": [f"| PNDM | 1.5 | {kind} | – | 0.50 (0.25–0.75) | – |" for kind in ("verbatim", "never planted")],
         ".guidance": ["| 1.5 | 0.500 (0.250–0.750) | 2.00 |"],
     }
     for suffix, cells in expected.items():
         page = publish.filled(f"<!-- results: grounds.scenes{suffix} -->\n<!-- end -->", tmp_path)
         assert all(cell in page for cell in cells), page
+        # a ground may have been measured later than others of the same file
+        assert "made by `cryptomnesia proving-ground verify scenes`, commit `abc`." in page
 
 
 def test_the_readme_counts_the_pipeline_classes(request):

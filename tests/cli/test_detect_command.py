@@ -285,7 +285,10 @@ CALL_OF_TINY = ["--steps", "2", "--guidance", "2"]
         (["proving-ground", "verify", "scenes", "--bundle", "FOLDER"], "no manifest"),
         (["proving-ground", "show", "scenes", "-o", "FOLDER"], "is a folder; give the name of a file"),
         (["proving-ground", "show", "scenes", "-o", "FILE/grid.png"], "cannot write to"),
-        (["proving-ground", "verify", "tarot"], "no proving ground is called tarot; there are drawings, scenes"),
+        (
+            ["proving-ground", "verify", "tarot"],
+            "no proving ground is called tarot; there are drawings, drawings-flow, ",
+        ),
         (["proving-ground", "verify"], "GROUND"),
         (["divine"], "No such command 'divine'"),
     ],
