@@ -10,7 +10,6 @@ from PIL import Image
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import write_whole
 from cryptomnesia.proving_ground.draws import Draws
-from cryptomnesia.proving_ground.fine_tune import FineTune
 from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.recipe import Recipe
 
@@ -25,9 +24,9 @@ def write_training_images(
 ) -> None:
     """Write the picture of every planted concept, and the first `others` samples in which nothing is planted.
 
-    Hard negatives are among these samples as often as they were trained on. A fine-tune's images are those of its base
-    and its own pictures. Files are named by concept, or by place in the training stream, and replace files of the same
-    name, which may be another ground's.
+    Hard negatives are among these samples as often as they were trained on. Of a model that was trained
+    further, they are samples of its base, and the planted pictures are those of both. Files are named by concept, or by
+    place in the training stream, and replace files of the same name, which may be another ground's.
 
     Args:
         ground: the proving ground.
@@ -39,7 +38,7 @@ def write_training_images(
     Raises:
         UsageError: if the training has not so many.
     """
-    if isinstance(ground, FineTune):
+    if ground.origin is not None:
         # what the model saw besides is what its base saw
         write_training_images(ground.origin, folder, others, progress=progress)
         others = 0

@@ -93,37 +93,29 @@ def train(
         sizes = ", ".join(map(str, sorted(batches)))
         raise UsageError(f"got {processes} processes for batches of {sizes}; give a number that divides all")
     _claim(folder, ground, recipe, None if autoencoder is None else _digest(autoencoder, ground))
+    planted = ground.plant(recipe.seed) if concepts is None else concepts
+    job = Job(ground, recipe, planted, folder, chosen, processes, checkpoint_seconds)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            _work(ground, folder, recipe, concepts, autoencoder, chosen, processes, checkpoint_seconds, report)
+            _work(job, autoencoder, report)
     except Timeout:
         raise UsageError(f"another process trains in {folder}; wait until it ends, or give another folder") from None
 
 
-def _work(
-    ground: Ground,
-    folder: Path,
-    recipe: Recipe,
-    concepts: tuple[Concept, ...] | None,
-    autoencoder: Path | None,
-    device: torch.device,
-    processes: int,
-    checkpoint_seconds: float,
-    report: Report | None,
-) -> None:
-    """Train in a folder that no other process uses."""
-    if autoencoder is not None and not (folder / "autoencoder").exists():
-        replace_folder(folder / "autoencoder", partial(shutil.copytree, autoencoder))
-    planted = ground.plant(recipe.seed) if concepts is None else concepts
-    job = Job(ground, recipe, planted, folder, device, processes, checkpoint_seconds)
+def _work(job: Job, autoencoder: Path | None, report: Report | None) -> None:
+    """Train in a folder that nobody else trains in."""
+    if autoencoder is not None and not (job.folder / "autoencoder").exists():
+        replace_folder(job.folder / "autoencoder", partial(shutil.copytree, autoencoder))
     context = torch.multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (job, f"file://{meeting}/point")
-        helpers = [context.Process(target=_run, args=(*arguments, rank), daemon=True) for rank in range(1, processes)]
+        helpers = [
+            context.Process(target=_run, args=(*arguments, rank), daemon=True) for rank in range(1, job.processes)
+        ]
         for helper in helpers:
             helper.start()
         threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-        if device.type == "cuda":
+        if job.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         try:
             # cuDNN is switched off by these flags unless they say otherwise
