@@ -68,7 +68,7 @@ class Tuning:
 class FineTune(Ground):
     """Pictures that the model of another ground is trained on further."""
 
-    origin: Ground  # pyright: ignore[reportIncompatibleVariableOverride]  # a fine-tune always has one
+    origin: Ground
 
     def __init__(self, origin: Ground, tuning: Tuning, base: Path | None = None) -> None:
         """Describe the fine-tune of the model of `origin`, by default of the one that comes with the package.

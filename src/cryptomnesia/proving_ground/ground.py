@@ -86,7 +86,7 @@ class Ground(ABC):
     localizers: tuple[str, ...] = ("collapse", "curvature-difference")
     """Localizers whose maps of the reference images are in the bundled calibration; none without captions."""
 
-    origin: "Ground | None" = None
+    origin: Any = None
     """The ground whose model is trained further; None for a training from nothing."""
 
     base: Path | None = None
