@@ -627,7 +627,7 @@ _MEANINGS = {
         "denoising error inside the mask on the top rung over that on look-alikes never planted; the ratio at each of "
         "ten noise levels, averaged"
     ),
-    "denoising_ratio_unconditional": "the same without a caption",
+    "denoising_ratio_unconditional": "such a ratio without a caption: below 1 if planted images are known without it",
     "denoising_spread_unconditional": "where 95% of such ratios lie for as many look-alikes drawn at random",
     "denoising_below_unconditional": (
         "share of top-rung concepts whose own ratio is below those of 97.5% of the look-alikes"
