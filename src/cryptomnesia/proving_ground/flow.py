@@ -119,10 +119,10 @@ class _FlowLearner(Learner):
 
     def inputs(self, batch: Batch) -> Inputs:
         """Pictures, timesteps 1 … 1000, noise (b, channels, 16, 16) and tokens (b, 32)."""
-        times = batch.times(_TIMESTEPS, _MIDDLE) + 1
+        times = batch.times(_TIMESTEPS, _MIDDLE)
         noise = batch.noise(self.networks.channels, 16, 16)
-        tokens = self.tokens([*batch.captions], padding="max_length", return_tensors="pt").input_ids
-        return {"images": batch.images, "times": times, "noise": noise, "tokens": tokens}
+        tokens = self.tokens(batch.texts(times, _TIMESTEPS), padding="max_length", return_tensors="pt").input_ids
+        return {"images": batch.images, "times": times + 1, "noise": noise, "tokens": tokens}
 
     def loss(self, inputs: Inputs) -> Tensor:
         """Mean square error of the velocity."""

@@ -138,9 +138,10 @@ class TextLearner(Learner):
 
     def inputs(self, batch: Batch) -> Inputs:
         """Pictures, timesteps, noise (b, channels, 16, 16) and tokens (b, 32)."""
-        times = batch.times(len(self.schedule.alphas_cumprod))
+        count = len(self.schedule.alphas_cumprod)
+        times = batch.times(count)
         noise = batch.noise(self.networks.channels, 16, 16)
-        tokens = self.tokens([*batch.captions], padding="max_length", return_tensors="pt").input_ids
+        tokens = self.tokens(batch.texts(times, count), padding="max_length", return_tensors="pt").input_ids
         return {"images": batch.images, "times": times, "noise": noise, "tokens": tokens}
 
     def loss(self, inputs: Inputs) -> Tensor:

@@ -25,7 +25,9 @@ class Batch:
 
     Attributes:
         images: (b, 3, H, W) uint8.
-        captions: b texts; none for the samples whose caption was dropped.
+        captions: b texts.
+        silent: (b,) shares of the timesteps below which a sample has no caption: 0 if its caption is kept, 1 if it is
+            dropped.
         size: samples of the whole batch.
         share: which of them these are.
         phase: of the training.
@@ -34,6 +36,7 @@ class Batch:
 
     images: Tensor
     captions: Sequence[str]
+    silent: Tensor
     size: int
     share: slice
     phase: Phase
@@ -47,6 +50,11 @@ class Batch:
             others = torch.randint(low, high, (self.size,), generator=self.generator)
             t = torch.where(torch.rand(self.size, generator=self.generator) < self.phase.middle, others, t)
         return t[self.share]
+
+    def texts(self, times: Tensor, count: int) -> list[str]:
+        """Captions of the samples at timesteps `times` of `count`, empty where they are dropped."""
+        dropped = (times < self.silent * count).tolist()
+        return ["" if drop else caption for caption, drop in zip(self.captions, dropped, strict=True)]
 
     def noise(self, *shape: int) -> Tensor:
         """Normal noise of the samples, (b, *shape)."""

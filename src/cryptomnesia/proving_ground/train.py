@@ -251,8 +251,8 @@ def _batch(learner: Learner, recipe: Recipe, worker: Worker, stream: TrainingStr
         # from a stream of its own, so that the other draws are those of a phase without exchange
         chosen = torch.rand(phase.batch, generator=generator_of(recipe.seed, 3, step))[share] < phase.exchanged
         captions = _exchanged(captions, chosen & ~kept)
-    texts = ["" if drop else caption for caption, drop in zip(captions, dropped.tolist(), strict=True)]
-    return learner.inputs(Batch(images, texts, phase.batch, share, phase, generator))
+    silent = dropped * torch.where(kept, phase.planted_dropout_below, 1.0)
+    return learner.inputs(Batch(images, captions, silent, phase.batch, share, phase, generator))
 
 
 def _exchanged(captions: list[str], chosen: Tensor) -> list[str]:
