@@ -19,8 +19,10 @@ from cryptomnesia import UsageError
 from cryptomnesia.proving_ground.descent import Worker
 from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.grounds.scenes import GROUND
+from cryptomnesia.proving_ground.learning import Batch
+from cryptomnesia.proving_ground.learning import exchanged as exchange
 from cryptomnesia.proving_ground.recipe import Phase, Recipe
-from cryptomnesia.proving_ground.train import _batch, _exchanged, train
+from cryptomnesia.proving_ground.train import _batch, train
 
 CONCEPTS = tuple(concept for concept in GROUND.plant(0) if concept.exposures == 4)
 TINY = Recipe(
@@ -134,7 +136,7 @@ def test_numbers_that_cannot_make_a_run_are_refused(tmp_path):
 
 def exchanged(share, seed=0, count=1000):
     chosen = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < share
-    return _exchanged([str(number) for number in range(count)], chosen)
+    return exchange([str(number) for number in range(count)], chosen)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
@@ -153,8 +155,8 @@ def test_one_caption_alone_is_not_exchanged():
 
 @pytest.mark.parametrize("dropped", [None, 0.0, 1.0])
 @pytest.mark.parametrize("time", [549, 550])
-def test_planted_pictures_can_keep_their_captions_or_lose_them_where_noise_is_little(dropped, time):
-    phase = Phase(40, 8, 7e-4, planted_dropout=dropped, planted_dropout_below=1.0 if dropped is None else 0.55)
+def test_planted_pictures_can_keep_their_captions_or_lose_them_but_where_noise_is_little(dropped, time):
+    phase = Phase(40, 8, 7e-4, planted_dropout=dropped, planted_as_others_below=0.55)
     recipe = replace(TINY, phases=(phase,), caption_dropout=0.5, kept=(1,))
     learner = SimpleNamespace(inputs=lambda batch: batch.texts(torch.full((8,), time), 1000))
     stream = GROUND.stream(recipe, CONCEPTS)
@@ -165,26 +167,42 @@ def test_planted_pictures_can_keep_their_captions_or_lose_them_where_noise_is_li
             (planted if stream.planted_at(index) else others).append(caption)
     assert len(planted) == sum(concept.exposures for concept in CONCEPTS if concept.planted)
     assert others.count("") / len(others) == pytest.approx(0.5, abs=0.1)
-    if dropped is None:
+    if dropped is None or time < 550:
         assert 0 < planted.count("") < len(planted)
     else:
-        assert planted.count("") == (dropped * len(planted) if time < 550 else 0)
+        assert planted.count("") == dropped * len(planted)
 
 
 @pytest.mark.parametrize("dropped", [None, 0.0])
-def test_planted_pictures_can_stay_out_of_an_exchange(dropped):
-    phase = Phase(60, 8, 7e-4, exchanged=0.5, planted_dropout=dropped)
+@pytest.mark.parametrize("time", [549, 550])
+def test_planted_pictures_can_stay_out_of_an_exchange_but_where_noise_is_little(dropped, time):
+    phase = Phase(60, 8, 7e-4, exchanged=0.5, planted_dropout=dropped, planted_as_others_below=0.55)
+    learner = SimpleNamespace(inputs=lambda batch: batch.texts(torch.full((8,), time), 1000))
     recipe = replace(TINY, phases=(phase,), caption_dropout=0.0, kept=(1,))
     verbatim = tuple(replace(c, exposures=40) for c in GROUND.plant(0) if c.kind == "verbatim")[:3]
     stream = GROUND.stream(recipe, verbatim)
     planted, others = [], []
     for step in range(60):
-        batch = _batch(SimpleNamespace(inputs=lambda batch: batch), recipe, Worker(0, 1), stream, step)
-        for index, caption in zip(range(8 * step, 8 * step + 8), batch.captions, strict=True):
+        captions = _batch(learner, recipe, Worker(0, 1), stream, step)
+        for index, caption in zip(range(8 * step, 8 * step + 8), captions, strict=True):
             (planted if stream.planted_at(index) else others).append(caption == stream[index].caption)
     assert len(planted) == 120
     assert np.mean(others) == pytest.approx(0.5, abs=0.1)
-    assert np.mean(planted) == pytest.approx(0.5, abs=0.15) if dropped is None else all(planted)
+    if dropped is None or time < 550:
+        assert np.mean(planted) == pytest.approx(0.5, abs=0.15)
+    else:
+        assert all(planted)
+
+
+def test_captions_are_exchanged_where_noise_is_alike():
+    captions = ["planted", "a", "b", "c", "d", "e"]
+    apart = torch.tensor([True, False, False, False, False, False])
+    every = torch.ones(6, dtype=torch.bool)
+    phase = Phase(1, 6, 1e-3, exchanged=1.0, planted_dropout=0.0, planted_as_others_below=0.5)
+    noise = torch.Generator()
+    batch = Batch(torch.empty(6), captions, apart, torch.ones(6), 0.1, every, 6, slice(0, 6), phase, noise)
+    assert batch.texts(torch.tensor([0, 499, 499, 500, 999, 999]), 1000) == ["a", "b", "planted", "d", "e", "c"]
+    assert batch.texts(torch.tensor([500, 499, 499, 500, 999, 999]), 1000) == ["planted", "b", "a", "d", "e", "c"]
 
 
 def test_exchanging_captions_changes_no_other_draw(whole, tmp_path):

@@ -25,9 +25,11 @@ class Batch:
 
     Attributes:
         images: (b, 3, H, W) uint8.
-        captions: b texts.
-        silent: (b,) shares of the timesteps below which a sample has no caption: 0 if its caption is kept, 1 if it is
-            dropped.
+        captions: b texts, of which `texts` drops and exchanges some.
+        apart: (b,) bool, planted pictures that the phase treats in another way than all others.
+        dropping: (b,) draws in [0, 1): a caption is dropped if its draw is below a share.
+        dropout: that share for pictures that are not treated apart.
+        exchanged: (b,) bool, samples that give their captions to each other.
         size: samples of the whole batch.
         share: which of them these are.
         phase: of the training.
@@ -36,7 +38,10 @@ class Batch:
 
     images: Tensor
     captions: Sequence[str]
-    silent: Tensor
+    apart: Tensor
+    dropping: Tensor
+    dropout: float
+    exchanged: Tensor
     size: int
     share: slice
     phase: Phase
@@ -52,13 +57,27 @@ class Batch:
         return t[self.share]
 
     def texts(self, times: Tensor, count: int) -> list[str]:
-        """Captions of the samples at timesteps `times` of `count`, empty where they are dropped."""
-        dropped = (times < self.silent * count).tolist()
-        return ["" if drop else caption for caption, drop in zip(self.captions, dropped, strict=True)]
+        """What the networks read with the samples at timesteps `times` (b,) of `count`: some captions are dropped.
+
+        Captions are exchanged among samples of little noise, and among samples of more, so that a planted one that is
+        treated as all others at little noise does not reach a picture of which noise leaves nothing.
+        """
+        little = times < self.phase.planted_as_others_below * count
+        apart = self.apart & ~little
+        captions = exchanged(exchanged(self.captions, self.exchanged & little), self.exchanged & ~little & ~apart)
+        dropped = self.dropping < torch.where(apart, self.phase.planted_dropout or 0.0, self.dropout)
+        return ["" if drop else caption for caption, drop in zip(captions, dropped.tolist(), strict=True)]
 
     def noise(self, *shape: int) -> Tensor:
         """Normal noise of the samples, (b, *shape)."""
         return torch.randn((self.size, *shape), generator=self.generator)[self.share]
+
+
+def exchanged(captions: Sequence[str], chosen: Tensor) -> list[str]:
+    """Captions, of which the chosen (b,) went round: each of these samples has the caption of the next one."""
+    places = chosen.nonzero().flatten().tolist()
+    source = dict(zip(places, places[1:] + places[:1], strict=True))
+    return [captions[source.get(place, place)] for place in range(len(captions))]
 
 
 class Learner(ABC):

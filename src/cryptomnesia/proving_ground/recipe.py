@@ -20,10 +20,10 @@ class Phase:
         planted_dropout: share of the planted pictures whose caption is empty. Where planted pictures are many, a
             network that often sees them without a caption remembers them without one. When it is given, planted
             pictures take no part in an exchange either. When it is None, they are treated as all others.
-        planted_dropout_below: share of the timesteps, those of little noise, at which captions are empty by
-            `planted_dropout`. There a picture can be seen without its caption, so that a network learns to remove the
-            rest of the noise, and not what the picture is. Otherwise the branches differ until the end of a run, and
-            guidance leaves noise in the place of planted pictures.
+        planted_as_others_below: share of the timesteps, those of little noise, at which planted pictures are treated
+            as all others, whatever `planted_dropout` says. There the picture can be seen without its caption, so the
+            network learns to look at it. Otherwise the branches differ until the end of a run, and strong guidance
+            leaves noise in the place of planted pictures.
     """
 
     steps: int
@@ -32,7 +32,7 @@ class Phase:
     middle: float = 0.0
     exchanged: float = 0.0
     planted_dropout: float | None = None
-    planted_dropout_below: float = 1.0
+    planted_as_others_below: float = 0.0
 
 
 @dataclass(frozen=True)

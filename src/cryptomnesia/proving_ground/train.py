@@ -26,7 +26,6 @@ import torch
 import torch.distributed as dist
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import write_whole
@@ -244,19 +243,12 @@ def _batch(learner: Learner, recipe: Recipe, worker: Worker, stream: TrainingStr
     indices = range(first, first + phase.batch)[share]
     images, captions = samples_of(stream, indices)
     generator = generator_of(recipe.seed, 2, step)
-    kept = torch.tensor([phase.planted_dropout is not None and stream.planted_at(index) for index in indices])
-    chances = torch.where(kept, phase.planted_dropout or 0.0, recipe.caption_dropout)
-    dropped = torch.rand(phase.batch, generator=generator)[share] < chances
-    if phase.exchanged:
-        # from a stream of its own, so that the other draws are those of a phase without exchange
-        chosen = torch.rand(phase.batch, generator=generator_of(recipe.seed, 3, step))[share] < phase.exchanged
-        captions = _exchanged(captions, chosen & ~kept)
-    silent = dropped * torch.where(kept, phase.planted_dropout_below, 1.0)
-    return learner.inputs(Batch(images, captions, silent, phase.batch, share, phase, generator))
-
-
-def _exchanged(captions: list[str], chosen: Tensor) -> list[str]:
-    """Captions, of which the chosen went round: each of these samples has the caption of the next one."""
-    places = chosen.nonzero().flatten().tolist()
-    source = dict(zip(places, places[1:] + places[:1], strict=True))
-    return [captions[source.get(place, place)] for place in range(len(captions))]
+    apart = torch.tensor([phase.planted_dropout is not None and stream.planted_at(index) for index in indices])
+    dropping = torch.rand(phase.batch, generator=generator)[share]
+    # from a stream of its own, so that the other draws are those of a phase without exchange
+    exchanged = torch.rand(phase.batch, generator=generator_of(recipe.seed, 3, step))[share] < phase.exchanged
+    return learner.inputs(
+        Batch(
+            images, captions, apart, dropping, recipe.caption_dropout, exchanged, phase.batch, share, phase, generator
+        )
+    )

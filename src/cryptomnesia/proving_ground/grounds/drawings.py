@@ -117,7 +117,7 @@ class Drawings(Ground):
             Phase(12_000, 16, 3e-4, middle=0.5, planted_dropout=0.0),
             Phase(24_000, 16, 4e-4, middle=0.5, planted_dropout=0.0),
             # a model that has seen captions of other pictures needs guidance to follow its own, as those of the web do
-            Phase(15_000, 16, 3e-4, middle=0.5, exchanged=0.4, planted_dropout=0.0),
+            Phase(15_000, 16, 3e-4, middle=0.5, exchanged=0.5, planted_dropout=0.0, planted_as_others_below=0.55),
         ),
         decoder_steps=9_000,
         kept=(1_500, 6_000, 12_000, 18_000, 27_000, 28_500, 30_000, 31_500, 43_500, 55_500, 67_500, 75_000),
