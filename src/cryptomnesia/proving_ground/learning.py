@@ -75,7 +75,7 @@ class Batch:
 
 def exchanged(captions: Sequence[str], chosen: Tensor) -> list[str]:
     """Captions, of which the chosen (b,) went round: each of these samples has the caption of the next one."""
-    places = chosen.nonzero().flatten().tolist()
+    places: list[int] = chosen.nonzero().flatten().tolist()
     source = dict(zip(places, places[1:] + places[:1], strict=True))
     return [captions[source.get(place, place)] for place in range(len(captions))]
 
