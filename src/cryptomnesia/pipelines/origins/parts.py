@@ -227,15 +227,15 @@ def _check_fitting(
     """Refuse a network whose inputs or outputs differ from those of the model's own."""
     try:
         with heard():
-            own: Any = kind.load_config(base, subfolder=name, **hub)
+            expected: Any = kind.load_config(base, subfolder=name, **hub)
     # the model may lack this network, which is why another one is given
     except OSError:
         return
     for key in _FITTING:
-        if key in own and key in found and own[key] != found[key]:
+        if key in expected and key in found and expected[key] != found[key]:
             raise UsageError(
                 f"{place} does not fit the model: its {key} is {found[key]}, that of the model's own {name} is "
-                f"{own[key]}; give a {name} of the same model"
+                f"{expected[key]}; give a {name} of the same model"
             )
 
 
