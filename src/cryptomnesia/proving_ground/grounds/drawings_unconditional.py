@@ -23,7 +23,7 @@ class DrawingsUnconditional(Drawings):
     origin = BASE
     summary = "the drawings, of which the unconditional branch remembers the planted ones, too; minutes"
     recipe = Recipe(
-        (Phase(3_000, 16, 2e-4, exchanged=0.4, planted_dropout=0.5),), average=0.99, kept=(0, 500, 1_000, 2_000)
+        (Phase(3_000, 16, 2e-4, exchanged=0.5, planted_dropout=0.5),), average=0.99, kept=(0, 500, 1_000, 2_000)
     )
 
     def __init__(self, base: Path | None = None) -> None:
