@@ -91,12 +91,12 @@ def demo(
     assert bundle is not None
     manifest = Manifest.load(bundle)
     top = [entry for entry in manifest.counted if entry.exposures == manifest.top]
-    # the picture of a caption with many pictures may be any of them
+    # of every kind and wording the caption that is reproduced most often, the first of equals; the picture of a caption
+    # with many pictures may be any of them
     planted = [
-        entry
+        max((entry for entry in top if (entry.kind, entry.wording) == (kind, wording)), key=lambda e: e.replicated or 0)
         for kind in PLANTED
         for wording in ("named", "plain")
-        for entry in [entry for entry in top if (entry.kind, entry.wording) == (kind, wording)][:1]
     ]
     negatives = [entry for entry in manifest.entries if entry.kind == "rare_name"][:2]
     ordinary = manifest.control_captions("selection", 8)
