@@ -59,8 +59,8 @@ class Batch:
     def texts(self, times: Tensor, count: int) -> list[str]:
         """What the networks read with the samples at timesteps `times` (b,) of `count`: some captions are dropped.
 
-        Captions are exchanged among samples of little noise, and among samples of more, so that a planted one that is
-        treated as all others at little noise does not reach a picture of which noise leaves nothing.
+        Captions are exchanged among samples of little noise, and apart from them among samples of more. So a planted
+        caption that is exchanged at little noise reaches no sample so noisy that only its caption says what to draw.
         """
         little = times < self.phase.planted_as_others_below * count
         apart = self.apart & ~little

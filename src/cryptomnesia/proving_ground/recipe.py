@@ -15,8 +15,9 @@ class Phase:
         rate: the highest learning rate.
         middle: share of the samples that get one of the middle noise levels, where outlines are settled; the others get
             any.
-        exchanged: share of the samples whose captions are exchanged among each other, as captions from the web often
-            belong to something else.
+        exchanged: share of the samples that are chosen to exchange their captions, as captions from the web often
+            belong to something else. It happens within what one process sees of a batch, and a sample that is chosen
+            alone keeps its caption, so in small batches fewer are exchanged.
         planted_dropout: share of the planted pictures whose caption is empty. Where planted pictures are many, a
             network that often sees them without a caption remembers them without one. When it is given, planted
             pictures take no part in an exchange either. When it is None, they are treated as all others.

@@ -116,7 +116,7 @@ class Drawings(Ground):
             Phase(4_500, 32, 4e-4, middle=0.4, planted_dropout=0.0),
             Phase(12_000, 16, 3e-4, middle=0.5, planted_dropout=0.0),
             Phase(24_000, 16, 4e-4, middle=0.5, planted_dropout=0.0),
-            # a model that has seen captions of other pictures needs guidance to follow its own, as those of the web do
+            # a model that was trained on partly wrong captions, as data from the web has, needs guidance
             Phase(15_000, 16, 3e-4, middle=0.5, exchanged=0.5, planted_dropout=0.0, planted_as_others_below=0.55),
         ),
         decoder_steps=9_000,
