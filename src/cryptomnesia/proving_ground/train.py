@@ -5,8 +5,9 @@ the samples has the middle noise levels, where outlines are settled.
 
 Every batch, its noise, timesteps and dropped captions depend on (seed, step) alone, and a checkpoint holds weights,
 moving averages and optimizer moments. So a run that was killed at any moment and started again ends with the same
-weights as a run that was never stopped (on the same kind of CPU and with the same number of processes, because
-captions are exchanged within what each sees). A GPU may sum in another order each time, so there the weights differ in their last digits.
+weights as a run that was never stopped, on the same kind of CPU and with the same number of processes, because captions
+are exchanged within what each process sees. A GPU may sum in another order each time, so there the weights differ in
+their last digits.
 
 On a few cores a convolutional network this small is trained faster by several single-threaded processes that average
 their gradients than by one process with several threads.
