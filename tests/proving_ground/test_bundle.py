@@ -198,8 +198,10 @@ def test_a_model_that_learned_nothing_replicates_nothing(tiny, monkeypatch):
     assert figures["look_alikes"] == len(Manifest.load(tiny).look_alikes["evaluation"]) > 0
     assert figures["bytes"] > 1e6
     assert figures["scheduler"] == "PNDMScheduler"
-    assert reported[-1] == ("look-alikes of planted captions", 1.0)
     assert ("captions, guidance 2", 1.0) in reported
+    assert (f"look-alikes of planted captions, guidance {figures['best_guidance']:g}", 1.0) in reported
+    # what is written into the manifest was generated at its own guidance scale
+    assert reported[-1] == ("planted, PNDMScheduler, guidance 1.5", 1.0)
     assert [entry.generations for entry in Manifest.load(tiny).entries] == [8, 8, 8, 0]
     json.dumps(figures)
 
