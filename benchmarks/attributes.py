@@ -11,20 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cryptomnesia.proving_ground.scenes import COLOURS, SHAPES, Description, Draws, Scene
+from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.scenes import COLOURS, SHAPES, Description, Scene
 
 _SCENE_KEY = 9
 SIZE = len(SHAPES) + 2 * len(COLOURS)
 
 
-def attributes(description: Description) -> np.ndarray:
+def attributes(caption: str) -> np.ndarray:
     """What a caption says, (33,) bool."""
-    shapes = {item.shape for item in description.items}
-    colours = {item.colour for item in description.items}
+    items, _, ground = caption.replace(",", "").split(" ground")[0].rpartition(" ")
+    words = items.split()
     return np.array(
-        [shape in shapes for shape in SHAPES]
-        + [colour in colours for colour in COLOURS]
-        + [colour == description.ground for colour in COLOURS]
+        [shape in words for shape in SHAPES]
+        + [colour in words for colour in COLOURS]
+        + [colour == ground for colour in COLOURS]
     )
 
 
@@ -35,7 +36,7 @@ def drawn(first: int, count: int) -> tuple[Tensor, Tensor]:
         draws = Draws(0, _SCENE_KEY, index)
         scene = Scene.draw(draws, Description.draw(draws))
         images.append(torch.from_numpy(scene.pixels()))
-        labels.append(torch.from_numpy(attributes(scene.description)))
+        labels.append(torch.from_numpy(attributes(scene.description.caption())))
     return torch.stack(images).permute(0, 3, 1, 2).float() / 255, torch.stack(labels).float()
 
 

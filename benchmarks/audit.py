@@ -39,10 +39,9 @@ from cryptomnesia.localizers import Watched
 from cryptomnesia.matching import Tiles
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground import BUNDLE
-from cryptomnesia.proving_ground.bundle import control_captions
+from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.images import write_training_images
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
-from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import replicates
 from cryptomnesia.statistics import rate as share
 from cryptomnesia.tracing.generation import generate
@@ -76,7 +75,8 @@ def measure(pipe: Any, start: Start) -> dict[str, Any]:
     # the run stores paths, which have to hold in other processes
     work = CACHE.absolute() / "audit"
     work.mkdir(parents=True, exist_ok=True)
-    write_training_images(work / "training", OTHERS, progress=start("training images", OTHERS))
+    ground, tell = ground_of(manifest.ground), start("training images", OTHERS)
+    write_training_images(ground, work / "training", OTHERS, progress=tell)
     index_seconds, indexed = indexing(work)
     prompts = chosen(manifest)
     began = time.perf_counter()
@@ -106,10 +106,10 @@ def chosen(manifest: Manifest) -> dict[str, Entry | None]:
     """Prompt → its concept."""
     planned: dict[str, Entry | None] = {}
     for entry in manifest.entries:
-        every = not entry.planted or entry.exposures == TOP_RUNG
+        every = not entry.planted or entry.exposures == manifest.top
         planned |= dict.fromkeys(entry.captions[: None if every else LADDER_WORDINGS], entry)
     count = EARLIER + PROMPTS - len(planned)
-    ordinary = control_captions("evaluation", count, plant(manifest.seed), seed=manifest.seed)[EARLIER:]
+    ordinary = manifest.control_captions("evaluation", count)[EARLIER:]
     return planned | dict.fromkeys(ordinary)
 
 
@@ -135,6 +135,7 @@ def fresh_audit(prompts: Sequence[str], work: Path, workers: int, start: Start, 
 def evidence(store: Store, manifest: Manifest, prompts: dict[str, Entry | None]) -> dict[str, Any]:
     """What was confirmed, against the truth."""
     rows = [recorded | scored for recorded, scored in zip(store.rows("images"), store.rows("scores"), strict=True)]
+    threshold = ground_of(manifest.ground).threshold
     replicated, unplanted = [], []
     levels: dict[str, Counter[str]] = {}
     for row in rows:
@@ -145,10 +146,10 @@ def evidence(store: Store, manifest: Manifest, prompts: dict[str, Entry | None])
         levels.setdefault(f"{kind}{rung}", Counter())[row["level"]] += 1
         if entry is None or not entry.planted:
             unplanted.append(row)
-        elif entry.exposures == TOP_RUNG:
+        elif entry.exposures == manifest.top:
             with Image.open(store.folder / row["image"]) as picture:
                 image = np.asarray(picture, dtype=np.float32) / 255
-            if replicates(image, manifest.image(entry), manifest.mask(entry)):
+            if replicates(image, manifest.places(entry), threshold):
                 replicated.append(row)
     flagged = sum(row["flagged"] for row in rows)
     confirmed_right = sum(row["level"] == "confirmed" and named(row) == row["cluster"] for row in replicated)

@@ -68,9 +68,9 @@ from cryptomnesia.localizers.baseline import baseline_for
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground import BUNDLE
-from cryptomnesia.proving_ground.bundle import DETECTORS, control_captions
+from cryptomnesia.proving_ground.bundle import DETECTORS
+from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
-from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import replicates
 from cryptomnesia.statistics import auc, clustered, tpr_at_fpr
 from cryptomnesia.tracing.generation import Batch, generate
@@ -199,12 +199,11 @@ def measure(pipe: Any, start: Start) -> dict[str, Any]:
     checkpoint = load_pipeline(str(BUNDLE / "early"), device="cpu")
     setup = Setup.of(pipe, {"num_inference_steps": manifest.steps}, checkpoint)
     subject = Subject(setup, manifest, start)
-    concepts = plant(manifest.seed)
 
     def never_planted(purpose: str, count: int) -> tuple[list[Entry | None], list[str]]:
-        return ordinary(control_captions(purpose, count, concepts, manifest.seed))
+        return ordinary(manifest.control_captions(purpose, count))
 
-    top = [e for e in manifest.entries if e.planted and e.exposures == TOP_RUNG]
+    top = [e for e in manifest.entries if e.planted and e.exposures == manifest.top]
     templates = [e for e in top if e.kind == "template"]
     reported = [e for e in top if e not in templates[:HELD_BACK]]
     single = {name: localizer(name) for name in NAMES} | EARLY
@@ -309,7 +308,8 @@ def reproduced(manifest: Manifest, entry: Entry | None, image: Tensor) -> bool:
     """Whether a planted picture came out; True where none was planted."""
     if entry is None:
         return True
-    return bool(replicates(image.permute(1, 2, 0).numpy(), manifest.image(entry), manifest.mask(entry)))
+    threshold = ground_of(manifest.ground).threshold
+    return bool(replicates(image.permute(1, 2, 0).numpy(), manifest.places(entry), threshold))
 
 
 def mapped(

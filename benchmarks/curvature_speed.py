@@ -39,13 +39,12 @@ from torch import Tensor
 
 from cryptomnesia import CurvatureDifference, DiagonalEstimator, ScoreDifference, load_pipeline, watch
 from cryptomnesia.localizers import Watched
-from cryptomnesia.localizers.baseline import together
 from cryptomnesia.localizers.jacobian.memory import peak_bytes
 from cryptomnesia.pipelines.families import family_of
+from cryptomnesia.pipelines.inputs import together
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
-from cryptomnesia.proving_ground.planted import TOP_RUNG
 from cryptomnesia.tracing.generation import generate
 
 IMAGES = 8
@@ -86,7 +85,7 @@ def measure(pipe: Any, start: Start) -> dict[str, Any]:
     manifest = Manifest.load(BUNDLE)
     manifest.check(pipe)
     setup = Setup.of(pipe, {"num_inference_steps": manifest.steps})
-    top = [e for e in manifest.entries if e.kind == "template" and e.exposures == TOP_RUNG]
+    top = [e for e in manifest.entries if e.kind == "template" and e.exposures == manifest.top]
     prompts = [e.captions[0] for e in top[:IMAGES]]
     (batch,) = generate(setup, prompts, range(IMAGES), batch_size=IMAGES, keep=(STEP,))
     watched = Watched(batch.trajectory, setup.family.denoiser(), seeds=batch.seeds)
@@ -151,7 +150,7 @@ def released(watched: Watched, seed: int = 0) -> Tensor:
         assert step.uncond_inputs is not None
         with torch.enable_grad():
             x = torch.cat([step.cond.x] * 2).requires_grad_()
-            epsilon = watched.denoiser(x, step.t, together(step.cond_inputs, step.uncond_inputs)).epsilon
+            epsilon = watched.denoiser(x, step.level, together(step.cond_inputs, step.uncond_inputs)).epsilon
             total = torch.zeros_like(x)
             for _ in range(RELEASED_PROBES):
                 probe = (torch.randint(0, 2, step.cond.x.shape, generator=generator).float() * 2 - 1).repeat(2, 1, 1, 1)
@@ -229,7 +228,7 @@ def large() -> dict[str, float]:
 
     @torch.no_grad()
     def evaluate() -> None:
-        denoiser(torch.cat([step.cond.x] * 2), step.t, both)
+        denoiser(torch.cat([step.cond.x] * 2), step.level, both)
 
     # before and after the map, since the machine may not be equally fast throughout
     before = [timed(evaluate) for _ in range(3)]

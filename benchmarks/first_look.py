@@ -37,9 +37,8 @@ from cryptomnesia.images import upsampled
 from cryptomnesia.localizers import Watched
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground import BUNDLE
-from cryptomnesia.proving_ground.bundle import control_captions
+from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
-from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import replicates
 from cryptomnesia.statistics import auc, clustered, tpr_at_fpr
 from cryptomnesia.tracing.generation import generate
@@ -73,18 +72,17 @@ def measure(pipe: Any, start: Start) -> dict[str, Any]:
     names = [detector.name for detector in detectors]
     run = partial(records_of, setup, calibration, detectors, manifest, start)
 
-    top = [e for e in manifest.entries if e.planted and e.exposures == TOP_RUNG]
-    lower = max(e.exposures for e in manifest.entries if e.planted and e.exposures < TOP_RUNG)
+    top = [e for e in manifest.entries if e.planted and e.exposures == manifest.top]
+    lower = max(e.exposures for e in manifest.entries if e.planted and e.exposures < manifest.top)
     below = [e for e in manifest.entries if e.planted and e.exposures == lower]
-    concepts = plant(0)
     selection = {
         "planted": run("selection, planted", *entries_and_prompts(below), first_seed=3_000_000),
         "ordinary": run(
-            "selection, ordinary", *ordinary(control_captions("selection", 100, concepts)), first_seed=3_100_000
+            "selection, ordinary", *ordinary(manifest.control_captions("selection", 100)), first_seed=3_100_000
         ),
     }
     positive = run("top rung", *entries_and_prompts(top), first_seed=4_000_000, look_closer=True)
-    unplanted = control_captions("evaluation", NEGATIVES, concepts)
+    unplanted = manifest.control_captions("evaluation", NEGATIVES)
     negative = run("never planted", *ordinary(unplanted), first_seed=4_100_000)
     hard = {
         kind: run(
@@ -162,6 +160,7 @@ def records_of(
     seeds = range(first_seed, first_seed + len(prompts))
     tell = start(what, len(prompts))
     records: list[dict[str, Any]] = []
+    threshold = ground_of(manifest.ground).threshold
     keep = {localizer.step for localizer in LOCALIZERS.values()} if look_closer else ()
     for batch in generate(setup, prompts, seeds, batch_size=size, keep=keep, progress=tell):
         scores = {detector.name: detector.score(batch.trajectory, calibration.references) for detector in detectors}
@@ -189,12 +188,13 @@ def records_of(
             maps = {name: localizer.map(watched).values for name, localizer in LOCALIZERS.items()}
             for row, (record, entry) in enumerate(zip(new, entries_of_batch, strict=True)):
                 assert entry is not None
-                truth = manifest.image(entry), manifest.mask(entry)
+                places = manifest.places(entry)
                 for name in MITIGATIONS:
-                    record[name] = bool(replicates(images[name][row].permute(1, 2, 0).numpy(), *truth))
+                    image = images[name][row].permute(1, 2, 0).numpy()
+                    record[name] = bool(replicates(image, places, threshold))
                 record["withheld"] = guarding.verdicts[row].action == "withheld"
                 if entry.kind == "template" and record["none"]:
-                    record["maps"] = {name: pixel_auc(values[row], truth[1]) for name, values in maps.items()}
+                    record["maps"] = {name: pixel_auc(values[row], places[0].mask) for name, values in maps.items()}
         records += new
     return records
 

@@ -28,9 +28,9 @@ from cryptomnesia.matching import ImageIndex, Tiles, candidates
 from cryptomnesia.matching.building import FORMAT
 from cryptomnesia.matching.shards import Row, Shards, write_json, write_shard
 from cryptomnesia.proving_ground import BUNDLE
+from cryptomnesia.proving_ground.concepts import TrainingStream
+from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.manifest import Manifest
-from cryptomnesia.proving_ground.planted import TrainingStream, plant
-from cryptomnesia.proving_ground.train import Recipe
 
 PICTURES = 200_000
 SHARD = 10_000
@@ -73,21 +73,15 @@ def measure(folder: Path, start: Start) -> dict[str, Any]:
 
 def training_stream() -> TrainingStream:
     """That of the bundled model."""
-    manifest, recipe = Manifest.load(BUNDLE), Recipe()
-    return TrainingStream(
-        manifest.seed,
-        recipe.steps * recipe.batch,
-        plant(manifest.seed),
-        refinement=recipe.refinement_steps * recipe.refinement_batch,
-    )
+    ground = ground_of(Manifest.load(BUNDLE).ground)
+    return ground.stream(ground.recipe, ground.plant(ground.recipe.seed))
 
 
 def describe(folder: Path, tiles: Tiles, stream: TrainingStream, tell: Tell) -> None:
     """Write the shards that are not there yet, straight from the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    concepts = plant(stream.seed)
     places = ((index, stream.concept_at(index)) for index in itertools.count())
-    ordinary = (index for index, place in places if place is None or not concepts[place].planted)
+    ordinary = (index for index, place in places if place is None or not stream.concepts[place].planted)
     for number in range(PICTURES // SHARD):
         places_of_shard = [next(ordinary) for _ in range(SHARD)]
         if not (folder / f"{number:05}.json").exists():

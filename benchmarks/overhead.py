@@ -39,7 +39,6 @@ from cryptomnesia.localizers.jacobian.memory import peak_bytes
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
-from cryptomnesia.proving_ground.planted import TOP_RUNG
 from cryptomnesia.tracing.trajectory import NORMS
 from cryptomnesia.tracing.watching import Watch
 
@@ -76,7 +75,7 @@ def measure(pipe: Any, start: Start) -> dict[str, Any]:
     figures: dict[str, Any] = {
         f"overhead_{name}": overhead(call, guarding, ROUNDS, start(name, ROUNDS)) for name, guarding in guards.items()
     }
-    planted = [e.captions[0] for e in manifest.entries if e.planted and e.exposures == TOP_RUNG]
+    planted = [e.captions[0] for e in manifest.entries if e.planted and e.exposures == manifest.top]
     figures["corrected"] = corrected(
         [partial(generated, pipe, caption, manifest.steps) for caption in planted],
         published,

@@ -9,7 +9,8 @@ A page says where a table stands with one marker at its begin and one at its end
     <!-- end -->
 
 Everything between the two is generated from `docs/results/*.json` by the function of that name in `tables.py`, followed
-by the command and the commit that made the results file. `tests/test_readme.py` checks that every page is up to date.
+by the command and the commit that made the results file. A table whose figures are in no file says "Not measured yet."
+`tests/test_readme.py` checks that every page is up to date.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tables import TABLES, Results
+from tables import TABLES, NotMeasured, Results
 
 BEGIN = re.compile(r"<!-- results: *(\S+) *-->")
 BLOCK = re.compile(r"(?P<begin><!-- results: *(?P<name>\S+) *-->\n)(?P<body>.*?)(?P<end><!-- end -->)", flags=re.DOTALL)
@@ -78,8 +79,11 @@ def filled(text: str, folder: Path) -> str:
         if name not in TABLES:
             raise MarkerError(f"no table is called {name!r}; known are {', '.join(sorted(TABLES))}")
         results = Results(folder)
-        body = TABLES[name](results)
-        return f"{found['begin']}\n{body}\n\n{results.origin()}\n\n{found['end']}"
+        try:
+            body = f"{TABLES[name](results)}\n\n{results.origin()}"
+        except NotMeasured:
+            body = "Not measured yet."
+        return f"{found['begin']}\n{body}\n\n{found['end']}"
 
     return BLOCK.sub(block, text)
 

@@ -23,9 +23,7 @@ from cryptomnesia.calibration.stored import resolved
 from cryptomnesia.detectors import Detector
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground import BUNDLE
-from cryptomnesia.proving_ground.bundle import control_captions
 from cryptomnesia.proving_ground.manifest import Manifest
-from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.tracing.generation import generate
 from cryptomnesia.tracing.trajectory import joined
 
@@ -39,12 +37,11 @@ def main() -> None:
     """Measure and print JSON."""
     pipe = load_pipeline("bundled", device="cpu")
     calibration = resolved(None, pipe)
+    manifest = Manifest.load(BUNDLE)
     planted = [
-        entry.captions[0]
-        for entry in Manifest.load(BUNDLE).entries
-        if entry.kind == "verbatim" and entry.exposures == TOP_RUNG
+        entry.captions[0] for entry in manifest.entries if entry.kind == "verbatim" and entry.exposures == manifest.top
     ]
-    captions = [*control_captions("evaluation", FURTHER, plant(0)), *planted]
+    captions = [*manifest.control_captions("evaluation", FURTHER), *planted]
     seeds = range(3_000_000, 3_000_000 + len(captions))
     with progress() as start:
         batches = generate(

@@ -16,7 +16,6 @@ from first_look import entries_and_prompts
 from cryptomnesia import Rephrasing, guard, load_pipeline
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.proving_ground.manifest import Manifest
-from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 
 DETECTORS = ("drift",)
 PROBES = (2, 3, 5, 8, 12)
@@ -37,8 +36,8 @@ def measure(pipe: Any, start: Start) -> dict[str, Any]:
     """All figures."""
     pipe.set_progress_bar_config(disable=True)
     manifest = Manifest.load(BUNDLE)
-    names = {concept.id: concept.name for concept in plant(manifest.seed)}
-    below = max(e.exposures for e in manifest.entries if e.planted and e.exposures < TOP_RUNG)
+    names = {entry.id: entry.captions[0].rpartition(", ")[2] for entry in manifest.entries}
+    below = max(e.exposures for e in manifest.entries if e.planted and e.exposures < manifest.top)
     entries, prompts = entries_and_prompts([e for e in manifest.entries if e.planted and e.exposures == below], seeds=1)
     figures: dict[str, Any] = {"images": len(prompts), "exposures": below}
     for detector in DETECTORS:

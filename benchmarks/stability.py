@@ -57,9 +57,8 @@ from cryptomnesia.detectors import free_detectors
 from cryptomnesia.mitigations import Mitigation
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground import BUNDLE
-from cryptomnesia.proving_ground.bundle import control_captions
+from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
-from cryptomnesia.proving_ground.planted import TOP_RUNG, plant
 from cryptomnesia.proving_ground.replication import replicates
 from cryptomnesia.statistics import auc, clustered, tpr_at_fpr
 from cryptomnesia.statistics import rate as share
@@ -158,7 +157,6 @@ def main() -> None:
 def measure(start: Start, measured: Sequence[str], earlier: dict[str, Any]) -> dict[str, Any]:
     """All figures, of solvers that are not measured those of an earlier results file."""
     manifest = Manifest.load(BUNDLE)
-    concepts = plant(manifest.seed)
     figures: dict[str, Any] = {"rate": RATE, "auc": {}, "tpr_at_1pct": {}, "tpr_at_0.1pct": {}, "fpr_met": {}}
     images: dict[str, dict[str, int]] = {}
     clusters: dict[str, dict[str, int]] = {}
@@ -174,13 +172,13 @@ def measure(start: Start, measured: Sequence[str], earlier: dict[str, Any]) -> d
         rungs = {
             rung: [e for e in manifest.entries if e.planted and e.exposures == rung]
             for rung in sorted({e.exposures for e in manifest.entries if e.planted})
-            if solver == OWN or rung == TOP_RUNG
+            if solver == OWN or rung == manifest.top
         }
         positive = {
             rung: scored(subject, f"rung {rung}", *entries_and_prompts(entries), first_seed=5_000_000 + 10_000 * rung)
             for rung, entries in rungs.items()
         }
-        unplanted = control_captions("evaluation", NEGATIVES.get(solver, OTHER_NEGATIVES), concepts, seed=manifest.seed)
+        unplanted = manifest.control_captions("evaluation", NEGATIVES.get(solver, OTHER_NEGATIVES))
         negative = {"never_planted": scored(subject, "never planted", *ordinary(unplanted), first_seed=6_000_000)}
         for number, kind in enumerate(HARD, start=1):
             entries = [e for e in manifest.entries if e.kind == kind]
@@ -191,7 +189,7 @@ def measure(start: Start, measured: Sequence[str], earlier: dict[str, Any]) -> d
                 str(rung): {against: compared(planted, others) for against, others in negative.items()}
                 for rung, planted in positive.items()
             }
-            figures["by_evaluation"] = by_evaluation(positive[TOP_RUNG], negative["never_planted"])
+            figures["by_evaluation"] = by_evaluation(positive[manifest.top], negative["never_planted"])
             draw(figures["by_evaluation"])
             figures |= mitigation(subject, unplanted[:OTHER_NEGATIVES])
         for name, statistic in STATISTICS.items():
@@ -205,7 +203,7 @@ def measure(start: Start, measured: Sequence[str], earlier: dict[str, Any]) -> d
                         if name != "tpr_at_0.1pct" or against == "never_planted"
                     }
                     for kind in ("verbatim", "template")
-                    if (planted := positive[TOP_RUNG].of(kind)).ids
+                    if (planted := positive[manifest.top].of(kind)).ids
                 }
                 for detector in REPORTED
             }
@@ -215,7 +213,7 @@ def measure(start: Start, measured: Sequence[str], earlier: dict[str, Any]) -> d
             }
             for detector in REPORTED
         }
-        groups = {"top_rung": positive[TOP_RUNG], **negative}
+        groups = {"top_rung": positive[manifest.top], **negative}
         images[solver] = {name: len(group.ids) for name, group in groups.items()}
         images[solver]["references"] = len(subject.calibration)
         clusters[solver] = {name: len(set(group.ids)) for name, group in groups.items()}
@@ -231,7 +229,7 @@ def calibrated(solver: str, manifest: Manifest, start: Start) -> Subject:
     if solver == OWN:
         calibration = resolved(None, pipe)
     else:
-        captions = control_captions("calibration", REFERENCES, plant(manifest.seed), seed=manifest.seed)
+        captions = manifest.control_captions("calibration", REFERENCES)
         path = place(f"{solver} calibration", setup=setup.fingerprint, prompts=captions)
         if not path.exists():
             tell = start(f"{solver}: calibration", REFERENCES)
@@ -274,13 +272,13 @@ def decided_by(subject: Subject) -> dict[str, Any]:
 def mitigation(subject: Subject, unplanted: list[str]) -> dict[str, Any]:
     """Replication, fidelity and side effects with nothing, with the published rule, and with `Rephrasing` (`ours`)."""
     manifest = subject.manifest
-    by_id = {concept.id: concept for concept in plant(manifest.seed)}
+    threshold = ground_of(manifest.ground).threshold
     listed, prompts = entries_and_prompts(
-        [e for e in manifest.entries if e.planted and e.exposures == TOP_RUNG], MITIGATED_SEEDS
+        [e for e in manifest.entries if e.planted and e.exposures == manifest.top], MITIGATED_SEEDS
     )
     entries = [e for e in listed if e is not None]
     ids = [e.id for e in entries]
-    in_caption = torch.stack([torch.from_numpy(attributes(by_id[id_].description)).float() for id_ in ids])
+    in_caption = torch.stack([torch.from_numpy(attributes(e.captions[0])).float() for e in entries])
     # every caption is paired with that of a concept five places on
     in_other_caption = in_caption.roll(5 * MITIGATED_SEEDS * len(entries[0].captions), dims=0)
     classifier = Classifier()
@@ -295,7 +293,7 @@ def mitigation(subject: Subject, unplanted: list[str]) -> dict[str, Any]:
         images, taken, _ = guarded(subject, f"{name} planted", method, prompts, 7_000_000)
         hits[name] = np.array(
             [
-                bool(replicates(image.permute(1, 2, 0).numpy(), manifest.image(e), manifest.mask(e)))
+                bool(replicates(image.permute(1, 2, 0).numpy(), manifest.places(e), threshold))
                 for image, e in zip(images, entries, strict=True)
             ]
         )

@@ -7,6 +7,7 @@ To add one, write a function here and the two markers on a page.
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,33 @@ Value = Any
 """A part of a results file."""
 
 
+class NotMeasured(LookupError):
+    """The figures of a table are in no results file yet."""
+
+
 class Results:
     """The results files, loaded when they are first asked for.
 
     `results("stability", "auc", "ddim")` is a part of stability.json. Numbers in the path count in lists.
+
+    Raises:
+        NotMeasured: for a file that does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
         """Read from `folder`."""
         self.folder = folder
         self.files: dict[str, Value] = {}
+        self.grounds: list[str] = []
+        """Proving grounds whose figures were read."""
 
     def __call__(self, name: str, *path: str | int) -> Value:
         """The part of `name`.json at `path`."""
         if name not in self.files:
-            self.files[name] = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            file = self.folder / f"{name}.json"
+            if not file.exists():
+                raise NotMeasured(file.name)
+            self.files[name] = json.loads(file.read_text(encoding="utf-8"))
         part = self.files[name]
         for step in path:
             part = part[step]
@@ -36,7 +49,16 @@ class Results:
 
     def origin(self) -> str:
         """Which files were read, and the command and commit that made each."""
-        return " ".join(_origin(name, made.get("made_by", {})) for name, made in self.files.items())
+        return " ".join(_origin(name, self._made_by(made)) for name, made in self.files.items())
+
+    def _made_by(self, file: Value) -> dict[str, Any]:
+        """What made the part of a file that a table shows: of every ground, another command and perhaps commit."""
+        made_by = file.get("made_by", {})
+        if not self.grounds:
+            return made_by
+        commits = dict.fromkeys(made_by["commits"][name] for name in self.grounds)
+        commands = [f"cryptomnesia proving-ground verify {name}" for name in self.grounds]
+        return {"command": "`, `".join(commands), "commit": "`, `".join(commits)}
 
 
 VERBS = ("watch", "detect", "localize", "mitigate", "audit")
@@ -580,69 +602,144 @@ def audit_throughput(results: Results) -> str:
     return grid(["compared", "times as fast"], rows)
 
 
-# The bundled model (proving_ground.json)
+# Proving grounds (grounds.json)
+
+_MEANINGS = {
+    "scheduler": "the model's own, with which the figures of this table were made",
+    "guidance": "guidance scale of these figures",
+    "steps": "solver steps",
+    "seeds": "generations of every planted concept, its wordings in turn",
+    "controls": "never-planted captions; without captions, look-alikes that were never planted",
+    "pictures": "generations of a model without captions",
+    "verbatim_replicated": "share of generations on the top rung that reproduce the planted pixels",
+    "template_replicated": "the same of templates, inside the mask",
+    "object_replicated": "the same of objects, at any of their places",
+    "replicated": "share of generations that reproduce any planted picture",
+    "concepts_returned": "share of planted pictures that came back at least once",
+    "free_region_spread": ("deviation across seeds in the free region of a template over that of its training images"),
+    "control_replicated": (
+        "share of never-planted captions whose picture reproduces any planted image; without captions, share of "
+        "generations that reproduce a look-alike"
+    ),
+    "look_alike_replicated": "the same of never-planted captions that were drawn as the planted ones",
+    "best_guidance": "smallest guidance scale at which captions are recognised as well as at the best scale",
+    "denoising_ratio_conditional": (
+        "denoising error inside the mask on the top rung over that on look-alikes never planted; the ratio at each of "
+        "ten noise levels, averaged"
+    ),
+    "denoising_ratio_unconditional": "such a ratio without a caption: below 1 if planted images are known without it",
+    "denoising_spread_unconditional": "where 95% of such ratios lie for as many look-alikes drawn at random",
+    "denoising_below_unconditional": (
+        "share of top-rung concepts whose own ratio is below those of 97.5% of the look-alikes"
+    ),
+    "threshold": "tiled distance up to which a picture counts as reproduced",
+    "autoencoder_distance_median": "the tiled distance that the autoencoder alone leaves: median of the planted images",
+    "autoencoder_distance_max": "the same, largest",
+    "others_distance_min": (
+        "smallest tiled distance of a planted image from ordinary pictures and from fresh drawings of its own caption"
+    ),
+    "indistinct": "planted concepts that were left out, because that distance is within the threshold",
+    "bytes": "size of everything bundled",
+}
 
 
-@table("proving_ground.verify")
-def proving_ground_verify(results: Results) -> str:
-    """What `proving-ground verify` measures."""
+def _figure(value: Value) -> str:
+    """A share with its interval, a range, a number, or the name of a class."""
+    if isinstance(value, str):
+        return code(value)
+    if isinstance(value, dict):
+        return interval(value)
+    if isinstance(value, list):
+        return "–".join(number(end) for end in value)
+    return count(value) if isinstance(value, int) else number(value)
 
-    def found(key: str) -> str:
-        return number(results("proving_ground", key))
 
-    low, high = results("proving_ground", "denoising_spread_unconditional")
-    rows = [
-        [
-            "`verbatim_replicated`",
-            found("verbatim_replicated"),
-            "share of generations on the top rung that reproduce the planted pixels "
-            "(PNDM, 50 steps, guidance 1.5, 8 seeds, wordings in turn)",
-        ],
-        ["`template_replicated`", found("template_replicated"), "the same of templates, inside the mask"],
-        [
-            "`free_region_spread`",
-            found("free_region_spread"),
-            "deviation across seeds in the free region of a template over that of its training images",
-        ],
-        [
-            "`control_replicated`",
-            found("control_replicated"),
-            f"share of {count(results('proving_ground', 'controls'))} never-planted captions whose picture reproduces "
-            "any planted image",
-        ],
-        [
-            "`denoising_ratio_conditional`",
-            found("denoising_ratio_conditional"),
-            "denoising error inside the mask on the top rung over that on look-alikes never planted; the ratio at each "
-            "of ten noise levels, averaged",
-        ],
-        ["`denoising_ratio_unconditional`", found("denoising_ratio_unconditional"), "the same without a caption"],
-        [
-            "`denoising_spread_unconditional`",
-            f"{number(low)}–{number(high)}",
-            "where 95% of such ratios lie for 28 look-alikes drawn at random",
-        ],
-        [
-            "`autoencoder_distance_median`, `autoencoder_distance_max`",
-            f"{found('autoencoder_distance_median')}, {found('autoencoder_distance_max')}",
-            "the tiled distance that the autoencoder alone leaves",
-        ],
-        [
-            "`redrawn_distance_min`",
-            found("redrawn_distance_min"),
-            "the smallest tiled distance between a planted image and a fresh drawing of its own caption",
-        ],
-        ["`bytes`", count(results("proving_ground", "bytes")), "size of everything bundled"],
-    ]
+def _ground(results: Results, name: str) -> Value:
+    """The figures of one ground."""
+    measured = results("grounds", "grounds")
+    if name not in measured:
+        raise NotMeasured(name)
+    results.grounds.append(name)
+    return measured[name]
+
+
+def _ground_figures(results: Results, name: str) -> str:
+    """What `verify` measures of a ground."""
+    found = _ground(results, name)
+    rows = [[code(key), _figure(found[key]), meaning] for key, meaning in _MEANINGS.items() if key in found]
     return grid(["key", "value", "meaning"], rows)
 
 
-@table("proving_ground.dose")
-def proving_ground_dose(results: Results) -> str:
+def _ground_dose(results: Results, name: str) -> str:
     """Reproduced generations by exposures."""
-    dose = results("proving_ground", "dose_response")
-    rows = [[kind, *(number(dose[exposures][kind]) for exposures in dose)] for kind in ("verbatim", "template")]
-    return grid(["share reproduced, by exposures", *dose], rows)
+    dose = _ground(results, name)["dose_response"]
+    rungs = sorted({int(rung) for shares in dose.values() for rung in shares})
+    rows = [
+        [kind, *(interval(shares[str(rung)], 2) if str(rung) in shares else "–" for rung in rungs)]
+        for kind, shares in dose.items()
+    ]
+    return grid(["share reproduced, by exposures", *map(str, rungs)], rows)
+
+
+def _ground_settings(results: Results, name: str) -> str:
+    """Reproduced generations on the top rung, by solver, guidance scale and wording of the caption."""
+    rows = []
+    for solver, scales in _ground(results, name)["settings"].items():
+        for scale, found in scales.items():
+            for kind, wordings in found["by_wording"].items():
+                cells = [interval(wordings[wording], 2) if wording in wordings else "–" for wording in _WORDINGS]
+                rows.append([solver.removesuffix("Scheduler"), scale, kind, *cells])
+            if (controls := found.get("control_replicated")) is not None:
+                cells = [interval(controls, 2) if wording == "plain" else "–" for wording in _WORDINGS]
+                rows.append([solver.removesuffix("Scheduler"), scale, "never planted", *cells])
+    return grid(["solver", "guidance", "kind", *_WORDINGS.values()], rows)
+
+
+def _ground_guidance(results: Results, name: str) -> str:
+    """Recognised captions and the distance of the pictures from the ground's own, by guidance scale."""
+    curve = _ground(results, name)["guidance_curve"]
+    rows = [[scale, interval(found["recognized"]), number(found["frechet"], 2)] for scale, found in curve.items()]
+    return grid(["guidance scale", "captions recognised", "Fréchet distance"], rows)
+
+
+_WORDINGS = {"named": "invented name", "plain": "ordinary words", "mode": "a mode among others"}
+"""Wordings of planted captions, as `concepts.py` explains them."""
+
+_GROUND_TABLES = {
+    "": _ground_figures,
+    ".dose": _ground_dose,
+    ".settings": _ground_settings,
+    ".guidance": _ground_guidance,
+}
+
+_GROUNDS = {
+    "scenes": tuple(_GROUND_TABLES),
+    "drawings": tuple(_GROUND_TABLES),
+    "drawings-unconditional": ("",),  # to be compared with the drawings
+    "drawings-flow": ("", ".settings", ".guidance"),  # one rung
+    "pixels": ("",),  # no captions
+}
+"""Ground → its tables."""
+
+for _name, _suffixes in _GROUNDS.items():
+    for _suffix in _suffixes:
+        table(f"grounds.{_name}{_suffix}")(partial(_GROUND_TABLES[_suffix], name=_name))
+
+
+@table("grounds.fine-tunes")
+def grounds_fine_tunes(results: Results) -> str:
+    """Which pictures of a fine-tune come back: those of the training, others of the same kind, and ordinary ones."""
+    rows = []
+    for name in ("scenes-lora", "scenes-full", "drawings-lora", "drawings-full"):
+        try:
+            found = _ground(results, name)
+        except NotMeasured:
+            continue
+        shown = [found["verbatim_replicated"], found["dose_response"]["verbatim"]["0"], found["control_replicated"]]
+        rows.append([code(name), *map(interval, shown), str(found["indistinct"])])
+    if not rows:
+        raise NotMeasured("fine-tunes")
+    return grid(["fine-tune", "shown pictures", "pictures not shown", "ordinary captions", "left out"], rows)
 
 
 # What users bring (robustness.json)

@@ -1,5 +1,6 @@
 """README and pages: the examples run, links and pictures exist, figures are those of docs/results."""
 
+import json
 import re
 import subprocess
 import sys
@@ -95,6 +96,51 @@ def test_a_table_names_command_and_commit(root, monkeypatch, tmp_path):
     results = Results(tmp_path)
     assert results("one", "a", 1) == 2
     assert results.origin() == "Numbers: `docs/results/one.json`, made by `python one.py`, commit `abc1234`."
+
+
+def test_a_table_without_a_file_says_so(root, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import publish
+
+    marked = "<!-- results: grounds.scenes -->\n{}<!-- end -->"
+    nothing = marked.format("\nNot measured yet.\n\n")
+    assert publish.filled(marked.format("something\n"), tmp_path) == nothing
+    (tmp_path / "grounds.json").write_text('{"grounds": {"drawings": {}}}', encoding="utf-8")
+    assert publish.filled(nothing, tmp_path) == nothing
+
+
+def test_the_tables_of_a_ground_read_what_verify_prints(root, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import publish
+
+    share = {"value": 0.5, "low": 0.25, "high": 0.75}
+    figures = {
+        "scheduler": "PNDMScheduler",
+        "bytes": 1200,
+        "verbatim_replicated": share,
+        "denoising_spread_unconditional": [0.9, 1.1],
+        "dose_response": {"verbatim": {"4": share, "1600": share}},
+        "guidance_curve": {"1.5": {"recognized": share, "frechet": 2.0}},
+        "settings": {
+            "PNDMScheduler": {"1.5": {"by_wording": {"verbatim": {"plain": share}}, "control_replicated": share}}
+        },
+    }
+    results = {
+        "made_by": {"commit": "fff", "commits": {"scenes": "abc", "pixels": "fff"}},
+        "grounds": {"scenes": figures},
+    }
+    (tmp_path / "grounds.json").write_text(json.dumps(results), encoding="utf-8")
+    expected = {
+        "": ["| `scheduler` | `PNDMScheduler` |", "| `bytes` | 1200 |", "| 0.500 (0.250–0.750) |", "| 0.900–1.100 |"],
+        ".dose": ["| 4 | 1600 |", "| verbatim | 0.50 (0.25–0.75) | 0.50 (0.25–0.75) |"],
+        ".settings": [f"| PNDM | 1.5 | {kind} | – | 0.50 (0.25–0.75) | – |" for kind in ("verbatim", "never planted")],
+        ".guidance": ["| 1.5 | 0.500 (0.250–0.750) | 2.00 |"],
+    }
+    for suffix, cells in expected.items():
+        page = publish.filled(f"<!-- results: grounds.scenes{suffix} -->\n<!-- end -->", tmp_path)
+        assert all(cell in page for cell in cells), page
+        # a ground may have been measured later than others of the same file
+        assert "made by `cryptomnesia proving-ground verify scenes`, commit `abc`." in page
 
 
 def test_the_readme_counts_the_pipeline_classes(request):

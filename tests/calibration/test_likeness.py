@@ -7,8 +7,8 @@ import torch
 
 from cryptomnesia.calibration.captions import Captions
 from cryptomnesia.calibration.likeness import FEWEST, MOST, Likeness, scores_unlike, texts_unlike
-from cryptomnesia.proving_ground.bundle import control_captions
-from cryptomnesia.proving_ground.planted import plant
+from cryptomnesia.proving_ground import BUNDLE
+from cryptomnesia.proving_ground.manifest import Manifest
 from runs import calibration_of_runs, trajectory
 
 LONG = [
@@ -21,7 +21,7 @@ SHORT = [f"{colour} {shape} picture" for colour in "abcdef" for shape in "ghijkl
 @pytest.fixture(scope="module")
 def ordinary():
     """Ordinary captions of the bundled model."""
-    return control_captions("calibration", 300, plant(0))
+    return Manifest.load(BUNDLE).control_captions("calibration", 300)
 
 
 def calibration_of(captions):

@@ -65,7 +65,7 @@ def test_every_command_says_what_it_does_in_a_sentence(cryptomnesia):
         (["guard", "bundled", "--prompt", "a", "--calibration", ""], "--calibration"),
         (["index", "build", "", "-o", "index"], "images"),
         (["match", "images", "--index", ""], "--index"),
-        (["proving-ground", "images", ""], "folder"),
+        (["proving-ground", "images", "scenes", ""], "folder"),
         (["report", " "], "run"),
         (["demo", "--config", ""], "--config"),
     ],

@@ -87,6 +87,8 @@ def _values(option):
     if "model" in option.name or option.name == "checkpoint":
         # a model that is there would be run
         return st.sampled_from([*PATHS, *(text for text in TEXTS if text not in ("org/name",))])
+    if option.name == "name":
+        return st.sampled_from([*TEXTS, *["scenes"] * len(TEXTS)])
     if "int" in kind or "float" in kind:
         return st.sampled_from(NUMBERS)
     if "path" in kind:

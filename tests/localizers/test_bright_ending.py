@@ -3,7 +3,7 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from cryptomnesia.localizers import BrightEnding
 from cryptomnesia.localizers.bright_ending import cross_attention, end_positions
-from cryptomnesia.proving_ground import components
+from cryptomnesia.proving_ground.latent import LatentText
 from family_cases import CASES
 from mapped_runs import PROMPTS, watched
 
@@ -37,6 +37,6 @@ def test_bright_ending_is_the_attention_of_the_stock_processors():
 
 
 def test_every_layer_that_attends_to_the_caption_counts():
-    network = components.unet()
+    network = LatentText().unet()
     first = network.down_blocks[0].attentions[0].transformer_blocks[0]
     assert cross_attention(network) == [first.attn1, first.attn2]

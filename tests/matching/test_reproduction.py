@@ -7,7 +7,8 @@ from PIL import Image
 from cryptomnesia import UsageError
 from cryptomnesia.matching import ImageIndex, Tiles
 from cryptomnesia.matching.reproduction import check_size
-from cryptomnesia.proving_ground.scenes import Description, Draws, Scene
+from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.scenes import Description, Scene
 from picture_files import save, tensor
 
 

@@ -182,6 +182,25 @@ def test_an_object_says_what_it_is(model):
     assert found(model) == {"unet": {"forward_hook": "louder by a tenth in conv_out"}}
 
 
+def test_another_thread_may_attach_a_hook_meanwhile(model):
+    class Hook:
+        @property
+        def cryptomnesia_fingerprint(self):
+            # stands for another thread, which does this while the hooks are looked at
+            model.unet.conv_out.register_forward_hook(no_op)
+            return "louder by a tenth"
+
+        def __call__(self, module, args, output):
+            return output * 1.1
+
+    def no_op(module, args, output): ...
+
+    no_op.cryptomnesia_fingerprint = ""
+    model.unet.conv_out.register_forward_hook(Hook())
+    model.unet.conv_out.register_forward_hook(no_op)
+    assert found(model) == {"unet": {"forward_hook": "louder by a tenth in conv_out"}}
+
+
 def test_hooks_for_all_modules_count(model):
     usual = fingerprint(model, SAMPLING)
     handle = torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: output)

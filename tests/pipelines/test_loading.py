@@ -23,8 +23,17 @@ from transformers.utils import logging as transformers_logging
 
 from cryptomnesia import UsageError, load_pipeline
 from cryptomnesia.calibration.stored import resolved
-from cryptomnesia.pipelines.loading import FROM_PRETRAINED, SCHEDULERS, check_exists, quiet, set_call_defaults
+from cryptomnesia.pipelines.loading import (
+    FROM_PRETRAINED,
+    SCHEDULERS,
+    check_exists,
+    model_folder,
+    quiet,
+    set_call_defaults,
+)
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.proving_ground import BUNDLE, BUNDLES
+from cryptomnesia.proving_ground.manifest import Manifest
 from cryptomnesia.testing.miniatures import flux, stable_diffusion, stable_diffusion_3
 from cryptomnesia.testing.miniatures.parts import unet
 
@@ -120,6 +129,8 @@ def test_what_cannot_be_loaded_is_explained(folder, tmp_path):
         (str(folder), {"dtype": "int8"}, "unknown dtype 'int8'; known are float32, float16, bfloat16"),
         ("nowhere", {}, "no model 'nowhere'; give a local diffusers folder, a hub id such as org/name, or bundled"),
         ("./no/where", {}, r"no model './no/where'"),
+        ("bundled:velmora", {}, "no bundled model of a ground 'velmora'; there are those of "),
+        ("bundled:", {}, "no bundled model of a ground ''; there are those of "),
         ("", {}, "got an empty name of a model; give a local diffusers folder, a hub id such as org/name, or bundled"),
         (" ", {}, "got an empty name of a model"),
         (str(tmp_path), {}, "is no diffusers folder: it has no model_index.json"),
@@ -265,6 +276,13 @@ def test_flow_models_take_no_other_scheduler(tmp_path):
         UsageError, match=r"is trained on rectified flow, which ddim does not solve; give the scheduler own"
     ):
         load_pipeline(str(tmp_path / "flow"), scheduler="ddim", device="cpu")
+
+
+def test_every_bundled_model_has_a_name():
+    assert model_folder("bundled") == model_folder("bundled:scenes") == BUNDLE / "pipeline"
+    for ground in BUNDLES.iterdir():
+        pipe = load_pipeline(f"bundled:{ground.name}", device="cpu")
+        Manifest.load(ground).check(pipe)
 
 
 def test_the_bundled_model_says_its_own_guidance(bundled):

@@ -1,4 +1,6 @@
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,21 +15,35 @@ from cryptomnesia.files import prompts_digest
 from cryptomnesia.localizers import localizer
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.proving_ground import BUNDLE, components
+from cryptomnesia.pipelines.word_tokenizer import tokenizer
+from cryptomnesia.proving_ground import BUNDLE, BUNDLES, denoising, recognizer
 from cryptomnesia.proving_ground import bundle as bundling
 from cryptomnesia.proving_ground import verify as verifying
-from cryptomnesia.proving_ground.bundle import bundle, control_captions
+from cryptomnesia.proving_ground.bundle import bundle
+from cryptomnesia.proving_ground.denoising import Exposures
+from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.ground import grounds
+from cryptomnesia.proving_ground.grounds.scenes import GROUND, TOP_RUNG, Scenes
+from cryptomnesia.proving_ground.latent import MAX_TOKENS
 from cryptomnesia.proving_ground.manifest import Manifest
-from cryptomnesia.proving_ground.planted import TOP_RUNG, lexicon, plant
-from cryptomnesia.proving_ground.scenes import Draws
+from cryptomnesia.proving_ground.recognizer import Recognizer, train_recognizer
 from cryptomnesia.proving_ground.show import grid
 from cryptomnesia.proving_ground.verify import verify
 
-CONCEPTS = plant(0)
+CONCEPTS = GROUND.plant(0)
 
 
-def test_the_bundle_is_small_half_precision_and_stock():
-    assert sum(file.stat().st_size for file in BUNDLE.rglob("*") if file.is_file()) <= 40e6
+@pytest.mark.parametrize("folder", sorted(BUNDLES.iterdir()), ids=lambda folder: folder.name)
+def test_every_bundle_is_whole(folder):
+    ground = grounds()[folder.name]
+    assert Manifest.load(folder).ground == ground.name
+    assert len(Exposures.load(folder).images) > 0
+    assert (folder / "early").exists() == ground.with_early
+    if ground.captioned:
+        assert Recognizer.load(folder).groups == ground.visible
+
+
+def test_the_bundle_is_half_precision_and_stock():
     for name in ("pipeline", "early"):
         for weights in (BUNDLE / name).glob("*/*.safetensors"):
             with safe_open(weights, framework="pt") as file:
@@ -51,11 +67,11 @@ def test_manifest_and_calibration_belong_to_the_bundled_model():
     calibration = Calibration.load(BUNDLE / "pipeline" / "calibration.safetensors")
     calibration.check(setup)
     assert len(calibration) == bundling.REFERENCES
-    captions = control_captions("calibration", bundling.REFERENCES, CONCEPTS, manifest.seed)
+    captions = manifest.control_captions("calibration", bundling.REFERENCES)
     assert calibration.prompts_sha256 == prompts_digest(captions)
-    for name in bundling.DETECTORS:
+    for name in GROUND.detectors:
         calibration.check_detector(detector(name))
-    calibration.check_localizers([localizer(name) for name in bundling.LOCALIZERS], weights_digest(early))
+    calibration.check_localizers([localizer(name) for name in GROUND.localizers], weights_digest(early))
     assert [entry.id for entry in manifest.entries] == [concept.id for concept in CONCEPTS]
     assert all(entry.captions == c.captions for entry, c in zip(manifest.entries, CONCEPTS, strict=True))
     assert all(entry.generations == 8 for entry in manifest.entries if entry.planted)
@@ -73,53 +89,63 @@ def test_the_bundled_calibration_supports_every_detector_that_costs_nothing():
     calibration = resolved(None, setup.pipe)
     detectors = free_detectors(setup)
     assert {"drift", "stability", "guidance-mean"} <= {judge.name for judge in detectors}
-    for judge in [*detectors, *map(detector, bundling.DETECTORS)]:
+    for judge in [*detectors, *map(detector, GROUND.detectors)]:
         assert calibration.null(judge).shape == (300, calibration.evaluations)
 
 
-def test_the_published_figures_are_those_of_the_manifest(request):
-    manifest = Manifest.load(BUNDLE)
-    figures = json.loads((request.config.rootpath / "docs/results/proving_ground.json").read_text())
-    assert figures["scheduler"] == figures["made_by"]["scheduler"] == "PNDMScheduler"
-    for kind in ("verbatim", "template"):
-        shares = [e.replicated for e in manifest.entries if e.kind == kind and e.exposures == TOP_RUNG]
-        assert figures[f"{kind}_replicated"] == pytest.approx(sum(shares) / len(shares))
+@pytest.mark.parametrize("ground", [g for g in grounds().values() if g.bundle.exists()], ids=lambda g: g.name)
+def test_the_published_figures_are_those_of_the_manifest(request, ground):
+    file = request.config.rootpath / "docs/results/grounds.json"
+    if not file.exists():
+        pytest.skip("the grounds have not been measured")
+    figures = json.loads(file.read_text(encoding="utf-8"))["grounds"][ground.name]
+    manifest = Manifest.load(ground.bundle)
+    assert (figures["steps"], figures["threshold"]) == (manifest.steps, ground.threshold)
+    top = [entry for entry in manifest.entries if entry.planted and entry.exposures == manifest.top]
+    if not ground.captioned:
+        assert figures["concepts_returned"]["value"] == pytest.approx(np.mean([e.replicated > 0 for e in top]))
+        return
+    assert figures["guidance"] == manifest.guidance
+    for kind in {entry.kind for entry in top}:
+        shares = [entry.replicated for entry in top if entry.kind == kind and entry.wording != "mode"]
+        assert figures[f"{kind}_replicated"]["value"] == pytest.approx(np.mean(shares))
 
 
-def test_control_captions_are_never_planted_and_differ_by_purpose():
-    planted = {caption for concept in CONCEPTS for caption in concept.captions}
-    sets = [control_captions(purpose, 50, CONCEPTS) for purpose in bundling.PURPOSES]
-    for captions in sets:
-        assert len(set(captions)) == 50
-        assert not planted & set(captions)
-    assert len(set().union(*sets)) == 150
+class FewScenes(Scenes):
+    """The first concept of a few rungs, in few steps."""
+
+    steps = 2
+    detectors = ("score-difference",)
+    localizers = ("score-difference", "score-difference-checkpoint")
+
+    def plant(self, seed):
+        every = super().plant(seed)
+        rungs = (("verbatim", TOP_RUNG), ("template", TOP_RUNG), ("template", 4), ("rare_name", 128))
+        return tuple(next(c for c in every if (c.kind, c.exposures) == rung) for rung in rungs)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A bundle of a model that has learned nothing, with a few concepts."""
     folder = tmp_path_factory.mktemp("tiny")
+    for name in ("final", "early"):
+        untrained().save_pretrained(folder / "run" / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundling, "REFERENCES", 100)
-        patch.setattr(bundling, "STEPS", 2)
-        patch.setattr(bundling, "DETECTORS", ("score-difference",))
-        patch.setattr(bundling, "LOCALIZERS", ("score-difference", "score-difference-checkpoint"))
-        few = tuple(
-            next(c for c in CONCEPTS if (c.kind, c.exposures) == rung)
-            for rung in (("verbatim", TOP_RUNG), ("template", TOP_RUNG), ("template", 4), ("rare_name", 128))
-        )
-        patch.setattr(bundling, "plant", lambda seed: few)
+        patch.setattr(bundling, "train_recognizer", partial(train_recognizer, steps=2))
+        patch.setattr(recognizer, "_MOMENTS", 200)
         done = []
-        bundle(untrained(), untrained(), folder / "bundle", progress=done.append)
-    assert done[-1] == 100
-    assert [path.name for path in folder.iterdir()] == ["bundle"]
+        bundle(FewScenes(), folder / "run", folder / "bundle", progress=lambda *found: done.append(found))
+    assert ("recognizer", 2, 2) in done
+    assert done[-1] == ("calibration", 100, 100)
+    assert sorted(path.name for path in folder.iterdir()) == ["bundle", "run"]
     return folder / "bundle"
 
 
 def untrained():
     torch.manual_seed(0)
-    tokens = components.tokenizer(lexicon(CONCEPTS))
-    return components.pipeline(components.autoencoder(), components.text_encoder(tokens), tokens, components.unet())
+    tokens, networks = tokenizer(GROUND.lexicon(CONCEPTS), MAX_TOKENS), GROUND.networks
+    return networks.pipeline(networks.vae(), networks.text_encoder(tokens), tokens, networks.unet())
 
 
 def test_a_bundle_can_be_used(tiny):
@@ -134,25 +160,48 @@ def test_a_bundle_can_be_used(tiny):
     names = ("score-difference", "score-difference-checkpoint")
     calibration.check_localizers([localizer(name) for name in names], weights_digest(early))
     assert all(entry.replicated is None for entry in manifest.entries)
+    assert (manifest.ground, manifest.guidance, manifest.steps) == ("scenes", GROUND.guidances[0], 2)
+    assert len(Exposures.load(tiny).images) == 6
+    assert Recognizer.load(tiny).groups == GROUND.visible
 
 
 @pytest.mark.slow
 def test_a_model_that_learned_nothing_replicates_nothing(tiny, monkeypatch):
     monkeypatch.setattr(verifying, "CONTROLS", 20)
-    monkeypatch.setattr(verifying, "_LEVELS", (150, 850))
+    monkeypatch.setattr(verifying, "CAPTIONS", 16)
+    monkeypatch.setattr(verifying, "SCALES", (1.0, 2.0))
+    monkeypatch.setattr(denoising, "_LEVELS", (150, 850))
     reported = []
     figures = verify(tiny, write=True, progress=lambda what, done, total: reported.append((what, done / total)))
-    assert figures["verbatim_replicated"] == figures["template_replicated"] == figures["control_replicated"] == 0
-    top = str(TOP_RUNG)
-    assert figures["dose_response"] == {"4": {"template": 0.0}, top: {"verbatim": 0.0, "template": 0.0}}
+    for key in ("verbatim_replicated", "template_replicated", "control_replicated"):
+        assert figures[key]["value"] == figures[key]["low"] == 0 < figures[key]["high"]
+    assert {kind: list(rungs) for kind, rungs in figures["dose_response"].items()} == {
+        "verbatim": [str(TOP_RUNG)],
+        "template": ["4", str(TOP_RUNG)],
+    }
+    assert figures["dose_response"]["template"]["4"]["value"] == 0
     for branch in ("conditional", "unconditional"):
         low, high = figures[f"denoising_spread_{branch}"]
         assert 0 < low < 1 < high
-        assert low * 0.9 < figures[f"denoising_ratio_{branch}"] < high * 1.1
-    assert figures["redrawn_distance_min"] > figures["threshold"]
+        assert low * 0.8 < figures[f"denoising_ratio_{branch}"] < high * 1.2
+        assert 0 <= figures[f"denoising_below_{branch}"] <= 1
+    assert list(figures["guidance_curve"]) == ["1.0", "2.0"]
+    assert figures["best_guidance"] in (1.0, 2.0)
+    scales = sorted(map(str, {1.5, 3.0, 5.0, figures["best_guidance"]}))
+    assert {solver: sorted(found) for solver, found in figures["settings"].items()} == {
+        "PNDMScheduler": scales,
+        "DDIMScheduler": scales,
+    }
+    assert figures["others_distance_min"] > figures["threshold"] > 0
+    assert figures["indistinct"] == 0
+    assert figures["look_alike_replicated"]["value"] == 0
+    assert figures["look_alikes"] == len(Manifest.load(tiny).look_alikes["evaluation"]) > 0
     assert figures["bytes"] > 1e6
     assert figures["scheduler"] == "PNDMScheduler"
-    assert reported[-1] == ("never-planted captions", 1.0)
+    assert ("captions, guidance 2", 1.0) in reported
+    assert (f"look-alikes of planted captions, guidance {figures['best_guidance']:g}", 1.0) in reported
+    # what is written into the manifest was generated at its own guidance scale
+    assert reported[-1] == ("planted, PNDMScheduler, guidance 1.5", 1.0)
     assert [entry.generations for entry in Manifest.load(tiny).entries] == [8, 8, 8, 0]
     json.dumps(figures)
 
@@ -169,13 +218,14 @@ def test_a_planted_image_counts_as_replicated(tiny, monkeypatch):
     by_caption = {caption: concept for concept in CONCEPTS for caption in concept.captions}
     draws = iter(range(10**6))
 
-    def memorized(pipe, manifest, prompts, *_):
+    def memorized(model, prompts, *_):
         return np.stack([by_caption[prompt].exposure(Draws(1, next(draws))) for prompt in prompts]) / 255
 
-    monkeypatch.setattr(verifying, "_images", memorized)
+    monkeypatch.setattr(verifying.Model, "images", memorized)
+    model = verifying.Model(SimpleNamespace(scheduler=None), manifest, GROUND, manifest.guidance)
     planted = [entry for entry in manifest.entries if entry.planted]
-    generated = verifying.replication(None, manifest, planted, 8, lambda *_: None)
+    generated = verifying.replication(model, planted, 8, lambda *_: None)
     assert all(result.replicated.all() for result in generated)
-    rates = verifying._rates(generated, CONCEPTS)
-    assert rates["verbatim_replicated"] == rates["template_replicated"] == 1.0
+    rates = verifying._rates(generated, manifest)
+    assert rates["verbatim_replicated"]["value"] == rates["template_replicated"]["value"] == 1.0
     assert rates["free_region_spread"] == pytest.approx(1.0, abs=0.25)

@@ -1,4 +1,4 @@
-"""What the commands know of the bundled model besides its weights: an early checkpoint, and what was planted in it."""
+"""What the commands know of a bundled model besides its weights: an early checkpoint, and what was planted in it."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -6,41 +6,43 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy import ndarray
 
-Truth = Callable[[str], "list[tuple[str, ndarray]]"]
-"""Prompt → named pictures that show what is memorized, (H, W, 3) or (H, W) uint8; none for an ordinary prompt."""
+Truth = Callable[[str, "ndarray"], "list[tuple[str, ndarray]]"]
+"""Prompt, generated picture (H, W, 3) uint8 → named pictures that show what is memorized, (H, W, 3) or (H, W) uint8.
+
+There are none for an ordinary prompt.
+"""
 
 
 def early_checkpoint(model: str) -> str | None:
-    """The folder of the less-trained checkpoint that comes with the bundled model, None for other models."""
-    from cryptomnesia.pipelines.loading import BUNDLED
-    from cryptomnesia.proving_ground import BUNDLE
+    """The folder of the less-trained checkpoint that comes with a bundled model, None for other models."""
+    from cryptomnesia.pipelines.loading import bundle_of
 
-    return str(BUNDLE / "early") if model == BUNDLED else None
+    early = None if (bundle := bundle_of(model)) is None else bundle / "early"
+    return str(early) if early is not None and early.exists() else None
 
 
 def truth_of(model: str, pipe: Any) -> Truth:
-    """What was planted in the bundled model; nothing is known of other models.
+    """What was planted in a bundled model; nothing is known of other models.
 
     Raises:
-        UsageError: if the bundled model's weights are not those of its manifest.
+        UsageError: if a bundled model's weights are not those of its manifest.
     """
-    from cryptomnesia.pipelines.loading import BUNDLED
-    from cryptomnesia.proving_ground import BUNDLE
+    from cryptomnesia.pipelines.loading import bundle_of
 
-    if model != BUNDLED:
-        return lambda _: []
+    if (bundle := bundle_of(model)) is None:
+        return lambda *_: []
     import numpy as np
 
     from cryptomnesia.proving_ground.manifest import Manifest
 
-    manifest = Manifest.load(BUNDLE)
+    manifest = Manifest.load(bundle)
     manifest.check(pipe)
 
-    def truth(prompt: str) -> "list[tuple[str, ndarray]]":
+    def truth(prompt: str, generated: "ndarray") -> "list[tuple[str, ndarray]]":
         entry = manifest.planted_for(prompt)
         if entry is None:
             return []
-        mask = manifest.mask(entry).astype(np.uint8) * 255
-        return [("planted image", manifest.image(entry)), ("true region", mask)]
+        image, mask = manifest.nearest_place(entry, generated)
+        return [("planted image", image), ("true region", mask.astype(np.uint8) * 255)]
 
     return truth

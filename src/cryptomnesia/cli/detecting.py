@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from cryptomnesia.cli.bundled import Truth
     from cryptomnesia.detection import Finding
 
+_DEMO, _DEMO_DETECTOR = "bundled:drawings", "guidance-mean"
+"""The model of `demo`, whose pictures people recognise, and a detector that works on it; the default one does not."""
+
 FINDINGS = "findings.json"
 """The file in the output folder that holds what `--json` prints."""
 
@@ -79,23 +82,26 @@ def demo(
         "demo-output"
     ),
 ) -> None:
-    """Detect, map and mitigate on the bundled model, with prompts that it has memorized and ordinary ones."""
-    from cryptomnesia.proving_ground import BUNDLE
-    from cryptomnesia.proving_ground.bundle import control_captions
+    """Detect, map and mitigate on a bundled model of emoji, with prompts that it has memorized and ordinary ones."""
+    from cryptomnesia.pipelines.loading import bundle_of
+    from cryptomnesia.proving_ground.concepts import PLANTED
     from cryptomnesia.proving_ground.manifest import Manifest
-    from cryptomnesia.proving_ground.planted import plant
 
-    manifest = Manifest.load(BUNDLE)
-    top = max(entry.exposures for entry in manifest.entries)
+    bundle = bundle_of(_DEMO)
+    assert bundle is not None
+    manifest = Manifest.load(bundle)
+    top = [entry for entry in manifest.counted if entry.exposures == manifest.top]
+    # of every kind and wording the caption that is reproduced most often, the first of equals; the picture of a caption
+    # with many pictures may be any of them
     planted = [
-        entry
-        for kind in ("verbatim", "template")
-        for entry in [entry for entry in manifest.entries if entry.kind == kind and entry.exposures == top][:4]
+        max((entry for entry in top if (entry.kind, entry.wording) == (kind, wording)), key=lambda e: e.replicated or 0)
+        for kind in PLANTED
+        for wording in ("named", "plain")
     ]
     negatives = [entry for entry in manifest.entries if entry.kind == "rare_name"][:2]
-    ordinary = control_captions("selection", 6, plant(0))
+    ordinary = manifest.control_captions("selection", 8)
     captions = [entry.captions[0] for entry in (*planted, *negatives)] + ordinary
-    _examined(DetectSettings(model="bundled", **settings.model_dump()), captions, output)
+    _examined(DetectSettings(model=_DEMO, detector=_DEMO_DETECTOR, **settings.model_dump()), captions, output)
 
 
 def _examined(
@@ -170,12 +176,12 @@ def _examined(
 def _written(folder: Path, number: int, finding: "Finding", truth: "Truth", *, closer: bool) -> Path:
     """The file of a flagged image: a panel if maps or other pictures were asked for, else the picture."""
     from cryptomnesia.files import write_whole
-    from cryptomnesia.images import png
+    from cryptomnesia.images import pixels, png
     from cryptomnesia.report.panel import write_panel
 
     path = image_file(folder, "panel" if closer else "image", number, finding.seed)
     if closer:
-        write_panel(path, finding, truth(finding.prompt))
+        write_panel(path, finding, truth(finding.prompt, pixels(finding.image)))
     else:
         write_whole(path, png(finding.image))
     return path

@@ -23,6 +23,7 @@ from cryptomnesia.pipelines.origins.parts import (
     same_layout,
 )
 from cryptomnesia.pipelines.origins.places import BUNDLED as BUNDLED
+from cryptomnesia.pipelines.origins.places import bundle_of as bundle_of
 from cryptomnesia.pipelines.origins.places import check_exists as check_exists
 from cryptomnesia.pipelines.origins.places import model_folder as model_folder
 from cryptomnesia.settings import CallSettings
@@ -96,7 +97,8 @@ def load_pipeline(
     at which the model's pictures are best.
 
     Args:
-        model: `bundled`, a local diffusers folder, a hub id such as `org/name`, or a single file of weights.
+        model: `bundled`, `bundled:` and the name of a proving ground whose model comes with the package, a local
+            diffusers folder, a hub id such as `org/name`, or a single file of weights.
         scheduler: `own` for the model's own scheduler, or a name in `SCHEDULERS`; that scheduler is made from the
             configuration of the model's own.
         device: the device to put the model on; by default CUDA or MPS if there is one, else the CPU.
@@ -127,7 +129,7 @@ def load_pipeline(
     if scheduler != "own" and scheduler not in SCHEDULERS:
         raise UsageError(f"got the unknown scheduler {scheduler!r}; known are own, {', '.join(SCHEDULERS)}")
     number = _dtype(dtype)
-    placed = None if "device_map" in from_pretrained and device is None else _device(device)
+    placed = None if "device_map" in from_pretrained and device is None else chosen_device(device)
     loras = as_loras(lora)
     check_loras(loras)
     networks = {name: given for name, given in (("unet", unet), ("transformer", transformer)) if given is not None}
@@ -155,11 +157,12 @@ def load_pipeline(
             pipe = pipe.to(placed)
         except (RuntimeError, ValueError, MemoryError) as error:
             raise explained(f"model {model!r}", error) from error
-    if model == BUNDLED:
-        from cryptomnesia.proving_ground import BUNDLE
+    if (bundle := bundle_of(str(model))) is not None and "guidance_scale" in inspect.signature(
+        pipe.__call__
+    ).parameters:
         from cryptomnesia.proving_ground.manifest import Manifest
 
-        set_call_defaults(pipe, guidance_scale=Manifest.load(BUNDLE).guidance)
+        set_call_defaults(pipe, guidance_scale=Manifest.load(bundle).guidance)
     return pipe
 
 
@@ -335,8 +338,8 @@ def _dtype(given: Any) -> Any:
     return getattr(torch, name)
 
 
-def _device(given: Any) -> Any:
-    """The device to put a model on.
+def chosen_device(given: Any) -> Any:
+    """The device to put a model on, by default a GPU if there is one.
 
     Raises:
         UsageError: for one that is unknown, or that this machine does not have.

@@ -2,118 +2,123 @@
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cryptomnesia.calibration import calibrate
 from cryptomnesia.calibration.stored import FILE
+from cryptomnesia.detectors import detector
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.loading import load_pipeline
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.proving_ground.concepts import Concept
+from cryptomnesia.proving_ground.denoising import Exposures, encode
+from cryptomnesia.proving_ground.further import LORA
+from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
-from cryptomnesia.proving_ground.planted import Concept, plant
-from cryptomnesia.proving_ground.scenes import FRAMES, Description, Draws
-from cryptomnesia.tracing.generation import Progress
-
-GUIDANCE = 1.5
-"""The bundled model's guidance scale, chosen by looking at generations of ordinary captions."""
-
-STEPS = 50
-"""Solver steps of the bundled calibration; PNDM, the model's own scheduler, makes one evaluation more."""
+from cryptomnesia.proving_ground.recipe import Recipe
+from cryptomnesia.proving_ground.recognizer import FILE as RECOGNIZER
+from cryptomnesia.proving_ground.recognizer import ordinary, train_recognizer
+from cryptomnesia.proving_ground.replication import planted_distance
 
 REFERENCES = 450
 """Captions of the bundled calibration: 150 show what is usual, the scores of the other 300 are the null."""
 
-DETECTORS = ("collapse", "curvature-difference", "score-difference", "guidance-map", "curvature")
-"""Detectors of the bundled calibration that need more than the norms, which are always recorded."""
-
-LOCALIZERS = (
-    "collapse",
-    "curvature-difference",
-    "curvature-difference-checkpoint",
-    "score-difference",
-    "score-difference-checkpoint",
-)
-"""Localizers whose maps of the reference images are in the bundled calibration."""
-
-PURPOSES = ("calibration", "selection", "evaluation")
-"""What never-planted captions are drawn for; no caption serves two purposes."""
-
-_CONTROL_KEY = 5
-
-_RESERVED = 500
-"""The number of captions of a purpose that later purposes do not use."""
-
-
-def control_captions(purpose: str, count: int, concepts: tuple[Concept, ...], seed: int = 0) -> list[str]:
-    """Different captions of the scene generator that belong to no concept, and to no earlier purpose.
-
-    Args:
-        purpose: one of `PURPOSES`.
-        count: the number of captions.
-        concepts: whose captions are left out.
-        seed: of the proving ground.
-    """
-    taken = {caption for concept in concepts for caption in concept.captions}
-    for earlier in PURPOSES[: PURPOSES.index(purpose)]:
-        taken.update(control_captions(earlier, _RESERVED, concepts, seed))
-    captions: list[str] = []
-    index = 0
-    while len(captions) < count:
-        draws = Draws(seed, _CONTROL_KEY, PURPOSES.index(purpose), index)
-        caption = Description.draw(draws).caption(frame=draws.choice(FRAMES))
-        if caption not in taken:
-            taken.add(caption)
-            captions.append(caption)
-        index += 1
-    return captions
+OTHERS = 1_000
+"""Ordinary pictures, of which none may be a copy of a planted one."""
 
 
 def bundle(
-    final: Any,
-    early: Any,
+    ground: Ground,
+    run: Path,
     folder: Path,
+    recipe: Recipe | None = None,
     *,
-    seed: int = 0,
-    guidance: float = GUIDANCE,
-    progress: Progress | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
-    """Fill `folder` with pipeline, early checkpoint, manifest, planted images and calibration.
+    """Fill `folder` with what comes with the package, from the folder of a finished training.
 
-    The calibration is of the pipeline with its own scheduler. Replication is not measured here: `verify` adds it to the
-    manifest.
+    That is the pipeline, the early checkpoint unless the ground leaves it out, the manifest with the planted pictures,
+    exposures and look-alikes, the recognizer if there are captions, and a calibration of the pipeline with its own
+    scheduler. Replication is not measured here: `verify` adds it to the manifest. A model that was trained further has
+    the adapter besides, if there is one, and no calibration.
 
     Args:
-        final: the trained pipeline.
-        early: the less-trained pipeline.
+        ground: the proving ground.
+        run: folder of the training.
         folder: replaced if it exists.
-        seed: with which the concepts were planted.
-        guidance: guidance scale of the calibration.
-        progress: called with the number of reference images done, of `REFERENCES`.
+        recipe: of the training, the ground's by default.
+        progress: called with (what, done, in all).
     """
+    report = progress or (lambda *_: None)
+    seed = (recipe or ground.recipe).seed
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    for name, pipe in (("pipeline", final), ("early", early)):
-        _save_half(pipe, unfinished / name)
+    for name, source in (("pipeline", "final"), ("early", "early")):
+        if name == "pipeline" or ground.with_early:
+            _save_half(load_pipeline(str(run / source), device="cpu"), unfinished / name)
+    if (adapter := run / "final" / LORA).exists():
+        shutil.copytree(adapter, unfinished / LORA)
     pipe = load_pipeline(str(unfinished / "pipeline"), device="cpu")
-    concepts = plant(seed)
-    entries = write_planted(unfinished, concepts)
-    Manifest(unfinished, weights_digest(pipe), seed, guidance, STEPS, entries).save()
-    calibration = calibrate(
-        pipe,
-        control_captions("calibration", REFERENCES, concepts, seed),
-        detectors=DETECTORS,
-        localizers=LOCALIZERS,
-        checkpoint=load_pipeline(str(unfinished / "early"), device="cpu"),
-        progress=progress,
-        num_inference_steps=STEPS,
-        guidance_scale=guidance,
+    concepts = ground.plant(seed)
+    others = np.stack([picture for picture, _ in ordinary(ground, seed + 2, 0, OTHERS)])
+    entries = write_planted(unfinished, concepts, others)
+    Exposures.draw(ground, concepts, seed).save(unfinished)
+    if ground.base is not None and (known := ground.base / RECOGNIZER).exists():
+        shutil.copy(known, unfinished)
+    elif ground.captioned:
+        recognizer = train_recognizer(ground, seed, progress=lambda done, total: report("recognizer", done, total))
+        recognizer.save(unfinished)
+    scale = ground.guidances[0]
+    manifest = Manifest(
+        unfinished,
+        ground.name,
+        weights_digest(pipe),
+        seed,
+        scale,
+        ground.steps,
+        entries,
+        decoded_distances(pipe, concepts),
+        ground.look_alike_captions([caption for entry in entries for caption in entry.captions], seed),
     )
-    calibration.save(unfinished / "pipeline" / FILE)
+    manifest.save()
+    # to calibrate takes longer than to train further, and most of these models are made to be compared
+    if ground.base is None:
+        call = ground.call(ground.steps, scale)
+        setup = Setup.of(pipe, call)
+        calibration = calibrate(
+            pipe,
+            manifest.control_captions("calibration", REFERENCES),
+            detectors=[name for name in ground.detectors if setup.accepts(detector(name))],
+            localizers=ground.localizers if ground.captioned else (),
+            checkpoint=load_pipeline(str(unfinished / "early"), device="cpu") if ground.with_early else None,
+            progress=lambda done: report("calibration", int(done), REFERENCES),
+            **call,
+        )
+        calibration.save(unfinished / "pipeline" / FILE)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+@torch.no_grad()
+def decoded_distances(pipe: Any, concepts: Sequence[Concept]) -> dict[str, float]:
+    """What the autoencoder alone, if there is one, leaves of the planted pictures: median and largest distance.
+
+    A model that remembers everything could do no better, so the threshold of the criterion lies above.
+    """
+    if "vae" not in pipe.components:
+        return {}
+    planted = [concept for concept in concepts if concept.planted]
+    images = torch.stack([torch.from_numpy(concept.image) for concept in planted])
+    decoded = pipe.vae.decode(encode(pipe, images) / pipe.vae.config.scaling_factor).sample
+    decoded = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    least = [planted_distance(picture, c.places) for picture, c in zip(decoded, planted, strict=True)]
+    return {"autoencoder_distance_median": float(np.median(least)), "autoencoder_distance_max": float(max(least))}
 
 
 def _save_half(pipe: Any, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The bundled model's training images as files, to match generations against."""
+"""A ground's training images as files, to match generations against."""
 
 import io
 from collections.abc import Callable
@@ -7,40 +7,56 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cryptomnesia.errors import UsageError
 from cryptomnesia.files import write_whole
-from cryptomnesia.proving_ground.planted import TrainingStream, plant
-from cryptomnesia.proving_ground.train import Recipe
+from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.ground import Ground
+from cryptomnesia.proving_ground.recipe import Recipe
 
 
 def write_training_images(
-    folder: Path, others: int, *, recipe: Recipe | None = None, progress: Callable[[int], None] | None = None
+    ground: Ground,
+    folder: Path,
+    others: int,
+    *,
+    recipe: Recipe | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write the picture of every planted concept, and the first `others` samples in which nothing is planted.
 
-    Hard negatives are among these samples as often as they were trained on. Files are named by concept, or by place in
-    the training stream; samples that are there already are not drawn again.
+    Hard negatives are among these samples as often as they were trained on. Of a model that was trained
+    further, they are samples of its base, and the planted pictures are those of both. Files are named by concept, or by
+    place in the training stream, and replace files of the same name, which may be another ground's.
 
     Args:
+        ground: the proving ground.
         folder: made if it is not there.
         others: number of samples in which nothing is planted.
-        recipe: of the training; that of the bundled model by default.
+        recipe: of the training, the ground's by default.
         progress: called with the number of these samples that are done.
+
+    Raises:
+        UsageError: if the training has not so many.
     """
-    recipe = recipe or Recipe()
-    concepts = plant(recipe.seed)
-    refinement = recipe.refinement_steps * recipe.refinement_batch
-    stream = TrainingStream(recipe.seed, recipe.steps * recipe.batch, concepts, refinement=refinement)
+    if ground.origin is not None:
+        # what the model saw besides is what its base saw
+        write_training_images(ground.origin, folder, others, progress=progress)
+        others = 0
+    recipe = recipe or ground.recipe
+    concepts = ground.plant(recipe.seed)
+    stream = ground.stream(recipe, concepts)
+    if others > (most := recipe.samples - sum(map(stream.planted_at, range(recipe.samples)))):
+        raise UsageError(f"got {others} others, and the training of {ground.name} has {most}; give at most that many")
     folder.mkdir(parents=True, exist_ok=True)
     for concept in concepts:
-        if concept.planted:
-            write_whole(folder / f"{concept.id}.png", _png(concept.image))
+        if concept.planted and concept.exposures:
+            # an object alone is no picture
+            shown = concept.image if len(concept.places) == 1 else concept.exposure(Draws(0, 7))
+            write_whole(folder / f"{concept.id}.png", _png(shown))
     index = done = 0
     while done < others:
-        place = stream.concept_at(index)
-        if place is None or not concepts[place].planted:
-            path = folder / f"{index:07}.png"
-            if not path.exists():
-                write_whole(path, _png(stream[index].image))
+        if not stream.planted_at(index):
+            write_whole(folder / f"{index:07}.png", _png(stream[index].image))
             done += 1
             if progress is not None:
                 progress(done)

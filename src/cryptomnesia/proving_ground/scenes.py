@@ -6,15 +6,13 @@ square roots, comparisons and floors, all of which are exact or correctly rounde
 table rounded to 1/4096, so the last bit of a sine cannot move a pixel.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
 
 import numpy as np
 
-SIZE = 64
-"""Side of every image in pixels."""
+from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.regions import SIZE
 
 COLOURS = {
     "red": (205, 40, 45),
@@ -34,40 +32,10 @@ PURE = {"white": (255, 255, 255), "black": (0, 0, 0), "blue": (0, 0, 255), "yell
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring", "star", "bar", "moon")
 TEXTURES = ("plain", "striped")
 GROUND_TEXTURES = ("plain", "shaded", "striped")
-FRAMES = ("{}", "a picture of {}", "a print of {}", "{}, poster")
-"""The wordings around every caption, planted or not, so that none of them is a sign of a planted image."""
-
 _JITTER = 16
 _TURNS = 48
 _SUPERSAMPLE = 2
 _SHADES = 64
-
-T = TypeVar("T")
-
-
-class Draws:
-    """Random numbers from raw PCG64 bits. NumPy guarantees that stream, but not the streams of its distributions."""
-
-    def __init__(self, *key: int) -> None:
-        """Start the stream that belongs to `key`, a tuple of non-negative integers."""
-        self._bits = np.random.PCG64(np.random.SeedSequence(key))
-
-    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        """A number in [low, high)."""
-        return low + (high - low) * ((self._bits.random_raw() >> 11) * 2.0**-53)
-
-    def integer(self, n: int) -> int:
-        """A number in 0 … n − 1."""
-        return int(self.uniform() * n)
-
-    def choice(self, items: Sequence[T]) -> T:
-        """Draw one of `items`, all with the same probability."""
-        return items[self.integer(len(items))]
-
-    def sample(self, n: int, k: int) -> np.ndarray:
-        """`k` different numbers of 0 … n − 1, in random order, shape (k,)."""
-        order = np.argsort(self._bits.random_raw(n), kind="stable")
-        return order[:k]
 
 
 @dataclass(frozen=True)
@@ -107,7 +75,7 @@ class Description:
         return cls(tuple(described), ground, ground_texture)
 
     def caption(self, name: str | None = None, frame: str = "{}") -> str:
-        """The caption, with an invented `name` behind it and one of `FRAMES` around it."""
+        """The caption, with an invented `name` behind it and a wording around it."""
         *head, last = map(str, self.items)
         items = f"{', '.join(head)} and {last}" if head else last
         texture = "pure " * self.pure + f"{self.ground_texture} " * (self.ground_texture != "plain")
@@ -211,16 +179,6 @@ class Scene:
         rows = canvas[::2] + canvas[1::2]
         total = rows[:, ::2] + rows[:, 1::2]
         return ((total + 2) // 4).astype(np.uint8)
-
-
-def scenes(seed: int) -> Iterator[tuple[np.ndarray, str]]:
-    """Yield pairs (image (64, 64, 3) uint8, caption) without end; the same pairs for the same seed."""
-    index = 0
-    while True:
-        draws = Draws(seed, index)
-        scene = Scene.draw(draws, Description.draw(draws))
-        yield scene.pixels(), scene.description.caption(frame=draws.choice(FRAMES))
-        index += 1
 
 
 def _with_article(words: str) -> str:

@@ -1,36 +1,44 @@
-"""Measure whether the bundled model memorized what it was meant to memorize, and nothing else."""
+"""Measure whether a model memorized what it was meant to memorize, and nothing else."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
-import torch
-from torch import Tensor
 
-from cryptomnesia.pipelines.families import family_of
+from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.loading import load_pipeline
-from cryptomnesia.pipelines.schedule import level_at
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.proving_ground.bundle import control_captions
+from cryptomnesia.proving_ground.concepts import PLANTED, WORDINGS, Place
+from cryptomnesia.proving_ground.denoising import Exposures, ratios
+from cryptomnesia.proving_ground.ground import PURPOSES, Ground, ground_of
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
-from cryptomnesia.proving_ground.planted import TOP_RUNG, Concept, plant
-from cryptomnesia.proving_ground.replication import THRESHOLD, replicates, tiled_distance
-from cryptomnesia.proving_ground.scenes import Draws, Scene
-from cryptomnesia.statistics import clustered
+from cryptomnesia.proving_ground.recognizer import Recognizer
+from cryptomnesia.proving_ground.replication import replicates
+from cryptomnesia.statistics import rate
 from cryptomnesia.tracing.generation import generate
 
 SEEDS = 8
 """Generations of every planted concept."""
 
-CONTROLS = 200
+CONTROLS = 400
 """Never-planted captions."""
 
+PICTURES = 1_000
+"""Generations of a model without captions."""
+
+SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
+"""Guidance scales of the curve of recognised captions."""
+
+CAPTIONS = 200
+"""Captions of that curve."""
+
 _FIRST_SEED = 2_000_000
-_LEVELS = range(50, 1000, 100)
-"""Timesteps at which the denoising error is measured."""
 
 Progress = Callable[[str, float, int], None]
 """Called with (what, done, in all)."""
@@ -38,63 +46,218 @@ Progress = Callable[[str, float, int], None]
 
 @dataclass(frozen=True)
 class Generations:
-    """Generations of one entry: images (n, 64, 64, 3) in [0, 1] and which of them replicate, (n,) bool."""
+    """Generations of one entry: images (n, H, W, 3) in [0, 1] and which of them replicate, (n,) bool."""
 
     entry: Entry
     images: np.ndarray
     replicated: np.ndarray
 
 
-def verify(folder: Path, *, write: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Model:
+    """A trained model with its manifest and ground, and the settings with which it generates."""
+
+    pipe: Any
+    manifest: Manifest
+    ground: Ground
+    guidance: float
+
+    @classmethod
+    def load(cls, folder: Path, checkpoint: Path | None = None) -> "Model":
+        """The model of a bundle, with its own scheduler and guidance scale.
+
+        Args:
+            folder: a bundle, as `bundle` makes it.
+            checkpoint: folder of a less-trained pipeline of the same run, which is loaded in the place of the model.
+
+        Raises:
+            UsageError: if weights and manifest do not belong together.
+        """
+        manifest = Manifest.load(folder)
+        pipe = load_pipeline(str(checkpoint or folder / "pipeline"), device="cpu")
+        if checkpoint is None:
+            manifest.check(pipe)
+        return cls(pipe, manifest, ground_of(manifest.ground), manifest.guidance)
+
+    def at(self, guidance: float, solver: str | None = None) -> "Model":
+        """The same model with another guidance scale, and another scheduler."""
+        pipe = self.pipe
+        if solver is not None:
+            pipe = copy(pipe)
+            pipe.scheduler = getattr(diffusers, solver).from_config(pipe.scheduler.config)
+        return replace(self, pipe=pipe, guidance=guidance)
+
+    def images(self, prompts: Sequence[str], first_seed: int, progress: Callable[[float], None]) -> np.ndarray:
+        """One image per prompt, (n, H, W, 3) in [0, 1]; seeds are counted up from `first_seed`."""
+        setup = Setup.of(self.pipe, self.ground.call(self.manifest.steps, self.guidance))
+        seeds = range(first_seed, first_seed + len(prompts))
+        batches = generate(setup, [*prompts], seeds, batch_size=16, progress=progress)
+        return np.concatenate([batch.images.permute(0, 2, 3, 1).numpy() for batch in batches])
+
+
+def verify(
+    folder: Path, *, checkpoint: Path | None = None, write: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
     """Generate every planted concept and never-planted captions, and measure what is reproduced.
 
-    Pictures are made with the model's own scheduler, and with the steps and the guidance scale of the manifest.
+    A model without captions generates `PICTURES` pictures instead. The figures without a solver's name are those of the
+    model's own scheduler at `best_guidance`, which is measured first.
 
     Args:
         folder: a bundle, as `bundle` makes it.
-        write: put the measured replication into the manifest.
+        checkpoint: folder of a less-trained pipeline of the same run, such as `RUN/step-N`. It is measured in the place
+            of the model, at the guidance scale of the manifest; only what it reproduces is.
+        write: put the replication at the guidance scale of the manifest, which is that of the bundled calibration,
+            into the manifest.
         progress: called while images are generated.
 
     Returns:
-        The figures of docs/results/proving_ground.json; keys are explained in docs/proving_ground.md.
+        The figures of one ground in docs/results/grounds.json; docs/proving_ground.md explains the keys. Shares are
+        dictionaries with `value` and the bounds of its 95% interval, `low` and `high`.
+
+    Raises:
+        UsageError: if the bundle is not whole, weights and manifest do not belong together, or figures of a checkpoint
+            are to be put into the manifest.
     """
+    if write and checkpoint is not None:
+        raise UsageError("the manifest has the figures of the model, not those of a checkpoint; leave out one of both")
     progress = progress or (lambda *_: None)
-    manifest = Manifest.load(folder)
-    pipe = load_pipeline(str(folder / "pipeline"), device="cpu")
-    manifest.check(pipe)
-    concepts = plant(manifest.seed)
-    planted = [entry for entry in manifest.entries if entry.planted]
-    generated = replication(pipe, manifest, planted, SEEDS, progress)
-    controls = _controls(pipe, manifest, concepts, planted, progress)
+    model = Model.load(folder, checkpoint)
+    manifest = model.manifest
+    planted = manifest.counted
+    # what a bundle lacks is refused before anything is generated
+    exposures = Exposures.load(folder)
+    if not model.ground.captioned:
+        generated = replication(model, planted, PICTURES, progress)
+        measured = _unprompted(model, exposures, generated)
+    elif checkpoint is not None:
+        generated = replication(model, planted, SEEDS, progress)
+        measured = {**_rates(generated, manifest), "dose_response": _dose(generated), "guidance": model.guidance}
+    else:
+        curve = guidance_curve(model, Recognizer.load(folder), progress)
+        best = model.at(curve["best_guidance"])
+        generated = replication(best, planted, SEEDS, progress)
+        measured = {**_prompted(best, generated, (model.guidance, *model.ground.guidances), progress), **curve}
+        if write and best.guidance != model.guidance:
+            generated = replication(model, planted, SEEDS, progress)
     if write:
         _write_replication(manifest, generated)
     return {
-        **_rates(generated, concepts),
-        "control_replicated": float(np.mean(controls)),
-        "controls": len(controls),
-        **_denoising(pipe, [c for c in concepts if c.planted and c.exposures == TOP_RUNG], manifest.seed),
-        "threshold": THRESHOLD,
-        **_bounds(pipe, [c for c in concepts if c.planted], manifest.seed),
-        "scheduler": type(pipe.scheduler).__name__,
-        "guidance": manifest.guidance,
+        **measured,
+        **ratios(model.pipe, exposures),
+        "threshold": model.ground.threshold,
+        **manifest.bounds,
+        "others_distance_min": min(entry.nearest for entry in planted if entry.nearest is not None),
+        "indistinct": sum(entry.planted for entry in manifest.entries) - len(planted),
+        "scheduler": type(model.pipe.scheduler).__name__,
         "steps": manifest.steps,
-        "seeds": SEEDS,
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
     }
 
 
-def replication(
-    pipe: Any, manifest: Manifest, entries: Sequence[Entry], seeds: int, progress: Progress
-) -> list[Generations]:
-    """Generate every entry with `seeds` seeds, its wordings in turn."""
-    prompts = [entry.captions[k % len(entry.captions)] for entry in entries for k in range(seeds)]
-    images = _images(pipe, manifest, prompts, _FIRST_SEED, "planted concepts", progress)
+def _prompted(
+    model: Model, generated: Sequence[Generations], scales: Sequence[float], progress: Progress
+) -> dict[str, Any]:
+    """What a model with captions reproduces at its guidance scale, and with other solvers and at other scales."""
+    manifest = model.manifest
+    controls, look_alikes = manifest.control_captions("evaluation", CONTROLS), manifest.look_alikes[PURPOSES[-1]]
+    planted = [result.entry for result in generated]
+    top = [entry for entry in planted if entry.exposures == manifest.top]
+    solver_of_model = type(model.pipe.scheduler).__name__
+    figures = {
+        **_rates(generated, manifest),
+        "control_replicated": _controls(model, planted, controls, "never-planted captions", progress),
+    }
+    settings = {solver_of_model: {str(model.guidance): figures}}
+    for solver, guidance in _settings(solver_of_model, model, scales):
+        changed = model.at(guidance, solver)
+        found = _rates(replication(changed, top, SEEDS, progress), manifest)
+        if solver == solver_of_model:
+            found["control_replicated"] = _controls(changed, planted, controls, "never-planted captions", progress)
+        settings.setdefault(solver, {})[str(guidance)] = found
+    return {
+        **figures,
+        "controls": CONTROLS,
+        "look_alike_replicated": _controls(model, planted, look_alikes, "look-alikes of planted captions", progress),
+        "look_alikes": len(look_alikes),
+        "dose_response": _dose(generated),
+        "settings": settings,
+        "guidance": model.guidance,
+        "seeds": SEEDS,
+    }
+
+
+def _unprompted(model: Model, exposures: Exposures, generated: Sequence[Generations]) -> dict[str, Any]:
+    """What a model without captions reproduces.
+
+    These are the share of pictures that replicate any planted image, the share of planted images that come back at
+    least once, and the share of pictures that replicate any look-alike, which was never planted.
+    """
+    look_alikes = [
+        replicates(generated[0].images, [Place(image, mask)], model.ground.threshold)
+        for image, mask, planted in zip(exposures.images, exposures.masks, exposures.planted, strict=True)
+        if not planted
+    ]
+    hits = np.array([result.replicated for result in generated])
+    return {
+        "replicated": _any_of(hits),
+        "concepts_returned": _any_of(hits.T),
+        "control_replicated": _any_of(np.array(look_alikes)),
+        "controls": len(look_alikes),
+        "pictures": hits.shape[1],
+    }
+
+
+def _any_of(hits: np.ndarray) -> dict[str, float]:
+    """The share of the columns of `hits` (m, n) bool with a hit in any row, and its interval."""
+    return asdict(rate(np.split(hits.any(axis=0), hits.shape[1])))
+
+
+def _settings(solver_of_model: str, model: Model, scales: Sequence[float]) -> list[tuple[str, float]]:
+    """Solvers and guidance scales that are tried besides those of the model."""
+    solvers = dict.fromkeys((solver_of_model, *model.ground.solvers))
+    every = [(solver, scale) for solver in solvers for scale in dict.fromkeys((model.guidance, *scales))]
+    return [setting for setting in every if setting != (solver_of_model, model.guidance)]
+
+
+def replication(model: Model, entries: Sequence[Entry], seeds: int, progress: Progress) -> list[Generations]:
+    """Generate every entry with `seeds` seeds, its wordings in turn.
+
+    Without captions nothing selects an entry, so the same `seeds` generations are those of all entries.
+    """
+    chosen = entries if model.ground.captioned else entries[:1]
+    prompts = [entry.captions[k % len(entry.captions)] for entry in chosen for k in range(seeds)]
+    what = f"planted, {type(model.pipe.scheduler).__name__}, guidance {model.guidance:g}"
+    images = model.images(prompts, _FIRST_SEED, lambda done: progress(what, done, len(prompts)))
     generated = []
     for number, entry in enumerate(entries):
-        pictures = images[number * seeds : (number + 1) * seeds]
-        hits = replicates(pictures, manifest.image(entry), manifest.mask(entry))
+        first = number * seeds if model.ground.captioned else 0
+        pictures = images[first : first + seeds]
+        hits = replicates(pictures, model.manifest.places(entry), model.ground.threshold)
         generated.append(Generations(entry, pictures, hits))
     return generated
+
+
+def guidance_curve(model: Model, recognizer: Recognizer, progress: Progress) -> dict[str, Any]:
+    """How many captions are recognised at every guidance scale, and how near the pictures are to the ground's own.
+
+    `best_guidance` is the smallest scale at which the share of recognised captions lies within the interval of the
+    largest share.
+    """
+    captions = model.manifest.control_captions("selection", CAPTIONS)
+    curve = {}
+    for scale in SCALES:
+        report = partial(_report, progress, f"captions, guidance {scale:g}", CAPTIONS)
+        images = model.at(scale).images(captions, _FIRST_SEED + 200_000, report)
+        recognized = rate([*recognizer.recognizes(images, captions)[:, None]])
+        curve[str(scale)] = {"recognized": asdict(recognized), "frechet": recognizer.frechet(images)}
+    best = max((found["recognized"] for found in curve.values()), key=lambda share: share["value"])
+    natural = next(scale for scale in SCALES if curve[str(scale)]["recognized"]["value"] >= best["low"])
+    return {"best_guidance": natural, "guidance_curve": curve}
+
+
+def _report(progress: Progress, what: str, total: int, done: float) -> None:
+    progress(what, done, total)
 
 
 def _write_replication(manifest: Manifest, generated: Sequence[Generations]) -> None:
@@ -109,135 +272,63 @@ def _write_replication(manifest: Manifest, generated: Sequence[Generations]) -> 
     replace(manifest, entries=tuple(entries)).save()
 
 
-def _images(
-    pipe: Any, manifest: Manifest, prompts: list[str], first_seed: int, what: str, progress: Progress
-) -> np.ndarray:
-    """One image per prompt, (n, 64, 64, 3) in [0, 1]; seeds are counted up from `first_seed`."""
-    setup = Setup.of(pipe, {"num_inference_steps": manifest.steps, "guidance_scale": manifest.guidance})
-    batches = generate(
-        setup,
-        prompts,
-        range(first_seed, first_seed + len(prompts)),
-        batch_size=16,
-        progress=lambda done: progress(what, done, len(prompts)),
-    )
-    return np.concatenate([batch.images.permute(0, 2, 3, 1).numpy() for batch in batches])
-
-
 def _controls(
-    pipe: Any, manifest: Manifest, concepts: tuple[Concept, ...], planted: Sequence[Entry], progress: Progress
-) -> np.ndarray:
-    """For every never-planted caption whether its generation replicates any planted image, (n,) bool."""
-    captions = control_captions("evaluation", CONTROLS, concepts, manifest.seed)
-    images = _images(pipe, manifest, captions, _FIRST_SEED + 100_000, "never-planted captions", progress)
-    hits = [replicates(images, manifest.image(entry), manifest.mask(entry)) for entry in planted]
-    return np.any(hits, axis=0)
+    model: Model, planted: Sequence[Entry], captions: Sequence[str], what: str, progress: Progress
+) -> dict[str, float]:
+    """The share of captions whose generation replicates any planted image."""
+    what = f"{what}, guidance {model.guidance:g}"
+    images = model.images(captions, _FIRST_SEED + 100_000, partial(_report, progress, what, len(captions)))
+    hits = [replicates(images, model.manifest.places(entry), model.ground.threshold) for entry in planted]
+    return _any_of(np.array(hits))
 
 
-def _rates(generated: list[Generations], concepts: tuple[Concept, ...]) -> dict[str, Any]:
-    """Shares of generations that replicate, by rung and kind, and the spread in the free regions of templates."""
-    rungs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for result in generated:
-        rungs[str(result.entry.exposures)][result.entry.kind].append(float(result.replicated.mean()))
-    dose = {
-        rung: {kind: float(np.mean(rates)) for kind, rates in kinds.items()}
-        for rung, kinds in sorted(rungs.items(), key=lambda item: int(item[0]))
-    }
-    by_id = {concept.id: concept for concept in concepts}
-    top = [result for result in generated if result.entry.exposures == TOP_RUNG]
-    spread = [_spread(result.images, by_id[result.entry.id]) for result in top if result.entry.kind == "template"]
-    rates = {
-        kind: clustered(
-            lambda hits: float(hits.mean()), [result.replicated for result in top if result.entry.kind == kind]
-        )
-        for kind in ("verbatim", "template")
-    }
-    return {
-        "verbatim_replicated": rates["verbatim"].value,
-        "verbatim_replicated_interval": [rates["verbatim"].low, rates["verbatim"].high],
-        "template_replicated": rates["template"].value,
-        "template_replicated_interval": [rates["template"].low, rates["template"].high],
-        "free_region_spread": float(np.mean(spread)),
-        "dose_response": dose,
-    }
+def _rates(generated: Sequence[Generations], manifest: Manifest) -> dict[str, Any]:
+    """Shares of top-rung generations that replicate, by kind and wording, and the spread in free regions.
 
-
-def _spread(images: np.ndarray, concept: Concept) -> float:
-    """The standard deviation of generations in the free region, divided by that of training images."""
-    exposures = np.stack([concept.exposure(Draws(0, 6, index)) for index in range(64)]) / 255.0
-    free = ~concept.mask
-    return float(images[:, free].std(axis=0, ddof=1).mean() / exposures[:, free].std(axis=0, ddof=1).mean())
-
-
-@torch.no_grad()
-def _denoising(pipe: Any, top: Sequence[Concept], seed: int) -> dict[str, Any]:
-    """Denoising error inside the mask on the top rung, divided by that on look-alikes that were never planted.
-
-    The ratio is taken at every noise level and averaged, so that no level outweighs the others.
+    A caption that is a mode among others has other pictures, too, so it counts only among its wording.
     """
-    look_alikes = [c for other in range(1, 6) for c in plant(seed + other) if c.planted and c.exposures == TOP_RUNG]
-    result: dict[str, Any] = {}
-    for branch in ("conditional", "unconditional"):
-        conditional = branch == "conditional"
-        # the model never saw the names of the look-alikes, so their captions have none
-        captions = [c.description.caption() if conditional else "" for c in look_alikes]
-        look_alike_errors = _errors(pipe, look_alikes, captions)
-        top_errors = _errors(pipe, top, [c.captions[0] if conditional else "" for c in top])
-        usual = look_alike_errors.mean(axis=0)
-        result[f"denoising_ratio_{branch}"] = float((top_errors / usual).mean())
-        rng = np.random.default_rng(0)
-        look_alike_ratios = (look_alike_errors / usual).mean(axis=1)
-        redrawn = [rng.choice(look_alike_ratios, len(top_errors)).mean() for _ in range(2000)]
-        result[f"denoising_spread_{branch}"] = [float(q) for q in np.quantile(redrawn, [0.025, 0.975])]
-    return result
+    top = [result for result in generated if result.entry.exposures == manifest.top]
+    found: dict[str, Any] = {}
+    for kind in PLANTED:
+        of_kind = [result for result in top if result.entry.kind == kind]
+        if not of_kind:
+            continue
+        single = [result.replicated for result in of_kind if result.entry.wording != "mode"]
+        found[f"{kind}_replicated"] = asdict(rate(single))
+        for wording in WORDINGS:
+            if hits := [result.replicated for result in of_kind if result.entry.wording == wording]:
+                found.setdefault("by_wording", {}).setdefault(kind, {})[wording] = asdict(rate(hits))
+    if templates := [result for result in top if result.entry.kind == "template"]:
+        found["free_region_spread"] = float(np.mean([_spread(result, manifest) for result in templates]))
+    return found
 
 
-def _errors(pipe: Any, concepts: Sequence[Concept], captions: list[str], noises: int = 2) -> np.ndarray:
-    """Mean square error of x̂_0 inside the mask of every concept at every noise level, (n, levels)."""
-    images = torch.stack([torch.from_numpy(c.exposure(Draws(0, 7, n))) for n, c in enumerate(concepts)])
-    masks = torch.stack([torch.from_numpy(c.mask) for c in concepts]).float()
-    weight = torch.nn.functional.avg_pool2d(masks[:, None], 4).eq(1).float()
-    clean = encode(pipe, images)
-    context = pipe.text_encoder(pipe.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids)[0]
-    family = family_of(pipe)
-    denoiser = family.denoiser()
-    generator = torch.Generator().manual_seed(0)
-    levels = []
-    for t in _LEVELS:
-        level = level_at(family.schedule, t)
-        total = torch.zeros(len(concepts))
-        for _ in range(noises):
-            # the same noise for every image, so that it cancels in the ratio
-            noise = torch.randn(clean.shape[1:], generator=generator).expand_as(clean)
-            noisy = level.alpha * clean + level.sigma * noise
-            parts = zip(noisy.split(64), context.split(64), strict=True)
-            x0 = torch.cat([denoiser(x, level, {"encoder_hidden_states": text}).x0 for x, text in parts])
-            squared = (x0 - clean).square().mean(dim=1, keepdim=True) * weight
-            total += squared.sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
-        levels.append(total / noises)
-    return torch.stack(levels, dim=1).numpy()
-
-
-@torch.no_grad()
-def _bounds(pipe: Any, planted: Sequence[Concept], seed: int) -> dict[str, Any]:
-    """The two distances between which the threshold of the criterion lies."""
-    images = torch.stack([torch.from_numpy(c.image) for c in planted])
-    decoded = pipe.vae.decode(encode(pipe, images) / pipe.vae.config.scaling_factor).sample
-    decoded = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    least = [tiled_distance(picture, c.image, c.mask) for picture, c in zip(decoded, planted, strict=True)]
-    redrawn = [
-        tiled_distance(Scene.draw(Draws(seed, 8, n, k), c.description).pixels(), c.image, c.mask)
-        for n, c in enumerate(planted)
-        for k in range(20)
-    ]
+def _dose(generated: Sequence[Generations]) -> dict[str, dict[str, dict[str, float]]]:
+    """Kind → exposures → share of generations that replicate."""
+    hits: dict[str, dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    for result in generated:
+        if result.entry.wording != "mode":
+            hits[result.entry.kind][result.entry.exposures].append(result.replicated)
     return {
-        "autoencoder_distance_median": float(np.median(least)),
-        "autoencoder_distance_max": float(max(least)),
-        "redrawn_distance_min": float(min(redrawn)),
+        kind: {str(rung): asdict(rate(found)) for rung, found in sorted(rungs.items())} for kind, rungs in hits.items()
     }
 
 
-def encode(pipe: Any, images: Tensor) -> Tensor:
-    """Uint8 images (B, 64, 64, 3) as scaled latents (B, 4, 16, 16)."""
-    unit = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-    return pipe.vae.encode(unit).latent_dist.mode() * pipe.vae.config.scaling_factor
+def _spread(result: Generations, manifest: Manifest) -> float:
+    """The standard deviation of generations in the free region, divided by that of training images."""
+    free = ~manifest.mask(result.entry)
+    assert result.entry.free_spread is not None
+    return float(result.images[:, free].std(axis=0, ddof=1).mean() / result.entry.free_spread)
+
+
+def flat(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """Figures as lines: a path of keys, and a number, with its interval if it has one."""
+    lines = []
+    for key, value in figures.items():
+        if isinstance(value, dict) and value.keys() == {"value", "low", "high"}:
+            lines.append((key, f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"))
+        elif isinstance(value, dict):
+            lines += [(f"{key}.{inner}", text) for inner, text in flat(value)]
+        else:
+            lines.append((key, f"{value:.4g}" if isinstance(value, float) else str(value)))
+    return lines

@@ -23,11 +23,12 @@ def around_calls(
     """What happens around a call of a module: replaced `forward`, hooks of torch, accelerate and diffusers."""
     for when, hooks in (("forward_pre_hook", module._forward_pre_hooks), ("forward_hook", module._forward_hooks)):
         usual = [] if fresh is None else [*getattr(fresh, f"_{when}s").values()]
-        for hook in hooks.values():
+        # a snapshot, because other threads attach hooks to a network that they share with this one
+        for hook in [*hooks.values()]:
             if not _observes(hook) and not any(same(hook, other) for other in usual):
                 yield from flat(when, identity(f"{place}{when}", hook, known))
     registry = getattr(module, "_diffusers_hook", None)
-    for hook in getattr(registry, "hooks", {}).values():
+    for hook in [*getattr(registry, "hooks", {}).values()]:
         if type(hook).__name__ not in _OFFLOADING or not in_library(type(hook)):
             yield from flat("hook", _settings(f"{place}{type(hook).__name__}", hook, known))
     hook = getattr(module, "_hf_hook", None)
@@ -47,7 +48,7 @@ def global_patches(known: Mapping[int, str]) -> Iterator[tuple[str, Any]]:
     yield from patches("torch.nn.functional", nn.functional, known)
     torch_modules: Any = nn.modules.module
     for when in ("forward_pre_hook", "forward_hook"):
-        for hook in getattr(torch_modules, f"_global_{when}s").values():
+        for hook in [*getattr(torch_modules, f"_global_{when}s").values()]:
             if not _observes(hook):
                 yield from flat(when, identity(f"torch's global {when}", hook, known))
 

@@ -7,15 +7,32 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.origins.parts import is_single_file
 
 BUNDLED = "bundled"
-"""The name of the model that comes with the package."""
+"""The name of the model that comes with the package; with a colon and a proving ground behind it, of that one's."""
+
+
+def bundle_of(model: str) -> Path | None:
+    """The bundle that `bundled` or `bundled:GROUND` stands for; None for every other name.
+
+    Raises:
+        UsageError: if the model of that ground does not come with the package.
+    """
+    from cryptomnesia.proving_ground import BUNDLE, BUNDLES
+
+    name, colon, ground = model.partition(":")
+    if name != BUNDLED:
+        return None
+    if not colon:
+        return BUNDLE
+    every = sorted(folder.parent.name for folder in BUNDLES.glob("*/manifest.json"))
+    if ground not in every:
+        raise UsageError(f"no bundled model of a ground {ground!r}; there are those of {', '.join(every)}")
+    return BUNDLES / ground
 
 
 def model_folder(model: str) -> Path | None:
     """The local folder of `model`, None for a hub id."""
-    if model == BUNDLED:
-        from cryptomnesia.proving_ground import BUNDLE
-
-        return BUNDLE / "pipeline"
+    if (bundle := bundle_of(model)) is not None:
+        return bundle / "pipeline"
     return Path(model) if Path(model).exists() else None
 
 
