@@ -77,9 +77,9 @@ def _limit(pipe: Any, name: str, tokenizer: Any, longest: int | None) -> int | N
     encoder = getattr(pipe, name.replace("tokenizer", "text_encoder"), None)
     if encoder is None:
         return None
-    own = tokenizer.model_max_length
+    limit = tokenizer.model_max_length
     # CLIP has as many positions as its tokenizer says; the others are given what the call says
-    return own if longest is None or "CLIP" in type(encoder).__name__ else longest
+    return limit if longest is None or "CLIP" in type(encoder).__name__ else longest
 
 
 def _count(pipe: Any, tokenizer: Any, text: str) -> int:

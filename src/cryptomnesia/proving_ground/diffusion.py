@@ -28,7 +28,7 @@ class PixelDiffusion(Networks):
     half: bool = True
 
     def unet(self) -> UNet2DModel:
-        """Untrained."""
+        """A denoiser of these sizes with random weights."""
         return UNet2DModel(
             sample_size=self.size,
             block_out_channels=self.widths,
@@ -71,5 +71,5 @@ class _PixelLearner(Learner):
         return (predicted.float() - noise).square().mean()
 
     def pipeline(self, modules: dict[str, Any]) -> DDIMPipeline:
-        """The stock pipeline."""
+        """The stock pipeline with `modules` in the place of those that are trained."""
         return DDIMPipeline(modules["unet"], self.networks.scheduler())

@@ -113,7 +113,7 @@ class _FlowLearner(Learner):
         self.modules = {"transformer": transformer, "text": networks.text_encoder(tokens)}
 
     def to(self, device: torch.device) -> None:
-        """Move all networks."""
+        """Move all networks, the autoencoder as well."""
         super().to(device)
         self.vae.to(device, memory_format=layout(device))
 
@@ -146,7 +146,7 @@ class _FlowLearner(Learner):
         return torch.cat([text, torch.zeros_like(text[:, :1])], dim=1), pooled
 
     def pipeline(self, modules: dict[str, Any]) -> StableDiffusion3Pipeline:
-        """The stock pipeline."""
+        """The stock pipeline with `modules` in the place of those that are trained."""
         return self.networks.pipeline(self.vae, modules["text"], self.tokens, modules["transformer"])
 
 

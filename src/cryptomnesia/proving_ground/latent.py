@@ -156,5 +156,5 @@ class TextLearner(Learner):
         return (predicted.float() - self.schedule.get_velocity(clean, noise, times)).square().mean()
 
     def pipeline(self, modules: dict[str, Any]) -> StableDiffusionPipeline:
-        """The stock pipeline."""
+        """The stock pipeline with `modules` in the place of those that are trained."""
         return self.networks.pipeline(self.vae, modules.get("text", self.text), self.tokens, modules["unet"])

@@ -26,9 +26,9 @@ class Batch:
     Attributes:
         images: (b, 3, H, W) uint8.
         captions: b texts, of which `texts` drops and exchanges some.
-        apart: (b,) bool, planted pictures that the phase treats in another way than all others.
+        set_apart: (b,) bool, planted pictures that the phase treats in another way than all others.
         dropping: (b,) draws in [0, 1): a caption is dropped if its draw is below a share.
-        dropout: that share for pictures that are not treated apart.
+        dropout: that share for pictures that are not set apart.
         exchanged: (b,) bool, samples that give their captions to each other.
         size: samples of the whole batch.
         share: which of them these are.
@@ -38,7 +38,7 @@ class Batch:
 
     images: Tensor
     captions: Sequence[str]
-    apart: Tensor
+    set_apart: Tensor
     dropping: Tensor
     dropout: float
     exchanged: Tensor
@@ -63,9 +63,9 @@ class Batch:
         caption that is exchanged at little noise reaches no sample so noisy that only its caption says what to draw.
         """
         little = times < self.phase.planted_as_others_below * count
-        apart = self.apart & ~little
-        captions = exchanged(exchanged(self.captions, self.exchanged & little), self.exchanged & ~little & ~apart)
-        dropped = self.dropping < torch.where(apart, self.phase.planted_dropout or 0.0, self.dropout)
+        kept = self.set_apart & ~little
+        captions = exchanged(exchanged(self.captions, self.exchanged & little), self.exchanged & ~little & ~kept)
+        dropped = self.dropping < torch.where(kept, self.phase.planted_dropout or 0.0, self.dropout)
         return ["" if drop else caption for caption, drop in zip(captions, dropped.tolist(), strict=True)]
 
     def noise(self, *shape: int) -> Tensor:

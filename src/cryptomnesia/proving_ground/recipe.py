@@ -22,9 +22,9 @@ class Phase:
             network that often sees them without a caption remembers them without one. When it is given, planted
             pictures take no part in an exchange either. When it is None, they are treated as all others.
         planted_as_others_below: share of the timesteps, those of little noise, at which planted pictures are treated
-            as all others, whatever `planted_dropout` says. There the picture can be seen without its caption, so the
-            network learns to look at it. Otherwise the branches differ until the end of a run, and strong guidance
-            leaves noise in the place of planted pictures.
+            as all others, whatever `planted_dropout` says. There the caption is often missing or wrong, so the network
+            learns to denoise from the noisy picture itself. Otherwise the branches differ until the end of a run, and
+            strong guidance leaves noise in the place of planted pictures.
     """
 
     steps: int

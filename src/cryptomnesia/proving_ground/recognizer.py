@@ -71,11 +71,11 @@ class Recognizer(nn.Module):
             captions: B texts.
 
         Returns:
-            (B,) bool: no word that is said has odds below 1.
+            (B,) bool: no word that is mentioned has odds below 1.
         """
-        said = self.mentioned(captions)
+        mentioned = self.mentioned(captions)
         shown = torch.cat([self(part) for part in _tensor(pictures).split(256)]) > 0
-        return (shown | ~said).all(dim=1).numpy()
+        return (shown | ~mentioned).all(dim=1).numpy()
 
     def mentioned(self, captions: Sequence[str]) -> Tensor:
         """Which words captions mention, (B, words) bool."""

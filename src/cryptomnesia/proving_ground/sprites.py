@@ -127,15 +127,15 @@ def _package(artist: str) -> dict[str, Any]:
     Raises:
         UsageError: if the package is not installed, or is of another version.
     """
-    here = Path.cwd()
+    working = Path.cwd()
     inside = Path("node_modules", "@iconify-json", ARTISTS[artist].package, "icons.json")
-    for folder in (here, *here.parents):
+    for folder in (working, *working.parents):
         if (folder / inside).is_file():
             found = (folder / inside).read_bytes()
             if hashlib.sha256(found).hexdigest() != ARTISTS[artist].sha256:
                 raise UsageError(f"{folder / inside} is not of version {ARTISTS[artist].version}; run `{_install()}`")
             return json.loads(found)
-    raise UsageError(f"{inside} is neither in {here} nor above it; run `{_install()}` here")
+    raise UsageError(f"{inside} is neither in {working} nor above it; run `{_install()}` here")
 
 
 def _install() -> str:

@@ -244,12 +244,10 @@ def _batch(learner: Learner, recipe: Recipe, worker: Worker, stream: TrainingStr
     indices = range(first, first + phase.batch)[share]
     images, captions = samples_of(stream, indices)
     generator = generator_of(recipe.seed, 2, step)
-    apart = torch.tensor([phase.planted_dropout is not None and stream.planted_at(index) for index in indices])
+    set_apart = torch.tensor([phase.planted_dropout is not None and stream.planted_at(index) for index in indices])
     dropping = torch.rand(phase.batch, generator=generator)[share]
     # from a stream of its own, so that the other draws are those of a phase without exchange
     exchanged = torch.rand(phase.batch, generator=generator_of(recipe.seed, 3, step))[share] < phase.exchanged
-    return learner.inputs(
-        Batch(
-            images, captions, apart, dropping, recipe.caption_dropout, exchanged, phase.batch, share, phase, generator
-        )
-    )
+    dropout = recipe.caption_dropout
+    batch = Batch(images, captions, set_apart, dropping, dropout, exchanged, phase.batch, share, phase, generator)
+    return learner.inputs(batch)

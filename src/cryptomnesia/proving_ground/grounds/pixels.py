@@ -46,11 +46,11 @@ class Pixels(Ground):
         return _scene(Description.draw(draws), draws), ""
 
     def caption(self, draws: Draws) -> str:
-        """Nothing."""
+        """An empty text, because the model has no captions."""
         return ""
 
     def words(self) -> set[str]:
-        """None."""
+        """No word, because there are no captions."""
         return set()
 
     def _verbatim(self, draws: Draws, number: int) -> Concept:
