@@ -17,15 +17,15 @@ class DrawingsFlow(Drawings):
     summary = "the drawings, learned by rectified flow as Stable Diffusion 3 is; the top rung alone"
     recipe = Recipe(
         (
-            Phase(9_000, 32, 6e-4),
-            Phase(5_000, 32, 3e-4, middle=0.75),
-            # planted captions are exchanged here as well, with a twentieth of their exposures
-            Phase(1_500, 32, 1e-4, exchanged=0.7),
-            Phase(5_000, 32, 4e-4, middle=0.4, planted_dropout=0.0),
-            Phase(1_000, 32, 1e-4, exchanged=0.4, planted_dropout=0.0),
+            Phase(10_000, 16, 4.5e-4),
+            Phase(4_000, 16, 3e-4, middle=0.75),
+            # planted captions are exchanged here as well, with a thirtieth of their exposures
+            Phase(1_500, 16, 1e-4, exchanged=0.7),
+            Phase(6_500, 16, 3e-4, middle=0.4, planted_dropout=0.0),
+            Phase(1_500, 16, 1e-4, exchanged=0.4, planted_dropout=0.0),
         ),
         decoder_steps=BASE.recipe.decoder_steps,
-        kept=(1_500, 4_000, 9_000, 15_500, 20_500),
+        kept=(2_000, 5_000, 10_000, 14_000, 15_500, 18_000, 20_000, 22_000),
     )
     networks = LatentFlow(channels=8, kl=2e-6, half=True, heads=3, layers=5, width=96)
     guidances = (3.0, 7.0)
@@ -33,7 +33,7 @@ class DrawingsFlow(Drawings):
     solvers = ("FlowMatchHeunDiscreteScheduler",)
     ladder: ClassVar[dict[int, int]] = {1_024: 5}
 
-    rounds: ClassVar[int] = 1
+    rounds: ClassVar[int] = 2
 
     def stream(self, recipe: Recipe, concepts: Sequence[Concept]) -> TrainingStream:
         """What is not refined is spread over everything before the refinement."""
