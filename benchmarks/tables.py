@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cryptomnesia.proving_ground import BUNDLES
+
 Value = Any
 """A part of a results file."""
 
@@ -56,9 +58,19 @@ class Results:
         made_by = file.get("made_by", {})
         if not self.grounds:
             return made_by
-        commits = dict.fromkeys(made_by["commits"][name] for name in self.grounds)
-        commands = [f"cryptomnesia proving-ground verify {name}" for name in self.grounds]
+        bundled = {path.name for path in BUNDLES.iterdir()}
+        commands = [
+            f"cryptomnesia proving-ground verify {name}" + ("" if name in bundled else " --bundle RUN/bundle")
+            for name in self.grounds
+        ]
+        commits = dict.fromkeys(_commit(made_by, name) for name in self.grounds)
         return {"command": "`, `".join(commands), "commit": "`, `".join(commits)}
+
+
+def _commit(made_by: dict[str, Any], ground: str) -> str:
+    """The commit that made the figures of a ground; some of them may have been made again by another."""
+    later = made_by.get("without_generating", {}).get(ground)
+    return made_by["commits"][ground] + (f" (without generated pictures: {later})" if later else "")
 
 
 VERBS = ("watch", "detect", "localize", "mitigate", "audit")
@@ -611,10 +623,12 @@ _MEANINGS = {
     "seeds": "generations of every planted concept, its wordings in turn",
     "controls": "never-planted captions; without captions, look-alikes that were never planted",
     "pictures": "generations of a model without captions",
-    "verbatim_replicated": "share of generations on the top rung that reproduce the planted pixels",
+    "verbatim_replicated": (
+        "share of generations on the top rung that reproduce the planted pixels, modes apart; without captions, "
+        "share of generations that reproduce any planted picture"
+    ),
     "template_replicated": "the same of templates, inside the mask",
     "object_replicated": "the same of objects, at any of their places",
-    "replicated": "share of generations that reproduce any planted picture",
     "concepts_returned": "share of planted pictures that came back at least once",
     "free_region_spread": ("deviation across seeds in the free region of a template over that of its training images"),
     "control_replicated": (
@@ -623,6 +637,8 @@ _MEANINGS = {
     ),
     "look_alike_replicated": "the same of never-planted captions that were drawn as the planted ones",
     "best_guidance": "smallest guidance scale at which captions are recognised as well as at the best scale",
+    "recognized_of_ground": "share of the ground's own pictures whose caption is recognised, by the same rule",
+    "frechet_of_ground": "Fréchet distance of as many of the ground's own pictures from those that it is measured with",
     "denoising_ratio_conditional": (
         "denoising error inside the mask on the top rung over that on look-alikes never planted; the ratio at each of "
         "ten noise levels, averaged"
@@ -635,10 +651,11 @@ _MEANINGS = {
     "threshold": "tiled distance up to which a picture counts as reproduced",
     "autoencoder_distance_median": "the tiled distance that the autoencoder alone leaves: median of the planted images",
     "autoencoder_distance_max": "the same, largest",
+    "out_of_reach": "planted images that count, but for which that distance is above the threshold",
     "others_distance_min": (
         "smallest tiled distance of a planted image from ordinary pictures and from fresh drawings of its own caption"
     ),
-    "indistinct": "planted concepts that were left out, because that distance is within the threshold",
+    "indistinct": "planted concepts that all other figures leave out, because that distance is within the threshold",
     "bytes": "size of everything bundled",
 }
 
@@ -649,6 +666,8 @@ def _figure(value: Value) -> str:
         return code(value)
     if isinstance(value, dict):
         return interval(value)
+    if isinstance(value, list) and (not value or isinstance(value[0], str)):
+        return ", ".join(map(code, value)) or "none"
     if isinstance(value, list):
         return "–".join(number(end) for end in value)
     return count(value) if isinstance(value, int) else number(value)

@@ -75,7 +75,7 @@ def test_figures_are_those_of_the_best_guidance_and_the_manifest_has_those_of_th
         return [Generations(entry, np.zeros((seeds, 64, 64, 3)), hits) for entry in entries]
 
     bundle = replace(manifest, guidance=3.0, look_alikes={"evaluation": []})
-    pipe = SimpleNamespace(scheduler=PNDMScheduler())
+    pipe = SimpleNamespace(scheduler=PNDMScheduler(), components={})
     monkeypatch.setattr(Model, "load", lambda *_: Model(pipe, bundle, drawings, 3.0))
     monkeypatch.setattr(verifying, "Exposures", SimpleNamespace(load=lambda _: None))
     monkeypatch.setattr(verifying, "Recognizer", SimpleNamespace(load=lambda _: None))

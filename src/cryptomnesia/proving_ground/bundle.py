@@ -16,14 +16,13 @@ from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.concepts import Concept
-from cryptomnesia.proving_ground.denoising import Exposures, encode
+from cryptomnesia.proving_ground.denoising import Exposures, decoded_distances
 from cryptomnesia.proving_ground.further import LORA
 from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.recipe import Recipe
+from cryptomnesia.proving_ground.recognizer import CAPTIONS, Recognizer, ordinary, train_recognizer
 from cryptomnesia.proving_ground.recognizer import FILE as RECOGNIZER
-from cryptomnesia.proving_ground.recognizer import ordinary, train_recognizer
-from cryptomnesia.proving_ground.replication import planted_distance
 
 REFERENCES = 450
 """Captions of the bundled calibration: 150 show what is usual, the scores of the other 300 are the null."""
@@ -83,7 +82,7 @@ def bundle(
         scale,
         ground.steps,
         entries,
-        decoded_distances(pipe, concepts),
+        bounds(ground, pipe, concepts, unfinished, seed),
         ground.look_alike_captions([caption for entry in entries for caption in entry.captions], seed),
     )
     manifest.save()
@@ -105,20 +104,30 @@ def bundle(
     unfinished.rename(folder)
 
 
-@torch.no_grad()
-def decoded_distances(pipe: Any, concepts: Sequence[Concept]) -> dict[str, float]:
-    """What the autoencoder alone, if there is one, leaves of the planted pictures: median and largest distance.
+def bounds(ground: Ground, pipe: Any, concepts: Sequence[Concept], folder: Path, seed: int) -> dict[str, float]:
+    """The figures between which those of a model lie, by name; `Manifest.bounds` has them.
 
-    A model that remembers everything could do no better, so the threshold of the criterion lies above.
+    With an autoencoder, these are the median and the largest distance that it alone leaves of the planted pictures.
+    With captions, they are what the recognizer in `folder` says of as many of the ground's own pictures as it judges of
+    a model's.
     """
-    if "vae" not in pipe.components:
-        return {}
-    planted = [concept for concept in concepts if concept.planted]
-    images = torch.stack([torch.from_numpy(concept.image) for concept in planted])
-    decoded = pipe.vae.decode(encode(pipe, images) / pipe.vae.config.scaling_factor).sample
-    decoded = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    least = [planted_distance(picture, c.places) for picture, c in zip(decoded, planted, strict=True)]
-    return {"autoencoder_distance_median": float(np.median(least)), "autoencoder_distance_max": float(max(least))}
+    found: dict[str, float] = {}
+    if "vae" in pipe.components:
+        decoded = decoded_distances(pipe, [concept.places for concept in concepts if concept.planted])
+        found |= {
+            "autoencoder_distance_median": float(np.median(decoded)),
+            "autoencoder_distance_max": float(decoded.max()),
+        }
+    if ground.captioned:
+        recognizer = Recognizer.load(folder)
+        # it was trained on pictures of the seeds before
+        pictures, captions = zip(*ordinary(ground, seed + 3, 0, CAPTIONS), strict=True)
+        shown = np.stack(pictures) / 255.0
+        found |= {
+            "recognized_of_ground": float(recognizer.recognizes(shown, captions).mean()),
+            "frechet_of_ground": recognizer.frechet(shown),
+        }
+    return found
 
 
 def _save_half(pipe: Any, folder: Path) -> None:

@@ -13,9 +13,10 @@ from cryptomnesia.localizers.baseline import conditioning
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.schedule import level_at
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.proving_ground.concepts import Concept
+from cryptomnesia.proving_ground.concepts import Concept, Place
 from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.ground import Ground
+from cryptomnesia.proving_ground.replication import planted_distance
 
 FILE = "exposures.npz"
 """Name of the file beside the manifest that holds one exposure of every top-rung concept, and look-alikes."""
@@ -79,21 +80,25 @@ def ratios(pipe: Any, exposures: Exposures) -> dict[str, Any]:
 
     Returns:
         For each branch the mean ratio (`denoising_ratio_…`), where 95% of the means of as many look-alikes lie
-        (`denoising_spread_…`), and the share of the concepts whose ratio is below those of 97.5% of the look-alikes
-        (`denoising_below_…`; .025 if nothing was memorized).
+        (`denoising_spread_…`), the share of the concepts whose ratio is below those of 97.5% of the look-alikes
+        (`denoising_below_…`; .025 if nothing was memorized), and the mean ratio at every timestep
+        (`denoising_by_timestep_…`).
     """
     result: dict[str, Any] = {}
     branches = ("conditional", "unconditional") if family_of(pipe).conditional else ("unconditional",)
     for branch in branches:
         captions = [str(caption) if branch == "conditional" else "" for caption in exposures.captions]
         errors = _errors(pipe, exposures, captions)
-        relative = (errors / errors[~exposures.planted].mean(axis=0)).mean(axis=1)
+        by_level = errors / errors[~exposures.planted].mean(axis=0)
+        relative = by_level.mean(axis=1)
         planted, others = relative[exposures.planted], relative[~exposures.planted]
         rng = np.random.default_rng(0)
         redrawn = [rng.choice(others, len(planted)).mean() for _ in range(2000)]
         result[f"denoising_ratio_{branch}"] = float(planted.mean())
         result[f"denoising_spread_{branch}"] = [float(q) for q in np.quantile(redrawn, [0.025, 0.975])]
         result[f"denoising_below_{branch}"] = float((planted < np.quantile(others, 0.025)).mean())
+        means = by_level[exposures.planted].mean(axis=0).tolist()
+        result[f"denoising_by_timestep_{branch}"] = dict(zip(map(str, _LEVELS), means, strict=True))
     return result
 
 
@@ -123,6 +128,20 @@ def _errors(pipe: Any, exposures: Exposures, captions: list[str], noises: int = 
             total += squared.sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
         levels.append(total / noises)
     return torch.stack(levels, dim=1).numpy()
+
+
+@torch.no_grad()
+def decoded_distances(pipe: Any, planted: Sequence[Sequence[Place]]) -> np.ndarray:
+    """The distances (n,) from n planted pictures to what the autoencoder alone, if there is one, makes of them.
+
+    A model that remembers everything could do no better. Without an autoencoder they are 0.
+    """
+    if "vae" not in pipe.components:
+        return np.zeros(len(planted))
+    images = torch.stack([torch.from_numpy(places[0].image) for places in planted])
+    decoded = pipe.vae.decode(encode(pipe, images) / pipe.vae.config.scaling_factor).sample
+    pictures = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return np.array([planted_distance(picture, places) for picture, places in zip(pictures, planted, strict=True)])
 
 
 def encode(pipe: Any, images: Tensor) -> Tensor:

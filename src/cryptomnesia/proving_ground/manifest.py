@@ -76,7 +76,8 @@ class Manifest:
         guidance: guidance scale of the calibration, and of the replication in `entries`.
         steps: solver steps of both, with the model's own scheduler.
         entries: the concepts.
-        bounds: what the autoencoder alone leaves of the planted pictures, as distances by name.
+        bounds: figures between which those of the model lie, by name: what the autoencoder alone leaves of the planted
+            pictures, as distances, and what the recognizer says of the ground's own pictures.
         look_alikes: purpose → captions that were drawn as those of the planted concepts; nothing was planted with them.
     """
 

@@ -29,6 +29,9 @@ FILE = "recognizer.safetensors"
 FEATURES = 96
 """Features of a picture, between which distributions of pictures are compared."""
 
+CAPTIONS = 200
+"""Captions whose pictures are judged at every guidance scale."""
+
 _KEY = 9
 _MOMENTS = 2_000
 _BATCH, _RATE, _WARMUP = 64, 2e-3, 100

@@ -15,10 +15,10 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.concepts import PLANTED, WORDINGS, Place
-from cryptomnesia.proving_ground.denoising import Exposures, ratios
+from cryptomnesia.proving_ground.denoising import Exposures, decoded_distances, ratios
 from cryptomnesia.proving_ground.ground import PURPOSES, Ground, ground_of
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
-from cryptomnesia.proving_ground.recognizer import Recognizer
+from cryptomnesia.proving_ground.recognizer import CAPTIONS, Recognizer
 from cryptomnesia.proving_ground.replication import replicates
 from cryptomnesia.statistics import rate
 from cryptomnesia.tracing.generation import generate
@@ -34,9 +34,6 @@ PICTURES = 1_000
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 """Guidance scales of the curve of recognised captions."""
-
-CAPTIONS = 200
-"""Captions of that curve."""
 
 _FIRST_SEED = 2_000_000
 
@@ -77,6 +74,8 @@ class Model:
         pipe = load_pipeline(str(checkpoint or folder / "pipeline"), device="cpu")
         if checkpoint is None:
             manifest.check(pipe)
+        else:
+            _check_checkpoint(checkpoint, pipe, load_pipeline(str(folder / "pipeline"), device="cpu"))
         return cls(pipe, manifest, ground_of(manifest.ground), manifest.guidance)
 
     def at(self, guidance: float, solver: str | None = None) -> "Model":
@@ -106,7 +105,7 @@ def verify(
     Args:
         folder: a bundle, as `bundle` makes it.
         checkpoint: folder of a less-trained pipeline of the same run, such as `RUN/step-N`. It is measured in the place
-            of the model, at the guidance scale of the manifest; only what it reproduces is.
+            of the model, at the guidance scale of the manifest: what it reproduces, and its denoising ratios.
         write: put the replication at the guidance scale of the manifest, which is that of the bundled calibration,
             into the manifest.
         progress: called while images are generated.
@@ -116,8 +115,8 @@ def verify(
         dictionaries with `value` and the bounds of its 95% interval, `low` and `high`.
 
     Raises:
-        UsageError: if the bundle is not whole, weights and manifest do not belong together, or figures of a checkpoint
-            are to be put into the manifest.
+        UsageError: if the bundle is not whole, weights and manifest do not belong together, the checkpoint is of
+            another run, no planted picture counts, or figures of a checkpoint are to be put into the manifest.
     """
     if write and checkpoint is not None:
         raise UsageError("the manifest has the figures of the model, not those of a checkpoint; leave out one of both")
@@ -127,6 +126,7 @@ def verify(
     planted = manifest.counted
     # what a bundle lacks is refused before anything is generated
     exposures = Exposures.load(folder)
+    beforehand = without_generating(model, exposures)
     if not model.ground.captioned:
         generated = replication(model, planted, PICTURES, progress)
         measured = _unprompted(model, exposures, generated)
@@ -142,17 +142,58 @@ def verify(
             generated = replication(model, planted, SEEDS, progress)
     if write:
         _write_replication(manifest, generated)
+    return {**measured, **beforehand}
+
+
+def without_generating(model: Model, exposures: Exposures) -> dict[str, Any]:
+    """The figures of `verify` for which no picture is generated.
+
+    Args:
+        model: of a bundle.
+        exposures: of the same bundle.
+
+    Raises:
+        UsageError: if no planted picture counts.
+    """
+    manifest, threshold = model.manifest, model.ground.threshold
+    counted = manifest.counted
+    if not counted:
+        raise UsageError(
+            f"the criterion finds copies of every planted picture of {manifest.folder} among ordinary ones"
+        )
+    nearest = [entry.nearest for entry in manifest.entries if entry.nearest is not None]
+    decoded = decoded_distances(model.pipe, [manifest.places(entry) for entry in counted])
     return {
-        **measured,
         **ratios(model.pipe, exposures),
-        "threshold": model.ground.threshold,
+        "threshold": threshold,
         **manifest.bounds,
-        "others_distance_min": min(entry.nearest for entry in planted if entry.nearest is not None),
-        "indistinct": sum(entry.planted for entry in manifest.entries) - len(planted),
+        "out_of_reach": [e.id for e, distance in zip(counted, decoded, strict=True) if distance > threshold],
+        "others_distance_min": min(nearest),
+        "indistinct": sum(entry.planted for entry in manifest.entries) - len(counted),
         "scheduler": type(model.pipe.scheduler).__name__,
         "steps": manifest.steps,
-        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        "bytes": sum(file.stat().st_size for file in manifest.folder.rglob("*") if file.is_file()),
     }
+
+
+def _check_checkpoint(folder: Path, checkpoint: Any, pipe: Any) -> None:
+    """Refuse a checkpoint of another run: what a run does not train, or trains first, is the same in all of them.
+
+    Raises:
+        UsageError: naming the folder.
+    """
+    kind = type(checkpoint) is type(pipe)
+    words = [made.tokenizer.get_vocab() if "tokenizer" in made.components else None for made in (checkpoint, pipe)]
+    if kind and words[0] == words[1] and _decoder(checkpoint) == _decoder(pipe):
+        return
+    raise UsageError(f"{folder} is not of the run that made the bundle; give RUN/step-N or RUN/early of the same RUN")
+
+
+def _decoder(pipe: Any) -> dict[str, bytes]:
+    """The weights of the autoencoder in half precision, as a bundle has them; without one those of no network."""
+    networks = pipe.components
+    weights = networks["vae"].state_dict() if "vae" in networks else {}
+    return {name: weight.half().numpy().tobytes() for name, weight in weights.items()}
 
 
 def _prompted(
@@ -200,7 +241,7 @@ def _unprompted(model: Model, exposures: Exposures, generated: Sequence[Generati
     ]
     hits = np.array([result.replicated for result in generated])
     return {
-        "replicated": _any_of(hits),
+        "verbatim_replicated": _any_of(hits),
         "concepts_returned": _any_of(hits.T),
         "control_replicated": _any_of(np.array(look_alikes)),
         "controls": len(look_alikes),
