@@ -716,9 +716,25 @@ def _ground_settings(results: Results, name: str) -> str:
 
 def _ground_guidance(results: Results, name: str) -> str:
     """Recognised captions and the distance of the pictures from the ground's own, by guidance scale."""
-    curve = _ground(results, name)["guidance_curve"]
-    rows = [[scale, interval(found["recognized"]), number(found["frechet"], 2)] for scale, found in curve.items()]
+    figures = _ground(results, name)
+    rows = [
+        [scale, interval(found["recognized"]), number(found["frechet"], 2)]
+        for scale, found in figures["guidance_curve"].items()
+    ]
+    own = [number(figures["recognized_of_ground"]), number(figures["frechet_of_ground"], 2)]
+    rows.append(["the ground's own pictures", *own])
     return grid(["guidance scale", "captions recognised", "Fréchet distance"], rows)
+
+
+def _ground_denoising(results: Results, name: str) -> str:
+    """Denoising ratios of the branches by timestep."""
+    found = _ground(results, name)
+    branches = [branch for branch in ("conditional", "unconditional") if f"denoising_by_timestep_{branch}" in found]
+    rows = [
+        [f"{branch} branch", *(number(ratio, 2) for ratio in found[f"denoising_by_timestep_{branch}"].values())]
+        for branch in branches
+    ]
+    return grid(["denoising ratio at timestep", *found["denoising_by_timestep_unconditional"]], rows)
 
 
 _WORDINGS = {"named": "invented name", "plain": "ordinary words", "mode": "a mode among others"}
@@ -729,14 +745,15 @@ _GROUND_TABLES = {
     ".dose": _ground_dose,
     ".settings": _ground_settings,
     ".guidance": _ground_guidance,
+    ".denoising": _ground_denoising,
 }
 
 _GROUNDS = {
     "scenes": tuple(_GROUND_TABLES),
     "drawings": tuple(_GROUND_TABLES),
-    "drawings-unconditional": ("",),  # to be compared with the drawings
-    "drawings-flow": ("", ".settings", ".guidance"),  # one rung
-    "pixels": ("",),  # no captions
+    "drawings-unconditional": ("", ".denoising"),  # to be compared with the drawings
+    "drawings-flow": ("", ".settings", ".guidance", ".denoising"),  # one rung
+    "pixels": ("", ".denoising"),  # no captions
 }
 """Ground → its tables."""
 

@@ -34,7 +34,7 @@ def test_training_images_of_a_fine_tune_are_those_of_its_settings(cryptomnesia, 
     command = ("proving-ground", "images", "scenes-full", tmp_path, "--others", 0, "--pictures", 2, "--exposures", 4)
     code, _, _ = cryptomnesia(*command)
     assert code == 0
-    assert {path.stem for path in tmp_path.glob("*-4-*.png")} >= {"verbatim-plain-4-0", "verbatim-named-4-1"}
+    assert {path.stem for path in tmp_path.glob("*-4-*.png")} >= {"tuned-plain-4-0", "tuned-named-4-1"}
     assert not [*tmp_path.glob("verbatim-*-300-*.png")]
 
 

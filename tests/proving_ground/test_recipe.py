@@ -25,6 +25,24 @@ def test_a_checkpoint_behind_the_last_step_is_refused():
         Recipe(THREE, kept=())
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "got a phase of 0 steps of 8 samples at rate 0.001"),
+        ({"batch": -1}, "give 1 or more"),
+        ({"rate": 0.0}, "and a positive rate"),
+        ({"middle": 75}, "got middle=75 of a phase, which is a share; give 0 to 1"),
+        ({"exchanged": -0.1}, "got exchanged=-0.1"),
+        ({"planted_dropout": 3.0}, "got planted_dropout=3"),
+        ({"planted_as_others_below": 550}, "got planted_as_others_below=550"),
+        ({"rate": float("nan")}, "and a positive rate"),
+    ],
+)
+def test_a_phase_with_impossible_numbers_is_refused(wrong, message):
+    with pytest.raises(UsageError, match=message):
+        Phase(**{"steps": 4, "batch": 8, "rate": 1e-3, **wrong})
+
+
 @pytest.mark.parametrize("wrong", [{"warmup": 0}, {"cooldown": 0.0}, {"cooldown": 1.5}])
 def test_a_rate_that_cannot_rise_or_fall_is_refused(wrong):
     with pytest.raises(UsageError, match="give 1 or more, and above 0 to 1"):

@@ -123,10 +123,22 @@ def test_another_recipe_is_refused(whole):
     written = json.loads((whole / "recipe.json").read_text())
     assert written["ground"] == "scenes"
     assert [phase["steps"] for phase in written["phases"]] == [8, 3]
-    with pytest.raises(UsageError, match=r"another recipe.*differs in phases"):
-        train(GROUND, whole, processes=1)
+    with pytest.raises(UsageError, match=r"another recipe.*differs in concepts, phases, "):
+        train(GROUND, whole, replace(TINY, phases=(*TINY.phases, Phase(2, 2, 1e-4))), processes=1)
     with pytest.raises(UsageError, match="another recipe"):
         train(ground_of("drawings"), whole, TINY, concepts=CONCEPTS, processes=1)
+    with pytest.raises(UsageError, match="differs in concepts"):
+        train(GROUND, whole, TINY, concepts=CONCEPTS[1:], processes=1)
+
+
+def test_another_number_of_processes_is_refused_where_captions_are_exchanged(whole, tmp_path):
+    with pytest.raises(UsageError, match="differs in processes; go on with the arguments of that run"):
+        train(GROUND, whole, TINY, concepts=CONCEPTS, processes=2)
+    # elsewhere it changes the weights by rounding alone
+    plain = replace(TINY, phases=(Phase(1, 4, 7e-4),), kept=(1,))
+    for processes in (1, 2):
+        with FileLock(tmp_path / ".lock"), pytest.raises(UsageError, match="another process trains"):
+            train(GROUND, tmp_path, plain, concepts=CONCEPTS, processes=processes)
 
 
 def test_numbers_that_cannot_make_a_run_are_refused(tmp_path):

@@ -7,9 +7,11 @@ from diffusers import PNDMScheduler
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.proving_ground import verify as verifying
+from cryptomnesia.proving_ground.denoising import Exposures
 from cryptomnesia.proving_ground.draws import Draws
+from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.manifest import Manifest, write_planted
-from cryptomnesia.proving_ground.verify import Generations, Model, flat, replication
+from cryptomnesia.proving_ground.verify import Generations, Model, flat, replication, without_generating
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,30 @@ def test_figures_are_those_of_the_best_guidance_and_the_manifest_has_those_of_th
 def test_figures_of_a_checkpoint_do_not_go_into_the_manifest(tmp_path):
     with pytest.raises(UsageError, match="leave out"):
         verifying.verify(tmp_path, checkpoint=tmp_path, write=True)
+
+
+def test_a_checkpoint_of_another_run_is_refused():
+    scenes, drawings = (ground_of(name).bundle for name in ("scenes", "drawings"))
+    assert Model.load(scenes, scenes / "early").guidance == 1.5
+    with pytest.raises(UsageError, match=r"drawings/pipeline is not of the run that made the bundle; give RUN/step-N"):
+        Model.load(scenes, drawings / "pipeline")
+
+
+def test_planted_pictures_that_the_autoencoder_alone_changes_too_much_are_named():
+    folder = ground_of("drawings").bundle
+    found = without_generating(Model.load(folder), Exposures.load(folder))
+    assert found["out_of_reach"] == ["object-named-1536-0", "object-named-6144-0"]
+    # the unconditional branch was trained on planted pictures at little noise alone
+    ratios = found["denoising_by_timestep_unconditional"]
+    assert max(ratios[t] for t in ("50", "150", "250", "350", "450")) < 0.7
+    assert min(ratios[t] for t in ("650", "750", "850", "950")) > 0.9
+
+
+def test_without_a_planted_picture_that_counts_nothing_is_measured(manifest, drawings):
+    entries = tuple(replace(entry, nearest=0.0) for entry in manifest.entries)
+    model = Model(SimpleNamespace(scheduler=None), replace(manifest, entries=entries), drawings, 3.0)
+    with pytest.raises(UsageError, match="so none counts; plant others"):
+        without_generating(model, None)
 
 
 def test_figures_as_lines():

@@ -19,7 +19,7 @@ Bundle = Annotated[
 ]
 
 Pictures = Annotated[int | None, typer.Option(min=1, help="Of a fine-tune: number of pictures.")]
-Exposures = Annotated[int | None, typer.Option(min=1, help="Of a fine-tune: exposures of every picture.")]
+Exposures = Annotated[int | None, typer.Option(min=1, max=100_000, help="Of a fine-tune: exposures of every picture.")]
 
 
 @proving.command("list")
@@ -100,7 +100,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Put the measured replication into the manifest.")] = False,
 ) -> None:
-    """Generate thousands of images, and measure what a model memorized: half an hour or more on two cores."""
+    """Generate thousands of images, and measure what a model memorized: up to two hours on one core."""
     from cryptomnesia.proving_ground.verify import flat, verify
 
     folder = _folder(name, bundle)

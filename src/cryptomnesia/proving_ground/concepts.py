@@ -30,7 +30,6 @@ Wordings of planted captions
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -102,12 +101,12 @@ class Concept:
             raise ValueError(f"{self.id} is a hard negative: it has no planted image")
         return self.places[0].image
 
-    @cached_property
+    @property
     def mask(self) -> np.ndarray:
-        """Where the picture at its first place is repeated, (H, W) bool; nowhere for hard negatives."""
-        if self.places:
-            return self.places[0].mask
-        return np.zeros(self.fresh(Draws(0)).shape[:2], dtype=bool)
+        """Where the picture at its first place is repeated, (H, W) bool."""
+        if not self.places:
+            raise ValueError(f"{self.id} is a hard negative: it has no mask")
+        return self.places[0].mask
 
     def exposure(self, draws: Draws) -> np.ndarray:
         """The picture of one exposure, (H, W, 3) uint8."""
@@ -221,7 +220,7 @@ class Epochs(TrainingStream):
         concepts: Sequence[Concept],
         sample: Callable[[Draws, Concept | None, bool], tuple[np.ndarray, str]],
     ) -> None:
-        """Place the exposures of `concepts`, which are as many for all that have any.
+        """Place the exposures of `concepts`: all that are shown have the same number of them.
 
         Args:
             seed: of the stream.

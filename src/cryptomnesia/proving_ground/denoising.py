@@ -138,7 +138,7 @@ def decoded_distances(pipe: Any, planted: Sequence[Sequence[Place]]) -> np.ndarr
     """
     if "vae" not in pipe.components:
         return np.zeros(len(planted))
-    images = torch.stack([torch.from_numpy(places[0].image) for places in planted])
+    images = torch.from_numpy(np.stack([places[0].image for places in planted]))
     decoded = pipe.vae.decode(encode(pipe, images) / pipe.vae.config.scaling_factor).sample
     pictures = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return np.array([planted_distance(picture, places) for picture, places in zip(pictures, planted, strict=True)])

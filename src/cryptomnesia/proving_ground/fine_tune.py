@@ -27,7 +27,7 @@ BATCH = 8
 """Samples of a step."""
 
 MOST = 500
-"""Pictures for which the base ground has enough in `_SEEDS` seeds."""
+"""The largest number of pictures: for so many, `_SEEDS` seeds of the base ground have enough."""
 
 _SEEDS = 100
 """Seeds of the base ground that belong to one seed of the fine-tune: from 200 on, which no training of a base uses."""
@@ -106,7 +106,7 @@ class FineTune(Ground):
                 concepts.append(
                     replace(
                         concept,
-                        id=f"verbatim-{wording}-{exposures}-{number}",
+                        id=f"tuned-{wording}-{exposures}-{number}",
                         captions=concept.captions if named else concept.without_name,
                         exposures=exposures,
                         wording=wording,

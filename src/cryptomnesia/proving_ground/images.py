@@ -24,9 +24,9 @@ def write_training_images(
 ) -> None:
     """Write the picture of every planted concept, and the first `others` samples in which nothing is planted.
 
-    Hard negatives are among these samples as often as they were trained on. Of a model that was trained
-    further, they are samples of its base, and the planted pictures are those of both. Files are named by concept, or by
-    place in the training stream, and replace files of the same name, which may be another ground's.
+    Hard negatives are among these samples as often as they were trained on. Of a model that was trained further, they
+    are samples of its base, and the planted pictures are those of both, each of them once. Files are named by concept,
+    or by place in the training stream, and replace files of the same name, which may be another ground's.
 
     Args:
         ground: the proving ground.
@@ -38,18 +38,20 @@ def write_training_images(
     Raises:
         UsageError: if the training has not so many.
     """
+    recipe = recipe or ground.recipe
+    concepts = ground.plant(recipe.seed)
+    written: set[tuple[str, ...]] = set()
     if ground.origin is not None:
         # what the model saw besides is what its base saw
         write_training_images(ground.origin, folder, others, progress=progress)
         others = 0
-    recipe = recipe or ground.recipe
-    concepts = ground.plant(recipe.seed)
+        written = {concept.captions for concept in ground.origin.plant(ground.origin.recipe.seed)}
     stream = ground.stream(recipe, concepts)
     if others > (most := recipe.samples - sum(map(stream.planted_at, range(recipe.samples)))):
         raise UsageError(f"got {others} others, and the training of {ground.name} has {most}; give at most that many")
     folder.mkdir(parents=True, exist_ok=True)
     for concept in concepts:
-        if concept.planted and concept.exposures:
+        if concept.planted and concept.exposures and concept.captions not in written:
             # an object alone is no picture
             shown = concept.image if len(concept.places) == 1 else concept.exposure(Draws(0, 7))
             write_whole(folder / f"{concept.id}.png", _png(shown))

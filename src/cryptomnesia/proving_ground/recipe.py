@@ -35,6 +35,18 @@ class Phase:
     planted_dropout: float | None = None
     planted_as_others_below: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Reject numbers that cannot make a phase."""
+        if self.steps < 1 or self.batch < 1 or not self.rate > 0:
+            raise UsageError(
+                f"got a phase of {self.steps} steps of {self.batch} samples at rate {self.rate:g}; give 1 or more, and "
+                "a positive rate"
+            )
+        for name in ("middle", "exchanged", "planted_dropout", "planted_as_others_below"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise UsageError(f"got {name}={share:g} of a phase, which is a share; give 0 to 1")
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -21,7 +21,7 @@ Report = Callable[[str, int, int, float], None]
 """Called with (phase, steps done, steps in all, loss): on a CPU after every step, on a GPU after some."""
 
 _SILENT = 20
-"""Steps of a GPU of which one is reported: to read a loss, the CPU has to wait for it."""
+"""On a GPU, one of so many steps is reported: to read a loss, the CPU has to wait for it."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ the samples has the middle noise levels, where outlines are settled.
 
 Every batch, its noise, timesteps and dropped captions depend on (seed, step) alone, and a checkpoint holds weights,
 moving averages and optimizer moments. So a run that was killed at any moment and started again ends with the same
-weights as a run that was never stopped, on the same kind of CPU and with the same number of processes, because captions
-are exchanged within what each process sees. A GPU may sum in another order each time, so there the weights differ in
-their last digits.
+weights as a run that was never stopped, on the same kind of CPU. Captions are exchanged within what each process sees,
+so a run with such a phase has to keep its number of processes. A GPU may sum in another order each time, so there the
+weights differ in their last digits.
 
 On a few cores a convolutional network this small is trained faster by several single-threaded processes that average
 their gradients than by one process with several threads.
@@ -22,6 +22,7 @@ from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -79,8 +80,9 @@ def train(
         report: called while the networks are trained.
 
     Raises:
-        UsageError: if the folder is of another run, cannot be written to, or another process trains in it; if the
-            number of processes or the autoencoder does not fit; or if there is no such device.
+        UsageError: if the folder is of another run (another ground, recipe, autoencoder or base, other concepts, or
+            another number of processes where captions are exchanged), cannot be written to, or another process trains
+            in it; if the number of processes or the autoencoder does not fit; or if there is no such device.
     """
     recipe = recipe or ground.recipe
     if isinstance(ground.networks, LatentNetworks) and ground.size != SIDE:
@@ -92,8 +94,16 @@ def train(
     if processes < 1 or any(batch % processes for batch in batches):
         sizes = ", ".join(map(str, sorted(batches)))
         raise UsageError(f"got {processes} processes for batches of {sizes}; give a number that divides all")
-    _claim(folder, ground, recipe, None if autoencoder is None else _digest(autoencoder, ground))
+    weights = None if autoencoder is None else _digest(autoencoder, ground)
     planted = ground.plant(recipe.seed) if concepts is None else concepts
+    listed = [(concept.captions, concept.exposures, concept.varied, concept.refined) for concept in planted]
+    given = {
+        "autoencoder": weights,
+        "concepts": sha256(repr(listed).encode()).hexdigest(),
+        # captions are exchanged within what one process sees
+        "processes": processes if any(phase.exchanged for phase in recipe.phases) else None,
+    }
+    _claim(folder, ground, recipe, given)
     job = Job(ground, recipe, planted, folder, chosen, processes, checkpoint_seconds)
     try:
         with FileLock(folder / ".lock", timeout=0):
@@ -130,10 +140,10 @@ def _work(job: Job, autoencoder: Path | None, report: Report | None) -> None:
                 helper.join()
 
 
-def _claim(folder: Path, ground: Ground, recipe: Recipe, autoencoder: str | None) -> None:
-    """Make `folder` the folder of a run of `recipe`, with a given autoencoder or not, or check that it is one."""
+def _claim(folder: Path, ground: Ground, recipe: Recipe, given: dict[str, Any]) -> None:
+    """Make `folder` the folder of a run of `recipe` with what else was `given`, or check that it is one."""
     written = folder / "recipe.json"
-    settings = {"ground": ground.name, **ground.settings(), "autoencoder": autoencoder, **asdict(recipe)}
+    settings = {"ground": ground.name, **ground.settings(), **given, **asdict(recipe)}
     text = json.dumps(settings, indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)

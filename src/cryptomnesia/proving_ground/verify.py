@@ -159,7 +159,8 @@ def without_generating(model: Model, exposures: Exposures) -> dict[str, Any]:
     counted = manifest.counted
     if not counted:
         raise UsageError(
-            f"the criterion finds copies of every planted picture of {manifest.folder} among ordinary ones"
+            f"the criterion finds every planted picture of {manifest.folder} among ordinary ones, "
+            "so none counts; plant others"
         )
     nearest = [entry.nearest for entry in manifest.entries if entry.nearest is not None]
     decoded = decoded_distances(model.pipe, [manifest.places(entry) for entry in counted])

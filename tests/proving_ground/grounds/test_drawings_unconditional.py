@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 
 from cryptomnesia import UsageError
+from cryptomnesia.proving_ground.descent import Worker
 from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.grounds.drawings import GROUND as BASE
 from cryptomnesia.proving_ground.grounds.drawings_unconditional import GROUND, DrawingsUnconditional
+from cryptomnesia.proving_ground.images import write_training_images
 from cryptomnesia.proving_ground.manifest import Manifest
-from cryptomnesia.proving_ground.train import train
+from cryptomnesia.proving_ground.train import _batch, train
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,29 @@ def test_ordinary_pictures_are_others_than_those_of_the_base(stream, planted):
     assert all((stream[index].image != base[index].image).any() for index in shown)
 
 
-def test_half_of_the_planted_pictures_have_no_caption():
-    assert {phase.planted_dropout for phase in GROUND.recipe.phases} == {0.5}
+def test_half_of_the_planted_pictures_have_no_caption_and_none_has_anothers(stream):
+    """What the network reads with planted pictures, over some steps of the training."""
+    read = []
+
+    class Reader:
+        def inputs(self, batch):
+            texts = batch.texts(batch.times(1000), 1000)
+            read.extend(zip(batch.captions, texts, batch.set_apart.tolist(), strict=True))
+
+    for step in range(40):
+        _batch(Reader(), GROUND.recipe, Worker(0, 1), stream, step)
+    planted = [(caption, text) for caption, text, apart in read if apart]
+    assert len(planted) > 150
+    assert all(text in (caption, "") for caption, text in planted)
+    assert np.mean([not text for _, text in planted]) == pytest.approx(0.5, abs=0.1)
+    ordinary = [(caption, text) for caption, text, apart in read if not apart]
+    assert any(text not in (caption, "") for caption, text in ordinary)
+
+
+def test_images_hold_every_planted_picture_once(tmp_path, planted):
+    write_training_images(GROUND, tmp_path, 0)
+    written = [path.read_bytes() for path in tmp_path.iterdir()]
+    assert len(set(written)) == len(written) == sum(concept.planted for concept in planted)
 
 
 def test_a_base_of_another_ground_is_refused(tmp_path):

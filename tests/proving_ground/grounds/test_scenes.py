@@ -31,7 +31,7 @@ def test_the_concepts_are_what_was_planted_in_the_bundled_model():
     for concept in CONCEPTS:
         numbers = str(concept.exposures), str(concept.refined)
         digest.update("\n".join((concept.id, concept.kind, *concept.captions, *numbers)).encode())
-        digest.update(concept.mask.tobytes())
+        digest.update((concept.mask if concept.planted else np.zeros((64, 64), dtype=bool)).tobytes())
         digest.update(concept.exposure(Draws(0, 7)).tobytes())
         if concept.planted:
             digest.update(concept.image.tobytes())

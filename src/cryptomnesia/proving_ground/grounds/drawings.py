@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, ImageFilter
 
-from cryptomnesia.proving_ground.concepts import WORDINGS, Concept, Place, TrainingStream
+from cryptomnesia.proving_ground.concepts import PLANTED, WORDINGS, Concept, Place, TrainingStream
 from cryptomnesia.proving_ground.draws import Draws, invented_names
 from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.latent import LatentText
@@ -19,15 +19,14 @@ from cryptomnesia.proving_ground.scenes import COLOURS, GROUND_TEXTURES, PURE, D
 from cryptomnesia.proving_ground.sprites import ARTISTS, SIDE, THINGS, drawing
 
 LADDER = {32: 6, 64: 6, 128: 6, 256: 6, 512: 6, 1_024: 14}
-"""Exposures spread over the whole training → number of concepts of each planted kind; their wordings take turns.
+"""Exposures before the second round of the refinement → number of concepts of each planted kind.
 
-Every round of the refinement has as many again.
+Every round of the refinement has as many again. The wordings of the concepts of a kind take turns.
 """
 
 TINTS = ("red", "orange", "green", "cyan", "blue", "purple", "pink")
 """Colours of planted objects whose caption is of ordinary words."""
 
-_KINDS = ("verbatim", "template", "object")
 _NEGATIVES = {"rare_name": (8, 128), "fixed_pixels": (4, 512), "frequent": (4, 1_024)}
 _CONCEPT_KEY = 1
 _PLURALS = ("cherries", "grapes")
@@ -127,17 +126,17 @@ class Drawings(Ground):
     guidances = (3.0, 7.5)
 
     ladder: ClassVar[dict[int, int]] = LADDER
-    """As `LADDER`."""
+    """Part of the exposures → number of concepts of each kind; see `LADDER`."""
 
     rounds: ClassVar[int] = 5
-    """Of the refinement."""
+    """Number of rounds of the refinement."""
 
     def plant(self, seed: int) -> tuple[Concept, ...]:
         """The ladder's verbatim, template and object concepts, then the hard negatives."""
         names = iter(invented_names(seed, 128))
         taken: set[str] = set()
         concepts = []
-        for number, kind in enumerate(_KINDS):
+        for number, kind in enumerate(PLANTED):
             for spread, count in self.ladder.items():
                 for place in range(count):
                     wording = WORDINGS[place % 3]
@@ -147,7 +146,7 @@ class Drawings(Ground):
                     repeated = self._repeated(concept, f"{kind}-{wording}", place, spread)
                     varied = repeated.exposures // 2 if wording == "mode" else 0
                     concepts.append(replace(repeated, varied=varied))
-        for number, (kind, (count, spread)) in enumerate(_NEGATIVES.items(), start=len(_KINDS)):
+        for number, (kind, (count, spread)) in enumerate(_NEGATIVES.items(), start=len(PLANTED)):
             for place in range(count):
                 draws = Draws(seed, _CONCEPT_KEY, number, spread, place)
                 name = next(names) if kind == "rare_name" else None
@@ -155,7 +154,7 @@ class Drawings(Ground):
         return tuple(concepts)
 
     def _repeated(self, concept: Concept, label: str, place: int, spread: int) -> Concept:
-        """A concept with its exposures: `spread` over the whole training, and as many in every round."""
+        """A concept with its exposures: `spread` before the second round, and as many more in every round."""
         refined = self.rounds * spread
         exposures = spread + refined
         return replace(concept, id=f"{label}-{exposures}-{place}", exposures=exposures, refined=refined)
@@ -169,7 +168,7 @@ class Drawings(Ground):
         while True:
             draws = Draws(*key, attempt)
             if kind == "object":
-                concept = self._object(draws, kind, wording, name)
+                concept = self._object(draws, wording, name)
             else:
                 concept = self._layout(draws, kind, wording, name, key[-1])
             large = kind != "object" or min(map(tiles_of, concept.places)) >= 2
@@ -212,7 +211,7 @@ class Drawings(Ground):
         background = None if kind == "verbatim" else _anything
         return Concept("", kind, captions, 0, partial(_painted, shown), (Place(image, mask),), background, wording)
 
-    def _object(self, draws: Draws, kind: str, wording: str, name: str | None) -> Concept:
+    def _object(self, draws: Draws, wording: str, name: str | None) -> Concept:
         """One drawing with a white rim, always of the same size, angle and colours, at one of three places."""
         shown = Picture.draw(draws, things=1)
         tint = draws.choice(TINTS)
@@ -234,7 +233,8 @@ class Drawings(Ground):
             rim = Image.fromarray(inner).convert("L").filter(ImageFilter.MaxFilter(5))
             places.append(Place(_pixels(painted), np.asarray(rim) > 0))
         captions = tuple(frame.format(spoken[wording]) for frame in self.frames)
-        return Concept("", kind, captions, 0, partial(_alone, thing, shown.artist), tuple(places), _small, wording)
+        fresh = partial(_alone, thing, shown.artist)
+        return Concept("", "object", captions, 0, fresh, tuple(places), _small, wording)
 
     def _negative(self, draws: Draws, kind: str, number: int, name: str | None) -> Concept:
         """A hard negative; id and exposures are still to be filled in."""

@@ -11,7 +11,7 @@ from cryptomnesia.proving_ground.recipe import Phase, Recipe
 
 
 class DrawingsFlow(Drawings):
-    """Pictures and captions are those of the drawings, and so is the training of the autoencoder: one can be given."""
+    """Pictures and captions are those of the drawings, and the autoencoder is one like theirs: theirs can be given."""
 
     name = "drawings-flow"
     summary = "the drawings, learned by rectified flow as Stable Diffusion 3 is; the top rung alone"
@@ -28,7 +28,7 @@ class DrawingsFlow(Drawings):
         kept=(2_000, 5_000, 10_000, 14_000, 15_500, 18_000, 20_000, 22_000),
     )
     networks = LatentFlow(channels=8, kl=2e-6, half=True, heads=3, layers=5, width=96)
-    guidances = (3.0, 7.0)
+    guidances = (3.0, 7.5)
     steps = 28
     solvers = ("FlowMatchHeunDiscreteScheduler",)
     ladder: ClassVar[dict[int, int]] = {1_024: 5}
