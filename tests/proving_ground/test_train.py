@@ -123,7 +123,7 @@ def test_another_recipe_is_refused(whole):
     written = json.loads((whole / "recipe.json").read_text())
     assert written["ground"] == "scenes"
     assert [phase["steps"] for phase in written["phases"]] == [8, 3]
-    with pytest.raises(UsageError, match=r"another recipe.*differs in concepts, phases, "):
+    with pytest.raises(UsageError, match=r"another recipe.*differs in concepts, phases;"):
         train(GROUND, whole, replace(TINY, phases=(*TINY.phases, Phase(2, 2, 1e-4))), processes=1)
     with pytest.raises(UsageError, match="another recipe"):
         train(ground_of("drawings"), whole, TINY, concepts=CONCEPTS, processes=1)

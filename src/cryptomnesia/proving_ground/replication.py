@@ -7,10 +7,11 @@ differences. One object that is missing, moved or recoloured makes one tile larg
 compensate.
 
 A picture replicates a planted image when the distance is at most the ground's threshold. That number was fixed from
-training images and the autoencoder alone, before any picture was generated and before any detector was run.
-`cryptomnesia proving-ground verify` prints, beside its results, the two distances that it lies between: the error of
-the autoencoder on the planted images (a perfect memorizer could do no better) and the smallest distance from a planted
-image to a fresh drawing of its own caption.
+training images and the autoencoder alone, before any picture was generated and before any detector was run. It should
+lie between two distances, which `cryptomnesia proving-ground verify` prints beside its results: the error of the
+autoencoder on the planted images (a perfect memorizer could do no better), and the smallest distance from a planted
+image to ordinary pictures and to fresh drawings of its own caption. Planted images for which it does not are named or
+left out.
 """
 
 from collections.abc import Sequence
