@@ -623,12 +623,10 @@ _MEANINGS = {
     "seeds": "generations of every planted concept, its wordings in turn",
     "controls": "never-planted captions; without captions, look-alikes that were never planted",
     "pictures": "generations of a model without captions",
-    "verbatim_replicated": (
-        "share of generations on the top rung that reproduce the planted pixels, modes apart; without captions, "
-        "share of generations that reproduce any planted picture"
-    ),
+    "verbatim_replicated": "share of generations on the top rung that reproduce the planted pixels, modes apart",
     "template_replicated": "the same of templates, inside the mask",
     "object_replicated": "the same of objects, at any of their places",
+    "replicated": "share of generations that reproduce any planted picture",
     "concepts_returned": "share of planted pictures that came back at least once",
     "free_region_spread": ("deviation across seeds in the free region of a template over that of its training images"),
     "control_replicated": (

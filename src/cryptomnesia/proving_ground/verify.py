@@ -242,7 +242,7 @@ def _unprompted(model: Model, exposures: Exposures, generated: Sequence[Generati
     ]
     hits = np.array([result.replicated for result in generated])
     return {
-        "verbatim_replicated": _any_of(hits),
+        "replicated": _any_of(hits),
         "concepts_returned": _any_of(hits.T),
         "control_replicated": _any_of(np.array(look_alikes)),
         "controls": len(look_alikes),

@@ -113,7 +113,7 @@ def test_the_calibration_serves_what_needs_no_captions(made):
 
 def test_a_model_that_learned_nothing_replicates_nothing(made, few):
     figures = verify(made, write=True)
-    assert figures["verbatim_replicated"]["value"] == figures["concepts_returned"]["value"] == 0
+    assert figures["replicated"]["value"] == figures["concepts_returned"]["value"] == 0
     assert figures["control_replicated"]["value"] == 0
     assert (figures["pictures"], figures["controls"]) == (20, 2 * CONCEPTS)
     assert figures["others_distance_min"] > figures["threshold"]
