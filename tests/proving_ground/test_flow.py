@@ -96,6 +96,9 @@ def test_an_autoencoder_that_does_not_fit_is_refused(whole, tmp_path):
 def test_the_drawings_have_the_autoencoder_that_the_flow_takes_over():
     """So that a run of one is worth the same for the other."""
     own, other = drawings_flow.GROUND, drawings.GROUND
+    # and the classifier, which knows the words of both
+    assert own.like is other
+    assert own.visible == other.visible
     names = ("channels", "autoencoder_widths", "kl", "half")
     assert [getattr(own.networks, name) for name in names] == [getattr(other.networks, name) for name in names]
     recipes = [(r.seed, r.autoencoder_steps, r.autoencoder_batch, r.warmup) for r in (own.recipe, other.recipe)]

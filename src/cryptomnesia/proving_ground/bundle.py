@@ -68,7 +68,8 @@ def bundle(
     others = np.stack([picture for picture, _ in ordinary(ground, seed + 2, 0, OTHERS)])
     entries = write_planted(unfinished, concepts, others)
     Exposures.draw(ground, concepts, seed).save(unfinished)
-    if ground.base is not None and (known := ground.base / RECOGNIZER).exists():
+    judged_by = ground.like.bundle if ground.like is not None else ground.base
+    if judged_by is not None and (known := judged_by / RECOGNIZER).exists():
         shutil.copy(known, unfinished)
     elif ground.captioned:
         recognizer = train_recognizer(ground, seed, progress=lambda done, total: report("recognizer", done, total))

@@ -86,6 +86,9 @@ class Ground(ABC):
     localizers: tuple[str, ...] = ("collapse", "curvature-difference")
     """Localizers whose maps of the reference images are in the bundled calibration; none without captions."""
 
+    like: Any = None
+    """Another ground with the same pictures and captions, whose classifier judges the models of both; None without."""
+
     origin: Any = None
     """The ground whose model is trained further; None for a training from nothing."""
 

@@ -14,6 +14,7 @@ class DrawingsFlow(Drawings):
     """Pictures and captions are those of the drawings, and the autoencoder is one like theirs: theirs can be given."""
 
     name = "drawings-flow"
+    like = BASE
     summary = "the drawings, learned by rectified flow as Stable Diffusion 3 is; the top rung alone"
     recipe = Recipe(
         (
@@ -30,6 +31,8 @@ class DrawingsFlow(Drawings):
     networks = LatentFlow(channels=8, kl=2e-6, half=True, heads=3, layers=5, width=96)
     guidances = (3.0, 7.5)
     steps = 28
+    detectors = ()
+    localizers = ()
     solvers = ("FlowMatchHeunDiscreteScheduler",)
     ladder: ClassVar[dict[int, int]] = {1_024: 5}
 
