@@ -10,15 +10,14 @@ Every registered localizer that needs neither captions nor a checkpoint is also 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from cryptomnesia.detectors.base import Detector, check_evaluations
+from cryptomnesia.detectors.measured import Measured
 from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers.base import Localizer, Watched, map_where_finite
 from cryptomnesia.pipelines.denoiser import Denoiser
 from cryptomnesia.pipelines.setup import Requirement
-from cryptomnesia.tracing.trajectory import Place, Signal, Trajectory, evaluation
+from cryptomnesia.tracing.trajectory import Place, Signal, Trajectory
 
 if TYPE_CHECKING:
     from cryptomnesia.pipelines.setup import Setup
@@ -50,7 +49,7 @@ class MapSignal:
 
 
 @dataclass(frozen=True)
-class MapMean(Detector):
+class MapMean(Measured):
     """The spatial mean of a localizer's map, ≥ 0 in the unit of the map.
 
     Attributes:
@@ -98,9 +97,13 @@ class MapMean(Detector):
         return self.localizer.observes
 
     @property
-    def reads(self) -> frozenset[str]:
-        """The name of the map."""
-        return frozenset({self.name})
+    def places(self) -> tuple[Place, ...]:
+        """The evaluations whose tensors the localizer needs."""
+        return self.localizer.evaluations
+
+    def measure(self, run: Trajectory, denoiser: Denoiser) -> Tensor:
+        """The map of every image, (B, h, w)."""
+        return MapSignal(self.localizer)(run, denoiser)
 
     @property
     def signals(self) -> tuple[Signal, ...]:
@@ -127,19 +130,6 @@ class MapMean(Detector):
     def cost(self, setup: "Setup") -> float:
         """The cost of computing the map."""
         return self.localizer.cost(setup)
-
-    def earliest(self, evaluations: int) -> int:
-        """The number of evaluations after which there is a map."""
-        return 1 + max(evaluation(place, evaluations) for place in self.localizer.evaluations)
-
-    def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
-        """0 before the evaluation after which there is a map, its mean from then on, (B, N); NaN if there is no map."""
-        check_evaluations(runs, references)
-        scores = torch.zeros_like(runs.norms["z"])
-        maps = runs.signals.get(self.name)
-        means = torch.tensor([torch.nan]) if maps is None else maps.double().flatten(1).mean(dim=1).float()
-        scores[:, self.earliest(len(runs.timesteps)) - 1 :] = means[:, None]
-        return scores
 
 
 def during_run(localizer: Localizer) -> bool:

@@ -65,11 +65,16 @@ class Jacobian:
         found = torch.empty_like(along)
         for start in range(0, len(along), points):
             part = slice(start, start + points)
-            found[part] = along[part] * self._pushed(rows[part], along[part])
+            found[part] = along[part] * self.pushed(rows[part], along[part])
         return found.view_as(probes)
 
-    def _pushed(self, rows: Tensor, along: Tensor) -> Tensor:
-        """J·v for one probe of every image, (n, …)."""
+    def pushed(self, rows: Tensor, along: Tensor) -> Tensor:
+        """J·v for one direction v of every image, (n, …), by finite differences or in forward mode.
+
+        Args:
+            rows: numbers of the images, (n,).
+            along: the directions, (n, …).
+        """
         if self.engine == "finite":
             return (self.function(self.x[rows] + self.step * along, rows) - self.value[rows]) / self.step
         with _plain(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():

@@ -1,0 +1,90 @@
+"""Critical scale (arXiv:2609.39648): up to which noise level the denoiser leaves the generated picture where it is.
+
+With D_σ the denoiser at the noise level σ of the variance-exploding form, a picture x is retained at σ if iterating the
+denoiser from x, without adding noise, stays near it: ‖D_σ^k(x) − x‖ ≤ r·‖x‖ for k ≤ K. The critical scale σ_c is the
+largest σ at which it is retained. The score is log σ_c.
+
+It is searched by bisection among the noise levels of some evaluations of the run, so that a score is one of as many
+numbers. Simple pictures are retained from anywhere, so references have to be as plain as what is judged.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cryptomnesia.detectors.measured import Measured
+from cryptomnesia.localizers.base import wide
+from cryptomnesia.pipelines.denoiser import Denoiser, norms
+from cryptomnesia.pipelines.inputs import input_rows
+from cryptomnesia.pipelines.schedule import Level
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.tracing.trajectory import Place, Step, Trajectory, evaluation
+
+
+@dataclass(frozen=True)
+class CriticalScale(Measured):
+    """log σ_c of the final picture with its caption; −log of the least level where it is retained at none.
+
+    Attributes:
+        iterations: K, applications of the denoiser.
+        radius: r, the distance from the picture, relative to its norm, up to which it is retained.
+        levels: among how many noise levels the largest is searched; a power of two less one takes all of a bisection.
+    """
+
+    iterations: int = 16
+    radius: float = 0.25
+    levels: int = 15
+
+    name = "critical-scale"
+    summary = "Up to which noise level the denoiser leaves the generated picture where it is."
+    source = "arXiv:2609.39648"
+    use_when = "You compare with it, or ask how firmly a picture is held, and references as plain as yours are at hand."
+    avoid_when = "Pictures differ in complexity: plain ones are held from anywhere. It takes dozens of evaluations."
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The evaluations of the noise levels, from the noisiest to the last."""
+        return (*(number / self.levels for number in range(self.levels)), -1)
+
+    def cost(self, setup: Setup) -> float:
+        """K evaluations of the conditional branch for every step of the bisection."""
+        return self.iterations * math.ceil(math.log2(self.levels + 1)) * (0.5 if setup.guided else 1.0)
+
+    def measure(self, run: Trajectory, denoiser: Denoiser) -> Tensor:
+        """The score of every image, (B,)."""
+        last = run.step(-1)
+        numbers = sorted({evaluation(place, len(run.timesteps)) for place in self.places})
+        # at pure noise nothing of the picture would be left in what the network reads
+        known = [run.steps[number].level for number in numbers if run.steps[number].level.alpha > 1e-3]
+        picture = wide(last.guided.x0)
+        # of the first `low[i]` levels, counted from the least noise, image i is known to be retained at the last
+        levels = known[::-1]
+        low, high = [0] * len(picture), [len(levels)] * len(picture)
+        while any(a < b for a, b in zip(low, high, strict=True)):
+            middle = [(a + b + 1) // 2 for a, b in zip(low, high, strict=True)]
+            for tried in sorted({m for m, a, b in zip(middle, low, high, strict=True) if a < b}):
+                rows = [i for i, (m, a, b) in enumerate(zip(middle, low, high, strict=True)) if m == tried and a < b]
+                kept = self._retained(picture[rows], levels[tried - 1], last, rows, denoiser)
+                for row, retained in zip(rows, kept.tolist(), strict=True):
+                    if retained:
+                        low[row] = tried
+                    else:
+                        high[row] = tried - 1
+        scales = [math.log(level.sigma / level.alpha) for level in levels]
+        below = 2 * scales[0] - scales[1] if len(scales) > 1 else scales[0] - 1
+        found = torch.tensor([below if number == 0 else scales[number - 1] for number in low])
+        return torch.where(picture.flatten(1).isfinite().all(dim=1).cpu(), found, torch.nan)
+
+    def _retained(self, picture: Tensor, level: Level, last: Step, rows: list[int], denoiser: Denoiser) -> Tensor:
+        """Whether each of n pictures is retained at a level, (n,) bool."""
+        inputs = input_rows(last.cond_inputs, rows)
+        size, x = self.radius * norms(picture), picture
+        retained = torch.ones(len(picture), dtype=torch.bool, device=picture.device)
+        for _ in range(self.iterations):
+            x = wide(denoiser((level.alpha * x).to(last.cond.x), level, inputs).x0)
+            retained &= norms(x - picture) <= size
+            if not retained.any():
+                break
+        return retained
