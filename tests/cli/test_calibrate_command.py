@@ -93,7 +93,7 @@ def test_the_mean_of_a_map_is_calibrated_on_demand(cryptomnesia, model, calibrat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--detector", "tarot"], "unknown detector 'tarot'; known are drift"),
+        (["--detector", "tarot"], "unknown detector 'tarot'; known are anisotropy"),
         (["--detector", "bright-ending"], "needs captions or a checkpoint, which are not known while a run goes on"),
         (["--detector", "collapse", "--guidance", "1"], "collapse needs the unconditional branch"),
         (["--localizer", "tarot"], "unknown localizer 'tarot'; known are"),

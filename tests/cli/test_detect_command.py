@@ -255,7 +255,7 @@ CALL_OF_TINY = ["--steps", "2", "--guidance", "2"]
             [*BUNDLED, "--guidance", "1", "--localize", "--localizer", "collapse", "-o", "OUT"],
             "needs the unconditional branch",
         ),
-        ([*BUNDLED, "--detector", "tarot"], "unknown detector 'tarot'; known are drift"),
+        ([*BUNDLED, "--detector", "tarot"], "unknown detector 'tarot'; known are anisotropy"),
         ([*BUNDLED, "--localize", "--localizer", "tarot", "-o", "OUT"], "unknown localizer 'tarot'; known are "),
         ([*BUNDLED, "--localize"], "got --localize without a folder for the maps; give -o FOLDER"),
         (

@@ -118,7 +118,7 @@ def test_a_name_of_several_kinds_has_several_pages(cryptomnesia):
 def test_an_unknown_method_is_refused_with_a_guess(cryptomnesia):
     code, out, err = cryptomnesia("methods", "drft")
     assert (code, out) == (2, "")
-    assert err.startswith("error: got the unknown method 'drft' (did you mean drift?); known are drift, guidance-first")
+    assert err.startswith("error: got the unknown method 'drft' (did you mean drift?); known are anisotropy, ")
     assert err.count("\n") == 1
 
 

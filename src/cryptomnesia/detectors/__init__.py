@@ -101,7 +101,7 @@ def detector_names() -> list[str]:
 
 
 def free_detectors(setup: Setup) -> list[Detector]:
-    """The registered detectors that work in a set-up and cost nothing beyond the generation.
+    """The registered detectors that work in a set-up and read nothing but norms, so that they cost nothing.
 
     A detector whose package cannot be loaded is left out: nobody asked for it.
     """
@@ -109,6 +109,6 @@ def free_detectors(setup: Setup) -> list[Detector]:
     for name, entry in entries("detector").items():
         if entry.state == "ready":
             made = create("detector", name)
-            if setup.accepts(made) and made.cost(setup) == 0:
+            if setup.accepts(made) and made.cost(setup) == 0 and not made.signals:
                 found.append(made)
     return found

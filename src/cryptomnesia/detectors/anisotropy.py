@@ -39,7 +39,10 @@ class Anisotropy(Measured):
     summary = "How long the guidance is at the first step, and how far it points along the unconditional prediction."
     source = "arXiv:2601.20642"
     use_when = "You compare with it on Stable Diffusion, for which its weights were chosen."
-    avoid_when = "The runs have no unconditional branch. The weights fit one model: latents of another size change the norm."
+    avoid_when = (
+        "The runs have no unconditional branch, or your model is not Stable Diffusion 1: latents of another size "
+        "change the norm, and with it the weights that fit."
+    )
 
     @property
     def requires(self) -> frozenset[Requirement]:

@@ -16,7 +16,7 @@ from cryptomnesia.localizers.base import wide
 from cryptomnesia.localizers.jacobian.directional import along
 from cryptomnesia.pipelines.denoiser import Denoiser, norms
 from cryptomnesia.pipelines.inputs import input_rows
-from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.pipelines.setup import Requirement, Setup
 from cryptomnesia.tracing.trajectory import Place, Trajectory
 
 _CAPTION = "encoder_hidden_states"
@@ -48,17 +48,10 @@ class ConditionJacobian(Measured):
         """The evaluation `step`."""
         return (self.step,)
 
-    def check(self, setup: Setup) -> None:
-        """Refuse a model without captions.
-
-        Raises:
-            UsageError: naming the pipeline.
-        """
-        super().check(setup)
-        if not setup.family.conditional:
-            raise UsageError(
-                f"{self.name} needs captions, and a {type(setup.pipe).__name__} takes none; use another detector"
-            )
+    @property
+    def requires(self) -> frozenset[Requirement]:
+        """A model that reads captions."""
+        return frozenset({"captions"})
 
     def cost(self, setup: Setup) -> float:
         """One evaluation of the conditional branch for every probe and one more, half of one of both branches each."""
@@ -73,7 +66,10 @@ class ConditionJacobian(Measured):
         step = run.step(self.step)
         tokens = step.cond_inputs.get(_CAPTION)
         if not isinstance(tokens, Tensor):
-            raise UsageError(f"{self.name} needs the caption as the one tensor {_CAPTION!r}, which this network has not")
+            raise UsageError(
+                f"{self.name} needs the caption as the one tensor {_CAPTION!r}, and this network reads it in another "
+                "way; use another detector"
+            )
         # embeddings of different text encoders have different lengths
         size = wide(tokens).flatten(1).square().mean(dim=1).sqrt().view(-1, *[1] * (tokens.dim() - 1)).to(tokens)
 
@@ -86,6 +82,6 @@ class ConditionJacobian(Measured):
         for _ in range(self.probes):
             signs = 2.0 * torch.randint(2, tokens.shape[1:], generator=generator) - 1
             direction = signs.to(tokens).expand_as(tokens) / size
-            product = along(predicted, tokens / size, direction, scale=0.1, value=None)
+            product = along(predicted, tokens / size, direction, scale=0.1)
             total += norms(wide(product)).square()
         return (total / self.probes).sqrt()

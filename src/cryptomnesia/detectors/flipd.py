@@ -7,6 +7,7 @@ has a small dimension. The score is the negative dimension per entry. The trace 
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from cryptomnesia.detectors.measured import Measured
@@ -56,8 +57,15 @@ class Flipd(Measured):
         def total(diagonal: Tensor) -> Tensor:
             return diagonal.flatten(1).sum(dim=1, keepdim=True)
 
-        found = denoiser(x, level, last.cond_inputs).epsilon
-        trace = self.estimator.estimate(epsilon, x, scale=level.sigma, reduce=total).value[:, 0]
-        entries = x[0].numel()
+        entries, found = x[0].numel(), denoiser(x, level, last.cond_inputs).epsilon
         squared = wide(found).flatten(1).square().sum(dim=1)
-        return (level.sigma * trace - squared - entries) / entries
+        score = torch.full_like(squared, torch.nan)
+        # the estimator refuses values that are not finite, and the other images of the batch have a score all the same
+        rows = torch.arange(len(x), device=x.device)[squared.isfinite()]
+        if len(rows):
+            sound = rows.tolist()
+            trace = self.estimator.estimate(
+                lambda points, chosen: epsilon(points, rows.cpu()[chosen]), x[sound], scale=level.sigma, reduce=total
+            ).value[:, 0]
+            score[sound] = (level.sigma * trace - squared[sound] - entries) / entries
+        return score

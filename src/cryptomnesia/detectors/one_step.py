@@ -1,8 +1,8 @@
 """One-step synthesis (Webster, 2023): a memorized caption gives the same picture from any noise, in one step.
 
-The network is given several draws of pure noise with the caption of the run, at the noise level of the first evaluation.
-Its estimates x̂_0 of the picture are compared. The score is −log of their distance, as the root mean square distance
-from their mean relative to the norm of that mean: the higher, the more alike they are.
+The network is given several draws of pure noise with the caption of the run, at the noise level of the first
+evaluation. Its estimates x̂_0 of the picture are compared. The score is −log of their spread, which is the root mean
+square distance from their mean relative to the norm of that mean: the higher, the more alike they are.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,9 @@ from cryptomnesia.localizers.base import wide
 from cryptomnesia.pipelines.denoiser import Denoiser
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.tracing.trajectory import Trajectory
+
+LEAST_SPREAD = 1e-6
+"""Smallest relative spread; below it rounding decides."""
 
 
 @dataclass(frozen=True)
@@ -56,4 +59,5 @@ class OneStep(Measured):
         estimates = torch.stack(found)
         mean = estimates.mean(dim=0)
         spread = (estimates - mean).square().sum(dim=2).mean(dim=0).sqrt()
-        return -(spread / torch.linalg.vector_norm(mean, dim=1)).log()
+        # of a perfect memory the estimates are the same
+        return -(spread / torch.linalg.vector_norm(mean, dim=1)).clamp_min(LEAST_SPREAD).log()

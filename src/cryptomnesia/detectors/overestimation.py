@@ -30,7 +30,9 @@ class Overestimation(Measured):
     name = "overestimation"
     summary = "How much more of the final picture there is in the early latents than the noise schedule says."
     source = "arXiv:2509.25705"
-    use_when = "You can wait for the end of the run, and want a score that costs nothing and needs no unconditional branch."
+    use_when = (
+        "You can wait for the end of the run, and want a score that costs nothing and needs no unconditional branch."
+    )
     avoid_when = (
         "The scheduler adds noise (DDPM, Euler ancestral): then the latents do not lie between the first noise and the "
         "picture."

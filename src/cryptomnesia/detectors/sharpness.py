@@ -54,9 +54,8 @@ class Sharpness(Measured):
         """The score of every image, (B,)."""
         step = run.step(self.step)
         difference = Difference(step, denoiser)
-        product = along(
-            difference, step.cond.x, difference.value, scale=step.cond.sigma, value=subtractable(step.cond, difference.value)
-        )
+        known = subtractable(step.cond, difference.value)
+        product = along(difference, step.cond.x, difference.value, scale=step.cond.sigma, value=known)
         return norms(wide(product)) / step.cond.sigma**2
 
 
