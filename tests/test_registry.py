@@ -179,7 +179,7 @@ def test_a_package_that_is_found_twice_is_no_rival(installed):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UsageError, match="unknown localizer 'colapse'; known are bright-ending, collapse, "):
         create("localizer", "colapse")
-    with pytest.raises(UsageError, match=r"unknown detector 'colapse'; known are anisotropy, .*, stability, .*, collapse, "):
+    with pytest.raises(UsageError, match=r"detector 'colapse'; known are anisotropy, .*, stability, .*, collapse, "):
         detector("colapse")
     assert "unknown mitigation 'gone'" in missing("mitigation", "gone")
 
