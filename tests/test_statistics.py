@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,7 @@ from cryptomnesia.statistics import (
     clustered,
     conformal_p_values,
     conformal_threshold,
+    discovery_rate,
     needed_null,
     rate,
     rounded_up,
@@ -47,6 +49,40 @@ def test_a_rate_that_the_null_does_not_support_is_refused():
     assert [needed_null(fpr) for fpr in (0.01, 0.05, 0.5)] == [99, 19, 1]
     assert conformal_threshold(torch.zeros(19), 0.05) > 0
     assert [rounded_up(share) for share in (0.01, 1 / 99, 0.0101)] == ["0.01", "0.011", "0.011"]
+
+
+def test_the_discovery_rate_is_that_of_benjamini_and_hochberg():
+    """The example of their paper: of 15 p-values, four are found at a false-discovery rate of 5%."""
+    p_values = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719, 0.6528]
+    p_values += [0.7590, 1.0]
+    assert discovery_rate(p_values, 0.05) == pytest.approx(4 * 0.05 / 15)
+    assert sum(p <= discovery_rate(p_values, 0.05) for p in p_values) == 4
+    # what could not be judged is not among them, and nothing is found above the largest rate
+    assert discovery_rate([*p_values, math.nan], 0.05) == discovery_rate(p_values, 0.05)
+    assert discovery_rate(p_values, 0.05, fpr=0.002) == 0.002
+    assert discovery_rate([0.5, 0.9], 0.1) == 0.05
+    assert discovery_rate([math.nan], 0.1, fpr=0.01) == 0.01
+    for fdr in (0.0, 1.0, math.nan):
+        with pytest.raises(UsageError, match="give one between 0 and 1"):
+            discovery_rate(p_values, fdr)
+
+
+@pytest.mark.parametrize("memorized", [0, 5, 100])
+def test_few_of_what_is_found_is_false(memorized):
+    """Conformal p-values against one null, which depend on each other through it."""
+    rng = np.random.default_rng(memorized)
+    shares = []
+    for _ in range(400):
+        null = torch.from_numpy(rng.standard_normal(999))
+        scores = torch.from_numpy(rng.standard_normal(300))
+        scores[:memorized] += 4
+        p_values = conformal_p_values(scores, null)
+        found = p_values <= discovery_rate(p_values.tolist(), 0.2)
+        shares.append(found[memorized:].sum() / max(1, found.sum()))
+    # the mean of 400 shares has a standard error of .02 at most
+    assert np.mean(shares) < 0.2 * (1 - memorized / 300) + 0.05
+    if memorized == 100:
+        assert found[:memorized].float().mean() > 0.9
 
 
 def test_auc_counts_ordered_pairs():

@@ -6,7 +6,7 @@ null of n scores supports false-positive rates down to 1/(n + 1).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +84,39 @@ def needed_references(fpr: float) -> int:
 def rounded_up(rate: float) -> str:
     """A rate with three decimals, rounded up."""
     return f"{math.ceil(rate * 1000 - _TOLERANCE) / 1000:g}"
+
+
+def discovery_rate(p_values: Sequence[float], fdr: float, *, fpr: float = 1.0) -> float:
+    """The rate at which several p-values are judged so that few of those found are false (Benjamini & Hochberg, 1995).
+
+    Of m p-values the k smallest are found, where k is the largest number whose kth smallest p-value is at most both
+    `fdr`·k/m and `fpr`. Then the expected share of false ones among those found is at most `fdr`. This holds for
+    p-values against one null, which depend on each other through it (Bates et al., 2023), if what they are of is
+    otherwise independent.
+
+    Args:
+        p_values: NaN for what could not be judged, which is left out.
+        fdr: the false-discovery rate, in (0, 1).
+        fpr: the largest rate at which any of them is judged.
+
+    Returns:
+        `fdr`·k/m, or `fpr` if that is smaller; with nothing found, what a single p-value would have had to reach.
+
+    Raises:
+        UsageError: if `fdr` is not between 0 and 1.
+
+    Example:
+        >>> discovery_rate([0.001, 0.02, 0.03, 0.2, 0.9], 0.1)
+        0.06...
+    """
+    if not 0 < fdr < 1:
+        raise UsageError(f"got the false-discovery rate {fdr:g}; give one between 0 and 1")
+    ordered = sorted(p for p in p_values if not math.isnan(p))
+    if not ordered:
+        return fpr
+    share = fdr / len(ordered)
+    found = [k for k, p in enumerate(ordered, start=1) if p <= min(share * k, fpr) + _TOLERANCE]
+    return min(share * max(found, default=1), fpr)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,22 @@ METHODS = {
 }
 
 
+def test_too_few_references_for_a_single_find_among_many_are_named(audit_folder, tmp_path, caplog):
+    """68 scores in the null, three prompts with two images each: the smallest p-value is 1/69."""
+    given = settings(audit_folder, images_per_prompt=2, fdr=0.05)
+    store = audit(**given, output=tmp_path / "run")
+    (message,) = [record.getMessage() for record in caplog.records if "false-discovery" in record.getMessage()]
+    assert message == (
+        "at a false-discovery rate of 0.05 prompts are suspected only if 2 of 3 or more have the smallest p-value; to "
+        "find a single one, calibrate on 178 prompts"
+    )
+    found = outcome(store)
+    assert (found.fdr, found.settings.fdr) == (0.05, 0.05)
+    assert found.fpr <= 0.025
+    # the same command goes on with the run, and judges it as before
+    assert outcome(audit(**given, output=tmp_path / "run")).fpr == found.fpr
+
+
 @pytest.fixture
 def references(tmp_path):
     (tmp_path / "references.txt").write_text("\n".join(PROMPTS))

@@ -68,6 +68,30 @@ def test_scores_can_be_made_anew_from_what_was_stored(audited, tmp_path):
         score(store, detector="tarot")
 
 
+def test_a_false_discovery_rate_decides_from_all_prompts_together(audited, tmp_path):
+    """Three prompts with two images each, of which only some can be found; the rate of an image follows."""
+    store = copied(audited, tmp_path / "copy")
+    p_values = {}
+    for row in store.rows("scores"):
+        p_values.setdefault(row["prompt"], []).append(row["p_value"])
+    smallest = sorted(min(1.0, 2 * min(found)) for found in p_values.values())
+    assert len(smallest) == 3
+    for fdr in (0.02, 0.3, 0.99):
+        score(store, fpr=0.5, fdr=fdr)
+        found = outcome(store)
+        passing = [k for k, p in enumerate(smallest, start=1) if p <= fdr * k / 3]
+        assert found.fdr == found.to_json()["fdr"] == fdr
+        assert found.fpr == pytest.approx(min(fdr * max(passing, default=1) / 3, 1.0) / 2)
+        suspected = [judged for judged in found.prompts if judged.level >= Level.suspected]
+        assert len(suspected) == max(passing, default=0)
+        rows = store.rows("scores")
+        assert [row["flagged"] for row in rows] == [row["p_value"] <= found.fpr for row in rows]
+        assert f"at most {100 * fdr:g}% should be ordinary" in html(found, store)
+    # without one the run is judged as it was
+    score(store)
+    assert (outcome(store).fdr, outcome(store).fpr) == (None, 0.5)
+
+
 def test_the_pictures_of_a_run_are_its_own(audited, tmp_path):
     store = copied(audited, tmp_path / "copy")
     rows = audited.rows("images")

@@ -146,6 +146,8 @@ class _Scored(_Judged):
     level: Literal["none", "unknown", "suspected", "corroborated", "confirmed"]
     region: bool
     repeated: bool
+    # rows of earlier versions lack it
+    fdr: NotRequired[_Rate | None]
 
 
 _ABOUT: TypeAdapter[Any] = TypeAdapter(_About)

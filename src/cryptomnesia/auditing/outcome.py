@@ -66,6 +66,7 @@ class Outcome:
         fpr: false-positive rate at which images are suspected.
         prompts: worst first.
         gate: whether the model is within the limit.
+        fdr: false-discovery rate of the prompts that are suspected, from which `fpr` follows; None without one.
     """
 
     about: dict[str, Any]
@@ -75,6 +76,7 @@ class Outcome:
     fpr: float
     prompts: list[Judged]
     gate: Gate
+    fdr: float | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -115,6 +117,7 @@ class Outcome:
             "detector": self.detector,
             "made_by": self.made_by,
             "fpr": self.fpr,
+            "fdr": self.fdr,
             "counts": self.counts,
             "unmapped": self.unmapped,
             "unlike": self.unlike,
@@ -183,7 +186,8 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
     )
     about = store.about | {"settings": settings.model_dump(mode="json")}
     first = scores[0]
-    return Outcome(about, settings, first["detector"], first["made_by"], first["fpr"], prompts, decision)
+    detector, made_by, fpr, fdr = (first.get(name) for name in ("detector", "made_by", "fpr", "fdr"))
+    return Outcome(about, settings, detector, made_by, fpr, prompts, decision, fdr)
 
 
 def units_of(prompts: Sequence[str], settings: AuditSettings) -> list[tuple[str, int]]:

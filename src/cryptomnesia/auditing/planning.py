@@ -1,6 +1,7 @@
 """What an audit is to do: settings, model, methods, prompts and training images, loaded and seen to fit together."""
 
 import logging
+import math
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from cryptomnesia.pipelines.origins.options import SETTINGS
 from cryptomnesia.pipelines.setup import Method, Setup
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.settings import AuditSettings
-from cryptomnesia.statistics import null_size
+from cryptomnesia.statistics import needed_references, null_size
 from cryptomnesia.tracing.generation import check_call, kept_prompts
 from cryptomnesia.tracing.trajectory import evaluation
 
@@ -203,12 +204,27 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
         unlike=list(texts_unlike(prompts, captions).values()),
         null=null_size(len(captions)) if judging is None else len(judging.others),
     )
-    for reason in found.unlike:
+    for reason in (*found.unlike, *_too_few(found)):
         logger.warning("%s", reason)
     if found.calibration is not None:
         found.examination(found.calibration)
     index = _index(settings, folder, progress)
     return replace(found, index=index)
+
+
+def _too_few(found: Plan) -> list[str]:
+    """What the references are too few for, in a sentence: to find a single prompt among many."""
+    settings = found.settings
+    if settings.fdr is None:
+        return []
+    wanted = settings.fdr / (len(found.prompts) * settings.images_per_prompt)
+    least = math.ceil(1 / ((found.null + 1) * wanted) - 1e-9)
+    if least <= 1:
+        return []
+    return [
+        f"at a false-discovery rate of {settings.fdr:g} prompts are suspected only if {least} of {len(found.prompts)} "
+        f"or more have the smallest p-value; to find a single one, calibrate on {needed_references(wanted)} prompts"
+    ]
 
 
 def _check_names(pipe: Any, call: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from cryptomnesia.matching import Tiles
 from cryptomnesia.pipelines.fingerprint import differences
 from cryptomnesia.registry import entries
 from cryptomnesia.settings import AuditSettings
-from cryptomnesia.statistics import conformal_p_values, conformal_threshold
+from cryptomnesia.statistics import conformal_p_values, conformal_threshold, discovery_rate
 from cryptomnesia.tracing.trajectory import Trajectory
 from cryptomnesia.verdicts import Verdict
 
@@ -170,7 +170,9 @@ def calibration_in(store: Store) -> Calibration:
     return calibration
 
 
-def score(store: Store, *, detector: str | Any | None = None, fpr: float | None = None) -> None:
+def score(
+    store: Store, *, detector: str | Any | None = None, fpr: float | None = None, fdr: float | None = None
+) -> None:
     """Judge every image of a run from what it stored; replaces the verdicts and levels of evidence that are there.
 
     Args:
@@ -178,6 +180,8 @@ def score(store: Store, *, detector: str | Any | None = None, fpr: float | None 
         detector: name or object of the detector by whose score images are suspected, the run's own when None.
         fpr: false-positive rate at which they are, the run's own when None. What counts as a match with a training
             image stays as the run decided it.
+        fdr: false-discovery rate of the prompts that are suspected, the run's own when None. It makes the rate at which
+            images are suspected as much smaller than `fpr` as is needed.
 
     Raises:
         UsageError: for a detector that reads what the run did not store or that observes the same as the run's map, or
@@ -186,6 +190,7 @@ def score(store: Store, *, detector: str | Any | None = None, fpr: float | None 
     stored = Stored.of(store)
     about = store.about
     fpr = stored.settings.fpr if fpr is None else fpr
+    fdr = stored.settings.fdr if fdr is None else fdr
     if stored.is_own(detector):
         name, made_by = about["methods"]["detector"], about["made_by"]["detector"]
         verdicts = stored.judged_as_before(fpr)
@@ -194,6 +199,11 @@ def score(store: Store, *, detector: str | Any | None = None, fpr: float | None 
         check_second_signal(chosen.name, chosen.observes, about["methods"]["localizer"], about["observes"]["localizer"])
         name, made_by = chosen.name, chosen.describe()
         verdicts = stored.judged_by(chosen, fpr)
+    rate = fpr
+    if fdr is not None:
+        images = stored.settings.images_per_prompt
+        rate = discovery_rate(_per_prompt(stored.rows, verdicts, images), fdr, fpr=min(1.0, images * fpr)) / images
+        verdicts = [_at_rate(verdict, rate) for verdict in verdicts]
     masks = {number: torch.tensor(row["mask"]) for number, row in enumerate(stored.rows) if row["mask"] is not None}
     pictures = [_small(store.folder, row["image"]) for row in stored.rows]
     again = repeated([row["prompt"] for row in stored.rows], pictures, masks, fpr=fpr)
@@ -204,7 +214,7 @@ def score(store: Store, *, detector: str | Any | None = None, fpr: float | None 
             "repeated": number in again,
         }
         matched = row["matched_whole"] or row["matched_region"]
-        level = Level.of(verdict.p_value, fpr, corroborated=any(second.values()), confirmed=matched)
+        level = Level.of(verdict.p_value, rate, corroborated=any(second.values()), confirmed=matched)
         scored.append(
             {
                 "prompt": row["prompt"],
@@ -213,6 +223,7 @@ def score(store: Store, *, detector: str | Any | None = None, fpr: float | None 
                 "detector": name,
                 "made_by": made_by,
                 "level": level.name,
+                "fdr": fdr,
                 **second,
             }
         )
@@ -220,6 +231,15 @@ def score(store: Store, *, detector: str | Any | None = None, fpr: float | None 
         for row, value, p_value in zip(scored, scores, p_values, strict=True):
             row |= {f"{SCORE}{other}": value, f"{P_VALUE}{other}": p_value}
     store.write(SCORES, 0, scored)
+
+
+def _per_prompt(rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict], images: int) -> list[float]:
+    """The p-value of every prompt with `images` images: the smallest of them, times their number (Bonferroni)."""
+    smallest: dict[str, float] = {}
+    for row, verdict in zip(rows, verdicts, strict=True):
+        # NaN is never the smaller one
+        smallest[row["prompt"]] = min(verdict.p_value, smallest.get(row["prompt"], math.inf))
+    return [math.nan if math.isinf(p) else min(1.0, images * p) for p in smallest.values()]
 
 
 def check_second_signal(detector: str, observes: str, localizer: str | None, localizer_observes: str | None) -> None:

@@ -137,6 +137,13 @@ def rescore(
             help="False-positive rate: the share of ordinary images that are suspected; the run's own by default."
         ),
     ] = None,
+    fdr: Annotated[
+        float | None,
+        typer.Option(
+            help="False-discovery rate: the share of the suspected prompts that is ordinary at most, on average; the "
+            "run's own by default."
+        ),
+    ] = None,
 ) -> None:
     """Judge the images of a finished run again, by another detector or rate, without generating them."""
     from cryptomnesia.auditing.outcome import outcome
@@ -146,7 +153,7 @@ def rescore(
     store = Store(run)
     # refuses a run that is not finished
     outcome(store)
-    score(store, detector=detector, fpr=fpr)
+    score(store, detector=detector, fpr=fpr, fdr=fdr)
     print_outcome(outcome(store))
 
 

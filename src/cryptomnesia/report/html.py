@@ -62,10 +62,13 @@ class _References:
         return [] if self.detector is None else _numbers(self.calibration.null(self.detector)[:, -1].tolist())
 
     def thresholds(self, fpr: float) -> list[float | None]:
-        """The smallest score that is suspected, after every evaluation; None where there is no score."""
+        """The smallest score that is suspected, after every evaluation; None where no score is."""
         if self.detector is None:
             return []
         null = self.calibration.null(self.detector)
+        # a false-discovery rate may ask for a smaller p-value than there is
+        if fpr < 1 / (len(null) + 1):
+            return [None] * null.shape[1]
         return [_number(conformal_threshold(column, fpr)) for column in null.unbind(dim=1)]
 
     def running(self, rows: list[dict[str, Any]]) -> list[list[float | None]]:

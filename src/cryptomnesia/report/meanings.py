@@ -13,7 +13,8 @@ def meanings(found: Outcome) -> dict[Level, str]:
         "Only this means memorized.",
         Level.corroborated: "A second signal agrees with the score: the map of the picture, or the same pixels from "
         "several seeds.",
-        Level.suspected: f"At most {100 * found.fpr:g}% of ordinary images have a score as high as this.",
+        Level.suspected: f"At most {100 * found.fpr:.3g}% of ordinary images have a score as high as this."
+        + ("" if found.fdr is None else f" Of the suspected prompts at most {100 * found.fdr:g}% should be ordinary."),
         Level.unknown: "No score could be given. That is not the same as nothing found.",
         Level.none: "The scores are like those of ordinary images, for these prompts and seeds.",
     }

@@ -138,6 +138,9 @@ class AuditSettings(IndexSettings, MaskSettings, FlaggedSettings, JudgeSettings,
     """Training images, of which the run makes an index: a folder, a tar shard or a Parquet file."""
     fail_on: Literal["suspected", "corroborated", "confirmed"] = "corroborated"
     """Level of evidence that counts against the model, with all higher levels."""
+    fdr: float | None = Field(None, gt=0, lt=1)
+    """False-discovery rate: of the prompts that are suspected, the share that is expected to be ordinary at most. For
+    audits of many prompts, of which 1% would be suspected by chance at a false-positive rate of 1%."""
     max_rate: float = Field(0.0, ge=0, lt=1)
     """Share of prompts that may reach that level. With 0 no audit passes: without a finding it is undecided."""
 

@@ -76,7 +76,7 @@ function distribution() {
   const beyond = all.at(-1) > high ? `The last bin holds all scores above it, up to ${number(all.at(-1))}.` : "";
   return chart("Distribution of scores", series, {
     x: [low, high], y: [0, top], across: `${data.detector} score`, up: "share of images", note: beyond,
-    marks: threshold <= high ? [[threshold, `p ≤ ${data.fpr}`]] : [],
+    marks: threshold !== null && threshold <= high ? [[threshold, `p ≤ ${data.fpr}`]] : [],
   });
 }
 
@@ -93,7 +93,8 @@ function roc() {
     area += ((point[0] - x) * (point[1] + y)) / 2;
     points.push(point);
   }
-  const flagged = audited.filter((score) => score >= data.threshold.at(-1)).length / audited.length;
+  const threshold = data.threshold.at(-1);
+  const flagged = threshold === null ? 0 : audited.filter((score) => score >= threshold).length / audited.length;
   const note = `${percent(flagged)} of the images score as few references do (p ≤ ${data.fpr}). Area below the line ${number(area)}; prompts like the references would give 0.5.`;
   const series = [{ name: "as the references", kind: "ordinary", points: [[0, 0], [1, 1]] }, { name: "this audit", kind: "audited", points }];
   return chart("Share of images above every score, against the share of references", series, {
