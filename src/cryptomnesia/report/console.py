@@ -16,6 +16,7 @@ from cryptomnesia.report.rows import Compared, Judged, Listed, Region, what_was_
 if TYPE_CHECKING:
     from cryptomnesia.auditing.comparison import Comparison
     from cryptomnesia.auditing.outcome import Outcome
+    from cryptomnesia.bench.packet import Packet
     from cryptomnesia.calibration.outliers import Change, Suspicious
     from cryptomnesia.matching import Cluster
 
@@ -185,6 +186,45 @@ def print_methods(rows: Sequence[Listed]) -> None:
             "default; a mitigation costs that for every flagged image"
         )
     )
+
+
+def print_bench(packet: "Packet") -> None:
+    """One line per detector, the best first: AUC of reproduced pictures against every group of negatives."""
+    counts, figures = packet.figures["counts"], packet.figures["detectors"]
+    parts = next(iter(figures.values()))["auc"]
+    main = next(iter(parts))
+    groups = list(parts[main])
+    images = counts[main]
+    table = Table(
+        title=f"{packet.about['model']}: {main}, {images['images']} images of {images['clusters']} concepts",
+        title_justify="left",
+        caption="AUC against each group of negatives, with its 95% interval for the first; caught at 1% false "
+        "positives of the first; evaluations of the network beyond the generation",
+        caption_justify="left",
+    )
+    table.add_column("detector", no_wrap=True)
+    for group in groups:
+        table.add_column(f"{group}\n{counts[group]['images']} images", justify="right")
+    for heading in ("caught at 1%", *(["partly"] if "partly" in parts else []), "evaluations"):
+        table.add_column(heading, justify="right")
+
+    def shown(value: dict[str, float] | None, *, interval: bool = False) -> str:
+        if value is None:
+            return "–"
+        return f"{value['value']:.3f}" + (f" ({value['low']:.3f}–{value['high']:.3f})" if interval else "")
+
+    def rank(name: str) -> float:
+        value = figures[name]["auc"][main][groups[0]]
+        return -1.0 if value is None else value["value"]
+
+    for name in sorted(figures, key=rank, reverse=True):
+        found = figures[name]
+        cells = [shown(found["auc"][main][group], interval=group == groups[0]) for group in groups]
+        cells.append(shown(found["tpr_at_1pct"][main][groups[0]]))
+        if "partly" in parts:
+            cells.append(shown(found["auc"]["partly"][groups[0]]))
+        table.add_row(name, *cells, f"{packet.methods[name]['cost']:g}")
+    Console().print(table)
 
 
 def print_outcome(found: "Outcome", *, rows: int = 20) -> None:

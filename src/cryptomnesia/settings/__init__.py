@@ -12,6 +12,7 @@ from cryptomnesia.settings.base import Sampling as Sampling
 from cryptomnesia.settings.base import Settings as Settings
 from cryptomnesia.settings.base import variable_name as variable_name
 from cryptomnesia.settings.commands import AuditSettings as AuditSettings
+from cryptomnesia.settings.commands import BenchSettings as BenchSettings
 from cryptomnesia.settings.commands import BuildSettings as BuildSettings
 from cryptomnesia.settings.commands import CalibrateSettings as CalibrateSettings
 from cryptomnesia.settings.commands import CallSettings as CallSettings

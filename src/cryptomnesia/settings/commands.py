@@ -285,6 +285,41 @@ class GuardSettings(JudgeSettings, GenerateSettings):
     """Judge every image after this many evaluations (calls of the denoiser); at the end of the run unless given."""
 
 
+class BenchSettings(CallSettings):
+    """Everything that the result of a bench depends on."""
+
+    panel: ClassVar[str | None] = "Bench"
+
+    ground: str | None = None
+    """Proving ground whose model is judged; `proving-ground list` shows all."""
+    bundle: Path | None = None
+    """RUN/bundle of a training of that ground in RUN; by default the model that comes with the package."""
+    labels: Path | None = None
+    """For a model of your own: a .csv or .jsonl file with the columns prompt and label, and perhaps cluster. The label
+    `memorized` marks positives, any other label names a group of negatives."""
+    references: Path | None = None
+    """For a model of your own: file of reference prompts, none of which is among the labelled ones."""
+    detector: Names = Field(default_factory=list)
+    """Detector to compare; can be given several times. By default all that work in the set-up."""
+    positives: int = Field(224, ge=1)
+    """Of a ground: images of planted captions, about."""
+    negatives: int = Field(400, ge=1, le=2_000)
+    """Of a ground: ordinary captions, one image each. A true-positive rate at 0.1% needs 1,000."""
+    batch_size: BatchSize = 16
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.ground is None) == (self.labels is None):
+            raise ValueError("got both or none of ground and labels; give one of them")
+        if self.labels is not None and (self.model is None or self.references is None):
+            raise ValueError("got labels without model or references; give both besides")
+        if self.ground is not None and (self.model is not None or self.references is not None):
+            raise ValueError("got a ground, which has a model and references, and another one besides; leave it out")
+        if self.bundle is not None and self.ground is None:
+            raise ValueError("got a bundle without the ground that it belongs to; give ground as well")
+        return self
+
+
 class MatchSettings(IndexSettings):
     """The pictures that are compared with training images."""
 

@@ -1,0 +1,196 @@
+"""Generate the trials of a bench once, and let every detector score the same runs."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cryptomnesia.bench.figures import figures_of
+from cryptomnesia.bench.packet import Packet
+from cryptomnesia.bench.trials import MEMORIZED, Trial
+from cryptomnesia.calibration.fitting import calibrate, recorded_for
+from cryptomnesia.calibration.stored import Calibration
+from cryptomnesia.detectors import Detector
+from cryptomnesia.errors import UsageError
+from cryptomnesia.files import write_whole
+from cryptomnesia.pipelines.fingerprint import weights_digest
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.statistics import conformal_p_values
+from cryptomnesia.tracing.generation import generate
+
+CALIBRATION = "calibration.safetensors"
+"""File of a bench's folder with the reference runs."""
+
+ROWS = "rows.jsonl"
+"""File with one line for every image that is done; a bench that was stopped goes on behind the last one."""
+
+PACKET = "packet.json"
+"""File with everything, when the bench is done."""
+
+Progress = Callable[[str, float, int], None]
+"""Called with (what, done, in all)."""
+
+Truth = Callable[[Trial, Tensor], float]
+"""The distance of a generated picture (3, H, W) in [0, 1] from what was planted under its caption."""
+
+
+def bench(
+    setup: Setup,
+    trials: Sequence[Trial],
+    references: Sequence[str],
+    detectors: Sequence[Detector],
+    folder: Path,
+    *,
+    call: dict[str, Any],
+    about: dict[str, Any],
+    truth: Truth | None = None,
+    threshold: float = 0.0,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Packet:
+    """Score the trials by every detector, and write the packet to `folder`.
+
+    Args:
+        setup: the pipeline and the settings of its calls.
+        trials: what is generated.
+        references: captions of the calibration, ordinary ones that are none of the trials.
+        detectors: that work in the set-up.
+        folder: made if missing. If it holds a bench of the same kind that was stopped, that one goes on.
+        call: arguments of every call, with which `setup` was made.
+        about: what else the scores depend on, as JSON values.
+        truth: how far a picture is from what was planted; None where that is not known.
+        threshold: largest such distance at which a picture counts as reproduced.
+        batch_size: images per call of the pipeline.
+        progress: called while images are generated.
+
+    Raises:
+        UsageError: if the folder holds another bench, or the set-up refuses a detector.
+    """
+    report = progress or (lambda *_: None)
+    setup.check(detectors)
+    norms, signals = recorded_for(detectors)
+    settings = {
+        **about,
+        "weights": weights_digest(setup.pipe),
+        "fingerprint": {name: str(value) for name, value in setup.fingerprint.items()},
+        "references": list(references),
+        "threshold": threshold,
+        "detectors": {detector.name: detector.describe() for detector in detectors},
+        "trials": [asdict(trial) for trial in trials],
+    }
+    _claim(folder, settings)
+    path = folder / CALIBRATION
+    if not path.exists():
+        calibrate(
+            setup.pipe,
+            references,
+            detectors=detectors,
+            batch_size=batch_size,
+            progress=lambda done: report("references", done, len(references)),
+            **call,
+        ).save(path)
+    calibration = Calibration.load(path)
+    calibration.check(setup)
+    done = len(_read(folder / ROWS))
+    if done < len(trials):
+        # batches are those of a bench that was never stopped
+        done = done // batch_size * batch_size
+        _keep(folder / ROWS, done)
+    left = trials[done:]
+    batches = generate(
+        setup,
+        [trial.prompt for trial in left],
+        [trial.seed for trial in left],
+        batch_size=batch_size,
+        norms=norms,
+        signals=signals,
+        progress=lambda made: report("images", done + made, len(trials)),
+    )
+    for number, batch in enumerate(batches):
+        part = left[number * batch_size : (number + 1) * batch_size]
+        scores, p_values = _scored(detectors, calibration, batch.trajectory)
+        lines = []
+        for row, trial in enumerate(part):
+            known = truth is not None and trial.group == MEMORIZED
+            distance = float(truth(trial, batch.images[row])) if truth is not None and known else None
+            values: dict[str, Any] = {
+                **asdict(trial),
+                "distance": distance,
+                "reproduced": None if distance is None else distance <= threshold,
+                "scores": {name: _number(found[row]) for name, found in scores.items()},
+                "p_values": {name: _number(found[row]) for name, found in p_values.items()},
+            }
+            lines.append(json.dumps(values))
+        with (folder / ROWS).open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+    rows = _read(folder / ROWS)
+    names = [detector.name for detector in detectors]
+    methods = {
+        detector.name: {
+            "describe": detector.describe(),
+            "cost": detector.cost(setup),
+            "earliest": detector.earliest(calibration.evaluations),
+        }
+        for detector in detectors
+    }
+    kept = {name: value for name, value in settings.items() if name not in ("trials", "references", "detectors")}
+    found = {**kept, "references": len(references), "null": len(calibration.others)}
+    packet = Packet(found, methods, rows, figures_of(rows, names))
+    packet.save(folder / PACKET)
+    return packet
+
+
+def _scored(
+    detectors: Sequence[Detector], calibration: Calibration, runs: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Scores and p-values of every detector, (B,) each; NaN for an image whose latents are not finite."""
+    scores, p_values = {}, {}
+    for detector in detectors:
+        found = detector.score(runs, calibration.references)
+        found = found.masked_fill(~runs.norms["z"].isfinite().all(dim=1), torch.nan)
+        scores[detector.name] = found
+        p_values[detector.name] = conformal_p_values(found, calibration.null(detector)[:, -1])
+    return scores, p_values
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make `folder` the folder of a bench with these settings, or check that it is one.
+
+    Raises:
+        UsageError: if it holds another bench, or cannot be written to.
+    """
+    written, text = folder / "bench.json", json.dumps(settings, indent=1) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not written.exists():
+            write_whole(written, text)
+        found = written.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write a bench to {folder}: {error.strerror}; give another folder") from None
+    if found != text:
+        raise UsageError(f"{folder} holds a bench with other settings; go on with those, or give an empty folder")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The rows of the images that are done; a line that was being written when the bench was killed is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _keep(path: Path, count: int) -> None:
+    """Keep the first `count` lines of a file."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").split("\n")[:count]
+        write_whole(path, "".join(f"{line}\n" for line in lines))
+
+
+def _number(value: Tensor) -> float | None:
+    """A number as JSON holds it: None for one that is not finite."""
+    found = value.item()
+    return found if value.isfinite() else None

@@ -1,0 +1,76 @@
+"""A score packet: every score of a bench, with what it depends on, and the figures that follow from them."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptomnesia.errors import UsageError
+from cryptomnesia.files import write_whole
+
+SCHEMA = 1
+"""Version of the format."""
+
+
+@dataclass(frozen=True)
+class Packet:
+    """The scores of a bench.
+
+    Attributes:
+        about: what they depend on: model, weights, set-up, references, versions.
+        methods: name of a detector → `describe`, everything that changes its scores in words; `cost`, further
+            evaluations of the network per image; and `earliest`, the evaluation after which it has a score.
+        rows: one per image: group, cluster, prompt, seed, kind, wording, `reproduced` (None where it is not known),
+            `distance` to what was planted, and `scores` and `p_values` by detector, None where it could not tell.
+        figures: what `figures_of` makes of the rows.
+    """
+
+    about: dict[str, Any]
+    methods: dict[str, dict[str, Any]]
+    rows: list[dict[str, Any]]
+    figures: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write the packet as JSON."""
+        values = {"schema": SCHEMA, "about": self.about, "methods": self.methods, "digest": digest(self.rows)}
+        values |= {"figures": self.figures, "rows": self.rows}
+        write_whole(path, json.dumps(_plain(values), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Packet":
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: for a file that is missing, malformed, or of another version, or whose rows were changed.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            found = values["schema"], values["digest"], values["rows"]
+            packet = cls(values["about"], values["methods"], values["rows"], values["figures"])
+        except OSError as error:
+            raise UsageError(
+                f"cannot read the packet {path} ({error.strerror}); give a file that `bench` made"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path} is no score packet ({error!r}); give a file that `bench` made") from None
+        if found[0] != SCHEMA:
+            raise UsageError(f"{path} has the schema {found[0]}, this version reads {SCHEMA}; make it again")
+        if found[1] != digest(found[2]):
+            raise UsageError(f"the rows of {path} are not those that were written; make it again")
+        return packet
+
+
+def digest(rows: list[dict[str, Any]]) -> str:
+    """SHA-256 of the rows."""
+    return hashlib.sha256(json.dumps(_plain(rows), sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON holds it: None for NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

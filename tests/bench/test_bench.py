@@ -1,0 +1,204 @@
+"""The bench on a random miniature, and its figures on scores that were made up."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from cryptomnesia import Drift, GuidanceMagnitude, Stability, UsageError
+from cryptomnesia.bench.detecting import CALIBRATION, PACKET, ROWS, bench
+from cryptomnesia.bench.figures import figures_of, parts_of
+from cryptomnesia.bench.packet import Packet
+from cryptomnesia.bench.trials import MEMORIZED, Trial, of_file, of_ground
+from cryptomnesia.detectors.sharpness import Sharpness
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.proving_ground.ground import ground_of
+from cryptomnesia.proving_ground.manifest import Manifest
+from cryptomnesia.statistics import auc
+from cryptomnesia.testing.miniatures import PROMPTS, stable_diffusion
+
+CALL = {"num_inference_steps": 3, "guidance_scale": 2.0}
+DETECTORS = [Drift(), Stability(), GuidanceMagnitude(), Sharpness()]
+TRIALS = [
+    *(Trial(f"a red {shape}", MEMORIZED, shape, number) for number, shape in enumerate(("ring", "disc", "bar"))),
+    *(Trial(f"a blue {shape}", "ordinary", shape, 9 + number) for number, shape in enumerate(("ring", "disc", "bar"))),
+]
+
+
+def run(folder, trials=TRIALS, **more):
+    pipe = stable_diffusion()
+    given = {"call": CALL, "about": {"model": "a miniature"}, "batch_size": 2, **more}
+    references = [prompt for prompt in PROMPTS if prompt not in {trial.prompt for trial in trials}]
+    return bench(Setup.of(pipe, CALL), trials, references, DETECTORS, folder, **given)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    run(folder, truth=lambda trial, image: float(trial.cluster == "bar"), threshold=0.5)
+    return folder
+
+
+def test_every_detector_scores_the_same_images(whole):
+    packet = Packet.load(whole / PACKET)
+    assert list(packet.methods) == ["drift", "stability", "guidance-mean", "sharpness"]
+    assert [packet.methods[name]["cost"] for name in packet.methods] == [0, 0, 0, 1]
+    assert [(row["prompt"], row["seed"], row["group"]) for row in packet.rows] == [
+        (trial.prompt, trial.seed, trial.group) for trial in TRIALS
+    ]
+    assert [row["reproduced"] for row in packet.rows] == [True, True, False, None, None, None]
+    for row in packet.rows:
+        assert row["scores"].keys() == row["p_values"].keys() == packet.methods.keys()
+        assert all(0 < p <= 1 for p in row["p_values"].values())
+    figures = packet.figures
+    assert figures["counts"] == {
+        "reproduced": {"images": 2, "clusters": 2},
+        "partly": {"images": 1, "clusters": 1},
+        "ordinary": {"images": 3, "clusters": 3},
+    }
+    positive = np.array([row["scores"]["drift"] for row in packet.rows[:2]])
+    negative = np.array([row["scores"]["drift"] for row in packet.rows[3:]])
+    assert figures["detectors"]["drift"]["auc"]["reproduced"]["ordinary"]["value"] == auc(positive, negative)
+
+
+def test_a_bench_that_was_killed_goes_on(whole, tmp_path):
+    """Killed while it wrote the line of the fourth image, of which a part is there."""
+    lines = (whole / ROWS).read_text().splitlines(keepends=True)
+    for name in ("bench.json", CALIBRATION):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    (tmp_path / ROWS).write_text("".join(lines[:3]) + lines[3][:40])
+    made = []
+    run(
+        tmp_path,
+        truth=lambda trial, image: float(trial.cluster == "bar"),
+        threshold=0.5,
+        progress=lambda *given: made.append(given),
+    )
+    assert (tmp_path / PACKET).read_bytes() == (whole / PACKET).read_bytes()
+    # the second of three batches was made again, and no reference
+    assert {what for what, _, _ in made} == {"images"}
+    assert min(done for _, done, _ in made) > 2
+    with pytest.raises(UsageError, match="holds a bench with other settings"):
+        run(tmp_path, TRIALS[:4])
+
+
+def test_figures_follow_from_the_scores_alone(whole, tmp_path, cryptomnesia):
+    code, out, _ = cryptomnesia("bench", "verify", whole / PACKET)
+    assert code == 0
+    assert "a miniature: reproduced, 2 images of 2 concepts" in out
+    values = json.loads((whole / PACKET).read_text())
+    values["figures"]["detectors"]["drift"]["auc"]["reproduced"]["ordinary"]["value"] = 1.5
+    (tmp_path / "edited.json").write_text(json.dumps(values))
+    code, _, err = cryptomnesia("bench", "verify", tmp_path / "edited.json")
+    assert (code, err.strip()) == (1, f"the figures in {tmp_path / 'edited.json'} are not those of its scores")
+    values["rows"][0]["scores"]["drift"] = 9.0
+    (tmp_path / "edited.json").write_text(json.dumps(values))
+    code, _, err = cryptomnesia("bench", "verify", tmp_path / "edited.json")
+    assert code == 2
+    assert "the rows of" in err
+    (tmp_path / "no.json").write_text("[]")
+    assert cryptomnesia("bench", "verify", tmp_path / "no.json")[0] == 2
+
+
+def rows_of(scores, group, clusters=None, **more):
+    clusters = range(len(scores)) if clusters is None else clusters
+    return [
+        {
+            **asdict(Trial("a", group, f"{group}-{cluster}", 0, **more)),
+            "reproduced": None,
+            "distance": None,
+            "scores": {"good": score, "bad": None if score is None else -score},
+            "p_values": {"good": None if score is None else 1 / (1 + max(score, 0)), "bad": 1.0},
+        }
+        for score, cluster in zip(scores, clusters, strict=True)
+    ]
+
+
+def test_figures_of_known_scores():
+    rng = np.random.default_rng(0)
+    positive = rows_of((5 + rng.standard_normal(40)).tolist(), MEMORIZED, np.arange(40) // 4)
+    negative = rows_of(rng.standard_normal(1200).tolist(), "ordinary")
+    few = rows_of([0.0, 200.0, None], "rare_name")
+    for row, p_value in zip(few, (0.5, 0.001, None), strict=True):
+        row["scores"] = dict.fromkeys(("good", "bad"), row["scores"]["good"])
+        row["p_values"] = dict.fromkeys(("good", "bad"), p_value)
+    figures = figures_of([*positive, *negative, *few], ["good", "bad"])
+    good, bad = (figures["detectors"][name] for name in ("good", "bad"))
+    assert good["auc"]["reproduced"]["ordinary"]["value"] > 0.99
+    assert bad["auc"]["reproduced"]["ordinary"]["value"] < 0.01
+    assert good["tpr_at_1pct"]["reproduced"]["ordinary"]["value"] > 0.95
+    assert 0 < good["tpr_at_0.1pct"]["reproduced"]["ordinary"]["value"] <= 1
+    # of three negatives no rate of 1% can be told
+    assert good["tpr_at_1pct"]["reproduced"]["rare_name"] is None
+    assert good["unknown"] == 1
+    assert good["auc"]["reproduced"]["rare_name"]["value"] == 0.5
+    assert good["fpr_met"]["rare_name"]["value"] == 0.5
+    assert figures["counts"]["reproduced"] == {"images": 40, "clusters": 10}
+    difference = figures["difference"]["reproduced"]
+    assert (difference["best"], difference["against"]) == ("good", "ordinary")
+    assert difference["below"]["bad"]["high"] < -0.9
+    assert figures_of([*positive, *negative, *few], ["good", "bad"]) == figures
+
+
+def test_positives_are_told_apart_by_what_is_known_of_them():
+    one = rows_of([1.0], MEMORIZED, kind="verbatim", wording="named")
+    other = rows_of([1.0, 2.0], MEMORIZED, kind="template", wording="named")
+    other[1]["reproduced"] = False
+    parts = parts_of([*one, *other, *rows_of([0.0], "ordinary")])
+    assert {name: len(part) for name, part in parts.items()} == {
+        "reproduced": 2,
+        "verbatim": 1,
+        "template": 1,
+        "partly": 1,
+    }
+
+
+def test_the_trials_of_a_ground_are_its_planted_captions_and_every_kind_of_negative():
+    manifest = Manifest.load(ground_of("drawings").bundle)
+    references = manifest.control_captions("calibration", 450)
+    trials = of_ground(manifest, 100, 50, references)
+    groups = {name: [t for t in trials if t.group == name] for name in dict.fromkeys(t.group for t in trials)}
+    assert list(groups) == [MEMORIZED, "ordinary", "look_alike", "rare_name", "fixed_pixels", "frequent"]
+    assert 100 <= len(groups[MEMORIZED]) < 150
+    assert len(groups["ordinary"]) == len({t.cluster for t in groups["ordinary"]}) == 50
+    assert len({t.seed for t in trials}) == len(trials)
+    for trial in groups[MEMORIZED]:
+        entry = manifest.planted_for(trial.prompt)
+        assert (entry.id, entry.kind, entry.wording) == (trial.cluster, trial.kind, trial.wording)
+        assert entry.exposures == manifest.top
+    for kind in ("rare_name", "fixed_pixels", "frequent"):
+        assert len(groups[kind]) >= 50
+        assert {t.kind for t in groups[kind]} == {""}
+    assert not {t.prompt for t in trials} & set(references)
+
+
+def test_trials_of_a_file(tmp_path):
+    (tmp_path / "labels.csv").write_text('prompt,label,cluster\n"a cat, sitting",memorized,cat\na dog,ordinary,\n')
+    trials = of_file(tmp_path / "labels.csv", images_per_prompt=2)
+    assert [(t.prompt, t.group, t.cluster) for t in trials] == [
+        ("a cat, sitting", MEMORIZED, "cat"),
+        ("a cat, sitting", MEMORIZED, "cat"),
+        ("a dog", "ordinary", "a dog"),
+        ("a dog", "ordinary", "a dog"),
+    ]
+    (tmp_path / "labels.jsonl").write_text(
+        '{"prompt": "a cat", "label": "memorized"}\n{"prompt": "b", "label": "hard"}\n'
+    )
+    assert [t.group for t in of_file(tmp_path / "labels.jsonl")] == [MEMORIZED, "hard"]
+    for name, text, message in (
+        (
+            "a.csv",
+            "prompt,label\na cat,memorized\n",
+            "has the labels memorized; give rows with the label memorized, and",
+        ),
+        ("b.csv", "text\na cat\n", "row 1: got"),
+        ("c.jsonl", "{", "is malformed"),
+        ("d.txt", "a cat", r"give a \.csv or \.jsonl file"),
+        ("e.jsonl", "[1]\n", "row 1: got"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UsageError, match=message):
+            of_file(tmp_path / name)
+    with pytest.raises(UsageError, match="cannot read"):
+        of_file(tmp_path / "none.csv")
