@@ -202,3 +202,45 @@ def test_trials_of_a_file(tmp_path):
             of_file(tmp_path / name)
     with pytest.raises(UsageError, match="cannot read"):
         of_file(tmp_path / "none.csv")
+
+
+def test_a_model_of_your_own_is_benched_with_labelled_prompts(audit_folder, tmp_path, cryptomnesia):
+    (tmp_path / "labels.csv").write_text("prompt,label\na purple ring,memorized\na yellow ring,ordinary\n")
+    labels, references = ("--labels", tmp_path / "labels.csv"), ("--references", audit_folder / "references.txt")
+    model = "--model", audit_folder / "tiny", "--steps", 3, "--guidance", 2.0, "-o", tmp_path / "run"
+    code, out, err = cryptomnesia("bench", "detect", *model, *labels, *references, "--detector", "drift")
+    assert code == 0
+    # the warning says so when the references are too few for the rate at which images are flagged
+    assert "102 reference prompts leave 68 for the null" in err
+    assert "reproduced, 1 images" in out
+    assert "drift" in out
+    assert cryptomnesia("bench", "verify", tmp_path / "run" / PACKET)[0] == 0
+    # by default every detector that works
+    code, out, _ = cryptomnesia("bench", "detect", *model[:-1], tmp_path / "all", *labels, *references, "--json")
+    assert code == 0
+    assert {"anisotropy", "drift", "guidance-mean", "score-difference", "sharpness"} < json.loads(out)[
+        "detectors"
+    ].keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "got both or none of ground and labels; give one of them"),
+        (("--ground", "scenes", "--labels", "a.csv"), "got both or none of ground and labels"),
+        (("--labels", "a.csv"), "got labels without model or references; give both besides"),
+        (("--ground", "scenes", "--model", "bundled"), "which has a model and references"),
+        (("--labels", "a.csv", "--model", "m", "--references", "r", "--bundle", "b"), "without the ground"),
+        (("--ground", "tarot"), "no proving ground is called tarot"),
+        (("--ground", "scenes", "--detector", "tarot"), "unknown detector 'tarot'"),
+        (
+            ("--ground", "drawings", "--bundle", ground_of("scenes").bundle),
+            "is a model of scenes; give one of drawings",
+        ),
+    ],
+)
+def test_what_cannot_be_benched_is_refused(cryptomnesia, tmp_path, arguments, message):
+    code, _, err = cryptomnesia("bench", "detect", *arguments, "-o", tmp_path / "run")
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1

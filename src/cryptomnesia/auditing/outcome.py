@@ -186,8 +186,8 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
     )
     about = store.about | {"settings": settings.model_dump(mode="json")}
     first = scores[0]
-    detector, made_by, fpr, fdr = (first.get(name) for name in ("detector", "made_by", "fpr", "fdr"))
-    return Outcome(about, settings, detector, made_by, fpr, prompts, decision, fdr)
+    judged_by = first["detector"], first["made_by"], first["fpr"]
+    return Outcome(about, settings, *judged_by, prompts, decision, first.get("fdr"))
 
 
 def units_of(prompts: Sequence[str], settings: AuditSettings) -> list[tuple[str, int]]:

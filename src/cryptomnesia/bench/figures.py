@@ -41,7 +41,9 @@ def figures_of(rows: Rows, detectors: Sequence[str]) -> dict[str, Any]:
         ordinary captions, paired.
     """
     parts = parts_of(rows)
-    negatives = {group: [r for r in rows if r["group"] == group] for group in _groups(rows) if group != MEMORIZED}
+    negatives: dict[str, Rows] = {
+        group: [r for r in rows if r["group"] == group] for group in _groups(rows) if group != MEMORIZED
+    }
     counts = {name: _counted(found) for name, found in {**parts, **negatives}.items()}
     every: dict[str, Any] = {}
     for name in detectors:
@@ -63,7 +65,7 @@ def parts_of(rows: Rows) -> dict[str, Rows]:
     """
     positive = [row for row in rows if row["group"] == MEMORIZED]
     reproduced = [row for row in positive if row["reproduced"] is not False]
-    parts = {"reproduced": reproduced}
+    parts: dict[str, Rows] = {"reproduced": reproduced}
     for column in ("kind", "wording"):
         values = list(dict.fromkeys(row[column] for row in reproduced if row[column]))
         if len(values) > 1:
