@@ -21,7 +21,7 @@ from cryptomnesia.testing.miniatures import (
 from cryptomnesia.testing.oracles import FiniteSet, Gaussian
 
 LOCALIZERS = [found for name in entries("localizer") if during_run(found := create("localizer", name))]
-ELSEWHERE = {"anisotropy", "condition-jacobian", "overestimation", "spikiness"}
+ELSEWHERE = {"anisotropy", "attention-entropy", "condition-jacobian", "overestimation", "spikiness"}
 """Detectors to which the closed forms do not apply: tests/testing/test_checks.py says why."""
 DETECTORS = [*sorted(entries("detector").keys() - ELSEWHERE), *(localizer.name for localizer in LOCALIZERS)]
 

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DDIMPipeline
 
 from cryptomnesia import UsageError
 from cryptomnesia.detectors.anisotropy import Anisotropy
+from cryptomnesia.detectors.attention_entropy import AttentionEntropy
 from cryptomnesia.detectors.condition_jacobian import ConditionJacobian
 from cryptomnesia.detectors.critical_scale import CriticalScale
 from cryptomnesia.detectors.flipd import Flipd
@@ -16,12 +18,13 @@ from cryptomnesia.detectors.one_step import OneStep
 from cryptomnesia.detectors.overestimation import Overestimation
 from cryptomnesia.detectors.sharpness import Sharpness
 from cryptomnesia.detectors.spikiness import Spikiness, middle_of
+from cryptomnesia.localizers.bright_ending import cross_attention
 from cryptomnesia.localizers.jacobian.diagonal import DiagonalEstimator
 from cryptomnesia.pipelines.denoiser import Prediction
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.schedule import Level, level_at
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.testing.miniatures import PROMPTS, SAMPLING, stable_diffusion
+from cryptomnesia.testing.miniatures import PROMPTS, SAMPLING, stable_diffusion, unconditional
 from cryptomnesia.testing.oracles import FiniteSet, Gaussian, schedule
 from cryptomnesia.tracing.generation import generate
 from cryptomnesia.tracing.trajectory import Step, Trajectory
@@ -182,6 +185,28 @@ def test_the_jacobian_of_the_condition_is_that_of_a_linear_network():
     listed = replace(step, cond_inputs={"encoder_hidden_states": [1, 2]})
     with pytest.raises(UsageError, match="needs the caption as the one tensor 'encoder_hidden_states'"):
         ConditionJacobian().measure(replace(run, steps={0: listed}), network)
+
+
+def test_the_entropy_of_the_attention_is_that_of_the_probabilities():
+    """The network's own attention, whose probabilities are read from a stock processor."""
+    pipe = stable_diffusion()
+    layer = cross_attention(pipe.unet, 1)[-1]
+    seen = []
+
+    def look(module, args, kwargs, output):
+        hidden, context = args[0], kwargs["encoder_hidden_states"]
+        parts = (module.head_to_batch_dim(part) for part in (module.to_q(hidden), module.to_k(context)))
+        seen.append(module.get_attention_scores(*parts).unflatten(0, (len(hidden), -1)).mean(dim=(1, 2)))
+
+    hook = layer.register_forward_hook(look, with_kwargs=True)
+    (batch,) = generate(Setup(pipe, SAMPLING), PROMPTS[:2], range(2), signals=AttentionEntropy(step=0).signals)
+    hook.remove()
+    measured = next(found for found in seen if len(found) == 2)
+    torch.testing.assert_close(
+        batch.trajectory.signals["attention-entropy"], torch.special.entr(measured).sum(dim=1), rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(UsageError, match="has no cross-attention on its way down"):
+        Setup(unconditional(DDIMPipeline), SAMPLING).check([AttentionEntropy()])
 
 
 def test_spikiness_is_that_of_the_middle_block():

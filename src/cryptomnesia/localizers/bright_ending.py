@@ -20,9 +20,10 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.images import upsampled
 from cryptomnesia.localizers.base import Localizer, Map, Watched, finite, wide
 from cryptomnesia.localizers.jacobian.process import eagerly
+from cryptomnesia.pipelines.denoiser import Denoiser
 from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.pipelines.tokenizers import copied_tokenizers
-from cryptomnesia.tracing.trajectory import Place
+from cryptomnesia.tracing.trajectory import Place, Step
 
 if TYPE_CHECKING:
     from cryptomnesia.pipelines.setup import Setup
@@ -73,43 +74,69 @@ class BrightEnding(Localizer):
             raise UsageError("attention maps need the captions and the pipeline; give `Watched` both")
         ends = end_positions(watched.pipe, watched.prompts)
         layers = cross_attention(getattr(watched.denoiser, "module", None))
-        seen: dict[Any, dict[str, Tensor]] = defaultdict(dict)
-        hooks = [
-            getattr(layer, part).register_forward_hook(
-                lambda _module, _args, output, layer=layer, part=part: seen[layer].update({part: output})
-            )
-            for layer in layers
-            for part in ("to_q", "to_k")
-        ]
-        try:
-            # compiled code would not call the hooks
-            with eagerly():
-                watched.denoiser(step.cond.x, step.level, step.cond_inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        maps = torch.stack([_to_token(layer, **seen[layer], ends=ends) for layer in layers]).mean(dim=0)
+        seen = attention(watched.denoiser, step, layers)
+        maps = torch.stack([found[torch.arange(len(ends)), :, ends] for found in seen]).mean(dim=0)
         height, width = step.cond.x.shape[-2:]
         down = round((height * width / maps.shape[1]) ** 0.5)
         maps = maps.unflatten(1, (-(-height // down), -(-width // down)))
         return Map(finite(maps if down == 1 else upsampled(maps, height, width)))
 
 
-def cross_attention(network: Any) -> list[Any]:
-    """The cross-attention modules of the first down block that has any.
+def cross_attention(network: Any, block: int = 0) -> list[Any]:
+    """The cross-attention modules of one of the down blocks that have any.
+
+    Args:
+        network: a UNet.
+        block: which of these blocks, counted from 0; the last one if there are fewer.
 
     Raises:
         UsageError: if there are none.
     """
-    for block in getattr(network, "down_blocks", ()):
-        blocks = [inner for outer in getattr(block, "attentions", ()) for inner in outer.transformer_blocks]
+    found = []
+    for down in getattr(network, "down_blocks", ()):
+        blocks = [
+            inner for outer in getattr(down, "attentions", ()) for inner in getattr(outer, "transformer_blocks", ())
+        ]
         layers = [layer for inner in blocks for layer in (inner.attn1, inner.attn2) if layer.is_cross_attention]
         if layers:
-            return layers
-    raise UsageError(
-        f"a {type(network).__name__} has no cross-attention on its way down; use a map that needs none, "
-        "curvature-difference for instance"
-    )
+            found.append(layers)
+    if not found:
+        raise UsageError(
+            f"a {type(network).__name__} has no cross-attention on its way down; use a method that needs none, "
+            "curvature-difference for instance"
+        )
+    return found[min(block, len(found) - 1)]
+
+
+def attention(denoiser: Denoiser, step: Step, layers: Sequence[Any]) -> list[Tensor]:
+    """With which probability every place attends to every token, averaged over heads, at an evaluation of a run.
+
+    The conditional branch is evaluated once more. No attention processor is replaced.
+
+    Args:
+        denoiser: the network of the run.
+        step: the evaluation.
+        layers: cross-attention modules of the network.
+
+    Returns:
+        For every layer (B, places, tokens).
+    """
+    seen: dict[Any, dict[str, Tensor]] = defaultdict(dict)
+    hooks = [
+        getattr(layer, part).register_forward_hook(
+            lambda _module, _args, output, layer=layer, part=part: seen[layer].update({part: output})
+        )
+        for layer in layers
+        for part in ("to_q", "to_k")
+    ]
+    try:
+        # compiled code would not call the hooks
+        with eagerly():
+            denoiser(step.cond.x, step.level, step.cond_inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [_probabilities(layer, **seen[layer]) for layer in layers]
 
 
 def end_positions(pipe: Any, prompts: Sequence[str]) -> Tensor:
@@ -118,8 +145,7 @@ def end_positions(pipe: Any, prompts: Sequence[str]) -> Tensor:
     return torch.tensor([len(tokenizer(prompt, truncation=True).input_ids) - 1 for prompt in prompts])
 
 
-def _to_token(layer: Any, to_q: Tensor, to_k: Tensor, ends: Tensor) -> Tensor:
-    """The probability with which every place attends to the end token, averaged over heads, (B, places)."""
+def _probabilities(layer: Any, to_q: Tensor, to_k: Tensor) -> Tensor:
+    """The probability with which every place attends to every token, averaged over heads, (B, places, tokens)."""
     query, key = (wide(part).unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in (to_q, to_k))
-    probabilities = (query @ key.transpose(-1, -2) * layer.scale).softmax(dim=-1).mean(dim=1)
-    return probabilities[torch.arange(len(ends)), :, ends]
+    return (query @ key.transpose(-1, -2) * layer.scale).softmax(dim=-1).mean(dim=1)
