@@ -62,6 +62,14 @@ def test_the_discovery_rate_is_that_of_benjamini_and_hochberg():
     assert discovery_rate(p_values, 0.05, fpr=0.002) == 0.002
     assert discovery_rate([0.5, 0.9], 0.1) == 0.05
     assert discovery_rate([math.nan], 0.1, fpr=0.01) == 0.01
+    # p-values are fractions, so ties at the threshold are usual, and rounding must not decide
+    for null, count, fdr in ((99, 6, 0.3), (67, 3, 0.15), (999, 30, 0.1)):
+        for k in range(1, count + 1):
+            step = math.floor(fdr * k / count * (null + 1) + 1e-9) / (null + 1)
+            tied = [*[step] * k, *[1.0] * (count - k)]
+            assert sum(p <= discovery_rate(tied, fdr) for p in tied) in (0, k)
+            if step > 0:
+                assert step <= discovery_rate(tied, fdr)
     for fdr in (0.0, 1.0, math.nan):
         with pytest.raises(UsageError, match="give one between 0 and 1"):
             discovery_rate(p_values, fdr)

@@ -100,7 +100,8 @@ def discovery_rate(p_values: Sequence[float], fdr: float, *, fpr: float = 1.0) -
         fpr: the largest rate at which any of them is judged.
 
     Returns:
-        `fdr`·k/m, or `fpr` if that is smaller; with nothing found, what a single p-value would have had to reach.
+        `fdr`·k/m, or `fpr` if that is smaller, and never less than the largest p-value that is found. With nothing
+        found, what a single p-value would have had to reach.
 
     Raises:
         UsageError: if `fdr` is not between 0 and 1.
@@ -116,7 +117,9 @@ def discovery_rate(p_values: Sequence[float], fdr: float, *, fpr: float = 1.0) -
         return fpr
     share = fdr / len(ordered)
     found = [k for k, p in enumerate(ordered, start=1) if p <= min(share * k, fpr) + _TOLERANCE]
-    return min(share * max(found, default=1), fpr)
+    rate = min(share * max(found, default=1), fpr)
+    # p-values are fractions, so rounding must not decide whether the largest one is found
+    return max(rate, ordered[found[-1] - 1]) if found else rate
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def clustered(statistic: Callable[..., float], *groups: list[np.ndarray], draws:
     """A statistic with its 95% percentile bootstrap interval, for which whole clusters are drawn.
 
     The images of one prompt are not independent, so a prompt is a cluster. The interval shrinks to a point if all
-    samples give the same figure, an AUC of 1 for instance.
+    samples give the same figure, an AUC of 1 for instance. Samples for which the statistic is NaN are left out.
 
     Args:
         statistic: takes one flat array per group.
@@ -182,7 +185,8 @@ def clustered(statistic: Callable[..., float], *groups: list[np.ndarray], draws:
         statistic(*(np.concatenate([group[i] for i in rng.integers(len(group), size=len(group))]) for group in groups))
         for _ in range(draws)
     ]
-    low, high = np.quantile(redrawn, [0.025, 0.975])
+    known = [figure for figure in redrawn if not np.isnan(figure)]
+    low, high = np.quantile(known, [0.025, 0.975]) if known else (np.nan, np.nan)
     return Estimate(value, float(low), float(high))
 
 

@@ -6,6 +6,7 @@ from diffusers import DDIMPipeline, DDPMPipeline
 
 from cryptomnesia import Calibration, UsageError, audit
 from cryptomnesia.auditing.outcome import outcome
+from cryptomnesia.auditing.scoring import score
 from cryptomnesia.pipelines.loading import set_call_defaults
 from cryptomnesia.report.html import html
 from cryptomnesia.testing.miniatures import (
@@ -57,8 +58,15 @@ def test_too_few_references_for_a_single_find_among_many_are_named(audit_folder,
     found = outcome(store)
     assert (found.fdr, found.settings.fdr) == (0.05, 0.05)
     assert found.fpr <= 0.025
-    # the same command goes on with the run, and judges it as before
-    assert outcome(audit(**given, output=tmp_path / "run")).fpr == found.fpr
+    # the same command judges the run as before, whatever was done to it in between
+    before = store.rows("scores")
+    score(store, fpr=0.9)
+    assert outcome(store).fdr == 0.05
+    assert store.rows("scores") != before
+    audit(**given, output=tmp_path / "run")
+    assert store.rows("scores") == before
+    with pytest.raises(UsageError, match=r"smaller p-values than 68 scores in the null can give, even if all 3"):
+        audit(**(given | {"fdr": 0.01, "images_per_prompt": 4}), output=tmp_path / "other")
 
 
 @pytest.fixture

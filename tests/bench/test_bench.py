@@ -1,7 +1,7 @@
 """The bench on a random miniature, and its figures on scores that were made up."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.manifest import Manifest
 from cryptomnesia.statistics import auc
-from cryptomnesia.testing.miniatures import PROMPTS, stable_diffusion
+from cryptomnesia.testing.miniatures import stable_diffusion
 
 CALL = {"num_inference_steps": 3, "guidance_scale": 2.0}
 DETECTORS = [Drift(), Stability(), GuidanceMagnitude(), Sharpness()]
@@ -24,12 +24,13 @@ TRIALS = [
     *(Trial(f"a red {shape}", MEMORIZED, shape, number) for number, shape in enumerate(("ring", "disc", "bar"))),
     *(Trial(f"a blue {shape}", "ordinary", shape, 9 + number) for number, shape in enumerate(("ring", "disc", "bar"))),
 ]
+REFERENCES = [f"a green star {number}" for number in range(148)]
+"""As few as a false-positive rate of 1% takes."""
 
 
-def run(folder, trials=TRIALS, **more):
+def run(folder, trials=TRIALS, references=REFERENCES, **more):
     pipe = stable_diffusion()
     given = {"call": CALL, "about": {"model": "a miniature"}, "batch_size": 2, **more}
-    references = [prompt for prompt in PROMPTS if prompt not in {trial.prompt for trial in trials}]
     return bench(Setup.of(pipe, CALL), trials, references, DETECTORS, folder, **given)
 
 
@@ -54,7 +55,7 @@ def test_every_detector_scores_the_same_images(whole):
     figures = packet.figures
     assert figures["counts"] == {
         "reproduced": {"images": 2, "clusters": 2},
-        "partly": {"images": 1, "clusters": 1},
+        "not_reproduced": {"images": 1, "clusters": 1},
         "ordinary": {"images": 3, "clusters": 3},
     }
     positive = np.array([row["scores"]["drift"] for row in packet.rows[:2]])
@@ -79,8 +80,20 @@ def test_a_bench_that_was_killed_goes_on(whole, tmp_path):
     # the second of three batches was made again, and no reference
     assert {what for what, _, _ in made} == {"images"}
     assert min(done for _, done, _ in made) > 2
-    with pytest.raises(UsageError, match="holds a bench with other settings"):
+    with pytest.raises(UsageError, match=r"holds a bench with other settings: .* differs in threshold, trials; go on"):
         run(tmp_path, TRIALS[:4])
+
+
+def test_what_could_not_be_benched_leaves_no_folder(tmp_path):
+    """So that the same folder can be given with settings that can be."""
+    with pytest.raises(UsageError, match=r"a rate of 0\.01 needs 148 reference prompts"):
+        run(tmp_path / "run", references=REFERENCES[:-1])
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_that_are_cut_off_are_named_in_a_warning(tmp_path, caplog):
+    run(tmp_path, [replace(TRIALS[0], prompt="ring " * 100), *TRIALS[1:]])
+    assert any("ring ring" in record.getMessage() for record in caplog.records)
 
 
 def test_figures_follow_from_the_scores_alone(whole, tmp_path, cryptomnesia):
@@ -91,7 +104,11 @@ def test_figures_follow_from_the_scores_alone(whole, tmp_path, cryptomnesia):
     values["figures"]["detectors"]["drift"]["auc"]["reproduced"]["ordinary"]["value"] = 1.5
     (tmp_path / "edited.json").write_text(json.dumps(values))
     code, _, err = cryptomnesia("bench", "verify", tmp_path / "edited.json")
-    assert (code, err.strip()) == (1, f"the figures in {tmp_path / 'edited.json'} are not those of its scores")
+    assert code == 1
+    assert err.strip() == (
+        f"{tmp_path / 'edited.json'} has figures that do not follow from its scores: "
+        "detectors.drift.auc.reproduced.ordinary.value"
+    )
     values["rows"][0]["scores"]["drift"] = 9.0
     (tmp_path / "edited.json").write_text(json.dumps(values))
     code, _, err = cryptomnesia("bench", "verify", tmp_path / "edited.json")
@@ -125,32 +142,47 @@ def test_figures_of_known_scores():
         row["p_values"] = dict.fromkeys(("good", "bad"), p_value)
     figures = figures_of([*positive, *negative, *few], ["good", "bad"])
     good, bad = (figures["detectors"][name] for name in ("good", "bad"))
-    assert good["auc"]["reproduced"]["ordinary"]["value"] > 0.99
-    assert bad["auc"]["reproduced"]["ordinary"]["value"] < 0.01
-    assert good["tpr_at_1pct"]["reproduced"]["ordinary"]["value"] > 0.95
-    assert 0 < good["tpr_at_0.1pct"]["reproduced"]["ordinary"]["value"] <= 1
+    assert good["auc"]["labelled"]["ordinary"]["value"] > 0.99
+    assert bad["auc"]["labelled"]["ordinary"]["value"] < 0.01
+    assert good["tpr_at_1pct"]["labelled"]["ordinary"]["value"] > 0.95
+    assert 0 < good["tpr_at_0.1pct"]["labelled"]["ordinary"]["value"] <= 1
     # of three negatives no rate of 1% can be told
-    assert good["tpr_at_1pct"]["reproduced"]["rare_name"] is None
+    assert good["tpr_at_1pct"]["labelled"]["rare_name"] is None
     assert good["unknown"] == 1
-    assert good["auc"]["reproduced"]["rare_name"]["value"] == 0.5
+    assert good["auc"]["labelled"]["rare_name"]["value"] == 0.5
     assert good["fpr_met"]["rare_name"]["value"] == 0.5
-    assert figures["counts"]["reproduced"] == {"images": 40, "clusters": 10}
-    difference = figures["difference"]["reproduced"]
+    assert figures["counts"]["labelled"] == {"images": 40, "clusters": 10}
+    difference = figures["difference"]["labelled"]
     assert (difference["best"], difference["against"]) == ("good", "ordinary")
     assert difference["below"]["bad"]["high"] < -0.9
     assert figures_of([*positive, *negative, *few], ["good", "bad"]) == figures
 
 
+def test_redrawn_clusters_with_too_few_negatives_are_left_out_of_an_interval(tmp_path):
+    """Of 110 negatives in clusters of uneven size, a bootstrap sample may hold fewer than the 100 that a rate needs."""
+    rng = np.random.default_rng(0)
+    positive = rows_of((2 + rng.standard_normal(40)).tolist(), MEMORIZED)
+    negative = rows_of(rng.standard_normal(110).tolist(), "ordinary", [*[0] * 46, *range(1, 65)])
+    rows = [*positive, *negative]
+    figures = figures_of(rows, ["good", "bad"])
+    share = figures["detectors"]["good"]["tpr_at_1pct"]["labelled"]["ordinary"]
+    assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
+    packet = Packet({"model": "made up"}, {"good": {}, "bad": {}}, rows, figures)
+    packet.save(tmp_path / "packet.json")
+    assert Packet.load(tmp_path / "packet.json").differences(figures_of(rows, ["good", "bad"])) == []
+
+
 def test_positives_are_told_apart_by_what_is_known_of_them():
     one = rows_of([1.0], MEMORIZED, kind="verbatim", wording="named")
     other = rows_of([1.0, 2.0], MEMORIZED, kind="template", wording="named")
-    other[1]["reproduced"] = False
+    for row, reproduced in zip([*one, *other], (True, True, False), strict=True):
+        row["reproduced"] = reproduced
     parts = parts_of([*one, *other, *rows_of([0.0], "ordinary")])
     assert {name: len(part) for name, part in parts.items()} == {
         "reproduced": 2,
         "verbatim": 1,
         "template": 1,
-        "partly": 1,
+        "not_reproduced": 1,
     }
 
 
@@ -171,6 +203,16 @@ def test_the_trials_of_a_ground_are_its_planted_captions_and_every_kind_of_negat
         assert len(groups[kind]) >= 50
         assert {t.kind for t in groups[kind]} == {""}
     assert not {t.prompt for t in trials} & set(references)
+
+
+def test_trials_of_a_file_of_a_spreadsheet(tmp_path):
+    """With a byte-order mark, and a caption of two lines in quotes; of JSON with a separator of Unicode."""
+    (tmp_path / "labels.csv").write_bytes('\ufeffprompt,label\r\n"a cat\r\non a mat",memorized\r\nb,hard\r\n'.encode())
+    assert [t.prompt for t in of_file(tmp_path / "labels.csv")] == ["a cat\non a mat", "b"]
+    (tmp_path / "labels.jsonl").write_text(
+        '{"prompt": "a\u2028b", "label": "memorized"}\n{"prompt": "b", "label": "x"}', encoding="utf-8"
+    )
+    assert [t.prompt for t in of_file(tmp_path / "labels.jsonl")] == ["a\u2028b", "b"]
 
 
 def test_trials_of_a_file(tmp_path):
@@ -196,6 +238,11 @@ def test_trials_of_a_file(tmp_path):
         ("c.jsonl", "{", "is malformed"),
         ("d.txt", "a cat", r"give a \.csv or \.jsonl file"),
         ("e.jsonl", "[1]\n", "row 1: got"),
+        (
+            "f.csv",
+            "prompt,label\na cat,memorized\na cat,ordinary\n",
+            "with the labels memorized and ordinary; give",
+        ),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(UsageError, match=message):
@@ -206,21 +253,24 @@ def test_trials_of_a_file(tmp_path):
 
 def test_a_model_of_your_own_is_benched_with_labelled_prompts(audit_folder, tmp_path, cryptomnesia):
     (tmp_path / "labels.csv").write_text("prompt,label\na purple ring,memorized\na yellow ring,ordinary\n")
-    labels, references = ("--labels", tmp_path / "labels.csv"), ("--references", audit_folder / "references.txt")
+    (tmp_path / "references.txt").write_text("\n".join(REFERENCES))
+    labels, references = ("--labels", tmp_path / "labels.csv"), ("--references", tmp_path / "references.txt")
     model = "--model", audit_folder / "tiny", "--steps", 3, "--guidance", 2.0, "-o", tmp_path / "run"
-    code, out, err = cryptomnesia("bench", "detect", *model, *labels, *references, "--detector", "drift")
+    more = "--detector", "drift", "--images-per-prompt", 2
+    code, out, _ = cryptomnesia("bench", "detect", *model, *labels, *references, *more)
     assert code == 0
-    # the warning says so when the references are too few for the rate at which images are flagged
-    assert "102 reference prompts leave 68 for the null" in err
-    assert "reproduced, 1 images" in out
+    assert "labelled, 2 images" in out
     assert "drift" in out
     assert cryptomnesia("bench", "verify", tmp_path / "run" / PACKET)[0] == 0
     # by default every detector that works
     code, out, _ = cryptomnesia("bench", "detect", *model[:-1], tmp_path / "all", *labels, *references, "--json")
     assert code == 0
-    assert {"anisotropy", "drift", "guidance-mean", "score-difference", "sharpness"} < json.loads(out)[
-        "detectors"
-    ].keys()
+    some = {"anisotropy", "drift", "guidance-mean", "score-difference", "sharpness"}
+    assert some < json.loads(out)["detectors"].keys()
+    (tmp_path / "references.txt").write_text("\n".join([*REFERENCES, "a purple ring"]))
+    code, _, err = cryptomnesia("bench", "detect", *model, *labels, *references)
+    assert code == 2
+    assert "1 labelled prompts are references as well, 'a purple ring' for one; take them out" in err
 
 
 @pytest.mark.parametrize(
@@ -231,6 +281,7 @@ def test_a_model_of_your_own_is_benched_with_labelled_prompts(audit_folder, tmp_
         (("--labels", "a.csv"), "got labels without model or references; give both besides"),
         (("--ground", "scenes", "--model", "bundled"), "which has a model and references"),
         (("--labels", "a.csv", "--model", "m", "--references", "r", "--bundle", "b"), "without the ground"),
+        (("--ground", "pixels"), "pixels has no captions, so nothing tells its images apart; give another ground"),
         (("--ground", "tarot"), "no proving ground is called tarot"),
         (("--ground", "scenes", "--detector", "tarot"), "unknown detector 'tarot'"),
         (

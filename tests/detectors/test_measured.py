@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMPipeline
 
 from cryptomnesia import UsageError
+from cryptomnesia.detectors import detector
 from cryptomnesia.detectors.anisotropy import Anisotropy
 from cryptomnesia.detectors.attention_entropy import AttentionEntropy
 from cryptomnesia.detectors.condition_jacobian import ConditionJacobian
@@ -17,15 +18,16 @@ from cryptomnesia.detectors.flipd import Flipd
 from cryptomnesia.detectors.one_step import OneStep
 from cryptomnesia.detectors.overestimation import Overestimation
 from cryptomnesia.detectors.sharpness import Sharpness
-from cryptomnesia.detectors.spikiness import Spikiness, middle_of
+from cryptomnesia.detectors.spikiness import Spikiness, look_into
 from cryptomnesia.localizers.bright_ending import cross_attention
 from cryptomnesia.localizers.jacobian.diagonal import DiagonalEstimator
 from cryptomnesia.pipelines.denoiser import Prediction
-from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.schedule import Level, level_at
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.registry import entries
 from cryptomnesia.testing.miniatures import PROMPTS, SAMPLING, stable_diffusion, unconditional
 from cryptomnesia.testing.oracles import FiniteSet, Gaussian, schedule
+from cryptomnesia.testing.setups import SETUPS
 from cryptomnesia.tracing.generation import generate
 from cryptomnesia.tracing.trajectory import Step, Trajectory
 
@@ -182,9 +184,16 @@ def test_the_jacobian_of_the_condition_is_that_of_a_linear_network():
         found = ConditionJacobian(probes=400).measure(run, network)
         expected = matrices.flatten(1).norm(dim=1)
         torch.testing.assert_close(found.double(), expected, rtol=0.06, atol=0)
-    listed = replace(step, cond_inputs={"encoder_hidden_states": [1, 2]})
-    with pytest.raises(UsageError, match="needs the caption as the one tensor 'encoder_hidden_states'"):
-        ConditionJacobian().measure(replace(run, steps={0: listed}), network)
+
+    class Lists(torch.nn.Module):
+        def forward(self, hidden_states, timestep, cap_feats):
+            """A network that reads captions as a list."""
+
+    setup = SETUPS["SD 3"]()
+    setup.check([ConditionJacobian()])
+    setup.family.module = Lists()
+    with pytest.raises(UsageError, match="'encoder_hidden_states', and a Lists reads it"):
+        ConditionJacobian().check(setup)
 
 
 def test_the_entropy_of_the_attention_is_that_of_the_probabilities():
@@ -220,7 +229,52 @@ def test_spikiness_is_that_of_the_middle_block():
     expected = measured.flatten(1).std(dim=1)
     torch.testing.assert_close(batch.trajectory.signals["spikiness"], expected)
     assert not pipe.unet.mid_block._forward_hooks
-    assert middle_of(SimpleNamespace(transformer_blocks=torch.nn.ModuleList([torch.nn.Identity()] * 5)))
     with pytest.raises(UsageError, match="the middle of a SimpleNamespace is not known"):
-        middle_of(SimpleNamespace())
-    assert family_of(pipe).module is pipe.unet
+        look_into(SimpleNamespace(), [])
+
+
+def test_of_a_transformer_the_features_are_those_of_the_picture():
+    """Its block takes and returns features of the picture and of the caption."""
+
+    class Block(torch.nn.Module):
+        def forward(self, hidden_states, encoder_hidden_states):
+            return encoder_hidden_states + 1, hidden_states + 1
+
+    blocks = torch.nn.ModuleList([Block() for _ in range(3)])
+    seen = []
+    hook = look_into(SimpleNamespace(transformer_blocks=blocks), seen)
+    picture, caption = torch.zeros(1, 2), torch.ones(1, 2)
+    blocks[1](picture, caption)
+    blocks[1](encoder_hidden_states=caption, hidden_states=picture)
+    hook.remove()
+    blocks[1](picture, caption)
+    assert len(seen) == 2
+    assert all(found is picture for found in seen)
+
+
+COUNTED = [name for name in entries("detector") if detector(name).cost(SETUPS["Stable Diffusion"]())]
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_the_cost_is_what_is_evaluated(name):
+    """In evaluations of both branches of one image; the search of the critical scale may end earlier."""
+    setup = SETUPS["Stable Diffusion"]()
+    made = detector(name)
+    evaluated = 0
+
+    def count(module, args, kwargs, output):
+        nonlocal evaluated
+        evaluated += len(output[0])
+
+    hook = setup.pipe.unet.register_forward_hook(count, with_kwargs=True)
+    (plain,) = generate(setup, PROMPTS[:2], range(2), batch_size=2)
+    without, evaluated = evaluated, 0
+    (batch,) = generate(setup, PROMPTS[:2], range(2), batch_size=2, signals=made.signals)
+    hook.remove()
+    assert torch.equal(plain.images, batch.images)
+    measured = (evaluated - without) / 4
+    if name == "critical-scale":
+        assert 0 < measured <= made.cost(setup)
+    else:
+        # the estimator of a trace evaluates one image besides, to see how much memory that takes
+        assert measured - made.cost(setup) == (0.25 if name == "flipd" else 0)

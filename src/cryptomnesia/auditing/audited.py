@@ -131,7 +131,7 @@ def _run(request: Request, folder: Path, workers: int, progress: Progress) -> St
         with store.alone():
             first = store.rows(SCORES)[0]
             # `rescore` may have judged the run by another detector meanwhile
-            judged = first["made_by"], first.get("fdr"), first["fpr"] if settings.fdr is None else settings.fpr
+            judged = first["made_by"], first.get("fdr"), first.get("fpr_given", first["fpr"])
             if judged != (planned.about["made_by"]["detector"], settings.fdr, settings.fpr):
                 score(store)
     return store

@@ -146,8 +146,9 @@ class _Scored(_Judged):
     level: Literal["none", "unknown", "suspected", "corroborated", "confirmed"]
     region: bool
     repeated: bool
-    # rows of earlier versions lack it
+    # rows of earlier versions lack these
     fdr: NotRequired[_Rate | None]
+    fpr_given: NotRequired[_Rate]
 
 
 _ABOUT: TypeAdapter[Any] = TypeAdapter(_About)

@@ -24,7 +24,7 @@ IMAGES: Literal["images"] = "images"
 SCORES: Literal["scores"] = "scores"
 """Stages of a run from which its outcome is read."""
 
-_HIDDEN = frozenset({"prompt", "made_by", "fdr", "map", "mask", "timesteps"})
+_HIDDEN = frozenset({"prompt", "made_by", "fdr", "fpr_given", "map", "mask", "timesteps"})
 """Columns that the JSON report gives elsewhere, or that are too long for it."""
 
 

@@ -213,7 +213,11 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
 
 
 def _too_few(found: Plan) -> list[str]:
-    """What the references are too few for, in a sentence: to find a single prompt among many."""
+    """What the references are too few for, in a sentence: to find a single prompt among many.
+
+    Raises:
+        UsageError: if they are too few to find all of them.
+    """
     settings = found.settings
     if settings.fdr is None:
         return []
@@ -221,6 +225,12 @@ def _too_few(found: Plan) -> list[str]:
     least = math.ceil(1 / ((found.null + 1) * wanted) - 1e-9)
     if least <= 1:
         return []
+    if least > len(found.prompts):
+        raise UsageError(
+            f"a false-discovery rate of {settings.fdr:g} needs smaller p-values than {found.null} scores in the null "
+            f"can give, even if all {len(found.prompts)} prompts were memorized; calibrate on "
+            f"{needed_references(wanted)} prompts, or give a higher rate"
+        )
     return [
         f"at a false-discovery rate of {settings.fdr:g} prompts are suspected only if {least} of {len(found.prompts)} "
         f"or more have the smallest p-value; to find a single one, calibrate on {needed_references(wanted)} prompts"

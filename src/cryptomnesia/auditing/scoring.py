@@ -202,7 +202,9 @@ def score(
     rate = fpr
     if fdr is not None:
         images = stored.settings.images_per_prompt
-        rate = discovery_rate(_per_prompt(stored.rows, verdicts, images), fdr, fpr=min(1.0, images * fpr)) / images
+        most = discovery_rate(_per_prompt(stored.rows, verdicts, images), fdr, fpr=min(1.0, images * fpr))
+        # p-values are fractions, so rounding must not decide
+        rate = max([most / images, *(v.p_value for v in verdicts if min(1.0, images * v.p_value) <= most)])
         verdicts = [_at_rate(verdict, rate) for verdict in verdicts]
     masks = {number: torch.tensor(row["mask"]) for number, row in enumerate(stored.rows) if row["mask"] is not None}
     pictures = [_small(store.folder, row["image"]) for row in stored.rows]
@@ -224,6 +226,7 @@ def score(
                 "made_by": made_by,
                 "level": level.name,
                 "fdr": fdr,
+                "fpr_given": fpr,
                 **second,
             }
         )

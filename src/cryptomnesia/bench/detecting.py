@@ -3,24 +3,25 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cryptomnesia.bench.figures import figures_of
+from cryptomnesia.bench.figures import FPR, figures_of
 from cryptomnesia.bench.packet import Packet
 from cryptomnesia.bench.trials import MEMORIZED, Trial
-from cryptomnesia.calibration.fitting import calibrate, recorded_for
+from cryptomnesia.calibration.fitting import calibrate, check_references, recorded_for
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.detectors import Detector
 from cryptomnesia.errors import UsageError
-from cryptomnesia.files import write_whole
+from cryptomnesia.files import prompts_digest, write_whole
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.statistics import conformal_p_values
-from cryptomnesia.tracing.generation import generate
+from cryptomnesia.tracing.generation import check_call, generate, kept_prompts
 
 CALIBRATION = "calibration.safetensors"
 """File of a bench's folder with the reference runs."""
@@ -68,13 +69,19 @@ def bench(
         progress: called while images are generated.
 
     Raises:
-        UsageError: if the folder holds another bench, or the set-up refuses a detector.
+        UsageError: if the folder holds another bench, the set-up refuses a detector, or the references are too few for
+            a false-positive rate of 1%.
     """
     report = progress or (lambda *_: None)
     setup.check(detectors)
+    check_call(setup)
+    check_references(references, repeated=not setup.family.conditional, fpr=FPR)
+    # a warning says which prompts are cut off
+    kept_prompts(setup, [trial.prompt for trial in trials], "truncate")
     norms, signals = recorded_for(detectors)
     settings = {
         **about,
+        "batch_size": batch_size,
         "weights": weights_digest(setup.pipe),
         "fingerprint": {name: str(value) for name, value in setup.fingerprint.items()},
         "references": list(references),
@@ -138,7 +145,13 @@ def bench(
         for detector in detectors
     }
     kept = {name: value for name, value in settings.items() if name not in ("trials", "references", "detectors")}
-    found = {**kept, "references": len(references), "null": len(calibration.others)}
+    found = {
+        **kept,
+        "references": len(references),
+        "references_sha256": prompts_digest(references),
+        "null": len(calibration.others),
+        "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")},
+    }
     packet = Packet(found, methods, rows, figures_of(rows, names))
     packet.save(folder / PACKET)
     return packet
@@ -171,8 +184,17 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         found = written.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write a bench to {folder}: {error.strerror}; give another folder") from None
-    if found != text:
-        raise UsageError(f"{folder} holds a bench with other settings; go on with those, or give an empty folder")
+    if found == text:
+        return
+    try:
+        before = json.loads(found)
+    except ValueError:
+        before = {}
+    changed = ", ".join(name for name in {**settings, **before} if settings.get(name) != before.get(name))
+    raise UsageError(
+        f"{folder} holds a bench with other settings: {written} differs in {changed}; go on with those, or give an "
+        "empty folder"
+    )
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """From scores to figures. Needs no model: whoever has a packet can compute them again.
 
 Images of one concept or caption are not independent, so intervals redraw whole clusters on both sides. Reproduced
-pictures are the positives; those of planted captions that were not reproduced are a group of their own. Differences
+pictures are the positives; those of planted captions that were not reproduced are a part of their own. Differences
 between two detectors are computed on the same redrawn images.
 """
 
@@ -59,19 +59,20 @@ def figures_of(rows: Rows, detectors: Sequence[str]) -> dict[str, Any]:
 
 
 def parts_of(rows: Rows) -> dict[str, Rows]:
-    """The positives in parts: `reproduced` and, of these, by kind and wording; and `partly`, which were not.
+    """The positives in parts: `reproduced` and, of these, by kind and wording; and `not_reproduced`.
 
-    Where it is not known what was reproduced, all positives are `reproduced`.
+    Where it is not known what was reproduced, all positives are `labelled`.
     """
     positive = [row for row in rows if row["group"] == MEMORIZED]
-    reproduced = [row for row in positive if row["reproduced"] is not False]
-    parts: dict[str, Rows] = {"reproduced": reproduced}
+    known = any(row["reproduced"] is not None for row in positive)
+    main = [row for row in positive if row["reproduced"]] if known else positive
+    parts: dict[str, Rows] = {"reproduced" if known else "labelled": main}
     for column in ("kind", "wording"):
-        values = list(dict.fromkeys(row[column] for row in reproduced if row[column]))
+        values = list(dict.fromkeys(row[column] for row in main if row[column]))
         if len(values) > 1:
-            parts |= {value: [row for row in reproduced if row[column] == value] for value in values}
-    if partly := [row for row in positive if row["reproduced"] is False]:
-        parts["partly"] = partly
+            parts |= {value: [row for row in main if row[column] == value] for value in values}
+    if known:
+        parts["not_reproduced"] = [row for row in positive if not row["reproduced"]]
     return {name: part for name, part in parts.items() if part}
 
 
@@ -103,6 +104,7 @@ def _figure(figure: str, positive: list[np.ndarray], negative: list[np.ndarray])
     fpr, least = _LEAST[figure]
     if count < least:
         return None
+    # redrawn clusters may hold fewer negatives; such samples have no figure, and are left out of the interval
     return asdict(clustered(lambda one, other: tpr_at_fpr(one, other, fpr), positive, negative, draws=DRAWS))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ class Packet:
     """The scores of a bench.
 
     Attributes:
-        about: what they depend on: model, weights, set-up, references, versions.
+        about: what they depend on: model, weights, set-up, digest of the reference captions, versions of packages.
         methods: name of a detector → `describe`, everything that changes its scores in words; `cost`, further
             evaluations of the network per image; and `earliest`, the evaluation after which it has a score.
         rows: one per image: group, cluster, prompt, seed, kind, wording, `reproduced` (None where it is not known),
@@ -32,11 +33,15 @@ class Packet:
     rows: list[dict[str, Any]]
     figures: dict[str, Any]
 
+    def differences(self, figures: dict[str, Any]) -> list[str]:
+        """Where other figures differ from those of the packet by more than rounding, as paths of keys."""
+        return list(_differing("", plain(self.figures), plain(figures)))
+
     def save(self, path: Path) -> None:
         """Write the packet as JSON."""
         values = {"schema": SCHEMA, "about": self.about, "methods": self.methods, "digest": digest(self.rows)}
         values |= {"figures": self.figures, "rows": self.rows}
-        write_whole(path, json.dumps(_plain(values), indent=1) + "\n")
+        write_whole(path, json.dumps(plain(values), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Packet":
@@ -64,13 +69,24 @@ class Packet:
 
 def digest(rows: list[dict[str, Any]]) -> str:
     """SHA-256 of the rows."""
-    return hashlib.sha256(json.dumps(_plain(rows), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(plain(rows), sort_keys=True).encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def _differing(path: str, first: Any, second: Any) -> Iterator[str]:
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in {**first, **second}:
+            yield from _differing(f"{path}.{key}" if path else key, first.get(key), second.get(key))
+    elif isinstance(first, int | float) and isinstance(second, int | float):
+        if not math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-12):
+            yield path
+    elif first != second:
+        yield path
+
+
+def plain(value: Any) -> Any:
     """A value as JSON holds it: None for NaN and infinity."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

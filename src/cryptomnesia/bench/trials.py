@@ -1,11 +1,13 @@
 """What a bench generates: captions with the truth about them, from a proving ground or from a file."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
@@ -104,26 +106,30 @@ def of_file(path: Path, images_per_prompt: int = 1) -> list[Trial]:
         UsageError: for a file that cannot be read, lacks a column, or has no positives or no negatives.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
+            rows: list[Any] = list(csv.DictReader(io.StringIO(text, newline="")))
         elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             raise UsageError(f"got the labels {path}; give a .csv or .jsonl file with the columns prompt and label")
     except OSError as error:
         raise UsageError(f"cannot read {path} ({error.strerror}); give another file") from None
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise UsageError(f"{path} is malformed ({error}); give a .csv or .jsonl file") from None
-    trials = []
+    trials: list[Trial] = []
+    labels: dict[str, str] = {}
     for number, row in enumerate(rows, start=1):
         given = row if isinstance(row, dict) else {}
         prompt, label = (given.get(name) for name in ("prompt", "label"))
         if not (isinstance(prompt, str) and prompt.strip() and isinstance(label, str) and label.strip()):
             raise UsageError(f"{path}, row {number}: got {row!r}; give every row a prompt and a label, both texts")
+        prompt, label = prompt.strip(), label.strip()
+        if labels.setdefault(prompt, label) != label:
+            raise UsageError(f"{path} has the prompt {prompt!r} with the labels {labels[prompt]} and {label}; give one")
         for _ in range(images_per_prompt):
             cluster = str(given.get("cluster") or prompt)
-            trials.append(Trial(prompt.strip(), label.strip(), cluster, FIRST_SEED + len(trials)))
+            trials.append(Trial(prompt, label, cluster, FIRST_SEED + len(trials)))
     groups = {trial.group for trial in trials}
     if MEMORIZED not in groups or len(groups) < 2:
         found = ", ".join(sorted(groups)) or "no rows"

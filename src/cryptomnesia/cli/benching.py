@@ -41,6 +41,7 @@ def bench_detect(
     --labels, --references).
     """
     from cryptomnesia.bench.detecting import PACKET, bench
+    from cryptomnesia.bench.packet import plain
     from cryptomnesia.bench.trials import of_file, of_ground
     from cryptomnesia.detectors import detector, detector_names
     from cryptomnesia.pipelines.setup import Setup
@@ -53,6 +54,8 @@ def bench_detect(
     truth, threshold = None, 0.0
     if settings.ground is not None:
         ground = ground_of(settings.ground)
+        if not ground.captioned:
+            raise UsageError(f"{ground.name} has no captions, so nothing tells its images apart; give another ground")
         folder = settings.bundle or ground.bundle
         manifest = Manifest.load(folder)
         if manifest.ground != ground.name:
@@ -67,7 +70,8 @@ def bench_detect(
     else:
         assert settings.labels is not None
         assert settings.references is not None
-        trials, references = of_file(settings.labels), read_prompts(settings.references)
+        trials = of_file(settings.labels, settings.images_per_prompt)
+        references = read_prompts(settings.references)
         if both := {trial.prompt for trial in trials} & set(references):
             raise UsageError(
                 f"{len(both)} labelled prompts are references as well, {min(both)!r} for one; take them out"
@@ -93,7 +97,7 @@ def bench_detect(
             progress=report,
         )
     if as_json:
-        typer.echo(json.dumps(packet.figures, indent=2))
+        typer.echo(json.dumps(plain(packet.figures), indent=2))
     else:
         print_bench(packet)
         typer.echo(f"{output / PACKET}: every score; `cryptomnesia bench verify` computes the figures again")
@@ -106,16 +110,16 @@ def verify(
 ) -> None:
     """Compute every figure of a packet again from its scores, with no model; exit code 1 if one is another."""
     from cryptomnesia.bench.figures import figures_of
-    from cryptomnesia.bench.packet import Packet
+    from cryptomnesia.bench.packet import Packet, plain
 
     found = Packet.load(packet)
-    figures = json.loads(json.dumps(figures_of(found.rows, list(found.methods))))
+    figures = figures_of(found.rows, list(found.methods))
     if as_json:
-        typer.echo(json.dumps(figures, indent=2))
+        typer.echo(json.dumps(plain(figures), indent=2))
     else:
         print_bench(found)
-    if figures != found.figures:
-        typer.echo(f"the figures in {packet} are not those of its scores", err=True)
+    if differing := found.differences(figures):
+        typer.echo(f"{packet} has figures that do not follow from its scores: {', '.join(differing[:3])}", err=True)
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Entropy of the attention (Ren et al., ECCV 2024, arXiv:2403.11052): a memorized caption is read unevenly.
+"""Entropy of the attention (Ren et al., ECCV 2024, arXiv:2403.11052): of a memorized caption all tokens are read.
 
 The score is the entropy of the cross-attention over the tokens of the caption, −Σ a·log a, where a is averaged over
 places and heads. It is that of the authors' one-step metric E: the first evaluation, and one layer on the network's way

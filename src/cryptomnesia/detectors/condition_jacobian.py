@@ -6,6 +6,7 @@ predicted value takes the place of ε.
 """
 
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -53,23 +54,28 @@ class ConditionJacobian(Measured):
         """A model that reads captions."""
         return frozenset({"captions"})
 
+    def check(self, setup: Setup) -> None:
+        """Refuse a network that does not read the tokens of the caption as one tensor.
+
+        Raises:
+            UsageError: naming the network.
+        """
+        super().check(setup)
+        network = type(getattr(setup.family.module, "_orig_mod", setup.family.module))
+        if _CAPTION not in signature(network.forward).parameters:
+            raise UsageError(
+                f"{self.name} needs a network that reads the caption as {_CAPTION!r}, and a {network.__name__} reads "
+                "it in another way; use another detector"
+            )
+
     def cost(self, setup: Setup) -> float:
         """One evaluation of the conditional branch for every probe and one more, half of one of both branches each."""
         return (1 + self.probes) * (0.5 if setup.guided else 1.0)
 
     def measure(self, run: Trajectory, denoiser: Denoiser) -> Tensor:
-        """The score of every image, (B,).
-
-        Raises:
-            UsageError: for a network that does not read the tokens of the caption as one tensor.
-        """
+        """The score of every image, (B,)."""
         step = run.step(self.step)
-        tokens = step.cond_inputs.get(_CAPTION)
-        if not isinstance(tokens, Tensor):
-            raise UsageError(
-                f"{self.name} needs the caption as the one tensor {_CAPTION!r}, and this network reads it in another "
-                "way; use another detector"
-            )
+        tokens: Tensor = step.cond_inputs[_CAPTION]
         # embeddings of different text encoders have different lengths
         size = wide(tokens).flatten(1).square().mean(dim=1).sqrt().view(-1, *[1] * (tokens.dim() - 1)).to(tokens)
 
@@ -77,11 +83,12 @@ class ConditionJacobian(Measured):
             inputs = {**input_rows(step.cond_inputs, rows), _CAPTION: relative * size[rows]}
             return denoiser(step.cond.x[rows], step.level, inputs).value
 
+        known = predicted(tokens / size, torch.arange(len(tokens)))
         generator = torch.Generator().manual_seed(self.seed)
         total = torch.zeros(len(tokens), device=tokens.device)
         for _ in range(self.probes):
             signs = 2.0 * torch.randint(2, tokens.shape[1:], generator=generator) - 1
             direction = signs.to(tokens).expand_as(tokens) / size
-            product = along(predicted, tokens / size, direction, scale=0.1)
+            product = along(predicted, tokens / size, direction, scale=0.1, value=known)
             total += norms(wide(product)).square()
         return (total / self.probes).sqrt()

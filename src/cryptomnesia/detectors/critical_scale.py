@@ -25,12 +25,12 @@ from cryptomnesia.tracing.trajectory import Place, Step, Trajectory, evaluation
 
 @dataclass(frozen=True)
 class CriticalScale(Measured):
-    """log σ_c of the final picture with its caption; −log of the least level where it is retained at none.
+    """log σ_c of the final picture with its caption; where it is retained at no level, one level below the least.
 
     Attributes:
         iterations: K, applications of the denoiser.
         radius: r, the distance from the picture, relative to its norm, up to which it is retained.
-        levels: among how many noise levels the largest is searched; a power of two less one takes all of a bisection.
+        levels: among how many noise levels the largest is searched. A bisection of k steps tells 2ᵏ − 1 of them apart.
     """
 
     iterations: int = 16
@@ -46,10 +46,10 @@ class CriticalScale(Measured):
     @property
     def places(self) -> tuple[Place, ...]:
         """The evaluations of the noise levels, from the noisiest to the last."""
-        return (*(number / self.levels for number in range(self.levels)), -1)
+        return (*(number / self.levels for number in range(self.levels - 1)), -1)
 
     def cost(self, setup: Setup) -> float:
-        """K evaluations of the conditional branch for every step of the bisection."""
+        """At most K evaluations of the conditional branch for every step of the bisection."""
         return self.iterations * math.ceil(math.log2(self.levels + 1)) * (0.5 if setup.guided else 1.0)
 
     def measure(self, run: Trajectory, denoiser: Denoiser) -> Tensor:

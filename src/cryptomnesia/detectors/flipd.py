@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.detectors.measured import Measured
-from cryptomnesia.localizers.base import wide
+from cryptomnesia.errors import NotFiniteError
+from cryptomnesia.localizers.base import subtractable, wide
 from cryptomnesia.localizers.jacobian.diagonal import DiagonalEstimator
 from cryptomnesia.pipelines.denoiser import Denoiser
 from cryptomnesia.pipelines.inputs import input_rows
@@ -59,13 +60,23 @@ class Flipd(Measured):
 
         entries, found = x[0].numel(), denoiser(x, level, last.cond_inputs).epsilon
         squared = wide(found).flatten(1).square().sum(dim=1)
-        score = torch.full_like(squared, torch.nan)
-        # the estimator refuses values that are not finite, and the other images of the batch have a score all the same
-        rows = torch.arange(len(x), device=x.device)[squared.isfinite()]
-        if len(rows):
-            sound = rows.tolist()
-            trace = self.estimator.estimate(
-                lambda points, chosen: epsilon(points, rows.cpu()[chosen]), x[sound], scale=level.sigma, reduce=total
-            ).value[:, 0]
-            score[sound] = (level.sigma * trace - squared[sound] - entries) / entries
-        return score
+
+        def score(rows: list[int]) -> Tensor:
+            """Minus the dimension of some of the images, per entry; NaN where the network's output is not finite."""
+            chosen = torch.tensor(rows)
+            try:
+                trace = self.estimator.estimate(
+                    lambda points, places: epsilon(points, chosen[places]),
+                    x[rows],
+                    scale=level.sigma,
+                    value=subtractable(last.cond, found[rows]),
+                    reduce=total,
+                ).value[:, 0]
+            except NotFiniteError:
+                if len(rows) == 1:
+                    return torch.full_like(squared[rows], torch.nan)
+                # the other images of the batch have a score all the same
+                return torch.cat([score([row]) for row in rows])
+            return (level.sigma * trace - squared[rows] - entries) / entries
+
+        return score([*range(len(x))])

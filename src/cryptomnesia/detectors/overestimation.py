@@ -45,12 +45,13 @@ class Overestimation(Measured):
 
     def measure(self, run: Trajectory, denoiser: Denoiser) -> Tensor:
         """The score of every image, (B,)."""
-        noise, picture = wide(run.step(0).cond.x).flatten(1), wide(run.step(-1).guided.x0).flatten(1)
-        both = torch.stack([picture, noise], dim=2).double().cpu()
+        # not every device has double precision
+        noise, picture = (wide(x).flatten(1).cpu().double() for x in (run.step(0).cond.x, run.step(-1).guided.x0))
+        both = torch.stack([picture, noise], dim=2)
         found = []
         for place in self.early:
             step = run.step(place)
-            weights = _least_squares(both, wide(step.cond.x).flatten(1).double().cpu())
+            weights = _least_squares(both, wide(step.cond.x).flatten(1).cpu().double())
             found.append(weights[:, 0] - step.cond.alpha)
         return torch.stack(found).mean(dim=0)
 

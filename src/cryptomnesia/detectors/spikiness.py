@@ -1,14 +1,15 @@
 """Spikiness of the representation (arXiv:2512.20963): the features of a memorized picture are few and strong.
 
 The score is the standard deviation of the features in the middle of the network over that picture's features, at an
-evaluation of little noise (t ≈ 50 of 1,000). The middle is the UNet's middle block, or the middle one of a
-transformer's blocks.
+evaluation of little noise (t ≈ 50 of 1,000). They are what the middle block of a UNet gives, or what the middle one of
+a transformer's blocks is given for the picture.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from cryptomnesia.detectors.measured import Measured
 from cryptomnesia.errors import UsageError
@@ -47,7 +48,7 @@ class Spikiness(Measured):
             UsageError: naming the network.
         """
         super().check(setup)
-        middle_of(setup.family.module)
+        look_into(setup.family.module, []).remove()
 
     def cost(self, setup: Setup) -> float:
         """One evaluation of the conditional branch, half of one of both."""
@@ -56,29 +57,30 @@ class Spikiness(Measured):
     def measure(self, run: Trajectory, denoiser: Denoiser) -> Tensor:
         """The score of every image, (B,)."""
         step = run.step(self.step)
-        seen: list[Any] = []
-        hook = middle_of(getattr(denoiser, "module", None)).register_forward_hook(
-            lambda _module, _args, output: seen.append(output)
-        )
+        seen: list[Tensor] = []
+        hook = look_into(getattr(denoiser, "module", None), seen)
         try:
             # compiled code would not call the hook
             with eagerly():
                 denoiser(step.cond.x, step.level, step.cond_inputs)
         finally:
             hook.remove()
-        features: Tensor = seen[-1][-1] if isinstance(seen[-1], tuple) else seen[-1]
-        return wide(features).flatten(1).std(dim=1)
+        return wide(seen[-1]).flatten(1).std(dim=1)
 
 
-def middle_of(network: Any) -> nn.Module:
-    """The block in the middle of a network.
+def look_into(network: Any, seen: list[Any]) -> RemovableHandle:
+    """Append the features in the middle of a network to `seen` at every evaluation, until the handle is removed.
 
     Raises:
-        UsageError: for a network that has none.
+        UsageError: for a network whose middle is not known.
     """
-    if isinstance(found := getattr(network, "mid_block", None), nn.Module):
-        return found
+    if isinstance(middle := getattr(network, "mid_block", None), nn.Module):
+        return middle.register_forward_hook(lambda _module, _args, output: seen.append(output))
     blocks = getattr(network, "transformer_blocks", None)
     if isinstance(blocks, nn.ModuleList) and len(blocks):
-        return blocks[len(blocks) // 2]
+        # a block returns features of the picture and of the caption, in an order of its own
+        return blocks[len(blocks) // 2].register_forward_pre_hook(
+            lambda _module, args, given: seen.append(given["hidden_states"] if "hidden_states" in given else args[0]),
+            with_kwargs=True,
+        )
     raise UsageError(f"the middle of a {type(network).__name__} is not known; use a detector that needs none")

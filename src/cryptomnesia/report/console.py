@@ -205,7 +205,7 @@ def print_bench(packet: "Packet") -> None:
     table.add_column("detector", no_wrap=True)
     for group in groups:
         table.add_column(f"{group}\n{counts[group]['images']} images", justify="right")
-    for heading in ("caught at 1%", *(["partly"] if "partly" in parts else []), "evaluations"):
+    for heading in ("caught at 1%", *(["not reproduced"] if "not_reproduced" in parts else []), "evaluations"):
         table.add_column(heading, justify="right")
 
     def shown(value: dict[str, float] | None, *, interval: bool = False) -> str:
@@ -221,8 +221,8 @@ def print_bench(packet: "Packet") -> None:
         found = figures[name]
         cells = [shown(found["auc"][main][group], interval=group == groups[0]) for group in groups]
         cells.append(shown(found["tpr_at_1pct"][main][groups[0]]))
-        if "partly" in parts:
-            cells.append(shown(found["auc"]["partly"][groups[0]]))
+        if "not_reproduced" in parts:
+            cells.append(shown(found["auc"]["not_reproduced"][groups[0]]))
         table.add_row(name, *cells, f"{packet.methods[name]['cost']:g}")
     Console().print(table)
 

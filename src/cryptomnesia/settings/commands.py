@@ -299,6 +299,8 @@ class BenchSettings(CallSettings):
     `memorized` marks positives, any other label names a group of negatives."""
     references: Path | None = None
     """For a model of your own: file of reference prompts, none of which is among the labelled ones."""
+    images_per_prompt: int = Field(1, ge=1, le=MOST_IMAGES)
+    """For a model of your own: images of every labelled prompt."""
     detector: Names = Field(default_factory=list)
     """Detector to compare; can be given several times. By default all that work in the set-up."""
     positives: int = Field(224, ge=1)

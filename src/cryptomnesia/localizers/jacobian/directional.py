@@ -28,8 +28,9 @@ def along(
     half = x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type)
     rows = torch.arange(len(x))
     # the step has the same length for all images, whatever the length of v is
-    length = torch.linalg.vector_norm(direction.flatten(1).double(), dim=1) / direction[0].numel() ** 0.5
-    unit = direction.double() / _beside(length, direction).clamp_min(1e-300)
+    direction = direction.to(torch.promote_types(direction.dtype, torch.float32))
+    length = torch.linalg.vector_norm(direction.flatten(1), dim=1) / direction[0].numel() ** 0.5
+    unit = direction / _beside(length, direction).clamp_min(torch.finfo(direction.dtype).tiny)
     with whole_floats() as rounded, eagerly() if half else nullcontext():
         if not half and (value is None or (rounded and x.is_cuda)):
             value = function(x, rows)
