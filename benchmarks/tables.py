@@ -776,6 +776,42 @@ def grounds_fine_tunes(results: Results) -> str:
     return grid(["fine-tune", "shown pictures", "pictures not shown", "ordinary captions", "left out"], rows)
 
 
+# Detectors on the proving grounds (bench.json)
+
+_AGAINST = {
+    "ordinary": "never-planted captions",
+    "look_alike": "look-alikes",
+    "rare_name": "invented names with varied images",
+    "fixed_pixels": "captions that fix most pixels",
+    "frequent": "frequent captions",
+}
+"""Groups of negatives of the bench, in words."""
+
+
+def _bench(results: Results, name: str) -> str:
+    """Every detector on one ground, the best first: AUC of reproduced pictures, and what is caught."""
+    found = results("bench", "grounds").get(name)
+    if found is None:
+        raise NotMeasured(name)
+    figures = found["detectors"]
+    shown = [group for group in _AGAINST if group in figures["drift"]["auc"]["reproduced"]]
+    order = sorted(figures, key=lambda one: -figures[one]["auc"]["reproduced"]["ordinary"]["value"])
+    rows = []
+    for one in order:
+        auc = figures[one]["auc"]
+        against = [interval(auc["reproduced"]["ordinary"])]
+        against += [number(auc["reproduced"][group]) for group in shown[1:]]
+        caught = interval(figures[one]["tpr_at_1pct"]["reproduced"]["ordinary"])
+        rest = number(auc["not_reproduced"]["ordinary"]) if "not_reproduced" in auc else "–"
+        rows.append([code(one), *against, caught, rest, f"{found['methods'][one]['cost']:g}"])
+    heads = [f"AUC against {_AGAINST[group]}" for group in shown]
+    return grid(["detector", *heads, "caught at 1% of never-planted captions", "not reproduced", "evaluations"], rows)
+
+
+for _name in ("scenes", "drawings"):
+    table(f"bench.{_name}")(partial(_bench, name=_name))
+
+
 # What users bring (robustness.json)
 
 

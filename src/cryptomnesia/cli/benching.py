@@ -65,7 +65,7 @@ def bench_detect(
         pipe = pipeline_of(settings, str(folder / "pipeline"))
         manifest.check(pipe)
         call = {**ground.call(manifest.steps, manifest.guidance), **call_of(settings)}
-        truth, threshold = partial(_distance, manifest), ground.threshold
+        truth, threshold = partial(distance, manifest), ground.threshold
         about = {"model": f"the ground {ground.name}"}
     else:
         assert settings.labels is not None
@@ -123,7 +123,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def _distance(manifest: "Manifest", trial: "Trial", image: "Tensor") -> float:
+def distance(manifest: "Manifest", trial: "Trial", image: "Tensor") -> float:
     """The distance of a picture from what is planted under its caption."""
     from cryptomnesia.proving_ground.replication import planted_distance
 
