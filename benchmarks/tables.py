@@ -751,7 +751,7 @@ _GROUNDS = {
     "drawings": tuple(_GROUND_TABLES),
     "drawings-unconditional": ("", ".denoising"),  # to be compared with the drawings
     "drawings-flow": ("", ".settings", ".guidance", ".denoising"),  # one rung
-    "pixels": ("", ".denoising"),  # no captions
+    "pixels": ("",),  # no captions
 }
 """Ground → its tables."""
 

@@ -121,6 +121,10 @@ def test_the_tables_of_a_ground_read_what_verify_prints(root, monkeypatch, tmp_p
         "denoising_spread_unconditional": [0.9, 1.1],
         "dose_response": {"verbatim": {"4": share, "1600": share}},
         "guidance_curve": {"1.5": {"recognized": share, "frechet": 2.0}},
+        "recognized_of_ground": 0.9,
+        "frechet_of_ground": 1.5,
+        "out_of_reach": ["object-1", "object-2"],
+        "denoising_by_timestep_unconditional": {"50": 0.875, "150": 1.0},
         "settings": {
             "PNDMScheduler": {"1.5": {"by_wording": {"verbatim": {"plain": share}}, "control_replicated": share}}
         },
@@ -134,7 +138,8 @@ def test_the_tables_of_a_ground_read_what_verify_prints(root, monkeypatch, tmp_p
         "": ["| `scheduler` | `PNDMScheduler` |", "| `bytes` | 1200 |", "| 0.500 (0.250–0.750) |", "| 0.900–1.100 |"],
         ".dose": ["| 4 | 1600 |", "| verbatim | 0.50 (0.25–0.75) | 0.50 (0.25–0.75) |"],
         ".settings": [f"| PNDM | 1.5 | {kind} | – | 0.50 (0.25–0.75) | – |" for kind in ("verbatim", "never planted")],
-        ".guidance": ["| 1.5 | 0.500 (0.250–0.750) | 2.00 |"],
+        ".guidance": ["| 1.5 | 0.500 (0.250–0.750) | 2.00 |", "| the ground's own pictures | 0.900 | 1.50 |"],
+        ".denoising": ["| denoising ratio at timestep | 50 | 150 |", "| unconditional branch | 0.88 | 1.00 |"],
     }
     for suffix, cells in expected.items():
         page = publish.filled(f"<!-- results: grounds.scenes{suffix} -->\n<!-- end -->", tmp_path)

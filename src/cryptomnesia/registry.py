@@ -272,7 +272,7 @@ def methods(kind: Kind | None = None) -> Iterator[Entry]:
 
     Example:
         >>> [entry.name for entry in methods("detector")][:2]
-        ['drift', 'guidance-first']
+        ['anisotropy', 'attention-entropy']
     """
     kinds: tuple[Kind, ...] = ("detector", "localizer", "mitigation") if kind is None else (kind,)
     for one in kinds:

@@ -129,7 +129,7 @@ def test_planted_pictures_and_look_alikes_that_come_back_are_counted(made, few, 
     returned = exposures.images[:3].repeat(2, axis=0), exposures.images[-1:], np.zeros((13, 32, 32, 3), np.uint8)
     monkeypatch.setattr(verifying.Model, "images", lambda *_: np.concatenate(returned) / 255)
     figures = verify(made)
-    assert figures["verbatim_replicated"]["value"] == pytest.approx(6 / 20)
+    assert figures["replicated"]["value"] == pytest.approx(6 / 20)
     assert figures["concepts_returned"]["value"] == pytest.approx(3 / CONCEPTS)
     assert figures["control_replicated"]["value"] == pytest.approx(1 / 20)
 

@@ -22,7 +22,7 @@ class DrawingsFlow(Drawings):
             Phase(4_000, 16, 3e-4, middle=0.75),
             # planted captions are exchanged here as well, with a fortieth of their exposures
             Phase(1_500, 16, 1e-4, exchanged=0.7),
-            Phase(11_000, 16, 4e-4, middle=0.4, planted_dropout=0.0),
+            Phase(11_100, 16, 4e-4, middle=0.4, planted_dropout=0.0),
             Phase(1_500, 16, 1e-4, exchanged=0.4, planted_dropout=0.0),
         ),
         decoder_steps=BASE.recipe.decoder_steps,
