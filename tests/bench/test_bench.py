@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from cryptomnesia import Drift, GuidanceMagnitude, Stability, UsageError
 from cryptomnesia.bench.detecting import CALIBRATION, PACKET, ROWS, bench
@@ -82,6 +83,12 @@ def test_a_bench_that_was_killed_goes_on(whole, tmp_path):
     assert min(done for _, done, _ in made) > 2
     with pytest.raises(UsageError, match=r"holds a bench with other settings: .* differs in threshold, trials; go on"):
         run(tmp_path, TRIALS[:4])
+
+
+def test_only_one_process_works_in_a_folder(tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(UsageError, match="another process works on the bench in"):
+        run(tmp_path)
+    assert not (tmp_path / ROWS).exists()
 
 
 def test_what_could_not_be_benched_leaves_no_folder(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cryptomnesia.bench.figures import FPR, figures_of
@@ -69,8 +70,8 @@ def bench(
         progress: called while images are generated.
 
     Raises:
-        UsageError: if the folder holds another bench, the set-up refuses a detector, or the references are too few for
-            a false-positive rate of 1%.
+        UsageError: if the folder holds another bench, another process works in it, the set-up refuses a detector, or
+            the references are too few for a false-positive rate of 1%.
     """
     report = progress or (lambda *_: None)
     setup.check(detectors)
@@ -78,7 +79,6 @@ def bench(
     check_references(references, repeated=not setup.family.conditional, fpr=FPR)
     # a warning says which prompts are cut off
     kept_prompts(setup, [trial.prompt for trial in trials], "truncate")
-    norms, signals = recorded_for(detectors)
     settings = {
         **about,
         "batch_size": batch_size,
@@ -90,6 +90,30 @@ def bench(
         "trials": [asdict(trial) for trial in trials],
     }
     _claim(folder, settings)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return _bench(setup, trials, references, detectors, folder, settings, call, truth, batch_size, report)
+    except Timeout:
+        raise UsageError(
+            f"another process works on the bench in {folder}; wait until it ends, or give another folder"
+        ) from None
+
+
+def _bench(
+    setup: Setup,
+    trials: Sequence[Trial],
+    references: Sequence[str],
+    detectors: Sequence[Detector],
+    folder: Path,
+    settings: dict[str, Any],
+    call: dict[str, Any],
+    truth: Truth | None,
+    batch_size: int,
+    report: Progress,
+) -> Packet:
+    """Work on a bench in a folder that nobody else works in."""
+    norms, signals = recorded_for(detectors)
+    threshold: float = settings["threshold"]
     path = folder / CALIBRATION
     if not path.exists():
         calibrate(
