@@ -80,6 +80,38 @@ def write_whole(path: Path, content: bytes | str) -> None:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def claim(path: Path, settings: dict[str, Any], other: str) -> None:
+    """Make the folder of a file the folder of a run with these settings, or check that it is one.
+
+    Args:
+        path: of the file that holds the settings.
+        settings: JSON values that a run must not change when it goes on.
+        other: what the folder holds if its settings are others, in words.
+
+    Raises:
+        UsageError: if it holds a run with other settings, or cannot be written to.
+    """
+    text = json.dumps(settings, indent=2) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_whole(path, text)
+        found = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write a run to {path.parent}: {error.strerror}; give another folder") from None
+    if found == text:
+        return
+    try:
+        before, now = dict(json.loads(found)), json.loads(text)
+    except (ValueError, TypeError):
+        raise UsageError(f"{path} does not hold the settings of a run; give an empty folder") from None
+    changed = ", ".join(key for key in {**now, **before} if now.get(key) != before.get(key))
+    raise UsageError(
+        f"{path.parent} holds {other}: {path} differs in {changed}; go on with the arguments of that run, or give an "
+        "empty folder"
+    )
+
+
 def save_checked(path: str | Path, kind: str, version: int, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file as a whole, with its kind, its version and a checksum in the header.
 

@@ -1,7 +1,8 @@
 """Generate the trials of a bench once, and let every detector score the same runs."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from cryptomnesia.calibration.fitting import calibrate, check_references, record
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.detectors import Detector
 from cryptomnesia.errors import UsageError
-from cryptomnesia.files import prompts_digest, write_whole
+from cryptomnesia.files import claim, prompts_digest, write_whole
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.statistics import conformal_p_values
@@ -89,96 +90,94 @@ def bench(
         "detectors": {detector.name: detector.describe() for detector in detectors},
         "trials": [asdict(trial) for trial in trials],
     }
-    _claim(folder, settings)
+    claim(folder / "bench.json", settings, "a bench with other settings")
+    with _alone(folder):
+        norms, signals = recorded_for(detectors)
+        path = folder / CALIBRATION
+        if not path.exists():
+            calibrate(
+                setup.pipe,
+                references,
+                detectors=detectors,
+                batch_size=batch_size,
+                progress=lambda done: report("references", done, len(references)),
+                **call,
+            ).save(path)
+        calibration = Calibration.load(path)
+        calibration.check(setup)
+        done = len(_read(folder / ROWS))
+        if done < len(trials):
+            # batches are those of a bench that was never stopped
+            done = done // batch_size * batch_size
+            _keep(folder / ROWS, done)
+        left = trials[done:]
+        batches = generate(
+            setup,
+            [trial.prompt for trial in left],
+            [trial.seed for trial in left],
+            batch_size=batch_size,
+            norms=norms,
+            signals=signals,
+            progress=lambda made: report("images", done + made, len(trials)),
+        )
+        for number, batch in enumerate(batches):
+            part = left[number * batch_size : (number + 1) * batch_size]
+            scores, p_values = _scored(detectors, calibration, batch.trajectory)
+            lines = []
+            for row, trial in enumerate(part):
+                known = truth is not None and trial.group == MEMORIZED
+                distance = float(truth(trial, batch.images[row])) if truth is not None and known else None
+                values: dict[str, Any] = {
+                    **asdict(trial),
+                    "distance": distance,
+                    "reproduced": None if distance is None else distance <= threshold,
+                    "scores": {name: _number(found[row]) for name, found in scores.items()},
+                    "p_values": {name: _number(found[row]) for name, found in p_values.items()},
+                }
+                lines.append(json.dumps(values))
+            with (folder / ROWS).open("a", encoding="utf-8") as file:
+                file.write("".join(f"{line}\n" for line in lines))
+        rows = _read(folder / ROWS)
+        names = [detector.name for detector in detectors]
+        methods = {
+            detector.name: {
+                "describe": detector.describe(),
+                "cost": detector.cost(setup),
+                "earliest": detector.earliest(calibration.evaluations),
+            }
+            for detector in detectors
+        }
+        kept = {name: value for name, value in settings.items() if name not in ("trials", "references", "detectors")}
+        found = {
+            **kept,
+            "references": len(references),
+            "references_sha256": prompts_digest(references),
+            "null": len(calibration.others),
+            "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")},
+        }
+        packet = Packet(found, methods, rows, figures_of(rows, names))
+        packet.save(folder / PACKET)
+        return packet
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Work in a folder that no other process works in.
+
+    Raises:
+        UsageError: if one does.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            return _bench(setup, trials, references, detectors, folder, settings, call, truth, batch_size, report)
+        lock.acquire()
     except Timeout:
         raise UsageError(
             f"another process works on the bench in {folder}; wait until it ends, or give another folder"
         ) from None
-
-
-def _bench(
-    setup: Setup,
-    trials: Sequence[Trial],
-    references: Sequence[str],
-    detectors: Sequence[Detector],
-    folder: Path,
-    settings: dict[str, Any],
-    call: dict[str, Any],
-    truth: Truth | None,
-    batch_size: int,
-    report: Progress,
-) -> Packet:
-    """Work on a bench in a folder that nobody else works in."""
-    norms, signals = recorded_for(detectors)
-    threshold: float = settings["threshold"]
-    path = folder / CALIBRATION
-    if not path.exists():
-        calibrate(
-            setup.pipe,
-            references,
-            detectors=detectors,
-            batch_size=batch_size,
-            progress=lambda done: report("references", done, len(references)),
-            **call,
-        ).save(path)
-    calibration = Calibration.load(path)
-    calibration.check(setup)
-    done = len(_read(folder / ROWS))
-    if done < len(trials):
-        # batches are those of a bench that was never stopped
-        done = done // batch_size * batch_size
-        _keep(folder / ROWS, done)
-    left = trials[done:]
-    batches = generate(
-        setup,
-        [trial.prompt for trial in left],
-        [trial.seed for trial in left],
-        batch_size=batch_size,
-        norms=norms,
-        signals=signals,
-        progress=lambda made: report("images", done + made, len(trials)),
-    )
-    for number, batch in enumerate(batches):
-        part = left[number * batch_size : (number + 1) * batch_size]
-        scores, p_values = _scored(detectors, calibration, batch.trajectory)
-        lines = []
-        for row, trial in enumerate(part):
-            known = truth is not None and trial.group == MEMORIZED
-            distance = float(truth(trial, batch.images[row])) if truth is not None and known else None
-            values: dict[str, Any] = {
-                **asdict(trial),
-                "distance": distance,
-                "reproduced": None if distance is None else distance <= threshold,
-                "scores": {name: _number(found[row]) for name, found in scores.items()},
-                "p_values": {name: _number(found[row]) for name, found in p_values.items()},
-            }
-            lines.append(json.dumps(values))
-        with (folder / ROWS).open("a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
-    rows = _read(folder / ROWS)
-    names = [detector.name for detector in detectors]
-    methods = {
-        detector.name: {
-            "describe": detector.describe(),
-            "cost": detector.cost(setup),
-            "earliest": detector.earliest(calibration.evaluations),
-        }
-        for detector in detectors
-    }
-    kept = {name: value for name, value in settings.items() if name not in ("trials", "references", "detectors")}
-    found = {
-        **kept,
-        "references": len(references),
-        "references_sha256": prompts_digest(references),
-        "null": len(calibration.others),
-        "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")},
-    }
-    packet = Packet(found, methods, rows, figures_of(rows, names))
-    packet.save(folder / PACKET)
-    return packet
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _scored(
@@ -192,33 +191,6 @@ def _scored(
         scores[detector.name] = found
         p_values[detector.name] = conformal_p_values(found, calibration.null(detector)[:, -1])
     return scores, p_values
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make `folder` the folder of a bench with these settings, or check that it is one.
-
-    Raises:
-        UsageError: if it holds another bench, or cannot be written to.
-    """
-    written, text = folder / "bench.json", json.dumps(settings, indent=1) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not written.exists():
-            write_whole(written, text)
-        found = written.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write a bench to {folder}: {error.strerror}; give another folder") from None
-    if found == text:
-        return
-    try:
-        before = json.loads(found)
-    except ValueError:
-        before = {}
-    changed = ", ".join(name for name in {**settings, **before} if settings.get(name) != before.get(name))
-    raise UsageError(
-        f"{folder} holds a bench with other settings: {written} differs in {changed}; go on with those, or give an "
-        "empty folder"
-    )
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

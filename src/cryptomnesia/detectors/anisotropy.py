@@ -46,7 +46,7 @@ class Anisotropy(Measured):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """An unconditional branch."""
+        """An unconditional branch, with which the conditional one is compared."""
         return frozenset({"guidance"})
 
     @property

@@ -39,7 +39,7 @@ class AttentionEntropy(Measured):
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """The evaluation `step`."""
+        """The evaluation `step`, at which the score is measured."""
         return (self.step,)
 
     def check(self, setup: Setup) -> None:

@@ -46,7 +46,7 @@ class ConditionJacobian(Measured):
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """The evaluation `step`."""
+        """The evaluation `step`, at which the score is measured."""
         return (self.step,)
 
     @property

@@ -40,7 +40,7 @@ class OneStep(Measured):
 
     @property
     def places(self) -> tuple[int, ...]:
-        """The first evaluation."""
+        """The first evaluation, whose noise level the draws have."""
         return (0,)
 
     def cost(self, setup: Setup) -> float:

@@ -38,12 +38,12 @@ class Sharpness(Measured):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """An unconditional branch."""
+        """An unconditional branch, with which the conditional one is compared."""
         return frozenset({"guidance"})
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """The evaluation `step`."""
+        """The evaluation `step`, at which the score is measured."""
         return (self.step,)
 
     def cost(self, setup: Setup) -> float:

@@ -38,7 +38,7 @@ class Spikiness(Measured):
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """The evaluation `step`."""
+        """The evaluation `step`, at which the score is measured."""
         return (self.step,)
 
     def check(self, setup: Setup) -> None:

@@ -22,7 +22,6 @@ from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,7 +29,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from filelock import FileLock, Timeout
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.files import write_whole
+from cryptomnesia.files import claim
 from cryptomnesia.pipelines.loading import chosen_device
 from cryptomnesia.proving_ground.autoencoder import SIDE, LatentNetworks
 from cryptomnesia.proving_ground.autoencoder_training import train_autoencoder
@@ -103,7 +102,8 @@ def train(
         # captions are exchanged within what one process sees
         "processes": processes if any(phase.exchanged for phase in recipe.phases) else None,
     }
-    _claim(folder, ground, recipe, given)
+    settings = {"ground": ground.name, **ground.settings(), **given, **asdict(recipe)}
+    claim(folder / "recipe.json", settings, "a run with another recipe")
     job = Job(ground, recipe, planted, folder, chosen, processes, checkpoint_seconds)
     try:
         with FileLock(folder / ".lock", timeout=0):
@@ -138,32 +138,6 @@ def _work(job: Job, autoencoder: Path | None, report: Report | None) -> None:
             for helper in helpers:
                 helper.terminate()
                 helper.join()
-
-
-def _claim(folder: Path, ground: Ground, recipe: Recipe, given: dict[str, Any]) -> None:
-    """Make `folder` the folder of a run of `recipe` with what else was `given`, or check that it is one."""
-    written = folder / "recipe.json"
-    settings = {"ground": ground.name, **ground.settings(), **given, **asdict(recipe)}
-    text = json.dumps(settings, indent=2) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not written.exists():
-            write_whole(written, text)
-        found = written.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write a run to {folder}: {error.strerror}; give another folder") from None
-    if found == text:
-        return
-    try:
-        started = json.loads(found)
-    except ValueError:
-        raise UsageError(f"{written} is no recipe; give an empty folder") from None
-    now = json.loads(text)
-    changed = ", ".join(key for key in {**now, **started} if now.get(key) != started.get(key))
-    raise UsageError(
-        f"{folder} holds a run with another recipe: {written} differs in {changed}; go on with the arguments of that "
-        "run, or give an empty folder"
-    )
 
 
 def _digest(autoencoder: Path, ground: Ground) -> str:
