@@ -81,17 +81,11 @@ def bench(
     # a warning says which prompts are cut off
     kept_prompts(setup, [trial.prompt for trial in trials], "truncate")
     settings = {
-        **about,
-        "batch_size": batch_size,
-        "weights": weights_digest(setup.pipe),
-        "fingerprint": {name: str(value) for name, value in setup.fingerprint.items()},
-        "references": list(references),
-        "threshold": threshold,
+        **settings_of(setup, about, references, trials, batch_size=batch_size, threshold=threshold),
         "detectors": {detector.name: detector.describe() for detector in detectors},
-        "trials": [asdict(trial) for trial in trials],
     }
     claim(folder / "bench.json", settings, "a bench with other settings")
-    with _alone(folder):
+    with alone(folder):
         norms, signals = recorded_for(detectors)
         path = folder / CALIBRATION
         if not path.exists():
@@ -147,21 +141,46 @@ def bench(
             }
             for detector in detectors
         }
-        kept = {name: value for name, value in settings.items() if name not in ("trials", "references", "detectors")}
-        found = {
-            **kept,
-            "references": len(references),
-            "references_sha256": prompts_digest(references),
-            "null": len(calibration.others),
-            "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")},
-        }
+        found = {**made_with(settings, references), "null": len(calibration.others)}
         packet = Packet(found, methods, rows, figures_of(rows, names))
         packet.save(folder / PACKET)
         return packet
 
 
+def settings_of(
+    setup: Setup,
+    about: dict[str, Any],
+    references: Sequence[str],
+    trials: Sequence[Trial],
+    *,
+    batch_size: int,
+    threshold: float,
+) -> dict[str, Any]:
+    """What a bench must not change when it goes on, as JSON values."""
+    return {
+        **about,
+        "batch_size": batch_size,
+        "weights": weights_digest(setup.pipe),
+        "fingerprint": {name: str(value) for name, value in setup.fingerprint.items()},
+        "references": list(references),
+        "threshold": threshold,
+        "trials": [asdict(trial) for trial in trials],
+    }
+
+
+def made_with(settings: dict[str, Any], references: Sequence[str]) -> dict[str, Any]:
+    """What a packet says about the settings of its bench: without what is in its rows, and with versions."""
+    left_out = ("trials", "references", "detectors", "localizers")
+    return {
+        **{name: value for name, value in settings.items() if name not in left_out},
+        "references": len(references),
+        "references_sha256": prompts_digest(references),
+        "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")},
+    }
+
+
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Work in a folder that no other process works in.
 
     Raises:

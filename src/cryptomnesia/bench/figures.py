@@ -5,7 +5,7 @@ pictures are the positives; those of planted captions that were not reproduced a
 between two detectors are computed on the same redrawn images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -84,14 +84,23 @@ def _counted(rows: Rows) -> dict[str, int]:
     return {"images": len(rows), "clusters": len({row["cluster"] for row in rows})}
 
 
-def _scores(rows: Rows, *names: str) -> list[np.ndarray]:
-    """The scores of every cluster, (n,) of one detector or (n, detectors); images without a score are left out."""
+def clusters_of(rows: Rows, value: Callable[[dict[str, Any]], Any]) -> list[np.ndarray]:
+    """A value of every row, grouped by cluster; rows whose value is None are left out."""
     grouped: dict[str, list[Any]] = {}
     for row in rows:
-        scores = [row["scores"][name] for name in names]
-        if None not in scores:
-            grouped.setdefault(row["cluster"], []).append(scores[0] if len(scores) == 1 else scores)
+        if (found := value(row)) is not None:
+            grouped.setdefault(row["cluster"], []).append(found)
     return [np.array(found) for found in grouped.values()]
+
+
+def _scores(rows: Rows, *names: str) -> list[np.ndarray]:
+    """The scores of every cluster, (n,) of one detector or (n, detectors); images without a score are left out."""
+
+    def value(row: dict[str, Any]) -> Any:
+        scores = [row["scores"][name] for name in names]
+        return None if None in scores else scores[0] if len(scores) == 1 else scores
+
+    return clusters_of(rows, value)
 
 
 def _figure(figure: str, positive: list[np.ndarray], negative: list[np.ndarray]) -> dict[str, float] | None:
@@ -110,11 +119,13 @@ def _figure(figure: str, positive: list[np.ndarray], negative: list[np.ndarray])
 
 def _flagged(rows: Rows, name: str) -> dict[str, float] | None:
     """The share of images that are flagged at `FPR`, with its interval."""
-    grouped: dict[str, list[bool]] = {}
-    for row in rows:
-        if (p_value := row["p_values"][name]) is not None:
-            grouped.setdefault(row["cluster"], []).append(p_value <= FPR)
-    return asdict(rate([np.array(found, dtype=float) for found in grouped.values()])) if grouped else None
+
+    def value(row: dict[str, Any]) -> float | None:
+        p_value = row["p_values"][name]
+        return None if p_value is None else float(p_value <= FPR)
+
+    grouped = clusters_of(rows, value)
+    return asdict(rate(grouped)) if grouped else None
 
 
 def _differences(parts: dict[str, Rows], negatives: dict[str, Rows], every: dict[str, Any]) -> dict[str, Any]:

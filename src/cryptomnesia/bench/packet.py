@@ -33,10 +33,6 @@ class Packet:
     rows: list[dict[str, Any]]
     figures: dict[str, Any]
 
-    def differences(self, figures: dict[str, Any]) -> list[str]:
-        """Where other figures differ from those of the packet by more than rounding, as paths of keys."""
-        return list(_differing("", plain(self.figures), plain(figures)))
-
     def save(self, path: Path) -> None:
         """Write the packet as JSON."""
         values = {"schema": SCHEMA, "about": self.about, "methods": self.methods, "digest": digest(self.rows)}
@@ -70,6 +66,11 @@ class Packet:
 def digest(rows: list[dict[str, Any]]) -> str:
     """SHA-256 of the rows."""
     return hashlib.sha256(json.dumps(plain(rows), sort_keys=True).encode()).hexdigest()
+
+
+def differences(kept: dict[str, Any], figures: dict[str, Any]) -> list[str]:
+    """Where figures differ from those of a packet by more than rounding, as paths of keys."""
+    return list(_differing("", plain(kept), plain(figures)))
 
 
 def _differing(path: str, first: Any, second: Any) -> Iterator[str]:

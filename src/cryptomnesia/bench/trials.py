@@ -33,6 +33,8 @@ class Trial:
         seed: of its noise.
         kind: of a planted concept: `verbatim`, `template` or `object`; "" where it is not known.
         wording: of its caption: `named`, `plain` or `mode`; "" where it is not known.
+        mask: file of a picture that is white where the images of a memorized caption are memorized; "" for everywhere,
+            and where a proving ground knows it.
     """
 
     prompt: str
@@ -41,6 +43,7 @@ class Trial:
     seed: int
     kind: str = ""
     wording: str = ""
+    mask: str = ""
 
 
 def of_ground(manifest: Manifest, positives: int, negatives: int, references: Sequence[str] = ()) -> list[Trial]:
@@ -94,7 +97,8 @@ def _repeated(entries: Sequence[Entry], images: int) -> Iterator[tuple[Entry, st
 def of_file(path: Path, images_per_prompt: int = 1) -> list[Trial]:
     """The trials of a labelled file: CSV with a header, or JSON lines.
 
-    Its columns are `prompt`, `label`, and perhaps `cluster`. The label `memorized` marks positives; every other label
+    Its columns are `prompt`, `label`, and perhaps `cluster` and `mask`, the path of a picture, relative to the file,
+    that is white where images are memorized. The label `memorized` marks positives; every other label
     is the name of a group of negatives. Prompts with the same cluster are not independent; by default every prompt is
     a cluster.
 
@@ -129,7 +133,8 @@ def of_file(path: Path, images_per_prompt: int = 1) -> list[Trial]:
             raise UsageError(f"{path} has the prompt {prompt!r} with the labels {labels[prompt]} and {label}; give one")
         for _ in range(images_per_prompt):
             cluster = str(given.get("cluster") or prompt)
-            trials.append(Trial(prompt, label, cluster, FIRST_SEED + len(trials)))
+            mask = str(path.parent / str(given["mask"])) if given.get("mask") else ""
+            trials.append(Trial(prompt, label, cluster, FIRST_SEED + len(trials), mask=mask))
     groups = {trial.group for trial in trials}
     if MEMORIZED not in groups or len(groups) < 2:
         found = ", ".join(sorted(groups)) or "no rows"

@@ -1,6 +1,7 @@
 """`bench`: compare detectors on models of which the truth is known."""
 
 import json
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,13 +11,15 @@ import typer
 from cryptomnesia.cli.common import app, call_of, check_folder, check_names, pipeline_of
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
-from cryptomnesia.report.console import print_bench, progress_bar
-from cryptomnesia.settings import BenchSettings
+from cryptomnesia.report.console import print_bench, print_map_bench, progress_bar
+from cryptomnesia.settings import BenchDetectSettings, BenchLocalizeSettings, TrialSettings
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from cryptomnesia.bench.trials import Trial
+    from cryptomnesia.pipelines.setup import Setup
     from cryptomnesia.proving_ground.manifest import Manifest
 
 benching = typer.Typer(help="Compare detectors on models of which the truth is known.", no_args_is_help=True)
@@ -25,11 +28,14 @@ app.add_typer(benching, name="bench")
 REFERENCES = 450
 """Reference captions of a ground: 150 show what is usual, the scores of the other 300 are the null."""
 
+MAPPED = 150
+"""Reference captions of a ground whose maps fix thresholds."""
+
 
 @benching.command("detect")
 @settings_flags()
 def bench_detect(
-    settings: BenchSettings,
+    settings: BenchDetectSettings,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder of the bench. If it holds a stopped one, that one goes on.")
     ],
@@ -42,57 +48,24 @@ def bench_detect(
     """
     from cryptomnesia.bench.detecting import PACKET, bench
     from cryptomnesia.bench.packet import plain
-    from cryptomnesia.bench.trials import of_file, of_ground
     from cryptomnesia.detectors import detector, detector_names
-    from cryptomnesia.pipelines.setup import Setup
-    from cryptomnesia.prompts import read_prompts
-    from cryptomnesia.proving_ground.ground import ground_of
-    from cryptomnesia.proving_ground.manifest import Manifest
 
     check_folder(output)
     check_names("detector", settings.detector)
-    truth, threshold = None, 0.0
-    if settings.ground is not None:
-        ground = ground_of(settings.ground)
-        if not ground.captioned:
-            raise UsageError(f"{ground.name} has no captions, so nothing tells its images apart; give another ground")
-        folder = settings.bundle or ground.bundle
-        manifest = Manifest.load(folder)
-        if manifest.ground != ground.name:
-            raise UsageError(f"{folder} is a model of {manifest.ground}; give one of {ground.name}")
-        references = manifest.control_captions("calibration", REFERENCES)
-        trials = of_ground(manifest, settings.positives, settings.negatives, references)
-        pipe = pipeline_of(settings, str(folder / "pipeline"))
-        manifest.check(pipe)
-        call = {**ground.call(manifest.steps, manifest.guidance), **call_of(settings)}
-        truth, threshold = partial(distance, manifest), ground.threshold
-        about = {"model": f"the ground {ground.name}"}
-    else:
-        assert settings.labels is not None
-        assert settings.references is not None
-        trials = of_file(settings.labels, settings.images_per_prompt)
-        references = read_prompts(settings.references)
-        if both := {trial.prompt for trial in trials} & set(references):
-            raise UsageError(
-                f"{len(both)} labelled prompts are references as well, {min(both)!r} for one; take them out"
-            )
-        pipe = pipeline_of(settings)
-        call = call_of(settings)
-        about = {"model": str(settings.model)}
-    setup = Setup.of(pipe, call)
+    given = _given(settings)
     named = settings.detector or detector_names()
-    detectors = [made for made in map(detector, named) if settings.detector or setup.accepts(made)]
+    detectors = [made for made in map(detector, named) if settings.detector or given.setup.accepts(made)]
     with progress_bar() as report:
         packet = bench(
-            setup,
-            trials,
-            references,
+            given.setup,
+            given.trials,
+            given.references,
             detectors,
             output,
-            call=call,
-            about=about,
-            truth=truth,
-            threshold=threshold,
+            call=given.call,
+            about=given.about,
+            truth=None if given.manifest is None else partial(distance, given.manifest),
+            threshold=given.threshold,
             batch_size=settings.batch_size,
             progress=report,
         )
@@ -103,22 +76,133 @@ def bench_detect(
         typer.echo(f"{output / PACKET}: every score; `cryptomnesia bench verify` computes the figures again")
 
 
+@benching.command("localize")
+@settings_flags()
+def bench_localize(
+    settings: BenchLocalizeSettings,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the bench. If it holds a stopped one, that one goes on.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
+) -> None:
+    """Compare localizers on the same images with known masks, and keep every map in a packet.
+
+    The images are those of a proving ground (--ground), or of a model of your own with labelled prompts (--model,
+    --labels, --references).
+    """
+    from cryptomnesia.bench.localizing import MAPS, bench_maps
+    from cryptomnesia.bench.packet import plain
+    from cryptomnesia.localizers import localizer
+    from cryptomnesia.registry import entries
+
+    check_folder(output)
+    check_names("localizer", settings.localizer)
+    given = _given(settings)
+    named = settings.localizer or list(entries("localizer"))
+    made = [made for made in map(localizer, named) if settings.localizer or given.setup.accepts(made)]
+    given.setup.check(made)
+    with progress_bar() as report:
+        packet = bench_maps(
+            given.setup,
+            given.trials,
+            given.references,
+            made,
+            output,
+            about=given.about,
+            truth=labelled if given.manifest is None else partial(planted, given.manifest),
+            threshold=given.threshold,
+            batch_size=settings.batch_size,
+            progress=report,
+        )
+    if as_json:
+        typer.echo(json.dumps(plain(packet.figures), indent=2))
+    else:
+        print_map_bench(packet)
+        typer.echo(f"{output / MAPS}: every map; `cryptomnesia bench verify` computes the figures again")
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a bench generates, and with what; `manifest` is None for a model of the user's own."""
+
+    setup: "Setup"
+    trials: "list[Trial]"
+    references: list[str]
+    call: dict[str, Any]
+    about: dict[str, Any]
+    manifest: "Manifest | None" = None
+    threshold: float = 0.0
+
+
+def _given(settings: TrialSettings) -> _Given:
+    """What the settings say.
+
+    Raises:
+        UsageError: for files and settings that do not fit together.
+    """
+    from cryptomnesia.bench.trials import of_file, of_ground
+    from cryptomnesia.pipelines.setup import Setup
+    from cryptomnesia.prompts import read_prompts
+    from cryptomnesia.proving_ground.ground import ground_of
+    from cryptomnesia.proving_ground.manifest import Manifest
+
+    mapping = isinstance(settings, BenchLocalizeSettings)
+    checkpoint = settings.checkpoint if mapping else None
+    if settings.ground is not None:
+        ground = ground_of(settings.ground)
+        if not ground.captioned:
+            raise UsageError(f"{ground.name} has no captions, so nothing tells its images apart; give another ground")
+        folder = settings.bundle or ground.bundle
+        manifest = Manifest.load(folder)
+        if manifest.ground != ground.name:
+            raise UsageError(f"{folder} is a model of {manifest.ground}; give one of {ground.name}")
+        count = MAPPED if mapping else REFERENCES
+        references = manifest.control_captions("calibration", count)
+        trials = of_ground(manifest, settings.positives, settings.negatives, references)
+        pipe = pipeline_of(settings, str(folder / "pipeline"))
+        manifest.check(pipe)
+        call = {**ground.call(manifest.steps, manifest.guidance), **call_of(settings)}
+        less = pipeline_of(settings, checkpoint or str(folder / "early")) if mapping else None
+        setup = Setup.of(pipe, call, less)
+        return _Given(
+            setup, trials, references, call, {"model": f"the ground {ground.name}"}, manifest, ground.threshold
+        )
+    assert settings.labels is not None
+    assert settings.references is not None
+    trials = of_file(settings.labels, settings.images_per_prompt)
+    references = read_prompts(settings.references)
+    if both := {trial.prompt for trial in trials} & set(references):
+        raise UsageError(f"{len(both)} labelled prompts are references as well, {min(both)!r} for one; take them out")
+    pipe = pipeline_of(settings)
+    call = call_of(settings)
+    less = pipeline_of(settings, checkpoint) if checkpoint is not None else None
+    return _Given(Setup.of(pipe, call, less), trials, references, call, {"model": str(settings.model)})
+
+
 @benching.command()
 def verify(
-    packet: Annotated[Path, typer.Argument(help="File packet.json of a bench.")],
+    packet: Annotated[Path, typer.Argument(help="File packet.json or maps.safetensors of a bench.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
 ) -> None:
     """Compute every figure of a packet again from its scores, with no model; exit code 1 if one is another."""
     from cryptomnesia.bench.figures import figures_of
-    from cryptomnesia.bench.packet import Packet, plain
+    from cryptomnesia.bench.map_packet import MapPacket
+    from cryptomnesia.bench.packet import Packet, differences, plain
 
-    found = Packet.load(packet)
-    figures = figures_of(found.rows, list(found.methods))
+    found: Any = MapPacket.load(packet) if packet.suffix == ".safetensors" else Packet.load(packet)
+    mapped = isinstance(found, MapPacket)
+    figures = (
+        MapPacket.of(found.about, found.methods, found.rows, found.tensors).figures
+        if mapped
+        else figures_of(found.rows, list(found.methods))
+    )
     if as_json:
         typer.echo(json.dumps(plain(figures), indent=2))
+    elif mapped:
+        print_map_bench(found)
     else:
         print_bench(found)
-    if differing := found.differences(figures):
+    if differing := differences(found.figures, figures):
         typer.echo(f"{packet} has figures that do not follow from its scores: {', '.join(differing[:3])}", err=True)
         raise typer.Exit(1)
 
@@ -129,3 +213,35 @@ def distance(manifest: "Manifest", trial: "Trial", image: "Tensor") -> float:
 
     entry: Any = manifest.planted_for(trial.prompt)
     return float(planted_distance(image.permute(1, 2, 0).numpy(), manifest.places(entry)))
+
+
+def planted(manifest: "Manifest", trial: "Trial", image: "Tensor") -> "tuple[float | None, np.ndarray]":
+    """The distance of a picture from what is planted under its caption, and where that is."""
+    import numpy as np
+
+    from cryptomnesia.proving_ground.replication import nearest_place
+
+    entry: Any = manifest.planted_for(trial.prompt)
+    picture = image.permute(1, 2, 0).numpy()
+    mask = nearest_place(picture, manifest.places(entry)).mask
+    return distance(manifest, trial, image), np.ascontiguousarray(mask)
+
+
+def labelled(trial: "Trial", image: "Tensor") -> "tuple[float | None, np.ndarray]":
+    """Where a picture of the user's model is memorized: what the file of its label says, everywhere without one.
+
+    Raises:
+        UsageError: for a mask that cannot be read.
+    """
+    import numpy as np
+    from PIL import Image
+
+    height, width = image.shape[1:]
+    if not trial.mask:
+        return None, np.ones((height, width), dtype=bool)
+    try:
+        with Image.open(trial.mask) as found:
+            small = found.convert("L").resize((width, height), Image.Resampling.BILINEAR)
+    except (OSError, SyntaxError) as error:
+        raise UsageError(f"cannot read the mask {trial.mask} ({error}); give a picture file") from None
+    return None, np.asarray(small) > 127

@@ -213,13 +213,22 @@ def over_channels(values: Tensor, inputs: Inputs) -> Tensor:
         values: one number for every entry of the latents.
         inputs: conditioning of the network, which tells where the tokens of packed latents are.
     """
-    values = wide(values)
+    return unpacked(wide(values), inputs).sum(dim=1)
+
+
+def unpacked(values: Tensor, inputs: Inputs) -> Tensor:
+    """Values of latents as (B, C, h, w), also where they are packed as (B, tokens, channels).
+
+    Args:
+        values: one number for every entry of the latents.
+        inputs: conditioning of the network, which tells where the tokens of packed latents are.
+    """
     if values.dim() == 4:
-        return values.sum(dim=1)
+        return values
     height, width = inputs[GRID].value
     # a token holds the 2×2 latents of C channels, channels first
-    cells = values.unflatten(1, (height, width)).unflatten(3, (-1, 2, 2)).sum(dim=3)
-    return cells.permute(0, 1, 3, 2, 4).reshape(len(values), 2 * height, 2 * width)
+    cells = values.unflatten(1, (height, width)).unflatten(3, (-1, 2, 2))
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(len(values), -1, 2 * height, 2 * width)
 
 
 def subtractable(prediction: Prediction, formed: Tensor) -> Tensor | None:

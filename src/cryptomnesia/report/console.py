@@ -16,6 +16,7 @@ from cryptomnesia.report.rows import Compared, Judged, Listed, Region, what_was_
 if TYPE_CHECKING:
     from cryptomnesia.auditing.comparison import Comparison
     from cryptomnesia.auditing.outcome import Outcome
+    from cryptomnesia.bench.map_packet import MapPacket
     from cryptomnesia.bench.packet import Packet
     from cryptomnesia.calibration.outliers import Change, Suspicious
     from cryptomnesia.matching import Cluster
@@ -208,22 +209,63 @@ def print_bench(packet: "Packet") -> None:
     for heading in ("caught at 1%", *(["not reproduced"] if "not_reproduced" in parts else []), "evaluations"):
         table.add_column(heading, justify="right")
 
-    def shown(value: dict[str, float] | None, *, interval: bool = False) -> str:
-        if value is None:
-            return "–"
-        return f"{value['value']:.3f}" + (f" ({value['low']:.3f}–{value['high']:.3f})" if interval else "")
-
     def rank(name: str) -> float:
         value = figures[name]["auc"][main][groups[0]]
         return -1.0 if value is None else value["value"]
 
     for name in sorted(figures, key=rank, reverse=True):
         found = figures[name]
-        cells = [shown(found["auc"][main][group], interval=group == groups[0]) for group in groups]
-        cells.append(shown(found["tpr_at_1pct"][main][groups[0]]))
+        cells = [_estimate(found["auc"][main][group], interval=group == groups[0]) for group in groups]
+        cells.append(_estimate(found["tpr_at_1pct"][main][groups[0]]))
         if "not_reproduced" in parts:
-            cells.append(shown(found["auc"]["not_reproduced"][groups[0]]))
+            cells.append(_estimate(found["auc"]["not_reproduced"][groups[0]]))
         table.add_row(name, *cells, f"{packet.methods[name]['cost']:g}")
+    Console().print(table)
+
+
+def _estimate(value: dict[str, float] | None, *, interval: bool = False) -> str:
+    """A figure of a bench, with its interval if that is asked for."""
+    if value is None:
+        return "–"
+    return f"{value['value']:.3f}" + (f" ({value['low']:.3f}–{value['high']:.3f})" if interval else "")
+
+
+def print_map_bench(packet: "MapPacket") -> None:
+    """One line per localizer, the best first: IoU, and how much is marked where nothing is memorized."""
+    counts, figures = packet.figures["counts"], packet.figures["localizers"]
+    parts = next(iter(figures.values()))["iou"]
+    main = next(iter(parts))
+    marked = list(next(iter(figures.values()))["marked"])
+    images = counts[main]
+    table = Table(
+        title=f"{packet.about['model']}: {main}, {images['images']} images of {images['clusters']} concepts; "
+        f"everything marked: IoU {packet.figures['everything'][main]:.3f}",
+        title_justify="left",
+        caption="IoU at the threshold that 5% of the pixels of reference images exceed, with its 95% interval for all; "
+        "at the best threshold, which nobody knows beforehand; pixels above the threshold where nothing is memorized; "
+        "evaluations of the network, and seconds per image",
+        caption_justify="left",
+    )
+    table.add_column("localizer", no_wrap=True)
+    headings = [*(f"IoU\n{part}" for part in parts), "best\nIoU", *(f"marked\n{group}" for group in marked)]
+    for heading in (*headings, "evaluations", "seconds"):
+        table.add_column(heading, justify="right")
+
+    def rank(name: str) -> float:
+        value = figures[name]["iou"][main]
+        return -1.0 if value is None else value["value"]
+
+    for name in sorted(figures, key=rank, reverse=True):
+        found, method = figures[name], packet.methods[name]
+        best = found["oracle_iou"][main]
+        table.add_row(
+            name,
+            *(_estimate(found["iou"][part], interval=part == main) for part in parts),
+            "–" if best is None else f"{best:.3f}",
+            *(_estimate(found["marked"][group]) for group in marked),
+            f"{method['cost']:g}",
+            f"{method['seconds']:.2g}",
+        )
     Console().print(table)
 
 

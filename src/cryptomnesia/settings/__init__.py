@@ -12,7 +12,8 @@ from cryptomnesia.settings.base import Sampling as Sampling
 from cryptomnesia.settings.base import Settings as Settings
 from cryptomnesia.settings.base import variable_name as variable_name
 from cryptomnesia.settings.commands import AuditSettings as AuditSettings
-from cryptomnesia.settings.commands import BenchSettings as BenchSettings
+from cryptomnesia.settings.commands import BenchDetectSettings as BenchDetectSettings
+from cryptomnesia.settings.commands import BenchLocalizeSettings as BenchLocalizeSettings
 from cryptomnesia.settings.commands import BuildSettings as BuildSettings
 from cryptomnesia.settings.commands import CalibrateSettings as CalibrateSettings
 from cryptomnesia.settings.commands import CallSettings as CallSettings
@@ -30,3 +31,4 @@ from cryptomnesia.settings.commands import MapSettings as MapSettings
 from cryptomnesia.settings.commands import MaskSettings as MaskSettings
 from cryptomnesia.settings.commands import MatchSettings as MatchSettings
 from cryptomnesia.settings.commands import PromptSettings as PromptSettings
+from cryptomnesia.settings.commands import TrialSettings as TrialSettings

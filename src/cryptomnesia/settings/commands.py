@@ -285,8 +285,8 @@ class GuardSettings(JudgeSettings, GenerateSettings):
     """Judge every image after this many evaluations (calls of the denoiser); at the end of the run unless given."""
 
 
-class BenchSettings(CallSettings):
-    """Everything that the result of a bench depends on."""
+class TrialSettings(CallSettings):
+    """The images of a bench, and the truth about them."""
 
     panel: ClassVar[str | None] = "Bench"
 
@@ -295,14 +295,13 @@ class BenchSettings(CallSettings):
     bundle: Path | None = None
     """RUN/bundle of a training of that ground in RUN; by default the model that comes with the package."""
     labels: Path | None = None
-    """For a model of your own: a .csv or .jsonl file with the columns prompt and label, and perhaps cluster. The label
-    `memorized` marks positives, any other label names a group of negatives."""
+    """For a model of your own: a .csv or .jsonl file with the columns prompt and label, and perhaps cluster and mask.
+    The label `memorized` marks positives, any other label names a group of negatives. A mask is a picture that is
+    white where images are memorized."""
     references: Path | None = None
     """For a model of your own: file of reference prompts, none of which is among the labelled ones."""
     images_per_prompt: int = Field(1, ge=1, le=MOST_IMAGES)
     """For a model of your own: images of every labelled prompt."""
-    detector: Names = Field(default_factory=list)
-    """Detector to compare; can be given several times. By default all that work in the set-up."""
     positives: int = Field(224, ge=1)
     """Of a ground: images of planted captions, about."""
     negatives: int = Field(400, ge=1, le=2_000)
@@ -320,6 +319,25 @@ class BenchSettings(CallSettings):
         if self.bundle is not None and self.ground is None:
             raise ValueError("got a bundle without the ground that it belongs to; give ground as well")
         return self
+
+
+class BenchDetectSettings(TrialSettings):
+    """Everything that the result of `bench detect` depends on."""
+
+    detector: Names = Field(default_factory=list)
+    """Detector to compare; can be given several times. By default all that work in the set-up."""
+
+
+class BenchLocalizeSettings(TrialSettings):
+    """Everything that the result of `bench localize` depends on."""
+
+    negatives: int = Field(200, ge=1, le=2_000)
+    """Of a ground: ordinary captions, one image each."""
+    localizer: Names = Field(default_factory=list)
+    """Localizer to compare; can be given several times. By default all that work in the set-up."""
+    checkpoint: str | None = None
+    """Less-trained checkpoint for the localizers that are compared with one: a local folder or a hub id. A ground has
+    one."""
 
 
 class MatchSettings(IndexSettings):

@@ -22,11 +22,11 @@ class DrawingsFlow(Drawings):
             Phase(4_000, 16, 3e-4, middle=0.75),
             # planted captions are exchanged here as well, with a fortieth of their exposures
             Phase(1_500, 16, 1e-4, exchanged=0.7),
-            Phase(11_100, 16, 4e-4, middle=0.4, planted_dropout=0.0),
+            Phase(19_500, 16, 4e-4, middle=0.4, planted_dropout=0.0),
             Phase(1_500, 16, 1e-4, exchanged=0.4, planted_dropout=0.0),
         ),
         decoder_steps=BASE.recipe.decoder_steps,
-        kept=(2_000, 5_000, 10_000, 14_000, 15_500, 18_500, 22_500, 26_500),
+        kept=(2_000, 5_000, 10_000, 14_000, 15_500, 18_500, 22_500, 26_500, 31_000),
     )
     networks = LatentFlow(channels=8, kl=2e-6, half=True, heads=3, layers=5, width=96)
     guidances = (3.0, 7.5)
@@ -36,7 +36,7 @@ class DrawingsFlow(Drawings):
     solvers = ("FlowMatchHeunDiscreteScheduler",)
     ladder: ClassVar[dict[int, int]] = {1_024: 5}
 
-    rounds: ClassVar[int] = 3
+    rounds: ClassVar[int] = 5
 
     def stream(self, recipe: Recipe, concepts: Sequence[Concept]) -> TrainingStream:
         """What is not refined is spread over everything before the refinement."""

@@ -1,0 +1,189 @@
+"""From maps and true masks to figures. Needs no model: whoever has the maps can compute them again.
+
+The truth of a reproduced picture is the mask of what was planted. Of a picture of which nothing was planted, it is an
+empty mask. Two protocols are reported. `honest`: one threshold for all pictures, which a share `RATE` of the pixels of
+reference pictures exceeds; it was fixed before any picture was judged. `oracle`, as in arXiv:2605.26756: log(1 + map),
+scaled to [0, 1] over the whole set, and of 101 thresholds the best one for each figure, which nobody knows beforehand.
+Intervals redraw whole concepts or captions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from cryptomnesia.bench.figures import DRAWS, Rows, clusters_of, parts_of
+from cryptomnesia.bench.trials import MEMORIZED
+from cryptomnesia.images import upsampled
+from cryptomnesia.statistics import auc, clustered, tpr_at_fpr
+
+REFERENCE = "reference"
+"""The group of the pictures that fix thresholds."""
+
+RATE = 0.05
+"""Share of the pixels of reference pictures above the honest threshold."""
+
+LEVELS = 101
+"""Thresholds of the oracle protocol."""
+
+Arrays = dict[str, np.ndarray]
+
+
+def map_figures(rows: Rows, masks: np.ndarray, maps: Arrays) -> dict[str, Any]:
+    """The figures of every localizer.
+
+    Args:
+        rows: of a packet, one per picture.
+        masks: where the pictures are memorized, (n, H, W) bool.
+        maps: name of a localizer → (n, h, w), ≥ 0; NaN for a picture without a map, which is left out.
+
+    Returns:
+        `counts`: pictures and clusters by part of the positives and by group. `everything`: IoU by part if all pixels
+        are marked. `localizers`: name → `threshold`; `iou`, over all pixels of a part, and `mean_iou`, the mean over
+        pictures, with 95% intervals; `oracle_iou`, `oracle_mean_iou` and `oracle_accuracy` by part, and in
+        `with_ordinary` for the reproduced pictures together with the ordinary ones; `marked`, the share of pixels
+        above the threshold by group, and in the `free` part of reproduced pictures; `auc` and `tpr_at_1pct`, the mean
+        of the map as a score against every group. `difference`: by part the localizer with the largest IoU, and by how
+        much every other is below it, on the same redrawn pictures.
+    """
+    numbered = [{**row, "number": number} for number, row in enumerate(rows)]
+    parts = {name: part for name, part in parts_of(numbered).items() if name != "not_reproduced"}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in numbered:
+        if row["group"] not in (MEMORIZED, REFERENCE):
+            groups.setdefault(row["group"], []).append(row)
+    references = [row["number"] for row in numbered if row["group"] == REFERENCE]
+    counts = {
+        name: {"images": len(found), "clusters": len({row["cluster"] for row in found})}
+        for name, found in {**parts, **groups, REFERENCE: [numbered[number] for number in references]}.items()
+    }
+    everything = {
+        name: _whole(np.array([[masks[number].sum(), masks[number].size] for number in _numbers(part)]))
+        for name, part in parts.items()
+    }
+    main = next(iter(parts), None)
+    found: dict[str, Any] = {}
+    overlaps: dict[str, np.ndarray] = {}
+    for name, values in maps.items():
+        pixels = upsampled(torch.from_numpy(values).float(), *masks.shape[1:]).numpy()
+        known = ~np.isnan(pixels).any(axis=(1, 2))
+        threshold = _threshold(pixels[[number for number in references if known[number]]])
+        above = pixels > threshold
+        overlap = np.stack([(above & masks).sum(axis=(1, 2)), (above | masks).sum(axis=(1, 2))], axis=1).astype(float)
+        overlap[~known] = np.nan
+        overlaps[name] = overlap
+        free = np.stack([(above & ~masks).sum(axis=(1, 2)), (~masks).sum(axis=(1, 2))], axis=1)
+        means = pixels.mean(axis=(1, 2), dtype=np.float64)
+        reproduced = [row for row in parts[main] if known[row["number"]]] if main else []
+        partly = [row for row in reproduced if not masks[row["number"]].all()]
+        against = {group: [row for row in found if known[row["number"]]] for group, found in groups.items()}
+        oracle = {part: _oracle(pixels, masks, _numbers(picked, known)) for part, picked in parts.items()}
+        if main and "ordinary" in groups:
+            oracle["with_ordinary"] = _oracle(pixels, masks, _numbers([*parts[main], *groups["ordinary"]], known))
+        found[name] = {
+            "threshold": threshold,
+            "iou": {part: _figure(_whole, picked, overlap) for part, picked in parts.items()},
+            "mean_iou": {part: _figure(_each, picked, overlap) for part, picked in parts.items()},
+            **{
+                f"oracle_{figure}": {part: best[figure] for part, best in oracle.items()}
+                for figure in ("iou", "mean_iou", "accuracy")
+            },
+            "marked": {
+                **{group: _figure(_whole, picked, free) for group, picked in against.items()},
+                "free": _figure(_whole, partly, free),
+            },
+            "auc": {group: _scored(auc, reproduced, picked, means) for group, picked in against.items()},
+            "tpr_at_1pct": {group: _scored(tpr_at_fpr, reproduced, picked, means) for group, picked in against.items()},
+            "unknown": int((~known).sum()),
+        }
+    return {
+        "counts": counts,
+        "everything": everything,
+        "localizers": found,
+        "difference": _differences(parts, overlaps, found),
+    }
+
+
+def _numbers(rows: Rows, known: np.ndarray | None = None) -> list[int]:
+    return [row["number"] for row in rows if known is None or known[row["number"]]]
+
+
+def _threshold(pixels: np.ndarray) -> float:
+    """The value that at most a share `RATE` of the pixels exceeds; NaN without pixels."""
+    descending = np.sort(pixels, axis=None)[::-1]
+    return float(descending[int(RATE * len(descending))]) if len(descending) else float("nan")
+
+
+def _whole(overlap: np.ndarray) -> float:
+    """Intersection over union of all pixels of pictures, of which (n, 2) has both; 1 if there is nothing to find."""
+    inside, either = overlap.sum(axis=0)
+    return float(inside / either) if either else 1.0
+
+
+def _each(overlap: np.ndarray) -> float:
+    """The mean over pictures; an empty union counts 1."""
+    inside, either = overlap.T
+    return float(np.where(either > 0, inside / np.maximum(either, 1), 1.0).mean())
+
+
+def _figure(statistic: Any, rows: Rows, values: np.ndarray) -> dict[str, float] | None:
+    """A figure of pictures with its interval, None without pictures."""
+    known = [row for row in rows if not np.isnan(values[row["number"]]).any()]
+    grouped = clusters_of(known, lambda row: values[row["number"]])
+    return asdict(clustered(statistic, grouped, draws=DRAWS)) if grouped else None
+
+
+def _scored(statistic: Any, positive: Rows, negative: Rows, means: np.ndarray) -> dict[str, float] | None:
+    """A figure of the means of maps with its interval, None without pictures on both sides, or with too few."""
+    if statistic is tpr_at_fpr and len(negative) < 100:
+        return None
+    grouped = [clusters_of(rows, lambda row: means[row["number"]]) for rows in (positive, negative)]
+    return asdict(clustered(statistic, *grouped, draws=DRAWS)) if all(grouped) else None
+
+
+def _oracle(pixels: np.ndarray, masks: np.ndarray, numbers: Sequence[int]) -> dict[str, float | None]:
+    """The best figures that any of `LEVELS` thresholds gives for some pictures together."""
+    if not numbers:
+        return dict.fromkeys(("iou", "mean_iou", "accuracy"))
+    values, truth = np.log1p(pixels[numbers].astype(np.float64)), masks[numbers]
+    low, high = values.min(), values.max()
+    # how many thresholds a pixel lies above
+    places = np.ceil((values - low) / (high - low or 1.0) * (LEVELS - 1)).astype(np.int64)
+    inside, outside = (
+        np.stack([np.bincount(p[t], minlength=LEVELS) for p, t in zip(places, chosen, strict=True)])
+        for chosen in (truth, ~truth)
+    )
+    # (pictures, thresholds): pixels above each threshold
+    hits, false = (counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] for counts in (inside, outside))
+    size = truth.sum(axis=(1, 2))[:, None]
+    either = size + false
+    each = np.where(either > 0, hits / np.maximum(either, 1), 1.0)
+    right = hits + (truth[0].size - size - false)
+    return {
+        "iou": float((hits.sum(axis=0) / np.maximum(either.sum(axis=0), 1)).max()),
+        "mean_iou": float(each.mean(axis=0).max()),
+        "accuracy": float((right.sum(axis=0) / truth.size).max()),
+    }
+
+
+def _differences(parts: dict[str, Rows], overlaps: Arrays, found: dict[str, Any]) -> dict[str, Any]:
+    """By part: the localizer with the largest IoU, and by how much every other is below it."""
+    differences: dict[str, Any] = {}
+    for part, rows in parts.items():
+        values = {name: figures["iou"][part]["value"] for name, figures in found.items() if figures["iou"][part]}
+        if len(values) < 2:
+            continue
+        best = max(values, key=lambda name: values[name])
+        below = {
+            name: _figure(
+                lambda both: _whole(both[:, :2]) - _whole(both[:, 2:]),
+                rows,
+                np.concatenate([overlaps[name], overlaps[best]], axis=1),
+            )
+            for name in values
+            if name != best
+        }
+        differences[part] = {"best": best, "below": below}
+    return differences
