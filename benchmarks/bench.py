@@ -1,81 +1,95 @@
-"""Detectors on the proving grounds: docs/results/bench.json.
+"""Detectors and localizers on the proving grounds: docs/results/bench.json, and a packet of every score beside it.
 
     python benchmarks/bench.py --ground scenes --earlier docs/results/bench.json > new.json
-    python benchmarks/bench.py --ground drawings --detector drift --detector stability --earlier … > new.json
+    python benchmarks/bench.py --ground scenes-full --bundle RUN/bundle --earlier … > new.json
+    python benchmarks/bench.py --ground drawings --maps --earlier … > new.json
+    python benchmarks/bench.py --earlier … > new.json
 
-What `cryptomnesia bench detect --ground GROUND` measures with the ground's own solver at its own guidance scale, by
-default of all detectors that work and take at most `MOST` evaluations of the network per image. The packet with every
-score is kept in .benchmarks-cache, so an interrupted run goes on where it was. Grounds that are not asked for are
-taken from the earlier file, and `made_by` says for each of them which commit measured it.
+What `cryptomnesia bench detect --ground GROUND --most 5` measures with the ground's own solver at its own guidance
+scale, or with --maps what `cryptomnesia bench localize` measures of `LOCALIZERS`. The packets are kept in
+.benchmarks-cache, so an interrupted run goes on where it was. Scores are copied to docs/results/packets, where
+`cryptomnesia bench verify` computes every figure again.
+
+Grounds that are not asked for are taken from the earlier file, and `made_by` says for each of them which commit
+measured it. `leave_one_ground_out` is computed from all packets of scores in docs/results/packets: for every ground the
+detector that is best on the others, by the smallest of its AUCs against ordinary captions and captions that fix most
+pixels, and what it reaches on the one that took no part.
 """
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from common import CACHE, COMMIT, print_json, progress
 
-from cryptomnesia import load_pipeline
-from cryptomnesia.bench.detecting import bench
-from cryptomnesia.bench.trials import of_ground
-from cryptomnesia.cli.benching import REFERENCES, distance
-from cryptomnesia.detectors import detector, detector_names
-from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.proving_ground.ground import ground_of
-from cryptomnesia.proving_ground.manifest import Manifest
+from cryptomnesia.bench.packet import Packet
+from cryptomnesia.bench.selection import left_out
+from cryptomnesia.cli.benching import detected, mapped
+from cryptomnesia.settings import BenchDetectSettings, BenchLocalizeSettings
 
 MOST = 5.0
 """Evaluations of the network per image."""
-POSITIVES, NEGATIVES = 224, 400
+
+LOCALIZERS = [
+    "collapse",
+    "curvature",
+    "curvature-difference",
+    "curvature-difference-checkpoint",
+    "score-difference",
+    "score-difference-checkpoint",
+    "guidance-map",
+    "bright-ending",
+]
+"""Those of the papers, and `collapse`."""
+
+MAPPED = {"positives": 112, "negatives": 100}
+"""Images of which maps are made."""
+
+PACKETS = Path("docs/results/packets")
 
 
 def main() -> None:
     """Measure and print JSON."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--ground", action="append", required=True, help="ground to measure; may be given repeatedly")
-    parser.add_argument("--detector", action="append", help="detector to compare; may be given repeatedly")
+    parser.add_argument("--ground", help="ground to measure")
+    parser.add_argument("--bundle", type=Path, help="RUN/bundle of a training of the ground")
+    parser.add_argument("--detector", action="append", default=[], help="detector to compare; may be given repeatedly")
+    parser.add_argument("--maps", action="store_true", help="compare localizers instead of detectors")
     parser.add_argument("--earlier", type=Path, required=True, help="results file with the other grounds")
     given = parser.parse_args()
     earlier = json.loads(given.earlier.read_text(encoding="utf-8"))
-    grounds = dict(earlier.get("grounds", {}))
-    commits = dict(earlier.get("made_by", {}).get("commits", {}))
-    with progress() as start:
-        for name in given.ground:
-            ground = ground_of(name)
-            manifest = Manifest.load(ground.bundle)
-            pipe = load_pipeline(str(ground.bundle / "pipeline"), device="cpu")
-            manifest.check(pipe)
-            call = ground.call(manifest.steps, manifest.guidance)
-            setup = Setup.of(pipe, call)
-            made = [made for made in map(detector, given.detector or detector_names()) if setup.accepts(made)]
-            made = [judge for judge in made if judge.cost(setup) <= MOST]
-            bars = {}
+    grounds: dict[str, Any] = dict(earlier.get("grounds", {}))
+    commits: dict[str, str] = dict(earlier.get("made_by", {}).get("commits", {}))
+    if given.ground is not None:
+        of_ground: dict[str, Any] = {"ground": given.ground, "bundle": given.bundle, "batch_size": 16}
+        folder = CACHE / f"bench-{given.ground}{'-maps' * given.maps}"
+        with progress() as start:
+            bars: dict[str, Any] = {}
 
-            def report(what: str, done: float, total: int, bars: dict = bars, name: str = name) -> None:
-                bars.setdefault(what, start(f"{name}: {what}", total))(done)
+            def report(what: str, done: float, total: int) -> None:
+                bars.setdefault(what, start(f"{given.ground}: {what}", total))(done)
 
-            references = manifest.control_captions("calibration", REFERENCES)
-            packet = bench(
-                setup,
-                of_ground(manifest, POSITIVES, NEGATIVES, references),
-                references,
-                made,
-                CACHE / f"bench-{name}",
-                call=call,
-                about={"model": f"the ground {name}"},
-                truth=partial(distance, manifest),
-                threshold=ground.threshold,
-                progress=report,
-            )
-            grounds[name] = {
-                "solver": type(pipe.scheduler).__name__.removesuffix("Scheduler").lower(),
-                "guidance": manifest.guidance,
-                "methods": packet.methods,
-                **packet.figures,
-            }
-            commits[name] = COMMIT
-    print_json({"grounds": grounds}, commits=commits)
+            if given.maps:
+                localizing = BenchLocalizeSettings(**of_ground, **MAPPED, localizer=LOCALIZERS)
+                found: Any = mapped(localizing, folder, report)
+            else:
+                detecting = BenchDetectSettings(**of_ground, detector=given.detector, most=MOST)
+                found = detected(detecting, folder, report)
+        measured = {"methods": found.methods, **found.figures}
+        ground = grounds.setdefault(given.ground, {})
+        ground["solver"] = str(found.about["fingerprint"]["scheduler"]).removesuffix("Scheduler").lower()
+        ground["guidance"] = float(found.about["fingerprint"]["guidance"])
+        if given.maps:
+            ground["maps"] = measured
+            commits[f"{given.ground}, maps"] = COMMIT
+        else:
+            ground |= measured
+            commits[given.ground] = COMMIT
+            found.save(PACKETS / f"{given.ground}.json.gz")
+    packets = {path.name.removesuffix(".json.gz"): Packet.load(path) for path in sorted(PACKETS.glob("*.json.gz"))}
+    chosen = {"leave_one_ground_out": left_out(packets)} if len(packets) > 1 else {}
+    print_json({"grounds": grounds, **chosen}, commits=commits)
 
 
 if __name__ == "__main__":

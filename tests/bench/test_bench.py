@@ -10,7 +10,7 @@ from filelock import FileLock
 from cryptomnesia import Drift, GuidanceMagnitude, Stability, UsageError
 from cryptomnesia.bench.detecting import CALIBRATION, PACKET, ROWS, bench
 from cryptomnesia.bench.figures import figures_of, parts_of
-from cryptomnesia.bench.packet import Packet
+from cryptomnesia.bench.packet import Packet, differences
 from cryptomnesia.bench.trials import MEMORIZED, Trial, of_file, of_ground
 from cryptomnesia.detectors.sharpness import Sharpness
 from cryptomnesia.pipelines.setup import Setup
@@ -176,7 +176,7 @@ def test_redrawn_clusters_with_too_few_negatives_are_left_out_of_an_interval(tmp
     assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
     packet = Packet({"model": "made up"}, {"good": {}, "bad": {}}, rows, figures)
     packet.save(tmp_path / "packet.json")
-    assert Packet.load(tmp_path / "packet.json").differences(figures_of(rows, ["good", "bad"])) == []
+    assert differences(Packet.load(tmp_path / "packet.json").figures, figures_of(rows, ["good", "bad"])) == []
 
 
 def test_positives_are_told_apart_by_what_is_known_of_them():

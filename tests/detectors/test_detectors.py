@@ -5,6 +5,7 @@ import torch
 
 from cryptomnesia import Drift, GuidanceMagnitude, Stability, UsageError, watch
 from cryptomnesia.detectors import MapMean, detector, detector_names, free_detectors
+from cryptomnesia.detectors.combined import Combined
 from cryptomnesia.detectors.map_mean import during_run
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.registry import create, entries
@@ -47,7 +48,9 @@ def oracle_runs():
     runs = []
     for oracle in (gaussian, memorizer, narrow):
         pipe = oracle_pipeline(oracle)
-        with watch(pipe, signals=[signal for name in DETECTORS for signal in detector(name).signals]) as seen:
+        found = [detector(name) for name in DETECTORS]
+        norms = [norm for one in found for norm in one.norms]
+        with watch(pipe, norms=norms, signals=[signal for one in found for signal in one.signals]) as seen:
             latents = call_oracle(pipe, which=1, seeds=range(60))
         runs.append(seen.trajectory)
     torch.testing.assert_close(latents[:4], planted.expand(4, -1, -1, -1), atol=0.5, rtol=0)
@@ -84,7 +87,7 @@ def test_a_detector_is_found_by_name_by_class_and_as_an_object(pipe):
 
 def test_what_is_free_is_found_for_every_set_up(pipe):
     always = {Drift(), Stability()}
-    guided = {GuidanceMagnitude("first"), GuidanceMagnitude("mean"), GuidanceMagnitude("last")}
+    guided = {Combined(), GuidanceMagnitude("first"), GuidanceMagnitude("mean"), GuidanceMagnitude("last")}
     assert {*free_detectors(Setup.of(pipe, {}))} == always | guided
     assert {*free_detectors(Setup.of(pipe, {"guidance_scale": 1.0}))} == always
     assert {*free_detectors(Setup.of(stable_diffusion_xl(), {}))} == always | guided

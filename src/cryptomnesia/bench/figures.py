@@ -5,7 +5,7 @@ pictures are the positives; those of planted captions that were not reproduced a
 between two detectors are computed on the same redrawn images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -74,6 +74,11 @@ def parts_of(rows: Rows) -> dict[str, Rows]:
     if known:
         parts["not_reproduced"] = [row for row in positive if not row["reproduced"]]
     return {name: part for name, part in parts.items() if part}
+
+
+def main_part(parts: Mapping[str, Any]) -> str:
+    """The name of the part that holds all positives which count."""
+    return "reproduced" if "reproduced" in parts else "labelled"
 
 
 def _groups(rows: Rows) -> list[str]:

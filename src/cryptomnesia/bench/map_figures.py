@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cryptomnesia.bench.figures import DRAWS, Rows, clusters_of, parts_of
+from cryptomnesia.bench.figures import DRAWS, Rows, clusters_of, main_part, parts_of
 from cryptomnesia.bench.trials import MEMORIZED
 from cryptomnesia.images import upsampled
 from cryptomnesia.statistics import auc, clustered, tpr_at_fpr
@@ -63,12 +63,12 @@ def map_figures(rows: Rows, masks: np.ndarray, maps: Arrays) -> dict[str, Any]:
         name: _whole(np.array([[masks[number].sum(), masks[number].size] for number in _numbers(part)]))
         for name, part in parts.items()
     }
-    main = next(iter(parts), None)
+    main = main_part(parts)
     found: dict[str, Any] = {}
     overlaps: dict[str, np.ndarray] = {}
     for name, values in maps.items():
         pixels = upsampled(torch.from_numpy(values).float(), *masks.shape[1:]).numpy()
-        known = ~np.isnan(pixels).any(axis=(1, 2))
+        known = np.isfinite(pixels.reshape(len(pixels), -1).sum(axis=1))
         threshold = _threshold(pixels[[number for number in references if known[number]]])
         above = pixels > threshold
         overlap = np.stack([(above & masks).sum(axis=(1, 2)), (above | masks).sum(axis=(1, 2))], axis=1).astype(float)
@@ -76,11 +76,11 @@ def map_figures(rows: Rows, masks: np.ndarray, maps: Arrays) -> dict[str, Any]:
         overlaps[name] = overlap
         free = np.stack([(above & ~masks).sum(axis=(1, 2)), (~masks).sum(axis=(1, 2))], axis=1)
         means = pixels.mean(axis=(1, 2), dtype=np.float64)
-        reproduced = [row for row in parts[main] if known[row["number"]]] if main else []
+        reproduced = [row for row in parts.get(main, []) if known[row["number"]]]
         partly = [row for row in reproduced if not masks[row["number"]].all()]
         against = {group: [row for row in found if known[row["number"]]] for group, found in groups.items()}
         oracle = {part: _oracle(pixels, masks, _numbers(picked, known)) for part, picked in parts.items()}
-        if main and "ordinary" in groups:
+        if main in parts and "ordinary" in groups:
             oracle["with_ordinary"] = _oracle(pixels, masks, _numbers([*parts[main], *groups["ordinary"]], known))
         found[name] = {
             "threshold": threshold,
@@ -149,14 +149,14 @@ def _oracle(pixels: np.ndarray, masks: np.ndarray, numbers: Sequence[int]) -> di
         return dict.fromkeys(("iou", "mean_iou", "accuracy"))
     values, truth = np.log1p(pixels[numbers].astype(np.float64)), masks[numbers]
     low, high = values.min(), values.max()
-    # how many thresholds a pixel lies above
-    places = np.ceil((values - low) / (high - low or 1.0) * (LEVELS - 1)).astype(np.int64)
+    # the highest threshold that a pixel reaches
+    places = np.floor((values - low) / (high - low or 1.0) * (LEVELS - 1)).astype(np.int64)
     inside, outside = (
         np.stack([np.bincount(p[t], minlength=LEVELS) for p, t in zip(places, chosen, strict=True)])
         for chosen in (truth, ~truth)
     )
-    # (pictures, thresholds): pixels above each threshold
-    hits, false = (counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] for counts in (inside, outside))
+    # (pictures, thresholds): pixels that reach each threshold
+    hits, false = (counts[:, ::-1].cumsum(axis=1)[:, ::-1] for counts in (inside, outside))
     size = truth.sum(axis=(1, 2))[:, None]
     either = size + false
     each = np.where(either > 0, hits / np.maximum(either, 1), 1.0)

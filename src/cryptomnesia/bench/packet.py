@@ -1,8 +1,10 @@
 """A score packet: every score of a bench, with what it depends on, and the figures that follow from them."""
 
+import gzip
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +36,12 @@ class Packet:
     figures: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write the packet as JSON."""
+        """Write the packet as JSON, compressed if the name of the file ends in .gz."""
         values = {"schema": SCHEMA, "about": self.about, "methods": self.methods, "digest": digest(self.rows)}
         values |= {"figures": self.figures, "rows": self.rows}
-        write_whole(path, json.dumps(plain(values), indent=1) + "\n")
+        content = (json.dumps(plain(values), indent=1) + "\n").encode()
+        # without the time, the same packet gives the same file
+        write_whole(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
     @classmethod
     def load(cls, path: Path) -> "Packet":
@@ -47,9 +51,12 @@ class Packet:
             UsageError: for a file that is missing, malformed, or of another version, or whose rows were changed.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            content = path.read_bytes()
+            values = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
             found = values["schema"], values["digest"], values["rows"]
             packet = cls(values["about"], values["methods"], values["rows"], values["figures"])
+        except (zlib.error, EOFError, gzip.BadGzipFile) as error:
+            raise UsageError(f"{path} is no compressed file ({error}); give a file that `bench` made") from None
         except OSError as error:
             raise UsageError(
                 f"cannot read the packet {path} ({error.strerror}); give a file that `bench` made"

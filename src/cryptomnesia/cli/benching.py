@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from cryptomnesia.bench.detecting import Progress
+    from cryptomnesia.bench.map_packet import MapPacket
+    from cryptomnesia.bench.packet import Packet
     from cryptomnesia.bench.trials import Trial
     from cryptomnesia.pipelines.setup import Setup
     from cryptomnesia.proving_ground.manifest import Manifest
@@ -46,34 +49,43 @@ def bench_detect(
     The images are those of a proving ground (--ground), or of a model of your own with labelled prompts (--model,
     --labels, --references).
     """
-    from cryptomnesia.bench.detecting import PACKET, bench
+    from cryptomnesia.bench.detecting import PACKET
     from cryptomnesia.bench.packet import plain
-    from cryptomnesia.detectors import detector, detector_names
 
-    check_folder(output)
-    check_names("detector", settings.detector)
-    given = _given(settings)
-    named = settings.detector or detector_names()
-    detectors = [made for made in map(detector, named) if settings.detector or given.setup.accepts(made)]
     with progress_bar() as report:
-        packet = bench(
-            given.setup,
-            given.trials,
-            given.references,
-            detectors,
-            output,
-            call=given.call,
-            about=given.about,
-            truth=None if given.manifest is None else partial(distance, given.manifest),
-            threshold=given.threshold,
-            batch_size=settings.batch_size,
-            progress=report,
-        )
+        packet = detected(settings, output, report)
     if as_json:
         typer.echo(json.dumps(plain(packet.figures), indent=2))
     else:
         print_bench(packet)
         typer.echo(f"{output / PACKET}: every score; `cryptomnesia bench verify` computes the figures again")
+
+
+def detected(settings: BenchDetectSettings, folder: Path, report: "Progress") -> "Packet":
+    """What `bench detect` measures, in a folder."""
+    from cryptomnesia.bench.detecting import bench
+    from cryptomnesia.detectors import detector, detector_names
+
+    check_folder(folder)
+    check_names("detector", settings.detector)
+    given = _given(settings)
+    named = settings.detector or detector_names()
+    detectors = [made for made in map(detector, named) if settings.detector or given.setup.accepts(made)]
+    if settings.most is not None:
+        detectors = [made for made in detectors if made.cost(given.setup) <= settings.most]
+    return bench(
+        given.setup,
+        given.trials,
+        given.references,
+        detectors,
+        folder,
+        call=given.call,
+        about=given.about,
+        truth=None if given.manifest is None else partial(distance, given.manifest),
+        threshold=given.threshold,
+        batch_size=settings.batch_size,
+        progress=report,
+    )
 
 
 @benching.command("localize")
@@ -90,35 +102,40 @@ def bench_localize(
     The images are those of a proving ground (--ground), or of a model of your own with labelled prompts (--model,
     --labels, --references).
     """
-    from cryptomnesia.bench.localizing import MAPS, bench_maps
+    from cryptomnesia.bench.localizing import MAPS
     from cryptomnesia.bench.packet import plain
-    from cryptomnesia.localizers import localizer
-    from cryptomnesia.registry import entries
 
-    check_folder(output)
-    check_names("localizer", settings.localizer)
-    given = _given(settings)
-    named = settings.localizer or list(entries("localizer"))
-    made = [made for made in map(localizer, named) if settings.localizer or given.setup.accepts(made)]
-    given.setup.check(made)
     with progress_bar() as report:
-        packet = bench_maps(
-            given.setup,
-            given.trials,
-            given.references,
-            made,
-            output,
-            about=given.about,
-            truth=labelled if given.manifest is None else partial(planted, given.manifest),
-            threshold=given.threshold,
-            batch_size=settings.batch_size,
-            progress=report,
-        )
+        packet = mapped(settings, output, report)
     if as_json:
         typer.echo(json.dumps(plain(packet.figures), indent=2))
     else:
         print_map_bench(packet)
         typer.echo(f"{output / MAPS}: every map; `cryptomnesia bench verify` computes the figures again")
+
+
+def mapped(settings: BenchLocalizeSettings, folder: Path, report: "Progress") -> "MapPacket":
+    """What `bench localize` measures, in a folder."""
+    from cryptomnesia.bench.localizing import bench_maps
+    from cryptomnesia.localizers import localizer, localizers_of
+    from cryptomnesia.registry import entries
+
+    check_folder(folder)
+    check_names("localizer", settings.localizer)
+    given = _given(settings)
+    named = settings.localizer or [name for name in entries("localizer") if given.setup.accepts(localizer(name))]
+    return bench_maps(
+        given.setup,
+        given.trials,
+        given.references,
+        localizers_of(named, given.setup),
+        folder,
+        about=given.about,
+        truth=labelled if given.manifest is None else partial(planted, given.manifest),
+        threshold=given.threshold,
+        batch_size=settings.batch_size,
+        progress=report,
+    )
 
 
 @dataclass(frozen=True)
@@ -181,7 +198,7 @@ def _given(settings: TrialSettings) -> _Given:
 
 @benching.command()
 def verify(
-    packet: Annotated[Path, typer.Argument(help="File packet.json or maps.safetensors of a bench.")],
+    packet: Annotated[Path, typer.Argument(help="File packet.json (or .json.gz) or maps.safetensors of a bench.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
 ) -> None:
     """Compute every figure of a packet again from its scores, with no model; exit code 1 if one is another."""

@@ -87,41 +87,45 @@ class Combined(Detector):
     def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
         """The score after every evaluation, (B, N); NaN without an unconditional branch."""
         check_evaluations(runs, references)
-        detail, stability, guidance = (
-            tuple(found.double().clamp_min(_LEAST).log() for found in pair)
-            for pair in (
-                (runs.norms["detail"], references.norms["detail"]),
-                tuple(Stability().running(of, references) for of in (runs, references)),
-                tuple(GuidanceMagnitude().running(of, references) for of in (runs, references)),
-            )
-        )
-        usual = Moments.of(guidance[1], LEAST_SPREAD).z_scores(guidance[0])
-        return (unexplained(stability, detail) + self.weight * usual).float()
+        detail, stability, guidance = _logs(runs, references)
+        usual_detail, usual_stability, usual_guidance = _logs(references, references)
+        above = unexplained(stability, detail, usual_stability, usual_detail)
+        more = Moments.of(usual_guidance, LEAST_SPREAD).z_scores(guidance)
+        return (above + self.weight * more).float()
 
 
-def unexplained(values: tuple[Tensor, Tensor], by: tuple[Tensor, Tensor]) -> Tensor:
-    """What a quadratic function of another quantity leaves unexplained, as z-scores, (B, N).
+def _logs(runs: Trajectory, references: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
+    """The logarithms of detail, stability score and mean guidance magnitude of runs, (B, N) each."""
+    of = runs.norms["detail"], Stability().running(runs, references), GuidanceMagnitude().running(runs, references)
+    detail, stability, guidance = (values.double().clamp_min(_LEAST).log() for values in of)
+    return detail, stability, guidance
+
+
+def unexplained(values: Tensor, by: Tensor, usual: Tensor, usual_by: Tensor) -> Tensor:
+    """What a quadratic function of another quantity leaves unexplained of values, as z-scores, (B, N).
 
     Args:
-        values: of runs (B, N), and of reference runs (n, N′ ≥ N), to which the function is fitted at every evaluation.
+        values: of runs, (B, N).
         by: the other quantity of the same runs. Outside its range over the reference runs the function is constant.
+        usual: values of reference runs (n, N′ ≥ N), to which the function is fitted at every evaluation.
+        usual_by: the other quantity of these.
     """
-    count = values[0].shape[1]
-    fitting, known = values[1][:, :count], by[1][:, :count]
-    moments = Moments.of(known, LEAST_SPREAD)
-    low, high = known.amin(dim=0), known.amax(dim=0)
+    count = values.shape[1]
+    usual, usual_by = usual[:, :count], usual_by[:, :count]
+    moments = Moments.of(usual_by, LEAST_SPREAD)
+    low, high = usual_by.amin(dim=0), usual_by.amax(dim=0)
 
     def powers(of: Tensor) -> Tensor:
         """The terms of the function, (N, runs, 3)."""
         scaled = moments.z_scores(of.clamp(low, high)).T
         return torch.stack([torch.ones_like(scaled), scaled, scaled**2], dim=-1)
 
-    terms = powers(known)
+    terms = powers(usual_by)
     # the small number keeps a quantity that is the same in all reference runs from having no solution
-    normal = terms.mT @ terms + 1e-9 * len(known) * torch.eye(3, dtype=terms.dtype)
-    weights = torch.linalg.solve(normal, terms.mT @ fitting.T.unsqueeze(-1))
+    normal = terms.mT @ terms + 1e-9 * len(usual) * torch.eye(3, dtype=terms.dtype)
+    weights = torch.linalg.solve(normal, terms.mT @ usual.T.unsqueeze(-1))
 
     def left(of: Tensor, given: Tensor) -> Tensor:
         return of - (powers(given) @ weights).squeeze(-1).T
 
-    return Moments.of(left(fitting, known), LEAST_SPREAD).z_scores(left(values[0], by[0]))
+    return Moments.of(left(usual, usual_by), LEAST_SPREAD).z_scores(left(values, by))

@@ -191,9 +191,11 @@ def print_methods(rows: Sequence[Listed]) -> None:
 
 def print_bench(packet: "Packet") -> None:
     """One line per detector, the best first: AUC of reproduced pictures against every group of negatives."""
+    from cryptomnesia.bench.figures import main_part
+
     counts, figures = packet.figures["counts"], packet.figures["detectors"]
     parts = next(iter(figures.values()))["auc"]
-    main = next(iter(parts))
+    main = main_part(parts)
     groups = list(parts[main])
     images = counts[main]
     table = Table(
@@ -220,7 +222,13 @@ def print_bench(packet: "Packet") -> None:
         if "not_reproduced" in parts:
             cells.append(_estimate(found["auc"]["not_reproduced"][groups[0]]))
         table.add_row(name, *cells, f"{packet.methods[name]['cost']:g}")
-    Console().print(table)
+    _wide().print(table)
+
+
+def _wide() -> Console:
+    """The terminal, or where there is none, one that is wide enough for the tables of a bench."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 def _estimate(value: dict[str, float] | None, *, interval: bool = False) -> str:
@@ -232,23 +240,26 @@ def _estimate(value: dict[str, float] | None, *, interval: bool = False) -> str:
 
 def print_map_bench(packet: "MapPacket") -> None:
     """One line per localizer, the best first: IoU, and how much is marked where nothing is memorized."""
+    from cryptomnesia.bench.figures import main_part
+
     counts, figures = packet.figures["counts"], packet.figures["localizers"]
     parts = next(iter(figures.values()))["iou"]
-    main = next(iter(parts))
-    marked = list(next(iter(figures.values()))["marked"])
+    main = main_part(parts)
+    kinds = [kind for kind in ("verbatim", "template", "object") if kind in parts]
+    marked = next(iter(figures.values()))["marked"]
+    groups = [group for group in ("ordinary", "fixed_pixels", "free") if group in marked]
     images = counts[main]
     table = Table(
         title=f"{packet.about['model']}: {main}, {images['images']} images of {images['clusters']} concepts; "
         f"everything marked: IoU {packet.figures['everything'][main]:.3f}",
         title_justify="left",
-        caption="IoU at the threshold that 5% of the pixels of reference images exceed, with its 95% interval for all; "
-        "at the best threshold, which nobody knows beforehand; pixels above the threshold where nothing is memorized; "
-        "evaluations of the network, and seconds per image",
+        caption="IoU at the threshold that 5% of the pixels of reference images exceed, and at the best one, which "
+        "nobody knows beforehand; share of pixels above the first where nothing is memorized; evaluations of the "
+        "network per image",
         caption_justify="left",
     )
     table.add_column("localizer", no_wrap=True)
-    headings = [*(f"IoU\n{part}" for part in parts), "best\nIoU", *(f"marked\n{group}" for group in marked)]
-    for heading in (*headings, "evaluations", "seconds"):
+    for heading in ("IoU", *kinds, "best", *(group.replace("_", " ") for group in groups), "evaluations"):
         table.add_column(heading, justify="right")
 
     def rank(name: str) -> float:
@@ -256,17 +267,16 @@ def print_map_bench(packet: "MapPacket") -> None:
         return -1.0 if value is None else value["value"]
 
     for name in sorted(figures, key=rank, reverse=True):
-        found, method = figures[name], packet.methods[name]
+        found = figures[name]
         best = found["oracle_iou"][main]
         table.add_row(
             name,
-            *(_estimate(found["iou"][part], interval=part == main) for part in parts),
+            *(_estimate(found["iou"][part]) for part in (main, *kinds)),
             "–" if best is None else f"{best:.3f}",
-            *(_estimate(found["marked"][group]) for group in marked),
-            f"{method['cost']:g}",
-            f"{method['seconds']:.2g}",
+            *(_estimate(found["marked"][group]) for group in groups),
+            f"{packet.methods[name]['cost']:g}",
         )
-    Console().print(table)
+    _wide().print(table)
 
 
 def print_outcome(found: "Outcome", *, rows: int = 20) -> None:

@@ -326,6 +326,9 @@ class BenchDetectSettings(TrialSettings):
 
     detector: Names = Field(default_factory=list)
     """Detector to compare; can be given several times. By default all that work in the set-up."""
+    most: float | None = Field(None, ge=0)
+    """Leave out detectors that take more evaluations of the network per image than this; 0 keeps those that cost
+    nothing."""
 
 
 class BenchLocalizeSettings(TrialSettings):
