@@ -1,4 +1,4 @@
-"""The combination of stability against equal detail and guidance magnitude, and the parts that it is made of."""
+"""The combination of stability against equal detail and information, and the parts that it is made of."""
 
 import math
 from types import SimpleNamespace
@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from cryptomnesia import GuidanceMagnitude, Stability, UsageError
+from cryptomnesia import Stability, UsageError
 from cryptomnesia.detectors.combined import FINEST, Combined, Detail, unexplained
+from cryptomnesia.detectors.information import Information
 from cryptomnesia.pipelines.inputs import GRID, Shared
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import SAMPLING, stable_diffusion
@@ -31,9 +32,9 @@ def runs_of(count, seed, *, shift=0.0, evaluations=EVALUATIONS):
     rng = torch.Generator().manual_seed(seed)
     norms = {
         name: (torch.randn(count, evaluations, generator=rng) * 0.2 + 1).abs()
-        for name in ("delta", "guidance", "detail", "z")
+        for name in ("delta", "information", "detail", "z")
     }
-    norms["guidance"] += shift
+    norms["information"] += shift
     return Trajectory(tuple(range(evaluations, 0, -1)), norms, {}, torch.empty(count, 0), complete=True)
 
 
@@ -80,7 +81,7 @@ def test_references_of_equal_detail_are_no_obstacle():
 def test_the_score_has_both_parts():
     runs, references = runs_of(8, 1, shift=1.0), runs_of(50, 2)
     both, less = (Combined(weight=weight).running(runs, references) for weight in (2.0, 0.0))
-    usual, found = (GuidanceMagnitude().running(of, references).log() for of in (references, runs))
+    usual, found = (Information().running(of, references).log() for of in (references, runs))
     torch.testing.assert_close(both - less, 2 * (found - usual.mean(dim=0)) / usual.std(dim=0), rtol=1e-3, atol=1e-3)
     logs = [Stability().running(of, references).double().log() for of in (runs, references)]
     details = [of.norms["detail"].double().log() for of in (runs, references)]
@@ -93,7 +94,7 @@ def test_the_scale_of_the_latents_and_the_later_evaluations_do_not_matter():
     whole = Combined().running(runs, references)
     for of in (runs, references):
         of.norms["delta"] *= 7
-        of.norms["guidance"] *= 7
+        of.norms["information"] *= 7
     torch.testing.assert_close(Combined().running(runs, references), whole, rtol=1e-3, atol=1e-3)
     begun = Trajectory(
         runs.timesteps,
@@ -108,7 +109,7 @@ def test_the_scale_of_the_latents_and_the_later_evaluations_do_not_matter():
 def test_an_image_that_is_not_finite_has_no_score_and_the_others_keep_theirs():
     runs, references = runs_of(4, 1), runs_of(50, 2)
     whole = Combined().score(runs, references)
-    for name in ("delta", "detail", "guidance"):
+    for name in ("delta", "detail", "information"):
         runs.norms[name][1, 2:] = torch.nan
     found = Combined().score(runs, references)
     assert found.isnan().tolist() == [False, True, False, False]

@@ -1,15 +1,15 @@
-"""Combined: the stability score against pictures of equal detail, and the guidance magnitude. A method of this library.
+"""Combined: the stability score against pictures of equal detail, and the information of the caption, in one number.
 
-A plain picture has extreme update norms for an innocent reason, so the stability score (arXiv:2605.22050) takes it for
-memorized. Here its logarithm is compared with that of reference pictures with as much detail: over the reference runs
-it is fitted by a quadratic function of the log detail, and what is above the fit, in its standard deviations, counts.
-To this is added twice the z-score of the log guidance magnitude (arXiv:2407.21720), averaged over the evaluations so
-far. Both are known at every evaluation and cost no evaluation of the network.
+A method of this library. A plain picture has extreme update norms for an innocent reason, so the stability score
+(arXiv:2605.22050) takes it for memorized. Here its logarithm is compared with that of reference pictures with as much
+detail: over the reference runs it is fitted by a quadratic function of the log detail, and what is above the fit, in
+its standard deviations, counts. To this is added twice the z-score of the logarithm of `information`, what the caption
+tells about the picture. Both are known at every evaluation and cost no evaluation of the network.
 
 The detail of a picture is the mean of log(1 + |∇x̂_0|/0.01) over the neighbours of its estimate: about how long a code
 of the picture is. Beyond the plainest and the most detailed reference picture the fit is not continued.
 
-The weight 2 and the quadratic function were chosen on a model of drawn scenes before the grounds that are reported.
+The weight 2 and the quadratic function were chosen on the model of drawn scenes.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.detectors.base import Detector, Moments, check_evaluations
-from cryptomnesia.detectors.guidance_magnitude import GuidanceMagnitude
+from cryptomnesia.detectors.information import Gain, Information
 from cryptomnesia.detectors.stability import Stability
 from cryptomnesia.localizers.base import unpacked, wide
 from cryptomnesia.pipelines.setup import Requirement
@@ -56,23 +56,22 @@ class Detail:
 
 @dataclass(frozen=True)
 class Combined(Detector):
-    """z-score of the log stability score given the log detail, plus `weight` times that of the log guidance magnitude.
+    """z-score of the log stability score given the log detail, plus `weight` times that of the log information.
 
     Attributes:
-        weight: of the guidance magnitude.
+        weight: of the information.
     """
 
     weight: float = 2.0
 
     name = "combined"
-    summary = "The stability score against pictures of equal detail, and the guidance magnitude, in one number."
-    source = "this library, from arXiv:2605.22050 and arXiv:2407.21720"
+    summary = "The stability score against pictures of equal detail, and the information of the caption, in one number."
+    source = "this library, from arXiv:2605.22050"
     use_when = "The runs have an unconditional branch, and the captions that you judge may ask for plain pictures."
     avoid_when = (
-        "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `stability` there. "
-        "Captions that fix most pixels of a picture still mislead it more than other captions."
+        "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `stability` there."
     )
-    reads = frozenset({"delta", "guidance"})
+    reads = frozenset({"delta"})
 
     @property
     def requires(self) -> frozenset[Requirement]:
@@ -81,24 +80,24 @@ class Combined(Detector):
 
     @property
     def norms(self) -> tuple[Norm, ...]:
-        """The detail of the estimate."""
-        return (Detail(),)
+        """The detail of the estimate, and the information."""
+        return (Detail(), Gain())
 
     def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
         """The score after every evaluation, (B, N); NaN without an unconditional branch."""
         check_evaluations(runs, references)
-        detail, stability, guidance = _logs(runs, references)
-        usual_detail, usual_stability, usual_guidance = _logs(references, references)
+        detail, stability, nats = _logs(runs, references)
+        usual_detail, usual_stability, usual_nats = _logs(references, references)
         above = unexplained(stability, detail, usual_stability, usual_detail)
-        more = Moments.of(usual_guidance, LEAST_SPREAD).z_scores(guidance)
+        more = Moments.of(usual_nats, LEAST_SPREAD).z_scores(nats)
         return (above + self.weight * more).float()
 
 
 def _logs(runs: Trajectory, references: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
-    """The logarithms of detail, stability score and mean guidance magnitude of runs, (B, N) each."""
-    of = runs.norms["detail"], Stability().running(runs, references), GuidanceMagnitude().running(runs, references)
-    detail, stability, guidance = (values.double().clamp_min(_LEAST).log() for values in of)
-    return detail, stability, guidance
+    """The logarithms of detail, stability score and information of runs, (B, N) each."""
+    of = runs.norms["detail"], Stability().running(runs, references), Information().running(runs, references)
+    detail, stability, nats = (values.double().clamp_min(_LEAST).log() for values in of)
+    return detail, stability, nats
 
 
 def unexplained(values: Tensor, by: Tensor, usual: Tensor, usual_by: Tensor) -> Tensor:
