@@ -37,7 +37,7 @@ def nats(steps, until=1.0):
 
 
 def test_a_constant_difference_of_the_predicted_noise_is_integrated_over_log_snr():
-    """The part before the first evaluation, where the difference of the estimates is constant, is half of its square."""
+    """Before the first evaluation the difference of the estimates is constant: half of its square."""
     steps = [at(level, [1.0, 2.0]) for level in (-4, -2.5, -1, -0.5)]
     assert nats(steps) == pytest.approx([0.5 * (1 + 3.5), 4 * 0.5 * (1 + 3.5)], rel=1e-5)
     # beyond the end nothing counts, and of the interval that holds it the part before it
