@@ -8,10 +8,11 @@ import pytest
 from filelock import FileLock
 
 from cryptomnesia import Drift, GuidanceMagnitude, Stability, UsageError
-from cryptomnesia.bench.detecting import CALIBRATION, PACKET, ROWS, bench
+from cryptomnesia.bench.detecting import CALIBRATION, PACKET, bench, part_of
 from cryptomnesia.bench.figures import figures_of, parts_of
 from cryptomnesia.bench.packet import Packet, differences
 from cryptomnesia.bench.trials import MEMORIZED, Trial, of_file, of_ground
+from cryptomnesia.detectors.one_step import OneStep
 from cryptomnesia.detectors.sharpness import Sharpness
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.ground import ground_of
@@ -29,10 +30,10 @@ REFERENCES = [f"a green star {number}" for number in range(148)]
 """As few as a false-positive rate of 1% takes."""
 
 
-def run(folder, trials=TRIALS, references=REFERENCES, **more):
+def run(folder, trials=TRIALS, references=REFERENCES, detectors=DETECTORS, **more):
     pipe = stable_diffusion()
     given = {"call": CALL, "about": {"model": "a miniature"}, "batch_size": 2, **more}
-    return bench(Setup.of(pipe, CALL), trials, references, DETECTORS, folder, **given)
+    return bench(Setup.of(pipe, CALL), trials, references, detectors, folder, **given)
 
 
 @pytest.fixture(scope="module")
@@ -65,30 +66,39 @@ def test_every_detector_scores_the_same_images(whole):
 
 
 def test_a_bench_that_was_killed_goes_on(whole, tmp_path):
-    """Killed while it wrote the line of the fourth image, of which a part is there."""
-    lines = (whole / ROWS).read_text().splitlines(keepends=True)
-    for name in ("bench.json", CALIBRATION):
-        (tmp_path / name).write_bytes((whole / name).read_bytes())
-    (tmp_path / ROWS).write_text("".join(lines[:3]) + lines[3][:40])
+    """Killed in its second batch of three, of which nothing is left."""
+    for path in (whole / "bench.json", whole / CALIBRATION, part_of(whole, 0)):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    given = {"truth": lambda trial, image: float(trial.cluster == "bar"), "threshold": 0.5}
     made = []
-    run(
-        tmp_path,
-        truth=lambda trial, image: float(trial.cluster == "bar"),
-        threshold=0.5,
-        progress=lambda *given: made.append(given),
-    )
+    run(tmp_path, progress=lambda *step: made.append(step), **given)
     assert (tmp_path / PACKET).read_bytes() == (whole / PACKET).read_bytes()
-    # the second of three batches was made again, and no reference
+    # the second batch was made again, and no reference
     assert {what for what, _, _ in made} == {"images"}
     assert min(done for _, done, _ in made) > 2
     with pytest.raises(UsageError, match=r"holds a bench with other settings: .* differs in threshold, trials; go on"):
         run(tmp_path, TRIALS[:4])
 
 
+def test_a_finished_bench_scores_further_detectors_that_read_what_it_recorded(whole, tmp_path):
+    for path in whole.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    given = {"truth": lambda trial, image: float(trial.cluster == "bar"), "threshold": 0.5}
+    made = []
+    detectors = [GuidanceMagnitude("last"), Stability()]
+    packet = run(tmp_path, detectors=detectors, progress=lambda *step: made.append(step), **given)
+    assert made == []
+    assert list(packet.methods) == ["guidance-last", "stability"]
+    kept = Packet.load(whole / PACKET)
+    assert [row["scores"]["stability"] for row in packet.rows] == [row["scores"]["stability"] for row in kept.rows]
+    with pytest.raises(UsageError, match="differs in recorded"):
+        run(tmp_path, detectors=[OneStep()], **given)
+
+
 def test_only_one_process_works_in_a_folder(tmp_path):
     with FileLock(tmp_path / ".lock"), pytest.raises(UsageError, match="another process works on the bench in"):
         run(tmp_path)
-    assert not (tmp_path / ROWS).exists()
+    assert not part_of(tmp_path, 0).exists()
 
 
 def test_what_could_not_be_benched_leaves_no_folder(tmp_path):

@@ -6,6 +6,7 @@ import torch
 from cryptomnesia import Drift, GuidanceMagnitude, Stability, UsageError, watch
 from cryptomnesia.detectors import MapMean, detector, detector_names, free_detectors
 from cryptomnesia.detectors.combined import Combined
+from cryptomnesia.detectors.information import Information
 from cryptomnesia.detectors.map_mean import during_run
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.registry import create, entries
@@ -87,7 +88,13 @@ def test_a_detector_is_found_by_name_by_class_and_as_an_object(pipe):
 
 def test_what_is_free_is_found_for_every_set_up(pipe):
     always = {Drift(), Stability()}
-    guided = {Combined(), GuidanceMagnitude("first"), GuidanceMagnitude("mean"), GuidanceMagnitude("last")}
+    guided = {
+        Combined(),
+        Information(),
+        GuidanceMagnitude("first"),
+        GuidanceMagnitude("mean"),
+        GuidanceMagnitude("last"),
+    }
     assert {*free_detectors(Setup.of(pipe, {}))} == always | guided
     assert {*free_detectors(Setup.of(pipe, {"guidance_scale": 1.0}))} == always
     assert {*free_detectors(Setup.of(stable_diffusion_xl(), {}))} == always | guided

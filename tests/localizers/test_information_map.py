@@ -17,11 +17,11 @@ SIZE = 16
 
 
 def gaussian_run(mean, steps=50):
-    """A run of N(mean, 1) against N(0, 1), with the evaluations of the map and the norms of the detector."""
+    """A run of N(mean, 1) against N(0, 1), with the evaluations of the map."""
     ones = torch.ones(2, SIZE, dtype=torch.float64)
     basis = torch.eye(SIZE, dtype=torch.float64).repeat(2, 1, 1)
     pipe = oracle_pipeline(Gaussian(mean=torch.stack([torch.zeros_like(mean), mean]), basis=basis, variances=ones))
-    with watch(pipe, keep=InformationMap().evaluations, norms=Information().norms) as seen:
+    with watch(pipe, keep=InformationMap().evaluations) as seen:
         call_oracle(pipe, which=1, seeds=range(2), steps=steps)
     return Watched(seen.trajectory, family_of(pipe).denoiser())
 

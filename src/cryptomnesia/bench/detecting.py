@@ -16,20 +16,22 @@ from cryptomnesia.bench.figures import FPR, figures_of
 from cryptomnesia.bench.packet import Packet
 from cryptomnesia.bench.trials import MEMORIZED, Trial
 from cryptomnesia.calibration.fitting import calibrate, check_references, recorded_for
-from cryptomnesia.calibration.stored import Calibration
+from cryptomnesia.calibration.stored import Calibration, norm_in_words
 from cryptomnesia.detectors import Detector
 from cryptomnesia.errors import UsageError
-from cryptomnesia.files import claim, prompts_digest, write_whole
+from cryptomnesia.files import claim, load_checked, prompts_digest, save_checked
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.statistics import conformal_p_values
 from cryptomnesia.tracing.generation import check_call, generate, kept_prompts
+from cryptomnesia.tracing.trajectory import Trajectory, joined
 
 CALIBRATION = "calibration.safetensors"
 """File of a bench's folder with the reference runs."""
 
-ROWS = "rows.jsonl"
-"""File with one line for every image that is done; a bench that was stopped goes on behind the last one."""
+KIND = "bench part"
+"""Kind of the files of a bench's folder that hold what was recorded of a batch; one that was stopped goes on behind the
+last of them."""
 
 PACKET = "packet.json"
 """File with everything, when the bench is done."""
@@ -62,7 +64,8 @@ def bench(
         trials: what is generated.
         references: captions of the calibration, ordinary ones that are none of the trials.
         detectors: that work in the set-up.
-        folder: made if missing. If it holds a bench of the same kind that was stopped, that one goes on.
+        folder: made if missing. If it holds a bench of the same kind that was stopped, that one goes on; if that one is
+            finished and has recorded what the detectors read, nothing is generated.
         call: arguments of every call, with which `setup` was made.
         about: what else the scores depend on, as JSON values.
         truth: how far a picture is from what was planted; None where that is not known.
@@ -80,13 +83,15 @@ def bench(
     check_references(references, repeated=not setup.family.conditional, fpr=FPR)
     # a warning says which prompts are cut off
     kept_prompts(setup, [trial.prompt for trial in trials], "truncate")
+    norms, signals = recorded_for(detectors)
+    count = -(-len(trials) // batch_size)
+    recorded = {made.name: norm_in_words(made) for made in norms} | {made.name: made.describe() for made in signals}
     settings = {
         **settings_of(setup, about, references, trials, batch_size=batch_size, threshold=threshold),
-        "detectors": {detector.name: detector.describe() for detector in detectors},
+        "recorded": _enough(folder, recorded, count),
     }
     claim(folder / "bench.json", settings, "a bench with other settings")
     with alone(folder):
-        norms, signals = recorded_for(detectors)
         path = folder / CALIBRATION
         if not path.exists():
             calibrate(
@@ -99,12 +104,9 @@ def bench(
             ).save(path)
         calibration = Calibration.load(path)
         calibration.check(setup)
-        done = len(_read(folder / ROWS))
-        if done < len(trials):
-            # batches are those of a bench that was never stopped
-            done = done // batch_size * batch_size
-            _keep(folder / ROWS, done)
-        left = trials[done:]
+        # batches are those of a bench that was never stopped
+        first = next((number for number in range(count) if not part_of(folder, number).exists()), count)
+        left = trials[first * batch_size :]
         batches = generate(
             setup,
             [trial.prompt for trial in left],
@@ -112,39 +114,79 @@ def bench(
             batch_size=batch_size,
             norms=norms,
             signals=signals,
-            progress=lambda made: report("images", done + made, len(trials)),
+            progress=lambda made: report("images", first * batch_size + made, len(trials)),
         )
-        for number, batch in enumerate(batches):
-            part = left[number * batch_size : (number + 1) * batch_size]
-            scores, p_values = _scored(detectors, calibration, batch.trajectory)
-            lines = []
-            for row, trial in enumerate(part):
+        for number, batch in enumerate(batches, start=first):
+            part = trials[number * batch_size : (number + 1) * batch_size]
+            rows = []
+            for trial, image in zip(part, batch.images, strict=True):
                 known = truth is not None and trial.group == MEMORIZED
-                distance = float(truth(trial, batch.images[row])) if truth is not None and known else None
-                values: dict[str, Any] = {
-                    **asdict(trial),
-                    "distance": distance,
-                    "reproduced": None if distance is None else distance <= threshold,
-                    "scores": {name: _number(found[row]) for name, found in scores.items()},
-                    "p_values": {name: _number(found[row]) for name, found in p_values.items()},
-                }
-                lines.append(json.dumps(values))
-            with (folder / ROWS).open("a", encoding="utf-8") as file:
-                file.write("".join(f"{line}\n" for line in lines))
-        rows = _read(folder / ROWS)
-        names = [detector.name for detector in detectors]
-        methods = {
-            detector.name: {
-                "describe": detector.describe(),
-                "cost": detector.cost(setup),
-                "earliest": detector.earliest(calibration.evaluations),
-            }
-            for detector in detectors
-        }
-        found = {**made_with(settings, references), "null": len(calibration.others)}
-        packet = Packet(found, methods, rows, figures_of(rows, names))
+                distance = float(truth(trial, image)) if truth is not None and known else None
+                reproduced = None if distance is None else distance <= threshold
+                rows.append({**asdict(trial), "distance": distance, "reproduced": reproduced})
+            run = batch.trajectory
+            tensors = {f"norm/{name}": values for name, values in run.norms.items()}
+            tensors |= {f"signal/{name}": values for name, values in run.signals.items()}
+            save_checked(part_of(folder, number), KIND, 1, {"rows": rows, "timesteps": list(run.timesteps)}, tensors)
+        rows, runs = _recorded(folder, count)
+        packet = _packet(setup, detectors, calibration, rows, runs, made_with(settings, references))
         packet.save(folder / PACKET)
         return packet
+
+
+def _enough(folder: Path, recorded: dict[str, str], count: int) -> dict[str, str]:
+    """What a bench records, or what the finished one in the folder has recorded, if that holds everything."""
+    done = all(part_of(folder, number).exists() for number in range(count))
+    try:
+        earlier = json.loads((folder / "bench.json").read_text(encoding="utf-8"))["recorded"] if done else {}
+    except (OSError, ValueError, KeyError):
+        return recorded
+    return earlier if recorded.items() <= earlier.items() else recorded
+
+
+def part_of(folder: Path, number: int) -> Path:
+    """The file of a batch."""
+    return folder / f"part-{number:05d}.safetensors"
+
+
+def _recorded(folder: Path, count: int) -> tuple[list[dict[str, Any]], Trajectory]:
+    """The rows and the runs of all batches."""
+    rows, runs = [], []
+    for number in range(count):
+        about, tensors = load_checked(part_of(folder, number), KIND, 1)
+        rows += about["rows"]
+        parts: dict[str, dict[str, Tensor]] = {"norm": {}, "signal": {}}
+        for key, values in tensors.items():
+            kind, _, name = key.partition("/")
+            parts[kind][name] = values
+        nothing = torch.empty(len(about["rows"]), 0)
+        times = tuple(about["timesteps"])
+        runs.append(Trajectory(times, parts["norm"], {}, nothing, complete=True, signals=parts["signal"]))
+    return rows, joined(runs)
+
+
+def _packet(
+    setup: Setup,
+    detectors: Sequence[Detector],
+    calibration: Calibration,
+    rows: list[dict[str, Any]],
+    runs: Trajectory,
+    about: dict[str, Any],
+) -> Packet:
+    """The scores of all detectors, and their figures."""
+    scores, p_values = _scored(detectors, calibration, runs)
+    for number, row in enumerate(rows):
+        row["scores"] = {name: _number(found[number]) for name, found in scores.items()}
+        row["p_values"] = {name: _number(found[number]) for name, found in p_values.items()}
+    methods = {
+        detector.name: {
+            "describe": detector.describe(),
+            "cost": detector.cost(setup),
+            "earliest": detector.earliest(calibration.evaluations),
+        }
+        for detector in detectors
+    }
+    return Packet({**about, "null": len(calibration.others)}, methods, rows, figures_of(rows, list(methods)))
 
 
 def settings_of(
@@ -170,7 +212,7 @@ def settings_of(
 
 def made_with(settings: dict[str, Any], references: Sequence[str]) -> dict[str, Any]:
     """What a packet says about the settings of its bench: without what is in its rows, and with versions."""
-    left_out = ("trials", "references", "detectors", "localizers")
+    left_out = ("trials", "references", "recorded", "localizers")
     return {
         **{name: value for name, value in settings.items() if name not in left_out},
         "references": len(references),
@@ -200,7 +242,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _scored(
-    detectors: Sequence[Detector], calibration: Calibration, runs: Any
+    detectors: Sequence[Detector], calibration: Calibration, runs: Trajectory
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Scores and p-values of every detector, (B,) each; NaN for an image whose latents are not finite."""
     scores, p_values = {}, {}
@@ -210,21 +252,6 @@ def _scored(
         scores[detector.name] = found
         p_values[detector.name] = conformal_p_values(found, calibration.null(detector)[:, -1])
     return scores, p_values
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The rows of the images that are done; a line that was being written when the bench was killed is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
-
-
-def _keep(path: Path, count: int) -> None:
-    """Keep the first `count` lines of a file."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").split("\n")[:count]
-        write_whole(path, "".join(f"{line}\n" for line in lines))
 
 
 def _number(value: Tensor) -> float | None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryptomnesia.bench.detecting import Progress, alone, made_with, settings_of
+from cryptomnesia.bench.detecting import KIND, Progress, alone, made_with, part_of, settings_of
 from cryptomnesia.bench.map_figures import REFERENCE
 from cryptomnesia.bench.map_packet import MapPacket
 from cryptomnesia.bench.trials import MEMORIZED, Trial
@@ -77,9 +77,8 @@ def bench_maps(
     claim(folder / "bench.json", settings, "a bench with other settings")
     with alone(folder):
         count = -(-len(everything) // batch_size)
-        missing = [number for number in range(count) if not _part(folder, number).exists()]
         # batches are those of a bench that was never stopped
-        first = missing[0] if missing else count
+        first = next((number for number in range(count) if not part_of(folder, number).exists()), count)
         left = everything[first * batch_size :]
         batches = generate(
             setup,
@@ -107,8 +106,8 @@ def bench_maps(
                 masks.append(torch.from_numpy(mask if reproduced is not False else np.zeros_like(mask)))
             tensors["mask"] = torch.stack(masks)
             tensors["picture"] = (batch.images * 255).round().to(torch.uint8)
-            save_checked(_part(folder, number), "bench part", 1, {"rows": rows}, tensors)
-        parts = [load_checked(_part(folder, number), "bench part", 1) for number in range(count)]
+            save_checked(part_of(folder, number), KIND, 1, {"rows": rows}, tensors)
+        parts = [load_checked(part_of(folder, number), KIND, 1) for number in range(count)]
         rows = [row for about_part, _ in parts for row in about_part["rows"]]
         tensors = {name: torch.cat([part[name] for _, part in parts]) for name in parts[0][1]}
         for name, method in methods.items():
@@ -116,8 +115,3 @@ def bench_maps(
         packet = MapPacket.of(made_with(settings, references), methods, rows, tensors)
         packet.save(folder / MAPS)
         return packet
-
-
-def _part(folder: Path, number: int) -> Path:
-    """The file of a batch."""
-    return folder / f"part-{number:05d}.safetensors"

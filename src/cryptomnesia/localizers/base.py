@@ -11,7 +11,7 @@ from torch import Tensor
 from cryptomnesia.errors import NotFiniteError, UsageError
 from cryptomnesia.localizers.baseline import Against, Baseline, check_checkpoint
 from cryptomnesia.pipelines.denoiser import Denoiser, Prediction
-from cryptomnesia.pipelines.inputs import GRID, Inputs
+from cryptomnesia.pipelines.inputs import Inputs, unpacked
 from cryptomnesia.pipelines.setup import Method, Requirement, overridable
 from cryptomnesia.tracing.trajectory import Place, Step, Trajectory, evaluation
 
@@ -214,21 +214,6 @@ def over_channels(values: Tensor, inputs: Inputs) -> Tensor:
         inputs: conditioning of the network, which tells where the tokens of packed latents are.
     """
     return unpacked(wide(values), inputs).sum(dim=1)
-
-
-def unpacked(values: Tensor, inputs: Inputs) -> Tensor:
-    """Values of latents as (B, C, h, w), also where they are packed as (B, tokens, channels).
-
-    Args:
-        values: one number for every entry of the latents.
-        inputs: conditioning of the network, which tells where the tokens of packed latents are.
-    """
-    if values.dim() == 4:
-        return values
-    height, width = inputs[GRID].value
-    # a token holds the 2×2 latents of C channels, channels first
-    cells = values.unflatten(1, (height, width)).unflatten(3, (-1, 2, 2))
-    return cells.permute(0, 3, 1, 4, 2, 5).reshape(len(values), -1, 2 * height, 2 * width)
 
 
 def subtractable(prediction: Prediction, formed: Tensor) -> Tensor | None:

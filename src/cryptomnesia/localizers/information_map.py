@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cryptomnesia.localizers.base import Localizer, Map, Watched, finite, over_channels, wide
 from cryptomnesia.pipelines.setup import Requirement
-from cryptomnesia.tracing.information import gained, noise_scale
+from cryptomnesia.tracing.information import gained, log_snr, noise_scale
 from cryptomnesia.tracing.trajectory import Place, Step, evaluation
 
 
@@ -21,11 +21,9 @@ class InformationMap(Localizer):
 
     Attributes:
         points: number of evaluations, spread over the run, between which the integral is made of trapezoids.
-        until: the signal-to-noise ratio at which the integral ends.
     """
 
     points: int = 20
-    until: float = 1.0
 
     name = "information-map"  # type: ignore[override]
     summary = "How many nats the caption tells about every place while noise still hides it."
@@ -50,16 +48,13 @@ class InformationMap(Localizer):
         """The nats at every place of every image, (B, h, w), ≥ 0."""
         run = watched.trajectory
         numbers = sorted({evaluation(place, len(run.timesteps)) for place in self.evaluations})
-        steps = [run.step(number) for number in numbers]
-        parts = [
-            gained(step, previous, _squared, self.until)
-            for step, previous in zip(steps, [None, *steps[:-1]], strict=True)
-        ]
+        differences = [_difference(run.step(number)) for number in numbers]
+        parts = [gained(before, here) for before, here in zip([None, *differences[:-1]], differences, strict=True)]
         return Map(finite(sum(parts[1:], parts[0])))
 
 
-def _squared(step: Step) -> Tensor:
-    """Σ_channels (ε_c − ε_u)² at every place, (B, h, w)."""
+def _difference(step: Step) -> tuple[float, Tensor]:
+    """The log snr, and Σ_channels (ε_c − ε_u)² at every place, (B, h, w)."""
     assert step.uncond is not None
-    difference = noise_scale(step) * wide(step.cond.value - step.uncond.value)
-    return over_channels(difference**2, step.cond_inputs)
+    difference = noise_scale(step.cond) * wide(step.cond.value - step.uncond.value)
+    return log_snr(step.cond), over_channels(difference**2, step.cond_inputs)

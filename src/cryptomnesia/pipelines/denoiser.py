@@ -11,11 +11,14 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from cryptomnesia.pipelines.inputs import Inputs
+from cryptomnesia.pipelines.inputs import GRID, Inputs, unpacked
 from cryptomnesia.pipelines.schedule import Level
 
 Kind = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 """What a network predicts, in the words of diffusers' `prediction_type`."""
+
+FINEST = 0.01
+"""Difference of neighbouring latents, in their standard deviations, below which there is no detail."""
 
 
 @dataclass(frozen=True)
@@ -80,3 +83,19 @@ def norms(x: Tensor) -> Tensor:
     """ℓ2 norm of every sample of x (B, …) in fp32, shape (B,)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return torch.linalg.vector_norm(x.detach().flatten(1), dim=1, dtype=wide).float()
+
+
+def detail(x: Tensor, inputs: Inputs) -> Tensor:
+    """The mean of log(1 + |∇x|/`FINEST`) over all neighbours in every sample, (B,), ≥ 0.
+
+    It grows with the length of a code of the picture. It is NaN where nothing says what the neighbours are.
+
+    Args:
+        x: latents (B, C, h, w), or (B, tokens, channels) where they are packed.
+        inputs: conditioning of the network, which tells where the tokens of packed latents are.
+    """
+    if x.dim() != 4 and GRID not in inputs:
+        return torch.full((len(x),), torch.nan, device=x.device)
+    wide = unpacked(x.detach(), inputs).to(torch.promote_types(x.dtype, torch.float32))
+    differences = torch.cat([wide.diff(dim=dim).abs().flatten(1) for dim in (-1, -2)], dim=1)
+    return (differences / FINEST).log1p().sum(dim=1).float() / max(1, differences.shape[1])

@@ -170,3 +170,18 @@ def _equal(first: Any, second: Any) -> bool:
     if isinstance(first, Sequence) and isinstance(second, Sequence) and not isinstance(first, str):
         return len(first) == len(second) and all(_equal(a, b) for a, b in zip(first, second, strict=True))
     return first is second or bool(first == second)
+
+
+def unpacked(values: Tensor, inputs: Inputs) -> Tensor:
+    """Values of latents as (B, C, h, w), also where they are packed as (B, tokens, channels).
+
+    Args:
+        values: one number for every entry of the latents.
+        inputs: conditioning of the network, which tells where the tokens of packed latents are.
+    """
+    if values.dim() == 4:
+        return values
+    height, width = inputs[GRID].value
+    # a token holds the 2×2 latents of C channels, channels first
+    cells = values.unflatten(1, (height, width)).unflatten(3, (-1, 2, 2))
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(len(values), -1, 2 * height, 2 * width)

@@ -90,8 +90,12 @@ NORMS: Mapping[str, str] = {
     "guidance": "distance between the network's outputs of the two branches, ‖ε_c − ε_u‖ for ε-prediction; NaN without "
     "an unconditional branch",
     "drift": "distance between the conditional branch's x̂_0 and that of the evaluation before; NaN at the first one",
+    "information": "what the caption tells about the image from the evaluation before to this one, in nats, while "
+    "there is more noise than signal: see `cryptomnesia.tracing.information`; NaN without an unconditional branch",
+    "detail": "mean of log(1 + |∇x̂_0|/0.01) over the neighbours of the guided prediction",
 }
-"""The norms that are always recorded: name → what is measured, as an ℓ2 norm over the latents of one image."""
+"""The norms that are always recorded: name → what is measured; the first five are ℓ2 norms over the latents of an
+image."""
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.denoiser import Prediction, norms
+from cryptomnesia.pipelines.denoiser import Prediction, detail, norms
 from cryptomnesia.pipelines.families import Family, NetworkCall, family_of, vouch
 from cryptomnesia.pipelines.solvers import alpha_after, level_of
 from cryptomnesia.tracing.attaching import SolverCall, after_forward, attach, detach
 from cryptomnesia.tracing.callers import caller_of
+from cryptomnesia.tracing.information import gained, log_snr, noise_scale
 from cryptomnesia.tracing.steering import SolverStep
 from cryptomnesia.tracing.trajectory import NORMS, Norm, Place, Signal, Step, Trajectory, evaluation
 
@@ -58,6 +59,7 @@ class _Call:
     norms: list[dict[str, Tensor]] = field(default_factory=list)
     latents: Tensor | None = None
     estimate: Tensor | None = None
+    difference: tuple[float, Tensor] | None = None
     previous: Step | None = None
     signals: dict[str, Tensor] = field(default_factory=dict)
     thread: int = field(default_factory=get_ident)
@@ -237,6 +239,10 @@ class Watch:
         recorded["guidance"] = unknown if step.uncond is None else norms(step.cond.value - step.uncond.value)
         recorded["drift"] = unknown if call.estimate is None else norms(estimate - call.estimate)
         call.estimate = estimate
+        difference = log_snr(step.cond), (noise_scale(step.cond) * recorded["guidance"]) ** 2
+        recorded["information"] = gained(call.difference, difference)
+        call.difference = difference
+        recorded["detail"] = detail(used.x0, step.cond_inputs)
         if self._norms:
             with torch.no_grad():
                 for norm in self._norms:
