@@ -202,7 +202,10 @@ def test_methods_of_another_package_are_used_stored_and_reported(install, audit_
     # the scores of all detectors that read what is stored; the others are left out without a word
     assert {key for key in scores[0] if key.startswith("score:")} == {
         f"score:{name}"
-        for name in ("acme", "acme-loudest", "drift", "guidance-first", "guidance-last", "guidance-mean", "stability")
+        for name in (
+            *("acme", "acme-loudest", "combined", "drift", "guidance-first", "guidance-last", "guidance-mean"),
+            *("information", "stability"),
+        )
     }
     # nobody asked for the broken ones
     assert all(record.levelno < logging.WARNING for record in caplog.records)
