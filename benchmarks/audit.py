@@ -128,6 +128,7 @@ def fresh_audit(prompts: Sequence[str], work: Path, workers: int, start: Start, 
         images_per_prompt=seeds,
         seed=SEED,
         index=work / "index",
+        detector="drift",
         fpr=RATE,
     )
 

@@ -3,6 +3,7 @@
     python benchmarks/bench.py --ground scenes --earlier docs/results/bench.json > new.json
     python benchmarks/bench.py --ground scenes-full --bundle RUN/bundle --earlier … > new.json
     python benchmarks/bench.py --ground drawings --maps --earlier … > new.json
+    python benchmarks/bench.py --ground scenes --scheduler ddim --most 0 --earlier … > new.json
     python benchmarks/bench.py --earlier … > new.json
 
 What `cryptomnesia bench detect --ground GROUND --most 5` measures with the ground's own solver at its own guidance
@@ -11,9 +12,9 @@ scale, or with --maps what `cryptomnesia bench localize` measures of `LOCALIZERS
 `cryptomnesia bench verify` computes every figure again.
 
 Grounds that are not asked for are taken from the earlier file, and `made_by` says for each of them which commit
-measured it. `leave_one_ground_out` is computed from all packets of scores in docs/results/packets: for every ground the
-detector that is best on the others, by the smallest of its AUCs against ordinary captions and captions that fix most
-pixels, and what it reaches on the one that took no part.
+measured it. `leave_one_ground_out` is computed from the packets of all grounds with their own solver: for every ground
+the detector that is best on the others, by the smallest of its AUCs against ordinary captions and captions that fix
+most pixels, and what it reaches on the one that took no part.
 """
 
 import argparse
@@ -55,6 +56,8 @@ def main() -> None:
     parser.add_argument("--ground", help="ground to measure")
     parser.add_argument("--bundle", type=Path, help="RUN/bundle of a training of the ground")
     parser.add_argument("--detector", action="append", default=[], help="detector to compare; may be given repeatedly")
+    parser.add_argument("--scheduler", default="own", help="another scheduler than the ground's own")
+    parser.add_argument("--most", type=float, default=MOST, help="evaluations of the network per image, at most")
     parser.add_argument("--maps", action="store_true", help="compare localizers instead of detectors")
     parser.add_argument("--earlier", type=Path, required=True, help="results file with the other grounds")
     given = parser.parse_args()
@@ -62,32 +65,40 @@ def main() -> None:
     grounds: dict[str, Any] = dict(earlier.get("grounds", {}))
     commits: dict[str, str] = dict(earlier.get("made_by", {}).get("commits", {}))
     if given.ground is not None:
-        of_ground: dict[str, Any] = {"ground": given.ground, "bundle": given.bundle, "batch_size": 16}
-        folder = CACHE / f"bench-{given.ground}{'-maps' * given.maps}"
+        of_ground: dict[str, Any] = {
+            "ground": given.ground,
+            "bundle": given.bundle,
+            "scheduler": given.scheduler,
+            "batch_size": 16,
+        }
+        name = given.ground if given.scheduler == "own" else f"{given.ground}, {given.scheduler}"
+        folder = CACHE / f"bench-{name.replace(', ', '-')}{'-maps' * given.maps}"
         with progress() as start:
             bars: dict[str, Any] = {}
 
             def report(what: str, done: float, total: int) -> None:
-                bars.setdefault(what, start(f"{given.ground}: {what}", total))(done)
+                bars.setdefault(what, start(f"{name}: {what}", total))(done)
 
             if given.maps:
                 localizing = BenchLocalizeSettings(**of_ground, **MAPPED, localizer=LOCALIZERS)
                 found: Any = mapped(localizing, folder, report)
             else:
-                detecting = BenchDetectSettings(**of_ground, detector=given.detector, most=MOST)
+                detecting = BenchDetectSettings(**of_ground, detector=given.detector, most=given.most)
                 found = detected(detecting, folder, report)
         measured = {"methods": found.methods, **found.figures}
-        ground = grounds.setdefault(given.ground, {})
+        ground = grounds.setdefault(name, {})
         ground["solver"] = str(found.about["fingerprint"]["scheduler"]).removesuffix("Scheduler").lower()
         ground["guidance"] = float(found.about["fingerprint"]["guidance"])
         if given.maps:
             ground["maps"] = measured
-            commits[f"{given.ground}, maps"] = COMMIT
+            commits[f"{name}, maps"] = COMMIT
         else:
             ground |= measured
-            commits[given.ground] = COMMIT
-            found.save(PACKETS / f"{given.ground}.json.gz")
-    packets = {path.name.removesuffix(".json.gz"): Packet.load(path) for path in sorted(PACKETS.glob("*.json.gz"))}
+            commits[name] = COMMIT
+            PACKETS.mkdir(exist_ok=True)
+            found.save(PACKETS / f"{name.replace(', ', '-')}.json.gz")
+    own = {name: PACKETS / f"{name}.json.gz" for name in grounds if ", " not in name}
+    packets = {name: Packet.load(path) for name, path in own.items() if path.exists()}
     chosen = {"leave_one_ground_out": left_out(packets)} if len(packets) > 1 else {}
     print_json({"grounds": grounds, **chosen}, commits=commits)
 

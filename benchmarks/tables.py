@@ -204,21 +204,8 @@ def first_look_mitigation(results: Results) -> str:
 
 @table("first_look.summary")
 def first_look_summary(results: Results) -> str:
-    """The three questions, the default method of each beside the best published one."""
-    aucs = results("first_look", "auc_planted_by_detector")
-    caught = results("first_look", "tpr_at_1pct_fpr_planted_by_detector")
-    published = max((name for name in DETECTORS if name != "drift"), key=lambda name: aucs[name]["value"])
+    """Where, and what instead: the default method of each beside the best published one."""
     rows = [
-        [
-            "Is it memorized? AUC against never-planted captions",
-            f"`drift` {interval(aucs['drift'])}",
-            f"`{published}` {interval(aucs[published])}",
-        ],
-        [
-            "Is it memorized? Share of memorized images caught at 1% false positives",
-            f"`drift` {interval(caught['drift'])}",
-            f"`{published}` {interval(caught[published])}",
-        ],
         [
             "Where? IoU of the mask with the memorized region, threshold fixed beforehand",
             f"`collapse` {interval(results('curvature', 'iou', 'collapse', 'honest', 'templates'))}",
@@ -790,8 +777,8 @@ _AGAINST = {
 
 def _bench(results: Results, name: str) -> str:
     """Every detector on one ground, the best first: AUC of reproduced pictures, and what is caught."""
-    found = results("bench", "grounds").get(name)
-    if found is None:
+    found = results("bench", "grounds").get(name, {})
+    if "detectors" not in found:
         raise NotMeasured(name)
     figures = found["detectors"]
     shown = [group for group in _AGAINST if group in figures["drift"]["auc"]["reproduced"]]
@@ -808,8 +795,85 @@ def _bench(results: Results, name: str) -> str:
     return grid(["detector", *heads, "caught at 1% of never-planted captions", "not reproduced", "evaluations"], rows)
 
 
-for _name in ("scenes", "drawings"):
+for _name in ("scenes", "drawings", "drawings-unconditional", "drawings-flow", "scenes-full", "scenes-lora"):
     table(f"bench.{_name}")(partial(_bench, name=_name))
+
+
+_OWN = ("combined", "drift", "information")
+"""Detectors of this library, whose names no paper has."""
+
+
+@table("bench.summary")
+def bench_summary(results: Results) -> str:
+    """On every ground the default detector, and the best published one of those that cost nothing."""
+    rows = []
+    for name, found in results("bench", "grounds").items():
+        if "combined" not in found.get("methods", {}):
+            continue
+        aucs = {one: figures["auc"]["reproduced"] for one, figures in found["detectors"].items()}
+        free = [one for one in aucs if found["methods"][one]["cost"] == 0 and one not in _OWN]
+        best = max(free, key=lambda one: aucs[one]["ordinary"]["value"])
+        for one in ("combined", best):
+            fixed = aucs[one].get("fixed_pixels")
+            caught = found["detectors"][one]["tpr_at_1pct"]["reproduced"]["ordinary"]
+            cells = interval(aucs[one]["ordinary"]), "–" if fixed is None else interval(fixed), interval(caught)
+            regime = f"{code(name)} ({found['solver'].upper()}, guidance {found['guidance']:g})"
+            rows.append([regime, code(one), *cells])
+    heads = ["AUC against never-planted captions", "AUC against captions that fix most pixels", "caught at 1%"]
+    return grid(["model", "detector", *heads], rows)
+
+
+@table("bench.left_out")
+def bench_left_out(results: Results) -> str:
+    """For every ground the detectors that all other grounds choose, and what they reach on this one."""
+    rows = []
+    for ground, chosen in results("bench", "leave_one_ground_out").items():
+        for kind, found in chosen.items():
+            fixed = found["auc"].get("fixed_pixels")
+            rows.append(
+                [
+                    code(ground),
+                    {"free": "those that cost nothing", "any": "all"}[kind],
+                    code(found["detector"]),
+                    number(found["worst_elsewhere"]),
+                    interval(found["auc"]["ordinary"]),
+                    "–" if fixed is None else interval(fixed),
+                    interval(found["tpr_at_1pct"]),
+                ]
+            )
+    heads = ["smallest AUC elsewhere", "AUC here, never-planted", "AUC here, fixed pixels", "caught at 1% here"]
+    return grid(["left out", "chosen among", "chosen", *heads], rows)
+
+
+def _maps(results: Results, name: str) -> str:
+    """Every localizer on one ground, the best first."""
+    found = results("bench", "grounds").get(name, {}).get("maps")
+    if found is None:
+        raise NotMeasured(name)
+    figures = found["localizers"]
+    kinds = [kind for kind in ("verbatim", "template", "object") if kind in next(iter(figures.values()))["iou"]]
+    groups = {"ordinary": "never-planted captions", "fixed_pixels": "captions that fix most pixels"}
+    groups["free"] = "the free region"
+    rows = [["everything marked", *(number(found["everything"][part]) for part in ("reproduced", *kinds)), *["–"] * 5]]
+    for one in sorted(figures, key=lambda one: -figures[one]["iou"]["reproduced"]["value"]):
+        values = figures[one]
+        marked = [values["marked"].get(group) for group in groups]
+        rows.append(
+            [
+                code(one),
+                interval(values["iou"]["reproduced"]),
+                *(number(values["iou"][kind]) for kind in kinds),
+                number(values["oracle_iou"]["reproduced"]),
+                *("–" if share is None else number(share) for share in marked),
+                f"{found['methods'][one]['cost']:g}",
+            ]
+        )
+    heads = ["IoU", *(f"IoU, {kind}" for kind in kinds), "IoU at the best threshold"]
+    return grid(["map", *heads, *(f"marked of {group}" for group in groups.values()), "evaluations"], rows)
+
+
+for _name in ("scenes", "drawings"):
+    table(f"bench.{_name}.maps")(partial(_maps, name=_name))
 
 
 # What users bring (robustness.json)

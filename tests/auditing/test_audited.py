@@ -27,12 +27,12 @@ def test_a_run_holds_evidence_on_every_image(audit_folder, audited):
     calibration = Calibration.load(audited.folder / "calibration.safetensors")
     for row, scored in zip(rows, scores, strict=True):
         p = calibration.p_value(Drift(), torch.tensor([scored["score"]])).item()
-        assert scored["p_value"] == scored["p_value:drift"] == pytest.approx(p)
-        assert scored["score"] == scored["score:drift"] == row["score"]
+        assert scored["p_value"] == scored["p_value:combined"] == pytest.approx(p)
+        assert scored["score"] == scored["score:combined"] == row["score"]
         assert row["flagged"] == (p <= 0.5) == (scored["level"] != "none") == (row["map"] is not None)
         assert scored["flagged"] == row["flagged"]
         assert (row["first_flagged_step"] is not None) == row["flagged"]
-        assert row["reason"].startswith("drift ")
+        assert row["reason"].startswith("combined ")
         with Image.open(audited.folder / row["image"]) as picture:
             assert picture.size == (16, 16)
     found = outcome(audited)
@@ -44,8 +44,8 @@ def test_a_run_holds_evidence_on_every_image(audit_folder, audited):
 
 
 def test_a_run_says_what_auto_stood_for(audited):
-    assert audited.about["methods"] == {"detector": "drift", "localizer": "collapse", "mitigation": "rephrasing"}
-    assert audited.about["made_by"]["detector"] == "drift(less=3.0)"
+    assert audited.about["methods"] == {"detector": "combined", "localizer": "collapse", "mitigation": "rephrasing"}
+    assert audited.about["made_by"]["detector"] == "combined(weight=2.0)"
     assert audited.about["fingerprint"]["scheduler"] == "DDIMScheduler"
     assert audited.about["fingerprint"]["steps"] == 3
 
@@ -98,7 +98,7 @@ def test_methods_and_the_calibration_may_be_objects(audit_folder, tmp_path):
 
 def test_parts_can_be_switched_off(audit_folder, tmp_path):
     store = audit(**settings(audit_folder, localize=False, mitigate=False), output=tmp_path / "run")
-    assert store.about["methods"] == {"detector": "drift", "localizer": None, "mitigation": None}
+    assert store.about["methods"] == {"detector": "combined", "localizer": None, "mitigation": None}
     rows = store.rows("images")
     assert any(row["flagged"] for row in rows)
     assert all(
@@ -227,7 +227,7 @@ def test_several_processes_share_a_run(audit_folder, tmp_path):
         ({"guidance": 1.0, "detector": "guidance-mean"}, "guidance-mean needs the unconditional branch"),
         ({"guidance": 1.0, "localizer": "collapse"}, "collapse needs the unconditional branch"),
         (
-            {"steps": 1},
+            {"steps": 1, "detector": "drift"},
             "drift needs 2 evaluations before there is a score, and a run of 1 steps has 1; give more steps",
         ),
         ({"localizer": Curvature(step=7)}, "got the evaluation 7 of a run of 3; give one in 0 … 2"),

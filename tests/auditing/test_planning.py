@@ -37,12 +37,12 @@ FAMILIES = {
 }
 
 METHODS = {
-    "sd": ("drift", "collapse", "rephrasing"),
-    "sdxl": ("drift", "collapse", "rephrasing"),
-    "sd3": ("drift", "collapse", "rephrasing"),
-    "flux": ("drift", "collapse-empty", "rephrasing"),
-    "ddim": ("drift", "curvature", "stability"),
-    "ddpm": ("drift", "curvature", "stability"),
+    "sd": ("combined", "collapse", "rephrasing"),
+    "sdxl": ("combined", "collapse", "rephrasing"),
+    "sd3": ("combined", "collapse", "rephrasing"),
+    "flux": ("stability", "collapse-empty", "rephrasing"),
+    "ddim": ("stability", "curvature", "stability"),
+    "ddpm": ("stability", "curvature", "stability"),
 }
 
 
@@ -94,14 +94,14 @@ def test_every_family_is_audited_with_the_defaults_that_suit_it(family, referenc
     assert all((row["action"] != "none") == row["flagged"] for row in rows)
     assert all(row["level"] != "unknown" for row in store.rows("scores"))
     found = outcome(store)
-    assert (found.detector, found.missing, found.unmapped) == ("drift", {}, 0)
+    assert (found.detector, found.missing, found.unmapped) == ("combined", {}, 0)
     assert "Distribution" in html(found, store)
 
 
 def test_a_call_without_guidance_is_audited_by_methods_that_need_none(references, tmp_path):
     given = {"references": references, "steps": 4, "guidance": 1.0, "fpr": 0.5, "batch_size": 34}
     store = audit(stable_diffusion(), ["a blue star", "a green ring"], tmp_path / "run", **given)
-    assert tuple(store.about["methods"].values()) == ("drift", "collapse-empty", "rephrasing")
+    assert tuple(store.about["methods"].values()) == ("stability", "collapse-empty", "rephrasing")
     assert "score:guidance-mean" not in store.rows("scores")[0]
     assert "score:stability" in store.rows("scores")[0]
 
@@ -132,8 +132,9 @@ def test_a_part_that_no_default_fits_is_left_out_with_a_word(references, tmp_pat
 def test_a_run_that_is_too_short_is_refused_where_the_solver_shifts_its_timesteps(references, tmp_path):
     pipe = stable_diffusion_3()
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, use_dynamic_shifting=True)
+    given = {"references": references, "steps": 1, "fpr": 0.5, "localize": False, "detector": "drift"}
     with pytest.raises(UsageError, match="drift needs 2 evaluations before there is a score, and a run of 1 steps"):
-        audit(pipe, ["a blue star"], tmp_path / "run", references=references, steps=1, fpr=0.5, localize=False)
+        audit(pipe, ["a blue star"], tmp_path / "run", **given)
     assert not (tmp_path / "run").exists()
 
 

@@ -25,8 +25,7 @@ def test_detect_tells_planted_from_ordinary_and_draws_panels(cryptomnesia, tmp_p
     assert (code, err) == (1, "")
     assert planted["flagged"]
     assert planted["p_value"] <= 0.01
-    # drift has no score before the second evaluation
-    assert 1 <= planted["first_flagged_step"] <= 50
+    assert 0 <= planted["first_flagged_step"] <= 50
     assert planted["action"] in ("mitigated", "withheld")
     assert planted["dropped"]
     assert not plain["flagged"]
@@ -88,7 +87,7 @@ def test_the_command_says_what_the_function_says(cryptomnesia, model, calibratio
     printed = json.loads(out)
     assert err == ""
     assert code == int(any(finding.verdict.flagged for finding in found))
-    assert (printed["detector"], printed["fpr"]) == ("drift", 0.5)
+    assert (printed["detector"], printed["fpr"]) == ("combined", 0.5)
     assert (printed["steps"], printed["guidance"], printed["height"], printed["options"]) == (2, 2.0, None, {})
     for image, finding in zip(printed["images"], found, strict=True):
         verdict = finding.verdict

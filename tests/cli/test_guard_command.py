@@ -35,7 +35,7 @@ def test_the_policies_are_those_of_the_library():
 def test_observing_returns_the_images_of_the_pipeline(guarded, model, fitted):
     code, printed, err, folder = guarded("--fpr", "0.99", "--images-per-prompt", "2", "--seed", "3")
     assert (code, err) == (1, "")
-    assert (printed["policy"], printed["mitigation"], printed["detector"]) == ("observe", None, "drift")
+    assert (printed["policy"], printed["mitigation"], printed["detector"]) == ("observe", None, "combined")
     found = list(
         detect(
             load_pipeline(str(model / "tiny")),
@@ -100,7 +100,7 @@ def test_the_table_says_what_was_done(cryptomnesia, model, calibration_file, set
         "--fpr", 0.99, "-o", tmp_path / "out", *setup,
     )  # fmt: skip
     assert (code, err) == (1, "")
-    assert "drift, flagged at p ≤ 0.99" in out
+    assert "combined, flagged at p ≤ 0.99" in out
     row = next(line for line in out.splitlines() if "a blue star" in line)
     assert row.split("│")[5].strip() == "memorized?"
     assert row.split("│")[7].strip() == "withheld"
@@ -113,7 +113,7 @@ def test_the_table_says_what_was_done(cryptomnesia, model, calibration_file, set
         (["--policy", "pray"], "--policy"),
         (["--decide-by", "0"], "--decide-by"),
         (["--decide-by", "3"], "got decide_by=3 of 2 evaluations; give one in 1 … 2"),
-        (["--decide-by", "1"], "drift needs 2 evaluations before there is a score, got 1"),
+        (["--decide-by", "1", "--detector", "drift"], "drift needs 2 evaluations before there is a score, got 1"),
         (["--detector", "tarot"], "unknown detector 'tarot'"),
         (["--mitigation", "tarot"], "unknown mitigation 'tarot'"),
         (["--calibration", "nowhere"], "no calibration file nowhere"),

@@ -76,7 +76,7 @@ def test_a_detector_is_found_by_name_by_class_and_as_an_object(pipe):
     assert detector("drift") == detector(Drift) == Drift()
     assert detector(given := Drift(less=2.0)) is given
     assert isinstance(detector("collapse"), MapMean)
-    assert detector("auto", setup) == Drift()
+    assert detector("auto", setup) == Combined()
     assert detector_names() == [*entries("detector"), *entries("localizer")]
     with pytest.raises(
         UsageError, match=r"unknown detector 'tarot'; known are anisotropy, .*, drift, .*, bright-ending"

@@ -43,7 +43,7 @@ def test_early_scores_are_judged_against_the_null_of_the_same_evaluation(pipe, c
 
 def test_what_cannot_tell_so_early_is_refused(pipe, calibration):
     with pytest.raises(UsageError, match="drift needs 2 evaluations before there is a score, got 1"):
-        guard(pipe, calibration, fpr=0.5, decide_by=1)
+        guard(pipe, calibration, detector="drift", fpr=0.5, decide_by=1)
 
 
 def test_a_map_decides_as_soon_as_there_is_one():

@@ -154,7 +154,7 @@ def test_the_whole_chain_from_calibration_to_guard(name):
     calibration = calibrate(pipe, PROMPTS, batch_size=51, **settings)
     free = free_detectors(Setup.of(pipe, settings))
     always = {"stability", "drift"}
-    guided = {"guidance-first", "guidance-mean", "guidance-last"}
+    guided = {"combined", "guidance-first", "guidance-mean", "guidance-last", "information"}
     assert {detector.name for detector in free} == (always if family.scale is None else always | guided)
     for detector in free:
         assert calibration.null(detector).shape == (68, 4)

@@ -28,7 +28,7 @@ __all__ = [
     "free_detectors",
 ]
 
-DEFAULTS = ("drift", "stability")
+DEFAULTS = ("combined", "stability")
 """Names of the detectors to choose from when none is given; the first that works in the set-up is taken."""
 
 

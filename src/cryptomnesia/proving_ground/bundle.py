@@ -23,6 +23,7 @@ from cryptomnesia.proving_ground.manifest import Manifest, write_planted
 from cryptomnesia.proving_ground.recipe import Recipe
 from cryptomnesia.proving_ground.recognizer import CAPTIONS, Recognizer, ordinary, train_recognizer
 from cryptomnesia.proving_ground.recognizer import FILE as RECOGNIZER
+from cryptomnesia.tracing.generation import Progress
 
 REFERENCES = 450
 """Captions of the bundled calibration: 150 show what is usual, the scores of the other 300 are the null."""
@@ -89,20 +90,26 @@ def bundle(
     manifest.save()
     # to calibrate takes longer than to train further, and most of these models are made to be compared
     if ground.base is None:
-        call = ground.call(ground.steps, scale)
-        setup = Setup.of(pipe, call)
-        calibration = calibrate(
-            pipe,
-            manifest.control_captions("calibration", REFERENCES),
-            detectors=[name for name in ground.detectors if setup.accepts(detector(name))],
-            localizers=ground.localizers if ground.captioned else (),
-            checkpoint=load_pipeline(str(unfinished / "early"), device="cpu") if ground.with_early else None,
-            progress=lambda done: report("calibration", int(done), REFERENCES),
-            **call,
-        )
-        calibration.save(unfinished / "pipeline" / FILE)
+        calibrate_bundle(ground, unfinished, lambda done: report("calibration", int(done), REFERENCES))
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def calibrate_bundle(ground: Ground, folder: Path, progress: Progress | None = None) -> None:
+    """Make the calibration of a bundle's model with its own scheduler and guidance scale."""
+    manifest = Manifest.load(folder)
+    pipe = load_pipeline(str(folder / "pipeline"), device="cpu")
+    call = ground.call(manifest.steps, manifest.guidance)
+    setup = Setup.of(pipe, call)
+    calibrate(
+        pipe,
+        manifest.control_captions("calibration", REFERENCES),
+        detectors=[name for name in ground.detectors if setup.accepts(detector(name))],
+        localizers=ground.localizers if ground.captioned else (),
+        checkpoint=load_pipeline(str(folder / "early"), device="cpu") if ground.with_early else None,
+        progress=progress,
+        **call,
+    ).save(folder / "pipeline" / FILE)
 
 
 def bounds(ground: Ground, pipe: Any, concepts: Sequence[Concept], folder: Path, seed: int) -> dict[str, float]:
