@@ -46,10 +46,9 @@ class Drift(Detector):
         "evaluation on. It costs nothing."
     )
     avoid_when = (
-        "You have not compared it with other detectors on your model. `drift` was developed on the bundled model, and "
-        "even there `stability` catches more under PNDM. One calibration serves `drift`, `stability` and "
-        "`guidance-mean`, so judge some memorized prompts of your model by all three. `drift` cannot judge after a "
-        "single evaluation."
+        "You have not compared it with other detectors on your model. `drift` was developed on the bundled model; on "
+        "the ground `drawings`, which took no part, it is far behind `stability` and `guidance-mean`. It cannot judge "
+        "after a single evaluation."
     )
     reads = frozenset({"drift", "x0"})
 

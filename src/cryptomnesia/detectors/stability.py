@@ -21,12 +21,12 @@ class Stability(Detector):
     summary = "The largest deviation of the latents' update norm from its usual range, over the steps so far."
     source = "arXiv:2605.22050"
     use_when = (
-        "Your scheduler is PNDM, the scheduler of Stable Diffusion 1.4. On the bundled model, which uses PNDM too, it "
-        "catches more than the other detectors that cost nothing. It is known after every step."
+        "Your scheduler is PNDM, the scheduler of Stable Diffusion 1.4, and the runs have no unconditional branch. "
+        "It is known after every step."
     )
     avoid_when = (
         "Your scheduler adds noise or is DDIM: on the bundled model it separates little under Euler ancestral and "
-        "DDIM; use `guidance-mean` or `drift` there. Plain pictures have extreme norms without being memorized, so "
+        "DDIM; use `guidance-mean` there. Plain pictures have extreme norms without being memorized, so "
         "the reference prompts have to give pictures as plain as those that you judge."
     )
     reads = frozenset({"delta"})
