@@ -6,11 +6,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from filelock import FileLock
+from jsonschema import Draft202012Validator
 
 from cryptomnesia import Drift, GuidanceMagnitude, Stability, UsageError
 from cryptomnesia.bench.detecting import CALIBRATION, PACKET, bench, part_of
 from cryptomnesia.bench.figures import figures_of, parts_of
-from cryptomnesia.bench.packet import Packet, differences
+from cryptomnesia.bench.packet import SCHEMA, Packet, differences
 from cryptomnesia.bench.trials import MEMORIZED, Trial, of_file, of_ground
 from cryptomnesia.detectors.one_step import OneStep
 from cryptomnesia.detectors.sharpness import Sharpness
@@ -63,6 +64,30 @@ def test_every_detector_scores_the_same_images(whole):
     positive = np.array([row["scores"]["drift"] for row in packet.rows[:2]])
     negative = np.array([row["scores"]["drift"] for row in packet.rows[3:]])
     assert figures["detectors"]["drift"]["auc"]["reproduced"]["ordinary"]["value"] == auc(positive, negative)
+
+
+def test_a_packet_is_as_its_schema_says(whole, cryptomnesia):
+    code, out, _ = cryptomnesia("bench", "schema")
+    assert code == 0
+    schema = json.loads(out)
+    Draft202012Validator.check_schema(schema)
+    assert schema["properties"]["schema"]["const"] == SCHEMA
+    validator = Draft202012Validator(schema)
+    packet = json.loads((whole / PACKET).read_text())
+    assert list(validator.iter_errors(packet)) == []
+    packet["rows"][0]["colour"] = "red"
+    assert len(list(validator.iter_errors(packet))) == 1
+
+
+def test_a_packet_that_is_compressed_is_read_and_always_the_same(whole, tmp_path):
+    packet = Packet.load(whole / PACKET)
+    for name in ("one.json.gz", "two.json.gz"):
+        packet.save(tmp_path / name)
+    assert (tmp_path / "one.json.gz").read_bytes() == (tmp_path / "two.json.gz").read_bytes()
+    assert Packet.load(tmp_path / "one.json.gz") == packet
+    (tmp_path / "two.json.gz").write_bytes(b"no gzip")
+    with pytest.raises(UsageError, match="is no compressed file"):
+        Packet.load(tmp_path / "two.json.gz")
 
 
 def test_a_bench_that_was_killed_goes_on(whole, tmp_path):

@@ -14,7 +14,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.files import write_whole
 
 SCHEMA = 1
-"""Version of the format."""
+"""Version of the format, whose JSON schema is packet.schema.json."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -222,6 +223,12 @@ def verify(
     if differing := differences(found.figures, figures):
         typer.echo(f"{packet} has figures that do not follow from its scores: {', '.join(differing[:3])}", err=True)
         raise typer.Exit(1)
+
+
+@benching.command()
+def schema() -> None:
+    """Print the JSON schema of the packets that `bench detect` writes."""
+    typer.echo((files("cryptomnesia.bench") / "packet.schema.json").read_text(encoding="utf-8").rstrip())
 
 
 def distance(manifest: "Manifest", trial: "Trial", image: "Tensor") -> float:

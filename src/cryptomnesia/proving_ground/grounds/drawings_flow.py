@@ -20,7 +20,7 @@ class DrawingsFlow(Drawings):
         (
             Phase(10_000, 16, 4.5e-4),
             Phase(4_000, 16, 3e-4, middle=0.75),
-            # planted captions are exchanged here as well, with a fortieth of their exposures
+            # planted captions are exchanged here as well, with a sixtieth of their exposures
             Phase(1_500, 16, 1e-4, exchanged=0.7),
             Phase(19_500, 16, 4e-4, middle=0.4, planted_dropout=0.0),
             Phase(1_500, 16, 1e-4, exchanged=0.4, planted_dropout=0.0),
