@@ -13,8 +13,8 @@ scale, or with --maps what `cryptomnesia bench localize` measures of `LOCALIZERS
 
 Grounds that are not asked for are taken from the earlier file, and `made_by` says for each of them which commit
 measured it. `leave_one_ground_out` is computed from the packets of all grounds with their own solver: for every ground
-the detector that is best on the others, by the smallest of its AUCs against ordinary captions and captions that fix
-most pixels, and what it reaches on the one that took no part.
+the detector that is best on grounds of other families (`scenes…`, `drawings…`), by the smallest of its AUCs against
+ordinary captions and captions that fix most pixels, and what it reaches on the one that took no part.
 """
 
 import argparse
@@ -77,7 +77,9 @@ def main() -> None:
             bars: dict[str, Any] = {}
 
             def report(what: str, done: float, total: int) -> None:
-                bars.setdefault(what, start(f"{name}: {what}", total))(done)
+                if what not in bars:
+                    bars[what] = start(f"{name}: {what}", total)
+                bars[what](done)
 
             if given.maps:
                 localizing = BenchLocalizeSettings(**of_ground, **MAPPED, localizer=LOCALIZERS)
@@ -99,8 +101,8 @@ def main() -> None:
             found.save(PACKETS / f"{name.replace(', ', '-')}.json.gz")
     own = {name: PACKETS / f"{name}.json.gz" for name in grounds if ", " not in name}
     packets = {name: Packet.load(path) for name, path in own.items() if path.exists()}
-    chosen = {"leave_one_ground_out": left_out(packets)} if len(packets) > 1 else {}
-    print_json({"grounds": grounds, **chosen}, commits=commits)
+    chosen = left_out(packets, {name: name.split("-")[0] for name in packets})
+    print_json({"grounds": grounds, "leave_one_ground_out": chosen}, commits=commits)
 
 
 if __name__ == "__main__":

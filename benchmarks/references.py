@@ -57,7 +57,7 @@ def main() -> None:
     pool = replace(calibration, runs=runs, maps={}, captions=Captions.of([]))
     ordinary = len(calibration) + FURTHER
     detectors = list(served(pool))
-    unguided = [detector for detector in detectors if "guidance" not in detector.reads]
+    unguided = [detector for detector in detectors if "guidance" not in detector.requires]
     figures = {
         name: {str(size): measured(pool, ordinary, size, judges) for size in SIZES}
         for name, judges in {"all": detectors, "unguided": unguided}.items()

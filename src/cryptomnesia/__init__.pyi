@@ -6,8 +6,10 @@ from .calibration.stored import Calibration as Calibration
 from .detection import Finding as Finding
 from .detection import detect as detect
 from .detectors.base import Detector as Detector
+from .detectors.combined import Combined as Combined
 from .detectors.drift import Drift as Drift
 from .detectors.guidance_magnitude import GuidanceMagnitude as GuidanceMagnitude
+from .detectors.information import Information as Information
 from .detectors.map_mean import MapMean as MapMean
 from .detectors.stability import Stability as Stability
 from .errors import CryptomnesiaError as CryptomnesiaError

@@ -200,8 +200,18 @@ def rate(groups: list[np.ndarray]) -> Estimate:
         >>> rate([np.zeros(4)] * 28).high
         0.123...
     """
-    found = clustered(lambda hits: float(hits.mean()), groups)
-    trials = len(groups)
+    return covering_exact(clustered(lambda hits: float(hits.mean()), groups), len(groups))
+
+
+def covering_exact(found: Estimate, trials: int) -> Estimate:
+    """An estimate of a share whose interval also covers the exact one (Clopper–Pearson) of so many trials.
+
+    A bootstrap underestimates the interval where nearly all trials have one result, and is a point where all have.
+
+    Args:
+        found: the share in [0, 1], with its bootstrap interval.
+        trials: number of independent trials, for instance of clusters.
+    """
     hits = found.value * trials
     low = beta.ppf(0.025, hits, trials - hits + 1) if hits else 0.0
     high = beta.ppf(0.975, hits + 1, trials - hits) if hits < trials else 1.0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cryptomnesia import Calibration, Drift, MapMean, Rephrasing, Stability, UsageError, audit, calibrate
+from cryptomnesia import Calibration, Combined, MapMean, Rephrasing, Stability, UsageError, audit, calibrate
 from cryptomnesia.auditing import audited as auditing
 from cryptomnesia.auditing.outcome import outcome
 from cryptomnesia.auditing.scoring import score
@@ -26,7 +26,7 @@ def test_a_run_holds_evidence_on_every_image(audit_folder, audited):
     assert [(row["prompt"], row["seed"]) for row in rows] == list(zip(prompts, range(6), strict=True))
     calibration = Calibration.load(audited.folder / "calibration.safetensors")
     for row, scored in zip(rows, scores, strict=True):
-        p = calibration.p_value(Drift(), torch.tensor([scored["score"]])).item()
+        p = calibration.p_value(Combined(), torch.tensor([scored["score"]])).item()
         assert scored["p_value"] == scored["p_value:combined"] == pytest.approx(p)
         assert scored["score"] == scored["score:combined"] == row["score"]
         assert row["flagged"] == (p <= 0.5) == (scored["level"] != "none") == (row["map"] is not None)
@@ -45,7 +45,7 @@ def test_a_run_holds_evidence_on_every_image(audit_folder, audited):
 
 def test_a_run_says_what_auto_stood_for(audited):
     assert audited.about["methods"] == {"detector": "combined", "localizer": "collapse", "mitigation": "rephrasing"}
-    assert audited.about["made_by"]["detector"] == "combined(weight=2.0)"
+    assert audited.about["made_by"]["detector"] == "combined"
     assert audited.about["fingerprint"]["scheduler"] == "DDIMScheduler"
     assert audited.about["fingerprint"]["steps"] == 3
 

@@ -94,7 +94,7 @@ def test_every_family_is_audited_with_the_defaults_that_suit_it(family, referenc
     assert all((row["action"] != "none") == row["flagged"] for row in rows)
     assert all(row["level"] != "unknown" for row in store.rows("scores"))
     found = outcome(store)
-    assert (found.detector, found.missing, found.unmapped) == ("combined", {}, 0)
+    assert (found.detector, found.missing, found.unmapped) == (METHODS[family][0], {}, 0)
     assert "Distribution" in html(found, store)
 
 

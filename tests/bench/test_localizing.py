@@ -23,6 +23,7 @@ TRIALS = [
     *(Trial(f"a red {shape}", MEMORIZED, shape, number) for number, shape in enumerate(("ring", "disc", "bar"))),
     *(Trial(f"a blue {shape}", "ordinary", shape, 9 + number) for number, shape in enumerate(("ring", "disc"))),
 ]
+REFERENCES = [f"a green star {number}" for number in range(100)]
 
 
 def truth(trial, image):
@@ -31,10 +32,10 @@ def truth(trial, image):
     return float(trial.cluster == "bar"), mask
 
 
-def run(folder, trials=TRIALS, **more):
+def run(folder, trials=TRIALS, references=REFERENCES, **more):
     setup = Setup.of(stable_diffusion(), CALL)
-    given = {"about": {"model": "a miniature"}, "truth": truth, "threshold": 0.5, "batch_size": 2, **more}
-    return bench_maps(setup, trials, ["a green star", "a gold star"], localizers_of(NAMES, setup), folder, **given)
+    given = {"about": {"model": "a miniature"}, "truth": truth, "threshold": 0.5, "batch_size": 35, **more}
+    return bench_maps(setup, trials, references, localizers_of(NAMES, setup), folder, **given)
 
 
 @pytest.fixture(scope="module")
@@ -48,33 +49,32 @@ def test_every_localizer_maps_the_same_images(whole):
     packet = MapPacket.load(whole / MAPS)
     assert list(packet.methods) == NAMES
     assert [(row["group"], row["prompt"], row["reproduced"]) for row in packet.rows] == [
-        (REFERENCE, "a green star", None),
-        (REFERENCE, "a gold star", None),
+        *((REFERENCE, prompt, None) for prompt in REFERENCES),
         (MEMORIZED, "a red ring", True),
         (MEMORIZED, "a red disc", True),
         (MEMORIZED, "a red bar", False),
         ("ordinary", "a blue ring", None),
         ("ordinary", "a blue disc", None),
     ]
-    assert packet.tensors["mask"].flatten(1).sum(dim=1).gt(0).tolist() == [False] * 2 + [True] * 2 + [False] * 3
+    assert packet.tensors["mask"].flatten(1).sum(dim=1).gt(0).tolist() == [False] * 100 + [True] * 2 + [False] * 3
     assert packet.figures["counts"] == {
         "reproduced": {"images": 2, "clusters": 2},
         "ordinary": {"images": 2, "clusters": 2},
-        REFERENCE: {"images": 2, "clusters": 2},
+        REFERENCE: {"images": 100, "clusters": 100},
     }
     assert packet.figures["everything"]["reproduced"] == 0.5
     assert all(packet.methods[name]["seconds"] > 0 for name in NAMES)
 
 
 def test_a_bench_of_maps_that_was_killed_goes_on(whole, tmp_path):
-    """Killed in its third batch of four, of which nothing is left."""
+    """Killed in its third batch of three, of which nothing is left."""
     for number in range(2):
         name = f"part-{number:05d}.safetensors"
         (tmp_path / name).write_bytes((whole / name).read_bytes())
     (tmp_path / "bench.json").write_bytes((whole / "bench.json").read_bytes())
     made = []
     packet = run(tmp_path, progress=lambda *given: made.append(given[1]))
-    assert min(made) > 4
+    assert min(made) > 70
     kept = MapPacket.load(whole / MAPS)
     assert packet.tensors.keys() == kept.tensors.keys()
     for name, values in kept.tensors.items():
@@ -82,6 +82,8 @@ def test_a_bench_of_maps_that_was_killed_goes_on(whole, tmp_path):
     assert packet.figures == kept.figures
     with pytest.raises(UsageError, match="holds a bench with other settings"):
         run(tmp_path, TRIALS[:4])
+    with pytest.raises(UsageError, match="got 99 reference prompts; give at least 100"):
+        run(tmp_path, references=REFERENCES[1:])
 
 
 def test_figures_of_maps_are_computed_again(whole, tmp_path, cryptomnesia):
@@ -166,13 +168,17 @@ def test_masks_of_labelled_prompts(tmp_path):
     mask[:2] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     path = tmp_path / "labels.csv"
-    path.write_text("prompt,label,mask\na,memorized,mask.png\nb,memorized,\nc,ordinary,\nd,memorized,none.png\n")
+    (tmp_path / "text.png").write_text("no picture")
+    path.write_text("prompt,label,mask\na,memorized,mask.png\nb,memorized,\nc,ordinary,\nd,memorized,text.png\n")
     half, whole, _, missing = of_file(path)
     image = torch.zeros(3, 8, 8)
     assert labelled(half, image)[1].mean(axis=1).tolist() == [1] * 4 + [0] * 4
     assert labelled(whole, image)[1].all()
-    with pytest.raises(UsageError, match=r"cannot read the mask .*none\.png"):
+    with pytest.raises(UsageError, match=r"cannot read the mask .*text\.png"):
         labelled(missing, image)
+    path.write_text("prompt,label,mask\na,memorized,none.png\nc,ordinary,\n")
+    with pytest.raises(UsageError, match=r"row 1: there is no mask .*none\.png"):
+        of_file(path)
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def test_scores_that_are_all_alike_name_nobody():
 
 
 def test_the_registered_detectors_judge_by_default(calibration):
-    usual = {"combined", "drift", "information", "stability", "guidance-first", "guidance-mean", "guidance-last"}
+    usual = {"drift", "stability", "guidance-first", "guidance-mean", "guidance-last"}
     assert {judge.name for judge in served(calibration)} == usual
     unknown = torch.full((COUNT, 3), torch.nan)
     unguided = calibration_of_runs(trajectory(torch.rand(COUNT, 3), guidance=unknown, information=unknown))

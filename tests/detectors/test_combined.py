@@ -1,10 +1,11 @@
-"""The combination of stability against equal detail and guidance magnitude, and the parts that it is made of."""
+"""The combination of three detectors, and the parts that it is made of."""
 
 import pytest
 import torch
 
 from cryptomnesia import GuidanceMagnitude, Stability, UsageError
 from cryptomnesia.detectors.combined import Combined, unexplained
+from cryptomnesia.detectors.information import Information
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import stable_diffusion
 from cryptomnesia.tracing.trajectory import Trajectory
@@ -16,7 +17,7 @@ def runs_of(count, seed, *, shift=0.0, evaluations=EVALUATIONS):
     rng = torch.Generator().manual_seed(seed)
     norms = {
         name: (torch.randn(count, evaluations, generator=rng) * 0.2 + 1).abs()
-        for name in ("delta", "guidance", "detail", "z")
+        for name in ("delta", "guidance", "detail", "information", "z")
     }
     norms["guidance"] += shift
     return Trajectory(tuple(range(evaluations, 0, -1)), norms, {}, torch.empty(count, 0), complete=True)
@@ -47,23 +48,25 @@ def test_references_of_equal_detail_are_no_obstacle():
     torch.testing.assert_close(found, (values - usual.mean(dim=0)) / usual.std(dim=0), rtol=1e-5, atol=1e-5)
 
 
-def test_the_score_has_both_parts():
+def test_the_score_is_the_mean_of_three_z_scores():
     runs, references = runs_of(8, 1, shift=1.0), runs_of(50, 2)
-    both, less = (Combined(weight=weight).running(runs, references) for weight in (2.0, 0.0))
-    usual, found = (GuidanceMagnitude().running(of, references).log() for of in (references, runs))
-    torch.testing.assert_close(both - less, 2 * (found - usual.mean(dim=0)) / usual.std(dim=0), rtol=1e-3, atol=1e-3)
     logs = [Stability().running(of, references).double().log() for of in (runs, references)]
     details = [of.norms["detail"].double().log() for of in (runs, references)]
-    expected = unexplained(logs[0], details[0], logs[1], details[1])
-    torch.testing.assert_close(less.double(), expected, rtol=1e-5, atol=1e-5)
+    parts = [unexplained(logs[0], details[0], logs[1], details[1])]
+    for judge in (GuidanceMagnitude(), Information()):
+        found, usual = (judge.running(of, references).double().log() for of in (runs, references))
+        parts.append((found - usual.mean(dim=0)) / usual.std(dim=0))
+    expected = torch.stack(parts).mean(dim=0)
+    torch.testing.assert_close(Combined().running(runs, references).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_scale_of_the_latents_and_the_later_evaluations_do_not_matter():
+def test_the_scale_of_the_norms_and_the_later_evaluations_do_not_matter():
     runs, references = runs_of(8, 1), runs_of(50, 2)
     whole = Combined().running(runs, references)
     for of in (runs, references):
         of.norms["delta"] *= 7
         of.norms["guidance"] *= 7
+        of.norms["information"] *= 7
     torch.testing.assert_close(Combined().running(runs, references), whole, rtol=1e-3, atol=1e-3)
     begun = Trajectory(
         runs.timesteps,
@@ -78,7 +81,7 @@ def test_the_scale_of_the_latents_and_the_later_evaluations_do_not_matter():
 def test_an_image_that_is_not_finite_has_no_score_and_the_others_keep_theirs():
     runs, references = runs_of(4, 1), runs_of(50, 2)
     whole = Combined().score(runs, references)
-    for name in ("delta", "detail", "guidance"):
+    for name in ("delta", "detail", "guidance", "information"):
         runs.norms[name][1, 2:] = torch.nan
     found = Combined().score(runs, references)
     assert found.isnan().tolist() == [False, True, False, False]

@@ -104,6 +104,9 @@ def bench(
             ).save(path)
         calibration = Calibration.load(path)
         calibration.check(setup)
+        for made in detectors:
+            # one that gives no score to some reference is refused before the images are generated
+            calibration.null(made)
         # batches are those of a bench that was never stopped
         first = next((number for number in range(count) if not part_of(folder, number).exists()), count)
         left = trials[first * batch_size :]
@@ -207,17 +210,17 @@ def settings_of(
         "references": list(references),
         "threshold": threshold,
         "trials": [asdict(trial) for trial in trials],
+        "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")},
     }
 
 
 def made_with(settings: dict[str, Any], references: Sequence[str]) -> dict[str, Any]:
-    """What a packet says about the settings of its bench: without what is in its rows, and with versions."""
+    """What a packet says about the settings of its bench: without what is in its rows."""
     left_out = ("trials", "references", "recorded", "localizers")
     return {
         **{name: value for name, value in settings.items() if name not in left_out},
         "references": len(references),
         "references_sha256": prompts_digest(references),
-        "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")},
     }
 
 

@@ -5,14 +5,14 @@ pictures are the positives; those of planted captions that were not reproduced a
 between two detectors are computed on the same redrawn images.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from cryptomnesia.bench.trials import MEMORIZED
-from cryptomnesia.statistics import auc, clustered, rate, tpr_at_fpr
+from cryptomnesia.statistics import auc, clustered, covering_exact, rate, tpr_at_fpr
 
 FPR = 0.01
 """The false-positive rate at which images are flagged."""
@@ -37,8 +37,8 @@ def figures_of(rows: Rows, detectors: Sequence[str]) -> dict[str, Any]:
         `counts`: images and clusters by group, positives in parts. `detectors`: name → `auc`, `tpr_at_1pct` and
         `tpr_at_0.1pct` by part of the positives and group of negatives, each with its 95% interval or None for too few
         negatives; `fpr_met`, the share of every group of negatives that is flagged at `FPR`; `unknown`, the number of
-        images without a score. `difference`: the AUC of every detector less that of the best one, by part, against
-        ordinary captions, paired.
+        images without a score. `difference`: the AUC of every detector minus that of the best one, by part, against
+        ordinary captions, on the same redrawn images.
     """
     parts = parts_of(rows)
     negatives: dict[str, Rows] = {
@@ -76,9 +76,21 @@ def parts_of(rows: Rows) -> dict[str, Rows]:
     return {name: part for name, part in parts.items() if part}
 
 
-def main_part(parts: Mapping[str, Any]) -> str:
-    """The name of the part that holds all positives which count."""
-    return "reproduced" if "reproduced" in parts else "labelled"
+def main_part(parts: Mapping[str, Any]) -> str | None:
+    """The name of the part that holds all positives which count; None if no planted picture was reproduced."""
+    return next((name for name in ("reproduced", "labelled") if name in parts), None)
+
+
+def main_group(groups: Iterable[str]) -> str:
+    """The group of negatives against which detectors are ranked: ordinary captions, or the first where there are none.
+
+    Raises:
+        ValueError: without groups.
+    """
+    names = list(groups)
+    if not names:
+        raise ValueError("got no group of negatives")
+    return "ordinary" if "ordinary" in names else names[0]
 
 
 def _groups(rows: Rows) -> list[str]:
@@ -119,7 +131,8 @@ def _figure(figure: str, positive: list[np.ndarray], negative: list[np.ndarray])
     if count < least:
         return None
     # redrawn clusters may hold fewer negatives; such samples have no figure, and are left out of the interval
-    return asdict(clustered(lambda one, other: tpr_at_fpr(one, other, fpr), positive, negative, draws=DRAWS))
+    found = clustered(lambda one, other: tpr_at_fpr(one, other, fpr), positive, negative, draws=DRAWS)
+    return asdict(covering_exact(found, len(positive)))
 
 
 def _flagged(rows: Rows, name: str) -> dict[str, float] | None:
@@ -134,8 +147,8 @@ def _flagged(rows: Rows, name: str) -> dict[str, float] | None:
 
 
 def _differences(parts: dict[str, Rows], negatives: dict[str, Rows], every: dict[str, Any]) -> dict[str, Any]:
-    """By part: the detector with the largest AUC against ordinary captions, and by how much every other is below it."""
-    group = "ordinary" if "ordinary" in negatives else next(iter(negatives))
+    """By part: the detector with the largest AUC, and the AUC of every other minus its own."""
+    group = main_group(negatives)
     found: dict[str, Any] = {}
     for part, positive in parts.items():
         values = {name: figures["auc"][part][group] for name, figures in every.items()}

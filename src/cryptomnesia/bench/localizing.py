@@ -14,11 +14,14 @@ from cryptomnesia.bench.detecting import KIND, Progress, alone, made_with, part_
 from cryptomnesia.bench.map_figures import REFERENCE
 from cryptomnesia.bench.map_packet import MapPacket
 from cryptomnesia.bench.trials import MEMORIZED, Trial
+from cryptomnesia.calibration.fitting import check_references
 from cryptomnesia.files import claim, load_checked, save_checked
 from cryptomnesia.localizers import Localizer
 from cryptomnesia.localizers.mapping import maps_of, places
+from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.tracing.generation import check_call, generate, kept_prompts
+from cryptomnesia.tracing.trajectory import joined_maps
 
 MAPS = "maps.safetensors"
 """File with everything, when the bench is done."""
@@ -59,10 +62,11 @@ def bench_maps(
         progress: called while images are generated.
 
     Raises:
-        UsageError: if the folder holds another bench, or another process works in it.
+        UsageError: if the folder holds another bench, another process works in it, or the references are too few.
     """
     report = progress or (lambda *_: None)
     check_call(setup)
+    check_references(references, repeated=not setup.family.conditional, fpr=None)
     everything = [
         *(Trial(prompt, REFERENCE, prompt, FIRST_REFERENCE + number) for number, prompt in enumerate(references)),
         *trials,
@@ -73,6 +77,7 @@ def bench_maps(
     settings = {
         **settings_of(setup, about, references, trials, batch_size=batch_size, threshold=threshold),
         "localizers": {name: method["describe"] for name, method in methods.items()},
+        "checkpoint": "" if setup.checkpoint is None else weights_digest(setup.checkpoint),
     }
     claim(folder / "bench.json", settings, "a bench with other settings")
     with alone(folder):
@@ -109,7 +114,7 @@ def bench_maps(
             save_checked(part_of(folder, number), KIND, 1, {"rows": rows}, tensors)
         parts = [load_checked(part_of(folder, number), KIND, 1) for number in range(count)]
         rows = [row for about_part, _ in parts for row in about_part["rows"]]
-        tensors = {name: torch.cat([part[name] for _, part in parts]) for name in parts[0][1]}
+        tensors = {name: joined_maps([part[name] for _, part in parts]) for name in parts[0][1]}
         for name, method in methods.items():
             method["seconds"] = float(np.median([row["seconds"][name] for row in rows]))
         packet = MapPacket.of(made_with(settings, references), methods, rows, tensors)

@@ -8,11 +8,12 @@ Intervals redraw whole concepts or captions.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cryptomnesia.bench.figures import DRAWS, Rows, clusters_of, main_part, parts_of
 from cryptomnesia.bench.trials import MEMORIZED
@@ -45,8 +46,8 @@ def map_figures(rows: Rows, masks: np.ndarray, maps: Arrays) -> dict[str, Any]:
         pictures, with 95% intervals; `oracle_iou`, `oracle_mean_iou` and `oracle_accuracy` by part, and in
         `with_ordinary` for the reproduced pictures together with the ordinary ones; `marked`, the share of pixels
         above the threshold by group, and in the `free` part of reproduced pictures; `auc` and `tpr_at_1pct`, the mean
-        of the map as a score against every group. `difference`: by part the localizer with the largest IoU, and by how
-        much every other is below it, on the same redrawn pictures.
+        of the map as a score against every group. `difference`: by part the localizer with the largest IoU, and the IoU
+        of every other minus its own, on the same redrawn pictures.
     """
     numbered = [{**row, "number": number} for number, row in enumerate(rows)]
     parts = {name: part for name, part in parts_of(numbered).items() if name != "not_reproduced"}
@@ -67,35 +68,31 @@ def map_figures(rows: Rows, masks: np.ndarray, maps: Arrays) -> dict[str, Any]:
     found: dict[str, Any] = {}
     overlaps: dict[str, np.ndarray] = {}
     for name, values in maps.items():
-        pixels = upsampled(torch.from_numpy(values).float(), *masks.shape[1:]).numpy()
-        known = np.isfinite(pixels.reshape(len(pixels), -1).sum(axis=1))
-        threshold = _threshold(pixels[[number for number in references if known[number]]])
-        above = pixels > threshold
-        overlap = np.stack([(above & masks).sum(axis=(1, 2)), (above | masks).sum(axis=(1, 2))], axis=1).astype(float)
-        overlap[~known] = np.nan
-        overlaps[name] = overlap
-        free = np.stack([(above & ~masks).sum(axis=(1, 2)), (~masks).sum(axis=(1, 2))], axis=1)
-        means = pixels.mean(axis=(1, 2), dtype=np.float64)
-        reproduced = [row for row in parts.get(main, []) if known[row["number"]]]
+        measured = _Measured.of(torch.from_numpy(values).float(), masks, references)
+        known = measured.known
+        overlaps[name] = measured.overlap
+        reproduced = [row for row in parts.get(main or "", []) if known[row["number"]]]
         partly = [row for row in reproduced if not masks[row["number"]].all()]
-        against = {group: [row for row in found if known[row["number"]]] for group, found in groups.items()}
-        oracle = {part: _oracle(pixels, masks, _numbers(picked, known)) for part, picked in parts.items()}
-        if main in parts and "ordinary" in groups:
-            oracle["with_ordinary"] = _oracle(pixels, masks, _numbers([*parts[main], *groups["ordinary"]], known))
+        against = {group: [row for row in picked if known[row["number"]]] for group, picked in groups.items()}
+        oracle = {part: measured.oracle(_numbers(picked, known)) for part, picked in parts.items()}
+        if main is not None and "ordinary" in groups:
+            oracle["with_ordinary"] = measured.oracle(_numbers([*parts[main], *groups["ordinary"]], known))
         found[name] = {
-            "threshold": threshold,
-            "iou": {part: _figure(_whole, picked, overlap) for part, picked in parts.items()},
-            "mean_iou": {part: _figure(_each, picked, overlap) for part, picked in parts.items()},
+            "threshold": measured.threshold,
+            "iou": {part: _figure(_whole, picked, measured.overlap) for part, picked in parts.items()},
+            "mean_iou": {part: _figure(_each, picked, measured.overlap) for part, picked in parts.items()},
             **{
                 f"oracle_{figure}": {part: best[figure] for part, best in oracle.items()}
                 for figure in ("iou", "mean_iou", "accuracy")
             },
             "marked": {
-                **{group: _figure(_whole, picked, free) for group, picked in against.items()},
-                "free": _figure(_whole, partly, free),
+                **{group: _figure(_whole, picked, measured.free) for group, picked in against.items()},
+                "free": _figure(_whole, partly, measured.free),
             },
-            "auc": {group: _scored(auc, reproduced, picked, means) for group, picked in against.items()},
-            "tpr_at_1pct": {group: _scored(tpr_at_fpr, reproduced, picked, means) for group, picked in against.items()},
+            "auc": {group: _scored(auc, reproduced, picked, measured.means) for group, picked in against.items()},
+            "tpr_at_1pct": {
+                group: _scored(tpr_at_fpr, reproduced, picked, measured.means) for group, picked in against.items()
+            },
             "unknown": int((~known).sum()),
         }
     return {
@@ -110,10 +107,85 @@ def _numbers(rows: Rows, known: np.ndarray | None = None) -> list[int]:
     return [row["number"] for row in rows if known is None or known[row["number"]]]
 
 
-def _threshold(pixels: np.ndarray) -> float:
-    """The value that at most a share `RATE` of the pixels exceeds; NaN without pixels."""
-    descending = np.sort(pixels, axis=None)[::-1]
-    return float(descending[int(RATE * len(descending))]) if len(descending) else float("nan")
+@dataclass(frozen=True)
+class _Measured:
+    """What is needed of the maps of one localizer, so that maps at picture resolution need not all be held at once.
+
+    Attributes:
+        known: pictures that have a map, (n,) bool.
+        threshold: the value that at most a share `RATE` of the reference pixels exceeds; NaN without any.
+        overlap: pixels that are above it and memorized, and pixels that are either, (n, 2); NaN where not known.
+        free: pixels that are above it and not memorized, and pixels that are not memorized, (n, 2).
+        means: mean of every map, (n,).
+        maps: at their own resolution, (n, h, w).
+        masks: (n, H, W) bool.
+    """
+
+    known: np.ndarray
+    threshold: float
+    overlap: np.ndarray
+    free: np.ndarray
+    means: np.ndarray
+    maps: Tensor
+    masks: np.ndarray
+
+    @classmethod
+    def of(cls, maps: Tensor, masks: np.ndarray, references: Sequence[int]) -> "_Measured":
+        """Compare maps with masks at the resolution of the masks."""
+        known = maps.flatten(1).isfinite().all(dim=1).numpy()
+        counting = [number for number in references if known[number]]
+        pixels = [_at_masks(maps[[number]], masks) for number in counting]
+        threshold = _exceeded(np.concatenate(pixels)) if pixels else float("nan")
+        overlap, free, means = [], [], []
+        for number, mask in enumerate(masks):
+            values = _at_masks(maps[[number]], masks)[0]
+            above = values > threshold
+            overlap.append([(above & mask).sum(), (above | mask).sum()])
+            free.append([(above & ~mask).sum(), (~mask).sum()])
+            means.append(values.mean(dtype=np.float64))
+        numbers = np.array(overlap, dtype=float), np.array(free, dtype=float)
+        for counts in numbers:
+            counts[~known if pixels else np.ones_like(known)] = np.nan
+        return cls(known, threshold, *numbers, np.array(means), maps, masks)
+
+    def oracle(self, numbers: Sequence[int]) -> dict[str, float | None]:
+        """The best figures that any of `LEVELS` thresholds gives for some pictures together."""
+        if not numbers:
+            return dict.fromkeys(("iou", "mean_iou", "accuracy"))
+        ends = [[f(_at_masks(self.maps[[n]], self.masks)) for n in numbers] for f in (np.min, np.max)]
+        low, high = np.log1p(np.float64(min(ends[0]))), np.log1p(np.float64(max(ends[1])))
+        hits, false = [], []
+        for number in numbers:
+            values, truth = (
+                np.log1p(_at_masks(self.maps[[number]], self.masks)[0].astype(np.float64)),
+                self.masks[number],
+            )
+            # the highest threshold that a pixel reaches
+            places = np.floor((values - low) / (high - low or 1.0) * (LEVELS - 1)).astype(np.int64)
+            for inside, kept in ((truth, hits), (~truth, false)):
+                kept.append(np.bincount(places[inside], minlength=LEVELS)[::-1].cumsum()[::-1])
+        # (pictures, thresholds): pixels that reach each threshold
+        right, wrong = np.stack(hits), np.stack(false)
+        size = self.masks[numbers].sum(axis=(1, 2))[:, None]
+        area = self.masks[0].size
+        either = size + wrong
+        each = np.where(either > 0, right / np.maximum(either, 1), 1.0)
+        return {
+            "iou": float((right.sum(axis=0) / np.maximum(either.sum(axis=0), 1)).max()),
+            "mean_iou": float(each.mean(axis=0).max()),
+            "accuracy": float(((right + area - size - wrong).sum(axis=0) / (area * len(numbers))).max()),
+        }
+
+
+def _at_masks(maps: Tensor, masks: np.ndarray) -> np.ndarray:
+    """Maps at the resolution of the masks."""
+    return upsampled(maps, *masks.shape[1:]).numpy()
+
+
+def _exceeded(pixels: np.ndarray) -> float:
+    """The value that at most a share `RATE` of the pixels exceeds."""
+    count = pixels.size - 1 - int(RATE * pixels.size)
+    return float(np.partition(pixels, count, axis=None)[count])
 
 
 def _whole(overlap: np.ndarray) -> float:
@@ -143,33 +215,8 @@ def _scored(statistic: Any, positive: Rows, negative: Rows, means: np.ndarray) -
     return asdict(clustered(statistic, *grouped, draws=DRAWS)) if all(grouped) else None
 
 
-def _oracle(pixels: np.ndarray, masks: np.ndarray, numbers: Sequence[int]) -> dict[str, float | None]:
-    """The best figures that any of `LEVELS` thresholds gives for some pictures together."""
-    if not numbers:
-        return dict.fromkeys(("iou", "mean_iou", "accuracy"))
-    values, truth = np.log1p(pixels[numbers].astype(np.float64)), masks[numbers]
-    low, high = values.min(), values.max()
-    # the highest threshold that a pixel reaches
-    places = np.floor((values - low) / (high - low or 1.0) * (LEVELS - 1)).astype(np.int64)
-    inside, outside = (
-        np.stack([np.bincount(p[t], minlength=LEVELS) for p, t in zip(places, chosen, strict=True)])
-        for chosen in (truth, ~truth)
-    )
-    # (pictures, thresholds): pixels that reach each threshold
-    hits, false = (counts[:, ::-1].cumsum(axis=1)[:, ::-1] for counts in (inside, outside))
-    size = truth.sum(axis=(1, 2))[:, None]
-    either = size + false
-    each = np.where(either > 0, hits / np.maximum(either, 1), 1.0)
-    right = hits + (truth[0].size - size - false)
-    return {
-        "iou": float((hits.sum(axis=0) / np.maximum(either.sum(axis=0), 1)).max()),
-        "mean_iou": float(each.mean(axis=0).max()),
-        "accuracy": float((right.sum(axis=0) / truth.size).max()),
-    }
-
-
 def _differences(parts: dict[str, Rows], overlaps: Arrays, found: dict[str, Any]) -> dict[str, Any]:
-    """By part: the localizer with the largest IoU, and by how much every other is below it."""
+    """By part: the localizer with the largest IoU, and the IoU of every other minus its own."""
     differences: dict[str, Any] = {}
     for part, rows in parts.items():
         values = {name: figures["iou"][part]["value"] for name, figures in found.items() if figures["iou"][part]}

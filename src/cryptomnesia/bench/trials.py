@@ -15,6 +15,9 @@ from cryptomnesia.proving_ground.manifest import Entry, Manifest
 MEMORIZED = "memorized"
 """The group of the positives; every other group is one of negatives."""
 
+RESERVED = ("reference", "labelled", "reproduced", "not_reproduced", "free")
+"""Names of parts of a bench, which no group of negatives can have."""
+
 HARD = ("rare_name", "fixed_pixels", "frequent")
 """Kinds of hard negatives of the proving grounds."""
 
@@ -129,11 +132,17 @@ def of_file(path: Path, images_per_prompt: int = 1) -> list[Trial]:
         if not (isinstance(prompt, str) and prompt.strip() and isinstance(label, str) and label.strip()):
             raise UsageError(f"{path}, row {number}: got {row!r}; give every row a prompt and a label, both texts")
         prompt, label = prompt.strip(), label.strip()
+        if label in RESERVED:
+            raise UsageError(
+                f"{path}, row {number}: got the label {label}, which a bench needs itself; give another one"
+            )
         if labels.setdefault(prompt, label) != label:
             raise UsageError(f"{path} has the prompt {prompt!r} with the labels {labels[prompt]} and {label}; give one")
         for _ in range(images_per_prompt):
             cluster = str(given.get("cluster") or prompt)
             mask = str(path.parent / str(given["mask"])) if given.get("mask") else ""
+            if mask and not Path(mask).is_file():
+                raise UsageError(f"{path}, row {number}: there is no mask {mask}; give the path of a picture")
             trials.append(Trial(prompt, label, cluster, FIRST_SEED + len(trials), mask=mask))
     groups = {trial.group for trial in trials}
     if MEMORIZED not in groups or len(groups) < 2:

@@ -115,15 +115,18 @@ def suspicious(calibration: "Calibration", detectors: Sequence[Detector]) -> lis
 
 
 def served(calibration: "Calibration") -> Iterator[Detector]:
-    """The registered detectors that read norms only and that a calibration can serve.
+    """The registered detectors that read norms only and that a calibration can serve, one for every quantity.
 
-    Nobody asked for them by name, so one that is not ready, or fails, is passed over.
+    Nobody asked for them by name, so one that is not ready, or fails, is passed over. Those that agree have to be
+    independent, so one that observes what another one is named after gives way to that one.
     """
     for name, entry in entries("detector").items():
         if entry.state != "ready":
             continue
         try:
             found = detector_of(name)
+            if found.observes != name and found.observes in entries("detector"):
+                continue
             if not found.signals and found.earliest(calibration.evaluations) <= calibration.evaluations:
                 calibration.null(found)
                 yield found

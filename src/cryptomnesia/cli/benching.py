@@ -1,11 +1,12 @@
 """`bench`: compare detectors on models of which the truth is known."""
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -65,15 +66,21 @@ def bench_detect(
 def detected(settings: BenchDetectSettings, folder: Path, report: "Progress") -> "Packet":
     """What `bench detect` measures, in a folder."""
     from cryptomnesia.bench.detecting import bench
-    from cryptomnesia.detectors import detector, detector_names
+    from cryptomnesia.detectors import detector
 
     check_folder(folder)
     check_names("detector", settings.detector)
     given = _given(settings)
-    named = settings.detector or detector_names()
-    detectors = [made for made in map(detector, named) if settings.detector or given.setup.accepts(made)]
-    if settings.most is not None:
-        detectors = [made for made in detectors if made.cost(given.setup) <= settings.most]
+    if settings.detector:
+        detectors = [detector(name) for name in settings.detector]
+    else:
+        most = math.inf if settings.most is None else settings.most
+        usable = [made for made in _ready("detector") if given.setup.accepts(made)]
+        detectors = [made for made in usable if made.cost(given.setup) <= most]
+        if not detectors:
+            raise UsageError(
+                f"none of the detectors that work here takes at most {most:g} evaluations; give a higher --most"
+            )
     return bench(
         given.setup,
         given.trials,
@@ -118,13 +125,12 @@ def bench_localize(
 def mapped(settings: BenchLocalizeSettings, folder: Path, report: "Progress") -> "MapPacket":
     """What `bench localize` measures, in a folder."""
     from cryptomnesia.bench.localizing import bench_maps
-    from cryptomnesia.localizers import localizer, localizers_of
-    from cryptomnesia.registry import entries
+    from cryptomnesia.localizers import localizers_of
 
     check_folder(folder)
     check_names("localizer", settings.localizer)
     given = _given(settings)
-    named = settings.localizer or [name for name in entries("localizer") if given.setup.accepts(localizer(name))]
+    named = settings.localizer or [made for made in _ready("localizer") if given.setup.accepts(made)]
     return bench_maps(
         given.setup,
         given.trials,
@@ -137,6 +143,18 @@ def mapped(settings: BenchLocalizeSettings, folder: Path, report: "Progress") ->
         batch_size=settings.batch_size,
         progress=report,
     )
+
+
+def _ready(kind: Literal["detector", "localizer"]) -> list[Any]:
+    """The methods that can be used: of detectors also the means of maps. A package that is broken is passed over."""
+    from cryptomnesia.detectors import detector
+    from cryptomnesia.registry import create, entries
+
+    found = [create(kind, name) for name, entry in entries(kind).items() if entry.state == "ready"]
+    if kind == "detector":
+        maps = [name for name, entry in entries("localizer").items() if entry.state == "ready"]
+        found += [detector(name) for name in maps if name not in entries("detector")]
+    return found
 
 
 @dataclass(frozen=True)
@@ -208,18 +226,19 @@ def verify(
     from cryptomnesia.bench.packet import Packet, differences, plain
 
     found: Any = MapPacket.load(packet) if packet.suffix == ".safetensors" else Packet.load(packet)
-    mapped = isinstance(found, MapPacket)
+    is_map = isinstance(found, MapPacket)
     figures = (
         MapPacket.of(found.about, found.methods, found.rows, found.tensors).figures
-        if mapped
+        if is_map
         else figures_of(found.rows, list(found.methods))
     )
+    computed = replace(found, figures=figures)
     if as_json:
         typer.echo(json.dumps(plain(figures), indent=2))
-    elif mapped:
-        print_map_bench(found)
+    elif is_map:
+        print_map_bench(computed)
     else:
-        print_bench(found)
+        print_bench(computed)
     if differing := differences(found.figures, figures):
         typer.echo(f"{packet} has figures that do not follow from its scores: {', '.join(differing[:3])}", err=True)
         raise typer.Exit(1)

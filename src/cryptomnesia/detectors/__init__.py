@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from cryptomnesia.detectors.base import Detector, Moments
+from cryptomnesia.detectors.combined import Combined
 from cryptomnesia.detectors.drift import Drift
 from cryptomnesia.detectors.guidance_magnitude import GuidanceMagnitude
+from cryptomnesia.detectors.information import Information
 from cryptomnesia.detectors.map_mean import MapMean, MapSignal, during_run
 from cryptomnesia.detectors.stability import Stability
 from cryptomnesia.errors import UsageError
@@ -13,9 +15,11 @@ from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.registry import create, entries, names
 
 __all__ = [
+    "Combined",
     "Detector",
     "Drift",
     "GuidanceMagnitude",
+    "Information",
     "MapMean",
     "MapSignal",
     "Moments",

@@ -31,6 +31,11 @@ class Information(Detector):
     reads = frozenset({"information"})
 
     @property
+    def observes(self) -> str:
+        """The difference of the two branches, as `guidance-mean`: the two do not corroborate each other."""
+        return "guidance-mean"
+
+    @property
     def requires(self) -> frozenset[Requirement]:
         """An unconditional branch, with which the conditional one is compared."""
         return frozenset({"guidance"})

@@ -18,7 +18,7 @@ Kind = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 """What a network predicts, in the words of diffusers' `prediction_type`."""
 
 FINEST = 0.01
-"""Difference of neighbouring latents, in their standard deviations, below which there is no detail."""
+"""Difference of neighbouring latents that counts as one step of detail; latents usually have a deviation near 1."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isnan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -191,12 +191,15 @@ def print_methods(rows: Sequence[Listed]) -> None:
 
 def print_bench(packet: "Packet") -> None:
     """One line per detector, the best first: AUC of reproduced pictures against every group of negatives."""
-    from cryptomnesia.bench.figures import main_part
+    from cryptomnesia.bench.figures import main_group, main_part
 
     counts, figures = packet.figures["counts"], packet.figures["detectors"]
     parts = next(iter(figures.values()))["auc"]
-    main = main_part(parts)
-    groups = list(parts[main])
+    if (main := main_part(parts)) is None:
+        Console().print(_none_reproduced(packet.about["model"], counts))
+        return
+    first = main_group(parts[main])
+    groups = [first, *(group for group in parts[main] if group != first)]
     images = counts[main]
     table = Table(
         title=f"{packet.about['model']}: {main}, {images['images']} images of {images['clusters']} concepts",
@@ -225,6 +228,12 @@ def print_bench(packet: "Packet") -> None:
     _wide().print(table)
 
 
+def _none_reproduced(model: str, counts: dict[str, Any]) -> str:
+    """What a bench says of which no positive counts."""
+    images = counts.get("not_reproduced", {}).get("images", 0)
+    return f"{model}: none of {images} images of planted captions reproduces the planted picture, so there is no figure"
+
+
 def _wide() -> Console:
     """The terminal, or where there is none, one that is wide enough for the tables of a bench."""
     console = Console()
@@ -244,7 +253,9 @@ def print_map_bench(packet: "MapPacket") -> None:
 
     counts, figures = packet.figures["counts"], packet.figures["localizers"]
     parts = next(iter(figures.values()))["iou"]
-    main = main_part(parts)
+    if (main := main_part(parts)) is None:
+        Console().print(_none_reproduced(packet.about["model"], counts))
+        return
     kinds = [kind for kind in ("verbatim", "template", "object") if kind in parts]
     marked = next(iter(figures.values()))["marked"]
     groups = [group for group in ("ordinary", "fixed_pixels", "free") if group in marked]

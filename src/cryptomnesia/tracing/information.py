@@ -2,8 +2,10 @@
 
 At a signal-to-noise ratio snr = α²/σ², the estimates of the clean latents with and without the caption differ by
 ‖x̂_0,c − x̂_0,u‖². By the relation of information and estimation error (Guo, Shamai & Verdú, 2005; for diffusion models
-Kong et al., ICLR 2024, arXiv:2310.07972), half of this difference, integrated over snr, is what the caption tells about
-the picture, log p(x|c)/p(x). With the predicted noise it is ½∫‖ε_c − ε_u‖² d log snr.
+Kong et al., ICLR 2024, arXiv:2310.07972), half of this difference, integrated over snr, is on average what the caption
+tells about the picture: the mean of log p(x|c)/p(x) over the pictures x of the caption c and their noise. With the
+predicted noise it is ½∫‖ε_c − ε_u‖² d log snr. Along one run, which guidance may have changed, it is an estimate of
+this kind, and no probability of the picture.
 
 The integral ends at snr = 1, where signal and noise are equal. Below it the outlines of the picture are settled. Above
 it the branches see the picture nearly as well without the caption, and differ mostly by their errors.
@@ -40,6 +42,8 @@ def gained(before: tuple[float, Tensor] | None, here: tuple[float, Tensor]) -> T
         here: the same of the later evaluation.
     """
     level, squared = here
+    if level == -math.inf:
+        return 0 * squared
     if before is None or before[0] == -math.inf:
         # towards more noise snr falls to zero, and (ε_c − ε_u)² with it
         return 0.5 * math.exp(min(0.0, -level)) * squared

@@ -175,11 +175,12 @@ def joined(trajectories: Sequence[Trajectory]) -> Trajectory:
 def joined_maps(parts: Sequence[Tensor]) -> Tensor:
     """Values of several calls (B_i, …) as one tensor.
 
-    If no map of a call could be computed, the size of the maps is not known and the part has one NaN per image,
-    (B_i, 1, 1). It is expanded to the size of the other maps.
+    If no map of a call could be computed, the size of the maps is not known there, and the part has NaN of some size,
+    (B_i, 1, 1) for instance. It gets the size of the maps of the other calls.
     """
-    largest = max(parts, key=lambda part: part[0].numel()) if len(parts) > 1 else parts[0]
-    return torch.cat([part.expand(-1, *largest.shape[1:]) if part.isnan().all() else part for part in parts])
+    known = [part for part in parts if not part.isnan().all()]
+    size = known[0].shape[1:] if known else max(parts, key=lambda part: part[0].numel()).shape[1:]
+    return torch.cat([part.new_full((len(part), *size), torch.nan) if part.isnan().all() else part for part in parts])
 
 
 class Norm(Protocol):

@@ -241,7 +241,9 @@ class Watch:
         call.estimate = estimate
         difference = log_snr(step.cond), (noise_scale(step.cond) * recorded["guidance"]) ** 2
         recorded["information"] = gained(call.difference, difference)
-        call.difference = difference
+        if call.difference is None or difference[0] > call.difference[0]:
+            # what a solver that goes back to more noise sees there has been counted
+            call.difference = difference
         recorded["detail"] = detail(used.x0, step.cond_inputs)
         if self._norms:
             with torch.no_grad():
