@@ -43,7 +43,8 @@ class Combined(Detector):
     source = "this library, from arXiv:2605.22050 and arXiv:2407.21720"
     use_when = "The runs have an unconditional branch, and the captions that you judge may ask for plain pictures."
     avoid_when = (
-        "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `stability` there."
+        "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `stability` there. It was "
+        "chosen on two small models under PNDM, so compare it with other detectors on yours."
     )
     reads = frozenset({"delta", "detail", "guidance", "information"})
 

@@ -26,7 +26,8 @@ class Information(Detector):
     source = "this library, from arXiv:2407.21720 and arXiv:2310.07972"
     use_when = "The runs have an unconditional branch, and captions that fix most pixels must not be flagged."
     avoid_when = (
-        "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `stability` there."
+        "The runs have no unconditional branch (Flux, unconditional models, guidance 1), or that branch has memorized "
+        "pictures itself: then a memorized caption tells it little that is new, as on the ground `drawings`."
     )
     reads = frozenset({"information"})
 
