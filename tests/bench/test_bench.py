@@ -155,7 +155,7 @@ def test_figures_follow_from_the_scores_alone(whole, tmp_path, cryptomnesia):
     (tmp_path / "edited.json").write_text(json.dumps(values))
     code, _, err = cryptomnesia("bench", "verify", tmp_path / "edited.json")
     assert code == 2
-    assert "the rows of" in err
+    assert "the scores of" in err
     (tmp_path / "no.json").write_text("[]")
     assert cryptomnesia("bench", "verify", tmp_path / "no.json")[0] == 2
 

@@ -37,8 +37,8 @@ class Packet:
 
     def save(self, path: Path) -> None:
         """Write the packet as JSON, compressed if the name of the file ends in .gz."""
-        values = {"schema": SCHEMA, "about": self.about, "methods": self.methods, "digest": digest(self.rows)}
-        values |= {"figures": self.figures, "rows": self.rows}
+        kept = {"about": self.about, "methods": self.methods, "rows": self.rows}
+        values = {"schema": SCHEMA, "digest": digest(kept), "figures": self.figures, **kept}
         content = (json.dumps(plain(values), indent=1) + "\n").encode()
         # without the time, the same packet gives the same file
         write_whole(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
@@ -53,8 +53,9 @@ class Packet:
         try:
             content = path.read_bytes()
             values = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
-            found = values["schema"], values["digest"], values["rows"]
-            packet = cls(values["about"], values["methods"], values["rows"], values["figures"])
+            found = values["schema"], values["digest"]
+            kept = {name: values[name] for name in ("about", "methods", "rows")}
+            packet = cls(**kept, figures=values["figures"])
         except (zlib.error, EOFError, gzip.BadGzipFile) as error:
             raise UsageError(f"{path} is no compressed file ({error}); give a file that `bench` made") from None
         except OSError as error:
@@ -65,14 +66,16 @@ class Packet:
             raise UsageError(f"{path} is no score packet ({error!r}); give a file that `bench` made") from None
         if found[0] != SCHEMA:
             raise UsageError(f"{path} has the schema {found[0]}, this version reads {SCHEMA}; make it again")
-        if found[1] != digest(found[2]):
-            raise UsageError(f"the rows of {path} are not those that were written; make it again")
+        if found[1] != digest(kept):
+            raise UsageError(
+                f"the scores of {path}, or what they depend on, are not those that were written; make it again"
+            )
         return packet
 
 
-def digest(rows: list[dict[str, Any]]) -> str:
-    """SHA-256 of the rows."""
-    return hashlib.sha256(json.dumps(plain(rows), sort_keys=True).encode()).hexdigest()
+def digest(values: dict[str, Any]) -> str:
+    """SHA-256 of JSON values with sorted keys."""
+    return hashlib.sha256(json.dumps(plain(values), sort_keys=True).encode()).hexdigest()
 
 
 def differences(kept: dict[str, Any], figures: dict[str, Any]) -> list[str]:

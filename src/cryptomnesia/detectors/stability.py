@@ -27,7 +27,8 @@ class Stability(Detector):
     avoid_when = (
         "Your scheduler adds noise or is DDIM: on the bundled model it separates little under Euler ancestral and "
         "DDIM; compare with `guidance-mean`, or with `drift` where there is no guidance. Plain pictures have extreme "
-        "norms without being memorized, so the reference prompts have to give pictures as plain as those that you judge."
+        "norms without being memorized, so the reference prompts have to give pictures as plain as those that you "
+        "judge."
     )
     reads = frozenset({"delta"})
 
