@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from cryptomnesia import Calibration, Detector, Drift, Stability
+from cryptomnesia import Calibration, Combined, Detector, Stability
 
 COUNT = 99
 """Scores of a null, of which the highest p-value that is flagged at a rate of 1% is 1/(99 + 1)."""
@@ -14,19 +14,21 @@ COUNT = 99
 def with_null(calibration: Calibration, detector: Detector, scores: torch.Tensor) -> Calibration:
     """The calibration with another null of a detector, (n, N)."""
     made = replace(calibration)
-    made._nulls[detector] = scores
+    made._nulls.update({**calibration._nulls, detector: scores})
     return made
 
 
 def flagging(calibration: Calibration, wanted: float, detector: Detector | None = None) -> Calibration:
     """The calibration under which, at a rate of 1%, images with a score of at least `wanted` are flagged."""
     just_below = float(np.nextafter(np.float32(wanted), np.float32(-np.inf)))
-    return with_null(
-        calibration, Drift() if detector is None else detector, torch.full((COUNT, calibration.evaluations), just_below)
-    )
+    null = torch.full((COUNT, calibration.evaluations), just_below)
+    # the default with an unconditional branch, and the one without
+    for judge in (Combined(), Stability()) if detector is None else (detector,):
+        calibration = with_null(calibration, judge, null)
+    return calibration
 
 
-EVERYTHING = -1.0
+EVERYTHING = -1e9
 """A score that every image reaches."""
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import BatchFeature
 
-from cryptomnesia import Block, Mitigate, Policy, Regenerate, UsageError, guard
+from cryptomnesia import Block, Drift, Mitigate, Policy, Regenerate, UsageError, guard
 from cryptomnesia.guarding.black import black_latents
 from cryptomnesia.guarding.policies import POLICIES, policy_of
 from cryptomnesia.mitigations import Mitigation, Remade
@@ -49,7 +49,8 @@ def test_mitigate_corrects_flagged_images_while_they_are_made(pipe, calibration)
         corrected = call(pipe, seeds=(0, 1), prompt=["a red circle"] * 2)
         first = guarding.verdicts
     # what is flagged still, by a detector that does not look at norms, is not shown
-    with guard(pipe, flagging(calibration, EVERYTHING), policy="mitigate", mitigation=ALWAYS) as guarding:
+    strict = flagging(calibration, EVERYTHING, Drift())
+    with guard(pipe, strict, detector="drift", policy="mitigate", mitigation=ALWAYS) as guarding:
         assert not call(pipe).any()
     assert guarding.verdicts[0].corrected == (0, 1, 2)
     assert "still flagged after correction; withheld" in guarding.verdicts[0].reason

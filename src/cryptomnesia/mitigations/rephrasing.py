@@ -2,7 +2,7 @@
 
 Where the conditional distribution has collapsed onto one picture, no change of norms or of guidance brings another one:
 the caption itself has to change. Usually one or two of its words carry the memory. To find them, the first evaluations
-of a run are computed for the caption without each of its words, and the detector's scores are compared. The word whose
+of a run are computed for the caption without each of its words, and their drift is compared. The word whose
 absence lowers the score most is dropped, and the image is made again. This is repeated, at most `most` times, until the
 image is no longer flagged. The rest of the caption, the seed and the settings stay.
 
@@ -106,7 +106,7 @@ class Rephrasing(Mitigation):
         tried: Mapping[int, list[str]],
         studio: Studio,
     ) -> dict[int, str]:
-        """For every image the word without which the score after the first evaluations is lowest.
+        """For every image the word without which the drift of the first evaluations is lowest.
 
         Args:
             flagged: the images.
@@ -115,8 +115,8 @@ class Rephrasing(Mitigation):
             tried: number of an image → its words that could be dropped next.
             studio: computes the scores.
         """
-        # a detector with signals evaluates the network further, which would be repeated for every word
-        detector = Drift() if studio.detector.signals else studio.detector
+        # whatever flags images, drift is the detector that tells captions apart after so few evaluations
+        detector = Drift()
         evaluations = max(self.probe, detector.earliest(len(studio.references.timesteps)))
         pairs = [(row, word) for row, possible in tried.items() for word in possible]
         best: dict[int, tuple[float, str]] = {}
