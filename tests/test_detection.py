@@ -8,9 +8,9 @@ from diffusers import DDIMPipeline, DDIMScheduler, LCMScheduler
 import cryptomnesia
 from cryptomnesia import (
     Collapse,
+    Combined,
     Curvature,
     CurvatureDifference,
-    Drift,
     Finding,
     Located,
     MapMean,
@@ -47,7 +47,7 @@ def test_findings_agree_with_the_parts(pipe, calibration):
     for finding, image in zip(findings, batch.images, strict=True):
         torch.testing.assert_close(finding.image, image, atol=1e-4, rtol=0)
         verdict = finding.verdict
-        p = calibration.p_value(Drift(), torch.tensor([verdict.score])).item()
+        p = calibration.p_value(Combined(), torch.tensor([verdict.score])).item()
         assert verdict.p_value == pytest.approx(p)
         assert verdict.flagged == (p <= 0.5)
         assert verdict.flagged == (verdict.first_flagged_step is not None)

@@ -15,6 +15,7 @@ def settings(base, **more):
         "references": base / "references.txt",
         "steps": 3,
         "guidance": 2.0,
+        "detector": "drift",
         "fpr": 0.5,
         "batch_size": 4,
     }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cryptomnesia import Calibration, Combined, MapMean, Rephrasing, Stability, UsageError, audit, calibrate
+from cryptomnesia import Calibration, Drift, MapMean, Rephrasing, Stability, UsageError, audit, calibrate
 from cryptomnesia.auditing import audited as auditing
 from cryptomnesia.auditing.outcome import outcome
 from cryptomnesia.auditing.scoring import score
@@ -26,13 +26,13 @@ def test_a_run_holds_evidence_on_every_image(audit_folder, audited):
     assert [(row["prompt"], row["seed"]) for row in rows] == list(zip(prompts, range(6), strict=True))
     calibration = Calibration.load(audited.folder / "calibration.safetensors")
     for row, scored in zip(rows, scores, strict=True):
-        p = calibration.p_value(Combined(), torch.tensor([scored["score"]])).item()
-        assert scored["p_value"] == scored["p_value:combined"] == pytest.approx(p)
-        assert scored["score"] == scored["score:combined"] == row["score"]
+        p = calibration.p_value(Drift(), torch.tensor([scored["score"]])).item()
+        assert scored["p_value"] == scored["p_value:drift"] == pytest.approx(p)
+        assert scored["score"] == scored["score:drift"] == row["score"]
         assert row["flagged"] == (p <= 0.5) == (scored["level"] != "none") == (row["map"] is not None)
         assert scored["flagged"] == row["flagged"]
         assert (row["first_flagged_step"] is not None) == row["flagged"]
-        assert row["reason"].startswith("combined ")
+        assert row["reason"].startswith("drift ")
         with Image.open(audited.folder / row["image"]) as picture:
             assert picture.size == (16, 16)
     found = outcome(audited)
@@ -44,8 +44,8 @@ def test_a_run_holds_evidence_on_every_image(audit_folder, audited):
 
 
 def test_a_run_says_what_auto_stood_for(audited):
-    assert audited.about["methods"] == {"detector": "combined", "localizer": "collapse", "mitigation": "rephrasing"}
-    assert audited.about["made_by"]["detector"] == "combined"
+    assert audited.about["methods"] == {"detector": "drift", "localizer": "collapse", "mitigation": "rephrasing"}
+    assert audited.about["made_by"]["detector"] == "drift(less=3.0)"
     assert audited.about["fingerprint"]["scheduler"] == "DDIMScheduler"
     assert audited.about["fingerprint"]["steps"] == 3
 
@@ -98,7 +98,7 @@ def test_methods_and_the_calibration_may_be_objects(audit_folder, tmp_path):
 
 def test_parts_can_be_switched_off(audit_folder, tmp_path):
     store = audit(**settings(audit_folder, localize=False, mitigate=False), output=tmp_path / "run")
-    assert store.about["methods"] == {"detector": "combined", "localizer": None, "mitigation": None}
+    assert store.about["methods"] == {"detector": "drift", "localizer": None, "mitigation": None}
     rows = store.rows("images")
     assert any(row["flagged"] for row in rows)
     assert all(
@@ -227,7 +227,7 @@ def test_several_processes_share_a_run(audit_folder, tmp_path):
         ({"guidance": 1.0, "detector": "guidance-mean"}, "guidance-mean needs the unconditional branch"),
         ({"guidance": 1.0, "localizer": "collapse"}, "collapse needs the unconditional branch"),
         (
-            {"steps": 1, "detector": "drift"},
+            {"steps": 1},
             "drift needs 2 evaluations before there is a score, and a run of 1 steps has 1; give more steps",
         ),
         ({"localizer": Curvature(step=7)}, "got the evaluation 7 of a run of 3; give one in 0 … 2"),

@@ -58,7 +58,7 @@ def test_mitigate_corrects_flagged_images_while_they_are_made(pipe, calibration)
     assert [verdict.action for verdict in first] == ["mitigated"] * 2
     assert all(verdict.severity == "strong" and verdict.corrected == (0, 1, 2) for verdict in first)
     # a rule that never acts: what is flagged is withheld, what is not is left alone
-    with guard(pipe, calibration, policy="mitigate", fpr=0.5, mitigation=NEVER) as guarding:
+    with guard(pipe, calibration, detector="drift", policy="mitigate", fpr=0.5, mitigation=NEVER) as guarding:
         images = call(pipe, seeds=range(8), prompt=["a red circle"] * 8)
     assert {verdict.action for verdict in guarding.verdicts} == {"none", "withheld"}
     every = call(pipe, seeds=range(8), prompt=["a red circle"] * 8)

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from cryptomnesia.cli.bundled import Truth
     from cryptomnesia.detection import Finding
 
-_DEMO, _DEMO_DETECTOR = "bundled:drawings", "guidance-mean"
-"""The model of `demo`, whose pictures people recognise, and a detector that works on it; the default one does not."""
+_DEMO = "bundled:drawings"
+"""The model of `demo`, whose pictures people recognise."""
 
 FINDINGS = "findings.json"
 """The file in the output folder that holds what `--json` prints."""
@@ -101,7 +101,7 @@ def demo(
     negatives = [entry for entry in manifest.entries if entry.kind == "rare_name"][:2]
     ordinary = manifest.control_captions("selection", 8)
     captions = [entry.captions[0] for entry in (*planted, *negatives)] + ordinary
-    _examined(DetectSettings(model=_DEMO, detector=_DEMO_DETECTOR, **settings.model_dump()), captions, output)
+    _examined(DetectSettings(model=_DEMO, **settings.model_dump()), captions, output)
 
 
 def _examined(
