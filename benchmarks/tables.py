@@ -828,12 +828,16 @@ def bench_left_out(results: Results) -> str:
     """For every ground the detectors that all other grounds choose, and what they reach on this one."""
     rows = []
     for ground, chosen in results("bench", "leave_one_ground_out").items():
-        for kind, found in chosen.items():
+        by = ", ".join(map(code, chosen["chosen_by"]))
+        for kind, words in {"free": "those that cost nothing", "any": "all"}.items():
+            if (found := chosen.get(kind)) is None:
+                continue
             fixed = found["auc"].get("fixed_pixels")
             rows.append(
                 [
                     code(ground),
-                    {"free": "those that cost nothing", "any": "all"}[kind],
+                    words,
+                    by,
                     code(found["detector"]),
                     number(found["worst_elsewhere"]),
                     interval(found["auc"]["ordinary"]),
@@ -842,7 +846,7 @@ def bench_left_out(results: Results) -> str:
                 ]
             )
     heads = ["smallest AUC elsewhere", "AUC here, never-planted", "AUC here, fixed pixels", "caught at 1% here"]
-    return grid(["left out", "chosen among", "chosen", *heads], rows)
+    return grid(["left out", "chosen among", "chosen by", "chosen", *heads], rows)
 
 
 def _maps(results: Results, name: str) -> str:

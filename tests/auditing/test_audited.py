@@ -78,7 +78,7 @@ def test_methods_and_the_calibration_may_be_objects(audit_folder, tmp_path):
     calibration = calibrate(pipe, PROMPTS, localizers=[curvature], batch_size=34, **CALL)
     given = settings(audit_folder, model=pipe, references=None, calibration=calibration)
     methods = {"detector": Stability(), "localizer": curvature, "mitigation": Rephrasing(most=1)}
-    store = audit(**given, **methods, output=tmp_path / "run")
+    store = audit(**given | methods, output=tmp_path / "run")
     assert store.about["methods"] == {"detector": "stability", "localizer": "curvature", "mitigation": "rephrasing"}
     assert store.about["made_by"] == {name: method.describe() for name, method in methods.items()}
     assert "probes=8" in store.about["made_by"]["localizer"]
@@ -86,11 +86,11 @@ def test_methods_and_the_calibration_may_be_objects(audit_folder, tmp_path):
     assert outcome(store).detector == "stability"
     other = {**methods, "mitigation": Rephrasing(most=2)}
     with pytest.raises(UsageError, match=r"another run: made_by.mitigation is rephrasing\(probe=2, most=2\), there "):
-        audit(**given, **other, output=tmp_path / "run")
+        audit(**given | other, output=tmp_path / "run")
     with pytest.raises(
         UsageError, match=r"got the model and the detector and .* as an object, and several workers load"
     ):
-        audit(**given, **methods, output=tmp_path / "other", workers=2)
+        audit(**given | methods, output=tmp_path / "other", workers=2)
     with pytest.raises(UsageError, match="got dtype with a loaded pipeline, which has its own"):
         audit(**given, dtype="float16", output=tmp_path / "other")
     assert not (tmp_path / "other").exists()
