@@ -71,16 +71,26 @@ def cost(packets: dict[str, Packet]) -> None:
         (("ordinary", "never-planted captions"), ("fixed_pixels", "captions that fix most pixels")),
         strict=True,
     ):
+        places: dict[str, tuple[float, float]] = {}
         for name in shared:
             values = []
             for packet in packets.values():
                 found = packet.figures["detectors"][name]["auc"]
                 if (value := found[main_part(found)].get(group)) is not None:
                     values.append(value["value"])
-            place = next(iter(packets.values())).methods[name]["cost"], min(values)
-            axis.plot(*place, "o", color="tab:blue" if place[0] == 0 else "tab:gray")
-            axis.annotate(name, place, xytext=(4, 3), textcoords="offset points", fontsize=7)
-        axis.set(xlabel="evaluations of the network beyond the generation", title=f"against {words}", ylim=(0, 1.03))
+            places[name] = next(iter(packets.values())).methods[name]["cost"], min(values)
+        heights: dict[float, float] = {}
+        for name, (x, y) in sorted(places.items(), key=lambda item: item[1][1]):
+            axis.plot(x, y, "o", color="tab:blue" if x == 0 else "tab:gray")
+            # names of detectors that are near one another stand above each other
+            heights[x] = max(y, heights.get(x, -1) + 0.035)
+            axis.annotate(name, (x, y), xytext=(x + 0.08, heights[x]), va="center", fontsize=7)
+        axis.set(
+            xlabel="evaluations of the network beyond the generation",
+            title=f"against {words}",
+            ylim=(-0.02, 1.12),
+            xlim=(-0.3, 5.6),
+        )
         axis.axhline(0.5, color="black", linewidth=0.5, linestyle=":")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("smallest AUC over all grounds")
