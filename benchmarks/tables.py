@@ -812,12 +812,15 @@ def bench_summary(results: Results) -> str:
             continue
         aucs = {one: figures["auc"]["reproduced"] for one, figures in found["detectors"].items()}
         free = [one for one in aucs if found["methods"][one]["cost"] == 0 and one not in _OWN]
-        best = max(free, key=lambda one: aucs[one]["ordinary"]["value"])
+        best = max(
+            free, key=lambda one: [aucs[one][g]["value"] for g in ("ordinary", "fixed_pixels") if g in aucs[one]]
+        )
         for one in ("combined", best):
             fixed = aucs[one].get("fixed_pixels")
             caught = found["detectors"][one]["tpr_at_1pct"]["reproduced"]["ordinary"]
             cells = interval(aucs[one]["ordinary"]), "–" if fixed is None else interval(fixed), interval(caught)
-            regime = f"{code(name)} ({found['solver'].upper()}, guidance {found['guidance']:g})"
+            solver = {"flowmatcheulerdiscrete": "Euler of flow matching"}.get(found["solver"], found["solver"].upper())
+            regime = f"{code(name)} ({solver}, guidance {found['guidance']:g})"
             rows.append([regime, code(one), *cells])
     heads = ["AUC against never-planted captions", "AUC against captions that fix most pixels", "caught at 1%"]
     return grid(["model", "detector", *heads], rows)
