@@ -795,7 +795,7 @@ def _bench(results: Results, name: str) -> str:
     return grid(["detector", *heads, "caught at 1% of never-planted captions", "not reproduced", "evaluations"], rows)
 
 
-for _name in ("scenes", "drawings", "drawings-unconditional", "drawings-flow", "scenes-full", "scenes-lora"):
+for _name in ("scenes", "drawings", "drawings-flow"):
     table(f"bench.{_name}")(partial(_bench, name=_name))
 
 

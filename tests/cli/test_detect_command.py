@@ -197,9 +197,9 @@ def test_a_model_without_captions_needs_no_prompt(cryptomnesia, model, tmp_path)
 
 
 def test_an_image_that_cannot_be_judged_gives_exit_code_3(cryptomnesia, model, calibration_file, setup, monkeypatch):
-    from cryptomnesia.detectors.drift import Drift
+    from cryptomnesia.detectors.combined import Combined
 
-    running = Drift.running
+    running = Combined.running
     called = []
 
     def sometimes(self, runs, references):
@@ -208,7 +208,7 @@ def test_an_image_that_cannot_be_judged_gives_exit_code_3(cryptomnesia, model, c
         called.append(len(runs))
         return scores if len(runs) > 1 else scores * math.nan
 
-    monkeypatch.setattr(Drift, "running", sometimes)
+    monkeypatch.setattr(Combined, "running", sometimes)
     code, out, err = cryptomnesia(
         "detect", model / "tiny", "--prompt", "a red circle", "--calibration", calibration_file, "--fpr", 0.5, "--json",
         *setup,

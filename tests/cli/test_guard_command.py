@@ -60,13 +60,15 @@ def test_observing_returns_the_images_of_the_pipeline(guarded, model, fitted):
 
 
 def test_a_blocked_image_is_black_and_nothing_flagged_gives_exit_code_0(guarded):
-    code, printed, err, folder = guarded("--policy", "block", "--fpr", "0.99")
+    code, printed, err, folder = guarded("--policy", "block", "--fpr", "0.99", "--detector", "drift")
     assert (code, err) == (1, "")
     for image in printed["images"]:
         assert (image["flagged"], image["action"]) == (True, "withheld")
         with Image.open(image["file"]) as picture:
             assert np.asarray(picture).max() == 0
-    code, printed, err, folder = guarded("--policy", "block", "--fpr", "0.015", prompts=["a red circle 1"])
+    code, printed, err, folder = guarded(
+        "--policy", "block", "--fpr", "0.015", "--detector", "drift", prompts=["a red circle 1"]
+    )
     assert (code, err) == (0, "")
     assert printed["images"][0]["action"] == "none"
     # the files of the earlier run are removed

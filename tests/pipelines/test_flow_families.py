@@ -392,7 +392,8 @@ def test_a_caption_that_a_pipeline_changes_in_place_is_put_into_its_template_onc
         return encode(messages, **named)
 
     pipe.tokenizer.apply_chat_template = recorded
-    with guard(pipe, calibration, policy=Regenerate(retries=1), fpr=0.9, mitigation=rule) as guarding:
+    settings = {"policy": Regenerate(retries=1), "detector": "drift", "fpr": 0.9, "mitigation": rule}
+    with guard(pipe, calibration, **settings) as guarding:
         pipe(prompt=prompts, num_inference_steps=3, generator=generators(), output_type="latent", **SMALL)
     assert all(verdict.retried for verdict in guarding.verdicts)
     assert len(texts) > 4
