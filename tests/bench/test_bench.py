@@ -337,3 +337,14 @@ def test_what_cannot_be_benched_is_refused(cryptomnesia, tmp_path, arguments, me
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_bench_in_which_nothing_was_reproduced_says_so(tmp_path, cryptomnesia):
+    positive = [{**row, "reproduced": False, "distance": 1.0} for row in rows_of([1.0, 2.0], MEMORIZED)]
+    rows = [*positive, *rows_of([0.0] * 3, "ordinary")]
+    names = ["good", "bad"]
+    methods = {name: {"describe": name, "cost": 0.0, "earliest": 1} for name in names}
+    Packet({"model": "a model"}, methods, rows, figures_of(rows, names)).save(tmp_path / "packet.json")
+    code, out, _ = cryptomnesia("bench", "verify", tmp_path / "packet.json")
+    assert code == 0
+    assert "a model: none of 2 images of planted captions reproduces the planted picture" in " ".join(out.split())

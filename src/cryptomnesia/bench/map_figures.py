@@ -156,10 +156,8 @@ class _Measured:
         low, high = np.log1p(np.float64(min(ends[0]))), np.log1p(np.float64(max(ends[1])))
         hits, false = [], []
         for number in numbers:
-            values, truth = (
-                np.log1p(_at_masks(self.maps[[number]], self.masks)[0].astype(np.float64)),
-                self.masks[number],
-            )
+            truth = self.masks[number]
+            values = np.log1p(_at_masks(self.maps[[number]], self.masks)[0].astype(np.float64))
             # the highest threshold that a pixel reaches
             places = np.floor((values - low) / (high - low or 1.0) * (LEVELS - 1)).astype(np.int64)
             for inside, kept in ((truth, hits), (~truth, false)):
@@ -169,10 +167,10 @@ class _Measured:
         size = self.masks[numbers].sum(axis=(1, 2))[:, None]
         area = self.masks[0].size
         either = size + wrong
-        each = np.where(either > 0, right / np.maximum(either, 1), 1.0)
+        by_picture = np.where(either > 0, right / np.maximum(either, 1), 1.0)
         return {
             "iou": float((right.sum(axis=0) / np.maximum(either.sum(axis=0), 1)).max()),
-            "mean_iou": float(each.mean(axis=0).max()),
+            "mean_iou": float(by_picture.mean(axis=0).max()),
             "accuracy": float(((right + area - size - wrong).sum(axis=0) / (area * len(numbers))).max()),
         }
 

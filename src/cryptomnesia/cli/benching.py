@@ -1,4 +1,4 @@
-"""`bench`: compare detectors on models of which the truth is known."""
+"""`bench`: compare detectors and localizers on models of which the truth is known."""
 
 import json
 import math
@@ -27,8 +27,15 @@ if TYPE_CHECKING:
     from cryptomnesia.pipelines.setup import Setup
     from cryptomnesia.proving_ground.manifest import Manifest
 
-benching = typer.Typer(help="Compare detectors on models of which the truth is known.", no_args_is_help=True)
+benching = typer.Typer(
+    help="Compare detectors and localizers on models of which the truth is known.", no_args_is_help=True
+)
 app.add_typer(benching, name="bench")
+
+Output = Annotated[
+    Path, typer.Option("-o", "--output", help="Folder of the bench. If it holds a stopped one, that one goes on.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")]
 
 REFERENCES = 450
 """Reference captions of a ground: 150 show what is usual, the scores of the other 300 are the null."""
@@ -41,10 +48,8 @@ MAPPED = 150
 @settings_flags()
 def bench_detect(
     settings: BenchDetectSettings,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder of the bench. If it holds a stopped one, that one goes on.")
-    ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
+    output: Output,
+    as_json: AsJson = False,
 ) -> None:
     """Compare detectors on the same images, and keep every score in a packet.
 
@@ -100,10 +105,8 @@ def detected(settings: BenchDetectSettings, folder: Path, report: "Progress") ->
 @settings_flags()
 def bench_localize(
     settings: BenchLocalizeSettings,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder of the bench. If it holds a stopped one, that one goes on.")
-    ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
+    output: Output,
+    as_json: AsJson = False,
 ) -> None:
     """Compare localizers on the same images with known masks, and keep every map in a packet.
 
@@ -218,7 +221,7 @@ def _given(settings: TrialSettings) -> _Given:
 @benching.command()
 def verify(
     packet: Annotated[Path, typer.Argument(help="File packet.json (or .json.gz) or maps.safetensors of a bench.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compute every figure of a packet again from its scores, with no model; exit code 1 if one is another."""
     from cryptomnesia.bench.figures import figures_of
