@@ -1,3 +1,6 @@
+from .attribution import Attributed as Attributed
+from .attribution import Word as Word
+from .attribution import attribute as attribute
 from .auditing.audited import audit as audit
 from .auditing.store import Store as Store
 from .calibration.fitting import calibrate as calibrate

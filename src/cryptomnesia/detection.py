@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cryptomnesia.attribution import STEP, Word, check_captions, words_of
 from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.calibration.likeness import scores_unlike, texts_unlike
 from cryptomnesia.calibration.stored import Calibration, resolved
@@ -45,6 +46,7 @@ class Finding:
         instead: another image, made by the mitigation, (3, H, W) in [0, 1], if the image is flagged and a mitigation
             was asked for; else None, and also if the mitigation found no image that may be shown.
         truncated: whether the prompt is longer than the text encoders read, so that its end had no influence.
+        words: what every word of the prompt brings, if the image is flagged and that was asked for; else None.
     """
 
     prompt: str
@@ -55,6 +57,7 @@ class Finding:
     located: Located | None = None
     instead: Tensor | None = None
     truncated: bool = False
+    words: tuple[Word, ...] | None = None
 
 
 def detect(
@@ -68,6 +71,7 @@ def detect(
     fpr: float = 0.01,
     localizer: str | Any | None = None,
     mitigation: str | Any | None = None,
+    words: bool = False,
     long: Long = "truncate",
     batch_size: int = 8,
     progress: Progress | None = None,
@@ -90,6 +94,7 @@ def detect(
             family. None makes no maps.
         mitigation: name or object of the mitigation that makes flagged images again; `auto` is the default of the
             pipeline's family, if one works in the set-up. None makes no image again.
+        words: whether to measure which words of its prompt bring a flagged image (`cryptomnesia.attribution`).
         long: what is done about prompts that are longer than the text encoders read: `truncate` cuts them off, as
             diffusers does it, `skip` leaves them out, and `error` refuses them. A warning says how many there are.
         batch_size: images per call of the pipeline.
@@ -119,6 +124,7 @@ def detect(
         fpr=fpr,
         localizer=localizer,
         mitigation=mitigation,
+        words=words,
         batch_size=batch_size,
     )
     findings = examination.findings(captions, numbers, progress=progress)
@@ -147,6 +153,7 @@ class Examination:
         judge: judges every image.
         localizer: maps flagged images, or None.
         mitigation: makes flagged images again, or None.
+        words: whether the words of flagged images are compared.
         batch_size: images per call of the pipeline.
     """
 
@@ -154,6 +161,7 @@ class Examination:
     judge: Judge
     localizer: Localizer | None
     mitigation: Mitigation | None
+    words: bool
     batch_size: int
 
     @classmethod
@@ -166,6 +174,7 @@ class Examination:
         fpr: float = 0.01,
         localizer: str | Any | None = None,
         mitigation: str | Any | None = None,
+        words: bool = False,
         batch_size: int = 8,
     ) -> "Examination":
         """Find the methods and check that everything fits together; arguments as for `detect`.
@@ -176,6 +185,8 @@ class Examination:
         judging: Detector = detector_of(detector, setup)
         mapping = None if localizer is None else localizer_of(localizer, setup)
         setup.check([judging] if mapping is None else [judging, mapping])
+        if words:
+            check_captions(setup)
         if mitigation == "auto":
             remedy = default_mitigation(setup)
             if remedy is None:
@@ -184,7 +195,7 @@ class Examination:
         else:
             remedy = None if mitigation is None else mitigation_of(mitigation, setup)
         calibration.check(setup)
-        return cls(setup, Judge(calibration, judging, fpr), mapping, remedy, batch_size)
+        return cls(setup, Judge(calibration, judging, fpr), mapping, remedy, words, batch_size)
 
     def findings(
         self, prompts: Sequence[str], seeds: Sequence[int], *, progress: Progress | None = None
@@ -200,7 +211,7 @@ class Examination:
             prompts,
             seeds,
             batch_size=self.batch_size,
-            keep=() if self.localizer is None else places([self.localizer]),
+            keep=places([] if self.localizer is None else [self.localizer]) | ({STEP} if self.words else set()),
             norms=self.judge.detector.norms,
             signals=self.judge.detector.signals,
             progress=progress,
@@ -221,6 +232,8 @@ class Examination:
             verdicts = self.judge(batch.trajectory, list(batch.prompts))
             rows = [row for row, verdict in enumerate(verdicts) if verdict.flagged]
             maps = self._maps(batch, rows)
+            words = words_of(self.setup, batch, rows, batch_size=self.batch_size) if self.words else [None] * len(rows)
+            compared = dict(zip(rows, words, strict=True))
             remade = self._remade(batch, verdicts, rows)
             runs = batch.trajectory.bare()
             for row, verdict in enumerate(verdicts):
@@ -235,6 +248,7 @@ class Examination:
                     located=self._located(batch, row, maps.get(row)),
                     instead=None if shown is None else shown.float().cpu(),
                     truncated=batch.prompts[row] in truncated,
+                    words=compared.get(row),
                 )
 
     def _maps(self, batch: Batch, rows: list[int]) -> dict[int, Map]:

@@ -7,8 +7,8 @@ from cryptomnesia import Regenerate, Rephrasing, StabilityRule, guard
 from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.detectors import detector
 from cryptomnesia.guarding.making import Maker
-from cryptomnesia.localizers.baseline import conditioning
 from cryptomnesia.testing.miniatures import CALL, SAMPLING, stable_diffusion
+from cryptomnesia.tracing.reading import conditioning
 
 STEPS = SAMPLING.steps
 

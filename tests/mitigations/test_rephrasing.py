@@ -4,8 +4,8 @@ import torch
 from cryptomnesia import Collapse, MapMean, Regenerate, Rephrasing, UsageError, calibrate, guard
 from cryptomnesia.guarding.black import black_latents
 from cryptomnesia.mitigations.rephrasing import candidates
-from cryptomnesia.mitigations.words import without
 from cryptomnesia.testing.miniatures import PROMPTS, stable_diffusion, stable_diffusion_xl
+from cryptomnesia.words import without
 from memorizing import CALL, memorizer
 from nulls import EVERYTHING, flagging
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cryptomnesia import Located
+from cryptomnesia import Located, Word
 from cryptomnesia.report.rows import Compared, Judged, regions, what_was_done
 from cryptomnesia.verdicts import Verdict
 
@@ -26,10 +26,15 @@ def test_import_loads_nothing_heavy():
 def test_the_json_of_an_image_is_its_verdict():
     verdict = replace(FLAGGED, score=float("nan"), retried=(0.5, float("nan")), dropped=("star",))
     row = Judged(7, verdict, Path("out/a.png")).to_json()
-    assert row.keys() == {"seed", "file", "answer", "truncated"} | {field.name for field in fields(Verdict)} - {"image"}
+    assert row.keys() == {"seed", "file", "answer", "truncated", "words"} | {
+        field.name for field in fields(Verdict)
+    } - {"image"}
     assert (row["seed"], row["file"], row["answer"]) == (7, "out/a.png", "memorized?")
     assert (row["score"], row["p_value"], row["retried"], row["dropped"]) == (None, 0.004, [0.5, None], ["star"])
+    assert row["words"] is None
     assert json.loads(json.dumps(row, allow_nan=False)) == row
+    compared = Judged(7, verdict, None, words=(Word("star", float("nan"), None),)).to_json()
+    assert compared["words"] == [{"text": "star", "left_out": None, "gradient": None}]
 
 
 @pytest.mark.parametrize(

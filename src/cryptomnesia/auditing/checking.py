@@ -92,6 +92,15 @@ class _About(TypedDict):
 
 
 @with_config(_STRICT)
+class _Word(TypedDict):
+    """What a word of a prompt brings."""
+
+    text: str
+    left_out: float
+    gradient: Share | None
+
+
+@with_config(_STRICT)
 class _Judged(TypedDict):
     """The columns that rows of both stages have."""
 
@@ -134,8 +143,9 @@ class _Image(_Judged):
     region_p: Share | None
     matched_whole: bool
     matched_region: bool
-    # rows of earlier versions lack it
+    # rows of earlier versions lack these
     truncated: NotRequired[bool]
+    words: NotRequired[list[_Word] | None]
 
 
 @with_config(_STRICT)

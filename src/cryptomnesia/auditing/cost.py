@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptomnesia.attribution import cost as cost_of_words
 from cryptomnesia.auditing.planning import Plan, plan
 from cryptomnesia.auditing.requests import Request
 from cryptomnesia.matching import SSCD, Tiles
@@ -34,7 +35,7 @@ class Cost:
         references: number of reference images to be made before.
         evaluations: denoiser evaluations of all images; one evaluation is one step of one image with all its guidance
             branches.
-        flagged_evaluations: further evaluations for a flagged image: its map and the mitigation.
+        flagged_evaluations: further evaluations for a flagged image: its map, its words and the mitigation.
         seconds: on this machine, from a measured evaluation.
         flagged_seconds: further seconds for a flagged image.
         bytes: on disk at most, with the index of training images that the run makes.
@@ -72,7 +73,8 @@ def estimate(model: Any, prompts: Iterable[str] | str | Path, **settings: Any) -
     of_image = measured.evaluations + planned.detector.cost(planned.setup)
     # every reference has a map
     evaluations = math.ceil(len(units) * of_image + references * (of_image + of_map))
-    flagged = math.ceil(of_map + of_mitigation)
+    of_words = cost_of_words(planned.setup) if planned.settings.words else 0.0
+    flagged = math.ceil(of_map + of_mitigation + of_words)
     rows = len(units) + references
     return Cost(
         images=len(units),

@@ -4,7 +4,7 @@ It knows of the run directory only how to keep a picture, so it can run anywhere
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ class Examiner:
                 **columns(finding.trajectory),
                 "image": keep(png(finding.image), ".png"),
                 "instead": None if finding.instead is None else keep(png(finding.instead), ".png"),
+                "words": None if finding.words is None else [asdict(word) for word in finding.words],
                 "map_missing": _why_missing(finding, heat),
                 **_map_columns(heat, mask),
                 **match,

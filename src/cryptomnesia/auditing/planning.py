@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cryptomnesia.attribution import check_captions
 from cryptomnesia.auditing.outcome import check_gate, units_of
 from cryptomnesia.auditing.requests import Request
 from cryptomnesia.auditing.scoring import check_second_signal
@@ -130,6 +131,7 @@ class Plan:
             fpr=self.settings.fpr,
             localizer=self.localizer,
             mitigation=self.mitigation,
+            words=self.settings.words,
             batch_size=self.settings.batch_size,
         )
         if self.localizer is not None:
@@ -186,6 +188,8 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
             )
         for place in () if localizer is None else localizer.evaluations:
             evaluation(place, evaluations)
+    if settings.words:
+        check_captions(setup)
     if localizer is not None:
         check_second_signal(detector.name, detector.observes, localizer.name, localizer.observes)
     check_gate(settings, localized=localizer is not None)

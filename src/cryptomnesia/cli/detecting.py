@@ -27,7 +27,7 @@ from cryptomnesia.cli.common import (
 from cryptomnesia.cli.maps import named_localizers
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
-from cryptomnesia.report.console import print_verdicts, progress_bar
+from cryptomnesia.report.console import print_verdicts, print_words, progress_bar
 from cryptomnesia.report.rows import Judged, verdicts_to_json
 from cryptomnesia.settings import DemoSettings, DetectSettings
 
@@ -142,6 +142,7 @@ def _examined(
             fpr=settings.fpr,
             localizer=localizer,
             mitigation=mitigation,
+            words=settings.words,
             batch_size=settings.batch_size,
             progress=lambda done: report("images", done, len(seeds)),
             **call,
@@ -158,7 +159,7 @@ def _examined(
             if output is not None and finding.verdict.flagged:
                 file = _written(output, len(rows), finding, truth, closer=settings.localize or settings.mitigate)
             # a long run keeps no pictures in memory
-            rows.append(Judged(finding.seed, finding.verdict, file, finding.truncated))
+            rows.append(Judged(finding.seed, finding.verdict, file, finding.truncated, finding.words))
     result = verdicts_to_json(rows, model, Setup.of(pipe, call), detector=rows[0].verdict.detector, fpr=settings.fpr)
     text = json.dumps(result, indent=2)
     if output is not None:
@@ -167,6 +168,7 @@ def _examined(
         typer.echo(text)
     else:
         print_verdicts(rows)
+        print_words(rows)
         if output is not None:
             written = counted(sum(row.file is not None for row in rows), "picture")
             typer.echo(f"{written} and {FINDINGS} in {output}")

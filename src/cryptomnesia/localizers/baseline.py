@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.call import defaults_of, silent
 from cryptomnesia.pipelines.denoiser import Denoiser, Prediction
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.fingerprint import weights_digests
@@ -21,8 +20,8 @@ from cryptomnesia.pipelines.inputs import Inputs, carried, input_rows
 from cryptomnesia.pipelines.schedule import Level
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.settings import Sampling
+from cryptomnesia.tracing.reading import conditioning
 from cryptomnesia.tracing.trajectory import Step
-from cryptomnesia.tracing.watching import watch
 
 Against = Literal["none", "unconditional", "empty", "checkpoint"]
 """What a map is compared with."""
@@ -107,27 +106,6 @@ def check_checkpoint(pipe: Any, other: Any) -> None:
         raise UsageError(
             f"the baseline does not fit the model: {'; '.join(unlike)}; give a checkpoint of the same model"
         )
-
-
-def conditioning(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Inputs:
-    """The conditioning that the pipeline computes from the captions; its call ends after one evaluation."""
-
-    def stop(_: int) -> None:
-        pipe._interrupt = True
-
-    # of few steps, a call that begins from a picture may have none left
-    shortened = {"denoising_start", "denoising_end"} & sampling.options.keys() or "strength" in defaults_of(pipe)
-
-    try:
-        with silent(pipe), watch(pipe, keep=(0,), after_step=stop) as seen:
-            pipe(
-                **family_of(pipe).arguments(prompts, sampling if shortened else replace(sampling, steps=2)),
-                generator=[torch.Generator().manual_seed(0) for _ in prompts],
-                output_type="latent",
-            )
-    finally:
-        pipe._interrupt = False
-    return seen.trajectory.step(0).cond_inputs
 
 
 def _schedule(pipe: Any) -> str:

@@ -7,7 +7,7 @@ absence lowers the score most is dropped, and the image is made again. This is r
 image is no longer flagged. The rest of the caption, the seed and the settings stay.
 
 Only the text of the prompt changes, so this works with every family that takes captions and with every solver. An image
-that is not flagged is never touched. `cryptomnesia.mitigations.words` says what a word is.
+that is not flagged is never touched. `cryptomnesia.words` says what a word is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ import torch
 from cryptomnesia.detectors import Drift
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations.base import Flagged, Mitigation, Remade, Studio, withheld
-from cryptomnesia.mitigations.words import without, words
 from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.verdicts import Verdict
+from cryptomnesia.words import without, words
 
 if TYPE_CHECKING:
     from cryptomnesia.pipelines.setup import Setup

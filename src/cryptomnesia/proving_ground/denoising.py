@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localizers.baseline import conditioning
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.schedule import level_at
 from cryptomnesia.pipelines.setup import Setup
@@ -17,6 +16,7 @@ from cryptomnesia.proving_ground.concepts import Concept, Place
 from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.replication import planted_distance
+from cryptomnesia.tracing.reading import conditioning
 
 FILE = "exposures.npz"
 """Name of the file beside the manifest that holds one exposure of every top-rung concept, and look-alikes."""

@@ -18,6 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from cryptomnesia.auditing.as_json import finite
 from cryptomnesia.auditing.evidence import Level, gate
 from cryptomnesia.auditing.outcome import Judged, Outcome
 from cryptomnesia.auditing.rows import trajectory_of
@@ -29,6 +30,7 @@ from cryptomnesia.detectors import Detector
 from cryptomnesia.matching.sources import content_of
 from cryptomnesia.report.meanings import meanings, notes
 from cryptomnesia.statistics import conformal_threshold
+from cryptomnesia.words import spans
 
 SIDE = 256
 """Pixels of an embedded picture at most, about as large as it is shown; the run holds it as it is."""
@@ -183,12 +185,28 @@ def _evidence(
             "action": row["action"],
             "reason": row["reason"],
             "dropped": row["dropped"],
+            "words": _words(judged.prompt, row.get("words")),
             "picture": _within(store.folder, row["image"], shown),
             "instead": _within(store.folder, row["instead"], shown),
             "nearest": _nearest(row, training, shown),
         }
         for row, running in zip(judged.images, references.running(judged.images), strict=True)
     ]
+
+
+def _words(prompt: str, words: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """The prompt in pieces, each with the figures of its word or none; None where words were not compared."""
+    if not words:
+        return None
+    figures = {word["text"].casefold(): word for word in words}
+    pieces: list[dict[str, Any]] = []
+    end = 0
+    for start, stop in [*spans(prompt), (len(prompt), len(prompt))]:
+        found = figures.get(prompt[start:stop].casefold())
+        shares = {} if found is None else {key: finite(found[key]) for key in ("left_out", "gradient")}
+        pieces += [{"text": prompt[end:start]}, {"text": prompt[start:stop], **shares}]
+        end = stop
+    return [piece for piece in pieces if piece["text"]]
 
 
 def _map(row: dict[str, Any]) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from cryptomnesia import __version__
 from cryptomnesia.auditing.as_json import finite
 
 if TYPE_CHECKING:
+    from cryptomnesia.attribution import Word
     from cryptomnesia.localization import Located
     from cryptomnesia.pipelines.setup import Setup
     from cryptomnesia.verdicts import Verdict
@@ -22,15 +23,17 @@ class Judged(NamedTuple):
         verdict: on the image.
         file: picture or panel of the image, None if none was written.
         truncated: whether the prompt is longer than the text encoders read, so that its end had no influence.
+        words: what every word of the prompt brings, None where that was not measured.
     """
 
     seed: int
     verdict: "Verdict"
     file: Path | None
     truncated: bool = False
+    words: "tuple[Word, ...] | None" = None
 
     def to_json(self) -> dict[str, Any]:
-        """Seed, file and everything that the verdict says, as JSON values."""
+        """Seed, file, words and everything that the verdict says, as JSON values."""
         fields = asdict(self.verdict)
         # the number of the image in a call says nothing here
         del fields["image"]
@@ -39,6 +42,7 @@ class Judged(NamedTuple):
             "file": None if self.file is None else str(self.file),
             "answer": self.verdict.answer,
             "truncated": self.truncated,
+            "words": None if self.words is None else [finite(asdict(word)) for word in self.words],
             **{name: finite(value) for name, value in fields.items()},
         }
 

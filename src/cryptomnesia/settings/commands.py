@@ -87,6 +87,8 @@ class FlaggedSettings(Settings):
     """Try the mitigation on flagged images."""
     mitigation: str = "auto"
     """Mitigation to try; `auto` is the default of the model's family. `methods` lists all."""
+    words: bool = False
+    """Measure which words of the prompt bring flagged images."""
 
 
 class MaskSettings(Settings):

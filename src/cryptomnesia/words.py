@@ -46,7 +46,7 @@ def words(text: str) -> list[str]:
         >>> words("The cat's 3.5-inch red-haired toy, 赤い猫 🐱")
         ['The', "cat's", '3.5-inch', 'red-haired', 'toy', '赤', 'い', '猫', '🐱']
     """
-    return [text[start:end] for start, end in _spans(text)]
+    return [text[start:end] for start, end in spans(text)]
 
 
 def without(text: str, dropped: Collection[str]) -> str:
@@ -57,14 +57,14 @@ def without(text: str, dropped: Collection[str]) -> str:
         'A red, sitting (quietly)'
     """
     lost = {word.casefold() for word in dropped}
-    spans = _spans(text)
-    gone = [text[start:end].casefold() in lost for start, end in spans]
-    roles = _roles(text, spans, gone)
+    places = spans(text)
+    gone = [text[start:end].casefold() in lost for start, end in places]
+    roles = _roles(text, places, gone)
     parts: list[str] = []
     kept: tuple[int, int] | None = None
     tokens: list[tuple[str, str]] = []
     end = 0
-    for (start, stop), drop in zip(spans, gone, strict=True):
+    for (start, stop), drop in zip(places, gone, strict=True):
         tokens += [(text[at], roles[at]) for at in range(end, start)]
         end = stop
         if drop:
@@ -88,10 +88,10 @@ def _kind(char: str) -> str:
     return "emoji" if unicodedata.category(char) == "So" and ord(char) >= 0x2190 else "other"
 
 
-def _spans(text: str) -> list[tuple[int, int]]:
-    """Begin and end of every word."""
+def spans(text: str) -> list[tuple[int, int]]:
+    """Begin and end of every word of a text."""
     kinds = [*map(_kind, text), "other"]
-    spans = []
+    found = []
     start = 0
     while start < len(text):
         kind, end = kinds[start], start + 1
@@ -106,9 +106,9 @@ def _spans(text: str) -> list[tuple[int, int]]:
                 end += 1
             else:
                 break
-        spans.append((start, end))
+        found.append((start, end))
         start = end
-    return spans
+    return found
 
 
 def _goes_on(text: str, kinds: Sequence[str], at: int) -> bool:
@@ -126,7 +126,7 @@ def _varies(text: str, start: int, at: int) -> bool:
     return flag or 0x1F3FB <= ord(text[at]) <= 0x1F3FF or 0xE0020 <= ord(text[at]) <= 0xE007F
 
 
-def _roles(text: str, spans: Sequence[tuple[int, int]], gone: Sequence[bool]) -> list[str]:
+def _roles(text: str, places: Sequence[tuple[int, int]], gone: Sequence[bool]) -> list[str]:
     """What every character outside words does.
 
     Returns:
@@ -135,7 +135,7 @@ def _roles(text: str, spans: Sequence[tuple[int, int]], gone: Sequence[bool]) ->
     """
     roles = ["other"] * len(text)
     inside = [False] * (len(text) + 1)
-    for start, end in spans:
+    for start, end in places:
         inside[start:end] = [True] * (end - start)
     opened: list[int] = []
     for at, char in enumerate(text):
@@ -149,7 +149,7 @@ def _roles(text: str, spans: Sequence[tuple[int, int]], gone: Sequence[bool]) ->
             roles[at] = "stop"
         elif (first := _opener(text, inside, opened, at)) is not None:
             del opened[opened.index(first) :]
-            enclosed = [drop for (start, _), drop in zip(spans, gone, strict=True) if first < start < at]
+            enclosed = [drop for (start, _), drop in zip(places, gone, strict=True) if first < start < at]
             if enclosed:
                 roles[first], roles[at] = ("removed", "removed") if all(enclosed) else ("open", "close")
         elif char in PAIRS or char == '"' or (char == "'" and inside[at + 1] and not (at and inside[at - 1])):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptomnesia.mitigations.words import PAIRS, without, words
+from cryptomnesia.words import PAIRS, without, words
 
 
 @pytest.mark.parametrize(
