@@ -4,6 +4,7 @@
     python benchmarks/bench.py --ground scenes-full --bundle RUN/bundle --earlier … > new.json
     python benchmarks/bench.py --ground drawings --maps --earlier … > new.json
     python benchmarks/bench.py --ground scenes --scheduler ddim --most 0 --earlier … > new.json
+    python benchmarks/bench.py --ground drawings --guidance 7.5 --most 0 --earlier … > new.json
     python benchmarks/bench.py --earlier … > new.json
 
 What `cryptomnesia bench detect --ground GROUND --most 5` measures with the ground's own solver at its own guidance
@@ -12,7 +13,7 @@ scale, or with --maps what `cryptomnesia bench localize` measures of `LOCALIZERS
 `cryptomnesia bench verify` computes every figure again.
 
 Grounds that are not asked for are taken from the earlier file, and `made_by` says for each of them which commit
-measured it. `leave_one_ground_out` is computed from the packets of all grounds with their own solver: for every ground
+measured it. `leave_one_ground_out` is computed from the packets of all grounds with their own solver and guidance: for every ground
 the detector that is best on grounds of other families (`scenes…`, `drawings…`), by the smallest of its AUCs against
 ordinary captions and captions that fix most pixels, and what it reaches on the one that took no part.
 """
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="RUN/bundle of a training of the ground")
     parser.add_argument("--detector", action="append", default=[], help="detector to compare; may be given repeatedly")
     parser.add_argument("--scheduler", default="own", help="another scheduler than the ground's own")
+    parser.add_argument("--guidance", type=float, help="another guidance scale than the ground's own")
     parser.add_argument("--most", type=float, default=MOST, help="evaluations of the network per image, at most")
     parser.add_argument("--maps", action="store_true", help="compare localizers instead of detectors")
     parser.add_argument("--earlier", type=Path, required=True, help="results file with the other grounds")
@@ -69,10 +71,13 @@ def main() -> None:
             "ground": given.ground,
             "bundle": given.bundle,
             "scheduler": given.scheduler,
+            "guidance": given.guidance,
             "batch_size": 16,
         }
-        name = given.ground if given.scheduler == "own" else f"{given.ground}, {given.scheduler}"
-        folder = CACHE / f"bench-{name.replace(', ', '-')}{'-maps' * given.maps}"
+        changed = [] if given.scheduler == "own" else [given.scheduler]
+        changed += [] if given.guidance is None else [f"guidance {given.guidance:g}"]
+        name = ", ".join([given.ground, *changed])
+        folder = CACHE / f"bench-{_file(name)}{'-maps' * given.maps}"
         with progress() as start:
             bars: dict[str, Any] = {}
 
@@ -98,11 +103,16 @@ def main() -> None:
             ground |= measured
             commits[name] = COMMIT
             PACKETS.mkdir(exist_ok=True)
-            found.save(PACKETS / f"{name.replace(', ', '-')}.json.gz")
+            found.save(PACKETS / f"{_file(name)}.json.gz")
     own = {name: PACKETS / f"{name}.json.gz" for name in grounds if ", " not in name}
     packets = {name: Packet.load(path) for name, path in own.items() if path.exists()}
     chosen = left_out(packets, {name: name.split("-")[0] for name in packets})
     print_json({"grounds": grounds, "leave_one_ground_out": chosen}, commits=commits)
+
+
+def _file(name: str) -> str:
+    """A part of the name of a file."""
+    return name.replace(", ", "-").replace(" ", "-")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from diffusers import DDIMPipeline
 from PIL import Image
 
 from cryptomnesia import Calibration, Drift, MapMean, Rephrasing, Stability, UsageError, audit, calibrate
@@ -16,7 +17,7 @@ from cryptomnesia.auditing.store import Store
 from cryptomnesia.localizers import Curvature, CurvatureDifference
 from cryptomnesia.localizers.jacobian.diagonal import DiagonalEstimator
 from cryptomnesia.report.markdown import model_card
-from cryptomnesia.testing.miniatures import CALL, PROMPTS, stable_diffusion
+from cryptomnesia.testing.miniatures import CALL, PROMPTS, stable_diffusion, unconditional
 from tiny_audit import settings
 
 
@@ -113,6 +114,20 @@ def test_parts_can_be_switched_off(audit_folder, tmp_path):
     assert outcome(store, max_rate=0.5, fail_on="suspected").gate.limit == 0.5
     with pytest.raises(UsageError, match="none can be corroborated, so every model would pass; give fail_on"):
         audit(**settings(audit_folder, localize=False, max_rate=0.5), output=tmp_path / "other")
+
+
+def test_the_words_of_flagged_images_are_compared_if_asked_for(audit_folder, tmp_path):
+    store = audit(**settings(audit_folder, localize=False, mitigate=False, words=True), output=tmp_path / "run")
+    for row in store.rows("images"):
+        assert (row["words"] is not None) == row["flagged"]
+        for word in row["words"] or ():
+            assert word["text"] in row["prompt"]
+            assert word["left_out"] <= 1
+            assert 0 <= word["gradient"] <= 1
+    assert any(row["words"] for row in store.rows("images"))
+    model_without_captions = settings(audit_folder, model=unconditional(DDIMPipeline), guidance=None, words=True)
+    with pytest.raises(UsageError, match="takes no captions, so there are no words to compare"):
+        audit(**{**model_without_captions, "prompts": ["", " "]}, output=tmp_path / "other")
 
 
 def training(folder):

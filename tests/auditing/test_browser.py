@@ -97,6 +97,10 @@ def varied(found):
         "dropped": ["tree"],
         "reason": "without tree p = 0.8",
         "instead": flagged["image"],
+        "words": [
+            {"text": "Pear", "left_out": 0.1, "gradient": 0.7},
+            {"text": "tree", "left_out": 0.5, "gradient": 0.3},
+        ],
     }
     prompts[0].images[0] |= full
     return replace(found, prompts=prompts)
@@ -203,6 +207,12 @@ def test_a_prompt_opens_to_its_evidence(show, audited, varied, training):
     expect(part.get_by_role("img", name="nearest training image inside the mask: near.png, a match")).to_be_visible()
     expect(part.get_by_role("img", name="made again without tree")).to_be_visible()
     expect(part.get_by_text("without tree p = 0.8")).to_be_visible()
+    pear, tree = part.locator(".word").all()
+    assert (pear.inner_text(), tree.inner_text()) == ("Pear", "tree")
+    colours = [word.evaluate("word => getComputedStyle(word).backgroundColor") for word in (pear, tree)]
+    assert colours[0] != colours[1]
+    leading = "Guidance lost without the word: tree 50% (gradient 30%), Pear 10% (gradient 70%); the gradient names"
+    expect(part.get_by_text(leading)).to_be_visible()
     steps = part.get_by_role("img", name="Score after every evaluation").locator("polyline")
     assert [len(points.split()) for points in steps.evaluate_all(POINTS)] == [3, 3]
     slider = part.get_by_role("slider", name="Opacity of the map")
