@@ -13,9 +13,9 @@ scale, or with --maps what `cryptomnesia bench localize` measures of `LOCALIZERS
 `cryptomnesia bench verify` computes every figure again.
 
 Grounds that are not asked for are taken from the earlier file, and `made_by` says for each of them which commit
-measured it. `leave_one_ground_out` is computed from the packets of all grounds with their own solver and guidance: for every ground
-the detector that is best on grounds of other families (`scenes…`, `drawings…`), by the smallest of its AUCs against
-ordinary captions and captions that fix most pixels, and what it reaches on the one that took no part.
+measured it. `leave_one_ground_out` is computed from the packets of all grounds with their own solver and guidance: for
+every ground the detector that is best on grounds of other families (`scenes…`, `drawings…`), by the smallest of its
+AUCs against ordinary captions and captions that fix most pixels, and what it reaches on the one that took no part.
 """
 
 import argparse

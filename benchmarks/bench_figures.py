@@ -1,4 +1,4 @@
-"""Pictures of the bench: docs/images/bench_roc.png and docs/images/bench_cost.png.
+"""Pictures of the bench and the grounds: bench_roc.png, bench_cost.png and dose_response.png in docs/images.
 
     python benchmarks/bench_figures.py
 
@@ -6,9 +6,11 @@ They are drawn from the packets in docs/results/packets, and need no model. `ben
 own solver the ROC curves of reproduced pictures against ordinary captions, with a logarithmic axis of false positives,
 which matter most where they are few. `bench_cost.png`: the smallest AUC of every detector over the grounds, against
 ordinary captions and against captions that fix most pixels, by the evaluations of the network that it takes. Grounds
-where only some detectors were measured are left out of the second.
+where only some detectors were measured are left out of the second. `dose_response.png`, from docs/results/grounds.json:
+how many generations reproduce a planted picture, by the number of its exposures in training.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ def main() -> None:
     }
     roc(own)
     cost(own)
+    dose_response(json.loads(Path("docs/results/grounds.json").read_text(encoding="utf-8"))["grounds"])
 
 
 def roc(packets: dict[str, Packet]) -> None:
@@ -98,6 +101,31 @@ def cost(packets: dict[str, Packet]) -> None:
     axes[0].set_ylabel("smallest AUC over " + " and ".join(packets))
     figure.tight_layout()
     figure.savefig(IMAGES / "bench_cost.png", dpi=150)
+
+
+def dose_response(grounds: dict[str, Any]) -> None:
+    """One panel of curves for every kind of concept, with 95% intervals."""
+    # fine-tunes and the flow model have no ladder
+    ladders = {
+        name: found["dose_response"]
+        for name, found in grounds.items()
+        if len(found.get("dose_response", {}).get("verbatim", ())) > 2
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharex=True, sharey=True)
+    for axis, kind in zip(axes, ("verbatim", "template", "object"), strict=True):
+        for place, (name, kinds) in enumerate(ladders.items()):
+            rungs = kinds.get(kind, {})
+            # beside one another, so that intervals can be told apart
+            exposures = [float(rung) * 1.04**place for rung in rungs]
+            values = [share["value"] for share in rungs.values()]
+            ends = [[abs(share[end] - share["value"]) for share in rungs.values()] for end in ("low", "high")]
+            axis.errorbar(exposures, values, yerr=ends, fmt=f"C{place}o-", capsize=2, linewidth=1, ms=3, label=name)
+        axis.set(xscale="log", ylim=(-0.02, 1.02), title=kind, xlabel="exposures in training")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("generations that reproduce the picture")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(IMAGES / "dose_response.png", dpi=110)
 
 
 if __name__ == "__main__":

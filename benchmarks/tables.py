@@ -808,7 +808,8 @@ def bench_summary(results: Results) -> str:
     """On every ground the default detector, and the best published one of those that cost nothing."""
     rows = []
     for name, found in results("bench", "grounds").items():
-        if "combined" not in found.get("methods", {}):
+        # other solvers and scales have a table of their own
+        if "combined" not in found.get("methods", {}) or ", " in name:
             continue
         aucs = {one: figures["auc"]["reproduced"] for one, figures in found["detectors"].items()}
         free = [one for one in aucs if found["methods"][one]["cost"] == 0 and one not in _OWN]
@@ -824,6 +825,28 @@ def bench_summary(results: Results) -> str:
             rows.append([regime, code(one), *cells])
     heads = ["AUC against never-planted captions", "AUC against captions that fix most pixels", "caught at 1%"]
     return grid(["model", "detector", *heads], rows)
+
+
+@table("bench.regimes")
+def bench_regimes(results: Results) -> str:
+    """The parts of the default detector and the default before it, with other solvers and guidance scales."""
+    grounds = results("bench", "grounds")
+    changed = {name.partition(", ")[0] for name in grounds if ", " in name}
+    rows = []
+    for name, found in grounds.items():
+        if name.partition(", ")[0] not in changed:
+            continue
+        cells = []
+        for one in ("combined", "stability", "guidance-mean", "information", "drift"):
+            against = found["detectors"][one]["auc"]["reproduced"]
+            cells.append(f"{number(against['ordinary'])} / {number(against['fixed_pixels'])}")
+        caught = interval(found["detectors"]["combined"]["tpr_at_1pct"]["reproduced"]["ordinary"])
+        flagged = interval(found["detectors"]["combined"]["fpr_met"]["ordinary"])
+        regime = code(name.partition(", ")[0]), found["solver"], f"{found['guidance']:g}"
+        rows.append([*regime, count(found["counts"]["reproduced"]["images"]), *cells, caught, flagged])
+    heads = ["`combined`", "`stability`", "`guidance-mean`", "`information`", "`drift`"]
+    ends = ["`combined`: caught at 1%", "`combined`: never-planted flagged at 1%"]
+    return grid(["model", "solver", "guidance", "reproduced pictures", *heads, *ends], sorted(rows))
 
 
 @table("bench.left_out")
@@ -948,6 +971,23 @@ def robustness_situations(results: Results) -> str:
         ["broken files and command lines", str(broken["inputs"]), str(broken["wrong"]), str(broken["tracebacks"])]
     )
     return grid(["", "tried", "silent errors", "tracebacks"], rows)
+
+
+# Words and what they bring (words.json)
+
+
+@table("words.named")
+def words_named(results: Results) -> str:
+    """How often the leading word is the invented name, and how often the picture comes back without a word."""
+    rows = []
+    for ground, found in results("words", "grounds").items():
+        for measure, words in {"left_out": "leaving out", "gradient": "gradient", "random": "a random word"}.items():
+            named = found["named"].get(measure)
+            cells = "–" if named is None else interval(named), interval(found["reproduced"][measure])
+            rows.append([code(ground), words, *cells])
+        rows.append([code(ground), "the whole caption", "–", interval(found["reproduced"]["nothing"])])
+    heads = ["the word is the invented name", "the picture comes back without the word"]
+    return grid(["model", "word named by", *heads], rows)
 
 
 # Words that carry a memory (rephrasing.json)

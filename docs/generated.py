@@ -6,6 +6,7 @@ pages as well.
 """
 
 import inspect
+import json
 import logging
 import re
 import sys
@@ -113,6 +114,7 @@ def method_page(entry: registry.Entry) -> str:
         inspect.cleandoc(method.avoid_when),
         "## How it works",
         linked(text_of_module(made_by)),
+        *in_the_bench(entry),
         "## Settings",
         f"::: {made_by.__module__}.{made_by.__qualname__}\n"
         "    options:\n"
@@ -121,6 +123,48 @@ def method_page(entry: registry.Entry) -> str:
         "      show_bases: false",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def in_the_bench(entry: registry.Entry) -> list[str]:
+    """What was measured of a method on the proving grounds, as parts of its page; none where nothing was."""
+    rows = []
+    for ground, found in bench().items():
+        regime = f"`{ground}`", f"{found['guidance']:g}"
+        if entry.kind == "detector" and entry.name in found.get("detectors", {}):
+            figures = found["detectors"][entry.name]
+            against = figures["auc"]["reproduced"]
+            caught = figures["tpr_at_1pct"]["reproduced"].get("ordinary")
+            rows.append([*regime, *map(figure, (against.get("ordinary"), against.get("fixed_pixels"), caught))])
+        if entry.kind == "localizer" and entry.name in found.get("maps", {}).get("localizers", {}):
+            figures = found["maps"]["localizers"][entry.name]
+            best = figures["oracle_iou"]["reproduced"]
+            marked = (figures["marked"].get(group) for group in ("ordinary", "fixed_pixels"))
+            rows.append([*regime, figure(figures["iou"]["reproduced"]), f"{best:.3f}", *map(figure, marked)])
+    if not rows:
+        return []
+    heads = {
+        "detector": ["AUC, never-planted captions", "AUC, captions that fix most pixels", "caught at 1%"],
+        "localizer": [
+            "IoU",
+            "IoU, best threshold",
+            "marked, ordinary pictures",
+            "marked, captions that fix most pixels",
+        ],
+    }[entry.kind]
+    page = {"detector": "detection", "localizer": "maps"}[entry.kind]
+    told = f"Compared with others on [the page of results](../../results/{page}.md#on-the-proving-grounds)."
+    return ["## In the bench", told, grid(["model", "guidance", *heads], rows)]
+
+
+@cache
+def bench() -> dict[str, Any]:
+    """What docs/results/bench.json says, by ground."""
+    return json.loads((Path(__file__).parent / "results" / "bench.json").read_text(encoding="utf-8"))["grounds"]
+
+
+def figure(value: dict[str, float] | None) -> str:
+    """A figure with its interval, a dash where there is none."""
+    return "–" if value is None else f"{value['value']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
 
 
 def comparison(kind: str) -> str:

@@ -15,6 +15,7 @@ from .detectors.guidance_magnitude import GuidanceMagnitude as GuidanceMagnitude
 from .detectors.information import Information as Information
 from .detectors.map_mean import MapMean as MapMean
 from .detectors.stability import Stability as Stability
+from .detectors.stability_or_drift import StabilityOrDrift as StabilityOrDrift
 from .errors import CryptomnesiaError as CryptomnesiaError
 from .errors import UsageError as UsageError
 from .guarding.guarded import Guard as Guard

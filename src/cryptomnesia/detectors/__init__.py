@@ -10,6 +10,7 @@ from cryptomnesia.detectors.guidance_magnitude import GuidanceMagnitude
 from cryptomnesia.detectors.information import Information
 from cryptomnesia.detectors.map_mean import MapMean, MapSignal, during_run
 from cryptomnesia.detectors.stability import Stability
+from cryptomnesia.detectors.stability_or_drift import StabilityOrDrift
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.registry import create, entries, names
@@ -24,6 +25,7 @@ __all__ = [
     "MapSignal",
     "Moments",
     "Stability",
+    "StabilityOrDrift",
     "default_detector",
     "detector",
     "detector_names",
@@ -32,7 +34,7 @@ __all__ = [
     "free_detectors",
 ]
 
-DEFAULTS = ("combined", "stability")
+DEFAULTS = ("combined", "stability-or-drift")
 """Names of the detectors to choose from when none is given; the first that works in the set-up is taken."""
 
 

@@ -43,8 +43,8 @@ class Combined(Detector):
     source = "this library, from arXiv:2605.22050 and arXiv:2407.21720"
     use_when = "The runs have an unconditional branch, and the captions that you judge may ask for plain pictures."
     avoid_when = (
-        "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `stability` there. It was "
-        "chosen on two small models under PNDM, so compare it with other detectors on yours."
+        "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `stability-or-drift` "
+        "there. It was chosen on two small models, so compare it with other detectors on yours."
     )
     reads = frozenset({"delta", "detail", "guidance", "information"})
 
@@ -73,7 +73,12 @@ def _logs(runs: Trajectory, references: Trajectory) -> list[Tensor]:
     """The logarithms of detail, stability score, mean guidance magnitude and information of runs, (B, N) each."""
     judges = Stability(), GuidanceMagnitude(), Information()
     values = [runs.norms["detail"], *(judge.running(runs, references) for judge in judges)]
-    return [found.double().clamp_min(_LEAST).log() for found in values]
+    return [logarithm(found) for found in values]
+
+
+def logarithm(values: Tensor) -> Tensor:
+    """The logarithm of norms or scores ≥ 0, in double precision."""
+    return values.double().clamp_min(_LEAST).log()
 
 
 def unexplained(values: Tensor, by: Tensor, usual: Tensor, usual_by: Tensor) -> Tensor:

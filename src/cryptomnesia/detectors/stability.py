@@ -21,14 +21,13 @@ class Stability(Detector):
     summary = "The largest deviation of the latents' update norm from its usual range, over the steps so far."
     source = "arXiv:2605.22050"
     use_when = (
-        "Your scheduler is PNDM, the scheduler of Stable Diffusion 1.4, and the runs have no unconditional branch. "
-        "It is known after every step."
+        "You compare with the published method under PNDM, the scheduler of Stable Diffusion 1.4. It is known after "
+        "every step."
     )
     avoid_when = (
         "Your scheduler adds noise or is DDIM: on the bundled model it separates little under Euler ancestral and "
-        "DDIM; compare with `guidance-mean`, or with `drift` where there is no guidance. Plain pictures have extreme "
-        "norms without being memorized, so the reference prompts have to give pictures as plain as those that you "
-        "judge."
+        "DDIM. Use `combined`, or `stability-or-drift` where there is no guidance. Plain pictures have extreme norms "
+        "without being memorized, so the reference prompts have to give pictures as plain as those that you judge."
     )
     reads = frozenset({"delta"})
 
