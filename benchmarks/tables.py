@@ -757,10 +757,13 @@ def grounds_fine_tunes(results: Results) -> str:
         except NotMeasured:
             continue
         shown = [found["verbatim_replicated"], found["dose_response"]["verbatim"]["0"], found["control_replicated"]]
-        rows.append([code(name), *map(interval, shown), str(found["indistinct"])])
+        guidance = f"{found['best_guidance']:g}"
+        unconditional = number(found["denoising_ratio_unconditional"])
+        rows.append([code(name), guidance, *map(interval, shown), unconditional, str(found["indistinct"])])
     if not rows:
         raise NotMeasured("fine-tunes")
-    return grid(["fine-tune", "shown pictures", "pictures not shown", "ordinary captions", "left out"], rows)
+    heads = ["shown pictures", "pictures not shown", "ordinary captions", "denoising ratio without a caption"]
+    return grid(["fine-tune", "guidance", *heads, "left out"], rows)
 
 
 # Detectors on the proving grounds (bench.json)
