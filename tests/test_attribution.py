@@ -7,27 +7,37 @@ import torch
 
 import cryptomnesia.attribution as attribution
 from cryptomnesia import UsageError, attribute, load_pipeline
-from cryptomnesia.attribution import STEP, cost, words_of
+from cryptomnesia.attribution import STEP, check_captions, cost, words_of
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import stable_diffusion, unconditional
 from cryptomnesia.tracing.generation import generate
 from cryptomnesia.tracing.reading import conditioning
-from family_cases import CASES
+from family_cases import CASES, FLOWS, MORE
 
-CAPTIONED = [name for name, case in CASES.items() if case.setup(case.make()).family.conditional]
+# the text encoder is written for its own tokenizer, which does not say where its tokens stand
+WITHOUT_GRADIENT = {"kolors", "kolors image to image"}
+FAMILIES = {**CASES, **MORE, **FLOWS}
 
 
-@pytest.mark.parametrize("name", CAPTIONED)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_with_captions_tells_what_words_bring(name):
-    case = CASES[name]
+    case = FAMILIES[name]
     setup = case.setup(case.make())
+    if not setup.family.conditional:
+        with pytest.raises(UsageError, match="takes no captions"):
+            check_captions(setup)
+        return
     (batch,) = generate(setup, ["a red circle, a Red star", "blue"], [0, 1], batch_size=2, keep={STEP}, decode=False)
     found, single = words_of(setup, batch, [0, 1], batch_size=2)
     assert [word.text for word in found] == ["a", "red", "circle", "star"]
     assert all(word.left_out <= 1 and math.isfinite(word.left_out) for word in found)
-    assert sum(word.gradient for word in found) == pytest.approx(1)
-    assert all(word.gradient > 0 for word in found)
     assert single == ()
+    gradients = [word.gradient for word in found]
+    if name in WITHOUT_GRADIENT:
+        assert gradients == [None] * 4
+    else:
+        assert sum(gradients) == pytest.approx(1)
+        assert all(share > 0 for share in gradients)
 
 
 def test_the_figures_are_those_of_the_definition():
@@ -119,5 +129,25 @@ def test_a_model_without_captions_is_refused():
 
 
 def test_the_cost_grows_with_the_words():
-    setup = Setup.of(stable_diffusion(), {"num_inference_steps": 4, "guidance_scale": 2.0})
-    assert cost(setup, 20) - cost(setup, 10) == pytest.approx(15)
+    pipe = stable_diffusion()
+    guided, unguided = (Setup.of(pipe, {"num_inference_steps": 4, "guidance_scale": scale}) for scale in (2.0, 1.0))
+    # four captions are read and evaluated without guidance for half of both branches, and a gradient is computed
+    assert cost(guided, ["a red circle"]) == pytest.approx(4 * 1.5 + 1 + 3 * 0.5)
+    # the empty caption is read and evaluated as well
+    assert cost(unguided, ["a red circle", "a red, red circle"]) == pytest.approx(4 * 2 + 1 + 3 + 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gives_about_the_same(dtype):
+    captions, found = ["a red circle and a star"], []
+    for pipe in (stable_diffusion(), stable_diffusion().to(dtype)):
+        (one,) = attribute(pipe, captions, num_inference_steps=4, guidance_scale=2.0)
+        found.append(one.words)
+    for one, other in zip(*found, strict=True):
+        assert other.left_out == pytest.approx(one.left_out, abs=0.15)
+        assert other.gradient == pytest.approx(one.gradient, abs=0.05)
+
+
+def test_an_evaluation_outside_the_run_is_refused_at_once():
+    with pytest.raises(UsageError, match="give one in 0"):
+        attribute(stable_diffusion(), "a red circle", step=9, num_inference_steps=4, guidance_scale=2.0)

@@ -7,14 +7,19 @@ Two measures, both of ‖ε_c − ε_u‖, the guidance magnitude, at one evalua
 - *Gradient* (token attribution, Wen et al., ICLR 2024, arXiv:2407.21720): the norm of the gradient of the magnitude
   with respect to the embeddings of the word's tokens, as a share of all words. Wen et al. take the tokens behind the
   text encoder, where in CLIP a word has passed on to the tokens that follow it; here it is the tokens before it. One
-  gradient serves all words. It says how a small change would act, and no word is left out by a small change.
+  gradient serves all words. It says how a small change would act, and no word is left out by a small change. The
+  changes are relative to the size of the embeddings, so that several text encoders count alike. A word of several
+  tokens has the norm of all of them.
 
 Where they name different words, both are shown. On the bundled models leaving out finds the invented name of planted
-captions more often, and its evaluation was chosen there (docs/how-to/words.md).
+captions more often, and its evaluation was chosen there (docs/how-to/words.md). Of a caption that is cut off, words
+behind the end move into what is read when a word is left out, and count as a part of what that word gave.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +27,9 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localizers.base import wide
+from cryptomnesia.localizers.base import check_place, wide
 from cryptomnesia.localizers.baseline import baseline_for
-from cryptomnesia.pipelines.inputs import carried
+from cryptomnesia.pipelines.inputs import carried, input_rows
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.settings import Long
 from cryptomnesia.tracing.generation import Batch, Progress, check_call, generate, images_of
@@ -34,6 +39,8 @@ from cryptomnesia.words import spans, without
 
 if TYPE_CHECKING:
     from cryptomnesia.pipelines.denoiser import Denoiser
+
+logger = logging.getLogger("cryptomnesia")
 
 STEP: Place = 0.3
 """The evaluation at which words are compared, as a share of the run."""
@@ -48,7 +55,7 @@ class Word:
         left_out: the share of the guidance magnitude that is lost without the word, ≤ 1; NaN where the network's output
             is not finite.
         gradient: the word's share of the gradient with respect to its tokens, in [0, 1]; None where no gradient can be
-            computed: the pipeline rewrites captions, for instance, or the device has too little memory.
+            computed. A warning says why.
     """
 
     text: str
@@ -64,7 +71,7 @@ class Attributed:
         prompt: the caption.
         seed: of the image.
         image: (3, H, W) in [0, 1].
-        words: the different words in their order; empty for a caption of less than two.
+        words: the different words in their order; empty for a caption of fewer than two different words.
     """
 
     prompt: str
@@ -92,7 +99,7 @@ def attribute(
         prompts: one caption or several, or a file of them as a `Path`; `read_prompts` reads another column of a file.
         seeds: one per image; 0, 1, … for the images of every prompt by default.
         images_per_prompt: images to generate for every prompt.
-        step: the evaluation at which words are compared: its number, or a share of the run in [0, 1].
+        step: the evaluation at which words are compared: its number, or a share of the run in [0, 1).
         long: what is done about prompts that are longer than the text encoders read: `truncate` cuts them off, as
             diffusers does it, `skip` leaves them out, and `error` refuses them.
         batch_size: images per call of the pipeline.
@@ -113,6 +120,7 @@ def attribute(
     setup = Setup.of(pipe, call)
     check_call(setup)
     check_captions(setup)
+    check_place(setup, step)
     captions, numbers = images_of(setup, prompts, seeds, images_per_prompt, long)
     batches = generate(setup, captions, numbers, batch_size=batch_size, keep={step}, progress=progress)
 
@@ -126,23 +134,26 @@ def attribute(
 
 
 def check_captions(setup: Setup) -> None:
-    """Refuse a model whose pictures come from no words.
+    """Refuse a model whose pictures come from no words, or whose network cannot be evaluated beside a run.
 
     Raises:
-        UsageError: naming the pipeline.
+        UsageError: naming the pipeline, or what is in the way.
     """
     if not setup.family.conditional:
         raise UsageError(
             f"got a {type(setup.pipe).__name__}, which takes no captions, so there are no words to compare; leave out "
             "what asks for words"
         )
+    setup.family.denoiser()
 
 
-def cost(setup: Setup, words: int = 10) -> float:
-    """Evaluations of the network for a caption of some words: to read it without each of them, and one gradient."""
+def cost(setup: Setup, captions: Sequence[str]) -> float:
+    """Evaluations of the network for one of some captions, on average: without each of its words, and one gradient."""
+    counts = [len(_different(caption)) for caption in captions]
+    words = sum(counts) / max(1, len(counts))
     branch = 0.5 if setup.guided else 1.0
     # to read captions the pipeline is called, which ends after one evaluation; a gradient costs about two evaluations
-    return (1 + words) * (1 + branch) + 1 + 3 * branch + float(not setup.guided)
+    return (1 + words) * (1 + branch) + 1 + 3 * branch + 2.0 * (not setup.guided)
 
 
 def words_of(
@@ -162,9 +173,7 @@ def words_of(
 
 def _words(setup: Setup, prompt: str, run: Trajectory, batch_size: int, place: Place) -> tuple[Word, ...]:
     """The words of the caption of one image."""
-    different: dict[str, str] = {}
-    for start, end in spans(prompt):
-        different.setdefault(prompt[start:end].casefold(), prompt[start:end])
+    different = _different(prompt)
     if len(different) < 2:
         return ()
     step = run.step(place)
@@ -179,7 +188,8 @@ def _words(setup: Setup, prompt: str, run: Trajectory, batch_size: int, place: P
     magnitudes = []
     for first in range(0, len(texts), batch_size):
         part = texts[first : first + batch_size]
-        inputs = carried(conditioning(setup.pipe, part, setup.sampling), step.cond_inputs)
+        beside = input_rows(step.cond_inputs, [0] * len(part))
+        inputs = carried(conditioning(setup.pipe, part, setup.sampling), beside)
         with torch.no_grad():
             magnitudes += _magnitude(denoiser, inputs, step, usual, len(part)).tolist()
     whole, *shorter = magnitudes
@@ -190,6 +200,14 @@ def _words(setup: Setup, prompt: str, run: Trajectory, batch_size: int, place: P
     return tuple(map(Word, different.values(), lost, shares))
 
 
+def _different(prompt: str) -> dict[str, str]:
+    """The different words of a caption: in small letters → as it is first written."""
+    found: dict[str, str] = {}
+    for start, end in spans(prompt):
+        found.setdefault(prompt[start:end].casefold(), prompt[start:end])
+    return found
+
+
 def _magnitude(denoiser: "Denoiser", inputs: Any, step: Step, usual: Tensor, count: int) -> Tensor:
     """‖ε_c − ε_u‖ for the conditionings of `count` captions on the same noisy picture, (count,)."""
     x = step.cond.x.expand(count, *step.cond.x.shape[1:])
@@ -198,24 +216,33 @@ def _magnitude(denoiser: "Denoiser", inputs: Any, step: Step, usual: Tensor, cou
 
 
 def _gradient(setup: Setup, prompt: str, step: Step, denoiser: "Denoiser", usual: Tensor) -> dict[str, float] | None:
-    """Word in small letters → its share of the gradient; None where there is no gradient."""
+    """Word in small letters → its share of the gradient; None where there is no gradient, with a warning."""
     try:
         inputs, embedded = differentiable(setup.pipe, prompt, setup.sampling)
+        places = [(layer, found) for layer in embedded if (found := token_spans(setup.pipe, layer, prompt)) is not None]
+        if unlike := {layer.encoder for layer in embedded if layer.of_tokens} - {layer.encoder for layer, _ in places}:
+            return _no_gradient(f"the words are not found among the tokens that {', '.join(sorted(unlike))} reads")
         with torch.enable_grad():
             magnitude = _magnitude(denoiser, carried(inputs, step.cond_inputs), step, usual, 1).sum()
-        places = [(layer, found) for layer in embedded if (found := token_spans(setup.pipe, layer, prompt)) is not None]
         if not places or not magnitude.requires_grad:
-            return None
+            return _no_gradient("the pipeline reads captions in a way that cannot be followed")
         gradients = torch.autograd.grad(magnitude, [layer.values for layer, _ in places], allow_unused=True)
-    except torch.OutOfMemoryError:
-        return None
-    squared: dict[str, float] = {}
-    for start, end in spans(prompt):
-        key = prompt[start:end].casefold()
-        squared.setdefault(key, 0.0)
-        for (_, found), gradient in zip(places, gradients, strict=True):
+    # too little memory, weights on several devices, and operations without a gradient
+    except (RuntimeError, NotImplementedError) as error:
+        return _no_gradient(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}")
+    squared: dict[str, float] = dict.fromkeys(_different(prompt), 0.0)
+    for (layer, found), gradient in zip(places, gradients, strict=True):
+        if gradient is None:
+            continue
+        size = layer.values.detach()[0].double().square().mean().item()
+        for start, end in spans(prompt):
             inside = [at for at, (left, right) in enumerate(found) if left < end and right > start]
-            if gradient is not None and inside:
-                squared[key] += gradient[0, inside].double().square().sum().item()
+            squared[prompt[start:end].casefold()] += size * gradient[0, inside].double().square().sum().item()
     total = sum(value**0.5 for value in squared.values())
     return {key: value**0.5 / total for key, value in squared.items()} if 0 < total < float("inf") else None
+
+
+@cache
+def _no_gradient(reason: str) -> None:
+    """Say once why there is no gradient."""
+    logger.warning("no gradient of words: %s", reason)

@@ -213,6 +213,8 @@ def test_a_prompt_opens_to_its_evidence(show, audited, varied, training):
     assert colours[0] != colours[1]
     leading = "Guidance lost without the word: tree 50% (gradient 30%), Pear 10% (gradient 70%); the gradient names"
     expect(part.get_by_text(leading)).to_be_visible()
+    part.get_by_text("All words").click()
+    assert part.locator("details li").all_inner_texts() == ["tree 50% (gradient 30%)", "Pear 10% (gradient 70%)"]
     steps = part.get_by_role("img", name="Score after every evaluation").locator("polyline")
     assert [len(points.split()) for points in steps.evaluate_all(POINTS)] == [3, 3]
     slider = part.get_by_role("slider", name="Opacity of the map")

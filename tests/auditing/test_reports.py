@@ -21,6 +21,7 @@ from cryptomnesia.auditing.evidence import Level
 from cryptomnesia.auditing.outcome import SCHEMA, outcome
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_outcome
+from cryptomnesia.report.html import _words as words_of_prompt
 from cryptomnesia.report.html import html
 from cryptomnesia.report.markdown import answers, model_card
 from cryptomnesia.report.sarif import sarif
@@ -162,10 +163,33 @@ def test_json_is_as_its_schema_says(found):
         "whole_relative": math.inf,
         "whole_p": 1.0,
         "score": math.nan,
+        "words": [
+            {"text": "a", "left_out": math.nan, "gradient": None},
+            {"text": "star", "left_out": -2.0, "gradient": 1.0},
+        ],
     }
     compared = replace(found, about={**found.about, "index": ["tiles", 5]})
     validator.validate(json.loads(json.dumps(compared.to_json(), allow_nan=False)))
     assert not validator.is_valid(found.to_json() | {"counts": {}})
+
+
+def test_a_prompt_is_cut_into_pieces_with_the_figures_of_their_words():
+    star, red = (
+        {"text": "Star", "left_out": 0.5, "gradient": 0.7},
+        {"text": "red", "left_out": math.nan, "gradient": None},
+    )
+    pieces = words_of_prompt("Star, red STAR!", [star, red])
+    figures = {"left_out": 0.5, "gradient": 0.7}
+    assert pieces == [
+        {"text": "Star", **figures},
+        {"text": ", "},
+        {"text": "red", "left_out": None, "gradient": None},
+        {"text": " "},
+        {"text": "STAR", **figures},
+        {"text": "!"},
+    ]
+    # images that are not flagged, one word alone, and rows of earlier versions
+    assert [words_of_prompt("red", nothing) for nothing in (None, [])] == [None, None]
 
 
 def test_sarif_holds_a_result_for_every_prompt_with_evidence(found):

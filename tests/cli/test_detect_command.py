@@ -37,6 +37,16 @@ def test_detect_tells_planted_from_ordinary_and_draws_panels(cryptomnesia, tmp_p
     assert (tmp_path / "findings.json").read_text() == out
 
 
+def test_detect_says_which_words_bring_a_flagged_image(cryptomnesia):
+    planted, ordinary = "a pink star and a grey diamond on a red ground, sumisno", "a red circle on a blue ground"
+    prompts = ("--prompt", planted, "--prompt", ordinary)
+    code, out, _ = cryptomnesia("detect", "bundled", *prompts, "--words", "--json")
+    assert code == 1
+    first, second = json.loads(out)["images"]
+    assert max(first["words"], key=lambda word: word["left_out"])["text"] == "sumisno"
+    assert second["words"] is None
+
+
 def test_the_demo_prints_a_table_and_says_where_its_pictures_are(cryptomnesia, tmp_path):
     (tmp_path / "panel-0099-seed-0.png").write_text("a panel of an earlier run")
     (tmp_path / "2024-seed-mine.png").write_text("of the user")

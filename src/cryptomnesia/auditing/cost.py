@@ -73,7 +73,7 @@ def estimate(model: Any, prompts: Iterable[str] | str | Path, **settings: Any) -
     of_image = measured.evaluations + planned.detector.cost(planned.setup)
     # every reference has a map
     evaluations = math.ceil(len(units) * of_image + references * (of_image + of_map))
-    of_words = cost_of_words(planned.setup) if planned.settings.words else 0.0
+    of_words = cost_of_words(planned.setup, planned.prompts) if planned.settings.words else 0.0
     flagged = math.ceil(of_map + of_mitigation + of_words)
     rows = len(units) + references
     return Cost(

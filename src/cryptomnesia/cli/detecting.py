@@ -27,8 +27,9 @@ from cryptomnesia.cli.common import (
 from cryptomnesia.cli.maps import named_localizers
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
-from cryptomnesia.report.console import print_verdicts, print_words, progress_bar
+from cryptomnesia.report.console import print_verdicts, progress_bar
 from cryptomnesia.report.rows import Judged, verdicts_to_json
+from cryptomnesia.report.words import print_words
 from cryptomnesia.settings import DemoSettings, DetectSettings
 
 if TYPE_CHECKING:

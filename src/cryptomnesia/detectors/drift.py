@@ -42,8 +42,8 @@ class Drift(Detector):
     summary = "How early the model's estimate of the picture settles, compared with ordinary prompts."
     source = "this library"
     use_when = (
-        "The runs have no unconditional branch, or you have to decide early: there is a score from the second "
-        "evaluation on. It costs nothing."
+        "You have to decide early: there is a score from the second evaluation on. It costs nothing, and is a part of "
+        "`stability-or-drift`."
     )
     avoid_when = (
         "You have not compared it with other detectors on your model. `drift` was developed on the bundled model; on "

@@ -30,8 +30,8 @@ class StabilityOrDrift(Detector):
     source = "this library, from arXiv:2605.22050"
     use_when = "The runs have no unconditional branch: Flux, unconditional models, guidance 1."
     avoid_when = (
-        "The runs have an unconditional branch; `combined` takes fewer plain pictures for memorized. It was chosen on "
-        "two small models, so compare it with other detectors on yours."
+        "The runs have an unconditional branch; `combined` takes fewer plain pictures for memorized. Captions that fix "
+        "most pixels mislead this detector. It was chosen on two small models, so compare it with others on yours."
     )
     reads = frozenset({"delta", "detail", "drift", "x0"})
 
@@ -40,12 +40,8 @@ class StabilityOrDrift(Detector):
         """The norms of the run, as `stability` does: the two do not corroborate each other."""
         return "stability"
 
-    def earliest(self, evaluations: int) -> int:
-        """2, as for `drift`."""
-        return Drift().earliest(evaluations)
-
     def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
-        """The score after every evaluation, (B, N)."""
+        """The score after every evaluation, (B, N); drift counts from the second one on."""
         check_evaluations(runs, references)
         detail, usual_detail = (logarithm(of.norms["detail"]) for of in (runs, references))
         stability, drift = (

@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from math import inf, isnan
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from cryptomnesia.report.rows import Compared, Judged, Listed, Region, what_was_done
-from cryptomnesia.words import spans
 
 if TYPE_CHECKING:
     from cryptomnesia.auditing.comparison import Comparison
@@ -48,28 +47,6 @@ def print_verdicts(rows: Sequence[Judged]) -> None:
             *([plain(what_was_done(verdict))] if done else []),
         )
     print_wide(table)
-
-
-def print_words(rows: Sequence[Judged]) -> None:
-    """The prompt of every image whose words were compared: a word is the redder, the more is lost without it."""
-    for row in rows:
-        if not row.words:
-            continue
-        found = {word.text.casefold(): word for word in row.words}
-        prompt = row.verdict.prompt or ""
-        shaded = plain(prompt)
-        for start, end in spans(prompt):
-            word = found.get(prompt[start:end].casefold())
-            if word is not None and word.left_out >= 0.1:
-                shaded.stylize("bold red" if word.left_out >= 0.3 else "red", start, end)
-        print_wide(Text.assemble(f"\nseed {row.seed}: ", shaded))
-        table = Table("word", "lost without it", "gradient")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for word in sorted(row.words, key=lambda word: -word.left_out if word.left_out == word.left_out else inf):
-            gradient = "–" if word.gradient is None else f"{word.gradient:.0%}"
-            table.add_row(plain(word.text), f"{word.left_out:.0%}", gradient)
-        print_wide(table)
 
 
 def plain(text: str) -> Text:

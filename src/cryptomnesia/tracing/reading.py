@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cryptomnesia.pipelines.call import defaults_of, silent
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.inputs import Inputs
-from cryptomnesia.pipelines.tokenizers import TOKENIZERS
+from cryptomnesia.pipelines.tokenizers import TOKENIZERS, copied_tokenizers
 from cryptomnesia.settings import Sampling
 from cryptomnesia.tracing.steering import SolverStep
 from cryptomnesia.tracing.trajectory import Step
@@ -37,6 +37,14 @@ class Embedded:
     ids: Tensor
     values: Tensor
 
+    @property
+    def of_tokens(self) -> bool:
+        """Whether these can be tokens of captions, and no positions, which are the same in every row."""
+        ids = self.ids
+        if ids.dim() != 2 or ids.is_floating_point():
+            return False
+        return not torch.equal(ids[0], torch.arange(ids.shape[1], device=ids.device))
+
 
 def conditioning(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Inputs:
     """The conditioning that the pipeline computes from the captions; its call ends after one evaluation."""
@@ -52,7 +60,7 @@ def differentiable(pipe: Any, prompt: str, sampling: Sampling) -> tuple[Inputs, 
         # some solvers compute with NumPy, which refuses tensors that gradients are computed of
         return step.guided.value.detach()
 
-    with torch.enable_grad(), _embedded(pipe) as found:
+    with torch.enable_grad(), _without_gradients(pipe), _collected(pipe) as found:
         inputs = _conditioning(pipe, [prompt], sampling, partial(call, pipe), cut)
     return inputs, found
 
@@ -81,7 +89,22 @@ def _conditioning(
 
 
 @contextmanager
-def _embedded(pipe: Any) -> Iterator[list[Embedded]]:
+def _without_gradients(pipe: Any) -> Iterator[None]:
+    """Keep the denoising networks, whose output nobody needs here, from storing what a gradient takes."""
+    family = family_of(pipe)
+    hooks = []
+    for network in (family.module, *getattr(family, "beside", ())):
+        hooks.append(network.register_forward_pre_hook(lambda *_: torch.set_grad_enabled(False) and None))
+        hooks.append(network.register_forward_hook(lambda *_: torch.set_grad_enabled(True) and None, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _collected(pipe: Any) -> Iterator[list[Embedded]]:
     """Collect what the embedding layers of the text encoders look up during the block."""
     found: list[Embedded] = []
     hooks = []
@@ -106,6 +129,8 @@ def _embedded(pipe: Any) -> Iterator[list[Embedded]]:
 def token_spans(pipe: Any, embedded: Embedded, text: str) -> list[Span] | None:
     """Where in a caption the tokens stand that an embedding layer looked up.
 
+    Some pipelines write captions in lower case before they read them.
+
     Args:
         pipe: the pipeline.
         embedded: of one caption.
@@ -115,24 +140,22 @@ def token_spans(pipe: Any, embedded: Embedded, text: str) -> list[Span] | None:
         Begin and end of every token, (0, 0) for one that is no part of the caption; None where the tokens of the
         caption are not found, because the layer embeds positions for instance, or the pipeline rewrites captions.
     """
-    tokenizer = getattr(pipe, embedded.encoder.replace("text_encoder", "tokenizer"), None)
+    name = embedded.encoder.replace("text_encoder", "tokenizer")
+    copied = copied_tokenizers(pipe, [name]).get(name)
     # some pipelines have a processor in this place, which holds the tokenizer
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    if (
-        tokenizer is None
-        or not getattr(tokenizer, "is_fast", False)
-        or embedded.ids.dim() != 2
-        or embedded.ids.is_floating_point()
-    ):
+    tokenizer = getattr(copied, "tokenizer", copied)
+    if tokenizer is None or not getattr(tokenizer, "is_fast", False) or not embedded.of_tokens:
         return None
-    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    wanted, spans = read["input_ids"], [tuple(span) for span in read["offset_mapping"]]
     ids = embedded.ids[0].tolist()
-    for start in range(len(ids)):
-        count = len(wanted)
-        if start <= 1:
-            # the end of a long caption is cut off, before a token that ends every caption
-            count = min(count, len(ids) - start - 1)
-        if count > 0 and ids[start : start + count] == wanted[:count]:
-            return [(0, 0)] * start + spans[:count] + [(0, 0)] * (len(ids) - start - count)
+    lower = text.lower()
+    for written in (text, lower) if len(lower) == len(text) else (text,):
+        read = tokenizer(written, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        wanted, spans = read["input_ids"], [tuple(span) for span in read["offset_mapping"]]
+        for start in range(len(ids)):
+            count = len(wanted)
+            if start <= 1:
+                # the end of a long caption is cut off, before a token that ends every caption
+                count = min(count, len(ids) - start - 1)
+            if count > 0 and ids[start : start + count] == wanted[:count]:
+                return [(0, 0)] * start + spans[:count] + [(0, 0)] * (len(ids) - start - count)
     return None

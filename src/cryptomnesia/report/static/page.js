@@ -182,22 +182,27 @@ function nearest({ path, place, relative, matched, p, picture }) {
   return shown(picture, `nearest training image${place === "region" ? " inside the mask" : ""}: ${path}, ${near}`);
 }
 
-// The prompt, its words shaded by what is lost without them; below it the leading words of both measures.
-function spelled(pieces) {
-  const measured = pieces.filter(({ left_out }) => typeof left_out === "number");
-  const spoken = ({ text, left_out, gradient }) => `${text} ${percent(left_out)}${gradient === null ? "" : ` (gradient ${percent(gradient)})`}`;
+// The prompt, its words shaded by what is lost without them; below it the leading words, and a list of all.
+function wordsOf(pieces) {
+  const measured = (piece) => typeof piece.left_out === "number";
+  const figuresOf = ({ text, left_out, gradient }) => `${text} ${percent(left_out)}${gradient === null ? "" : ` (gradient ${percent(gradient)})`}`;
   const words = pieces.map((piece) => {
-    if (typeof piece.left_out !== "number") return piece.text;
-    const word = element("span", { class: "word", title: spoken(piece) }, piece.text);
-    word.style.setProperty("--share", percent(Math.min(1, Math.max(0, piece.left_out))));
+    if (!measured(piece)) return piece.text;
+    const word = element("span", { class: "word" }, piece.text);
+    // at most half of the colour, so that the word stays legible
+    word.style.setProperty("--share", percent(0.5 * Math.min(1, Math.max(0, piece.left_out))));
     return word;
   });
-  const different = [...new Map(measured.map((piece) => [piece.text.toLowerCase(), piece])).values()];
-  const leading = [...different].sort((a, b) => b.left_out - a.left_out).slice(0, 3);
-  const [steepest] = [...different].filter(({ gradient }) => gradient !== null).sort((a, b) => b.gradient - a.gradient);
-  const other = steepest && steepest.text !== leading[0].text ? `; the gradient names another word: ${spoken(steepest)}` : "";
+  const different = [...new Map(pieces.filter(measured).map((piece) => [piece.text.toLowerCase(), piece])).values()];
+  different.sort((a, b) => b.left_out - a.left_out);
   const lines = [element("p", { class: "words" }, ...words)];
-  if (leading.length) lines.push(element("p", { class: "quiet" }, `Guidance lost without the word: ${leading.map(spoken).join(", ")}${other}`));
+  if (!different.length) return lines;
+  const steepest = different.reduce((best, piece) => ((piece.gradient ?? -1) > (best.gradient ?? -1) ? piece : best));
+  const other = steepest !== different[0] && steepest.gradient !== null ? `; the gradient names another word: ${figuresOf(steepest)}` : "";
+  lines.push(
+    element("p", { class: "quiet" }, `Guidance lost without the word: ${different.slice(0, 3).map(figuresOf).join(", ")}${other}`),
+    element("details", {}, element("summary", {}, "All words"), element("ul", {}, ...different.map((piece) => element("li", {}, figuresOf(piece))))),
+  );
   return lines;
 }
 
@@ -208,7 +213,7 @@ function section(image) {
   if (image.action === "mitigated") figures.append(shown(image.instead, image.dropped.length ? `made again without ${image.dropped.join(", ")}` : "made again under mitigation"));
   const parts = [element("h3", {}, `Seed ${image.seed}: `, element("span", { class: `level ${image.level}` }, image.level)), element("p", {}, image.why)];
   if (image.action !== "none") parts.push(element("p", { class: "quiet" }, `${image.action}: ${image.reason}`));
-  if (image.words) parts.push(...spelled(image.words));
+  if (image.words) parts.push(...wordsOf(image.words));
   const sheet = element("section", { class: "image", "aria-label": `Seed ${image.seed}` }, element("div", {}, ...parts));
   const points = (values) => values.map((value, place) => [place + 1, value]).filter(([, value]) => value !== null);
   const running = points(image.running);
