@@ -107,7 +107,18 @@ def main() -> None:
     own = {name: PACKETS / f"{name}.json.gz" for name in grounds if ", " not in name}
     packets = {name: Packet.load(path) for name, path in own.items() if path.exists()}
     chosen = left_out(packets, {name: name.split("-")[0] for name in packets})
-    print_json({"grounds": grounds, "leave_one_ground_out": chosen}, commits=commits)
+    figures = {"grounds": grounds, "leave_one_ground_out": chosen}
+    # the packets have every digit
+    print_json(_rounded(figures), commits=commits, indent=None)
+
+
+def _rounded(value: Any) -> Any:
+    """JSON values with four digits of every number that is not whole."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _file(name: str) -> str:

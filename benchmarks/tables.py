@@ -34,8 +34,8 @@ class Results:
         """Read from `folder`."""
         self.folder = folder
         self.files: dict[str, Value] = {}
-        self.grounds: list[str] = []
-        """Proving grounds whose figures were read."""
+        self.parts: dict[str, dict[str, str]] = {}
+        """Of files whose parts were made one by one: file → command → commit of every part that was read."""
 
     def __call__(self, name: str, *path: str | int) -> Value:
         """The part of `name`.json at `path`."""
@@ -51,20 +51,19 @@ class Results:
 
     def origin(self) -> str:
         """Which files were read, and the command and commit that made each."""
-        return " ".join(_origin(name, self._made_by(made)) for name, made in self.files.items())
+        return " ".join(_origin(name, self._made_by(name)) for name in self.files)
 
-    def _made_by(self, file: Value) -> dict[str, Any]:
-        """What made the part of a file that a table shows: of every ground, another command and perhaps commit."""
-        made_by = file.get("made_by", {})
-        if not self.grounds:
-            return made_by
-        bundled = {path.name for path in BUNDLES.iterdir()}
-        commands = [
-            f"cryptomnesia proving-ground verify {name}" + ("" if name in bundled else " --bundle RUN/bundle")
-            for name in self.grounds
-        ]
-        commits = dict.fromkeys(_commit(made_by, name) for name in self.grounds)
-        return {"command": "`, `".join(commands), "commit": "`, `".join(commits)}
+    def _made_by(self, name: str) -> dict[str, Any]:
+        """What made the part of a file that a table shows."""
+        parts = self.parts.get(name)
+        if not parts:
+            return self.files[name].get("made_by", {})
+        return {"command": "`, `".join(parts), "commit": "`, `".join(dict.fromkeys(parts.values()))}
+
+
+def _of_bundle(ground: str) -> str:
+    """The option that names the model of a ground, if that does not come with the package."""
+    return "" if (BUNDLES / ground).exists() else " --bundle RUN/bundle"
 
 
 def _commit(made_by: dict[str, Any], ground: str) -> str:
@@ -663,7 +662,8 @@ def _ground(results: Results, name: str) -> Value:
     measured = results("grounds", "grounds")
     if name not in measured:
         raise NotMeasured(name)
-    results.grounds.append(name)
+    command = f"cryptomnesia proving-ground verify {name}{_of_bundle(name)}"
+    results.parts.setdefault("grounds", {})[command] = _commit(results("grounds", "made_by"), name)
     return measured[name]
 
 
@@ -778,11 +778,24 @@ _AGAINST = {
 """Groups of negatives of the bench, in words."""
 
 
+def _benched(results: Results, name: str, kind: str = "detectors") -> Value:
+    """The figures of one ground: those of `detectors`, or of `maps`."""
+    found = results("bench", "grounds").get(name, {})
+    if kind not in found:
+        raise NotMeasured(name)
+    ground, *changed = name.split(", ")
+    options = [f" --{change}" if " " in change else f" --scheduler {change}" for change in changed]
+    costly = any(method["cost"] for method in found["methods"].values())
+    end = " --maps" if kind == "maps" else "" if costly else " --most 0"
+    command = f"python benchmarks/bench.py --ground {ground}{_of_bundle(ground)}{''.join(options)}{end}"
+    commits = results("bench", "made_by", "commits")
+    results.parts.setdefault("bench", {})[command] = commits[f"{name}, maps" if kind == "maps" else name]
+    return found
+
+
 def _bench(results: Results, name: str) -> str:
     """Every detector on one ground, the best first: AUC of reproduced pictures, and what is caught."""
-    found = results("bench", "grounds").get(name, {})
-    if "detectors" not in found:
-        raise NotMeasured(name)
+    found = _benched(results, name)
     figures = found["detectors"]
     shown = [group for group in _AGAINST if group in figures["drift"]["auc"]["reproduced"]]
     order = sorted(figures, key=lambda one: -figures[one]["auc"]["reproduced"]["ordinary"]["value"])
@@ -810,10 +823,11 @@ _OWN = ("combined", "drift", "information", "stability-or-drift")
 def bench_summary(results: Results) -> str:
     """On every ground the default detector, and the best published one of those that cost nothing."""
     rows = []
-    for name, found in results("bench", "grounds").items():
+    for name in results("bench", "grounds"):
         # other solvers and scales have a table of their own
-        if "combined" not in found.get("methods", {}) or ", " in name:
+        if ", " in name:
             continue
+        found = _benched(results, name)
         aucs = {one: figures["auc"]["reproduced"] for one, figures in found["detectors"].items()}
         free = [one for one in aucs if found["methods"][one]["cost"] == 0 and one not in _OWN]
         best = max(
@@ -832,29 +846,34 @@ def bench_summary(results: Results) -> str:
 
 @table("bench.regimes")
 def bench_regimes(results: Results) -> str:
-    """The parts of the default detector and the default before it, with other solvers and guidance scales."""
-    grounds = results("bench", "grounds")
+    """The default detectors and their parts with other solvers and guidance scales."""
+    shown = ("combined", "stability-or-drift", "stability", "guidance-mean", "information", "drift")
+    grounds = list(results("bench", "grounds"))
     changed = {name.partition(", ")[0] for name in grounds if ", " in name}
     rows = []
-    for name, found in grounds.items():
+    for name in grounds:
         if name.partition(", ")[0] not in changed:
             continue
+        found = _benched(results, name)
         cells = []
-        for one in ("combined", "stability-or-drift", "stability", "guidance-mean", "information", "drift"):
-            against = found["detectors"][one]["auc"]["reproduced"]
-            cells.append(f"{number(against['ordinary'])} / {number(against['fixed_pixels'])}")
-        caught = interval(found["detectors"]["combined"]["tpr_at_1pct"]["reproduced"]["ordinary"])
-        flagged = interval(found["detectors"]["combined"]["fpr_met"]["ordinary"])
+        for one in shown:
+            against = found["detectors"].get(one, {}).get("auc", {}).get("reproduced", {})
+            cells.append(" / ".join(number(against.get(group)) for group in ("ordinary", "fixed_pixels")))
+        # without guidance `combined` does not work
+        default = found["detectors"][next(one for one in shown if one in found["detectors"])]
+        caught = interval(default["tpr_at_1pct"]["reproduced"]["ordinary"])
+        flagged = interval(default["fpr_met"]["ordinary"])
         regime = code(name.partition(", ")[0]), found["solver"], f"{found['guidance']:g}"
         rows.append([*regime, count(found["counts"]["reproduced"]["images"]), *cells, caught, flagged])
-    heads = ["`combined`", "`stability-or-drift`", "`stability`", "`guidance-mean`", "`information`", "`drift`"]
-    ends = ["`combined`: caught at 1%", "`combined`: never-planted flagged at 1%"]
+    heads = list(map(code, shown))
+    ends = ["caught by the default at 1%", "never-planted flagged by the default at 1%"]
     return grid(["model", "solver", "guidance", "reproduced pictures", *heads, *ends], sorted(rows))
 
 
 @table("bench.left_out")
 def bench_left_out(results: Results) -> str:
     """For every ground the detectors that all other grounds choose, and what they reach on this one."""
+    results.parts.setdefault("bench", {})["python benchmarks/bench.py"] = results("bench", "made_by", "commit")
     rows = []
     for ground, chosen in results("bench", "leave_one_ground_out").items():
         by = ", ".join(map(code, chosen["chosen_by"]))
@@ -880,9 +899,7 @@ def bench_left_out(results: Results) -> str:
 
 def _maps(results: Results, name: str) -> str:
     """Every localizer on one ground, the best first."""
-    found = results("bench", "grounds").get(name, {}).get("maps")
-    if found is None:
-        raise NotMeasured(name)
+    found = _benched(results, name, "maps")["maps"]
     figures = found["localizers"]
     kinds = [kind for kind in ("verbatim", "template", "object") if kind in next(iter(figures.values()))["iou"]]
     groups = {"ordinary": "never-planted captions", "fixed_pixels": "captions that fix most pixels"}
