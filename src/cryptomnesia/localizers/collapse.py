@@ -62,8 +62,9 @@ class Collapse(Localizer):
     source = "this library"
     use_when = "You need a mask: a region with a threshold that was fixed on other pictures."
     avoid_when = (
-        "Captions legitimately fix plain backgrounds, or most pixels: these collapse too, and are marked. `collapse` "
-        "was developed on the bundled model; on yours, calibrate its maps, and look at the masks before you trust them."
+        "Captions legitimately fix plain backgrounds, or most pixels: these collapse too, and are marked. You look for "
+        "a small object, such as a logo, that stands at another place each time: on the ground `drawings` it finds "
+        "none of them. It was developed on the bundled model; on yours, calibrate its maps, and look at the masks."
     )
 
     @property
