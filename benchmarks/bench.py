@@ -113,12 +113,12 @@ def main() -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """JSON values with four digits of every number that is not whole."""
+    """JSON values with six digits of every number that is not whole."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _file(name: str) -> str:
