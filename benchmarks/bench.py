@@ -1,21 +1,22 @@
 """Detectors and localizers on the proving grounds: docs/results/bench.json, and a packet of every score beside it.
 
-    python benchmarks/bench.py --ground scenes --earlier docs/results/bench.json > new.json
-    python benchmarks/bench.py --ground scenes-full --bundle RUN/bundle --earlier … > new.json
-    python benchmarks/bench.py --ground drawings --maps --earlier … > new.json
-    python benchmarks/bench.py --ground scenes --scheduler ddim --most 0 --earlier … > new.json
-    python benchmarks/bench.py --ground drawings --guidance 7.5 --most 0 --earlier … > new.json
-    python benchmarks/bench.py --earlier … > new.json
+    python benchmarks/bench.py --ground scenes > new.json
+    python benchmarks/bench.py --ground scenes-full --bundle RUN/bundle > new.json
+    python benchmarks/bench.py --ground drawings --maps > new.json
+    python benchmarks/bench.py --ground scenes --scheduler ddim --most 0 > new.json
+    python benchmarks/bench.py --ground drawings --guidance 7.5 --most 0 > new.json
+    python benchmarks/bench.py > new.json
 
 What `cryptomnesia bench detect --ground GROUND --most 5` measures with the ground's own solver at its own guidance
 scale, or with --maps what `cryptomnesia bench localize` measures of `LOCALIZERS`. The packets are kept in
 .benchmarks-cache, so an interrupted run goes on where it was. Scores are copied to docs/results/packets, where
 `cryptomnesia bench verify` computes every figure again.
 
-Grounds that are not asked for are taken from the earlier file, and `made_by` says for each of them which commit
-measured it. `leave_one_ground_out` is computed from the packets of all grounds with their own solver and guidance: for
-every ground the detector that is best on grounds of other families (`scenes…`, `drawings…`), by the smallest of its
-AUCs against ordinary captions and captions that fix most pixels, and what it reaches on the one that took no part.
+Grounds that are not asked for are taken from docs/results/bench.json, or from the file that --earlier names, and
+`made_by` says for each of them which commit measured it. `leave_one_ground_out` is computed from the packets of all
+grounds with their own solver and guidance: for every ground the detector that is best on grounds of other families
+(`scenes…`, `drawings…`), by the smallest of its AUCs against ordinary captions and captions that fix most pixels, and
+what it reaches on the one that took no part.
 """
 
 import argparse
@@ -48,7 +49,7 @@ LOCALIZERS = [
 MAPPED = {"positives": 112, "negatives": 100}
 """Images of which maps are made."""
 
-PACKETS = Path("docs/results/packets")
+RESULTS, PACKETS = Path("docs/results/bench.json"), Path("docs/results/packets")
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, help="another guidance scale than the ground's own")
     parser.add_argument("--most", type=float, default=MOST, help="evaluations of the network per image, at most")
     parser.add_argument("--maps", action="store_true", help="compare localizers instead of detectors")
-    parser.add_argument("--earlier", type=Path, required=True, help="results file with the other grounds")
+    parser.add_argument("--earlier", type=Path, default=RESULTS, help="results file with the other grounds")
     given = parser.parse_args()
     earlier = json.loads(given.earlier.read_text(encoding="utf-8"))
     grounds: dict[str, Any] = dict(earlier.get("grounds", {}))
@@ -109,7 +110,7 @@ def main() -> None:
     chosen = left_out(packets, {name: name.split("-")[0] for name in packets})
     figures = {"grounds": grounds, "leave_one_ground_out": chosen}
     # the packets have every digit
-    print_json(_rounded(figures), commits=commits, indent=None)
+    print_json(_rounded(figures), commits=commits, indent=1)
 
 
 def _rounded(value: Any) -> Any:
