@@ -218,7 +218,7 @@ def test_every_family_is_examined_with_no_further_option(name):
     }
     assert methods.localizer.name == expected.get(name, "collapse")
     assert methods.mitigation.name == ("rephrasing" if setup.family.conditional else "stability")
-    assert methods.judge.detector.name == ("combined" if setup.guided else "stability")
+    assert methods.judge.detector.name == ("combined" if setup.guided else "stability-or-drift")
     strict = flagging(calibration, EVERYTHING)
     found = list(detect(pipe, TWO, calibration=strict, localizer="auto", mitigation="auto", **case.call))
     assert [finding.prompt for finding in found] == TWO

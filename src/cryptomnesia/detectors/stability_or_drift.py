@@ -18,6 +18,8 @@ from cryptomnesia.detectors.base import Detector, check_evaluations
 from cryptomnesia.detectors.combined import logarithm, unexplained
 from cryptomnesia.detectors.drift import Drift
 from cryptomnesia.detectors.stability import Stability
+from cryptomnesia.errors import UsageError
+from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.tracing.trajectory import Trajectory
 
 
@@ -40,8 +42,21 @@ class StabilityOrDrift(Detector):
         """The norms of the run, as `stability` does: the two do not corroborate each other."""
         return "stability"
 
+    def earliest(self, evaluations: int) -> int:
+        """2, because an estimate can have moved only from the second evaluation on."""
+        return 2
+
+    def check(self, setup: Setup) -> None:
+        """Refuse runs of one evaluation.
+
+        Raises:
+            UsageError: naming the detector to use instead.
+        """
+        if setup.evaluations == 1:
+            raise UsageError(f"{self.name} needs two evaluations, and the run has one; use `stability`, or more steps")
+
     def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
-        """The score after every evaluation, (B, N); drift counts from the second one on."""
+        """The score after every evaluation, (B, N)."""
         check_evaluations(runs, references)
         detail, usual_detail = (logarithm(of.norms["detail"]) for of in (runs, references))
         stability, drift = (
