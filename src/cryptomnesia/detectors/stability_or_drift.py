@@ -33,7 +33,8 @@ class StabilityOrDrift(Detector):
     use_when = "The runs have no unconditional branch: Flux, unconditional models, guidance 1."
     avoid_when = (
         "The runs have an unconditional branch; `combined` takes fewer plain pictures for memorized. Captions that fix "
-        "most pixels mislead this detector. It was chosen on two small models, so compare it with others on yours."
+        "most pixels mislead this detector. It was chosen on runs with guidance; without it, it catches few memorized "
+        "pictures of the ground `drawings`, so compare it with others on your model."
     )
     reads = frozenset({"delta", "detail", "drift", "x0"})
 
