@@ -152,9 +152,9 @@ def in_the_bench(entry: registry.Entry) -> list[str]:
         ],
     }[entry.kind]
     page = {"detector": "detection", "localizer": "maps"}[entry.kind]
-    told = f"Compared with others on [the page of results](../../results/{page}.md#on-the-proving-grounds)."
+    link = f"Compared with others on [the page of results](../../results/{page}.md#on-the-proving-grounds)."
     made = "Numbers: `docs/results/bench.json`; the page says which command made which."
-    return ["## In the bench", told, grid(["model", "guidance", *heads], rows), made]
+    return ["## In the bench", link, grid(["model", "guidance", *heads], rows), made]
 
 
 @cache
