@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cryptomnesia import Drift, GuidanceMagnitude, Stability, UsageError, watch
+from cryptomnesia import Drift, GuidanceMagnitude, Stability, StabilityOrDrift, UsageError, watch
 from cryptomnesia.detectors import MapMean, detector, detector_names, free_detectors
 from cryptomnesia.detectors.combined import Combined
 from cryptomnesia.detectors.information import Information
@@ -87,7 +87,7 @@ def test_a_detector_is_found_by_name_by_class_and_as_an_object(pipe):
 
 
 def test_what_is_free_is_found_for_every_set_up(pipe):
-    always = {Drift(), Stability()}
+    always = {Drift(), Stability(), StabilityOrDrift()}
     guided = {
         Combined(),
         Information(),
