@@ -239,7 +239,9 @@ def _gradient(setup: Setup, prompt: str, step: Step, denoiser: "Denoiser", usual
             inside = [at for at, (left, right) in enumerate(found) if left < end and right > start]
             squared[prompt[start:end].casefold()] += size * gradient[0, inside].double().square().sum().item()
     total = sum(value**0.5 for value in squared.values())
-    return {key: value**0.5 / total for key, value in squared.items()} if 0 < total < float("inf") else None
+    if not 0 < total < float("inf"):
+        return _no_gradient("it is zero for all words, or not finite")
+    return {key: value**0.5 / total for key, value in squared.items()}
 
 
 @cache
