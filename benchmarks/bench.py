@@ -36,6 +36,7 @@ MOST = 5.0
 
 LOCALIZERS = [
     "collapse",
+    "settled-detail",
     "curvature",
     "curvature-difference",
     "curvature-difference-checkpoint",
@@ -44,7 +45,7 @@ LOCALIZERS = [
     "guidance-map",
     "bright-ending",
 ]
-"""Those of the papers, and `collapse`."""
+"""Those of the papers, and the two of this library."""
 
 MAPPED = {"positives": 112, "negatives": 100}
 """Images of which maps are made."""

@@ -46,6 +46,7 @@ from .localizers.curvature import CurvatureDifference as CurvatureDifference
 from .localizers.jacobian.diagonal import DiagonalEstimator as DiagonalEstimator
 from .localizers.score_difference import GuidanceMap as GuidanceMap
 from .localizers.score_difference import ScoreDifference as ScoreDifference
+from .localizers.settled_detail import SettledDetail as SettledDetail
 from .matching.index import ImageIndex as ImageIndex
 from .matching.matched import match as match
 from .matching.reproduction import Matches as Matches

@@ -12,6 +12,7 @@ from cryptomnesia.localizers.collapse import Collapse
 from cryptomnesia.localizers.curvature import Curvature, CurvatureDifference
 from cryptomnesia.localizers.jacobian.diagonal import Diagonal, DiagonalEstimator
 from cryptomnesia.localizers.score_difference import GuidanceMap, ScoreDifference
+from cryptomnesia.localizers.settled_detail import SettledDetail
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.registry import create
 
@@ -27,6 +28,7 @@ __all__ = [
     "Localizer",
     "Map",
     "ScoreDifference",
+    "SettledDetail",
     "Watched",
     "configured",
     "default_localizer",

@@ -158,10 +158,10 @@ def guided(values: Tensor, guide: Tensor) -> Tensor:
         values: the maps to be filtered, (B, h, w).
         guide: the maps whose edges are kept, (B, h, w) in any unit.
     """
-    radius = max(1, min(values.shape[1:]) // 4)
+    size = radius(values)
 
     def window(maps: Tensor) -> Tensor:
-        return avg_pool2d(maps[:, None], 2 * radius + 1, 1, radius, count_include_pad=False)[:, 0]
+        return avg_pool2d(maps[:, None], 2 * size + 1, 1, size, count_include_pad=False)[:, 0]
 
     # differences of sums over windows need double precision, which not every device has
     fine, guide = values.cpu().double(), guide.cpu().double()
@@ -170,6 +170,11 @@ def guided(values: Tensor, guide: Tensor) -> Tensor:
     mean, level = window(guide), window(fine)
     slope = (window(guide * fine) - mean * level) / (window(guide**2) - mean**2 + SMOOTHNESS)
     return (window(slope) * guide + window(level - slope * mean)).to(values)
+
+
+def radius(maps: Tensor) -> int:
+    """A quarter of the shorter side of maps (…, h, w), at least 1: how far a window reaches to every side."""
+    return max(1, min(maps.shape[-2:]) // 4)
 
 
 def against_empty() -> Collapse:
