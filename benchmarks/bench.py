@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--ground", help="ground to measure")
     parser.add_argument("--bundle", type=Path, help="RUN/bundle of a training of the ground")
     parser.add_argument("--detector", action="append", default=[], help="detector to compare; may be given repeatedly")
+    parser.add_argument("--localizer", action="append", help="localizer to compare; may be given repeatedly")
     parser.add_argument("--scheduler", default="own", help="another scheduler than the ground's own")
     parser.add_argument("--guidance", type=float, help="another guidance scale than the ground's own")
     parser.add_argument("--most", type=float, default=MOST, help="evaluations of the network per image, at most")
@@ -89,7 +90,7 @@ def main() -> None:
                 bars[what](done)
 
             if given.maps:
-                localizing = BenchLocalizeSettings(**of_ground, **MAPPED, localizer=LOCALIZERS)
+                localizing = BenchLocalizeSettings(**of_ground, **MAPPED, localizer=given.localizer or LOCALIZERS)
                 found: Any = mapped(localizing, folder, report)
             else:
                 detecting = BenchDetectSettings(**of_ground, detector=given.detector, most=given.most)
