@@ -1,11 +1,11 @@
 """Settled detail: how much of the picture's detail is settled early in the run. A method of this library.
 
-`collapse` says what share of the posterior variance is gone early in the run. In a memorized region it is gone, and also
-on a plain background that the caption names, where there is little to settle. This map asks how much was settled. It
-compares the detail that the finished picture has around a place with the variance that was left there:
+`collapse` says what share of the posterior variance is gone early in the run. In a memorized region it is gone, and
+also on a plain background that the caption names, where there is little to settle. This map asks how much was settled.
+It compares the detail that the finished picture has around a place with the variance that was left there:
 ½ log(1 + detail / variance left), the capacity of a Gaussian channel with the detail as its signal and the variance
-left as its noise, in nats for each entry of the latents. A plain background has no detail, so its map is near 0, however
-firmly it is settled. Where detail is still open early in the run, the map is near 0 too.
+left as its noise, in nats for each entry of the latents. A plain background has no detail, so its map is near 0,
+however firmly it is settled. Where detail is still open early in the run, the map is near 0 too.
 
 The floor of the variance, and latents instead of pixels, were chosen on the pictures of the grounds `scenes` and
 `drawings`, of which the maps of `collapse` had shown the shortcomings.
@@ -36,8 +36,8 @@ class SettledDetail(Collapse):
 
     summary = "How much of the picture's detail is settled early in the run, at every place."
     use_when = (
-        "You look for memorized objects, or captions name plain backgrounds. `collapse` finds no such objects, and marks "
-        "such backgrounds."
+        "You look for memorized objects, or captions name plain backgrounds. `collapse` finds no such objects, and "
+        "marks such backgrounds."
     )
     avoid_when = (
         "Exact outlines matter: detail is averaged over half the picture's side, so the edge of a memorized region is "
