@@ -210,7 +210,7 @@ def first_look_summary(results: Results) -> str:
             name: values["iou"]["reproduced"]
             for name, values in _benched(results, ground, "maps")["maps"]["localizers"].items()
         }
-        best = max((name for name in found if name != "collapse"), key=lambda name: found[name]["value"])
+        best = max((name for name in found if name not in ("collapse", "settled-detail")), key=lambda name: found[name]["value"])
         rows.append(
             [
                 f"Where? IoU of the mask with the memorized region on {code(ground)}, threshold fixed beforehand",
@@ -823,7 +823,7 @@ def _bench(results: Results, name: str) -> str:
     return grid(["detector", *heads, "caught at 1% of never-planted captions", "not reproduced", "evaluations"], rows)
 
 
-for _name in ("scenes", "drawings", "drawings-flow"):
+for _name in ("scenes", "drawings", "drawings-flow", "drawings-unconditional", "scenes-lora", "drawings-lora"):
     table(f"bench.{_name}")(partial(_bench, name=_name))
 
 
@@ -936,7 +936,7 @@ def _maps(results: Results, name: str) -> str:
     return grid(["map", *heads, *(f"marked of {group}" for group in groups.values()), "evaluations"], rows)
 
 
-for _name in ("scenes", "drawings"):
+for _name in ("scenes", "drawings", "drawings-flow"):
     table(f"bench.{_name}.maps")(partial(_maps, name=_name))
 
 

@@ -28,6 +28,7 @@ def test_every_localizer_that_needs_no_captions_and_no_checkpoint_is_a_detector(
         "curvature-difference",
         "guidance-map",
         "score-difference",
+        "settled-detail",
     }
     setup = Setup(pipe, SAMPLING)
     for localizer in LOCALIZERS:

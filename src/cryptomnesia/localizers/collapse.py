@@ -64,7 +64,7 @@ class Collapse(Localizer):
     avoid_when = (
         "Captions legitimately fix plain backgrounds, or most pixels: these collapse too, and are marked. You look for "
         "a small object, such as a logo, that stands at another place each time: on the ground `drawings` it finds "
-        "none of them. It was developed on the bundled model; on yours, calibrate its maps, and look at the masks."
+        "none of them. For both, use `settled-detail`. It was developed on the bundled model; on yours, calibrate its maps, and look at the masks."
     )
 
     @property
