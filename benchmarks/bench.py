@@ -3,6 +3,7 @@
     python benchmarks/bench.py --ground scenes > new.json
     python benchmarks/bench.py --ground scenes-full --bundle RUN/bundle > new.json
     python benchmarks/bench.py --ground drawings --maps > new.json
+    python benchmarks/bench.py --ground drawings-flow --bundle RUN/bundle --maps --localizer collapse > new.json
     python benchmarks/bench.py --ground scenes --scheduler ddim --most 0 > new.json
     python benchmarks/bench.py --ground drawings --guidance 7.5 --most 0 > new.json
     python benchmarks/bench.py > new.json
@@ -59,13 +60,15 @@ def main() -> None:
     parser.add_argument("--ground", help="ground to measure")
     parser.add_argument("--bundle", type=Path, help="RUN/bundle of a training of the ground")
     parser.add_argument("--detector", action="append", default=[], help="detector to compare; may be given repeatedly")
-    parser.add_argument("--localizer", action="append", help="localizer to compare; may be given repeatedly")
+    parser.add_argument("--localizer", action="append", help="with --maps: localizers of the ground's table")
     parser.add_argument("--scheduler", default="own", help="another scheduler than the ground's own")
     parser.add_argument("--guidance", type=float, help="another guidance scale than the ground's own")
     parser.add_argument("--most", type=float, default=MOST, help="evaluations of the network per image, at most")
     parser.add_argument("--maps", action="store_true", help="compare localizers instead of detectors")
     parser.add_argument("--earlier", type=Path, default=RESULTS, help="results file with the other grounds")
     given = parser.parse_args()
+    if given.localizer and not given.maps:
+        parser.error("got --localizer without --maps; give both")
     earlier = json.loads(given.earlier.read_text(encoding="utf-8"))
     grounds: dict[str, Any] = dict(earlier.get("grounds", {}))
     commits: dict[str, str] = dict(earlier.get("made_by", {}).get("commits", {}))

@@ -203,18 +203,22 @@ def first_look_mitigation(results: Results) -> str:
 
 @table("first_look.summary")
 def first_look_summary(results: Results) -> str:
-    """Where, and what instead: the default method of each beside the best published one."""
+    """Where, and what instead: the methods of this library beside the best published one."""
     rows = []
-    for ground in ("scenes", "drawings"):
+    for ground in ("scenes", "drawings", "drawings-flow"):
         found = {
             name: values["iou"]["reproduced"]
             for name, values in _benched(results, ground, "maps")["maps"]["localizers"].items()
         }
-        best = max((name for name in found if name not in ("collapse", "settled-detail")), key=lambda name: found[name]["value"])
+        best = max(
+            (name for name in found if name not in ("collapse", "settled-detail")),
+            key=lambda name: found[name]["value"],
+        )
         rows.append(
             [
                 f"Where? IoU of the mask with the memorized region on {code(ground)}, threshold fixed beforehand",
                 f"`collapse` {interval(found['collapse'])}",
+                f"`settled-detail` {interval(found['settled-detail'])}",
                 f"{code(best)} {interval(found[best])}",
             ]
         )
@@ -222,10 +226,11 @@ def first_look_summary(results: Results) -> str:
         [
             "What instead? Share of memorized captions' images that still reproduce the planted pixels, on `scenes`",
             f"`rephrasing` {interval(results('first_look', 'replicated', 'rephrasing'))}",
+            "–",
             f"`stability` (correction) {interval(results('first_look', 'replicated', 'published'))}",
         ],
     ]
-    return grid(["question and measure", "default method", "published method"], rows)
+    return grid(["question and measure", "default method", "other method of this library", "published method"], rows)
 
 
 # Detection and mitigation by solver (stability.json)
@@ -793,7 +798,11 @@ def _benched(results: Results, name: str, kind: str = "detectors") -> Value:
         raise NotMeasured(name)
     ground, *changed = name.split(", ")
     options = [f" --{change}" if " " in change else f" --scheduler {change}" for change in changed]
-    end = " --maps" if kind == "maps" else "" if _costly(found) else " --most 0"
+    end = "" if _costly(found) else " --most 0"
+    if kind == "maps":
+        compared = list(found["maps"]["localizers"])
+        # a network without cross-attention takes a list of its own
+        end = " --maps" + "".join(f" --localizer {one}" for one in compared) * ("bright-ending" not in compared)
     command = f"python benchmarks/bench.py --ground {ground}{_of_bundle(ground)}{''.join(options)}{end}"
     commits = results("bench", "made_by", "commits")
     results.parts.setdefault("bench", {})[command] = commits[f"{name}, maps" if kind == "maps" else name]

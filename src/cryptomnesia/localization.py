@@ -32,7 +32,8 @@ class Located:
         maps: name of a localizer → its map, (h, w) at latent resolution, ≥ 0 in the localizer's unit; NaN where the
             network's output is not finite, so that there is no map.
         errors: name of a localizer that estimates its map → the standard error of the map, (h, w), before negative
-            values were set to 0, and for `collapse` before its filter; NaN if there was one set of probes only.
+            values were set to 0; for `collapse` that of the map before its filter, and for `settled-detail` what
+            that error changes; NaN if there was one set of probes only.
         masks: name of a localizer → the pixels that count as memorized; empty without a calibration. The mask of a map
             of NaN has no pixels, and its fraction and p-values are NaN.
     """

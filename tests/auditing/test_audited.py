@@ -251,6 +251,10 @@ def test_several_processes_share_a_run(audit_folder, tmp_path):
         ({"workers": 0}, "got 0 workers; give at least 1"),
         ({"detector": "collapse"}, "the detector collapse says the same as the map collapse"),
         (
+            {"detector": "collapse", "localizer": "settled-detail"},
+            "the detector collapse says the same as the map settled-detail, because both are made from",
+        ),
+        (
             {"detector": "curvature", "localizer": "curvature-difference"},
             "the detector curvature says the same as the map curvature-difference, because both are made from",
         ),

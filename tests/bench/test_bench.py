@@ -321,6 +321,11 @@ def test_a_model_of_your_own_is_benched_with_labelled_prompts(audit_folder, tmp_
         ((), "got both or none of ground and labels; give one of them"),
         (("--ground", "scenes", "--labels", "a.csv"), "got both or none of ground and labels"),
         (("--labels", "a.csv"), "got labels without model or references; give both besides"),
+        (
+            ("--labels", "a.csv", "--model", "m", "--references", "r", "--positives", "5"),
+            "give images_per_prompt instead",
+        ),
+        (("--ground", "scenes", "--images-per-prompt", "2"), "give positives and negatives instead"),
         (("--ground", "scenes", "--model", "bundled"), "which has a model and references"),
         (("--labels", "a.csv", "--model", "m", "--references", "r", "--bundle", "b"), "without the ground"),
         (("--ground", "pixels"), "pixels has no captions, so nothing tells its images apart; give another ground"),

@@ -16,6 +16,7 @@ from cryptomnesia.localizers import (
     Localizer,
     Map,
     ScoreDifference,
+    SettledDetail,
     Watched,
 )
 from cryptomnesia.localizers.base import map_where_finite, over_channels
@@ -28,6 +29,7 @@ from mapped_runs import CHEAP, PLANTED, PROMPTS, watched
 
 MAPS = (
     Collapse(1, estimator=CHEAP),
+    SettledDetail(1, estimator=CHEAP),
     CurvatureDifference(-1, estimator=CHEAP),
     Curvature(-1, CHEAP),
     ScoreDifference(),
@@ -117,7 +119,10 @@ def test_maps_explain_what_they_lack():
         CurvatureDifference(-1).map(seen)
 
 
-@pytest.mark.parametrize("localizer", [ScoreDifference(), Collapse(1, estimator=CHEAP), Curvature(-1, CHEAP)])
+@pytest.mark.parametrize(
+    "localizer",
+    [ScoreDifference(), Collapse(1, estimator=CHEAP), SettledDetail(1, estimator=CHEAP), Curvature(-1, CHEAP)],
+)
 @pytest.mark.parametrize("broken", [[2], [0, 3], [0, 1, 2, 3]])
 def test_only_the_map_of_a_broken_image_is_lost(localizer, broken):
     case = CASES["sd-epsilon"]

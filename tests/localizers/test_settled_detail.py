@@ -46,10 +46,10 @@ def test_the_map_is_the_capacity_of_detail_over_what_collapse_leaves(name):
     left = (1 - share.values).clamp_min(FLOOR)
     torch.testing.assert_close(found.values, 0.5 * ((left + detail) / left).log(), rtol=1e-4, atol=1e-6)
     assert (found.values > 0).any()
-    # the error is that of the share times the derivative of the map by it
-    step = 1e-3 * share.errors
-    moved = 0.5 * torch.log1p(detail.double() / (left.double() - step)) - found.values.double()
-    torch.testing.assert_close(found.errors.double(), moved / 1e-3, rtol=0.05, atol=1e-3)
+    # half of what the map changes from one standard error below the share to one above
+    high, low = (1 - share.values - share.errors).clamp_min(FLOOR), (1 - share.values + share.errors).clamp_min(FLOOR)
+    changed = ((high + detail) / high).log() / 2 - ((low + detail) / low).log() / 2
+    torch.testing.assert_close(found.errors, changed / 2, rtol=1e-4, atol=1e-6)
 
 
 def test_a_plain_end_gives_a_map_of_zeros():
@@ -68,3 +68,7 @@ def test_every_baseline_has_its_name():
         made = localizer(name)
         assert made.name == name
         assert made.evaluations == (0, 0.3, -1)
+
+
+def test_it_observes_the_same_as_collapse_so_that_they_do_not_corroborate_each_other():
+    assert SettledDetail().observes == Collapse().observes

@@ -64,7 +64,8 @@ class Collapse(Localizer):
     avoid_when = (
         "Captions legitimately fix plain backgrounds, or most pixels: these collapse too, and are marked. You look for "
         "a small object, such as a logo, that stands at another place each time: on the ground `drawings` it finds "
-        "none of them. For both, use `settled-detail`. It was developed on the bundled model; on yours, calibrate its maps, and look at the masks."
+        "none of them. For both, use `settled-detail`. You have a flow model: on "
+        "`drawings-flow` it finds little. It was developed on the ground `scenes`, so look at its masks on your model."
     )
 
     @property
@@ -139,14 +140,14 @@ class Collapse(Localizer):
     def filtered(self, share: Tensor, watched: Watched) -> Tensor:
         """The map (B, h, w), ≥ 0, that an estimated share (B, h, w) gives."""
         first = watched.trajectory.step(self.guide)
-        difference = _x0(first.cond) - _x0(watched.against(first).prediction(first.cond.x, first.level))
+        difference = wide_x0(first.cond) - wide_x0(watched.against(first).prediction(first.cond.x, first.level))
         moved = over_channels(finite(difference) ** 2, first.cond_inputs)
         # where both estimates are exactly the same there is no logarithm
         guide = (moved + 1e-6 * moved.mean(dim=(1, 2), keepdim=True) + 1e-30).log()
         return guided(finite(share), guide).relu()
 
 
-def _x0(prediction: Prediction) -> Tensor:
+def wide_x0(prediction: Prediction) -> Tensor:
     """x̂_0, computed in single precision or better."""
     return replace(prediction, x=wide(prediction.x), value=wide(prediction.value)).x0
 

@@ -320,6 +320,11 @@ class TrialSettings(CallSettings):
             raise ValueError("got a ground, which has a model and references, and another one besides; leave it out")
         if self.bundle is not None and self.ground is None:
             raise ValueError("got a bundle without the ground that it belongs to; give ground as well")
+        unused = ("images_per_prompt",) if self.labels is None else ("positives", "negatives")
+        for name in unused:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                counts = "positives and negatives" if self.labels is None else "images_per_prompt"
+                raise ValueError(f"got {name} with {'labels' if self.labels else 'a ground'}; give {counts} instead")
         return self
 
 
