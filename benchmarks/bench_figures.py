@@ -42,8 +42,12 @@ def main() -> None:
 
 def roc(packets: dict[str, Packet]) -> None:
     """One panel of curves for every ground."""
-    figure, axes = plt.subplots(1, len(packets), figsize=(4 * len(packets), 4), sharey=True, squeeze=False)
-    for axis, (ground, packet) in zip(axes[0], packets.items(), strict=True):
+    columns = 3
+    rows = -(-len(packets) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 4 * rows), sharey=True, squeeze=False)
+    for axis in axes.flat[len(packets) :]:
+        axis.set_axis_off()
+    for axis, (ground, packet) in zip(axes.flat, packets.items(), strict=False):
         parts = parts_of(packet.rows)
         positive, negative = parts[main_part(parts)], [row for row in packet.rows if row["group"] == "ordinary"]
         for name in SHOWN:
@@ -54,8 +58,9 @@ def roc(packets: dict[str, Packet]) -> None:
                 axis.step(false, [(one > threshold).mean() for threshold in thresholds], where="post", label=name)
         axis.set(xscale="log", xlim=(1 / len(negative), 1), ylim=(0, 1.02), title=ground, xlabel="false-positive rate")
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("memorized images caught")
-    axes[0][-1].legend(loc="lower right", fontsize=8)
+    for row in axes:
+        row[0].set_ylabel("memorized images caught")
+    axes[0][0].legend(loc="lower right", fontsize=8)
     figure.tight_layout()
     figure.savefig(IMAGES / "bench_roc.png", dpi=150)
 

@@ -44,8 +44,8 @@ class Combined(Detector):
     use_when = "The runs have an unconditional branch, and the captions that you judge may ask for plain pictures."
     avoid_when = (
         "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `stability-or-drift` "
-        "there. The model was fine-tuned on few pictures: on two LoRAs of 24 pictures it catches next to nothing; match "
-        "their images with the training pictures. It was chosen on two small models, so compare it with other "
+        "there. The model was fine-tuned on few pictures: on two LoRAs of 24 pictures it catches next to nothing; "
+        "match their images with the training pictures. It was chosen on two small models, so compare it with other "
         "detectors on yours."
     )
     reads = frozenset({"delta", "detail", "guidance", "information"})
