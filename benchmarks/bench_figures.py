@@ -60,7 +60,8 @@ def roc(packets: dict[str, Packet]) -> None:
         axis.grid(alpha=0.3)
     for row in axes:
         row[0].set_ylabel("memorized images caught")
-    axes[0][0].legend(loc="lower right", fontsize=8)
+    # of the panels, the last one has every curve
+    axes.flat[len(packets) - 1].legend(loc="lower right", fontsize=8)
     figure.tight_layout()
     figure.savefig(IMAGES / "bench_roc.png", dpi=150)
 
