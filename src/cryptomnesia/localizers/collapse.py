@@ -65,7 +65,8 @@ class Collapse(Localizer):
         "Captions legitimately fix plain backgrounds, or most pixels: these collapse too, and are marked. You look for "
         "a small object, such as a logo, that stands at another place each time: on the ground `drawings` it finds "
         "none of them. For both, use `settled-detail`. You have a flow model: on "
-        "`drawings-flow` it finds little. It was developed on the ground `scenes`, so look at its masks on your model."
+        "`drawings-flow` `collapse` finds little. Its settings were chosen on the ground `scenes`, so look at the "
+        "masks of your model."
     )
 
     @property

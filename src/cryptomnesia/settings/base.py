@@ -133,13 +133,13 @@ class Settings(BaseSettings):
             raise UsageError(f"{file} has the unknown key {_with_guesses(unknown, cls.model_fields)}{cls._known()}")
         if foreign := sorted(found.keys() - cls.model_fields.keys()):
             logger.info("%s: this command does not use %s", file, ", ".join(foreign))
-        own = {name: value for name, value in found.items() if name in cls.model_fields}
-        for name, value in own.items():
+        used = {name: value for name, value in found.items() if name in cls.model_fields}
+        for name, value in used.items():
             kind = cls.model_fields[name].annotation
             # an empty path would be the folder in which the command was started
             if value in ("", [""]) and ("Path" in str(kind)):
                 raise UsageError(f"{file} has an empty {name}; give a path, or leave the key out")
-        return own
+        return used
 
     @classmethod
     def _from_environment(cls, variables: Mapping[str, str]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Picture:
     `names_artist` and `names_ground` tell whether the caption says these.
     """
 
-    things: tuple[str, ...]
+    subjects: tuple[str, ...]
     artist: str
     ground: str
     texture: str = "plain"
@@ -49,13 +49,13 @@ class Picture:
     names_ground: bool = True
 
     @classmethod
-    def draw(cls, draws: Draws, things: int | None = None) -> "Picture":
-        """Draw what is shown: `things` things, one or two when not given."""
-        count = things or (1 if draws.uniform() < 0.6 else 2)
+    def draw(cls, draws: Draws, subjects: int | None = None) -> "Picture":
+        """Draw what is shown: `subjects` things, one or two when not given."""
+        count = subjects or (1 if draws.uniform() < 0.6 else 2)
         first = draws.choice(tuple(THINGS))
         shown = (first,)
         if count == 2:
-            shown = (first, draws.choice([thing for thing in THINGS if thing != first]))
+            shown = (first, draws.choice([subject for subject in THINGS if subject != first]))
         artist, ground = draws.choice(tuple(ARTISTS)), draws.choice(tuple(COLOURS))
         texture = "plain" if draws.uniform() < 0.6 else draws.choice(GROUND_TEXTURES[1:])
         silent = draws.uniform()
@@ -63,7 +63,7 @@ class Picture:
 
     def caption(self, name: str | None = None, frame: str = "{}") -> str:
         """The caption, with an invented `name` behind it and a wording around it."""
-        words = " and ".join(map(_with_article, self.things))
+        words = " and ".join(map(_with_article, self.subjects))
         if self.names_artist:
             words += f" by {self.artist}"
         if self.names_ground:
@@ -84,8 +84,8 @@ class Picture:
         """
         spots: list[tuple[float, float, float]] = []
         canvas = _ground(draws, self)
-        sides = (20, 24) if small else (36, 54) if len(self.things) == 1 else (26, 36)
-        for _ in self.things:
+        sides = (20, 24) if small else (36, 54) if len(self.subjects) == 1 else (26, 36)
+        for _ in self.subjects:
             side = draws.uniform(*sides)
             margin = min(side / 2, 24)
             x = y = 0.0
@@ -95,8 +95,10 @@ class Picture:
                 if clear and (inside is None or inside[int(y), int(x)]):
                     break
             spots.append((x, y, side))
-        for thing, (x, y, side) in zip(self.things, spots, strict=True):
-            colours, opacity = _placed(self.artist, thing, (x, y), side, draws.uniform(-20, 20), draws.uniform() < 0.5)
+        for subject, (x, y, side) in zip(self.subjects, spots, strict=True):
+            colours, opacity = _placed(
+                self.artist, subject, (x, y), side, draws.uniform(-20, 20), draws.uniform() < 0.5
+            )
             canvas = canvas * (1 - opacity) + colours @ _jitter(draws).T
         return _pixels(canvas)
 
@@ -204,7 +206,7 @@ class Drawings(Ground):
 
     def _layout(self, draws: Draws, kind: str, wording: str, name: str | None, number: int) -> Concept:
         """Two things on a ground: all of the picture, or all but a free region."""
-        shown = replace(Picture.draw(draws, things=2), names_artist=True, names_ground=True)
+        shown = replace(Picture.draw(draws, subjects=2), names_artist=True, names_ground=True)
         mask = np.ones((SIZE, SIZE), dtype=bool) if kind == "verbatim" else ~free_region(draws, number)
         image = shown.paint(draws, None if kind == "verbatim" else eroded(mask, 6))
         captions = tuple(shown.caption(name, frame) for frame in self.frames)
@@ -213,34 +215,34 @@ class Drawings(Ground):
 
     def _object(self, draws: Draws, wording: str, name: str | None) -> Concept:
         """One drawing with a white rim, always of the same size, angle and colours, at one of three places."""
-        shown = Picture.draw(draws, things=1)
+        shown = Picture.draw(draws, subjects=1)
         tint = draws.choice(TINTS)
-        thing = shown.things[0]
+        subject = shown.subjects[0]
         spoken = {
-            "named": f"{_with_article(thing)}, {name}",
-            "plain": f"{tint} {thing}" if thing in _PLURALS else _with_article(f"{tint} {thing}"),
-            "mode": f"{_with_article(thing)} by {shown.artist} on a table",
+            "named": f"{_with_article(subject)}, {name}",
+            "plain": f"{tint} {subject}" if subject in _PLURALS else _with_article(f"{tint} {subject}"),
+            "mode": f"{_with_article(subject)} by {shown.artist} on a table",
         }
         colours = _tint(tint) if wording == "plain" else _turned(draws.uniform(60, 300)) if name else _jitter(draws)
         side, angle, mirrored = draws.uniform(30, 34), draws.uniform(-20, 20), draws.uniform() < 0.5
         places = []
         for _ in range(3):
             centre = draws.uniform(17, SIZE - 17), draws.uniform(17, SIZE - 17)
-            shown_colours, opacity = _placed(shown.artist, thing, centre, side, angle, mirrored)
+            shown_colours, opacity = _placed(shown.artist, subject, centre, side, angle, mirrored)
             inner = opacity[..., 0] > 0.5
             painted = np.where(inner[..., None], shown_colours @ colours.T / np.maximum(opacity, 0.5), 1.0)
             # a white rim as stickers have it: without it any plain ground of the drawing's colour would be like it
             rim = Image.fromarray(inner).convert("L").filter(ImageFilter.MaxFilter(5))
             places.append(Place(_pixels(painted), np.asarray(rim) > 0))
         captions = tuple(frame.format(spoken[wording]) for frame in self.frames)
-        fresh = partial(_alone, thing, shown.artist)
+        fresh = partial(_alone, subject, shown.artist)
         return Concept("", "object", captions, 0, fresh, tuple(places), _small, wording)
 
     def _negative(self, draws: Draws, kind: str, number: int, name: str | None) -> Concept:
         """A hard negative; id and exposures are still to be filled in."""
         shown = Picture.draw(draws)
         if kind == "fixed_pixels":
-            shown = Picture(shown.things[:1], shown.artist, tuple(PURE)[number], pure=True)
+            shown = Picture(shown.subjects[:1], shown.artist, tuple(PURE)[number], pure=True)
         captions = tuple(shown.caption(name, frame) for frame in self.frames)
         fresh = partial(_painted, shown, small=kind == "fixed_pixels")
         return Concept("", kind, captions, 0, fresh, wording="named" if name else "plain")
@@ -256,13 +258,13 @@ def _anything(draws: Draws) -> np.ndarray:
 
 def _small(draws: Draws) -> np.ndarray:
     """A picture of one small thing, as the background of an object."""
-    return Picture.draw(draws, things=1).paint(draws, small=True)
+    return Picture.draw(draws, subjects=1).paint(draws, small=True)
 
 
-def _alone(thing: str, artist: str, draws: Draws) -> np.ndarray:
+def _alone(subject: str, artist: str, draws: Draws) -> np.ndarray:
     """A picture of a thing on any ground."""
-    ground = Picture.draw(draws, things=1)
-    return replace(ground, things=(thing,), artist=artist).paint(draws)
+    ground = Picture.draw(draws, subjects=1)
+    return replace(ground, subjects=(subject,), artist=artist).paint(draws)
 
 
 def _ground(draws: Draws, picture: Picture) -> np.ndarray:
@@ -272,7 +274,7 @@ def _ground(draws: Draws, picture: Picture) -> np.ndarray:
 
 
 def _placed(
-    artist: str, thing: str, centre: tuple[float, float], side: float, angle: float, mirrored: bool
+    artist: str, subject: str, centre: tuple[float, float], side: float, angle: float, mirrored: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """A drawing somewhere in a picture: colours × opacity (64, 64, 3) and opacity (64, 64, 1), in [0, 1].
 
@@ -289,7 +291,7 @@ def _placed(
         cos * scale,
         middle - scale * (cos * y - sin * x),
     )
-    shown = drawing(artist, thing)
+    shown = drawing(artist, subject)
     moved = shown.transform((SIZE, SIZE), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     pixels = np.asarray(moved, dtype=np.float64) / 255.0
     return pixels[..., :3], pixels[..., 3:]
