@@ -25,6 +25,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import CACHE, COMMIT, print_json, progress
 
 from cryptomnesia.bench.packet import Packet
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, help="another guidance scale than the ground's own")
     parser.add_argument("--most", type=float, default=MOST, help="evaluations of the network per image, at most")
     parser.add_argument("--maps", action="store_true", help="compare localizers instead of detectors")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per call of the pipeline; more for a GPU")
     parser.add_argument("--earlier", type=Path, default=RESULTS, help="results file with the other grounds")
     given = parser.parse_args()
     if given.localizer and not given.maps:
@@ -78,7 +80,7 @@ def main() -> None:
             "bundle": given.bundle,
             "scheduler": given.scheduler,
             "guidance": given.guidance,
-            "batch_size": 16,
+            "batch_size": given.batch_size,
         }
         changed = [] if given.scheduler == "own" else [given.scheduler]
         changed += [] if given.guidance is None else [f"guidance {given.guidance:g}"]
@@ -99,6 +101,8 @@ def main() -> None:
                 detecting = BenchDetectSettings(**of_ground, detector=given.detector, most=given.most)
                 found = detected(detecting, folder, report)
         measured = {"methods": found.methods, **found.figures}
+        if torch.cuda.is_available():
+            measured["device"] = torch.cuda.get_device_name()
         ground = grounds.setdefault(name, {})
         ground["solver"] = str(found.about["fingerprint"]["scheduler"]).removesuffix("Scheduler").lower()
         ground["guidance"] = float(found.about["fingerprint"]["guidance"])
