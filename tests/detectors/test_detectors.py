@@ -23,7 +23,14 @@ from cryptomnesia.testing.miniatures import (
 from cryptomnesia.testing.oracles import FiniteSet, Gaussian
 
 LOCALIZERS = [found for name in entries("localizer") if during_run(found := create("localizer", name))]
-ELSEWHERE = {"anisotropy", "attention-entropy", "condition-jacobian", "overestimation", "spikiness"}
+ELSEWHERE = {
+    "anisotropy",
+    "attention-entropy",
+    "base-difference",  # has closed forms of its own, in test_base_difference.py
+    "condition-jacobian",
+    "overestimation",
+    "spikiness",
+}
 """Detectors to which the closed forms do not apply: tests/testing/test_checks.py says why."""
 DETECTORS = [*sorted(entries("detector").keys() - ELSEWHERE), *(localizer.name for localizer in LOCALIZERS)]
 

@@ -77,10 +77,10 @@ def detected(settings: BenchDetectSettings, folder: Path, report: "Progress") ->
     check_names("detector", settings.detector)
     given = _given(settings)
     if settings.detector:
-        detectors = [detector(name) for name in settings.detector]
+        detectors = [detector(name, given.setup) for name in settings.detector]
     else:
         most = math.inf if settings.most is None else settings.most
-        usable = [made for made in _ready("detector") if given.setup.accepts(made)]
+        usable = [detector(made, given.setup) for made in _ready("detector") if given.setup.accepts(made)]
         detectors = [made for made in usable if made.cost(given.setup) <= most]
         if not detectors:
             raise UsageError(
@@ -185,8 +185,7 @@ def _given(settings: TrialSettings) -> _Given:
     from cryptomnesia.proving_ground.ground import ground_of
     from cryptomnesia.proving_ground.manifest import Manifest
 
-    mapping = isinstance(settings, BenchLocalizeSettings)
-    checkpoint = settings.checkpoint if mapping else None
+    mapping, checkpoint = isinstance(settings, BenchLocalizeSettings), settings.checkpoint
     if settings.ground is not None:
         ground = ground_of(settings.ground)
         if not ground.captioned:
@@ -201,7 +200,9 @@ def _given(settings: TrialSettings) -> _Given:
         pipe = pipeline_of(settings, str(folder / "pipeline"))
         manifest.check(pipe)
         call = {**ground.call(manifest.steps, manifest.guidance), **call_of(settings)}
-        less = pipeline_of(settings, checkpoint or str(folder / "early")) if mapping else None
+        # the checkpoint in the bundle of a fine-tune is its base
+        compared = mapping or ground.origin is not None
+        less = pipeline_of(settings, checkpoint or str(folder / "early")) if compared or checkpoint else None
         setup = Setup.of(pipe, call, less)
         return _Given(
             setup, trials, references, call, {"model": f"the ground {ground.name}"}, manifest, ground.threshold

@@ -48,14 +48,15 @@ def calibrate(
     check_exists(str(settings.model))
     check_names("detector", settings.detector)
     named_localizers(settings.localizer)
+    of_maps = MapSettings.model_fields.keys() - {"localizer", *({"checkpoint"} if settings.detector else ())}
     given = [
-        f"--{name}" for name in MapSettings.model_fields if name != "localizer" and getattr(settings, name) is not None
+        f"--{name}" for name in MapSettings.model_fields if name in of_maps and getattr(settings, name) is not None
     ]
     if given and not settings.localizer:
         raise UsageError(f"got {' and '.join(given)} for maps, and no --localizer; give one, or leave them out")
     check_writable(output)
     pipe = pipeline_of(settings)
-    checkpoint = checkpoint_of(settings, settings.localizer)
+    checkpoint = checkpoint_of(settings, settings.localizer, settings.detector)
     setup = Setup.of(pipe, call_of(settings), checkpoint)
     localizers = localizers_for(settings, settings.localizer, setup) if settings.localizer else []
     if settings.long == "skip":

@@ -24,7 +24,7 @@ from cryptomnesia.cli.common import (
     remove_old,
     seeds_of,
 )
-from cryptomnesia.cli.maps import named_localizers
+from cryptomnesia.cli.maps import compared, named_localizers
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_verdicts, progress_bar
@@ -139,7 +139,7 @@ def _examined(
             images_per_prompt=settings.images_per_prompt,
             long=settings.long,
             calibration=calibration,
-            detector=settings.detector,
+            detector=compared(settings),
             fpr=settings.fpr,
             localizer=localizer,
             mitigation=mitigation,

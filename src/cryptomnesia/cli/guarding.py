@@ -22,6 +22,7 @@ from cryptomnesia.cli.common import (
     remove_old,
     seeds_of,
 )
+from cryptomnesia.cli.maps import compared
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_verdicts, progress_bar
@@ -69,7 +70,7 @@ def guard(
         calibrations,
         policy=settings.policy,
         unknown=settings.unknown,
-        detector=settings.detector,
+        detector=compared(settings),
         fpr=settings.fpr,
         mitigation=settings.mitigation,
         decide_by=settings.decide_by,

@@ -1,4 +1,4 @@
-"""Localizers with the settings that a command was given, and the checkpoint that they are compared with."""
+"""Localizers with the settings that a command was given, and what they and detectors are compared with."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 from cryptomnesia.cli.bundled import early_checkpoint
 from cryptomnesia.cli.common import pipeline_of
 from cryptomnesia.errors import UsageError
-from cryptomnesia.settings import CalibrateSettings, LocalizeSettings
+from cryptomnesia.settings import CalibrateSettings, DetectSettings, GuardSettings, LocalizeSettings
 
 if TYPE_CHECKING:
     from cryptomnesia.localizers import Localizer
     from cryptomnesia.pipelines.setup import Setup
+
+BASE_DIFFERENCE = "base-difference"
+"""The detector that compares a fine-tune with its base."""
 
 _MOST_PROBES = 512
 """Probes of a map that stops at the wanted error."""
@@ -89,13 +92,20 @@ def _fields(value: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
 
 
-def checkpoint_of(settings: LocalizeSettings | CalibrateSettings, names: Sequence[str]) -> Any:
-    """The less-trained checkpoint that was given, or that comes with the bundled model; None if no localizer needs one.
+def checkpoint_of(
+    settings: LocalizeSettings | CalibrateSettings, names: Sequence[str], detectors: Sequence[str] = ()
+) -> Any:
+    """The less-trained checkpoint that was given, or that comes with the bundled model; None if no method needs one.
+
+    The one that comes with the bundled model is for localizers: a detector that compares with a base has to be given
+    one.
 
     Raises:
-        UsageError: if one was given that no localizer needs.
+        UsageError: if one was given that no method needs.
     """
     needing = [method.name for method in named_localizers(names) if "checkpoint" in method.requires]
+    if settings.checkpoint is not None and BASE_DIFFERENCE in detectors:
+        needing.append(BASE_DIFFERENCE)
     if not needing:
         if settings.checkpoint is not None:
             raise UsageError(
@@ -107,3 +117,21 @@ def checkpoint_of(settings: LocalizeSettings | CalibrateSettings, names: Sequenc
     if model is None:
         raise UsageError(f"{needing[0]} needs a less-trained checkpoint of {settings.model}; give one as `checkpoint`")
     return pipeline_of(settings, model)
+
+
+def compared(settings: DetectSettings | GuardSettings) -> Any:
+    """The detector that was named; if it compares a fine-tune with its base, with the base that was given.
+
+    Raises:
+        UsageError: for a base that the detector does not need.
+    """
+    if settings.checkpoint is None:
+        return settings.detector
+    if settings.detector != BASE_DIFFERENCE:
+        raise UsageError(
+            f"got --checkpoint {settings.checkpoint}, and the detector {settings.detector} is compared with none; give "
+            f"--detector {BASE_DIFFERENCE}, or leave --checkpoint out"
+        )
+    from cryptomnesia.detectors import BaseDifference
+
+    return BaseDifference(pipeline_of(settings, settings.checkpoint))

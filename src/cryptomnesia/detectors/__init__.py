@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cryptomnesia.detectors.base import Detector, Moments
+from cryptomnesia.detectors.base_difference import BaseDifference
 from cryptomnesia.detectors.combined import Combined
 from cryptomnesia.detectors.drift import Drift
 from cryptomnesia.detectors.guidance_magnitude import GuidanceMagnitude
@@ -16,6 +17,7 @@ from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.registry import create, entries, names
 
 __all__ = [
+    "BaseDifference",
     "Combined",
     "Detector",
     "Drift",
@@ -44,12 +46,19 @@ def detector(method: str | Any, setup: Setup | None = None) -> Detector:
     Args:
         method: the name of a registered detector; the name of a localizer, which stands for the mean of its map;
             `auto` for the default; or an object.
-        setup: the set-up that `auto` has to work in.
+        setup: the set-up that `auto` has to work in, and whose checkpoint is the base of a `BaseDifference` without
+            one.
 
     Raises:
         UsageError: for an unknown name, or `auto` without a set-up.
         PluginError: if the package that registers the name cannot be imported.
     """
+    found = _named(method, setup)
+    return found.on(setup) if setup is not None and isinstance(found, BaseDifference) else found
+
+
+def _named(method: str | Any, setup: Setup | None) -> Detector:
+    """The detector of a name, or the object that was given."""
     if method == "auto":
         if setup is None:
             raise UsageError("got the detector 'auto' without a set-up to choose it for; name one")

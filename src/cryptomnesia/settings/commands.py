@@ -190,7 +190,16 @@ class GenerateSettings(PromptSettings, ImageSettings):
     """The settings of every command that generates images of prompts."""
 
 
-class DetectSettings(FlaggedSettings, JudgeSettings, GenerateSettings):
+class ComparedSettings(Settings):
+    """What the model is compared with."""
+
+    panel: ClassVar[str | None] = "Detection"
+
+    checkpoint: str | None = None
+    """For the detector `base-difference`: the model that was trained further, as a local folder or a hub id."""
+
+
+class DetectSettings(ComparedSettings, FlaggedSettings, JudgeSettings, GenerateSettings):
     """Everything that the result of `detect` depends on."""
 
 
@@ -216,7 +225,7 @@ class MapSettings(Settings):
     localizer has a default of its own."""
     checkpoint: str | None = None
     """Less-trained checkpoint for the localizers that are compared with one: a local folder or a hub id. The bundled
-    model has one."""
+    model has one. `calibrate` also takes the base of a fine-tune, for the detector `base-difference`."""
     probes: int | None = Field(None, ge=1)
     """Products with the Jacobian per image, for the localizers that estimate one: a multiple of 8. By default 16, or at
     most 512 with `wanted`."""
@@ -266,7 +275,7 @@ class CalibrateSettings(MapSettings, CallSettings):
     """Localizer whose maps are to become masks; can be given several times. `methods` lists all."""
 
 
-class GuardSettings(JudgeSettings, GenerateSettings):
+class GuardSettings(ComparedSettings, JudgeSettings, GenerateSettings):
     """Everything that the result of `guard` depends on."""
 
     panel: ClassVar[str | None] = "Guard"
@@ -308,6 +317,9 @@ class TrialSettings(CallSettings):
     """Of a ground: images of planted captions, about."""
     negatives: int = Field(400, ge=1, le=2_000)
     """Of a ground: ordinary captions, one image each. A true-positive rate at 0.1% needs 1,000."""
+    checkpoint: str | None = None
+    """Less-trained checkpoint for the localizers that are compared with one, and the base of a fine-tune for the
+    detector `base-difference`: a local folder or a hub id. A ground has one."""
     batch_size: BatchSize = 16
 
     @model_validator(mode="after")
@@ -345,9 +357,6 @@ class BenchLocalizeSettings(TrialSettings):
     """Of a ground: ordinary captions, one image each."""
     localizer: Names = Field(default_factory=list)
     """Localizer to compare; can be given several times. By default all that work in the set-up."""
-    checkpoint: str | None = None
-    """Less-trained checkpoint for the localizers that are compared with one: a local folder or a hub id. A ground has
-    one."""
 
 
 class MatchSettings(IndexSettings):

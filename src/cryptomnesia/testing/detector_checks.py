@@ -127,13 +127,14 @@ class _Trial:
         seeds: Sequence[int] = SEEDS,
         around: AbstractContextManager[Any] | None = None,
     ) -> Batch:
+        detector = detector_of(self.detector, setup)
         (batch,) = generate(
             setup,
             prompts,
             seeds,
             batch_size=len(prompts),
-            norms=self.detector.norms,
-            signals=self.detector.signals,
+            norms=detector.norms,
+            signals=detector.signals,
             around=None if around is None else lambda: around,
         )
         return batch
