@@ -2,6 +2,7 @@
 
     python benchmarks/bench.py --ground scenes > new.json
     python benchmarks/bench.py --ground scenes-full --bundle RUN/bundle > new.json
+    python benchmarks/bench.py --ground scenes-lora --bundle RUN/bundle --as "seed 1" > new.json
     python benchmarks/bench.py --ground drawings --maps > new.json
     python benchmarks/bench.py --ground drawings-flow --bundle RUN/bundle --maps --localizer collapse > new.json
     python benchmarks/bench.py --ground scenes --scheduler ddim --most 0 > new.json
@@ -60,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--ground", help="ground to measure")
     parser.add_argument("--bundle", type=Path, help="RUN/bundle of a training of the ground")
+    parser.add_argument("--as", dest="called", help="what the results call a training that is not the ground's own")
     parser.add_argument("--detector", action="append", default=[], help="detector to compare; may be given repeatedly")
     parser.add_argument("--localizer", action="append", help="with --maps: localizers of the ground's table")
     parser.add_argument("--scheduler", default="own", help="another scheduler than the ground's own")
@@ -82,7 +84,8 @@ def main() -> None:
             "guidance": given.guidance,
             "batch_size": given.batch_size,
         }
-        changed = [] if given.scheduler == "own" else [given.scheduler]
+        changed = [] if given.called is None else [given.called]
+        changed += [] if given.scheduler == "own" else [given.scheduler]
         changed += [] if given.guidance is None else [f"guidance {given.guidance:g}"]
         name = ", ".join([given.ground, *changed])
         folder = CACHE / f"bench-{_file(name)}{'-maps' * given.maps}"

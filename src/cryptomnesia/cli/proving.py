@@ -1,6 +1,7 @@
 """`proving-ground`: train, measure and look at models whose training images are known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -62,6 +63,9 @@ def train(
     pictures: Pictures = None,
     exposures: Exposures = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Of a fine-tune by LoRA: its rank.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Other than the ground's own: other pictures, and other random numbers.")
+    ] = None,
 ) -> None:
     """Train the model of a proving ground, from nothing (hours on two cores) or from another's (minutes)."""
     from cryptomnesia.pipelines.loading import quiet
@@ -72,20 +76,24 @@ def train(
         from cryptomnesia.proving_ground.ground import ground_of
         from cryptomnesia.proving_ground.train import train
 
+    from dataclasses import replace
+
     check_folder(folder)
     ground = tuned(ground_of(name), base=base, pictures=pictures, exposures=exposures, rank=rank)
+    recipe = ground.recipe if seed is None else replace(ground.recipe, seed=seed)
     made = folder / "bundle"
     with progress_bar() as report:
         train(
             ground,
             folder,
+            recipe,
             autoencoder=autoencoder,
             device=device,
             processes=processes,
             report=lambda phase, done, total, loss: report(f"{phase} (loss {loss:.4f})", done, total),
         )
         if not made.exists():
-            bundle(ground, folder, made, progress=report)
+            bundle(ground, folder, made, recipe, progress=report)
     typer.echo(f"{made}: measure it with `cryptomnesia proving-ground verify {name} --bundle {made} --write`")
 
 
