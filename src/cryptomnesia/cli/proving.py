@@ -76,8 +76,6 @@ def train(
         from cryptomnesia.proving_ground.ground import ground_of
         from cryptomnesia.proving_ground.train import train
 
-    from dataclasses import replace
-
     check_folder(folder)
     ground = tuned(ground_of(name), base=base, pictures=pictures, exposures=exposures, rank=rank)
     recipe = ground.recipe if seed is None else replace(ground.recipe, seed=seed)

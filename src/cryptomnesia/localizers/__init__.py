@@ -36,7 +36,7 @@ __all__ = [
     "localizers_of",
 ]
 
-DEFAULTS = ("collapse", "collapse-empty", "curvature")
+DEFAULTS = ("settled-detail", "settled-detail-empty", "curvature")
 """Names of the localizers to choose from when none is given; the first that works in the set-up is taken."""
 
 

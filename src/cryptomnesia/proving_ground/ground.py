@@ -77,13 +77,13 @@ class Ground(ABC):
     with_early: bool = True
     """Whether the less-trained checkpoint is in the bundle, too."""
 
-    detectors: tuple[str, ...] = ("collapse", "curvature-difference")
+    detectors: tuple[str, ...] = ("settled-detail", "curvature-difference")
     """Detectors of the bundled calibration that need more than the norms, which are always recorded.
 
     Without captions, those are left out that need them.
     """
 
-    localizers: tuple[str, ...] = ("collapse", "curvature-difference")
+    localizers: tuple[str, ...] = ("settled-detail", "collapse", "curvature-difference")
     """Localizers whose maps of the reference images are in the bundled calibration; none without captions."""
 
     like: Any = None

@@ -47,8 +47,8 @@ class Scenes(Ground):
     recognizer_steps = 7_000
     threshold = 0.12
     guidances = (1.5, 3.0, 5.0)
-    detectors = ("collapse", "curvature-difference", "score-difference", "guidance-map", "curvature")
     localizers = (
+        "settled-detail",
         "collapse",
         "curvature-difference",
         "curvature-difference-checkpoint",
