@@ -121,8 +121,8 @@ def main() -> None:
     packets = {name: Packet.load(path) for name, path in own.items() if path.exists()}
     chosen = left_out(packets, {name: name.split("-")[0] for name in packets})
     figures = {"grounds": grounds, "leave_one_ground_out": chosen}
-    # the packets have every digit
-    print_json(_rounded(figures), commits=commits, indent=1)
+    # the packets have more digits
+    print_json(_rounded(figures), commits=commits, indent=None)
 
 
 def _rounded(value: Any) -> Any:

@@ -124,7 +124,7 @@ def about(calibration: Calibration) -> dict[str, Any]:
         "model": "made up",
         "settings": settings.model_dump(mode="json"),
         "fingerprint": calibration.fingerprint,
-        "methods": {"detector": DETECTOR.name, "localizer": "collapse", "mitigation": "rephrasing"},
+        "methods": {"detector": DETECTOR.name, "localizer": "settled-detail", "mitigation": "rephrasing"},
         "weights": "0" * 64,
         "index": ["tiles", 9],
         "versions": {"cryptomnesia": __version__},

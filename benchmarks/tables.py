@@ -205,7 +205,7 @@ def first_look_mitigation(results: Results) -> str:
 def first_look_summary(results: Results) -> str:
     """Where, and what instead: the methods of this library beside the best published one."""
     rows = []
-    for ground in ("scenes", "drawings", "drawings-flow"):
+    for ground in ("scenes", "drawings", "drawings-flow", "drawings-unconditional"):
         measured = _benched(results, ground, "maps")["maps"]
         found = {name: values["iou"]["reproduced"] for name, values in measured["localizers"].items()}
         best = max(
@@ -215,8 +215,8 @@ def first_look_summary(results: Results) -> str:
         rows.append(
             [
                 f"Where? IoU of the mask with the memorized region on {code(ground)}, threshold fixed beforehand",
-                f"`collapse` {interval(found['collapse'])}",
                 f"`settled-detail` {interval(found['settled-detail'])}",
+                f"`collapse` {interval(found['collapse'])}",
                 f"{code(best)} {interval(found[best])}",
                 number(measured["everything"]["reproduced"]),
             ]
@@ -798,9 +798,12 @@ def _benched(results: Results, name: str, kind: str = "detectors") -> Value:
     if kind not in found:
         raise NotMeasured(name)
     ground, *changed = name.split(", ")
-    options = [f" --{change}" if " " in change else f" --scheduler {change}" for change in changed]
-    end = "" if _costly(found) else " --most 0"
-    if kind == "maps":
+    options = [_option(change) for change in changed]
+    if kind == "detectors":
+        end = "" if _costly(found) else " --most 0"
+        if COMPARED[-1] in found["methods"]:
+            end = "".join(f" --detector {one}" for one in found["methods"])
+    else:
         compared = list(found["maps"]["localizers"])
         # a network without cross-attention takes a list of its own
         end = " --maps" + "".join(f" --localizer {one}" for one in compared) * ("bright-ending" not in compared)
@@ -808,6 +811,13 @@ def _benched(results: Results, name: str, kind: str = "detectors") -> Value:
     commits = results("bench", "made_by", "commits")
     results.parts.setdefault("bench", {})[command] = commits[f"{name}, maps" if kind == "maps" else name]
     return found
+
+
+def _option(change: str) -> str:
+    """The option of bench.py that makes a change against the ground's own solver, guidance scale or training."""
+    if change.startswith("seed"):
+        return f' --as "{change}"'
+    return f" --{change}" if " " in change else f" --scheduler {change}"
 
 
 def _costly(found: Value) -> bool:
@@ -833,8 +843,54 @@ def _bench(results: Results, name: str) -> str:
     return grid(["detector", *heads, "caught at 1% of never-planted captions", "not reproduced", "evaluations"], rows)
 
 
-for _name in ("scenes", "drawings", "drawings-flow", "drawings-unconditional", "scenes-lora", "drawings-lora"):
+for _name in ("scenes", "drawings", "drawings-flow", "drawings-unconditional"):
     table(f"bench.{_name}")(partial(_bench, name=_name))
+
+
+@table("bench.fine-tunes")
+def bench_fine_tunes(results: Results) -> str:
+    """On every fine-tune AUC against never-planted captions and what is caught, by detector."""
+    rows = []
+    for name in _fine_tunes(results):
+        found = _benched(results, name)
+        counts = found["counts"]
+        made = sum(counts.get(part, {}).get("images", 0) for part in ("reproduced", "not_reproduced"))
+        cells = []
+        for one in COMPARED:
+            figures = found["detectors"][one]
+            auc, caught = (figures[key]["reproduced"]["ordinary"] for key in ("auc", "tpr_at_1pct"))
+            cells += [number(auc), interval(caught)]
+        first, *changed = name.split(", ")
+        rows.append([", ".join([code(first), *changed]), f"{counts['reproduced']['images']} of {made}", *cells])
+    heads = [f"{code(one)}, {what}" for one in COMPARED for what in ("AUC", "caught at 1%")]
+    return grid(["fine-tune", "copies", *heads], rows)
+
+
+COMPARED = ("combined", "overestimation", "one-step", "settled-detail", "base-difference")
+"""Detectors of the table of fine-tunes: the default, the best published ones, and those that work there."""
+
+
+def _fine_tunes(results: Results) -> list[str]:
+    """The fine-tunes that were measured, those on which `base-difference` was developed first."""
+    found = [name for name in results("bench", "grounds") if name.partition(", ")[0].endswith(("-lora", "-full"))]
+    return sorted(found, key=lambda name: (", " in name, name))
+
+
+@table("bench.fine-tunes.maps")
+def bench_fine_tunes_maps(results: Results) -> str:
+    """On every fine-tune the IoU of the maps with the picture, all of which is memorized."""
+    rows = []
+    for name in _fine_tunes(results):
+        if ", " in name:
+            continue
+        figures = _benched(results, name, "maps")["maps"]["localizers"]
+        others = [one for one in figures if one not in ("settled-detail", "collapse")]
+        best = max(others, key=lambda one: figures[one]["iou"]["reproduced"]["value"])
+        cells = [interval(figures[one]["iou"]["reproduced"]) for one in ("settled-detail", "collapse")]
+        marked = number(figures["settled-detail"]["marked"]["ordinary"])
+        rows.append([code(name), *cells, f"{code(best)} {interval(figures[best]['iou']['reproduced'])}", marked])
+    heads = ["IoU of `settled-detail`", "IoU of `collapse`", "best published map"]
+    return grid(["fine-tune", *heads, "`settled-detail` marks of never-planted captions"], rows)
 
 
 _OWN = ("combined", "drift", "information", "stability-or-drift")
@@ -855,7 +911,7 @@ def bench_summary(results: Results) -> str:
         best = max(
             free, key=lambda one: [aucs[one][g]["value"] for g in ("ordinary", "fixed_pixels") if g in aucs[one]]
         )
-        for one in ("combined", best):
+        for one in ("combined", best, *({"base-difference"} & aucs.keys())):
             fixed = aucs[one].get("fixed_pixels")
             caught = found["detectors"][one]["tpr_at_1pct"]["reproduced"]["ordinary"]
             cells = interval(aucs[one]["ordinary"]), "–" if fixed is None else interval(fixed), interval(caught)
@@ -871,6 +927,7 @@ def bench_regimes(results: Results) -> str:
     """The default detectors and their parts with other solvers and guidance scales."""
     shown = ("combined", "stability-or-drift", "stability", "guidance-mean", "information", "drift")
     grounds = list(results("bench", "grounds"))
+    grounds = [name for name in grounds if ", seed" not in name]
     changed = {name.partition(", ")[0] for name in grounds if ", " in name}
     rows = []
     for name in grounds:
@@ -946,7 +1003,7 @@ def _maps(results: Results, name: str) -> str:
     return grid(["map", *heads, *(f"marked of {group}" for group in groups.values()), "evaluations"], rows)
 
 
-for _name in ("scenes", "drawings", "drawings-flow"):
+for _name in ("scenes", "drawings", "drawings-flow", "drawings-unconditional"):
     table(f"bench.{_name}.maps")(partial(_maps, name=_name))
 
 

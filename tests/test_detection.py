@@ -15,6 +15,7 @@ from cryptomnesia import (
     Located,
     MapMean,
     Rephrasing,
+    SettledDetail,
     Stability,
     StabilityRule,
     UsageError,
@@ -210,13 +211,13 @@ def test_every_family_is_examined_with_no_further_option(name):
     setup = case.setup(pipe)
     methods = Examination.of(setup, calibration, fpr=0.5, localizer="auto", mitigation="auto")
     expected = {
-        "sd unguided": "collapse-empty",
-        "sd3 unguided": "collapse-empty",
-        "flux distilled": "collapse-empty",
+        "sd unguided": "settled-detail-empty",
+        "sd3 unguided": "settled-detail-empty",
+        "flux distilled": "settled-detail-empty",
         "ddim": "curvature",
         "ddpm": "curvature",
     }
-    assert methods.localizer.name == expected.get(name, "collapse")
+    assert methods.localizer.name == expected.get(name, "settled-detail")
     assert methods.mitigation.name == ("rephrasing" if setup.family.conditional else "stability")
     assert methods.judge.detector.name == ("combined" if setup.guided else "stability-or-drift")
     strict = flagging(calibration, EVERYTHING)
@@ -262,7 +263,7 @@ def counting(monkeypatch, kind):
 
 @pytest.mark.parametrize(
     ("kind", "localizer"),
-    [(Collapse, "auto"), (Collapse, "collapse"), (Curvature, "curvature"), (Curvature, Curvature())],
+    [(SettledDetail, "auto"), (Collapse, "collapse"), (Curvature, "curvature"), (Curvature, Curvature())],
 )
 def test_a_map_that_served_as_detector_is_not_computed_again(pipe, monkeypatch, kind, localizer):
     name = kind().name
@@ -283,7 +284,7 @@ def test_a_map_that_served_as_detector_is_not_computed_again(pipe, monkeypatch, 
         heat = finding.located.maps[name]
         assert torch.equal(heat, finding.trajectory.signals[name][0])
         assert torch.equal(heat, before.trajectory.signals[name][0])
-        assert heat.any() == (kind is Curvature)
+        assert heat.any() == (kind is not Collapse)
         assert heat.double().mean().float().item() == pytest.approx(finding.verdict.score)
 
 

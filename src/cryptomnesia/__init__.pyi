@@ -9,6 +9,7 @@ from .calibration.stored import Calibration as Calibration
 from .detection import Finding as Finding
 from .detection import detect as detect
 from .detectors.base import Detector as Detector
+from .detectors.base_difference import BaseDifference as BaseDifference
 from .detectors.combined import Combined as Combined
 from .detectors.drift import Drift as Drift
 from .detectors.guidance_magnitude import GuidanceMagnitude as GuidanceMagnitude

@@ -45,7 +45,7 @@ def test_a_run_holds_evidence_on_every_image(audit_folder, audited):
 
 
 def test_a_run_says_what_auto_stood_for(audited):
-    assert audited.about["methods"] == {"detector": "drift", "localizer": "collapse", "mitigation": "rephrasing"}
+    assert audited.about["methods"] == {"detector": "drift", "localizer": "settled-detail", "mitigation": "rephrasing"}
     assert audited.about["made_by"]["detector"] == "drift(less=3.0)"
     assert audited.about["fingerprint"]["scheduler"] == "DDIMScheduler"
     assert audited.about["fingerprint"]["steps"] == 3
@@ -249,7 +249,7 @@ def test_several_processes_share_a_run(audit_folder, tmp_path):
         ({"height": 24}, "got height 24 and width None; give both or neither"),
         ({"stepz": 3}, r"got the unknown setting stepz \(did you mean steps\?\)"),
         ({"workers": 0}, "got 0 workers; give at least 1"),
-        ({"detector": "collapse"}, "the detector collapse says the same as the map collapse"),
+        ({"detector": "settled-detail"}, "the detector settled-detail says the same as the map settled-detail"),
         (
             {"detector": "collapse", "localizer": "settled-detail"},
             "the detector collapse says the same as the map settled-detail, because both are made from",
@@ -300,7 +300,7 @@ def test_maps_that_nobody_named_are_left_out_if_the_calibration_has_none(audit_f
     pipe = stable_diffusion()
     calibration = calibrate(pipe, PROMPTS, batch_size=34, **CALL)
     given = settings(audit_folder, model=pipe, references=None, mitigate=False)
-    warning = "the audit goes on without it: the calibration has no maps of collapse (it has: none); generate the"
+    warning = "the audit goes on without it: the calibration has no maps of settled-detail (it has: none); generate the"
     caplog.clear()
     with caplog.at_level(logging.WARNING, "cryptomnesia"):
         store = audit(**given, calibration=calibration, output=tmp_path / "run")
@@ -342,7 +342,7 @@ def test_a_run_may_be_judged_by_the_mean_of_a_map(audit_folder, tmp_path):
     store = audit(**settings(audit_folder, detector="curvature-difference"), output=tmp_path / "run")
     calibration = Calibration.load(store.folder / "calibration.safetensors")
     assert set(calibration.runs.signals) == {"curvature-difference"}
-    assert set(calibration.maps) == {"collapse"}
+    assert set(calibration.maps) == {"settled-detail"}
     before = str(store.rows("scores"))
     detector = MapMean(CurvatureDifference())
     for row, scored in zip(store.rows("images"), store.rows("scores"), strict=True):

@@ -158,7 +158,11 @@ def test_an_audit_says_its_cost_and_its_outcome(cryptomnesia, audit_folder, audi
     assert not (tmp_path / "run").exists()
     code, out, err = cryptomnesia("audit", *given, "--no-mitigate", "--json")
     assert code in (1, 3), err
-    assert json.loads(out)["about"]["methods"] == {"detector": "combined", "localizer": "collapse", "mitigation": None}
+    assert json.loads(out)["about"]["methods"] == {
+        "detector": "combined",
+        "localizer": "settled-detail",
+        "mitigation": None,
+    }
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(cryptomnesia, run, tmp_path, monkeypatch):

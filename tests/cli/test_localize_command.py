@@ -62,10 +62,10 @@ def test_without_a_calibration_there_are_maps_only(cryptomnesia, model, setup, t
     asked = ("--prompt", "a red circle", "--prompt", "a blue star", "-o", tmp_path / "out", *setup)
     code, out, err = cryptomnesia("localize", model / "tiny", *asked, "--probes", "16")
     assert (code, err) == (0, "")
-    assert "collapse" in out
+    assert "settled-detail" in out
     assert "2 panels and as many files of maps in" in out
     tensors = load_file(tmp_path / "out" / "maps-0000-seed-0.safetensors")
-    assert set(tensors) == {"collapse", "collapse/error"}
+    assert set(tensors) == {"settled-detail", "settled-detail/error"}
     # the files of an earlier run are removed
     code, out, _ = cryptomnesia("localize", model / "tiny", "--prompt", "a", "-o", tmp_path / "out", *setup)
     assert code == 0
@@ -87,7 +87,7 @@ def test_settings_of_localizers_reach_those_that_have_them(cryptomnesia, model, 
         "localize", model / "tiny", "--prompt", "a red circle", "--wanted", 0.5, "-o", tmp_path, "--json", *setup
     )
     assert (code, err) == (0, "")
-    assert "probes=512, group=8, wanted=0.5" in json.loads(out)["localizers"]["collapse"]
+    assert "probes=512, group=8, wanted=0.5" in json.loads(out)["localizers"]["settled-detail"]
 
 
 def test_the_calibration_beside_the_model_makes_masks_where_it_fits(cryptomnesia, model, mapped, setup, tmp_path):

@@ -12,6 +12,7 @@ from cryptomnesia.testing.miniatures import CALL, PROMPTS, stable_diffusion
 from cryptomnesia.testing.oracle_runs import CAPTION, SIDE, fixed_half, half_memorized
 from cryptomnesia.testing.setups import twin
 from cryptomnesia.tracing.generation import generate
+from lora_files import write_lora
 
 
 def test_the_score_is_that_of_the_closed_form():
@@ -55,6 +56,18 @@ def test_it_says_what_it_needs():
     with pytest.raises(UsageError, match="the text_encoder of the base differs from the model's"):
         Setup.of(pipe, CALL).check([BaseDifference(other)])
     Setup.of(pipe, CALL).check([BaseDifference(twin(stable_diffusion()))])
+
+
+def test_a_lora_of_the_text_encoder_is_refused(tmp_path):
+    for name, text in (("unet", ()), ("both", ("q_proj",))):
+        write_lora(tmp_path / name, stable_diffusion(), "to_q", seed=0, text=text)
+    tuned = stable_diffusion()
+    tuned.load_lora_weights(tmp_path / "unet")
+    Setup.of(tuned, CALL).check([BaseDifference(stable_diffusion())])
+    tuned = stable_diffusion()
+    tuned.load_lora_weights(tmp_path / "both")
+    with pytest.raises(UsageError, match="the text_encoder of the base differs from the model's"):
+        Setup.of(tuned, CALL).check([BaseDifference(stable_diffusion())])
 
 
 def test_a_calibration_with_another_base_is_refused():

@@ -65,14 +65,14 @@ def test_what_a_localizer_lacks_is_said_before_anything_is_generated():
 @pytest.mark.parametrize(
     ("case", "name"),
     [
-        ("sd-epsilon", "collapse"),
-        ("sd-v", "collapse"),
-        ("sdxl", "collapse"),
-        ("sd3", "collapse"),
-        ("flux true guidance", "collapse"),
-        ("sd unguided", "collapse-empty"),
-        ("sd3 unguided", "collapse-empty"),
-        ("flux distilled", "collapse-empty"),
+        ("sd-epsilon", "settled-detail"),
+        ("sd-v", "settled-detail"),
+        ("sdxl", "settled-detail"),
+        ("sd3", "settled-detail"),
+        ("flux true guidance", "settled-detail"),
+        ("sd unguided", "settled-detail-empty"),
+        ("sd3 unguided", "settled-detail-empty"),
+        ("flux distilled", "settled-detail-empty"),
         ("ddim", "curvature"),
         ("ddpm", "curvature"),
     ],
@@ -84,5 +84,7 @@ def test_the_default_is_what_the_family_offers(case, name):
 def test_without_any_default_the_user_has_to_choose():
     setup = CASES["flux true guidance"].setup()
     setup.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
-    with pytest.raises(UsageError, match="none of the localizers collapse, collapse-empty, curvature works"):
+    with pytest.raises(
+        UsageError, match="none of the localizers settled-detail, settled-detail-empty, curvature works"
+    ):
         default_localizer(setup)

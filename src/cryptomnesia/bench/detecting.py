@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -258,6 +259,5 @@ def _scored(
 
 
 def _number(value: Tensor) -> float | None:
-    """A number as JSON holds it: None for one that is not finite."""
-    found = value.item()
-    return found if value.isfinite() else None
+    """A number as JSON holds it, with the digits of single precision: None for one that is not finite."""
+    return float(str(np.float32(value.item()))) if value.isfinite() else None

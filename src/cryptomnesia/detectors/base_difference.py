@@ -21,9 +21,11 @@ from cryptomnesia.detectors.measured import Measured
 from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers.base import wide
 from cryptomnesia.localizers.baseline import check_checkpoint
+from cryptomnesia.pipelines.contents.adapters import adapters
+from cryptomnesia.pipelines.contents.weights import weights_of
 from cryptomnesia.pipelines.denoiser import Denoiser
 from cryptomnesia.pipelines.families import family_of
-from cryptomnesia.pipelines.fingerprint import weights_digest, weights_digests
+from cryptomnesia.pipelines.fingerprint import networks, weights_digest, weights_digests
 from cryptomnesia.pipelines.setup import Setup, describe
 from cryptomnesia.tracing.trajectory import Place, Trajectory
 
@@ -119,6 +121,10 @@ class BaseDifference(Measured):
         return torch.stack(found).mean(dim=0)
 
 
-def _readers(pipe: Any) -> dict[str, str]:
-    """The digest of the weights of every text encoder, by its name in the pipeline."""
-    return {name: digest for name, digest in weights_digests(pipe).items() if name.startswith("text_encoder")}
+def _readers(pipe: Any) -> dict[str, Any]:
+    """The digest of the weights of every text encoder and its adapters, by its name in the pipeline."""
+    return {
+        name: (weights_digests(pipe)[name], adapters(name, network, weights_of(name, network)))
+        for name, network in networks(pipe).items()
+        if name.startswith("text_encoder")
+    }

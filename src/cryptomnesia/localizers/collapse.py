@@ -60,13 +60,15 @@ class Collapse(Localizer):
 
     summary = "The share of the picture's posterior variance that is gone early in the run, at every place."
     source = "this library"
-    use_when = "You need a mask: a region with a threshold that was fixed on other pictures."
+    use_when = (
+        "You need sharp outlines, or a map three tenths into the run, and have seen that it finds something on your "
+        "model."
+    )
     avoid_when = (
         "Captions legitimately fix plain backgrounds, or most pixels: these collapse too, and are marked. You look for "
         "a small object, such as a logo, that stands at another place each time: on the ground `drawings` it finds "
-        "none of them. For both, use `settled-detail`. You have a flow model: on "
-        "`drawings-flow` `collapse` finds little. Its settings were chosen on the ground `scenes`, so look at the "
-        "masks of your model."
+        "none of them. For both, use `settled-detail`. You have a flow model or a fine-tune: on `drawings-flow` and on "
+        "three of four fine-tunes `collapse` finds little. Its settings were chosen on the ground `scenes`."
     )
 
     @property
