@@ -113,6 +113,7 @@ def main() -> None:
             ground["maps"] = measured
             commits[f"{name}, maps"] = COMMIT
         else:
+            ground.pop("device", None)
             ground |= measured
             commits[name] = COMMIT
             PACKETS.mkdir(exist_ok=True)

@@ -872,7 +872,8 @@ COMPARED = ("combined", "overestimation", "one-step", "settled-detail", "base-di
 
 def _fine_tunes(results: Results) -> list[str]:
     """The fine-tunes that were measured, those on which `base-difference` was developed first."""
-    found = [name for name in results("bench", "grounds") if name.partition(", ")[0].endswith(("-lora", "-full"))]
+    grounds = results("bench", "grounds")
+    found = [name for name in grounds if COMPARED[-1] in grounds[name].get("detectors", {})]
     return sorted(found, key=lambda name: (", " in name, name))
 
 

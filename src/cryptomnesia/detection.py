@@ -219,12 +219,17 @@ class Examination:
         return self._examined(
             checked(
                 batches,
-                lambda: self.judge.calibration.check(self.setup),
+                self._check,
                 images=len(prompts),
                 batch_size=self.batch_size,
             ),
             cut_off(self.setup, prompts),
         )
+
+    def _check(self) -> None:
+        """Refuse a pipeline, or a base that the detector compares with, that was changed."""
+        self.judge.calibration.check(self.setup)
+        self.judge.calibration.check_detector(self.judge.detector)
 
     def _examined(self, batches: Iterator[Batch], truncated: Collection[str]) -> Iterator[Finding]:
         """The findings for the images of every batch, where some prompts are cut off."""

@@ -1,9 +1,8 @@
 """The difference from a base: the closed form, what is refused, and how the base is given."""
 
-import math
-
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from cryptomnesia import UsageError, calibrate, detect, guard
 from cryptomnesia.detectors import BaseDifference, detector
@@ -34,28 +33,50 @@ def test_the_score_is_that_of_the_closed_form():
     torch.testing.assert_close(batch.trajectory.signals["base-difference"].double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_that_is_its_own_base_has_no_difference():
-    pipe = stable_diffusion()
-    setup = Setup.of(pipe, CALL, stable_diffusion())
-    (batch,) = generate(setup, PROMPTS[:2], [0, 1], signals=BaseDifference().on(setup).signals, keep=(0,))
-    size = batch.trajectory.step(0).cond.x0.flatten(1).norm(dim=1)
-    score = batch.trajectory.signals["base-difference"]
-    assert torch.isfinite(score).all()
-    assert (score < (size.log() + math.log(1e-5)).cpu()).all()
+def test_the_early_part_alone_is_known_early():
+    setup = half_memorized()
+    whole, early = (BaseDifference(late=late).on(setup) for late in (BaseDifference.late, ()))
+    (batch,) = generate(setup, [CAPTION] * 3, [0, 1, 2], signals=early.signals, decode=False)
+    assert (whole.earliest(50), early.earliest(50)) == (46, 11)
+    assert early.cost(setup) == whole.cost(setup) / 2
+    assert torch.isfinite(batch.trajectory.signals["base-difference"]).all()
+
+
+def test_half_precision_gives_the_same_scores():
+    """Differences of half-precision estimates would be mostly rounding."""
+    scores = []
+    for kind in (torch.float32, torch.bfloat16):
+        pipe, base = stable_diffusion(), twin(stable_diffusion())
+        for network in (pipe.unet, base.unet, pipe.text_encoder, base.text_encoder, pipe.vae, base.vae):
+            torch.nn.Module.to(network, kind)
+        setup = Setup.of(pipe, {"num_inference_steps": 10, "guidance_scale": 2.0}, base)
+        (batch,) = generate(setup, PROMPTS[:4], [0, 1, 2, 3], signals=BaseDifference().on(setup).signals)
+        scores.append(batch.trajectory.signals["base-difference"])
+    torch.testing.assert_close(scores[1], scores[0], atol=0.3, rtol=0)
 
 
 def test_it_says_what_it_needs():
     pipe = stable_diffusion()
-    with pytest.raises(UsageError, match=r"compares a fine-tune with its base; give the base as `BaseDifference\(base"):
+    with pytest.raises(
+        UsageError, match=r"compares a fine-tune with its base; give the loaded base as `BaseDifference\(base"
+    ):
         Setup.of(pipe, CALL).check([detector("base-difference")])
     with pytest.raises(UsageError, match="the baseline does not fit the model: prediction type is v_prediction"):
         Setup.of(pipe, CALL).check([BaseDifference(stable_diffusion("v_prediction"))])
-    other = stable_diffusion()
+    other = twin(stable_diffusion())
     with torch.no_grad():
         next(other.text_encoder.parameters()).add_(1)
     with pytest.raises(UsageError, match="the text_encoder of the base differs from the model's"):
         Setup.of(pipe, CALL).check([BaseDifference(other)])
     Setup.of(pipe, CALL).check([BaseDifference(twin(stable_diffusion()))])
+    for same in (pipe, stable_diffusion()):
+        with pytest.raises(UsageError, match="the base is the same model as the fine-tune; load the base on its own"):
+            Setup.of(pipe, CALL).check([BaseDifference(same)])
+    with pytest.raises(UsageError, match="give the loaded base as"):
+        Setup.of(pipe, CALL).check([BaseDifference("path/to/base")])
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(UsageError, match="a run of 1 evaluations is too short for base-difference"):
+        Setup.of(pipe, {"num_inference_steps": 1}).check([BaseDifference(twin(stable_diffusion()))])
 
 
 def test_a_lora_of_the_text_encoder_is_refused(tmp_path):
@@ -70,21 +91,51 @@ def test_a_lora_of_the_text_encoder_is_refused(tmp_path):
         Setup.of(tuned, CALL).check([BaseDifference(stable_diffusion())])
 
 
-def test_a_calibration_with_another_base_is_refused():
-    base = twin(stable_diffusion())
-    calibration = calibrate(
-        stable_diffusion(), PROMPTS, detectors=["base-difference"], checkpoint=base, batch_size=51, **CALL
-    )
-    (finding,) = detect(
-        stable_diffusion(), PROMPTS[:1], calibration=calibration, detector=BaseDifference(base), fpr=0.02, **CALL
-    )
+@pytest.fixture(scope="module")
+def base():
+    return twin(stable_diffusion())
+
+
+@pytest.fixture(scope="module")
+def calibration(base):
+    given = {"detectors": ["base-difference"], "checkpoint": base, "batch_size": 51}
+    return calibrate(stable_diffusion(), PROMPTS, **given, **CALL)
+
+
+def test_detect_and_guard_judge_alike(base, calibration):
+    judge, prompt = BaseDifference(base), "a green ring"
+    (finding,) = detect(stable_diffusion(), prompt, calibration=calibration, detector=judge, fpr=0.02, **CALL)
     assert 0 < finding.verdict.p_value <= 1
-    with guard(stable_diffusion(), calibration, detector=BaseDifference(base), fpr=0.02) as guarding:
-        guarding.pipe(PROMPTS[0], generator=torch.Generator().manual_seed(0), **CALL)
+    with guard(stable_diffusion(), calibration, detector=judge, fpr=0.02) as guarding:
+        guarding.pipe(prompt, generator=torch.Generator().manual_seed(0), **CALL)
     assert guarding.verdicts[0].p_value == finding.verdict.p_value
+
+
+def test_a_calibration_with_another_base_is_refused(calibration):
     other = BaseDifference(twin(twin(stable_diffusion())))
     given = {"calibration": calibration, "fpr": 0.02, **CALL}
     with pytest.raises(UsageError, match=r"base-difference is .* against .*, calibrated .* against .*; use the same"):
         detect(stable_diffusion(), PROMPTS[:1], detector=other, **given)
     with pytest.raises(UsageError, match="compares a fine-tune with its base"):
         detect(stable_diffusion(), PROMPTS[:1], detector="base-difference", **given)
+
+
+def test_a_base_that_was_changed_is_refused(calibration):
+    base = twin(stable_diffusion())
+    judge = BaseDifference(base)
+    found = detect(
+        stable_diffusion(),
+        ["a green ring"] * 2,
+        calibration=calibration,
+        detector=judge,
+        fpr=0.02,
+        batch_size=1,
+        **CALL,
+    )
+    guarding = guard(stable_diffusion(), calibration, detector=judge, fpr=0.02)
+    next(found)
+    twin(base)
+    with pytest.raises(UsageError, match=r"base-difference is .* calibrated"):
+        next(found)
+    with guarding, pytest.raises(UsageError, match=r"base-difference is .* calibrated"):
+        guarding.pipe("a green ring", generator=torch.Generator().manual_seed(0), **CALL)

@@ -260,4 +260,4 @@ def _scored(
 
 def _number(value: Tensor) -> float | None:
     """A number as JSON holds it, with the digits of single precision: None for one that is not finite."""
-    return float(str(np.float32(value.item()))) if value.isfinite() else None
+    return float(str(np.float32(value.item()))) if value.float().isfinite() else None

@@ -163,9 +163,10 @@ class Calibration:
             UsageError: for a detector that reads what the calibration has not recorded, or that gives no score to some
                 of the reference runs.
         """
+        # the model that a detector compares with may have changed since
+        self.check_detector(detector)
         if (cached := _hashable(detector)) and detector in self._nulls:
             return self._nulls[detector]
-        self.check_detector(detector)
         scores = running_scores(detector, self.others, self.references)
         # NaN is allowed only before the evaluation after which the detector has a score
         known = scores[:, detector.earliest(self.evaluations) - 1 :]

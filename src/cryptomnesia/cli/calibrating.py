@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cryptomnesia.cli.common import app, call_of, check_names, check_writable, counted, make_folder, pipeline_of
-from cryptomnesia.cli.maps import checkpoint_of, localizers_for, named_localizers
+from cryptomnesia.cli.maps import BASE_DIFFERENCE, check_base, checkpoint_of, localizers_for, named_localizers
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_changes, print_suspicious, progress_bar
@@ -48,9 +48,10 @@ def calibrate(
     check_exists(str(settings.model))
     check_names("detector", settings.detector)
     named_localizers(settings.localizer)
-    of_maps = MapSettings.model_fields.keys() - {"localizer", *({"checkpoint"} if settings.detector else ())}
+    check_base(settings, settings.detector)
+    other = {"localizer", "checkpoint"} if BASE_DIFFERENCE in settings.detector else {"localizer"}
     given = [
-        f"--{name}" for name in MapSettings.model_fields if name in of_maps and getattr(settings, name) is not None
+        f"--{name}" for name in MapSettings.model_fields if name not in other and getattr(settings, name) is not None
     ]
     if given and not settings.localizer:
         raise UsageError(f"got {' and '.join(given)} for maps, and no --localizer; give one, or leave them out")

@@ -125,6 +125,7 @@ def _examined(
             "localize` with --checkpoint, or another --localizer"
         )
     check_names("mitigation", [] if mitigation is None else [mitigation])
+    chosen = compared(settings)
     if output is not None:
         check_folder(output)
     pipe = pipeline_of(settings)
@@ -139,7 +140,7 @@ def _examined(
             images_per_prompt=settings.images_per_prompt,
             long=settings.long,
             calibration=calibration,
-            detector=compared(settings),
+            detector=chosen,
             fpr=settings.fpr,
             localizer=localizer,
             mitigation=mitigation,

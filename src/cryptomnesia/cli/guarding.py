@@ -60,6 +60,7 @@ def guard(
     check_names("detector", [settings.detector])
     check_names("mitigation", [settings.mitigation])
     check_folder(output)
+    chosen = compared(settings)
     pipe = pipeline_of(settings)
     setup = Setup.of(pipe, call_of(settings))
     check_call(setup)
@@ -70,7 +71,7 @@ def guard(
         calibrations,
         policy=settings.policy,
         unknown=settings.unknown,
-        detector=compared(settings),
+        detector=chosen,
         fpr=settings.fpr,
         mitigation=settings.mitigation,
         decide_by=settings.decide_by,

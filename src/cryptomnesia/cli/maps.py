@@ -110,7 +110,8 @@ def checkpoint_of(
         if settings.checkpoint is not None:
             raise UsageError(
                 f"got --checkpoint {settings.checkpoint}, and no localizer that is compared with a checkpoint; give "
-                "--localizer with a name that ends in -checkpoint, or leave --checkpoint out"
+                "--localizer with a name that ends in -checkpoint, leave --checkpoint out, or give it to `calibrate` "
+                f"with --detector {BASE_DIFFERENCE}"
             )
         return None
     model = settings.checkpoint or early_checkpoint(str(settings.model))
@@ -119,13 +120,24 @@ def checkpoint_of(
     return pipeline_of(settings, model)
 
 
+def check_base(settings: DetectSettings | GuardSettings | CalibrateSettings, detectors: Sequence[str]) -> None:
+    """Refuse the detector that compares a fine-tune with its base if no base was given.
+
+    Raises:
+        UsageError: saying how to give it.
+    """
+    if BASE_DIFFERENCE in detectors and settings.checkpoint is None:
+        raise UsageError(f"{BASE_DIFFERENCE} compares a fine-tune with its base; give the base as --checkpoint MODEL")
+
+
 def compared(settings: DetectSettings | GuardSettings) -> Any:
     """The detector that was named; if it compares a fine-tune with its base, with the base that was given.
 
     Raises:
-        UsageError: for a base that the detector does not need.
+        UsageError: for a base that the detector does not need, or if it needs one and none was given.
     """
     if settings.checkpoint is None:
+        check_base(settings, [settings.detector])
         return settings.detector
     if settings.detector != BASE_DIFFERENCE:
         raise UsageError(

@@ -3,13 +3,17 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cryptomnesia.cli.common import app, check_folder, check_writable, make_folder
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import progress_bar
+
+if TYPE_CHECKING:
+    from cryptomnesia.proving_ground.ground import Ground
+    from cryptomnesia.proving_ground.recipe import Recipe
 
 proving = typer.Typer(help="Train, measure and look at models whose training images are known.", no_args_is_help=True)
 app.add_typer(proving, name="proving-ground")
@@ -20,6 +24,9 @@ Bundle = Annotated[
 ]
 
 Pictures = Annotated[int | None, typer.Option(min=1, help="Of a fine-tune: number of pictures.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Other than the ground's own: other pictures, and other random numbers.")
+]
 Exposures = Annotated[int | None, typer.Option(min=1, max=100_000, help="Of a fine-tune: exposures of every picture.")]
 
 
@@ -63,9 +70,7 @@ def train(
     pictures: Pictures = None,
     exposures: Exposures = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Of a fine-tune by LoRA: its rank.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Other than the ground's own: other pictures, and other random numbers.")
-    ] = None,
+    seed: Seed = None,
 ) -> None:
     """Train the model of a proving ground, from nothing (hours on two cores) or from another's (minutes)."""
     from cryptomnesia.pipelines.loading import quiet
@@ -78,7 +83,7 @@ def train(
 
     check_folder(folder)
     ground = tuned(ground_of(name), base=base, pictures=pictures, exposures=exposures, rank=rank)
-    recipe = ground.recipe if seed is None else replace(ground.recipe, seed=seed)
+    recipe = _recipe(ground, seed)
     made = folder / "bundle"
     with progress_bar() as report:
         train(
@@ -149,6 +154,7 @@ def images(
     others: Annotated[int, typer.Option(min=0, max=1_000_000, help="Pictures besides the planted ones.")] = 1000,
     pictures: Pictures = None,
     exposures: Exposures = None,
+    seed: Seed = None,
 ) -> None:
     """Write training images of a proving ground, planted ones and others, to compare generations with."""
     from cryptomnesia.pipelines.loading import quiet
@@ -160,8 +166,15 @@ def images(
     ground = tuned(ground_of(name), pictures=pictures, exposures=exposures)
     make_folder(folder)
     with progress_bar() as report:
-        write_training_images(ground, folder, others, progress=lambda done: report("pictures", done, others))
+        write_training_images(
+            ground, folder, others, recipe=_recipe(ground, seed), progress=lambda done: report("pictures", done, others)
+        )
     typer.echo(str(folder))
+
+
+def _recipe(ground: "Ground", seed: int | None) -> "Recipe":
+    """The recipe of a ground with another seed, if one is given."""
+    return ground.recipe if seed is None else replace(ground.recipe, seed=seed)
 
 
 def _folder(name: str, bundle: Path | None) -> Path:

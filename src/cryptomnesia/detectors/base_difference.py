@@ -11,26 +11,27 @@ The evaluations and the 2 were chosen on four fine-tunes: `scenes-full`, `scenes
 `drawings-lora`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cryptomnesia.detectors.measured import Measured
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localizers.base import wide
 from cryptomnesia.localizers.baseline import check_checkpoint
-from cryptomnesia.pipelines.contents.adapters import adapters
-from cryptomnesia.pipelines.contents.weights import weights_of
+from cryptomnesia.localizers.collapse import wide_x0
+from cryptomnesia.pipelines.contents.adapters import adapters, without_adapters
+from cryptomnesia.pipelines.contents.weights import digest, weights_of
 from cryptomnesia.pipelines.denoiser import Denoiser
 from cryptomnesia.pipelines.families import family_of
-from cryptomnesia.pipelines.fingerprint import networks, weights_digest, weights_digests
+from cryptomnesia.pipelines.fingerprint import networks
 from cryptomnesia.pipelines.setup import Setup, describe
-from cryptomnesia.tracing.trajectory import Place, Trajectory
+from cryptomnesia.tracing.trajectory import Place, Trajectory, evaluation
 
 LEAST = 1e-6
-"""The smallest distance, relative to ‖x̂_0‖; below it rounding decides."""
+"""The smallest distance, relative to ‖x̂_0‖; below it rounding decides, also in single precision."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class BaseDifference(Measured):
     Attributes:
         base: the pipeline of the model that was trained further; None takes the set-up's checkpoint, where it has one.
         early: the first evaluations that are compared.
-        late: the last ones.
+        late: the last ones; without any, the score is twice the early mean, and known early.
     """
 
     base: Any = field(default=None, repr=False)
@@ -51,12 +52,13 @@ class BaseDifference(Measured):
     summary = "How far a fine-tune and its base are apart early in the run, and how much of that goes away."
     source = "this library"
     use_when = (
-        "The model is a fine-tune or a LoRA, and you have the model that it was made from. Detectors that read the "
-        "fine-tune alone fail on LoRAs of few pictures."
+        "The model is a fine-tune or a LoRA, and you have the model that it was made from. Detectors that cost nothing "
+        "fail on fine-tunes on few pictures."
     )
     avoid_when = (
         "You have no base: use `settled-detail` as a detector, or match the images with the training pictures. A base "
-        "that has memorized the picture already does not differ from the fine-tune."
+        "that has memorized the picture already does not differ from the fine-tune. You want to decide early: the "
+        "score is known after nine tenths of the run, or with `late=()` after two tenths."
     )
 
     @property
@@ -66,22 +68,37 @@ class BaseDifference(Measured):
 
     def on(self, setup: Setup) -> "BaseDifference":
         """The detector with the set-up's checkpoint as its base, if it has none."""
-        return self if self.base is not None else BaseDifference(setup.checkpoint, self.early, self.late)
+        return self if self.base is not None else replace(self, base=setup.checkpoint)
 
     def check(self, setup: Setup) -> None:
         """Refuse a set-up whose base is not known or does not fit.
 
         Raises:
-            UsageError: if there is no base, or its latents, noise schedule or text encoders are not those of the model.
+            UsageError: if there is no base, it is the model itself, it is on another device, or its latents, noise
+                schedule or text encoders are not those of the model; or if a run is so short that early and late are
+                the same evaluation.
         """
         super().check(setup)
         base = self.on(setup).base
-        if base is None:
+        if base is None or isinstance(base, str | Path):
             raise UsageError(
-                f"{self.name} compares a fine-tune with its base; give the base as `BaseDifference(base)`, or with "
-                "--checkpoint"
+                f"{self.name} compares a fine-tune with its base; give the loaded base as `BaseDifference(base)`, or "
+                "to a command as --checkpoint"
             )
-        check_checkpoint(setup.pipe, base)
+        count = setup.evaluations
+        if count is not None and self._at(self.early, count) & self._at(self.late, count):
+            raise UsageError(f"a run of {count} evaluations is too short for {self.name}; give it more steps")
+        check_checkpoint(setup.pipe, base, decoded=False)
+        family_of(base).denoiser()
+        if _device(setup.pipe) != _device(base):
+            raise UsageError(
+                f"the base is on {_device(base)}, the model on {_device(setup.pipe)}; load both on the same device"
+            )
+        if _denoiser(setup.pipe) == _denoiser(base):
+            raise UsageError(
+                "the base is the same model as the fine-tune; load the base on its own, and the LoRA into the other "
+                "pipeline only"
+            )
         first, second = _readers(setup.pipe), _readers(base)
         if unlike := sorted(name for name in {*first, *second} if first.get(name) != second.get(name)):
             raise UsageError(
@@ -94,8 +111,8 @@ class BaseDifference(Measured):
         return len(self.places) * (0.5 if setup.guided else 1.0)
 
     def describe(self) -> str:
-        """The settings, and the beginning of the digest of the base's weights."""
-        return describe(self) + (f" against {weights_digest(self.base)[:12]}" if self.base is not None else "")
+        """The settings, and the beginning of the digest of the base's denoiser."""
+        return f"{describe(self)} against {'no base' if self.base is None else _denoiser(self.base)[0][:12]}"
 
     def measure(self, run: Trajectory, denoiser: Denoiser) -> Tensor:
         """The score of every image, (B,).
@@ -106,25 +123,47 @@ class BaseDifference(Measured):
         if self.base is None:
             raise UsageError(f"{self.name} has no base; give one as `BaseDifference(base)`")
         base = family_of(self.base).denoiser()
-        return 2 * self._distance(run, base, self.early) - self._distance(run, base, self.late)
+        early = 2 * _distance(run, base, self.early)
+        return early - _distance(run, base, self.late) if self.late else early
 
-    @torch.no_grad()
-    def _distance(self, run: Trajectory, base: Denoiser, places: tuple[Place, ...]) -> Tensor:
-        """The mean over evaluations of log ‖x̂_0 − x̂_0,base‖, (B,)."""
-        found = []
-        for place in places:
-            step = run.step(place)
-            mine = wide(step.cond.x0).flatten(1)
-            other = wide(base(step.cond.x, step.level, step.cond_inputs).x0).flatten(1)
-            least = LEAST * torch.linalg.vector_norm(mine, dim=1)
-            found.append(torch.linalg.vector_norm(mine - other, dim=1).maximum(least).log())
-        return torch.stack(found).mean(dim=0)
+    def _at(self, places: tuple[Place, ...], count: int) -> set[int]:
+        """The numbers of evaluations in a run of `count`."""
+        return {evaluation(place, count) for place in places}
 
 
-def _readers(pipe: Any) -> dict[str, Any]:
-    """The digest of the weights of every text encoder and its adapters, by its name in the pipeline."""
+@torch.no_grad()
+def _distance(run: Trajectory, base: Denoiser, places: tuple[Place, ...]) -> Tensor:
+    """The mean over evaluations of log ‖x̂_0 − x̂_0,base‖, (B,)."""
+    found = []
+    for place in places:
+        step = run.step(place)
+        mine, other = (wide_x0(one).flatten(1) for one in (step.cond, base(step.cond.x, step.level, step.cond_inputs)))
+        least = LEAST * torch.linalg.vector_norm(mine, dim=1)
+        found.append(torch.linalg.vector_norm(mine - other, dim=1).maximum(least).log())
+    return torch.stack(found).mean(dim=0)
+
+
+def _device(pipe: Any) -> str:
+    """The kind of device that computes; of an offloaded network that of its hook."""
+    module: Any = family_of(pipe).module
+    return torch.device(getattr(getattr(module, "_hf_hook", None), "execution_device", None) or module.device).type
+
+
+def _denoiser(pipe: Any) -> tuple[str, str]:
+    """The digest of the denoiser's weights, and its adapters in words."""
+    chosen = family_of(pipe).module
+    name = next(name for name, part in pipe.components.items() if part is chosen)
+    return _contents(name, networks(pipe)[name])
+
+
+def _readers(pipe: Any) -> dict[str, tuple[str, str]]:
+    """The digest of every text encoder's weights and its adapters in words, by its name in the pipeline."""
     return {
-        name: (weights_digests(pipe)[name], adapters(name, network, weights_of(name, network)))
-        for name, network in networks(pipe).items()
-        if name.startswith("text_encoder")
+        name: _contents(name, network) for name, network in networks(pipe).items() if name.startswith("text_encoder")
     }
+
+
+def _contents(name: str, network: nn.Module) -> tuple[str, str]:
+    """The digest of a network's weights, and its adapters in words."""
+    weights = weights_of(name, network)
+    return digest(name, network, without_adapters(network, weights)), str(adapters(name, network, weights))

@@ -121,6 +121,7 @@ class Judges:
         for judge, different in zip(self._judges, unlike, strict=True):
             if not different:
                 setup.check(self._methods)
+                judge.calibration.check_detector(self.detector)
                 return judge
         raise self._no_fit(unlike)
 

@@ -84,8 +84,13 @@ def _reading(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Baseline:
     return Baseline(family_of(pipe).denoiser(), conditioning(pipe, prompts, sampling))
 
 
-def check_checkpoint(pipe: Any, other: Any) -> None:
+def check_checkpoint(pipe: Any, other: Any, *, decoded: bool = True) -> None:
     """Refuse a checkpoint whose latents or noise schedule are not those of the model.
+
+    Args:
+        pipe: the model.
+        other: the checkpoint.
+        decoded: whether the autoencoders are compared, too. Fine-tunes may have another decoder.
 
     Raises:
         UsageError: naming everything that differs.
@@ -99,8 +104,9 @@ def check_checkpoint(pipe: Any, other: Any) -> None:
         "latent channels": (first.module.config.get("in_channels"), second.module.config.get("in_channels")),
         "latent size": (first.module.config.get("sample_size"), second.module.config.get("sample_size")),
         "noise schedule": (_schedule(pipe), _schedule(other)),
-        "autoencoder": (_autoencoder(pipe), _autoencoder(other)),
     }
+    if decoded:
+        differences["autoencoder"] = (_autoencoder(pipe), _autoencoder(other))
     unlike = [f"{name} is {b}, the model's {a}" for name, (a, b) in differences.items() if a != b]
     if unlike:
         raise UsageError(

@@ -63,7 +63,7 @@ class CurvatureDifference(Localizer):
     )
     avoid_when = (
         "You need a mask with a threshold that holds for other pictures: late in a run ordinary pictures reach the "
-        "same values. Use `collapse`, which reads the same curvature early in the run."
+        "same values. Use `settled-detail`, which reads the same curvature early in the run."
     )
 
     @property
@@ -129,7 +129,7 @@ class Curvature(Localizer):
     summary = "How sharp the density of latents is at every place, without a baseline."
     source = "arXiv:2605.26756"
     use_when = "There is no baseline: an unconditional model, without a less-trained checkpoint."
-    avoid_when = "There is one: late in a run every picture is settled, memorized or not. Use `collapse`."
+    avoid_when = "There is one: late in a run every picture is settled, memorized or not. Use `settled-detail`."
 
     @property
     def observes(self) -> str:

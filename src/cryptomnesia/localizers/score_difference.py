@@ -35,7 +35,7 @@ class ScoreDifference(Localizer):
     use_when = "You want a map that costs nothing beyond the generation."
     avoid_when = (
         "You need a mask: a ground that an ordinary caption names moves the prediction as far as a memorized one. Use "
-        "`collapse`."
+        "`settled-detail`."
     )
 
     @property
@@ -69,7 +69,7 @@ class GuidanceMap(Localizer):
     summary = "The distance between the predictions with and without the caption, at every place."
     source = "arXiv:2407.21720"
     use_when = "You want to see where a caption acts, at no cost."
-    avoid_when = "You need a mask of what is memorized; use `collapse`."
+    avoid_when = "You need a mask of what is memorized; use `settled-detail`."
 
     @property
     def name(self) -> str:

@@ -171,20 +171,22 @@ def pipeline_of(settings: CallSettings, model: str | None = None) -> Any:
 
     Args:
         settings: of a command or an audit.
-        model: another model that is to be loaded in the same way, without LoRA and other networks.
+        model: another model that is to be loaded in the same way, without LoRA and other networks. If it is the model
+            of the settings itself, as the base of a LoRA is, it is loaded at their revision and variant.
     """
     as_described = model is None
+    same = model is None or model == str(settings.model)
     return load_pipeline(
         str(settings.model) if model is None else model,
         scheduler=settings.scheduler,
         device=settings.device,
         dtype=settings.dtype,
-        variant=settings.variant if as_described else None,
-        revision=settings.revision if as_described else None,
+        variant=settings.variant if same else None,
+        revision=settings.revision if same else None,
         lora=settings.lora if as_described else (),
         unet=settings.unet if as_described else None,
         transformer=settings.transformer if as_described else None,
-        base=settings.base if as_described else None,
+        base=settings.base if same else None,
         without=settings.without,
     )
 

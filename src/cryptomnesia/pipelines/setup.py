@@ -145,7 +145,7 @@ class Setup:
     Attributes:
         pipe: a pipeline of a known family.
         sampling: the settings of every call.
-        checkpoint: a pipeline around a less-trained checkpoint of the same model, or None.
+        checkpoint: a pipeline around a less-trained checkpoint of the same model, or the base of a fine-tune, or None.
     """
 
     pipe: Any

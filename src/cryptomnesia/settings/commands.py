@@ -269,7 +269,7 @@ class CalibrateSettings(MapSettings, CallSettings):
     seed: int = Field(1_000_000, ge=0, le=2**62)
     """Seed of the first image; every further image has the next seed."""
     detector: Names = Field(default_factory=list)
-    """Detector that needs more than the norms of a run, for instance `collapse`, the mean of a map; can be given
+    """Detector that needs more than the norms of a run, for instance `settled-detail`, the mean of a map; can be given
     several times. All other detectors are calibrated anyway."""
     localizer: Names = Field(default_factory=list)
     """Localizer whose maps are to become masks; can be given several times. `methods` lists all."""
@@ -319,7 +319,7 @@ class TrialSettings(CallSettings):
     """Of a ground: ordinary captions, one image each. A true-positive rate at 0.1% needs 1,000."""
     checkpoint: str | None = None
     """Less-trained checkpoint for the localizers that are compared with one, and the base of a fine-tune for the
-    detector `base-difference`: a local folder or a hub id. A ground has one."""
+    detector `base-difference`: a local folder or a hub id. A ground has the one, and a fine-tune the other."""
     batch_size: BatchSize = 16
 
     @model_validator(mode="after")

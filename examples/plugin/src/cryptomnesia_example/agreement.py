@@ -37,8 +37,8 @@ class Agreement(Localizer):
     source = "cryptomnesia-example"
     use_when = "There is no unconditional branch and no checkpoint to compare with, and no derivative can be taken."
     avoid_when = (
-        "You need a mask with few questions: the map is noisy. Use `collapse`, which takes the same variance from the "
-        "Jacobian."
+        "You need a mask with few questions: the map is noisy. Use `settled-detail`, which takes the same variance "
+        "from the Jacobian."
     )
 
     def cost(self, setup: "Setup") -> float:
