@@ -123,7 +123,7 @@ def main() -> None:
     chosen = left_out(packets, {name: name.split("-")[0] for name in packets})
     figures = {"grounds": grounds, "leave_one_ground_out": chosen}
     # the packets have more digits
-    print_json(_rounded(figures), commits=commits, indent=None)
+    print_json(_rounded(figures), commits=commits)
 
 
 def _rounded(value: Any) -> Any:

@@ -39,12 +39,11 @@ def progress() -> Iterator[Start]:
         yield start
 
 
-def print_json(figures: dict[str, Any], *, output: str | None = None, indent: int | None = 2, **more: Any) -> None:
+def print_json(figures: dict[str, Any], *, output: str | None = None, **more: Any) -> None:
     """Print figures as JSON, with null for NaN, and with the command and the commit that made them.
 
     Args:
         figures: to print.
-        indent: spaces by which a level is indented; None keeps large files small.
         output: the file that the output is meant for; by default the one in docs/results that has the script's name.
         **more: what else to say of how they were made, for instance the class of the solver as `scheduler`.
     """
@@ -55,7 +54,7 @@ def print_json(figures: dict[str, Any], *, output: str | None = None, indent: in
         "commit": COMMIT,
         **more,
     }
-    sys.stdout.write(json.dumps(_without_nan({"made_by": made_by, **figures}), indent=indent) + "\n")
+    sys.stdout.write(json.dumps(_without_nan({"made_by": made_by, **figures})) + "\n")
 
 
 def _commit() -> str:

@@ -900,11 +900,15 @@ _OWN = ("combined", "drift", "information", "stability-or-drift")
 
 @table("bench.summary")
 def bench_summary(results: Results) -> str:
-    """On every ground the default detector, and the best published one of those that cost nothing."""
+    """The default detector beside the best published one that costs nothing, or on fine-tunes `base-difference`.
+
+    Of the fine-tunes only those that took no part in the development of `base-difference`.
+    """
     rows = []
-    for name in results("bench", "grounds"):
+    tuned = _fine_tunes(results)
+    for name in [*(name for name in results("bench", "grounds") if name not in tuned), *tuned]:
         # other solvers and scales have a table of their own
-        if ", " in name:
+        if (", " in name) != (name in tuned):
             continue
         found = _benched(results, name)
         aucs = {one: figures["auc"]["reproduced"] for one, figures in found["detectors"].items()}
@@ -912,12 +916,13 @@ def bench_summary(results: Results) -> str:
         best = max(
             free, key=lambda one: [aucs[one][g]["value"] for g in ("ordinary", "fixed_pixels") if g in aucs[one]]
         )
-        for one in ("combined", best, *({"base-difference"} & aucs.keys())):
+        for one in ("combined", COMPARED[-1] if name in tuned else best):
             fixed = aucs[one].get("fixed_pixels")
             caught = found["detectors"][one]["tpr_at_1pct"]["reproduced"]["ordinary"]
             cells = interval(aucs[one]["ordinary"]), "–" if fixed is None else interval(fixed), interval(caught)
             solver = {"flowmatcheulerdiscrete": "Euler of flow matching"}.get(found["solver"], found["solver"].upper())
-            regime = f"{code(name)} ({solver}, guidance {found['guidance']:g})"
+            model, *changed = name.split(", ")
+            regime = f"{code(model)} ({', '.join([*changed, solver])}, guidance {found['guidance']:g})"
             rows.append([regime, code(one), *cells])
     heads = ["AUC against never-planted captions", "AUC against captions that fix most pixels", "caught at 1%"]
     return grid(["model", "detector", *heads], rows)

@@ -67,8 +67,8 @@ def calibrate(
             judged, and none of them memorized. n captions leave a null of n - ⌊n/3⌋ scores, so that no p-value is below
             1/(n - ⌊n/3⌋ + 1): 150 support a false-positive rate of 1%. For a model without captions only their number
             matters.
-        detectors: one or several detectors that need further norms or signals, for instance `settled-detail`, as names or
-            objects.
+        detectors: one or several detectors that need further norms or signals, for instance `settled-detail`, as names
+            or objects.
         localizers: one or several localizers whose maps are to become masks, as names or objects; `auto` is the default
             of the pipeline's family.
         checkpoint: a pipeline around a less-trained checkpoint, for localizers that are compared with one; for the
