@@ -10,9 +10,9 @@
     python benchmarks/bench.py > new.json
 
 What `cryptomnesia bench detect --ground GROUND --most 5` measures with the ground's own solver at its own guidance
-scale, or with --maps what `cryptomnesia bench localize` measures of `LOCALIZERS`. The packets are kept in
-.benchmarks-cache, so an interrupted run goes on where it was. Scores are copied to docs/results/packets, where
-`cryptomnesia bench verify` computes every figure again.
+scale, on a fine-tune of the detectors `OF_FINE_TUNES`, or with --maps what `cryptomnesia bench localize` measures of
+`LOCALIZERS`. The packets are kept in .benchmarks-cache, so an interrupted run goes on where it was. Scores are copied
+to docs/results/packets, where `cryptomnesia bench verify` computes every figure again.
 
 Grounds that are not asked for are taken from docs/results/bench.json, or from the file that --earlier names, and
 `made_by` says for each of them which commit measured it. `leave_one_ground_out` is computed from the packets of all
@@ -32,10 +32,30 @@ from common import CACHE, COMMIT, print_json, progress
 from cryptomnesia.bench.packet import Packet
 from cryptomnesia.bench.selection import left_out
 from cryptomnesia.cli.benching import detected, mapped
+from cryptomnesia.proving_ground.fine_tune import FineTune
+from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.settings import BenchDetectSettings, BenchLocalizeSettings
 
 MOST = 5.0
 """Evaluations of the network per image."""
+
+OF_FINE_TUNES = [
+    "combined",
+    "drift",
+    "guidance-first",
+    "guidance-last",
+    "guidance-mean",
+    "information",
+    "overestimation",
+    "stability",
+    "stability-or-drift",
+    "guidance-map",
+    "score-difference",
+    "one-step",
+    "settled-detail",
+    "base-difference",
+]
+"""Detectors that are compared on fine-tunes: those that cost nothing, and three that do."""
 
 LOCALIZERS = [
     "collapse",
@@ -101,7 +121,8 @@ def main() -> None:
                 localizing = BenchLocalizeSettings(**of_ground, **MAPPED, localizer=given.localizer or LOCALIZERS)
                 found: Any = mapped(localizing, folder, report)
             else:
-                detecting = BenchDetectSettings(**of_ground, detector=given.detector, most=given.most)
+                tuned = OF_FINE_TUNES if isinstance(ground_of(given.ground), FineTune) else []
+                detecting = BenchDetectSettings(**of_ground, detector=given.detector or tuned, most=given.most)
                 found = detected(detecting, folder, report)
         measured = {"methods": found.methods, **found.figures}
         if torch.cuda.is_available():
@@ -127,9 +148,10 @@ def main() -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """JSON values with six digits of every number that is not whole."""
+    """JSON values with six digits of every number that is not whole; None for a dictionary that holds None alone."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        found = {key: _rounded(item) for key, item in value.items()}
+        return found if any(item is not None for item in found.values()) else None
     if isinstance(value, list | tuple):
         return [_rounded(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -63,7 +63,7 @@ def roc(packets: dict[str, Packet]) -> None:
     # of the panels, the last one has every curve
     axes.flat[len(packets) - 1].legend(loc="lower right", fontsize=8)
     figure.tight_layout()
-    figure.savefig(IMAGES / "bench_roc.png", dpi=150)
+    figure.savefig(IMAGES / "bench_roc.png", dpi=110)
 
 
 def scores(rows: Any, name: str) -> np.ndarray:
@@ -106,7 +106,7 @@ def cost(packets: dict[str, Packet]) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("smallest AUC over " + " and ".join(packets))
     figure.tight_layout()
-    figure.savefig(IMAGES / "bench_cost.png", dpi=150)
+    figure.savefig(IMAGES / "bench_cost.png", dpi=110)
 
 
 def dose_response(grounds: dict[str, Any]) -> None:

@@ -801,8 +801,6 @@ def _benched(results: Results, name: str, kind: str = "detectors") -> Value:
     options = [_option(change) for change in changed]
     if kind == "detectors":
         end = "" if _costly(found) else " --most 0"
-        if COMPARED[-1] in found["methods"]:
-            end = "".join(f" --detector {one}" for one in found["methods"])
     else:
         compared = list(found["maps"]["localizers"])
         # a network without cross-attention takes a list of its own
@@ -964,7 +962,7 @@ def bench_left_out(results: Results) -> str:
         by = ", ".join(map(code, chosen["chosen_by"]))
         # where one model was measured with detectors that cost nothing only, no others could be chosen
         costly = all(_costly(results("bench", "grounds", one)) for one in (ground, *chosen["chosen_by"]))
-        for kind, words in {"free": "those that cost nothing", "any": "all"}.items():
+        for kind, words in {"free": "those that cost nothing", "any": "those measured on all these models"}.items():
             if (found := chosen.get(kind)) is None or (kind == "any" and not costly):
                 continue
             fixed = found["auc"].get("fixed_pixels")
