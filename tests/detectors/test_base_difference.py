@@ -17,7 +17,7 @@ from lora_files import write_lora
 def test_the_score_is_that_of_the_closed_form():
     """Of a Gaussian of variance λ, x̂_0 = μ + ρ·(x − α·μ) with ρ = α·λ/(α²·λ + σ²)."""
     setup = half_memorized()
-    made = BaseDifference().on(setup)
+    made = BaseDifference().bound_to(setup)
     (batch,) = generate(setup, [CAPTION] * 3, [0, 1, 2], signals=made.signals, keep="all", decode=False)
     picture = torch.randn(SIDE * SIDE, generator=torch.Generator().manual_seed(0)).double().view(SIDE, SIDE)
 
@@ -35,7 +35,7 @@ def test_the_score_is_that_of_the_closed_form():
 
 def test_the_early_part_alone_is_known_early():
     setup = half_memorized()
-    whole, early = (BaseDifference(late=late).on(setup) for late in (BaseDifference.late, ()))
+    whole, early = (BaseDifference(late=late).bound_to(setup) for late in (BaseDifference.late, ()))
     (batch,) = generate(setup, [CAPTION] * 3, [0, 1, 2], signals=early.signals, decode=False)
     assert (whole.earliest(50), early.earliest(50)) == (46, 11)
     assert early.cost(setup) == whole.cost(setup) / 2
@@ -50,7 +50,7 @@ def test_half_precision_gives_the_same_scores():
         for network in (pipe.unet, base.unet, pipe.text_encoder, base.text_encoder, pipe.vae, base.vae):
             torch.nn.Module.to(network, kind)
         setup = Setup.of(pipe, {"num_inference_steps": 10, "guidance_scale": 2.0}, base)
-        (batch,) = generate(setup, PROMPTS[:4], [0, 1, 2, 3], signals=BaseDifference().on(setup).signals)
+        (batch,) = generate(setup, PROMPTS[:4], [0, 1, 2, 3], signals=BaseDifference().bound_to(setup).signals)
         scores.append(batch.trajectory.signals["base-difference"])
     torch.testing.assert_close(scores[1], scores[0], atol=0.3, rtol=0)
 

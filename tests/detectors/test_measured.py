@@ -259,18 +259,19 @@ COUNTED = [name for name in entries("detector") if detector(name).cost(SETUPS["S
 def test_the_cost_is_what_is_evaluated(name):
     """In evaluations of both branches of one image; the search of the critical scale may end earlier."""
     setup = SETUPS["Stable Diffusion"]()
-    made = detector(name)
+    made = detector(name, setup)
     evaluated = 0
 
     def count(module, args, kwargs, output):
         nonlocal evaluated
         evaluated += len(output[0])
 
-    hook = setup.pipe.unet.register_forward_hook(count, with_kwargs=True)
+    hooks = [pipe.unet.register_forward_hook(count, with_kwargs=True) for pipe in (setup.pipe, setup.checkpoint)]
     (plain,) = generate(setup, PROMPTS[:2], range(2), batch_size=2)
     without, evaluated = evaluated, 0
     (batch,) = generate(setup, PROMPTS[:2], range(2), batch_size=2, signals=made.signals)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     assert torch.equal(plain.images, batch.images)
     measured = (evaluated - without) / 4
     if name == "critical-scale":

@@ -46,15 +46,16 @@ def detector(method: str | Any, setup: Setup | None = None) -> Detector:
     Args:
         method: the name of a registered detector; the name of a localizer, which stands for the mean of its map;
             `auto` for the default; or an object.
-        setup: the set-up that `auto` has to work in, and whose checkpoint is the base of a `BaseDifference` without
-            one.
+        setup: the set-up that `auto` has to work in. A detector with a method `bound_to(setup)` is what that returns;
+            so `BaseDifference` takes its base from the set-up.
 
     Raises:
         UsageError: for an unknown name, or `auto` without a set-up.
         PluginError: if the package that registers the name cannot be imported.
     """
     found = _named(method, setup)
-    return found.on(setup) if setup is not None and isinstance(found, BaseDifference) else found
+    bound_to = getattr(found, "bound_to", None)
+    return found if setup is None or bound_to is None else bound_to(setup)
 
 
 def _named(method: str | Any, setup: Setup | None) -> Detector:

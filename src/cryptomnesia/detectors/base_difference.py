@@ -66,7 +66,7 @@ class BaseDifference(Measured):
         """The evaluations at which the two networks are compared."""
         return *self.early, *self.late
 
-    def on(self, setup: Setup) -> "BaseDifference":
+    def bound_to(self, setup: Setup) -> "BaseDifference":
         """The detector with the set-up's checkpoint as its base, if it has none."""
         return self if self.base is not None else replace(self, base=setup.checkpoint)
 
@@ -79,7 +79,7 @@ class BaseDifference(Measured):
                 the same evaluation.
         """
         super().check(setup)
-        base = self.on(setup).base
+        base = self.bound_to(setup).base
         if base is None or isinstance(base, str | Path):
             raise UsageError(
                 f"{self.name} compares a fine-tune with its base; give the loaded base as `BaseDifference(base)`, or "
