@@ -52,8 +52,8 @@ class BaseDifference(Measured):
     summary = "How far a fine-tune and its base are apart early in the run, and how much of that goes away."
     source = "this library"
     use_when = (
-        "The model is a fine-tune or a LoRA, and you have the model that it was made from. Detectors that cost nothing "
-        "fail on fine-tunes on few pictures."
+        "The model is a fine-tune or a LoRA, and you have the model that it was made from. On fine-tunes on few "
+        "pictures the default fails, and no other detector that costs nothing holds."
     )
     avoid_when = (
         "You have no base: use `settled-detail` as a detector, or match the images with the training pictures. A base "
