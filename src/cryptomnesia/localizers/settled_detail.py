@@ -38,8 +38,8 @@ class SettledDetail(Collapse):
     summary = "How much of the picture's detail is settled early in the run, at every place."
     use_when = (
         "You need a mask: a region with a threshold that was fixed on other pictures. Of all maps this one failed on "
-        "none of the models on which maps were measured. Its mean is also a detector, and holds on fine-tunes, where the "
-        "default detector fails."
+        "none of the models on which maps were measured. Its mean is also a detector, and holds on fine-tunes, where "
+        "the default detector fails."
     )
     avoid_when = (
         "Exact outlines matter: detail is averaged over half the picture's side, so the mask spills over the edge of a "
