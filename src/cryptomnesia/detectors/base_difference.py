@@ -151,9 +151,10 @@ def _device(pipe: Any) -> str:
 
 def _denoiser(pipe: Any) -> tuple[str, str]:
     """The digest of the denoiser's weights, and its adapters in words."""
-    chosen = family_of(pipe).module
-    name = next(name for name, part in pipe.components.items() if part is chosen)
-    return _contents(name, networks(pipe)[name])
+    chosen, found = family_of(pipe).module, networks(pipe)
+    # what is compiled or distributed is a component under its wrapper
+    name = next(name for name, network in found.items() if chosen is network or chosen is pipe.components[name])
+    return _contents(name, found[name])
 
 
 def _readers(pipe: Any) -> dict[str, tuple[str, str]]:
