@@ -204,7 +204,7 @@ def test_methods_of_another_package_are_used_stored_and_reported(install, audit_
         f"score:{name}"
         for name in (
             *("acme", "acme-loudest", "combined", "drift", "guidance-first", "guidance-last", "guidance-mean"),
-            *("information", "stability", "stability-or-drift"),
+            *("information", "stability", "stability-first", "stability-or-drift"),
         )
     }
     # nobody asked for the broken ones

@@ -94,7 +94,7 @@ def test_the_mean_of_a_map_is_calibrated_on_demand(cryptomnesia, model, calibrat
     ("arguments", "message"),
     [
         (["--detector", "tarot"], "unknown detector 'tarot'; known are anisotropy"),
-        (["--detector", "bright-ending"], "needs captions or a checkpoint, which are not known while a run goes on"),
+        (["--detector", "collapse-empty"], "needs captions or a checkpoint, which are not known while a run goes on"),
         (["--detector", "collapse", "--guidance", "1"], "collapse needs the unconditional branch"),
         (["--localizer", "tarot"], "unknown localizer 'tarot'; known are"),
         (["--localizer", "collapse-checkpoint"], "needs a less-trained checkpoint of"),

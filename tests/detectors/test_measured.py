@@ -8,10 +8,11 @@ import pytest
 import torch
 from diffusers import DDIMPipeline
 
-from cryptomnesia import UsageError
+from cryptomnesia import BrightEnding, UsageError, watch
 from cryptomnesia.detectors import detector
 from cryptomnesia.detectors.anisotropy import Anisotropy
-from cryptomnesia.detectors.attention_entropy import AttentionEntropy
+from cryptomnesia.detectors.attention_entropy import AttentionEntropy, AttentionEntropyLate
+from cryptomnesia.detectors.bright_ending import BrightEndingMagnitude
 from cryptomnesia.detectors.condition_jacobian import ConditionJacobian
 from cryptomnesia.detectors.critical_scale import CriticalScale
 from cryptomnesia.detectors.flipd import Flipd
@@ -19,7 +20,8 @@ from cryptomnesia.detectors.one_step import OneStep
 from cryptomnesia.detectors.overestimation import Overestimation
 from cryptomnesia.detectors.sharpness import Sharpness
 from cryptomnesia.detectors.spikiness import Spikiness, look_into
-from cryptomnesia.localizers.bright_ending import cross_attention
+from cryptomnesia.localizers.base import Watched
+from cryptomnesia.localizers.bright_ending import attention, cross_attention, end_positions
 from cryptomnesia.localizers.jacobian.diagonal import DiagonalEstimator
 from cryptomnesia.pipelines.denoiser import Prediction
 from cryptomnesia.pipelines.schedule import Level, level_at
@@ -216,6 +218,60 @@ def test_the_entropy_of_the_attention_is_that_of_the_probabilities():
     )
     with pytest.raises(UsageError, match="has no cross-attention on its way down"):
         Setup(unconditional(DDIMPipeline), SAMPLING).check([AttentionEntropy()])
+
+
+@pytest.fixture(scope="module")
+def captioned():
+    """A pipeline, its network, and a run of two captions with all of its tensors."""
+    setup = SETUPS["Stable Diffusion"]()
+    (batch,) = generate(setup, PROMPTS[:2], range(2), keep="all")
+    return setup.pipe, setup.family.denoiser(), batch.trajectory
+
+
+def test_bright_ending_weighs_the_guidance_by_the_attention_to_the_end(captioned):
+    pipe, denoiser, run = captioned
+    assert run.prompts == tuple(PROMPTS[:2])
+    weights = BrightEnding().map(Watched(run, denoiser, prompts=PROMPTS[:2], pipe=pipe)).values
+    last = run.step(-1)
+    difference = last.cond.value - last.uncond.value
+    expected = (difference * weights[:, None]).flatten(1).norm(dim=1) / weights.mean(dim=(1, 2))
+    found = BrightEndingMagnitude(over=(-1,)).measure(run, denoiser)
+    torch.testing.assert_close(found, expected)
+    places = BrightEndingMagnitude().over
+    alone = [BrightEndingMagnitude(over=(place,)).measure(run, denoiser) for place in places]
+    found = BrightEndingMagnitude().measure(run, denoiser)
+    torch.testing.assert_close(found, torch.stack(alone).mean(dim=0))
+
+
+def test_late_entropy_adds_how_far_the_summary_moved(captioned):
+    pipe, denoiser, run = captioned
+    layer = cross_attention(pipe.unet, 1)[-1:]
+    ends = end_positions(pipe, PROMPTS[:2]).tolist()
+    expected = []
+    for row, end in enumerate(ends):
+        first, late = (attention(denoiser, run.step(place), layer)[0][row].mean(dim=0) for place in (0, -1))
+        moved = torch.special.entr(late)[end:].sum() - torch.special.entr(first)[end:].sum()
+        expected.append(torch.special.entr(late).sum() + moved.abs())
+    found = AttentionEntropyLate(late=(-1,)).measure(run, denoiser)
+    torch.testing.assert_close(found, torch.stack(expected))
+    still = AttentionEntropyLate(late=(0,)).measure(run, denoiser)
+    torch.testing.assert_close(still, AttentionEntropy(step=0).measure(run, denoiser))
+    several = [AttentionEntropyLate(late=(place,)).measure(run, denoiser) for place in AttentionEntropyLate().late]
+    torch.testing.assert_close(AttentionEntropyLate().measure(run, denoiser), torch.stack(several).mean(dim=0))
+
+
+@pytest.mark.parametrize("method", [BrightEndingMagnitude(), AttentionEntropyLate()])
+def test_embeddings_without_words_get_no_score(method):
+    """The attention cannot be read without knowing where the caption ends, so there is NaN instead of a number."""
+    setup = SETUPS["Stable Diffusion"]()
+    embeds = setup.pipe.encode_prompt(PROMPTS[:2], "cpu", 1, False)[0]
+    call = {name: value for name, value in setup.family.arguments(PROMPTS[:2], SAMPLING).items() if name != "prompt"}
+    with watch(setup.pipe, signals=method.signals) as seen:
+        setup.pipe(prompt_embeds=embeds, negative_prompt_embeds=torch.zeros_like(embeds), **call)
+    assert seen.trajectory.prompts is None
+    assert seen.trajectory.signals[method.name].isnan().all()
+    with pytest.raises(UsageError, match=r"needs captions|needs the unconditional branch"):
+        Setup(unconditional(DDIMPipeline), SAMPLING).check([method])
 
 
 def test_spikiness_is_that_of_the_middle_block():

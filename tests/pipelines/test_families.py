@@ -153,7 +153,7 @@ def test_the_whole_chain_from_calibration_to_guard(name):
     settings = family.call(pipe)
     calibration = calibrate(pipe, PROMPTS, batch_size=51, **settings)
     free = free_detectors(Setup.of(pipe, settings))
-    always = {"stability", "stability-or-drift", "drift"}
+    always = {"stability", "stability-first", "stability-or-drift", "drift"}
     guided = {"combined", "guidance-first", "guidance-mean", "guidance-last", "information"}
     assert {detector.name for detector in free} == (always if family.scale is None else always | guided)
     for detector in free:

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from cryptomnesia.testing.miniatures import stable_diffusion
-from cryptomnesia.tracing.callers import bare, caller_of, is_pipeline
+from cryptomnesia.tracing.callers import bare, caller_of, captions_of, is_pipeline
 
 
 class Asking(torch.nn.Module):
@@ -75,3 +75,20 @@ def test_a_network_without_its_wrappers():
     assert bare(torch.compile(torch.nn.DataParallel(network), backend="eager")) is network
     assert bare(torch.nn.Sequential(network)) is not network
     assert bare(None) is None
+
+
+def test_the_captions_of_a_running_call_are_one_per_image():
+    pipe = stable_diffusion()
+    seen = []
+
+    def look(running, step, t, tensors):
+        seen.append(captions_of(running))
+        return tensors
+
+    call = {"num_inference_steps": 1, "output_type": "latent", "callback_on_step_end": look}
+    embeds = pipe.encode_prompt(["a red circle"], "cpu", 1, False)[0]
+    pipe("a red circle", num_images_per_prompt=2, **call)
+    pipe(["a red circle", "a blue star"], **call)
+    pipe(prompt_embeds=embeds, guidance_scale=1.0, **call)
+    assert seen == [["a red circle"] * 2, ["a red circle", "a blue star"], None]
+    assert captions_of(pipe) is None

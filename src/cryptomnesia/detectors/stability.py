@@ -3,6 +3,9 @@
 δ_t = z_{t−1} − z_t is the update of the latents. With the mean μ_t and the standard deviation σ_t of ‖δ_t‖ over
 reference runs, the score of a step is s_t = |‖δ_t‖ − μ_t|/σ_t, and the score of the image is S = max_t s_t. The maximum
 of the steps so far is a score at every step, so an image can be judged while it is made.
+
+`stability-first` takes the maximum over the first fifth of the run alone, ten steps of fifty: up to there the paper's
+mild correction acts.
 """
 
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cryptomnesia.detectors.base import Detector, Moments, check_evaluations
+from cryptomnesia.errors import UsageError
 from cryptomnesia.tracing.trajectory import Trajectory
 
 
@@ -36,3 +40,41 @@ class Stability(Detector):
         check_evaluations(runs, references)
         scores = Moments.of(references.norms["delta"]).z_scores(runs.norms["delta"])
         return scores.abs().cummax(dim=1).values
+
+
+@dataclass(frozen=True)
+class StabilityFirst(Stability):
+    """The stability score of the first evaluations of a run, in standard deviations, ≥ 0.
+
+    Attributes:
+        share: of the run that counts, above 0 and up to 1; at least one evaluation does.
+    """
+
+    share: float = 0.2
+
+    name = "stability-first"
+    summary = "The largest deviation of the latents' update norm from its usual range, over the first steps alone."
+    use_when = "You have to decide early in the run, and what an image does later must not change its score."
+    avoid_when = "You can wait for the end of the run: then use `combined`, or `stability-or-drift` without guidance."
+
+    def __post_init__(self) -> None:
+        """Check the share.
+
+        Raises:
+            UsageError: if it is not above 0, or above 1.
+        """
+        if not 0 < self.share <= 1:
+            raise UsageError(f"got share={self.share:g}; give a share of the run above 0 and up to 1")
+
+    def earliest(self, evaluations: int) -> int:
+        """The number of evaluations that count."""
+        # without the small number, 0.29 of 100 would be 28
+        return max(1, int(self.share * evaluations + 1e-9))
+
+    def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
+        """Max over s ≤ t of |‖δ_s‖ − μ_s|/σ_s of the evaluations that count, (B, N)."""
+        scores = super().running(runs, references)
+        counted = self.earliest(len(runs.timesteps))
+        if scores.shape[1] > counted:
+            scores[:, counted:] = scores[:, counted - 1 : counted]
+        return scores

@@ -24,6 +24,26 @@ def caller_of(network: nn.Module) -> Any | None:
     return None
 
 
+def captions_of(pipe: Any) -> list[str] | None:
+    """The caption of every image of the call of a pipeline that is running in this thread.
+
+    Returns:
+        One caption per image; None if the call was not given its captions in words, or no call is running.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if "prompt" in code.co_varnames[: code.co_argcount] and frame.f_locals.get("self") is pipe:
+            given = frame.f_locals["prompt"]
+            listed = [given] if isinstance(given, str) else given
+            if not isinstance(listed, list | tuple) or not all(isinstance(caption, str) for caption in listed):
+                return None
+            images = frame.f_locals.get("num_images_per_prompt") or 1
+            return [caption for caption in listed for _ in range(images)]
+        frame = frame.f_back
+    return None
+
+
 def is_pipeline(value: Any) -> bool:
     """Whether a value is a pipeline of diffusers."""
     return any(base.__name__ in _PIPELINES for base in type(value).__mro__)

@@ -111,6 +111,8 @@ class Trajectory:
         complete: whether the call ran to its last timestep.
         signals: name → one number or one map per image, (B, …) on the CPU, for the signals that were asked for and
             whose evaluations are over.
+        prompts: the caption of every image, None where they were not given in words.
+        pipe: the pipeline that made the call, None for several calls and for what was stored.
     """
 
     timesteps: tuple[float, ...]
@@ -119,6 +121,8 @@ class Trajectory:
     latents: Tensor
     complete: bool
     signals: Mapping[str, Tensor] = field(default_factory=dict)
+    prompts: tuple[str, ...] | None = None
+    pipe: Any = None
 
     def __len__(self) -> int:
         """The number of images."""
@@ -152,11 +156,12 @@ class Trajectory:
             steps={number: step.rows(rows) for number, step in self.steps.items()},
             latents=self.latents[rows],
             signals={name: values[rows] for name, values in self.signals.items()},
+            prompts=None if self.prompts is None else tuple(self.prompts[row] for row in rows),
         )
 
     def bare(self) -> "Trajectory":
-        """The trajectory without kept tensors and latents: what a calibration or a run directory stores."""
-        return replace(self, steps={}, latents=torch.empty(len(self), 0))
+        """The trajectory without kept tensors, latents and pipeline: what a calibration or a run directory stores."""
+        return replace(self, steps={}, latents=torch.empty(len(self), 0), prompts=None, pipe=None)
 
 
 def joined(trajectories: Sequence[Trajectory]) -> Trajectory:

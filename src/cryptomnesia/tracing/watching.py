@@ -26,7 +26,7 @@ from cryptomnesia.pipelines.denoiser import Prediction, detail, norms
 from cryptomnesia.pipelines.families import Family, NetworkCall, family_of, vouch
 from cryptomnesia.pipelines.solvers import alpha_after, level_of
 from cryptomnesia.tracing.attaching import SolverCall, after_forward, attach, detach
-from cryptomnesia.tracing.callers import caller_of
+from cryptomnesia.tracing.callers import caller_of, captions_of
 from cryptomnesia.tracing.information import gained, log_snr, noise_scale
 from cryptomnesia.tracing.steering import SolverStep
 from cryptomnesia.tracing.trajectory import NORMS, Norm, Place, Signal, Step, Trajectory, evaluation
@@ -50,10 +50,12 @@ class _Call:
         timesteps: of the evaluations that the call will make, as far as is known before the first one.
         keep: numbers of the evaluations whose tensors are kept.
         pipe: the pipeline whose call it is.
+        captions: one per image that the call was asked for, None where they were not given in words.
     """
 
     timesteps: tuple[float, ...]
     pipe: Any
+    captions: list[str] | None = None
     keep: frozenset[int] = frozenset()
     steps: dict[int, Step] = field(default_factory=dict)
     norms: list[dict[str, Tensor]] = field(default_factory=list)
@@ -71,7 +73,17 @@ class _Call:
     def trajectory(self) -> Trajectory:
         assert self.latents is not None
         columns = {name: torch.stack([row[name] for row in self.norms], dim=1).cpu() for name in self.norms[0]}
-        return Trajectory(self.timesteps, columns, dict(self.steps), self.latents, self.complete, dict(self.signals))
+        captions = self.captions if self.captions is not None and len(self.captions) == len(columns["z"]) else None
+        return Trajectory(
+            self.timesteps,
+            columns,
+            dict(self.steps),
+            self.latents,
+            self.complete,
+            dict(self.signals),
+            None if captions is None else tuple(captions),
+            self.pipe,
+        )
 
 
 class Watch:
@@ -143,7 +155,7 @@ class Watch:
             # a network that cannot be evaluated beside the run is refused before its first evaluation
             self.family.denoiser()
         self._pending = []
-        self._calls.append(_Call(tuple(float(t) for t in scheduler.timesteps), caller))
+        self._calls.append(_Call(tuple(float(t) for t in scheduler.timesteps), caller, captions_of(caller)))
 
     def on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Remember a call of the network until the solver takes its step."""
