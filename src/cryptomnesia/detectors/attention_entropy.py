@@ -5,7 +5,7 @@ heads. The paper has two scores, both from one layer on the network's way down, 
 resolution (the fourth of Stable Diffusion 1):
 
 - `attention-entropy` is the metric E of one step: the entropy at the first evaluation.
-- `attention-entropy-late` is the metric D of several steps. Over the last fifth of the run it is the mean of the entropy
+- `attention-entropy-late` is the metric D of several steps. Over the last fifth of the run it is the mean entropy
   plus the distance between the part of the summary tokens, which are the end token and the padding behind it, and
   their part at the first evaluation. The paper takes every evaluation of that fifth; here five of them are taken.
 

@@ -2,8 +2,8 @@
 
 With D_σ the denoiser at the noise level σ of the variance-exploding form, a place p of a picture x is retained at σ if
 iterating the denoiser from x, without adding noise, stays near it there: ‖D_σ^k(x)_p − x_p‖ ≤ r·‖x_p‖ for k ≤ K, with
-norms over the channels. The critical scale σ_c is the largest σ at which the place is retained. The map is log σ_c, less
-the logarithm of the level that would lie one step below the least.
+norms over the channels. The critical scale σ_c is the largest σ at which the place is retained. The map is log σ_c,
+less the logarithm of the level that would lie one step below the least.
 
 The noise levels are those of evaluations of the run that are spread evenly over it. Levels are tried one after the
 other: whether a place is retained depends on all others, so no search by bisection serves all places at once.
