@@ -12,6 +12,7 @@ from .detectors.base import Detector as Detector
 from .detectors.base_difference import BaseDifference as BaseDifference
 from .detectors.combined import Combined as Combined
 from .detectors.drift import Drift as Drift
+from .detectors.early_detail import EarlyDetail as EarlyDetail
 from .detectors.guidance_magnitude import GuidanceMagnitude as GuidanceMagnitude
 from .detectors.information import Information as Information
 from .detectors.map_mean import MapMean as MapMean

@@ -203,7 +203,16 @@ def test_methods_of_another_package_are_used_stored_and_reported(install, audit_
     assert {key for key in scores[0] if key.startswith("score:")} == {
         f"score:{name}"
         for name in (
-            *("acme", "acme-loudest", "combined", "drift", "guidance-first", "guidance-last", "guidance-mean"),
+            *(
+                "acme",
+                "acme-loudest",
+                "combined",
+                "drift",
+                "early-detail",
+                "guidance-first",
+                "guidance-last",
+                "guidance-mean",
+            ),
             *("information", "stability", "stability-first", "stability-or-drift"),
         )
     }

@@ -7,6 +7,7 @@ from cryptomnesia.detectors.base import Detector, Moments
 from cryptomnesia.detectors.base_difference import BaseDifference
 from cryptomnesia.detectors.combined import Combined
 from cryptomnesia.detectors.drift import Drift
+from cryptomnesia.detectors.early_detail import EarlyDetail
 from cryptomnesia.detectors.guidance_magnitude import GuidanceMagnitude
 from cryptomnesia.detectors.information import Information
 from cryptomnesia.detectors.map_mean import MapMean, MapSignal, during_run
@@ -21,6 +22,7 @@ __all__ = [
     "Combined",
     "Detector",
     "Drift",
+    "EarlyDetail",
     "GuidanceMagnitude",
     "Information",
     "MapMean",
