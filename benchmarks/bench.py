@@ -40,6 +40,7 @@ MOST = 5.0
 """Evaluations of the network per image."""
 
 OF_FINE_TUNES = [
+    "early-detail",
     "combined",
     "drift",
     "guidance-first",
@@ -48,6 +49,7 @@ OF_FINE_TUNES = [
     "information",
     "overestimation",
     "stability",
+    "stability-first",
     "stability-or-drift",
     "guidance-map",
     "score-difference",

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from cryptomnesia import Calibration, Combined, Detector, Stability, StabilityOrDrift
+from cryptomnesia import Calibration, Detector, EarlyDetail, Stability, StabilityOrDrift
 
 COUNT = 99
 """Scores of a null, of which the highest p-value that is flagged at a rate of 1% is 1/(99 + 1)."""
@@ -22,8 +22,8 @@ def flagging(calibration: Calibration, wanted: float, detector: Detector | None 
     """The calibration under which, at a rate of 1%, images with a score of at least `wanted` are flagged."""
     just_below = float(np.nextafter(np.float32(wanted), np.float32(-np.inf)))
     null = torch.full((COUNT, calibration.evaluations), just_below)
-    # the default with an unconditional branch, and the one without
-    for judge in (Combined(), StabilityOrDrift()) if detector is None else (detector,):
+    # the default with captions, and the one without
+    for judge in (EarlyDetail(), StabilityOrDrift()) if detector is None else (detector,):
         calibration = with_null(calibration, judge, null)
     return calibration
 

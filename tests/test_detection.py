@@ -8,9 +8,9 @@ from diffusers import DDIMPipeline, DDIMScheduler, LCMScheduler
 import cryptomnesia
 from cryptomnesia import (
     Collapse,
-    Combined,
     Curvature,
     CurvatureDifference,
+    EarlyDetail,
     Finding,
     Located,
     MapMean,
@@ -48,7 +48,7 @@ def test_findings_agree_with_the_parts(pipe, calibration):
     for finding, image in zip(findings, batch.images, strict=True):
         torch.testing.assert_close(finding.image, image, atol=1e-4, rtol=0)
         verdict = finding.verdict
-        p = calibration.p_value(Combined(), torch.tensor([verdict.score])).item()
+        p = calibration.p_value(EarlyDetail(), torch.tensor([verdict.score])).item()
         assert verdict.p_value == pytest.approx(p)
         assert verdict.flagged == (p <= 0.5)
         assert verdict.flagged == (verdict.first_flagged_step is not None)
@@ -219,7 +219,7 @@ def test_every_family_is_examined_with_no_further_option(name):
     }
     assert methods.localizer.name == expected.get(name, "settled-detail")
     assert methods.mitigation.name == ("rephrasing" if setup.family.conditional else "stability")
-    assert methods.judge.detector.name == ("combined" if setup.guided else "stability-or-drift")
+    assert methods.judge.detector.name == ("early-detail" if setup.family.conditional else "stability-or-drift")
     strict = flagging(calibration, EVERYTHING)
     found = list(detect(pipe, TWO, calibration=strict, localizer="auto", mitigation="auto", **case.call))
     assert [finding.prompt for finding in found] == TWO

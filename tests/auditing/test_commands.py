@@ -159,7 +159,7 @@ def test_an_audit_says_its_cost_and_its_outcome(cryptomnesia, audit_folder, audi
     code, out, err = cryptomnesia("audit", *given, "--no-mitigate", "--json")
     assert code in (1, 3), err
     assert json.loads(out)["about"]["methods"] == {
-        "detector": "combined",
+        "detector": "early-detail",
         "localizer": "settled-detail",
         "mitigation": None,
     }

@@ -37,10 +37,10 @@ FAMILIES = {
 }
 
 METHODS = {
-    "sd": ("combined", "settled-detail", "rephrasing"),
-    "sdxl": ("combined", "settled-detail", "rephrasing"),
-    "sd3": ("combined", "settled-detail", "rephrasing"),
-    "flux": ("stability-or-drift", "settled-detail-empty", "rephrasing"),
+    "sd": ("early-detail", "settled-detail", "rephrasing"),
+    "sdxl": ("early-detail", "settled-detail", "rephrasing"),
+    "sd3": ("early-detail", "settled-detail", "rephrasing"),
+    "flux": ("early-detail", "settled-detail-empty", "rephrasing"),
     "ddim": ("stability-or-drift", "curvature", "stability"),
     "ddpm": ("stability-or-drift", "curvature", "stability"),
 }
@@ -101,7 +101,7 @@ def test_every_family_is_audited_with_the_defaults_that_suit_it(family, referenc
 def test_a_call_without_guidance_is_audited_by_methods_that_need_none(references, tmp_path):
     given = {"references": references, "steps": 4, "guidance": 1.0, "fpr": 0.5, "batch_size": 34}
     store = audit(stable_diffusion(), ["a blue star", "a green ring"], tmp_path / "run", **given)
-    assert tuple(store.about["methods"].values()) == ("stability-or-drift", "settled-detail-empty", "rephrasing")
+    assert tuple(store.about["methods"].values()) == ("early-detail", "settled-detail-empty", "rephrasing")
     assert "score:guidance-mean" not in store.rows("scores")[0]
     assert "score:stability" in store.rows("scores")[0]
 

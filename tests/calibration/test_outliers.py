@@ -77,11 +77,11 @@ def test_scores_that_are_all_alike_name_nobody():
 
 
 def test_the_registered_detectors_judge_by_default(calibration):
-    usual = {"drift", "stability", "guidance-first", "guidance-mean", "guidance-last"}
+    usual = {"drift", "early-detail", "stability", "guidance-first", "guidance-mean", "guidance-last"}
     assert {judge.name for judge in served(calibration)} == usual
     unknown = torch.full((COUNT, 3), torch.nan)
     unguided = calibration_of_runs(trajectory(torch.rand(COUNT, 3), guidance=unknown, information=unknown))
-    assert {judge.name for judge in served(unguided)} == {"drift", "stability"}
+    assert {judge.name for judge in served(unguided)} == {"drift", "early-detail", "stability"}
     with pytest.raises(UsageError, match="has not recorded tarot"):
         calibration.suspicious([Given("tarot")])
 

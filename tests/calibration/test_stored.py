@@ -51,7 +51,7 @@ def test_a_third_shows_what_is_usual_and_the_rest_is_the_null(calibration, pipe)
     assert split(102) == (first, second)
     assert calibration.references.norms["delta"].shape == (34, 3)
     free = free_detectors(Setup(pipe, SAMPLING))
-    assert len(free) == 8
+    assert len(free) == 10
     for found in free:
         assert calibration.null(found).shape == (68, 3)
     assert calibration.lowest_fpr == 1 / 69

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from cryptomnesia import Calibration, Combined
+from cryptomnesia import Calibration, EarlyDetail
 from cryptomnesia.calibration.fitting import DEFAULT_FPR, FIRST_SEED
 from cryptomnesia.calibration.outliers import Suspicious
 from cryptomnesia.settings import CalibrateSettings, JudgeSettings
@@ -53,8 +53,8 @@ def test_references_that_look_memorized_are_listed_and_left_out_on_demand(
     lines = [" ".join(line.replace("│", " ").split()) for line in out.splitlines()]
     assert "101 a red circle 101 1e-05 drift 5.68 (1.23)" in lines
     assert "1% too few references too few references" in lines
-    threshold = Calibration.load(made).threshold(Combined(), 0.05)
-    assert f"5% {threshold:.2f} {Calibration.load(made).without([7, 101]).threshold(Combined(), 0.05):.2f}" in lines
+    threshold = Calibration.load(made).threshold(EarlyDetail(), 0.05)
+    assert f"5% {threshold:.2f} {Calibration.load(made).without([7, 101]).threshold(EarlyDetail(), 0.05):.2f}" in lines
     assert "Nothing was left out: give --leave-out suspicious" in out
     assert Calibration.load(made).left_out == ()
     code, out, err = cryptomnesia("calibrate", model / "tiny", *arguments, "--leave-out", "suspicious")

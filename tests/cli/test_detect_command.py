@@ -97,7 +97,7 @@ def test_the_command_says_what_the_function_says(cryptomnesia, model, calibratio
     printed = json.loads(out)
     assert err == ""
     assert code == int(any(finding.verdict.flagged for finding in found))
-    assert (printed["detector"], printed["fpr"]) == ("combined", 0.5)
+    assert (printed["detector"], printed["fpr"]) == ("early-detail", 0.5)
     assert (printed["steps"], printed["guidance"], printed["height"], printed["options"]) == (2, 2.0, None, {})
     for image, finding in zip(printed["images"], found, strict=True):
         verdict = finding.verdict
@@ -207,9 +207,9 @@ def test_a_model_without_captions_needs_no_prompt(cryptomnesia, model, tmp_path)
 
 
 def test_an_image_that_cannot_be_judged_gives_exit_code_3(cryptomnesia, model, calibration_file, setup, monkeypatch):
-    from cryptomnesia.detectors.combined import Combined
+    from cryptomnesia.detectors.early_detail import EarlyDetail
 
-    running = Combined.running
+    running = EarlyDetail.running
     called = []
 
     def sometimes(self, runs, references):
@@ -218,7 +218,7 @@ def test_an_image_that_cannot_be_judged_gives_exit_code_3(cryptomnesia, model, c
         called.append(len(runs))
         return scores if len(runs) > 1 else scores * math.nan
 
-    monkeypatch.setattr(Combined, "running", sometimes)
+    monkeypatch.setattr(EarlyDetail, "running", sometimes)
     code, out, err = cryptomnesia(
         "detect", model / "tiny", "--prompt", "a red circle", "--calibration", calibration_file, "--fpr", 0.5, "--json",
         *setup,

@@ -35,7 +35,7 @@ def test_the_policies_are_those_of_the_library():
 def test_observing_returns_the_images_of_the_pipeline(guarded, model, fitted):
     code, printed, err, folder = guarded("--fpr", "0.99", "--images-per-prompt", "2", "--seed", "3")
     assert (code, err) == (1, "")
-    assert (printed["policy"], printed["mitigation"], printed["detector"]) == ("observe", None, "combined")
+    assert (printed["policy"], printed["mitigation"], printed["detector"]) == ("observe", None, "early-detail")
     found = list(
         detect(
             load_pipeline(str(model / "tiny")),
@@ -102,7 +102,7 @@ def test_the_table_says_what_was_done(cryptomnesia, model, calibration_file, set
         "--fpr", 0.99, "-o", tmp_path / "out", *setup,
     )  # fmt: skip
     assert (code, err) == (1, "")
-    assert "combined, flagged at p ≤ 0.99" in out
+    assert "early-detail, flagged at p ≤ 0.99" in out
     row = next(line for line in out.splitlines() if "a blue star" in line)
     assert row.split("│")[5].strip() == "memorized?"
     assert row.split("│")[7].strip() == "withheld"

@@ -86,7 +86,7 @@ def test_a_detector_is_found_by_name_by_class_and_as_an_object(pipe):
     assert detector("drift") == detector(Drift) == Drift()
     assert detector(given := Drift(less=2.0)) is given
     assert isinstance(detector("collapse"), MapMean)
-    assert detector("auto", setup) == Combined()
+    assert detector("auto", setup) == EarlyDetail()
     maps = [name for name in entries("localizer") if name != "bright-ending"]
     assert detector_names() == [*entries("detector"), *maps]
     with pytest.raises(UsageError, match=r"unknown detector 'tarot'; known are anisotropy, .*, drift, .*, collapse"):

@@ -11,7 +11,7 @@ from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import SAMPLING, stable_diffusion, unconditional
 from cryptomnesia.testing.setups import SETUPS
 from cryptomnesia.tracing.trajectory import Trajectory
-from family_cases import CASES
+from family_cases import FLOWS, MORE
 
 
 def runs(detail, planned=10, **norms):
@@ -62,8 +62,7 @@ def test_runs_that_do_not_begin_from_noise_alone_are_refused():
     with pytest.raises(UsageError, match="early-detail needs captions, and a DDPMPipeline takes none"):
         Setup(unconditional(DDPMPipeline), SAMPLING).check([method])
     refused = "needs runs that begin from noise and a caption alone, and this call is given image"
-    for name in ("image to image", "inpainting", "controlnet", "kontext"):
-        case = CASES[name]
+    for case in (MORE["image to image"], MORE["inpainting"], MORE["controlnet"], FLOWS["kontext"]):
         with pytest.raises(UsageError, match=refused):
             case.setup(case.make()).check([method])
 

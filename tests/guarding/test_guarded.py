@@ -7,8 +7,8 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
 from cryptomnesia import (
-    Combined,
     Drift,
+    EarlyDetail,
     Guard,
     Regenerate,
     Sampling,
@@ -36,7 +36,7 @@ def test_observing_changes_nothing_and_agrees_with_detect(pipe, calibration, sco
     assert [verdict.score for verdict in guarding.verdicts] == pytest.approx(scores, rel=1e-3)
     assert list(guarding.verdicts) == heard
     for verdict in heard:
-        p = calibration.p_value(Combined(), torch.tensor([verdict.score])).item()
+        p = calibration.p_value(EarlyDetail(), torch.tensor([verdict.score])).item()
         assert verdict.p_value == p
         assert verdict.flagged == (p <= 0.5)
         assert verdict.clean == (not verdict.flagged)

@@ -149,7 +149,7 @@ def test_a_call_that_no_calibration_fits(pipe, calibration, shorter, settings, r
             found = call(pipe, **settings)
         (verdict,) = guarding.verdicts
         assert heard.pop() == verdict
-        assert (verdict.action, verdict.prompt, verdict.detector) == (action, "a red circle", "combined")
+        assert (verdict.action, verdict.prompt, verdict.detector) == (action, "a red circle", "early-detail")
         assert (verdict.clean, verdict.flagged, verdict.answer) == (False, False, "could not tell")
         assert np.isnan([verdict.score, verdict.p_value]).all()
         assert verdict.reason.startswith("could not tell: none of the 2 calibrations")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cryptomnesia import Combined, UsageError, guard
+from cryptomnesia import EarlyDetail, UsageError, guard
 from guarded_calls import ALWAYS, call
 from memorizing import memorizer
 from nulls import EVERYTHING, flagging, with_null
@@ -33,10 +33,10 @@ def test_an_early_decision_saves_the_rest_of_the_run(pipe, calibration, scores):
 
 def test_early_scores_are_judged_against_the_null_of_the_same_evaluation(pipe, calibration):
     null = torch.tensor([1e9, -1e9, 1e9]).expand(99, 3)
-    with guard(pipe, with_null(calibration, Combined(), null), decide_by=2) as guarding:
+    with guard(pipe, with_null(calibration, EarlyDetail(), null), decide_by=2) as guarding:
         call(pipe)
     assert guarding.verdicts[0].p_value == 0.01
-    with guard(pipe, with_null(calibration, Combined(), null)) as guarding:
+    with guard(pipe, with_null(calibration, EarlyDetail(), null)) as guarding:
         call(pipe)
     assert guarding.verdicts[0].p_value == 1.0
 

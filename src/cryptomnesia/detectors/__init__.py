@@ -38,7 +38,7 @@ __all__ = [
     "free_detectors",
 ]
 
-DEFAULTS = ("combined", "stability-or-drift", "stability")
+DEFAULTS = ("early-detail", "combined", "stability-or-drift", "stability")
 """Names of the detectors to choose from when none is given; the first that works in the set-up is taken."""
 
 

@@ -1,4 +1,4 @@
-"""Early detail: a memorized caption has a sharp picture while there is still nothing but noise. A method of this library.
+"""Early detail: a memorized caption has a sharp picture while there is nothing but noise. A method of this library.
 
 At the noisy end of a run, the estimate x̂_0 is the mean of all pictures that the caption may stand for. The mean of many
 pictures is blurred. A memorized caption stands for one picture, or for some that share a part, and so its estimate has

@@ -57,6 +57,11 @@ class StabilityFirst(Stability):
     use_when = "You have to decide early in the run, and what an image does later must not change its score."
     avoid_when = "You can wait for the end of the run: then use `combined`, or `stability-or-drift` without guidance."
 
+    @property
+    def observes(self) -> str:
+        """The updates of the latents, as `stability` does: the two do not corroborate each other."""
+        return "stability"
+
     def __post_init__(self) -> None:
         """Check the share.
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.calibration.stored import Calibration, resolved
+from cryptomnesia.detectors import Detector
 from cryptomnesia.detectors import detector as detector_of
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations import mitigation as mitigation_of
@@ -23,11 +24,11 @@ _LASTING = ("version", "records", "weights")
 
 
 class Judges:
-    """One judge for every calibration of a guard, all with one detector.
+    """One judge for every calibration of a guard.
 
     Attributes:
         calibrations: in the order in which they were given.
-        detector: gives the scores.
+        detector: gives the scores; with `auto`, that of the first calibration, and every set-up has its own default.
         mitigation: of flagged images, or None.
     """
 
@@ -65,16 +66,16 @@ class Judges:
             f"{number}{f' ({path})' if isinstance(path, str | Path) else ''}" for number, path in enumerate(listed, 1)
         ]
         setups = [Setup(pipe, calibration.sampling) for calibration in self.calibrations]
+        self._wanted, self._fpr, self._decide_by = detector, fpr, decide_by
         self.detector = detector_of(detector, setups[0])
         self.mitigation = None if mitigation is None else mitigation_of(mitigation, setups[0])
-        self._methods = [method for method in (self.detector, self.mitigation) if method is not None]
         self._check_different()
-        self._judges: list[Judge] = []
+        self._judges: dict[tuple[int, Detector], Judge] = {}
         unlike: list[list[str]] = []
-        for name, setup, calibration in zip(self._names, setups, self.calibrations, strict=True):
+        for number, (name, setup, calibration) in enumerate(zip(self._names, setups, self.calibrations, strict=True)):
             try:
                 unlike.append(self._differences(setup, calibration))
-                self._judges.append(Judge(calibration, self.detector, fpr, decide_by=decide_by))
+                self._judge(number, self._detector(setup))
             except UsageError as error:
                 if len(listed) == 1:
                     raise
@@ -105,8 +106,23 @@ class Judges:
             expected = {section: value for section, value in expected.items() if section in found}
         unlike = _unlike(expected, found)
         if not unlike:
-            setup.check(self._methods)
+            self._check_methods(setup)
         return unlike
+
+    def _detector(self, setup: Setup) -> Detector:
+        """The detector of a set-up: the one that was named, or the set-up's default."""
+        return detector_of("auto", setup) if self._wanted == "auto" else self.detector
+
+    def _check_methods(self, setup: Setup) -> None:
+        """Refuse a set-up in which the detector or the mitigation cannot work."""
+        setup.check([self._detector(setup), *([] if self.mitigation is None else [self.mitigation])])
+
+    def _judge(self, number: int, detector: Detector) -> Judge:
+        """The judge of a calibration with a detector, which is made once."""
+        key = number, detector
+        if key not in self._judges:
+            self._judges[key] = Judge(self.calibrations[number], detector, self._fpr, decide_by=self._decide_by)
+        return self._judges[key]
 
     def fitting(self, setup: Setup) -> Judge:
         """The judge whose calibration was made with this set-up.
@@ -118,11 +134,12 @@ class Judges:
         # this reads the weights, and takes a moment
         found = setup.fingerprint
         unlike = [differences(calibration.fingerprint, found) for calibration in self.calibrations]
-        for judge, different in zip(self._judges, unlike, strict=True):
+        for number, different in enumerate(unlike):
             if not different:
-                setup.check(self._methods)
-                judge.calibration.check_detector(self.detector)
-                return judge
+                self._check_methods(setup)
+                chosen = self._detector(setup)
+                self.calibrations[number].check_detector(chosen)
+                return self._judge(number, chosen)
         raise self._no_fit(unlike)
 
     def _check_different(self) -> None:
