@@ -7,6 +7,7 @@ import torch
 from diffusers import DDPMPipeline
 
 from cryptomnesia import EarlyDetail, UsageError
+from cryptomnesia.detectors import default_detector
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import SAMPLING, stable_diffusion, unconditional
 from cryptomnesia.testing.setups import SETUPS
@@ -71,3 +72,13 @@ def test_runs_that_do_not_begin_from_noise_alone_are_refused():
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(UsageError, match="give a share of the run above 0 and up to 1"):
         EarlyDetail(share=share)
+
+
+def test_it_is_the_default_where_pictures_are_made_from_captions_alone():
+    for name in ("Stable Diffusion", "Stable Diffusion without guidance", "SDXL", "Flux"):
+        assert default_detector(SETUPS[name]()).name == "early-detail"
+    case = MORE["image to image"]
+    pipe = case.make()
+    assert default_detector(case.setup(pipe)).name == "combined"
+    unguided = Setup.of(pipe, {**case.call, "guidance_scale": 1.0})
+    assert default_detector(unguided).name == "stability-or-drift"

@@ -41,7 +41,10 @@ class Combined(Detector):
     name = "combined"
     summary = "Stability against pictures of equal detail, guidance magnitude and information, in one number."
     source = "this library, from arXiv:2605.22050 and arXiv:2407.21720"
-    use_when = "The runs have an unconditional branch, and the captions that you judge may ask for plain pictures."
+    use_when = (
+        "The runs have an unconditional branch and begin from a picture, where `early-detail` does not work, or a score "
+        "has to follow the whole run."
+    )
     avoid_when = (
         "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `stability-or-drift` "
         "there. The model was fine-tuned on few pictures: on two LoRAs of 24 pictures it catches next to nothing; "

@@ -30,7 +30,7 @@ class Stability(Detector):
     )
     avoid_when = (
         "Your scheduler adds noise or is DDIM: on the bundled model it separates little under Euler ancestral and "
-        "DDIM. Use `combined`, or `stability-or-drift` where there is no guidance. Plain pictures have extreme norms "
+        "DDIM. Use `early-detail`, or `stability-or-drift` without captions. Plain pictures have extreme norms "
         "without being memorized, so the reference prompts have to give pictures as plain as those that you judge."
     )
     reads = frozenset({"delta"})
@@ -55,7 +55,7 @@ class StabilityFirst(Stability):
     name = "stability-first"
     summary = "The largest deviation of the latents' update norm from its usual range, over the first steps alone."
     use_when = "You have to decide early in the run, and what an image does later must not change its score."
-    avoid_when = "You can wait for the end of the run: then use `combined`, or `stability-or-drift` without guidance."
+    avoid_when = "The pictures are made from captions alone: then `early-detail` separates better, as early."
 
     @property
     def observes(self) -> str:

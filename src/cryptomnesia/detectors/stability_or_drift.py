@@ -30,7 +30,7 @@ class StabilityOrDrift(Detector):
     name = "stability-or-drift"
     summary = "Stability or drift against pictures of equal detail, whichever is more unusual."
     source = "this library, from arXiv:2605.22050"
-    use_when = "The runs have no unconditional branch: Flux, unconditional models, guidance 1."
+    use_when = "The model takes no captions, or the runs begin from a picture and have no unconditional branch."
     avoid_when = (
         "The runs have an unconditional branch; `combined` takes fewer plain pictures for memorized. Captions that fix "
         "most pixels mislead this detector. It was chosen on runs with guidance; without it, it catches few memorized "
