@@ -42,8 +42,8 @@ class Combined(Detector):
     summary = "Stability against pictures of equal detail, guidance magnitude and information, in one number."
     source = "this library, from arXiv:2605.22050 and arXiv:2407.21720"
     use_when = (
-        "The runs have an unconditional branch and begin from a picture, where `early-detail` does not work, or a score "
-        "has to follow the whole run."
+        "The runs have an unconditional branch and begin from a picture, where `early-detail` does not work; or a "
+        "score has to follow the whole run."
     )
     avoid_when = (
         "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `stability-or-drift` "
