@@ -1,10 +1,11 @@
 """Early detail: on closed forms, and what it refuses."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, LCMScheduler
 
 from cryptomnesia import EarlyDetail, UsageError
 from cryptomnesia.detectors import default_detector
@@ -63,9 +64,17 @@ def test_runs_that_do_not_begin_from_noise_alone_are_refused():
     with pytest.raises(UsageError, match="early-detail needs captions, and a DDPMPipeline takes none"):
         Setup(unconditional(DDPMPipeline), SAMPLING).check([method])
     refused = "needs runs that begin from noise and a caption alone, and this call is given image"
-    for case in (MORE["image to image"], MORE["inpainting"], MORE["controlnet"], FLOWS["kontext"]):
+    given = ("image to image", "inpainting", "controlnet", "two controlnets")
+    for case in (*(MORE[name] for name in given), FLOWS["kontext"], FLOWS["flux 2 edited"]):
         with pytest.raises(UsageError, match=refused):
             case.setup(case.make()).check([method])
+    pipe = stable_diffusion()
+    adapted = Setup(pipe, replace(SAMPLING, options={"ip_adapter_image_embeds": [torch.zeros(1, 1, 4)]}))
+    with pytest.raises(UsageError, match="this call is given ip_adapter_image_embeds; use `combined`"):
+        adapted.check([method])
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(UsageError, match="a LCMScheduler is for models that make pictures in a few steps"):
+        Setup(pipe, SAMPLING).check([method])
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5, math.nan])

@@ -50,6 +50,8 @@ def test_runs_of_one_evaluation_are_judged_by_stability():
     pipe = stable_diffusion()
     call = {"num_inference_steps": 1, "guidance_scale": 1.0}
     calibration = calibrate(pipe, [f"a red circle {number}" for number in range(102)], **call)
+    (found,) = detect(pipe, "a blue star", calibration=calibration, fpr=0.1, **call)
+    assert found.verdict.detector == "early-detail"
     assert default_detector(Setup.of(unconditional(), {"num_inference_steps": 1})).name == "stability"
     with pytest.raises(UsageError, match="needs two evaluations, and the run has one; use `stability`"):
         detect(pipe, "a blue star", calibration=calibration, fpr=0.1, detector="stability-or-drift", **call)

@@ -1,6 +1,7 @@
 """Every pipeline that shares the denoiser of a guarded one is guarded, too, or stopped."""
 
 import copy
+import math
 import pickle
 
 import numpy as np
@@ -206,7 +207,14 @@ def test_another_class_is_judged_by_its_own_calibration(pipe, calibration):
             call(pipe)
         return mine.verdicts + guarding.verdicts
 
-    assert [verdict.score == verdict.score for verdict in verdicts([calibration, own])] == [True, True]
+    # of a call that is given a picture, the first estimates have the detail of that picture
+    found = verdicts([calibration, own])
+    assert [verdict.detector for verdict in found] == ["combined", "early-detail"]
+    assert all(math.isfinite(verdict.score) for verdict in found)
+    named = verdicts([calibration, own], detector="stability")
+    assert [verdict.detector for verdict in named] == ["stability", "stability"]
+    with pytest.raises(UsageError, match="early-detail needs runs that begin from noise"):
+        verdicts([calibration, own], detector="early-detail", unknown="allow")
     with guard(other, [calibration, own], fpr=0.5) as guarding:
         other("a red circle", output_type="np", **settings)
     assert guarding.verdicts[0].p_value <= 1

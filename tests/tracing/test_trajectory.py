@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 
@@ -75,3 +77,17 @@ def test_joined_trajectories_are_those_of_all_their_images():
     assert both.norms["z"].tolist() == [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
     assert both.signals["a"].mean(dim=(1, 2)).tolist() == [1.0, 0.0, 0.0]
     assert not joined([first, trajectory([[3.0, 4.0]], planned=3, signals={"a": torch.zeros(1, 2, 2)})]).complete
+
+
+def test_captions_and_pipeline_follow_the_images_and_are_not_stored(pipe):
+    with watch(pipe) as seen:
+        pipe(["a red circle", "a blue star"], num_inference_steps=1, output_type="latent")
+    run = seen.trajectory
+    assert run.pipe is pipe
+    assert run.prompts == ("a red circle", "a blue star")
+    assert run.rows([1]).prompts == ("a blue star",)
+    assert (run.bare().prompts, run.bare().pipe) == (None, None)
+    assert (joined([run, run]).prompts, joined([run, run]).pipe) == (None, None)
+    copied = pickle.loads(pickle.dumps(run))
+    assert (copied.prompts, copied.pipe) == (run.prompts, None)
+    assert "Pipeline" not in repr(run)

@@ -107,4 +107,6 @@ class Judge:
             return f"the latents are not finite from evaluation {broken[0]} on; check the model's dtype"
         if runs.evaluations <= self.last:
             return f"the run ended after {runs.evaluations} of {self.last + 1} evaluations"
+        if self.detector.signals and "captions" in self.detector.requires and runs.prompts is None:
+            return f"{self.detector.name} needs the caption in words, and the call gave none; give it as `prompt`"
         return f"{self.detector.name} gives no score; it reads {', '.join(sorted(self.detector.reads))}"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.detectors.measured import Measured
-from cryptomnesia.localizers.bright_ending import attention, cross_attention, end_positions
+from cryptomnesia.localizers.bright_ending import attention, check_tokenizer, cross_attention, end_positions
 from cryptomnesia.pipelines.denoiser import Denoiser
 from cryptomnesia.pipelines.setup import Requirement, Setup
 from cryptomnesia.tracing.trajectory import Place, Trajectory
@@ -97,13 +97,14 @@ class AttentionEntropyLate(Measured):
         return 0, *self.late
 
     def check(self, setup: Setup) -> None:
-        """Refuse a network without cross-attention on its way down.
+        """Refuse a network without cross-attention on its way down, and a tokenizer that does not pad at the end.
 
         Raises:
-            UsageError: naming the network.
+            UsageError: naming the network, or the tokenizer.
         """
         super().check(setup)
         cross_attention(setup.family.module, self.block)
+        check_tokenizer(setup.pipe)
 
     def cost(self, setup: Setup) -> float:
         """One evaluation of the conditional branch for every place, half of one of both."""

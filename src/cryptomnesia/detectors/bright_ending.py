@@ -56,10 +56,10 @@ class BrightEndingMagnitude(Measured):
         return *self.over, -1
 
     def check(self, setup: Setup) -> None:
-        """Refuse a network without cross-attention on its way down.
+        """Refuse a network without cross-attention on its way down, and a tokenizer that does not pad at the end.
 
         Raises:
-            UsageError: naming the network.
+            UsageError: naming the network, or the tokenizer.
         """
         super().check(setup)
         BrightEnding().check(setup)

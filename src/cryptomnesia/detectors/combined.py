@@ -46,10 +46,10 @@ class Combined(Detector):
         "score has to follow the whole run."
     )
     avoid_when = (
-        "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `stability-or-drift` "
-        "there. The model was fine-tuned on few pictures: on two LoRAs of 24 pictures it catches next to nothing; "
-        "match their images with the training pictures. It was chosen on two small models, so compare it with other "
-        "detectors on yours."
+        "The runs have no unconditional branch (Flux, unconditional models, guidance 1); use `early-detail` or "
+        "`stability-or-drift` there. The model was fine-tuned on few pictures: on two LoRAs of 24 pictures it catches "
+        "next to nothing; match their images with the training pictures. It was chosen on two small models, so compare "
+        "it with other detectors on yours."
     )
     reads = frozenset({"delta", "detail", "guidance", "information"})
 

@@ -24,6 +24,9 @@ from cryptomnesia.pipelines.families import pictures_of
 from cryptomnesia.pipelines.setup import Requirement, Setup
 from cryptomnesia.tracing.trajectory import Trajectory
 
+FEW_STEPS = frozenset({"LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"})
+"""Solvers for models that make a picture in one step already; the further steps mend it."""
+
 
 @dataclass(frozen=True)
 class EarlyDetail(Detector):
@@ -43,7 +46,7 @@ class EarlyDetail(Detector):
         "branch."
     )
     avoid_when = (
-        "The model makes pictures in a few steps (LCM, Turbo, Schnell): then the first estimate is sharp under every "
+        "The model makes pictures in a few steps (Turbo, Schnell): then the first estimate is sharp under every "
         "caption. The model was fine-tuned on few pictures: there it catches few; use `base-difference`. It was "
         "measured on small models that predict v or a flow; compare it with `combined` on yours."
     )
@@ -64,17 +67,24 @@ class EarlyDetail(Detector):
         return frozenset({"captions"})
 
     def check(self, setup: Setup) -> None:
-        """Refuse calls that begin from a picture or are given one: their estimates have its detail from the beginning.
+        """Refuse set-ups whose first estimates have detail under every caption.
 
         Raises:
-            UsageError: naming the argument.
+            UsageError: naming the argument that is a picture or lets the run begin from one, or a solver for models
+                that make pictures in a few steps.
         """
         options = {name for name, value in setup.sampling.options.items() if value is not None}
-        given = sorted(options & (pictures_of(setup.pipe) | {"denoising_start"}))
+        named = {name for name in options if "image" in name or name == "denoising_start"}
+        given = sorted(named | (options & pictures_of(setup.pipe)))
         if given:
             raise UsageError(
                 f"{self.name} needs runs that begin from noise and a caption alone, and this call is given "
                 f"{', '.join(given)}; use `combined`, or `stability-or-drift` without guidance"
+            )
+        if (solver := type(setup.pipe.scheduler).__name__) in FEW_STEPS:
+            raise UsageError(
+                f"{self.name} needs a model whose first estimate is blurred, and a {solver} is for models that make "
+                "pictures in a few steps; use `combined`, or `stability-or-drift` without guidance"
             )
 
     def running(self, runs: Trajectory, references: Trajectory) -> Tensor:

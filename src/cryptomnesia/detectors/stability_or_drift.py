@@ -1,4 +1,4 @@
-"""Stability or drift, whichever is more unusual at equal detail; for runs without an unconditional branch.
+"""Stability or drift, whichever is more unusual at equal detail; for models without captions.
 
 A method of this library. The stability score (arXiv:2605.22050) fails under some solvers, and `drift` on some models.
 Both grow with how plain a picture is, for an innocent reason. So over the reference runs the logarithm of each is

@@ -32,7 +32,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.guarding.black import black_latents, check_black, returns_latents
 from cryptomnesia.guarding.calls import Noise, images_in, prompt_of, replaced, single
 from cryptomnesia.guarding.gate import Gate, guarded_call
-from cryptomnesia.guarding.judges import Given, Judges, Unknown, unknown_of
+from cryptomnesia.guarding.judges import Given, Judges, MethodError, Unknown, unknown_of
 from cryptomnesia.guarding.making import Maker
 from cryptomnesia.guarding.pipes import Pipes
 from cryptomnesia.guarding.policies import Open, Policy, policy_of
@@ -54,7 +54,8 @@ class Guard:
         calibrations: of its set-ups; every call is judged by the one that was made with its settings.
         policy: what happens to flagged images.
         unknown: what happens to images of calls that no calibration fits.
-        detector: gives the scores.
+        detector: gives the scores; with `auto` every call is judged by the default of its set-up, and this is that of
+            the first calibration.
         mitigation: of flagged images, None if the policy needs none.
         on_verdict: called with every verdict before the call returns, or None.
         verdicts: one per image of the newest call of the pipeline, or of a copy that was made while the guard was
@@ -220,6 +221,7 @@ class Guard:
         """The judge for a call, or why no calibration fits it.
 
         Raises:
+            MethodError: if one fits, and the detector or the mitigation cannot work in the call's set-up.
             UsageError: if none fits, and the rule is to raise.
         """
         try:
@@ -230,7 +232,7 @@ class Guard:
             sampling = family_of(called).sampling(arguments, defaults_of(called))
             return self._judges.fitting(Setup(called, sampling))
         except UsageError as error:
-            if self.unknown == "raise":
+            if self.unknown == "raise" or isinstance(error, MethodError):
                 raise
             return str(error)
 
@@ -320,7 +322,7 @@ def guard(
             `regenerate`, or an object such as `Regenerate(retries=5)`.
         unknown: what to do about a call that no calibration fits: `raise` refuses it, `allow` returns its images and
             `block` withholds them. A verdict says then that they could not be judged, and what differs.
-        detector: name or object of the detector; `auto` is the default of the pipeline's family.
+        detector: name or object of the detector; with `auto` every call is judged by the default of its set-up.
         fpr: false-positive rate at which an image is flagged, in (0, 1).
         mitigation: name or object of the mitigation that `mitigate` and `regenerate` use; `auto` is the default of the
             pipeline's family.

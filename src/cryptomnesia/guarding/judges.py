@@ -23,6 +23,10 @@ _LASTING = ("version", "records", "weights")
 """The parts of a fingerprint that no setting of a pipeline changes."""
 
 
+class MethodError(UsageError):
+    """A calibration fits a call, but the detector or the mitigation cannot work in its set-up."""
+
+
 class Judges:
     """One judge for every calibration of a guard.
 
@@ -70,7 +74,7 @@ class Judges:
         self.detector = detector_of(detector, setups[0])
         self.mitigation = None if mitigation is None else mitigation_of(mitigation, setups[0])
         self._check_different()
-        self._judges: dict[tuple[int, Detector], Judge] = {}
+        self._judges: dict[tuple[int, str], Judge] = {}
         unlike: list[list[str]] = []
         for number, (name, setup, calibration) in enumerate(zip(self._names, setups, self.calibrations, strict=True)):
             try:
@@ -119,7 +123,7 @@ class Judges:
 
     def _judge(self, number: int, detector: Detector) -> Judge:
         """The judge of a calibration with a detector, which is made once."""
-        key = number, detector
+        key = number, detector.name
         if key not in self._judges:
             self._judges[key] = Judge(self.calibrations[number], detector, self._fpr, decide_by=self._decide_by)
         return self._judges[key]
@@ -128,18 +132,21 @@ class Judges:
         """The judge whose calibration was made with this set-up.
 
         Raises:
-            UsageError: if there is none, naming everything that differs from the nearest calibration; or if the
-                detector or the mitigation cannot work in the set-up.
+            MethodError: if the detector or the mitigation cannot work in the set-up.
+            UsageError: if there is none, naming everything that differs from the nearest calibration.
         """
         # this reads the weights, and takes a moment
         found = setup.fingerprint
         unlike = [differences(calibration.fingerprint, found) for calibration in self.calibrations]
         for number, different in enumerate(unlike):
             if not different:
-                self._check_methods(setup)
-                chosen = self._detector(setup)
-                self.calibrations[number].check_detector(chosen)
-                return self._judge(number, chosen)
+                try:
+                    self._check_methods(setup)
+                    chosen = self._detector(setup)
+                    self.calibrations[number].check_detector(chosen)
+                    return self._judge(number, chosen)
+                except UsageError as error:
+                    raise MethodError(str(error)) from error
         raise self._no_fit(unlike)
 
     def _check_different(self) -> None:

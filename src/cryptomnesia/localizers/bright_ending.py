@@ -50,13 +50,14 @@ class BrightEnding(Localizer):
         return frozenset({"captions"})
 
     def check(self, setup: "Setup") -> None:
-        """Refuse a network without cross-attention on its way down.
+        """Refuse a network without cross-attention on its way down, and a tokenizer that does not pad at the end.
 
         Raises:
-            UsageError: naming the network.
+            UsageError: naming the network, or the tokenizer.
         """
         super().check(setup)
         cross_attention(setup.family.module)
+        check_tokenizer(setup.pipe)
 
     def cost(self, setup: "Setup") -> float:
         """One evaluation of the conditional branch, half of one of both."""
@@ -139,10 +140,29 @@ def attention(denoiser: Denoiser, step: Step, layers: Sequence[Any]) -> list[Ten
     return [_probabilities(layer, **seen[layer]) for layer in layers]
 
 
+def check_tokenizer(pipe: Any) -> None:
+    """Refuse a pipeline whose captions do not end where `end_positions` looks.
+
+    Raises:
+        UsageError: naming the tokenizer.
+    """
+    tokenizer = getattr(pipe, "tokenizer", None)
+    side = getattr(tokenizer, "padding_side", None)
+    if side != "right":
+        kind = "no tokenizer" if tokenizer is None else f"a {type(tokenizer).__name__}, which pads on the {side}"
+        raise UsageError(
+            f"a {type(pipe).__name__} has {kind}, so it is not known where a caption ends; use a method that does not "
+            "need that, curvature-difference for instance"
+        )
+
+
 def end_positions(pipe: Any, prompts: Sequence[str]) -> Tensor:
     """The number of the end token among the tokens of every prompt, from 0, (B,) int."""
     tokenizer = copied_tokenizers(pipe, ["tokenizer"])["tokenizer"]
-    return torch.tensor([len(tokenizer(prompt, truncation=True).input_ids) - 1 for prompt in prompts])
+    # a textual inversion of several vectors stands for as many tokens
+    convert = getattr(pipe, "maybe_convert_prompt", lambda prompt, _: prompt)
+    read = [tokenizer(convert(prompt, tokenizer), truncation=True).input_ids for prompt in prompts]
+    return torch.tensor([len(tokens) - 1 for tokens in read])
 
 
 def _probabilities(layer: Any, to_q: Tensor, to_k: Tensor) -> Tensor:

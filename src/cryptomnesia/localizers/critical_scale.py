@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers.base import Localizer, Map, Watched, finite, over_channels, wide
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.tracing.trajectory import Place, evaluation
@@ -48,25 +49,44 @@ class LocalCriticalScale(Localizer):
         """At most K evaluations of the conditional branch for every level."""
         return self.iterations * self.levels * (0.5 if setup.guided else 1.0)
 
+    def check(self, setup: Setup) -> None:
+        """Refuse, besides what no map can do, a flow model's run of one evaluation: it sees nothing but noise.
+
+        Raises:
+            UsageError: naming the steps that are too few.
+        """
+        super().check(setup)
+        if setup.evaluations == 1 and setup.family.kind == "flow_prediction":
+            raise UsageError(f"with 1 step {self.name} would look at pure noise; give more steps")
+
     @torch.no_grad()
     def map(self, watched: Watched) -> Map:
-        """The map of every image, (B, h, w)."""
+        """The map of every image, (B, h, w).
+
+        Raises:
+            NotFiniteError: if the network's output is not finite for one of the images.
+            UsageError: if every evaluation sees nothing but noise.
+        """
         run = watched.trajectory
         last = run.step(-1)
         inputs = last.cond_inputs
         numbers = sorted({evaluation(place, len(run.timesteps)) for place in self.evaluations}, reverse=True)
         # at pure noise nothing of the picture would be left in what the network reads
-        levels = [run.step(number).level for number in numbers if run.step(number).level.alpha > 1e-3]
-        scales = [math.log(level.sigma / level.alpha) for level in levels]
+        known = [run.step(number).level for number in numbers if run.step(number).level.alpha > 1e-3]
+        # solvers of second order evaluate the network twice at a noise level
+        levels = {math.log(level.sigma / level.alpha): level for level in known}
+        scales = list(levels)
+        if not scales:
+            raise UsageError(f"all {len(numbers)} evaluations see nothing but noise; give more steps")
         below = 2 * scales[0] - scales[1] if len(scales) > 1 else scales[0] - 1
         picture = finite(wide(last.guided.x0))
         most = self.radius**2 * over_channels(picture**2, inputs)
         largest = torch.zeros_like(most)
-        for level, scale in zip(levels, scales, strict=True):
+        for scale, level in levels.items():
             retained = torch.ones_like(most, dtype=torch.bool)
             x = picture
             for _ in range(self.iterations):
-                x = wide(watched.denoiser((level.alpha * x).to(last.cond.x), level, inputs).x0)
+                x = finite(wide(watched.denoiser((level.alpha * x).to(last.cond.x), level, inputs).x0))
                 retained &= over_channels((x - picture) ** 2, inputs) <= most
                 if not retained.any():
                     break

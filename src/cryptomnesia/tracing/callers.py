@@ -34,7 +34,7 @@ def captions_of(pipe: Any) -> list[str] | None:
     while frame is not None:
         code = frame.f_code
         if "prompt" in code.co_varnames[: code.co_argcount] and frame.f_locals.get("self") is pipe:
-            given = frame.f_locals["prompt"]
+            given = frame.f_locals.get("prompt")
             listed = [given] if isinstance(given, str) else given
             if not isinstance(listed, list | tuple) or not all(isinstance(caption, str) for caption in listed):
                 return None

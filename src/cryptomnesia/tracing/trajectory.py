@@ -111,7 +111,7 @@ class Trajectory:
         complete: whether the call ran to its last timestep.
         signals: name → one number or one map per image, (B, …) on the CPU, for the signals that were asked for and
             whose evaluations are over.
-        prompts: the caption of every image, None where they were not given in words.
+        prompts: the caption of every image, None where they were not given in words or were not kept.
         pipe: the pipeline that made the call, None for several calls and for what was stored.
     """
 
@@ -122,7 +122,11 @@ class Trajectory:
     complete: bool
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     prompts: tuple[str, ...] | None = None
-    pipe: Any = None
+    pipe: Any = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the pipeline, so that a stored or copied trajectory does not hold the model."""
+        return {**vars(self), "pipe": None}
 
     def __len__(self) -> int:
         """The number of images."""
@@ -160,12 +164,12 @@ class Trajectory:
         )
 
     def bare(self) -> "Trajectory":
-        """The trajectory without kept tensors, latents and pipeline: what a calibration or a run directory stores."""
+        """The trajectory without kept tensors, latents, captions and pipeline: what a calibration or a run stores."""
         return replace(self, steps={}, latents=torch.empty(len(self), 0), prompts=None, pipe=None)
 
 
 def joined(trajectories: Sequence[Trajectory]) -> Trajectory:
-    """One trajectory of the images of several calls with the same settings, without kept tensors."""
+    """One trajectory of the images of several calls with the same settings, without kept tensors and captions."""
     first = trajectories[0]
     return Trajectory(
         first.timesteps,

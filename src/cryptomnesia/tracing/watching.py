@@ -155,7 +155,8 @@ class Watch:
             # a network that cannot be evaluated beside the run is refused before its first evaluation
             self.family.denoiser()
         self._pending = []
-        self._calls.append(_Call(tuple(float(t) for t in scheduler.timesteps), caller, captions_of(caller)))
+        captions = captions_of(caller) if getattr(self.family, "keeps_captions", True) else None
+        self._calls.append(_Call(tuple(float(t) for t in scheduler.timesteps), caller, captions))
 
     def on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Remember a call of the network until the solver takes its step."""

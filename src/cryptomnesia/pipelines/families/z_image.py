@@ -24,6 +24,8 @@ class ZImageFamily(TransformerFamily):
     first: ClassVar[Literal["cond", "uncond"]] = "cond"
     listed: ClassVar[frozenset[str]] = frozenset({"cap_feats"})
     sign: ClassVar[float] = -1.0
+    # the pipeline puts the captions of a list into a template, in the caller's list
+    keeps_captions: ClassVar[bool] = False
     solvers: ClassVar[frozenset[str]] = frozenset({"FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"})
 
     def time(self, t: float, x: Tensor) -> Tensor:
