@@ -25,6 +25,7 @@ from cryptomnesia.bench.packet import Packet
 
 PACKETS, IMAGES = Path("docs/results/packets"), Path("docs/images")
 SHOWN = (
+    "early-detail",
     "combined",
     "stability",
     "guidance-mean",

@@ -106,6 +106,9 @@ def claim(path: Path, settings: dict[str, Any], other: str) -> None:
     except (ValueError, TypeError):
         raise UsageError(f"{path} does not hold the settings of a run; give an empty folder") from None
     changed = ", ".join(key for key in {**now, **before} if now.get(key) != before.get(key))
+    # written with other white space by somebody else, it says the same
+    if not changed:
+        return
     raise UsageError(
         f"{path.parent} holds {other}: {path} differs in {changed}; go on with the arguments of that run, or give an "
         "empty folder"
