@@ -140,8 +140,8 @@ def main() -> None:
             ground |= measured
             commits[name] = COMMIT
             PACKETS.mkdir(exist_ok=True)
-            found.save(PACKETS / f"{_file(name)}.json.gz")
-    own = {name: PACKETS / f"{name}.json.gz" for name in grounds if ", " not in name}
+            found.save(PACKETS / f"{_file(name)}.json.xz")
+    own = {name: PACKETS / f"{name}.json.xz" for name in grounds if ", " not in name}
     packets = {name: Packet.load(path) for name, path in own.items() if path.exists()}
     chosen = left_out(packets, {name: name.split("-")[0] for name in packets})
     figures = {"grounds": grounds, "leave_one_ground_out": chosen}

@@ -40,8 +40,8 @@ SHOWN = (
 
 def main() -> None:
     """Draw both pictures."""
-    names = [path.name.removesuffix(".json.gz") for path in sorted(PACKETS.glob("*.json.gz"))]
-    packets = {name: Packet.load(PACKETS / f"{name}.json.gz") for name in names}
+    names = [path.name.removesuffix(".json.xz") for path in sorted(PACKETS.glob("*.json.xz"))]
+    packets = {name: Packet.load(PACKETS / f"{name}.json.xz") for name in names}
     own = {
         name: packet for name, packet in packets.items() if name == packet.about["model"].removeprefix("the ground ")
     }

@@ -871,7 +871,7 @@ COMPARED = ("early-detail", "combined", "overestimation", "one-step", "settled-d
 def _fine_tunes(results: Results) -> list[str]:
     """The fine-tunes that were measured, those on which `base-difference` was developed first."""
     grounds = results("bench", "grounds")
-    found = [name for name in grounds if COMPARED[-1] in grounds[name].get("detectors", {})]
+    found = [name for name in grounds if {*COMPARED} <= grounds[name].get("detectors", {}).keys()]
     return sorted(found, key=lambda name: (", " in name, name))
 
 

@@ -81,13 +81,13 @@ def test_a_packet_is_as_its_schema_says(whole, cryptomnesia):
 
 def test_a_packet_that_is_compressed_is_read_and_always_the_same(whole, tmp_path):
     packet = Packet.load(whole / PACKET)
-    for name in ("one.json.gz", "two.json.gz"):
+    for name in ("one.json.xz", "two.json.xz"):
         packet.save(tmp_path / name)
-    assert (tmp_path / "one.json.gz").read_bytes() == (tmp_path / "two.json.gz").read_bytes()
-    assert Packet.load(tmp_path / "one.json.gz") == packet
-    (tmp_path / "two.json.gz").write_bytes(b"no gzip")
+    assert (tmp_path / "one.json.xz").read_bytes() == (tmp_path / "two.json.xz").read_bytes()
+    assert Packet.load(tmp_path / "one.json.xz") == packet
+    (tmp_path / "two.json.xz").write_bytes(b"nothing compressed")
     with pytest.raises(UsageError, match="is no compressed file"):
-        Packet.load(tmp_path / "two.json.gz")
+        Packet.load(tmp_path / "two.json.xz")
 
 
 def test_a_bench_that_was_killed_goes_on(whole, tmp_path):

@@ -1,10 +1,9 @@
 """A score packet: every score of a bench, with what it depends on, and the figures that follow from them."""
 
-import gzip
 import hashlib
 import json
+import lzma
 import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +35,11 @@ class Packet:
     figures: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write the packet as JSON, compressed if the name of the file ends in .gz."""
+        """Write the packet as JSON, compressed if the name of the file ends in .xz."""
         kept = {"about": self.about, "methods": self.methods, "rows": self.rows}
         values = {"schema": SCHEMA, "digest": digest(kept), "figures": self.figures, **kept}
         content = (json.dumps(plain(values), indent=1) + "\n").encode()
-        # without the time, the same packet gives the same file
-        write_whole(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+        write_whole(path, lzma.compress(content) if path.suffix == ".xz" else content)
 
     @classmethod
     def load(cls, path: Path) -> "Packet":
@@ -52,11 +50,11 @@ class Packet:
         """
         try:
             content = path.read_bytes()
-            values = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+            values = json.loads(lzma.decompress(content) if path.suffix == ".xz" else content)
             found = values["schema"], values["digest"]
             kept = {name: values[name] for name in ("about", "methods", "rows")}
             packet = cls(**kept, figures=values["figures"])
-        except (zlib.error, EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, lzma.LZMAError) as error:
             raise UsageError(f"{path} is no compressed file ({error}); give a file that `bench` made") from None
         except OSError as error:
             raise UsageError(

@@ -221,7 +221,7 @@ def _given(settings: TrialSettings) -> _Given:
 
 @benching.command()
 def verify(
-    packet: Annotated[Path, typer.Argument(help="File packet.json (or .json.gz) or maps.safetensors of a bench.")],
+    packet: Annotated[Path, typer.Argument(help="File packet.json (or .json.xz) or maps.safetensors of a bench.")],
     as_json: AsJson = False,
 ) -> None:
     """Compute every figure of a packet again from its scores, with no model; exit code 1 if one is another."""
