@@ -1,4 +1,4 @@
-"""Entropy of the attention (Ren et al., ECCV 2024, arXiv:2403.11052): of a memorized caption all tokens are read.
+"""Entropy of the attention (Ren et al., ECCV 2024, arXiv:2403.11052): a memorized caption has more of it there.
 
 The entropy of the cross-attention over the tokens of the caption is −Σ a·log a, where a is averaged over places and
 heads. The paper has two scores, both from one layer on the network's way down, the last one at half of the full
@@ -9,7 +9,8 @@ resolution (the fourth of Stable Diffusion 1):
   plus the distance between the part of the summary tokens, which are the end token and the padding behind it, and
   their part at the first evaluation. The paper takes every evaluation of that fifth; here five of them are taken.
 
-Queries and keys are read in one more evaluation of the conditional branch, as for `bright-ending`.
+Queries and keys are read in one more evaluation of the conditional branch for every place: one for
+`attention-entropy`, six for `attention-entropy-late`.
 """
 
 from dataclasses import dataclass

@@ -3,8 +3,8 @@
 At the noisy end of a run, the estimate x̂_0 is the mean of all pictures that the caption may stand for. The mean of many
 pictures is blurred. A memorized caption stands for one picture, or for some that share a part, and so its estimate has
 fine detail from the first evaluation on. A caption that fixes a plain ground has a sharp estimate too, but a plain
-picture has little detail. That memorized captions give pictures in one step is known (Webster, arXiv:2305.08694), who
-looks for edges that several seeds share.
+picture has little detail. Webster (arXiv:2305.08694) showed that memorized captions give pictures in one step; he looks
+for edges that several seeds share.
 
 With d_t = mean of log(1 + |∇x̂_0|/0.01) over neighbouring latents at evaluation t, and the mean μ_t and the standard
 deviation σ_t of log d_t over reference runs, the score is the mean of (log d_t − μ_t)/σ_t over the first fifth of the
@@ -39,7 +39,7 @@ class EarlyDetail(Detector):
     share: float = 0.2
 
     name = "early-detail"
-    summary = "How detailed the picture is that the network sees at the beginning of the run, in nothing but noise."
+    summary = "How much detail the estimate of the picture has early in the run, when its input is still mostly noise."
     source = "this library, after arXiv:2305.08694"
     use_when = (
         "The pictures are made from captions alone. It is known from the first step on, and needs no unconditional "

@@ -38,7 +38,10 @@ class LocalCriticalScale(Localizer):
     summary = "Up to which noise level the denoiser leaves the generated picture as it is, at every place."
     source = "arXiv:2609.39648"
     use_when = "You compare with it, and time does not matter."
-    avoid_when = "Parts of the pictures are plain: they are held from anywhere. It takes up to hundreds of evaluations."
+    avoid_when = (
+        "Parts of the pictures are plain: the denoiser keeps plain parts at every noise level, memorized or not. It "
+        "takes up to hundreds of evaluations."
+    )
 
     @property
     def evaluations(self) -> tuple[Place, ...]:
