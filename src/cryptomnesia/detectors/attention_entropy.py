@@ -1,4 +1,4 @@
-"""Entropy of the attention (Ren et al., ECCV 2024, arXiv:2403.11052): a memorized caption has more of it there.
+"""Entropy of the attention over tokens (Ren et al., ECCV 2024, arXiv:2403.11052): in the paper it is high if memorized.
 
 The entropy of the cross-attention over the tokens of the caption is −Σ a·log a, where a is averaged over places and
 heads. The paper has two scores, both from one layer on the network's way down, the last one at half of the full
