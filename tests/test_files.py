@@ -1,3 +1,4 @@
+import json
 import os
 import stat
 import subprocess
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from cryptomnesia import UsageError
-from cryptomnesia.files import load_checked, prompts_digest, replacing, save_checked, write_whole
+from cryptomnesia.files import claim, load_checked, prompts_digest, replacing, save_checked, write_whole
 
 ABOUT = {"number": 1, "words": ["a", "b"]}
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)}
@@ -170,3 +171,12 @@ def test_any_header_is_refused_in_one_line(tmp_path, header):
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(UsageError, match=f"^{tmp_path} is a folder; give the file of a calibration$"):
         load_checked(tmp_path, "calibration", 1)
+
+
+def test_settings_with_other_white_space_are_the_same_settings(tmp_path):
+    path, settings = tmp_path / "run" / "settings.json", {"steps": 3, "prompts": ["a red circle"]}
+    claim(path, settings, "another run")
+    path.write_text(json.dumps(settings))
+    claim(path, settings, "another run")
+    with pytest.raises(UsageError, match=r"holds another run: .*settings.json differs in steps; go on"):
+        claim(path, {**settings, "steps": 4}, "another run")

@@ -106,7 +106,7 @@ def claim(path: Path, settings: dict[str, Any], other: str) -> None:
     except (ValueError, TypeError):
         raise UsageError(f"{path} does not hold the settings of a run; give an empty folder") from None
     changed = ", ".join(key for key in {**now, **before} if now.get(key) != before.get(key))
-    # written with other white space by somebody else, it says the same
+    # the same settings with other white space
     if not changed:
         return
     raise UsageError(

@@ -262,6 +262,10 @@ def test_several_processes_share_a_run(audit_folder, tmp_path):
             {"detector": "guidance-last", "localizer": "score-difference"},
             "the detector guidance-last says the same as the map score-difference",
         ),
+        (
+            {"detector": "bright-ending", "localizer": "bright-ending"},
+            "the map bright-ending, because both are made from bright-ending, so the map is no second signal",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_generated(audit_folder, tmp_path, monkeypatch, more, message):

@@ -170,6 +170,22 @@ def test_what_cannot_be_fingerprinted_is_unknown(pipe, calibration):
     assert "whose content a calibration cannot hold" in guarding.verdicts[1].reason
 
 
+def test_a_detector_that_needs_words_cannot_tell_of_embeddings(pipe):
+    calibration = calibrate(pipe, PROMPTS, detectors="bright-ending", batch_size=51, **CALL)
+    embeds, _ = pipe.encode_prompt(["a red circle"], "cpu", 1, False)
+    with guard(pipe, calibration, fpr=0.5, detector="bright-ending", policy="block") as guarding:
+        assert call(pipe, "a red circle").any() or guarding.verdicts[0].flagged
+        (told,) = guarding.verdicts
+        images = call(pipe, None, prompt_embeds=embeds)
+    assert np.isfinite(told.score)
+    assert not images.any()
+    assert (
+        guarding.verdicts[0].reason
+        == "could not tell: bright-ending needs the caption in words, and the call gave none; give it as `prompt`; "
+        "withheld"
+    )
+
+
 def test_what_changed_after_the_guard_was_made_is_unknown(pipe, calibration):
     with guard(pipe, calibration, fpr=0.5, unknown="allow") as guarding:
         with torch.no_grad():

@@ -17,6 +17,7 @@ from cryptomnesia.detectors import MapSignal
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.testing.miniatures import FAMILIES, SAMPLING, TRUE_GUIDANCE, flux, pictures, stable_diffusion
 from cryptomnesia.tracing.trajectory import NORMS
+from family_cases import FLOWS
 
 
 def call(pipe, prompt="a red circle", seeds=(0,), **settings):
@@ -359,3 +360,14 @@ def test_values_of_a_wrong_shape_are_refused():
     ):
         call(pipe)
     assert "step" not in vars(pipe.scheduler)
+
+
+def test_captions_that_the_pipeline_rewrites_are_not_taken_for_those_of_the_call():
+    """Z-Image puts the captions of a list into a template, in that list."""
+    case = FLOWS["z-image"]
+    pipe = case.make()
+    prompts = ["a red circle"]
+    with watch(pipe) as seen:
+        pipe(prompts, output_type="latent", **case.call)
+    assert prompts != ["a red circle"]
+    assert seen.trajectory.prompts is None

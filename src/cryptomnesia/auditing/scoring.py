@@ -259,8 +259,8 @@ def check_second_signal(detector: str, observes: str, localizer: str | None, loc
     """
     if localizer is not None and (observes == localizer_observes or detector == localizer):
         raise UsageError(
-            f"the detector {detector} says the same as the map {localizer}, because both are made from {observes}, so "
-            "the map is no second signal; give another detector or localizer"
+            f"the detector {detector} says the same as the map {localizer}, because both are made from "
+            f"{localizer_observes}, so the map is no second signal; give another detector or localizer"
         )
 
 

@@ -91,6 +91,22 @@ class Moments:
         return (values - self.mean[:count]) / self.std[:count]
 
 
+def counted(share: float, evaluations: int) -> int:
+    """How many evaluations the beginning of a run has, at least 1.
+
+    Args:
+        share: of the run, above 0 and up to 1.
+        evaluations: of the run.
+
+    Raises:
+        UsageError: for another share.
+    """
+    if not 0 < share <= 1:
+        raise UsageError(f"got share={share:g}; give a share of the run above 0 and up to 1")
+    # without the small number, 0.29 of 100 would be 28
+    return max(1, int(share * evaluations + 1e-9))
+
+
 def running_scores(detector: Detector, runs: Trajectory, references: Trajectory) -> Tensor:
     """The scores of a detector after every evaluation, (B, N) on the CPU; see `Detector.running`.
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cryptomnesia.detectors.base import Detector, Moments, check_evaluations
+from cryptomnesia.detectors.base import Detector, Moments, check_evaluations, counted
 from cryptomnesia.detectors.combined import LEAST_SPREAD, logarithm
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.families import pictures_of
@@ -58,8 +58,7 @@ class EarlyDetail(Detector):
         Raises:
             UsageError: if it is not above 0, or above 1.
         """
-        if not 0 < self.share <= 1:
-            raise UsageError(f"got share={self.share:g}; give a share of the run above 0 and up to 1")
+        counted(self.share, 1)
 
     @property
     def requires(self) -> frozenset[Requirement]:
@@ -92,8 +91,7 @@ class EarlyDetail(Detector):
         check_evaluations(runs, references)
         usual = Moments.of(logarithm(references.norms["detail"]), LEAST_SPREAD)
         scores = usual.z_scores(logarithm(runs.norms["detail"]))
-        # without the small number, 0.29 of 100 would be 28
-        counted = max(1, int(self.share * len(runs.timesteps) + 1e-9))
-        scores[:, counted:] = 0
-        number = torch.arange(1, scores.shape[1] + 1).clamp_max(counted)
+        last = counted(self.share, len(runs.timesteps))
+        scores[:, last:] = 0
+        number = torch.arange(1, scores.shape[1] + 1).clamp_max(last)
         return (scores.cumsum(dim=1) / number).float()

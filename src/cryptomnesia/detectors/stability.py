@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cryptomnesia.detectors.base import Detector, Moments, check_evaluations
-from cryptomnesia.errors import UsageError
+from cryptomnesia.detectors.base import Detector, Moments, check_evaluations, counted
 from cryptomnesia.tracing.trajectory import Trajectory
 
 
@@ -68,18 +67,16 @@ class StabilityFirst(Stability):
         Raises:
             UsageError: if it is not above 0, or above 1.
         """
-        if not 0 < self.share <= 1:
-            raise UsageError(f"got share={self.share:g}; give a share of the run above 0 and up to 1")
+        counted(self.share, 1)
 
     def earliest(self, evaluations: int) -> int:
         """The number of evaluations that count."""
-        # without the small number, 0.29 of 100 would be 28
-        return max(1, int(self.share * evaluations + 1e-9))
+        return counted(self.share, evaluations)
 
     def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
         """Max over s ≤ t of |‖δ_s‖ − μ_s|/σ_s of the evaluations that count, (B, N)."""
         scores = super().running(runs, references)
-        counted = self.earliest(len(runs.timesteps))
-        if scores.shape[1] > counted:
-            scores[:, counted:] = scores[:, counted - 1 : counted]
+        last = self.earliest(len(runs.timesteps))
+        if scores.shape[1] > last:
+            scores[:, last:] = scores[:, last - 1 : last]
         return scores
