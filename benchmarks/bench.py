@@ -69,6 +69,7 @@ LOCALIZERS = [
     "score-difference-checkpoint",
     "guidance-map",
     "bright-ending",
+    "local-critical-scale",
 ]
 """Those of the papers, and the two of this library."""
 
