@@ -1,18 +1,18 @@
 """Calls of a pipeline whose images are judged: with these a guard, a detection and a mitigation make images."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from cryptomnesia.calibration.judging import Judge
+from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.detectors.base import Detector
 from cryptomnesia.guarding.calls import fresh, merged, prompt_of
-from cryptomnesia.mitigations.base import Correction, corrected
+from cryptomnesia.mitigations.base import Correction, changes_captions, corrected
 from cryptomnesia.pipelines.families import pictures_of
+from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.tracing.trajectory import Trajectory
-from cryptomnesia.tracing.watching import watch
+from cryptomnesia.tracing.watching import Keep, watch
 from cryptomnesia.verdicts import Verdict
 
 
@@ -50,6 +50,16 @@ class Maker:
         self._telling = not judge.detector.reads & alters
 
     @property
+    def setup(self) -> Setup:
+        """The pipeline, and the settings of the calls that the calibration is for."""
+        return Setup(self._pipe, self._judge.calibration.sampling)
+
+    @property
+    def calibration(self) -> Calibration:
+        """The calibration of the set-up."""
+        return self._judge.calibration
+
+    @property
     def references(self) -> Trajectory:
         """Reference runs of the set-up."""
         return self._judge.calibration.references
@@ -67,16 +77,22 @@ class Maker:
         Returns:
             The output of that call, and a verdict for every image in it.
         """
-        return self.generate(merged(calls, self._pictures), correction)
+        return self.generate(merged(calls, self._pictures), correction, images=len(calls))
 
     def generate(
-        self, arguments: Mapping[str, Any], correction: Correction | None = None, *, stop_early: bool = False
+        self,
+        arguments: Mapping[str, Any],
+        correction: Correction | None = None,
+        *,
+        images: int | None = None,
+        stop_early: bool = False,
     ) -> tuple[Any, list[Verdict]]:
         """Call the original pipeline and judge its images.
 
         Args:
             arguments: of the call.
             correction: corrects the runs while they go on.
+            images: how many the call makes; needed by a correction that changes captions.
             stop_early: whether the call ends when the judge decides, if it flags all images then.
 
         Returns:
@@ -98,9 +114,10 @@ class Maker:
             after_step=stop if stop_early and correction is None else None,
             norms=self.detector.norms,
             signals=self.detector.signals,
+            condition=None if images is None or not changes_captions(correction) else (images, correction.condition),
         )
         try:
-            with watching as seen:
+            with watching as seen, nullcontext() if correction is None else correction.around(self._pipe):
                 output = self.kind.__call__(self._pipe, **fresh(arguments))
         finally:
             # an interruption by the user stays
@@ -112,22 +129,18 @@ class Maker:
             verdicts = [corrected(verdict, correction, telling=self._telling) for verdict in verdicts]
         return output, verdicts
 
-    def first_scores(self, calls: Sequence[Mapping[str, Any]], evaluations: int, detector: Detector) -> Tensor:
-        """Compute the first evaluations of the runs of several calls, and no images.
+    def first(
+        self, calls: Sequence[Mapping[str, Any]], evaluations: int | None = None, *, keep: Keep = (0,)
+    ) -> Trajectory:
+        """The first evaluations of the runs of several calls, all by default; no images are made.
 
         The user's callbacks are not called, because these runs make no image.
 
         Args:
             calls: the calls.
-            evaluations: how many evaluations to compute. Fewer are computed if the judge decides earlier, but as many
-                as the detector needs.
-            detector: gives the scores.
-
-        Returns:
-            The scores after these evaluations, (B,), NaN where there is no score.
+            evaluations: after how many the runs end.
+            keep: evaluations whose tensors are kept.
         """
-        earliest = detector.earliest(self._judge.calibration.evaluations)
-        evaluations = max(earliest, min(evaluations, self._judge.last + 1))
 
         def stop(done: int) -> None:
             if done == evaluations:
@@ -137,9 +150,8 @@ class Maker:
             name: value for name, value in merged(calls, self._pictures).items() if not name.startswith("callback")
         }
         try:
-            with watch(self._pipe, after_step=stop, norms=detector.norms) as seen:
+            with watch(self._pipe, after_step=stop, keep=keep) as seen:
                 self.kind.__call__(self._pipe, **{**fresh(arguments), "output_type": "latent"})
         finally:
             self._pipe._interrupt = False
-        scores = detector.running(seen.trajectory, self.references)
-        return scores[:, evaluations - 1] if scores.shape[1] >= evaluations else torch.full((len(scores),), torch.nan)
+        return seen.trajectory

@@ -3,18 +3,42 @@
 from typing import Any
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.mitigations.base import Correction, Flagged, Mitigation, Remade, Studio
+from cryptomnesia.mitigations.attention_reweighting import AttentionReweighting
+from cryptomnesia.mitigations.base import Correction, Flagged, Mitigation, Prepared, Preparing, Remade, Studio
+from cryptomnesia.mitigations.condition_annealing import ConditionAnnealing
+from cryptomnesia.mitigations.embedding_descent import EmbeddingDescent
+from cryptomnesia.mitigations.guidance_delay import GuidanceDelay
+from cryptomnesia.mitigations.initial_noise import InitialNoise
+from cryptomnesia.mitigations.pad_tokens import PadTokens
+from cryptomnesia.mitigations.partial_captions import PartialCaptions
+from cryptomnesia.mitigations.random_tokens import RandomTokens
+from cryptomnesia.mitigations.region_restricted import RegionRestricted
 from cryptomnesia.mitigations.rephrasing import Rephrasing
+from cryptomnesia.mitigations.sail import Sail
 from cryptomnesia.mitigations.stability import StabilityCorrection, StabilityRule, stabilize
+from cryptomnesia.mitigations.stability_calibrated import StabilityCalibrated
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.registry import create
 
 __all__ = [
+    "AttentionReweighting",
+    "ConditionAnnealing",
     "Correction",
+    "EmbeddingDescent",
     "Flagged",
+    "GuidanceDelay",
+    "InitialNoise",
     "Mitigation",
+    "PadTokens",
+    "PartialCaptions",
+    "Prepared",
+    "Preparing",
+    "RandomTokens",
+    "RegionRestricted",
     "Remade",
     "Rephrasing",
+    "Sail",
+    "StabilityCalibrated",
     "StabilityCorrection",
     "StabilityRule",
     "Studio",
@@ -23,7 +47,7 @@ __all__ = [
     "stabilize",
 ]
 
-DEFAULTS = ("rephrasing", "stability")
+DEFAULTS = ("partial-captions", "rephrasing", "guidance-delay", "stability-published")
 """Names of the mitigations to choose from when none is given; the first that works in the set-up is taken."""
 
 

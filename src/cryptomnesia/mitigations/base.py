@@ -2,18 +2,25 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 
 from torch import Tensor
 
+from cryptomnesia.pipelines.inputs import Inputs
 from cryptomnesia.pipelines.setup import Method
 from cryptomnesia.tracing.steering import SolverStep
 from cryptomnesia.tracing.trajectory import Step, Trajectory
+from cryptomnesia.tracing.watching import Keep
 from cryptomnesia.verdicts import Verdict
 
 if TYPE_CHECKING:
+    from cryptomnesia.calibration.stored import Calibration
     from cryptomnesia.detectors.base import Detector
+    from cryptomnesia.localizers.base import Localizer
+    from cryptomnesia.pipelines.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -45,24 +52,55 @@ class Remade:
     place: int = 0
 
 
-class Correction(Protocol):
-    """Corrects the runs of one call while they go on."""
+class Correction:
+    """Corrects the runs of one call while they go on.
+
+    Subclass it: what is not defined leaves the runs as they are.
+    """
+
+    def around(self, pipe: Any) -> AbstractContextManager[Any]:
+        """What is entered around the call of the pipeline, for instance to change a layer of its network."""
+        return nullcontext()
+
+    def condition(self, index: int, inputs: Inputs) -> Inputs | None:
+        """The conditioning of the conditional branch at an evaluation, None to leave it.
+
+        Args:
+            index: number of the evaluation, from 0.
+            inputs: what the pipeline gives the network, for all images of the call.
+        """
+        return None
 
     def steer(self, step: Step, solver: SolverStep) -> Tensor | None:
         """The prediction that the solver is given in place of `step.guided.value`, None to leave it; see `watch`."""
-        ...
+        return None
 
     def as_proposed(self, runs: Trajectory) -> Trajectory:
         """The runs with the norms that the mitigation alters as the solver proposed them, before the correction."""
-        ...
+        return runs
 
     def outcome(self, row: int) -> tuple[str, tuple[int, ...]]:
         """How strongly the run of image `row` was corrected, and at which evaluations."""
-        ...
+        return "none", ()
+
+
+def changes_captions(correction: Correction | None) -> TypeGuard[Correction]:
+    """Whether a correction defines `condition`."""
+    return correction is not None and getattr(type(correction), "condition", None) not in (None, Correction.condition)
 
 
 class Studio(Protocol):
     """Makes images with the pipeline's own call and judges them; mitigations and policies get one."""
+
+    @property
+    def setup(self) -> "Setup":
+        """The pipeline, and the settings of the calls that the calibration is for."""
+        ...
+
+    @property
+    def calibration(self) -> "Calibration":
+        """The calibration of the set-up."""
+        ...
 
     @property
     def references(self) -> Trajectory:
@@ -89,10 +127,15 @@ class Studio(Protocol):
         """
         ...
 
-    def first_scores(self, calls: Sequence[Mapping[str, Any]], evaluations: int, detector: "Detector") -> Tensor:
-        """The scores (B,) after the first evaluations of the runs of several calls, NaN where there is no score.
+    def first(
+        self, calls: Sequence[Mapping[str, Any]], evaluations: int | None = None, *, keep: Keep = (0,)
+    ) -> Trajectory:
+        """The first evaluations of the runs of several calls, all by default; no images are made.
 
-        The runs end after these evaluations, and no images are made.
+        Args:
+            calls: the calls.
+            evaluations: after how many the runs end.
+            keep: evaluations whose tensors are kept.
         """
         ...
 
@@ -109,6 +152,10 @@ class Mitigation(Method, Protocol):
 
     alters: frozenset[str] = frozenset()
 
+    def maps(self, setup: "Setup") -> "list[Localizer]":
+        """The localizers whose maps it takes; the calibration has to have reference maps of them."""
+        return []
+
     def correction(self, references: Trajectory) -> Correction | None:
         """A new correction for the runs of one call; None if the mitigation does not correct runs."""
         return None
@@ -121,6 +168,63 @@ class Mitigation(Method, Protocol):
             One result for every image, in their order; without an output where no image may be shown.
         """
         ...
+
+
+class Prepared(NamedTuple):
+    """How flagged images are made again.
+
+    Attributes:
+        calls: one per image.
+        correction: of the runs of these calls, or None.
+        notes: what is different, one text per image, "" where there is nothing to say.
+        dropped: the words that have no influence any more, for every image.
+        hopeless: why an image cannot be made again, by its number.
+    """
+
+    calls: list[Mapping[str, Any]]
+    correction: Correction | None = None
+    notes: Sequence[str] = ()
+    dropped: Sequence[tuple[str, ...]] = ()
+    hopeless: Mapping[int, str] = MappingProxyType({})
+
+
+class Preparing(Mitigation, Protocol):
+    """A mitigation that knows, before it makes an image again, how that will be made.
+
+    Subclass this protocol: then `name` and `prepare` are all that it has to define.
+    """
+
+    @abstractmethod
+    def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
+        """How the flagged images of one call, at least one, are made again."""
+        ...
+
+    def remake(self, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
+        """Make the images again; those that are flagged then are withheld."""
+        return made(self.prepare(flagged, studio), flagged, studio) if flagged else []
+
+
+def made(prepared: Prepared, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
+    """The flagged images, made as was prepared, in one call; those that are flagged again are withheld."""
+    rows = [row for row in range(len(flagged)) if row not in prepared.hopeless]
+    done = {row: Remade(withheld(flagged[row].verdict, why)) for row, why in prepared.hopeless.items()}
+    output, verdicts = studio.make([prepared.calls[row] for row in rows], prepared.correction) if rows else (None, [])
+    for place, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
+        note = prepared.notes[row] if prepared.notes else ""
+        found = replace(
+            flagged[row].verdict,
+            severity=verdict.severity,
+            corrected=verdict.corrected,
+            dropped=prepared.dropped[row] if prepared.dropped else (),
+        )
+        if verdict.clean or verdict.action == "mitigated":
+            why = f"{note}: p = {verdict.p_value:.3g}" if note else "mitigated"
+            found = replace(found, action="mitigated", reason=f"{found.reason}; {why}")
+            done[row] = Remade(found, output, place)
+        else:
+            again = f"{note or 'made again'}: still {verdict.answer}, p = {verdict.p_value:.3g}"
+            done[row] = Remade(withheld(found, why_uncorrected(verdict) if verdict.corrected else again))
+    return [done[row] for row in range(len(flagged))]
 
 
 def withheld(verdict: Verdict, why: str = "") -> Verdict:

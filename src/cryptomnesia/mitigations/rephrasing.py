@@ -2,9 +2,10 @@
 
 Where the conditional distribution has collapsed onto one picture, no change of norms or of guidance brings another one:
 the caption itself has to change. Usually one or two of its words carry the memory. To find them, the first evaluations
-of a run are computed for the caption without each of its words, and their drift is compared. The word whose
-absence lowers the score most is dropped, and the image is made again. This is repeated, at most `most` times, until the
-image is no longer flagged. The rest of the caption, the seed and the settings stay.
+of a run are computed for the caption without each of its words, and their scores are compared: those of
+`early-detail`, or of `drift` where that does not work. The word whose absence lowers the score most is dropped, and the
+image is made again. This is repeated, at most `most` times, until the image is no longer flagged. The rest of the
+caption, the seed and the settings stay.
 
 Only the text of the prompt changes, so this works with every family that takes captions and with every solver. An image
 that is not flagged is never touched. `cryptomnesia.words` says what a word is.
@@ -12,21 +13,22 @@ that is not flagged is never touched. `cryptomnesia.words` says what a word is.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from cryptomnesia.detectors import Drift
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations.base import Flagged, Mitigation, Remade, Studio, withheld
+from cryptomnesia.mitigations.captions import candidates, lacking, texts_of
 from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.verdicts import Verdict
-from cryptomnesia.words import without, words
 
 if TYPE_CHECKING:
+    from cryptomnesia.detectors.base import Detector
     from cryptomnesia.pipelines.setup import Setup
 
-_PROMPTS = ("prompt", "prompt_2", "prompt_3")
+PROBES = ("early-detail", "drift")
+"""Detectors that compare captions; the first that works in the set-up does."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Rephrasing(Mitigation):
 
     def remake(self, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
         """Make images from the same noise with fewer words, until they are clean or no more words may be dropped."""
-        texts = [_texts(image.call) for image in flagged]
+        texts = [texts_of(image.call) for image in flagged]
         dropped: list[list[str]] = [[] for _ in flagged]
         p_values = [image.verdict.p_value for image in flagged]
         done: dict[int, Remade] = {}
@@ -83,9 +85,9 @@ class Rephrasing(Mitigation):
             }
             if not tried:
                 break
-            for row, word in self._best(flagged, texts, dropped, tried, studio).items():
+            for row, word in self._best(flagged, dropped, tried, studio).items():
                 dropped[row].append(word)
-            calls = [_reworded(flagged[row].call, texts[row], dropped[row]) for row in tried]
+            calls = [lacking(flagged[row].call, dropped[row]) for row in tried]
             output, verdicts = studio.make(calls)
             for place, (row, verdict) in enumerate(zip(tried, verdicts, strict=True)):
                 p_values[row] = verdict.p_value
@@ -99,58 +101,29 @@ class Rephrasing(Mitigation):
         return [done[row] for row in range(len(flagged))]
 
     def _best(
-        self,
-        flagged: Sequence[Flagged],
-        texts: Sequence[Mapping[str, str]],
-        dropped: Sequence[list[str]],
-        tried: Mapping[int, list[str]],
-        studio: Studio,
+        self, flagged: Sequence[Flagged], dropped: Sequence[list[str]], tried: Mapping[int, list[str]], studio: Studio
     ) -> dict[int, str]:
-        """For every image the word without which the drift of the first evaluations is lowest.
+        """For every image the word without which the score of the first evaluations is lowest.
 
         Args:
             flagged: the images.
-            texts: the prompts of the images.
             dropped: the words that are left out already, for every image.
             tried: number of an image → its words that could be dropped next.
-            studio: computes the scores.
+            studio: makes runs.
         """
-        # whatever flags images, drift is the detector that tells captions apart after so few evaluations
-        detector = Drift()
+        # whatever flags images, these detectors tell captions apart after so few evaluations
+        detector: Detector = studio.setup.first_accepted("detector", PROBES)
         evaluations = max(self.probe, detector.earliest(len(studio.references.timesteps)))
         pairs = [(row, word) for row, possible in tried.items() for word in possible]
         best: dict[int, tuple[float, str]] = {}
         for start in range(0, len(pairs), studio.batch):
             part = pairs[start : start + studio.batch]
-            calls = [_reworded(flagged[row].call, texts[row], [*dropped[row], word]) for row, word in part]
-            scores = studio.first_scores(calls, evaluations, detector).nan_to_num(nan=torch.inf)
-            for (row, word), score in zip(part, scores.tolist(), strict=True):
+            calls = [lacking(flagged[row].call, [*dropped[row], word]) for row, word in part]
+            scores = detector.running(studio.first(calls, evaluations, keep=()), studio.references)
+            for (row, word), score in zip(part, scores[:, -1].nan_to_num(nan=torch.inf).tolist(), strict=True):
                 if row not in best or score < best[row][0]:
                     best[row] = score, word
         return {row: word for row, (_, word) in best.items()}
-
-
-def candidates(text: str, dropped: Sequence[str]) -> list[str]:
-    """The different words of `text` that could be dropped next, in their order; none if only one is left.
-
-    A word in capitals is the same word: text encoders hardly distinguish them.
-    """
-    lost = {word.casefold() for word in dropped}
-    different: dict[str, str] = {}
-    for word in words(text):
-        different.setdefault(word.casefold(), word)
-    left = [word for key, word in different.items() if key not in lost]
-    return left if len(left) > 1 else []
-
-
-def _texts(call: Mapping[str, Any]) -> dict[str, str]:
-    """The prompts of a call that were given in words."""
-    return {name: call[name][0] for name in _PROMPTS if call.get(name) is not None}
-
-
-def _reworded(call: Mapping[str, Any], texts: Mapping[str, str], dropped: Sequence[str]) -> dict[str, Any]:
-    """A call whose prompts lack the dropped words."""
-    return {**call, **{name: [without(text, dropped)] for name, text in texts.items()}}
 
 
 def _mitigated(image: Flagged, dropped: Sequence[str], p_value: float) -> Verdict:

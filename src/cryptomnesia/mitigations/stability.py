@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cryptomnesia.detectors.base import Moments
 from cryptomnesia.errors import UsageError
-from cryptomnesia.mitigations.base import Flagged, Mitigation, Remade, Studio, why_uncorrected, withheld
+from cryptomnesia.mitigations.base import Correction, Flagged, Mitigation, Prepared, Remade, Studio, made
 from cryptomnesia.pipelines.denoiser import norms
 from cryptomnesia.tracing.steering import SolverStep, check_steerable
 from cryptomnesia.tracing.trajectory import Step, Trajectory
@@ -74,7 +74,7 @@ class StabilityRule(Mitigation):
     gamma: float = 3.0
     k: int = 10
 
-    name = "stability"  # type: ignore[override]
+    name = "stability-published"  # type: ignore[override]
     summary = "Pulls the norms of a run that leaves its usual range back into it, while the run goes on."
     source = "arXiv:2605.22050"
     use_when = (
@@ -105,19 +105,7 @@ class StabilityRule(Mitigation):
 
     def remake(self, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
         """Make the images once more with the same calls, correcting the runs while they go on."""
-        if not flagged:
-            return []
-        output, verdicts = studio.make([image.call for image in flagged], self.correction(studio.references))
-        done = []
-        for place, (image, verdict) in enumerate(zip(flagged, verdicts, strict=True)):
-            found = replace(image.verdict, severity=verdict.severity, corrected=verdict.corrected)
-            if verdict.action == "mitigated":
-                done.append(
-                    Remade(replace(found, action="mitigated", reason=f"{found.reason}; mitigated"), output, place)
-                )
-            else:
-                done.append(Remade(withheld(found, why_uncorrected(verdict))))
-        return done
+        return remade(self.correction(studio.references), flagged, studio)
 
     def apply(
         self,
@@ -166,7 +154,12 @@ class StabilityRule(Mitigation):
         return values.clamp(mean - width, mean + width)
 
 
-class StabilityCorrection:
+def remade(correction: "StabilityCorrection", flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
+    """Flagged images, made once more with the same calls under a correction."""
+    return made(Prepared([image.call for image in flagged], correction), flagged, studio) if flagged else []
+
+
+class StabilityCorrection(Correction):
     """Applies the rule to the runs of a call; its attributes and results are about the newest call.
 
     Attributes:

@@ -129,6 +129,21 @@ def together(first: Any, second: Any) -> Any:
     return first if isinstance(second, Shared) and _equal(first.value, second.value) else None
 
 
+def same(first: Any, second: Any) -> bool:
+    """Whether two conditionings, or parts of them, are equal."""
+    if isinstance(first, Mapping):
+        return (
+            isinstance(second, Mapping)
+            and first.keys() == second.keys()
+            and all(same(value, second[name]) for name, value in first.items())
+        )
+    if isinstance(first, Shared | Stacked):
+        return type(first) is type(second) and _equal(first.value, second.value)
+    if isinstance(first, Listed):
+        return isinstance(second, Listed) and _equal(first.items, second.items)
+    return _equal(first, second)
+
+
 def carried(inputs: Inputs, run: Inputs) -> Inputs:
     """Conditioning of other captions, with what an evaluation of a run was given beside its captions.
 

@@ -7,13 +7,13 @@ from functools import cached_property, partial
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
 
 from cryptomnesia.calibration.fitting import fitted
 from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.detectors import Detector, default_detector
 from cryptomnesia.guarding.making import Maker
+from cryptomnesia.localizers.mapping import maps_of, places
 from cryptomnesia.mitigations import Correction, Flagged, Mitigation, Remade
 from cryptomnesia.pipelines.call import silent
 from cryptomnesia.pipelines.setup import Setup
@@ -32,7 +32,9 @@ from cryptomnesia.testing.checks import (
 from cryptomnesia.testing.setups import PROMPTS, REFERENCES, SETUPS
 from cryptomnesia.testing.traces import check_traces
 from cryptomnesia.tracing.generation import generate
-from cryptomnesia.tracing.trajectory import Trajectory
+from cryptomnesia.tracing.steering import SolverStep
+from cryptomnesia.tracing.trajectory import Step, Trajectory
+from cryptomnesia.tracing.watching import Keep
 from cryptomnesia.verdicts import Action, Verdict
 
 ROWS = (2, 0, 3)
@@ -103,6 +105,14 @@ class _Studio:
         self._count = 0
 
     @property
+    def setup(self) -> Setup:
+        return self._maker.setup
+
+    @property
+    def calibration(self) -> Calibration:
+        return self._maker.calibration
+
+    @property
     def references(self) -> Trajectory:
         return self._maker.references
 
@@ -119,8 +129,10 @@ class _Studio:
         self.made.append((output, judged))
         return output, judged
 
-    def first_scores(self, calls: Sequence[Mapping[str, Any]], evaluations: int, detector: Detector) -> Tensor:
-        return self._maker.first_scores(calls, evaluations, detector)
+    def first(
+        self, calls: Sequence[Mapping[str, Any]], evaluations: int | None = None, *, keep: Keep = (0,)
+    ) -> Trajectory:
+        return self._maker.first(calls, evaluations, keep=keep)
 
     def verdict_on(self, remade: Remade) -> Verdict | None:
         """The verdict on the picture that is shown, None if this studio did not make it."""
@@ -142,7 +154,7 @@ class _Trial:
 
     @cached_property
     def calibration(self) -> Calibration:
-        return _calibration(self.setup)
+        return _calibration(self.setup, self.mitigation)
 
     def studio(self, setup: Setup, calibration: Calibration, judgement: Judgement = _clean) -> _Studio:
         judge = Judge(calibration, default_detector(setup), 0.5)
@@ -230,12 +242,14 @@ class _Trial:
         seen: list[Trajectory] = []
         proposed = correction.as_proposed
 
-        class Looking:
-            steer = staticmethod(correction.steer)
-            outcome = staticmethod(correction.outcome)
+        class Looking(Correction):
+            def steer(self, step: Step, solver: SolverStep) -> Tensor | None:
+                return correction.steer(step, solver)
 
-            @staticmethod
-            def as_proposed(runs: Trajectory) -> Trajectory:
+            def outcome(self, row: int) -> tuple[str, tuple[int, ...]]:
+                return correction.outcome(row)
+
+            def as_proposed(self, runs: Trajectory) -> Trajectory:
                 seen.append(runs)
                 return proposed(runs)
 
@@ -292,7 +306,7 @@ class _Trial:
             isinstance(cost, int | float) and math.isfinite(cost) and cost >= 0,
             f"the cost of {mitigation.name} is {cost!r}; give a number of evaluations, 0 or more",
         )
-        studio = self.studio(setup, _calibration(setup))
+        studio = self.studio(setup, _calibration(setup, mitigation))
         flagged = _images(setup)
         remade = self.remake(studio, flagged, setup)
         expect(len(remade) == len(flagged), f"got {len(remade)} answers for {len(flagged)} flagged images")
@@ -302,11 +316,13 @@ class _Trial:
                 expect(image.isfinite().all(), f"{mitigation.name} makes images that are not finite")
 
 
-def _calibration(setup: Setup) -> Calibration:
+def _calibration(setup: Setup, mitigation: Mitigation) -> Calibration:
     """Of a few reference prompts: enough to try things, and too few to judge anything by it."""
     seeds = range(100, 100 + len(REFERENCES))
-    (batch,) = generate(setup, REFERENCES, seeds, batch_size=len(REFERENCES), decode=False)
-    return fitted(setup, REFERENCES, batch.trajectory.bare(), {})
+    localizers = mitigation.maps(setup)
+    (batch,) = generate(setup, REFERENCES, seeds, batch_size=len(REFERENCES), decode=False, keep=places(localizers))
+    maps = {name: found.values for name, found in maps_of(setup, localizers, batch).items()} if localizers else {}
+    return fitted(setup, REFERENCES, batch.trajectory.bare(), maps, localizers=localizers)
 
 
 def _images(setup: Setup) -> list[Flagged]:

@@ -154,6 +154,17 @@ def before_forward(module: nn.Module, hook: Callable[..., None]) -> Callable[[],
     return module.register_forward_pre_hook(hook, prepend=True).remove
 
 
+def change_forward(module: nn.Module, hook: Callable[..., Any]) -> Callable[[], None]:
+    """Give a module the arguments that `hook(module, args, kwargs)` returns, None to leave them.
+
+    Returns:
+        A function that ends that.
+    """
+    if (hooks := _hooks(module)) is not None:
+        return _added(module, hooks, hooks.change, hook)
+    return module.register_forward_pre_hook(hook, with_kwargs=True).remove
+
+
 def after_forward(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
     """Call `hook(module, args, kwargs, output)` after every call of a module; returns a function that ends that."""
     if (hooks := _hooks(module)) is not None:
@@ -168,11 +179,13 @@ class _Hooks:
     Attributes:
         inner: the compiled call.
         before: called before it.
+        change: called after these; they may give it other arguments.
         after: called after it.
     """
 
     inner: Callable[..., Any]
     before: list[Callable[..., None]] = field(default_factory=list)
+    change: list[Callable[..., Any]] = field(default_factory=list)
     after: list[Callable[..., None]] = field(default_factory=list)
 
 
@@ -195,6 +208,8 @@ def _hooks(module: nn.Module) -> _Hooks | None:
         def call(*args: Any, **kwargs: Any) -> Any:
             for hook in tuple(hooks.before):
                 hook(module, args)
+            for hook in tuple(hooks.change):
+                args, kwargs = hook(module, args, kwargs) or (args, kwargs)
             output = hooks.inner(*args, **kwargs)
             for hook in tuple(hooks.after):
                 hook(module, args, kwargs, output)
@@ -206,7 +221,7 @@ def _hooks(module: nn.Module) -> _Hooks | None:
 
 
 def _added(
-    module: nn.Module, hooks: _Hooks, place: list[Callable[..., None]], hook: Callable[..., None]
+    module: nn.Module, hooks: _Hooks, place: list[Callable[..., Any]], hook: Callable[..., Any]
 ) -> Callable[[], None]:
     """Add a hook to one of the lists of `hooks`; returns a function that removes it again."""
     with _LOCK:
@@ -217,7 +232,7 @@ def _added(
             place.remove(hook)
             present = vars(module)["_compiled_call_impl"]
             # a module that was compiled again meanwhile has another call, without hooks
-            if not (hooks.before or hooks.after) and getattr(present, "hooks", None) is hooks:
+            if not (hooks.before or hooks.change or hooks.after) and getattr(present, "hooks", None) is hooks:
                 vars(module)["_compiled_call_impl"] = hooks.inner
 
     return remove

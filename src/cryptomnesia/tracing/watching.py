@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from threading import get_ident
 from typing import Any, Literal
 
@@ -24,8 +25,9 @@ from torch import Tensor
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.denoiser import Prediction, detail, norms
 from cryptomnesia.pipelines.families import Family, NetworkCall, family_of, vouch
+from cryptomnesia.pipelines.inputs import Inputs
 from cryptomnesia.pipelines.solvers import alpha_after, level_of
-from cryptomnesia.tracing.attaching import SolverCall, after_forward, attach, detach
+from cryptomnesia.tracing.attaching import SolverCall, after_forward, attach, change_forward, detach
 from cryptomnesia.tracing.callers import caller_of, captions_of
 from cryptomnesia.tracing.information import gained, log_snr, noise_scale
 from cryptomnesia.tracing.steering import SolverStep
@@ -40,6 +42,11 @@ Keep = Collection[Place] | Literal["all"]
 Steer = Callable[[Step, SolverStep], Tensor | None]
 """Takes an evaluation and the solver step that uses it. Returns the prediction (B, C, h, w) that the solver is given
 instead of `step.guided.value`, or None to change nothing."""
+
+
+Change = Callable[[int, Inputs], Inputs | None]
+"""Takes the number of an evaluation and the conditioning of its conditional branch, all images of the call. Returns
+another conditioning, or None to change nothing."""
 
 
 @dataclass
@@ -97,6 +104,7 @@ class Watch:
         after_step: Callable[[int], None] | None = None,
         norms: Sequence[Norm] = (),
         signals: Sequence[Signal] = (),
+        condition: tuple[int, Change] | None = None,
     ) -> None:
         """Store the settings; `watch` attaches the record to a pipeline. Arguments as for `watch`.
 
@@ -111,6 +119,7 @@ class Watch:
         self._after_step = after_step
         self._norms = norms
         self._signals = signals
+        self._condition = condition
         self._calls: list[_Call] = []
         self._pending: list[NetworkCall] = []
 
@@ -158,13 +167,28 @@ class Watch:
         captions = captions_of(caller) if getattr(self.family, "keeps_captions", True) else None
         self._calls.append(_Call(tuple(float(t) for t in scheduler.timesteps), caller, captions))
 
+    def on_call(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        """The arguments with which the network is called in place of these, None for the same."""
+        call = self._recording()
+        if call is None or self._condition is None:
+            return None
+        images, change = self._condition
+        given = NetworkCall(args, kwargs, None, module)
+        family: Any = self.family  # `check_conditioned` has seen it
+        changed = family.conditioned(given, images, len(self._pending), partial(change, len(call.norms)))
+        return changed.args, changed.kwargs
+
     def on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Remember a call of the network until the solver takes its step."""
+        if self._recording() is not None:
+            self._pending.append(NetworkCall(args, kwargs, output, module))
+
+    def _recording(self) -> _Call | None:
+        """The call of the pipeline that an evaluation of the network belongs to, None if it belongs to none."""
         # inside the block the network may also be evaluated outside a generation, for instance by a localizer, and
         # in another thread by another pipeline that shares it
         call = self._calls[-1] if self._calls else None
-        if call is not None and not (call.complete or _ASKING.get()) and call.thread == get_ident():
-            self._pending.append(NetworkCall(args, kwargs, output, module))
+        return call if call and not (call.complete or _ASKING.get()) and call.thread == get_ident() else None
 
     def _plan(self, call: _Call, scheduler: Any, t: Any) -> None:
         """Find out at the first step which of the scheduler's timesteps the call will use."""
@@ -292,6 +316,7 @@ def watch(
     after_step: Callable[[int], None] | None = None,
     norms: Sequence[Norm] = (),
     signals: Sequence[Signal] = (),
+    condition: tuple[int, Change] | None = None,
 ) -> Iterator[Watch]:
     """Record every generation that `pipe` makes inside the block.
 
@@ -308,10 +333,12 @@ def watch(
         norms: further norms to record at every evaluation, beside those of `NORMS`.
         signals: signals to compute. A signal is computed as soon as the evaluations that it needs are over; their
             tensors are kept.
+        condition: number of images of the call, and what changes the conditioning of the conditional branch at every
+            evaluation.
 
     Raises:
-        UsageError: for a pipeline of an unknown family, names of norms or signals that are taken, or, during the
-            generation, an evaluation outside the run.
+        UsageError: for a pipeline of an unknown family, captions that cannot be changed, names of norms or signals that
+            are taken, or, during the generation, an evaluation outside the run.
 
     Example:
         with watch(pipe, keep=(-1,)) as seen:
@@ -320,10 +347,14 @@ def watch(
     """
     if family is not None:
         vouch(pipe, family)
-    seen = Watch(pipe, keep, steer, after_step, norms, signals)
+    seen = Watch(pipe, keep, steer, after_step, norms, signals, condition)
     # families of other packages need not say that there is nothing beside the network
     networks = (seen.family.module, *getattr(seen.family, "beside", ()))
+    if condition is not None:
+        check_conditioned(pipe)
     unhook = [after_forward(network, seen.on_forward) for network in networks]
+    if condition is not None:
+        unhook.append(change_forward(seen.family.module, seen.on_call))
     # if the pipeline is given another scheduler inside the block, this one still has to be left as it was
     scheduler = pipe.scheduler
     wrapping = attach(scheduler, seen)
@@ -333,6 +364,20 @@ def watch(
         detach(scheduler, seen, wrapping)
         for remove in unhook:
             remove()
+
+
+def check_conditioned(pipe: Any) -> None:
+    """Refuse a pipeline whose captions cannot be changed while it runs.
+
+    Raises:
+        UsageError: naming the pipeline.
+    """
+    family = family_of(pipe)
+    if not family.conditional or getattr(family, "beside", ()) or not hasattr(family, "conditioned"):
+        raise UsageError(
+            f"the captions of a {type(pipe).__name__} cannot be changed during a run: it takes none, or a second "
+            "network reads them as well; use `guidance-delay` or `rephrasing`"
+        )
 
 
 def _check_names(recorded: Sequence[Norm | Signal]) -> None:

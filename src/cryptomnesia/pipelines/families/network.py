@@ -2,8 +2,8 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,7 @@ from cryptomnesia.pipelines.caches import check_uncached
 from cryptomnesia.pipelines.call import PER_PROMPT, canonical, sampling_of
 from cryptomnesia.pipelines.denoiser import Kind, Prediction
 from cryptomnesia.pipelines.families.base import Branch, Evaluation, NetworkCall
-from cryptomnesia.pipelines.inputs import CONTEXT, GRID, Inputs, Shared, input_rows, plain, sorted_out
+from cryptomnesia.pipelines.inputs import CONTEXT, GRID, Inputs, Shared, input_rows, plain, sorted_out, together
 from cryptomnesia.pipelines.schedule import Level, Schedule, schedule_of
 from cryptomnesia.pipelines.solvers import check_solver, kind_of
 from cryptomnesia.settings import Sampling
@@ -145,11 +145,7 @@ class NetworkFamily(ABC):
         images, batch = len(sample), len(given)
         if batch % images:
             raise UsageError(f"the network got {batch} samples for {images} images; expected a multiple")
-        inputs = {
-            name: sorted_out(item, batch, name=name, shared=self.shared, listed=self.listed, stacked=self.stacked)
-            for name, item in arguments.items()
-            if item is not None and name != "return_dict"
-        }
+        inputs = self._inputs(arguments, batch)
         width = sample.shape[1]
         if given.shape[1] > width:
             # behind the noisy channels or tokens are those of a picture or a mask, which the solver does not change
@@ -160,6 +156,62 @@ class NetworkFamily(ABC):
         given, value = given[:, :width], value[:, :width]
         parts = [slice(start, start + images) for start in range(0, batch, images)]
         return [(given[part], Branch(value[part], input_rows(inputs, part))) for part in parts]
+
+    def _inputs(self, arguments: Mapping[str, Any], batch: int) -> dict[str, Any]:
+        """The conditioning in the arguments of a call with `batch` samples, without samples and timestep."""
+        return {
+            name: sorted_out(item, batch, name=name, shared=self.shared, listed=self.listed, stacked=self.stacked)
+            for name, item in arguments.items()
+            if item is not None and name != "return_dict"
+        }
+
+    def conditioned(
+        self, call: NetworkCall, images: int, earlier: int, change: Callable[[Inputs], Inputs | None]
+    ) -> NetworkCall:
+        """A call of the network with other conditioning of its conditional branch.
+
+        Args:
+            call: as the pipeline makes it; it has no output yet.
+            images: number of images of the pipeline's call.
+            earlier: calls of the same step that were made before.
+            change: conditioning of the conditional branch of all images → another one, None to leave it.
+
+        Raises:
+            UsageError: if the batch is not one or two branches of the images, or the two branches do not fit into one
+                batch any more.
+        """
+        arguments = named_arguments(self.module, call)
+        batch = len(self._taken(arguments))
+        arguments.pop(self.time_name if self.time_name in arguments else next(iter(arguments), ""), None)
+        if batch not in (images, 2 * images):
+            raise UsageError(
+                f"the network got {batch} samples for {images} images, and its captions are to be changed; expected "
+                f"{images} or {2 * images}, so switch off what adds another branch"
+            )
+        inputs = self._inputs(arguments, batch)
+        if batch == images:
+            # a branch of its own: the conditional one of every step is the first call or the second
+            if (self.first_call == "cond") != (earlier == 0):
+                return call
+            changed = change(inputs)
+        else:
+            halves = [input_rows(inputs, part) for part in (slice(0, images), slice(images, batch))]
+            place = 0 if self.first == "cond" else 1
+            changed = change(halves[place])
+            if changed is not None:
+                halves[place] = changed
+                changed = together(*halves)
+                if changed is None:
+                    raise UsageError(
+                        "the changed captions and the unconditional branch do not fit into one batch; use a mitigation "
+                        "that leaves the captions alone"
+                    )
+        if changed is None:
+            return call
+        new = plain(changed)
+        names = list(named_arguments(self.module, replace(call, kwargs={})))
+        args = tuple(new.get(name, value) for name, value in zip(names, call.args, strict=True))
+        return replace(call, args=args, kwargs={name: new.get(name, value) for name, value in call.kwargs.items()})
 
     def guided_in(self, sampling: Sampling) -> bool:
         """Whether the guidance is above 1."""

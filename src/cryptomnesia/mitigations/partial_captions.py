@@ -1,0 +1,181 @@
+"""Parts of the caption take turns, none of which brings the memory back alone. A method of this library.
+
+A memorized caption stands for one picture, and whatever follows that caption finds it again. But without one or two of
+its words it usually does not. `rephrasing` leaves such words out. Here no word need be lost: at every evaluation the
+network is given the caption without some word, and at the next one the caption without another. Each of these parts
+alone is ordinary, and together they say what the caption says.
+
+Whether a part is ordinary shows in the first evaluation of its run from the image's own noise: an estimate x̂_0 with
+much detail, in nothing but noise, is a memory (see the detector `early-detail`). With z the number of standard
+deviations of the reference runs by which the log detail of x̂_0 exceeds their mean, a part is ordinary if a share
+`usual` of the reference runs has a z as high. Parts are the caption without one word; if none of these is
+ordinary, the word without which z is lowest is left out of all parts, and the search is repeated.
+
+The image is made again from the same noise. The prompt stays as the user wrote it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cryptomnesia.detectors.base import Moments
+from cryptomnesia.detectors.combined import LEAST_SPREAD, logarithm
+from cryptomnesia.errors import UsageError
+from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Studio
+from cryptomnesia.mitigations.captions import candidates, lacking, texts_of
+from cryptomnesia.pipelines.inputs import Inputs, input_rows, same, together
+from cryptomnesia.pipelines.setup import Requirement
+from cryptomnesia.registry import create
+from cryptomnesia.tracing.trajectory import Trajectory
+from cryptomnesia.tracing.watching import check_conditioned
+
+if TYPE_CHECKING:
+    from cryptomnesia.pipelines.setup import Setup
+
+
+@dataclass(frozen=True)
+class PartialCaptions(Preparing):
+    """How to look for the parts that take turns.
+
+    Attributes:
+        usual: share of the reference runs whose first estimate has as much detail as that of an ordinary part may
+            have, in (0, 1); a larger one wants plainer parts.
+        parts: the most parts that take turns.
+        most: words that may be left out of all parts.
+    """
+
+    usual: float = 0.2
+    parts: int = 4
+    most: int = 3
+
+    name = "partial-captions"  # type: ignore[override]
+    summary = "The same seed again, under parts of the caption that take turns and bring no memory back."
+    source = "this library"
+    use_when = (
+        "The prompt must stay as it is, and the picture should show what it says. Only flagged images are made again."
+    )
+    avoid_when = (
+        "Calls give `prompt_embeds` instead of captions in words, or the first estimate of the model is always sharp "
+        "(few-step models, runs that begin from a picture); use `guidance-delay` there."
+    )
+
+    def __post_init__(self) -> None:
+        """Reject numbers with which nothing is compared or nothing takes turns."""
+        if not 0 < self.usual < 1:
+            raise UsageError(f"got usual={self.usual} for {self.name}; give a share between 0 and 1")
+        for name in ("parts", "most"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"got {name}={getattr(self, name)} for {self.name}; give at least 1")
+
+    @property
+    def requires(self) -> frozenset[Requirement]:
+        """Captions in words, which have parts."""
+        return frozenset({"captions"})
+
+    def check(self, setup: "Setup") -> None:
+        """Refuse pipelines whose captions cannot be changed during a run, or whose first estimate tells nothing.
+
+        Raises:
+            UsageError: saying why.
+        """
+        check_conditioned(setup.pipe)
+        create("detector", "early-detail").check(setup)
+
+    def cost(self, setup: "Setup") -> float:
+        """One run, and for ten words the first evaluation of a run without each of them."""
+        return setup.sampling.steps + 10.0
+
+    def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
+        """Find the parts of every caption."""
+        usual = Moments.of(logarithm(studio.references.norms["detail"]), LEAST_SPREAD)
+        ordinary = usual.z_scores(logarithm(studio.references.norms["detail"]))[:, 0]
+        most = ordinary.quantile(1 - self.usual).item()
+        turns = {
+            row: found
+            for row, image in enumerate(flagged)
+            if (found := self._parts(image.call, studio, usual, most)) is not None
+        }
+        hopeless = {row: "no words to leave out" for row in range(len(flagged)) if row not in turns}
+        lost = [turns[row].lost if row in turns else () for row in range(len(flagged))]
+        notes = [turns[row].note if row in turns else "" for row in range(len(flagged))]
+        kept = [turns[row].inputs for row in turns]
+        return Prepared([image.call for image in flagged], Turns(kept), notes, lost, hopeless)
+
+    def _parts(self, call: Any, studio: Studio, usual: Moments, most: float) -> "_Parts | None":
+        """The parts of one caption, None if it has no words that could be left out."""
+        text = next(iter(texts_of(call).values()), "")
+        dropped: list[str] = []
+        while possible := candidates(text, dropped):
+            runs = self._first(studio, [lacking(call, [*dropped, word]) for word in possible])
+            scores = torch.cat([usual.z_scores(logarithm(run.norms["detail"]))[:, 0] for run in runs])
+            order = scores.nan_to_num(nan=torch.inf).argsort(stable=True).tolist()
+            good = [place for place in order if scores[place] <= most] or order[:1]
+            if scores[good[0]] <= most or len(dropped) + 1 >= self.most or len(possible) == 2:
+                kept = [
+                    input_rows(runs[place // studio.batch].step(0).cond_inputs, [place % studio.batch])
+                    for place in good[: self.parts]
+                ]
+                return _Parts(kept, tuple(dropped), tuple(possible[place] for place in good[: self.parts]))
+            dropped.append(possible[order[0]])
+        return None
+
+    @staticmethod
+    def _first(studio: Studio, calls: Sequence[Any]) -> list[Trajectory]:
+        size = studio.batch
+        return [studio.first(calls[start : start + size], 1) for start in range(0, len(calls), size)]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of one caption: conditioning of one image each, and the words that none of them and that each lacks."""
+
+    inputs: list[Inputs]
+    dropped: tuple[str, ...]
+    lacking: tuple[str, ...]
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """The words that no part has."""
+        return self.dropped if len(self.lacking) > 1 else (*self.dropped, *self.lacking)
+
+    @property
+    def note(self) -> str:
+        """What was done, in words."""
+        if len(self.lacking) == 1:
+            return f"without {', '.join(self.lost)}"
+        others = f", always without {', '.join(self.dropped)}" if self.dropped else ""
+        return f"in turn without {' or '.join(self.lacking)}{others}"
+
+
+@dataclass
+class Turns(Correction):
+    """Gives every image another conditioning at every evaluation, one of several in turn.
+
+    Attributes:
+        parts: of every image, the conditioning of one image each.
+    """
+
+    parts: list[list[Inputs]]
+    names: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find out which parts of the conditioning the captions decide."""
+        every = [part for parts in self.parts for part in parts]
+        self.names = frozenset(
+            name
+            for name in (every[0] if every else ())
+            if not name.startswith("_") and any(not same(every[0][name], part.get(name)) for part in every[1:])
+        )
+
+    def condition(self, index: int, inputs: Inputs) -> Inputs:
+        """The conditioning of the parts whose turn it is."""
+        chosen = [parts[index % len(parts)] for parts in self.parts]
+        new: Any = reduce(together, chosen)
+        if new is None:
+            raise UsageError(
+                "the captions of several images do not fit into one batch; make one image per call, or use `rephrasing`"
+            )
+        return {**inputs, **{name: new[name] for name in (self.names or new) if name in inputs}}
