@@ -22,6 +22,7 @@ from cryptomnesia.localizers import localizer as localizer_of
 from cryptomnesia.localizers.mapping import maps_of, places
 from cryptomnesia.mitigations import Flagged, Mitigation, Remade, default_mitigation
 from cryptomnesia.mitigations import mitigation as mitigation_of
+from cryptomnesia.mitigations.base import check_fit
 from cryptomnesia.pipelines.call import silent
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.settings import Long
@@ -195,6 +196,8 @@ class Examination:
         else:
             remedy = None if mitigation is None else mitigation_of(mitigation, setup)
         calibration.check(setup)
+        if remedy is not None:
+            check_fit(remedy, judging, calibration, setup)
         return cls(setup, Judge(calibration, judging, fpr), mapping, remedy, words, batch_size)
 
     def findings(

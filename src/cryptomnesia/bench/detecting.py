@@ -21,6 +21,7 @@ from cryptomnesia.calibration.stored import Calibration, norm_in_words
 from cryptomnesia.detectors import Detector
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import claim, load_checked, prompts_digest, save_checked
+from cryptomnesia.localizers import Localizer
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.statistics import conformal_p_values
@@ -93,18 +94,9 @@ def bench(
     }
     claim(folder / "bench.json", settings, "a bench with other settings")
     with alone(folder):
-        path = folder / CALIBRATION
-        if not path.exists():
-            calibrate(
-                setup.pipe,
-                references,
-                detectors=detectors,
-                batch_size=batch_size,
-                progress=lambda done: report("references", done, len(references)),
-                **call,
-            ).save(path)
-        calibration = Calibration.load(path)
-        calibration.check(setup)
+        calibration = calibrated(
+            setup, references, folder, call=call, batch_size=batch_size, report=report, detectors=detectors
+        )
         for made in detectors:
             # one that gives no score to some reference is refused before the images are generated
             calibration.null(made)
@@ -136,6 +128,34 @@ def bench(
         packet = _packet(setup, detectors, calibration, rows, runs, made_with(settings, references))
         packet.save(folder / PACKET)
         return packet
+
+
+def calibrated(
+    setup: Setup,
+    references: Sequence[str],
+    folder: Path,
+    *,
+    call: dict[str, Any],
+    batch_size: int,
+    report: Progress,
+    detectors: Sequence[Detector] = (),
+    localizers: Sequence[Localizer] = (),
+) -> Calibration:
+    """The calibration of a bench, which is made if its folder has none."""
+    path = folder / CALIBRATION
+    if not path.exists():
+        calibrate(
+            setup.pipe,
+            references,
+            detectors=detectors,
+            localizers=localizers,
+            batch_size=batch_size,
+            progress=lambda done: report("references", done, len(references)),
+            **call,
+        ).save(path)
+    calibration = Calibration.load(path)
+    calibration.check(setup)
+    return calibration
 
 
 def _enough(folder: Path, recorded: dict[str, str], count: int) -> dict[str, str]:

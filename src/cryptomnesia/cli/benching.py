@@ -13,8 +13,8 @@ import typer
 from cryptomnesia.cli.common import app, call_of, check_folder, check_names, pipeline_of
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
-from cryptomnesia.report.console import print_bench, print_map_bench, progress_bar
-from cryptomnesia.settings import BenchDetectSettings, BenchLocalizeSettings, TrialSettings
+from cryptomnesia.report.console import print_bench, print_map_bench, print_mitigation_bench, progress_bar
+from cryptomnesia.settings import BenchDetectSettings, BenchLocalizeSettings, BenchMitigateSettings, TrialSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,6 +101,60 @@ def detected(settings: BenchDetectSettings, folder: Path, report: "Progress") ->
     )
 
 
+@benching.command("mitigate")
+@settings_flags()
+def bench_mitigate(
+    settings: BenchMitigateSettings,
+    output: Output,
+    as_json: AsJson = False,
+) -> None:
+    """Compare mitigations on the same images, and keep what is seen in every picture in a packet.
+
+    Every image of a planted caption is made again under every mitigation. It is a copy if it has the planted pixels, or
+    the planted edges. Only proving grounds know that (--ground).
+    """
+    from cryptomnesia.bench.mitigating import PACKET
+    from cryptomnesia.bench.packet import plain
+
+    with progress_bar() as report:
+        packet = mitigated(settings, output, report)
+    if as_json:
+        typer.echo(json.dumps(plain(packet.figures), indent=2))
+    else:
+        print_mitigation_bench(packet)
+        typer.echo(f"{output / PACKET}: all that was seen; `cryptomnesia bench verify` computes the figures again")
+
+
+def mitigated(settings: BenchMitigateSettings, folder: Path, report: "Progress") -> "Packet":
+    """What `bench mitigate` measures, in a folder."""
+    from cryptomnesia.bench.looking import GroundLook
+    from cryptomnesia.bench.mitigating import bench_mitigations
+    from cryptomnesia.detectors import detector
+    from cryptomnesia.mitigations import mitigation
+
+    check_folder(folder)
+    check_names("mitigation", settings.mitigation)
+    check_names("detector", [settings.detector])
+    if settings.ground is None:
+        raise UsageError("nobody knows what a model of your own has memorized; give a proving ground (--ground)")
+    given = _given(settings)
+    assert given.manifest is not None
+    named = settings.mitigation or [made for made in _ready("mitigation") if given.setup.accepts(made)]
+    return bench_mitigations(
+        given.setup,
+        given.trials,
+        given.references,
+        [mitigation(made, given.setup) for made in named],
+        detector(settings.detector, given.setup),
+        folder,
+        call=given.call,
+        about=given.about,
+        look=GroundLook(given.manifest),
+        batch_size=settings.batch_size,
+        progress=report,
+    )
+
+
 @benching.command("localize")
 @settings_flags()
 def bench_localize(
@@ -148,7 +202,7 @@ def mapped(settings: BenchLocalizeSettings, folder: Path, report: "Progress") ->
     )
 
 
-def _ready(kind: Literal["detector", "localizer"]) -> list[Any]:
+def _ready(kind: Literal["detector", "localizer", "mitigation"]) -> list[Any]:
     """The methods that can be used: of detectors also the means of maps. A package that is broken is passed over."""
     from cryptomnesia.detectors import detector
     from cryptomnesia.registry import create, entries
@@ -221,28 +275,30 @@ def _given(settings: TrialSettings) -> _Given:
 
 @benching.command()
 def verify(
-    packet: Annotated[Path, typer.Argument(help="File packet.json (or .json.xz) or maps.safetensors of a bench.")],
+    packet: Annotated[Path, typer.Argument(help="File packet.json(.xz), mitigations.json.xz or maps.safetensors.")],
     as_json: AsJson = False,
 ) -> None:
     """Compute every figure of a packet again from its scores, with no model; exit code 1 if one is another."""
     from cryptomnesia.bench.figures import figures_of
     from cryptomnesia.bench.map_packet import MapPacket
+    from cryptomnesia.bench.mitigation_figures import UNTOUCHED
+    from cryptomnesia.bench.mitigation_figures import figures_of as mitigation_figures_of
     from cryptomnesia.bench.packet import Packet, differences, plain
 
     found: Any = MapPacket.load(packet) if packet.suffix == ".safetensors" else Packet.load(packet)
-    is_map = isinstance(found, MapPacket)
-    figures = (
-        MapPacket.of(found.about, found.methods, found.rows, found.tensors).figures
-        if is_map
-        else figures_of(found.rows, list(found.methods))
-    )
-    computed = replace(found, figures=figures)
+    if isinstance(found, MapPacket):
+        figures = MapPacket.of(found.about, found.methods, found.rows, found.tensors).figures
+        shown: Any = print_map_bench
+    elif found.about.get("bench") == "mitigate":
+        figures = mitigation_figures_of(found.rows, [UNTOUCHED, *found.methods])
+        shown = print_mitigation_bench
+    else:
+        figures = figures_of(found.rows, list(found.methods))
+        shown = print_bench
     if as_json:
         typer.echo(json.dumps(plain(figures), indent=2))
-    elif is_map:
-        print_map_bench(computed)
     else:
-        print_bench(computed)
+        shown(replace(found, figures=figures))
     if differing := differences(found.figures, figures):
         typer.echo(f"{packet} has figures that do not follow from its scores: {', '.join(differing[:3])}", err=True)
         raise typer.Exit(1)

@@ -10,6 +10,7 @@ from cryptomnesia.detectors import Detector
 from cryptomnesia.detectors import detector as detector_of
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations import mitigation as mitigation_of
+from cryptomnesia.mitigations.base import check_fit
 from cryptomnesia.pipelines.fingerprint import Fingerprint, differences, model_fingerprint
 from cryptomnesia.pipelines.setup import Setup
 
@@ -110,16 +111,19 @@ class Judges:
             expected = {section: value for section, value in expected.items() if section in found}
         unlike = _unlike(expected, found)
         if not unlike:
-            self._check_methods(setup)
+            self._check_methods(setup, calibration)
         return unlike
 
     def _detector(self, setup: Setup) -> Detector:
         """The detector of a set-up: the one that was named, or the set-up's default."""
         return detector_of("auto", setup) if self._wanted == "auto" else self.detector
 
-    def _check_methods(self, setup: Setup) -> None:
+    def _check_methods(self, setup: Setup, calibration: Calibration) -> None:
         """Refuse a set-up in which the detector or the mitigation cannot work."""
-        setup.check([self._detector(setup), *([] if self.mitigation is None else [self.mitigation])])
+        detector = self._detector(setup)
+        setup.check([detector, *([] if self.mitigation is None else [self.mitigation])])
+        if self.mitigation is not None:
+            check_fit(self.mitigation, detector, calibration, setup)
 
     def _judge(self, number: int, detector: Detector) -> Judge:
         """The judge of a calibration with a detector, which is made once."""
@@ -141,7 +145,7 @@ class Judges:
         for number, different in enumerate(unlike):
             if not different:
                 try:
-                    self._check_methods(setup)
+                    self._check_methods(setup, self.calibrations[number])
                     chosen = self._detector(setup)
                     self.calibrations[number].check_detector(chosen)
                     return self._judge(number, chosen)

@@ -47,7 +47,7 @@ __all__ = [
     "stabilize",
 ]
 
-DEFAULTS = ("partial-captions", "rephrasing", "guidance-delay", "stability-published")
+DEFAULTS = ("partial-captions", "rephrasing", "stability-published")
 """Names of the mitigations to choose from when none is given; the first that works in the set-up is taken."""
 
 

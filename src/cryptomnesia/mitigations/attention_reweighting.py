@@ -90,7 +90,7 @@ class Reweighted(Correction):
     def around(self, pipe: Any) -> Iterator[None]:
         """Change the keys of the start token, and the masks, in every cross-attention layer."""
         network = family_of(pipe).module
-        layers = [layer for layer in network.modules() if getattr(layer, "is_cross_attention", False)]
+        layers: list[Any] = [layer for layer in network.modules() if getattr(layer, "is_cross_attention", False)]
         with ExitStack() as hooks:
             for layer in layers:
                 hooks.callback(layer.register_forward_pre_hook(self._masked, with_kwargs=True).remove)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 
 from torch import Tensor
 
+from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.inputs import Inputs
 from cryptomnesia.pipelines.setup import Method
 from cryptomnesia.tracing.steering import SolverStep
@@ -148,9 +149,12 @@ class Mitigation(Method, Protocol):
     Attributes:
         alters: names of the norms that the correction sets to values of its choice. A detector that reads one of them
             cannot tell whether the correction helped.
+        disguises: names of the norms that look ordinary under it although the picture is a copy. A detector that reads
+            one of them would let every copy pass, and is refused.
     """
 
     alters: frozenset[str] = frozenset()
+    disguises: frozenset[str] = frozenset()
 
     def maps(self, setup: "Setup") -> "list[Localizer]":
         """The localizers whose maps it takes; the calibration has to have reference maps of them."""
@@ -225,6 +229,20 @@ def made(prepared: Prepared, flagged: Sequence[Flagged], studio: Studio) -> list
             again = f"{note or 'made again'}: still {verdict.answer}, p = {verdict.p_value:.3g}"
             done[row] = Remade(withheld(found, why_uncorrected(verdict) if verdict.corrected else again))
     return [done[row] for row in range(len(flagged))]
+
+
+def check_fit(mitigation: Mitigation, detector: "Detector", calibration: "Calibration", setup: "Setup") -> None:
+    """Refuse a detector that a mitigation blinds, and a calibration without the reference maps that it needs.
+
+    Raises:
+        UsageError: saying what does not fit.
+    """
+    if blind := sorted(detector.reads & mitigation.disguises):
+        raise UsageError(
+            f"{detector.name} reads {', '.join(blind)}, which {mitigation.name} makes ordinary although the picture "
+            "may be a copy; use another mitigation, or another detector"
+        )
+    calibration.check_localizers(mitigation.maps(setup))
 
 
 def withheld(verdict: Verdict, why: str = "") -> Verdict:

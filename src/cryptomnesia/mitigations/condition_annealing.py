@@ -17,6 +17,7 @@ from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Prepari
 from cryptomnesia.mitigations.captions import Path, draws_for, embedded, of_captions
 from cryptomnesia.pipelines.inputs import Inputs
 from cryptomnesia.pipelines.setup import Requirement
+from cryptomnesia.tracing.trajectory import NORMS
 from cryptomnesia.tracing.watching import check_conditioned
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class ConditionAnnealing(Preparing):
     source = "arXiv:2310.17347"
     use_when = "You compare with it. It leaves the prompt alone and costs nothing but the second run."
     avoid_when = "A caption has one picture only: when the noise has faded, the run finds it again."
+    # they are usual early in the run, when memories show, and the memory comes back later
+    disguises = frozenset(NORMS)
 
     @property
     def requires(self) -> frozenset[Requirement]:

@@ -18,7 +18,7 @@ from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Prepari
 from cryptomnesia.pipelines.denoiser import norms
 from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.tracing.steering import SolverStep
-from cryptomnesia.tracing.trajectory import Step
+from cryptomnesia.tracing.trajectory import NORMS, Step
 
 if TYPE_CHECKING:
     from cryptomnesia.pipelines.setup import Setup
@@ -41,6 +41,8 @@ class GuidanceDelay(Preparing):
     source = "arXiv:2411.16738"
     use_when = "The prompt must stay as it is and embeddings cannot be changed. It costs nothing but the second run."
     avoid_when = "A caption has one picture only: guidance that sets in later finds it again."
+    # they are usual early in the run, when memories show, and the memory comes back later
+    disguises = frozenset(NORMS)
 
     @property
     def requires(self) -> frozenset[Requirement]:

@@ -31,10 +31,10 @@ class PadTokens(Preparing):
     """What captions are padded with.
 
     Attributes:
-        token: one token of the tokenizer.
+        token: one token of the tokenizer; by default "!", or "," where the tokenizer does not know it.
     """
 
-    token: str = "!"
+    token: str | None = None
 
     name = "pad-tokens"  # type: ignore[override]
     summary = "The same seed again, with another padding token and without the end token."
@@ -62,9 +62,9 @@ class PadTokens(Preparing):
                 f"{self.name} replaces end tokens in the padding, and a {type(pipe).__name__} pads with "
                 f"{tokenizer.pad_token!r}; use another mitigation"
             )
-        if _number(tokenizer, self.token) in (None, tokenizer.unk_token_id, tokenizer.eos_token_id):
+        if _known(tokenizer, self.token) is None:
             raise UsageError(
-                f"the tokenizer of a {type(pipe).__name__} has no token {self.token!r}; give one that it has, "
+                f"the tokenizer of a {type(pipe).__name__} has no token {self.token or '!'!r}; give one that it has, "
                 "PadTokens(token=…)"
             )
 
@@ -83,10 +83,11 @@ class PadTokens(Preparing):
         return Prepared(calls, correction, ["with other padding"] * len(calls), hopeless=hopeless)
 
 
-def _number(tokenizer: Any, token: str) -> int | None:
-    """The number of a token, with or without the mark for the end of a word; None if the vocabulary has neither."""
+def _known(tokenizer: Any, token: str | None) -> str | None:
+    """The token as the vocabulary has it, perhaps with the mark for the end of a word; None if it has neither."""
     vocabulary = tokenizer.get_vocab()
-    return vocabulary.get(token, vocabulary.get(f"{token}</w>"))
+    wanted = ("!", ",") if token is None else (token,)
+    return next((form for one in wanted for form in (one, f"{one}</w>") if form in vocabulary), None)
 
 
 @dataclass
@@ -98,7 +99,7 @@ class Padded(Correction):
         ends: number of the end token of every caption, (B,).
     """
 
-    token: str
+    token: str | None
     ends: Tensor
 
     @contextmanager
@@ -106,8 +107,7 @@ class Padded(Correction):
         """Let the first tokenizer pad with the token."""
         tokenizer = pipe.tokenizer
         before = tokenizer.pad_token
-        vocabulary = tokenizer.get_vocab()
-        tokenizer.pad_token = self.token if self.token in vocabulary else f"{self.token}</w>"
+        tokenizer.pad_token = _known(tokenizer, self.token)
         try:
             yield
         finally:

@@ -69,6 +69,11 @@ class RegionRestricted(Preparing):
         return [localizer_of(self.localizer, setup)]
 
     @property
+    def disguises(self) -> frozenset[str]:  # type: ignore[override]
+        """What the mitigation disguises."""
+        return self.inner.disguises
+
+    @property
     def requires(self) -> frozenset[Requirement]:
         """What the mitigation requires."""
         return self.inner.requires

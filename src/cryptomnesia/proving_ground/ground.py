@@ -65,6 +65,10 @@ class Ground(ABC):
     threshold: float
     """Tiled distance up to which a picture reproduces a planted one, fixed before any picture was generated."""
 
+    structure: float | None = None
+    """Similarity of edges from which a picture reproduces a planted one, fixed before any mitigation was run
+    (benchmarks/structure.py); None where it is not known."""
+
     captioned: bool = True
     """Whether the model reads captions; if not, every caption is empty, and nothing selects what is generated."""
 

@@ -228,6 +228,37 @@ def print_bench(packet: "Packet") -> None:
     _wide().print(table)
 
 
+def print_mitigation_bench(packet: "Packet") -> None:
+    """One line per mitigation: copies that are left, what the pictures show of their captions, and what it takes."""
+    counts, figures = packet.figures["counts"], packet.figures["mitigations"]
+    images = counts["memorized"]
+    table = Table(
+        title=f"{packet.about['model']}: {images['images']} images of {images['clusters']} memorized concepts",
+        title_justify="left",
+        caption="copies by pixels, by edges and by either; copies that a guard returns and pictures that it withholds; "
+        "share of what the caption says that is to be seen; evaluations of the network per image",
+        caption_justify="left",
+    )
+    table.add_column("mitigation", no_wrap=True)
+    for heading in ("pixels", "edges", "either", "returned", "withheld", "shown", "evaluations"):
+        table.add_column(heading, justify="right")
+    for name, found in figures.items():
+        copies = found["copies"]
+        table.add_row(
+            name,
+            _estimate(copies["pixels"], interval=False),
+            _estimate(copies["structure"], interval=False),
+            _estimate(copies["either"]),
+            _estimate(found["returned"], interval=False),
+            _estimate(found["withheld"], interval=False),
+            _estimate(found["shown"], interval=False),
+            f"{found['evaluations']:.1f}",
+        )
+    for group, found in packet.figures["ordinary"].items():
+        table.add_row(f"({group})", *[""] * 5, _estimate(found["shown"], interval=False), "")
+    _wide().print(table)
+
+
 def _none_reproduced(model: str, counts: dict[str, Any]) -> str:
     """What a bench says of which no positive counts."""
     images = counts.get("not_reproduced", {}).get("images", 0)

@@ -14,6 +14,7 @@ from cryptomnesia.settings.base import variable_name as variable_name
 from cryptomnesia.settings.commands import AuditSettings as AuditSettings
 from cryptomnesia.settings.commands import BenchDetectSettings as BenchDetectSettings
 from cryptomnesia.settings.commands import BenchLocalizeSettings as BenchLocalizeSettings
+from cryptomnesia.settings.commands import BenchMitigateSettings as BenchMitigateSettings
 from cryptomnesia.settings.commands import BuildSettings as BuildSettings
 from cryptomnesia.settings.commands import CalibrateSettings as CalibrateSettings
 from cryptomnesia.settings.commands import CallSettings as CallSettings

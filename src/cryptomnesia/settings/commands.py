@@ -359,6 +359,19 @@ class BenchLocalizeSettings(TrialSettings):
     """Localizer to compare; can be given several times. By default all that work in the set-up."""
 
 
+class BenchMitigateSettings(TrialSettings):
+    """Everything that the result of `bench mitigate` depends on."""
+
+    positives: int = Field(112, ge=1)
+    """Of a ground: images of planted captions, about."""
+    negatives: int = Field(200, ge=1, le=2_000)
+    """Of a ground: ordinary captions, one image each."""
+    mitigation: Names = Field(default_factory=list)
+    """Mitigation to compare; can be given several times. By default all that work in the set-up."""
+    detector: str = "auto"
+    """Detector that judges every picture."""
+
+
 class MatchSettings(IndexSettings):
     """The pictures that are compared with training images."""
 

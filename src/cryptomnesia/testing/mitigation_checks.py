@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from cryptomnesia.calibration.fitting import fitted
 from cryptomnesia.calibration.judging import Judge

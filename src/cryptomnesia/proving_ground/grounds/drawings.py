@@ -125,6 +125,7 @@ class Drawings(Ground):
     )
     networks = LatentText(channels=8, kl=2e-6, half=True, widths=(64, 96, 96), beta_end=0.0235)
     threshold = 0.15
+    structure = 0.5
     guidances = (3.0, 7.5)
 
     ladder: ClassVar[dict[int, int]] = LADDER

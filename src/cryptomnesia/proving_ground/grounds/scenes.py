@@ -46,6 +46,7 @@ class Scenes(Ground):
     networks = LatentText()
     recognizer_steps = 7_000
     threshold = 0.12
+    structure = 0.42
     guidances = (1.5, 3.0, 5.0)
     localizers = (
         "settled-detail",

@@ -1,0 +1,334 @@
+"""Make the pictures of a bench once, make them again under every mitigation, and judge what comes back.
+
+Every picture of a memorized caption is made again, whether or not a detector flags it, so that mitigations are compared
+on the same pictures. What a service would return follows from the verdicts, which are kept as well: the picture itself
+if it is not flagged, else the one of the mitigation if that is not flagged, else none.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cryptomnesia.bench.detecting import Progress, alone, calibrated, made_with, settings_of
+from cryptomnesia.bench.mitigation_figures import UNTOUCHED, figures_of
+from cryptomnesia.bench.packet import Packet
+from cryptomnesia.bench.trials import MEMORIZED, Trial
+from cryptomnesia.calibration.fitting import check_references
+from cryptomnesia.calibration.judging import Judge
+from cryptomnesia.detectors import Detector
+from cryptomnesia.errors import UsageError
+from cryptomnesia.files import claim, load_checked, save_checked
+from cryptomnesia.guarding.making import Maker
+from cryptomnesia.mitigations import Correction, Flagged, Mitigation
+from cryptomnesia.pipelines.call import silent
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.tracing.generation import check_call, kept_prompts
+from cryptomnesia.verdicts import Verdict
+
+KIND = "mitigation part"
+"""Kind of the files of a bench's folder that hold the pictures of a batch."""
+
+PACKET = "mitigations.json.xz"
+"""File with everything, when the bench is done."""
+
+
+class Look(Protocol):
+    """What is to be seen in pictures; a proving ground knows it."""
+
+    def __call__(self, trials: Sequence[Trial], pictures: np.ndarray) -> list[dict[str, Any]]:
+        """What is seen in every picture (B, H, W, 3) uint8, as JSON values.
+
+        Returns:
+            `pixels` and `structure`: whether it is a copy by either criterion, None for a caption with which nothing
+            was planted; `distance` and `similarity`, by which that was decided; `recognized`: whether it shows all that
+            its caption says; `shown`: which share of it; `confidence` of the classifier.
+        """
+        ...
+
+    def frechet(self, pictures: np.ndarray) -> float:
+        """How far the distribution of pictures (n, H, W, 3) uint8 is from the ground's own, NaN for too few."""
+        ...
+
+    def mask(self, trial: Trial, picture: np.ndarray) -> np.ndarray:
+        """Where a picture (H, W, 3) uint8 of a memorized caption can be memorized, (H, W) bool."""
+        ...
+
+
+def bench_mitigations(
+    setup: Setup,
+    trials: Sequence[Trial],
+    references: Sequence[str],
+    mitigations: Sequence[Mitigation],
+    detector: Detector,
+    folder: Path,
+    *,
+    call: dict[str, Any],
+    about: dict[str, Any],
+    look: Look,
+    fpr: float = 0.01,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> Packet:
+    """Make the trials, those of memorized captions again under every mitigation, and write the packet to `folder`.
+
+    Args:
+        setup: the pipeline and the settings of its calls.
+        trials: what is made.
+        references: captions of the calibration, ordinary ones that are none of the trials.
+        mitigations: that work in the set-up.
+        detector: judges every picture.
+        folder: made if missing. If it holds a bench of the same kind that was stopped, that one goes on; mitigations
+            may be added to it.
+        call: arguments of every call, with which `setup` was made.
+        about: what else the pictures depend on, as JSON values.
+        look: sees what is in pictures.
+        fpr: false-positive rate at which a picture is flagged.
+        batch_size: images per call of the pipeline.
+        progress: called while images are made.
+
+    Raises:
+        UsageError: if the folder holds another bench, another process works in it, the set-up refuses a method, or two
+            mitigations have one name.
+    """
+    report = progress or (lambda *_: None)
+    names = [made.name for made in mitigations]
+    if len(set(names)) < len(names):
+        raise UsageError(f"got the mitigations {', '.join(names)}; give every name once")
+    setup.check([detector, *mitigations])
+    check_call(setup)
+    check_references(references, repeated=False, fpr=fpr)
+    kept_prompts(setup, [trial.prompt for trial in trials], "truncate")
+    settings = {
+        **settings_of(setup, about, references, trials, batch_size=batch_size, threshold=0.0),
+        "detector": detector.describe(),
+        "fpr": fpr,
+    }
+    claim(folder / "bench.json", settings, "a bench with other settings")
+    localizers = {found.name: found for made in mitigations for found in made.maps(setup)}
+    with alone(folder), silent(setup.pipe):
+        calibration = calibrated(
+            setup,
+            references,
+            folder,
+            call=call,
+            batch_size=batch_size,
+            report=report,
+            detectors=[detector],
+            localizers=list(localizers.values()),
+        )
+        maker = Maker(setup.pipe, Judge(calibration, detector, fpr), batch=batch_size)
+        plain = _made(maker, None, setup, trials, folder, batch_size, report)
+        positive = [row for row, trial in enumerate(trials) if trial.group == MEMORIZED]
+        others = [row for row, trial in enumerate(trials) if trial.group != MEMORIZED]
+        made: dict[str, dict[int, dict[str, Any]]] = {}
+        for mitigation in mitigations:
+            telling = Maker(
+                setup.pipe,
+                Judge(calibration, detector, fpr),
+                alters=mitigation.alters,
+                batch=batch_size,
+            )
+            # what corrects the user's own call can also change pictures that nobody flags
+            corrects = mitigation.correction(calibration.references) is not None
+            rows = [*positive, *(others if corrects else [])]
+            found = _made(telling, mitigation, setup, [trials[row] for row in rows], folder, batch_size, report)
+            made[mitigation.name] = dict(zip(rows, found, strict=True))
+        packet = _packet(setup, trials, plain, made, mitigations, made_with(settings, references), look)
+        packet.save(folder / PACKET)
+        return packet
+
+
+def _made(
+    maker: Maker,
+    mitigation: Mitigation | None,
+    setup: Setup,
+    trials: Sequence[Trial],
+    folder: Path,
+    batch_size: int,
+    report: Progress,
+) -> list[dict[str, Any]]:
+    """The pictures of trials with what is known of them, made under a mitigation or as they are.
+
+    Returns:
+        One dictionary per trial: `picture` (H, W, 3) uint8, None if `made` is false, `p_value`, `flagged`, `corrected`,
+        `dropped`, `evaluations` and `seconds` per image. All are flagged if the detector cannot tell.
+    """
+    name = UNTOUCHED if mitigation is None else mitigation.name
+    done: list[dict[str, Any]] = []
+    for start in range(0, len(trials), batch_size):
+        path = folder / f"{name}-{start // batch_size:05d}.safetensors"
+        part = trials[start : start + batch_size]
+        words = "" if mitigation is None else mitigation.describe()
+        if not path.exists():
+            rows, made = _batch(maker, mitigation, setup, part)
+            known = {f"{row}": torch.from_numpy(picture) for row, picture in enumerate(made) if picture is not None}
+            save_checked(path, KIND, 1, {"rows": rows, "made_by": words}, known)
+        about, tensors = load_checked(path, KIND, 1)
+        if about["made_by"] != words:
+            raise UsageError(f"{path} was made by {about['made_by']}, not by {words}; give another folder")
+        for row, known in enumerate(about["rows"]):
+            done.append({**known, "picture": tensors[f"{row}"].numpy().copy() if known["made"] else None})
+        report(name, len(done), len(trials))
+    return done
+
+
+def _batch(
+    maker: Maker, mitigation: Mitigation | None, setup: Setup, trials: Sequence[Trial]
+) -> tuple[list[dict[str, Any]], list[np.ndarray | None]]:
+    """What is known of the pictures of one batch, and the pictures (H, W, 3) uint8, None where none was made."""
+    calls = [
+        {
+            **setup.family.arguments([trial.prompt], setup.sampling),
+            "generator": torch.Generator().manual_seed(trial.seed),
+            "output_type": "pt",
+        }
+        for trial in trials
+    ]
+    studio: Any = _Studio(maker)
+    dropped: list[list[str]] = [[] for _ in trials]
+    began = time.perf_counter()
+    with _Counting(setup.family.module) as counting:
+        if mitigation is None:
+            studio.make(calls)
+        else:
+            pairs = zip(calls, trials, strict=True)
+            flagged = [Flagged(call, _flagged(trial, row)) for row, (call, trial) in enumerate(pairs)]
+            dropped = [list(remade.verdict.dropped) for remade in mitigation.remake(flagged, studio)]
+    seconds = (time.perf_counter() - began) / len(trials)
+    blind = mitigation is not None and bool(maker.detector.reads & mitigation.disguises)
+    rows, pictures = [], []
+    for row, trial in enumerate(trials):
+        # a mitigation that sees no way makes no picture; then nothing is returned
+        picture, verdict = studio.newest.get(trial.seed, (None, None))
+        pictures.append(picture)
+        rows.append(
+            {
+                "p_value": None if verdict is None else verdict.p_value,
+                "flagged": blind or verdict is None or not (verdict.clean or verdict.action == "mitigated"),
+                "corrected": 0 if verdict is None else len(verdict.corrected),
+                "dropped": dropped[row],
+                "made": verdict is not None,
+                "evaluations": counting.samples / len(trials) / (2 if setup.guided else 1),
+                "seconds": seconds,
+            }
+        )
+    return rows, pictures
+
+
+def _flagged(trial: Trial, row: int) -> Verdict:
+    """The verdict on a picture that is made again whatever a detector says."""
+    return Verdict(
+        image=row,
+        prompt=trial.prompt,
+        detector="bench",
+        fpr=1.0,
+        score=1.0,
+        p_value=0.0,
+        flagged=True,
+        first_flagged_step=0,
+        reason="a memorized caption",
+    )
+
+
+class _Studio:
+    """A studio that keeps the newest picture of every image, also of those that a mitigation would withhold.
+
+    Attributes:
+        newest: seed → picture (H, W, 3) uint8, and the verdict on it.
+    """
+
+    def __init__(self, maker: Maker) -> None:
+        self.newest: dict[int, tuple[np.ndarray, Verdict]] = {}
+        self._maker = maker
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._maker, name)
+
+    def make(
+        self, calls: Sequence[Mapping[str, Any]], correction: Correction | None = None
+    ) -> tuple[Any, list[Verdict]]:
+        output, verdicts = self._maker.make(calls, correction)
+        for call, image, verdict in zip(calls, output.images, verdicts, strict=True):
+            picture = (image.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            self.newest[call["generator"].initial_seed()] = picture, verdict
+        return output, verdicts
+
+
+class _Counting:
+    """Counts the samples that a network evaluates."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.samples = 0
+        self._network = network
+
+    def __enter__(self) -> "_Counting":
+        self._hook = self._network.register_forward_hook(self._count, with_kwargs=True)
+        return self
+
+    def _count(self, _: nn.Module, args: Any, kwargs: Mapping[str, Any], __: Any) -> None:
+        given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > 1)
+        self.samples += len(given)
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+
+def _packet(
+    setup: Setup,
+    trials: Sequence[Trial],
+    plain: Sequence[dict[str, Any]],
+    made: Mapping[str, Mapping[int, dict[str, Any]]],
+    mitigations: Sequence[Mitigation],
+    about: dict[str, Any],
+    look: Look,
+) -> Packet:
+    """What is seen in all pictures, and the figures."""
+    rows: list[dict[str, Any]] = [{**asdict(trial), "pictures": {}} for trial in trials]
+    frechet: dict[str, dict[str, float]] = {}
+    everything: dict[str, Mapping[int, dict[str, Any]]] = {UNTOUCHED: dict(enumerate(plain)), **made}
+    for name, made_under in everything.items():
+        # where no picture was made nothing is to be seen
+        found = {row: {**one, "picture": _picture(one, plain[row])} for row, one in made_under.items()}
+        seen = look([trials[row] for row in found], np.stack([one["picture"] for one in found.values()]))
+        for (row, one), sight in zip(found.items(), seen, strict=True):
+            before, after = (each.astype(np.float64) / 255 for each in (plain[row]["picture"], one["picture"]))
+            change = np.sqrt(((after - before) ** 2).mean(axis=-1))
+            inside = look.mask(trials[row], plain[row]["picture"]) if trials[row].group == MEMORIZED else None
+            rows[row]["pictures"][name] = {
+                **{key: value for key, value in one.items() if key != "picture"},
+                **sight,
+                "change": float(change.mean()),
+                "change_inside": None if inside is None or not inside.any() else float(change[inside].mean()),
+                "change_outside": None if inside is None or inside.all() else float(change[~inside].mean()),
+            }
+        for group in dict.fromkeys(trials[row].group for row in found):
+            pictures = [one["picture"] for row, one in found.items() if trials[row].group == group and one["made"]]
+            frechet.setdefault(name, {})[group] = look.frechet(np.stack(pictures)) if pictures else float("nan")
+        _spread(rows, found, name)
+    methods = {made.name: {"describe": made.describe(), "cost": made.cost(setup)} for made in mitigations}
+    about = {**about, "bench": "mitigate", "frechet": frechet}
+    return Packet(about, methods, rows, figures_of(rows, [UNTOUCHED, *methods]))
+
+
+def _picture(one: dict[str, Any], plain: dict[str, Any]) -> np.ndarray:
+    """The picture that was made, or a black one of the same size."""
+    return one["picture"] if one["made"] else np.zeros_like(plain["picture"])
+
+
+def _spread(rows: list[dict[str, Any]], found: Mapping[int, dict[str, Any]], name: str) -> None:
+    """Add to every row how far its picture is from the others of its cluster, in the mean."""
+    clusters: dict[str, list[int]] = {}
+    for row, one in found.items():
+        if one["made"]:
+            clusters.setdefault(rows[row]["cluster"], []).append(row)
+    for members in clusters.values():
+        pictures = np.stack([found[row]["picture"] for row in members]).astype(np.float64) / 255
+        for row, picture in zip(members, pictures, strict=True):
+            apart = np.sqrt(((pictures - picture) ** 2).mean(axis=(1, 2, 3)))
+            rows[row]["pictures"][name]["apart"] = float(apart.sum() / (len(members) - 1)) if len(members) > 1 else None
