@@ -1,0 +1,70 @@
+"""Every mitigation on the same pictures of every ground: docs/results/mitigation.json.
+
+    python benchmarks/mitigation.py --ground GROUND [--bundle RUN/bundle] [--guidance W] [--scheduler S] \\
+        [--earlier FILE] > docs/results/mitigation.json
+
+Makes about 112 pictures of the ground's planted captions again under every mitigation, as `cryptomnesia bench mitigate`
+does; --mitigation leaves others out. What is seen in every picture is copied to docs/results/packets, where
+`cryptomnesia bench verify` computes every figure again. Pictures are kept in .benchmarks-cache, so an interrupted run
+goes on where it was. Grounds that are not asked for are taken from docs/results/mitigation.json, or from the file that
+--earlier names.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import CACHE, COMMIT, print_json, progress
+
+from cryptomnesia.bench.mitigating import PACKET
+from cryptomnesia.cli.benching import mitigated
+from cryptomnesia.settings import BenchMitigateSettings
+
+RESULTS, PACKETS = Path("docs/results/mitigation.json"), Path("docs/results/packets")
+
+
+def main() -> None:
+    """Measure and print JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ground", required=True, help="ground to measure")
+    parser.add_argument("--bundle", type=Path, help="RUN/bundle of a training of the ground")
+    parser.add_argument("--guidance", type=float, help="another guidance than the ground's own")
+    parser.add_argument("--scheduler", help="another solver than the ground's own")
+    parser.add_argument("--mitigation", action="append", default=[], help="mitigation; may be given repeatedly")
+    parser.add_argument("--earlier", type=Path, default=RESULTS, help="results of the other grounds")
+    given = parser.parse_args()
+    earlier: dict[str, Any] = json.loads(given.earlier.read_text(encoding="utf-8")) if given.earlier.exists() else {}
+    commits: dict[str, str] = earlier.get("made_by", {}).get("commits", {})
+    grounds: dict[str, Any] = earlier.get("grounds", {})
+    regime = [f"guidance {given.guidance:g}"] if given.guidance is not None else []
+    name = ", ".join([given.ground, *regime, *([given.scheduler] if given.scheduler else [])])
+    folder = CACHE / f"mitigate-{name.replace(', ', '-').replace(' ', '-')}"
+    options: dict[str, Any] = {"ground": given.ground, "bundle": given.bundle, "mitigation": given.mitigation}
+    options |= {key: getattr(given, key) for key in ("guidance", "scheduler") if getattr(given, key) is not None}
+    with progress() as start:
+        bars: dict[str, Any] = {}
+
+        def report(what: str, done: float, total: int) -> None:
+            bars[what] = bars.get(what) or start(f"{name}: {what}", total)
+            bars[what](done)
+
+        found = mitigated(BenchMitigateSettings(**options), folder, report)
+    PACKETS.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / PACKET, PACKETS / f"{folder.name}.json.xz")
+    grounds[name] = {
+        "solver": str(found.about["fingerprint"]["scheduler"]).removesuffix("Scheduler").lower(),
+        "guidance": float(found.about["fingerprint"]["guidance"]),
+        "methods": found.methods,
+        "frechet": found.about["frechet"],
+        **found.figures,
+    }
+    if torch.cuda.is_available():
+        grounds[name]["device"] = torch.cuda.get_device_name()
+    print_json({"grounds": grounds}, commits={**commits, name: COMMIT})
+
+
+if __name__ == "__main__":
+    main()
