@@ -1,7 +1,6 @@
 """Every mitigation on the same pictures of every ground: docs/results/mitigation.json.
 
-    python benchmarks/mitigation.py --ground GROUND [--bundle RUN/bundle] [--guidance W] [--scheduler S] \\
-        [--earlier FILE] > docs/results/mitigation.json
+    python benchmarks/mitigation.py --ground GROUND [--bundle RUN/bundle] [--guidance W] > docs/results/mitigation.json
 
 Makes about 112 pictures of the ground's planted captions again under every mitigation, as `cryptomnesia bench mitigate`
 does; --mitigation leaves others out. What is seen in every picture is copied to docs/results/packets, where
@@ -34,6 +33,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, help="another guidance than the ground's own")
     parser.add_argument("--scheduler", help="another solver than the ground's own")
     parser.add_argument("--mitigation", action="append", default=[], help="mitigation; may be given repeatedly")
+    parser.add_argument("--positives", type=int, default=112, help="images of planted captions, about")
+    parser.add_argument("--negatives", type=int, default=200, help="images of ordinary captions")
     parser.add_argument("--earlier", type=Path, default=RESULTS, help="results of the other grounds")
     given = parser.parse_args()
     earlier: dict[str, Any] = json.loads(given.earlier.read_text(encoding="utf-8")) if given.earlier.exists() else {}
@@ -43,6 +44,7 @@ def main() -> None:
     name = ", ".join([given.ground, *regime, *([given.scheduler] if given.scheduler else [])])
     folder = CACHE / f"mitigate-{name.replace(', ', '-').replace(' ', '-')}"
     options: dict[str, Any] = {"ground": given.ground, "bundle": given.bundle, "mitigation": given.mitigation}
+    options |= {"positives": given.positives, "negatives": given.negatives}
     options |= {key: getattr(given, key) for key in ("guidance", "scheduler") if getattr(given, key) is not None}
     with progress() as start:
         bars: dict[str, Any] = {}

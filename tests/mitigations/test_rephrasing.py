@@ -25,7 +25,7 @@ def test_rephrasing_drops_the_word_that_brings_the_memory_back(policy, detector,
 
     plain = distances()
     assert plain[0] < 0.5 < plain[1]
-    with guard(pipe, calibration, policy=policy, detector=detector, decide_by=decide_by) as guarding:
+    with guard(pipe, calibration, policy=policy, detector=detector, decide_by=decide_by, mitigation="rephrasing") as guarding:
         guarded = distances()
     flagged, ordinary = guarding.verdicts
     assert flagged.dropped == ("ring",)
@@ -40,7 +40,7 @@ def test_images_that_are_made_again_together_keep_their_own_noise_and_words():
     pipe, calibration, _ = memorizer()
     prompts = ["a red circle and a ring", "a red circle", "a ring on a blue ground"]
     settings = {**CALL, "output_type": "latent"}
-    with guard(pipe, calibration, policy="mitigate", detector="stability") as guarding:
+    with guard(pipe, calibration, policy="mitigate", detector="stability", mitigation="rephrasing") as guarding:
         images = pipe(
             prompts, generator=[torch.Generator().manual_seed(seed) for seed in (9, 10, 11)], **settings
         ).images
@@ -60,7 +60,7 @@ def test_rephrasing_gives_up_when_no_word_helps():
     assert torch.equal(image[0], black_latents(pipe, image[0], {}))
     embeds = torch.zeros(1, 1, 32)
     embeds[0, 0, 0] = 1.0
-    with guard(pipe, calibration, policy="mitigate", detector="stability") as guarding:
+    with guard(pipe, calibration, policy="mitigate", detector="stability", mitigation="rephrasing") as guarding:
         pipe(**settings, prompt_embeds=embeds, generator=torch.Generator())
     assert guarding.verdicts[0].action == "withheld"
 
