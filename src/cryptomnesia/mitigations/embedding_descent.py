@@ -1,9 +1,9 @@
 """Move the embedding of the caption until it pulls no harder than usual (Wen et al., ICLR 2024, arXiv:2407.21720).
 
 At the first evaluation the embeddings of the caption are moved down the gradient of ‖Δε‖, the distance between the
-network's outputs with and without the caption. The embedding of the start token stays. The paper ends at ‖Δε‖ = 3 on
-Stable Diffusion 1; here the target is the median of the reference runs unless one is given, because the distance
-depends on model and resolution.
+network's outputs with and without the caption. The embedding of the start token stays, so AdamW has no weight decay
+here. The paper ends at ‖Δε‖ = 3 on Stable Diffusion 1; here the target is the median of the reference runs unless one
+is given, because the distance depends on model and resolution.
 """
 
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ class EmbeddingDescent(Preparing):
                 descended(
                     found,
                     objective,
-                    partial(torch.optim.AdamW, lr=self.rate),
+                    partial(torch.optim.AdamW, lr=self.rate, weight_decay=0.0),
                     target=target,
                     most=self.most,
                     mask=_without_start,

@@ -47,7 +47,7 @@ def structural_similarity(images: np.ndarray, places: Sequence[Place]) -> np.nda
 
 def _edges(images: np.ndarray) -> Tensor:
     """The normalised edges of pictures (B, H, W, 3), (B, H, W)."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).double()
+    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).double()
     x = x / 255 if images.dtype == np.uint8 else x
     reach = round(3 * BLUR)
     kernel = torch.exp(-(torch.arange(-reach, reach + 1).double() ** 2) / (2 * BLUR**2))
@@ -64,7 +64,7 @@ def _edges(images: np.ndarray) -> Tensor:
 
 def _correlation(edges: Tensor, planted: Tensor, mask: np.ndarray) -> np.ndarray:
     """The correlation of edges (B, H, W) with those of a planted picture (H, W) over a mask (H, W) bool, (B,)."""
-    inside = torch.from_numpy(np.ascontiguousarray(mask))
+    inside = torch.from_numpy(np.array(mask))
     one, other = edges[:, inside], planted[inside]
     one, other = one - one.mean(dim=1, keepdim=True), other - other.mean()
     return (one @ other / (one.norm(dim=1) * other.norm()).clamp_min(1e-9)).numpy()

@@ -1,0 +1,147 @@
+"""The bench of mitigations on a random miniature, and its figures on sights that were made up."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from cryptomnesia import UsageError
+from cryptomnesia.bench.mitigating import PACKET, bench_mitigations
+from cryptomnesia.bench.mitigation_figures import UNTOUCHED, figures_of
+from cryptomnesia.bench.trials import MEMORIZED, Trial
+from cryptomnesia.detectors import default_detector
+from cryptomnesia.mitigations import GuidanceDelay, PartialCaptions, StabilityRule
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.testing.miniatures import stable_diffusion
+
+CALL = {"num_inference_steps": 3, "guidance_scale": 2.0}
+TRIALS = [
+    *(Trial(f"a red {shape}", MEMORIZED, shape, number) for number, shape in enumerate(("ring", "disc", "bar"))),
+    *(Trial(f"a blue {shape}", "ordinary", shape, 9 + number) for number, shape in enumerate(("ring", "disc"))),
+]
+REFERENCES = [f"a green star {number}" for number in range(148)]
+
+
+class Look:
+    """Says that every picture is no copy, and shows half of its caption."""
+
+    def __call__(self, trials, pictures):
+        assert pictures.dtype == np.uint8
+        known = [trial.group == MEMORIZED for trial in trials]
+        return [
+            {
+                "pixels": False if of else None,
+                "structure": trial.cluster == "bar" if of else None,
+                "distance": 1.0 if of else None,
+                "similarity": 0.0 if of else None,
+                "recognized": False,
+                "shown": 0.5,
+                "confidence": 0.9,
+            }
+            for trial, of in zip(trials, known, strict=True)
+        ]
+
+    def frechet(self, pictures):
+        return float(len(pictures))
+
+    def mask(self, trial, picture):
+        mask = np.zeros(picture.shape[:2], dtype=bool)
+        mask[:2] = True
+        return mask
+
+
+MITIGATIONS = [PartialCaptions(), GuidanceDelay(), StabilityRule()]
+
+
+def run(folder, mitigations=MITIGATIONS, **more):
+    setup = Setup.of(stable_diffusion(), CALL)
+    given = {"call": CALL, "about": {"model": "a miniature"}, "batch_size": 2, "look": Look(), **more}
+    return bench_mitigations(setup, TRIALS, REFERENCES, mitigations, default_detector(setup), folder, **given)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mitigations")
+    return folder, run(folder)
+
+
+def test_memorized_pictures_are_made_under_every_mitigation_and_others_where_runs_are_corrected(whole):
+    _, packet = whole
+    names = [UNTOUCHED, "partial-captions", "guidance-delay", "stability-published"]
+    for row in packet.rows[:3]:
+        assert list(row["pictures"]) == names
+    for row in packet.rows[3:]:
+        assert list(row["pictures"]) == [UNTOUCHED, "stability-published"]
+    counted = packet.figures["mitigations"]
+    assert counted[UNTOUCHED]["evaluations"] == 3
+    assert counted["guidance-delay"]["evaluations"] == 3
+    # the run, and first evaluations for the captions without one of three words
+    assert counted["partial-captions"]["evaluations"] >= 3 + 3
+    assert counted[UNTOUCHED]["change"]["all"]["value"] == 0
+    assert counted["guidance-delay"]["change"]["all"]["value"] > 0
+    assert counted["guidance-delay"]["copies"]["structure"]["value"] == pytest.approx(1 / 3)
+    # the detector reads what delayed guidance disguises, so such pictures are never returned
+    assert all(row["pictures"]["guidance-delay"]["flagged"] for row in packet.rows[:3])
+    assert packet.about["frechet"][UNTOUCHED] == {MEMORIZED: 3.0, "ordinary": 2.0}
+
+
+def test_an_interrupted_bench_goes_on_and_a_changed_one_is_refused(whole, cryptomnesia):
+    folder, packet = whole
+    (folder / "guidance-delay-00001.safetensors").unlink()
+    (folder / PACKET).unlink()
+    again = run(folder)
+    for one, other in zip(packet.rows, again.rows, strict=True):
+        for name, seen in one["pictures"].items():
+            assert {**seen, "seconds": 0} == {**other["pictures"][name], "seconds": 0}
+    code, out, _ = cryptomnesia("bench", "verify", str(folder / PACKET))
+    assert code == 0
+    assert "partial-captions" in out
+    with pytest.raises(UsageError, match="was made by partial-captions"):
+        run(folder, mitigations=[PartialCaptions(parts=1)])
+    with pytest.raises(UsageError, match="give every name once"):
+        run(folder, mitigations=[PartialCaptions(), PartialCaptions(parts=1)])
+
+
+def row(cluster, *, before, after, group=MEMORIZED, kind="verbatim"):
+    """Copies by (pixels, structure) and whether it is flagged, before and after."""
+
+    def seen(pixels, structure, flagged, change):
+        return {
+            "pixels": pixels, "structure": structure, "flagged": flagged, "made": True, "recognized": True,
+            "shown": 0.5, "confidence": 0.5, "apart": None, "change": change, "change_inside": change,
+            "change_outside": 0.0, "evaluations": 10.0, "seconds": 1.0,
+        }  # fmt: skip
+
+    trial = asdict(Trial("a", group, cluster, 0, kind))
+    return {**trial, "pictures": {UNTOUCHED: seen(*before, 0.0), "method": seen(*after, 0.2)}}
+
+
+def test_a_copy_by_either_criterion_is_a_copy_and_only_flagged_pictures_are_replaced():
+    rows = [
+        row("a", before=(True, True, True), after=(False, True, False)),  # returned, a copy by edges
+        row("b", before=(True, True, True), after=(True, False, True)),  # still flagged: withheld
+        row("c", before=(True, False, False), after=(False, False, False)),  # not flagged: the copy is returned
+        row("d", before=(True, True, True), after=(False, False, False)),  # returned, no copy
+        row("e", before=(None, None, False), after=(None, None, False), group="ordinary"),
+    ]
+    found = figures_of(rows, [UNTOUCHED, "method"])
+    method = found["mitigations"]["method"]
+    assert [method["copies"][by]["value"] for by in ("pixels", "structure", "either")] == [0.25, 0.25, 0.5]
+    assert method["returned"]["value"] == 0.5
+    assert method["withheld"]["value"] == 0.25
+    assert found["mitigations"][UNTOUCHED]["returned"]["value"] == 1
+    assert method["copies"]["either"]["low"] < 0.1 < 0.9 < method["copies"]["either"]["high"]
+    assert found["ordinary"]["ordinary"]["changed"]["method"]["share"]["value"] == 1
+    assert found["counts"] == {MEMORIZED: {"images": 4, "clusters": 4}, "ordinary": {"images": 1, "clusters": 1}}
+
+
+def test_a_model_of_which_nothing_is_known_is_refused(cryptomnesia, tmp_path):
+    labels, references = tmp_path / "labels.csv", tmp_path / "references.txt"
+    labels.write_text("prompt,label\na,memorized\nb,ordinary\n")
+    references.write_text("c\n")
+    code, _, error = cryptomnesia(
+        "bench", "mitigate", "--model", "bundled", "--labels", str(labels), "--references", str(references), "-o",
+        str(tmp_path / "bench"),
+    )  # fmt: skip
+    assert code == 2
+    assert "give a proving ground (--ground)" in error
