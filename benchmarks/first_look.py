@@ -176,7 +176,7 @@ def records_of(
             for row, (prompt, entry) in enumerate(zip(batch.prompts, entries_of_batch, strict=True))
         ]
         if look_closer:
-            guarding = Guard(setup.pipe, calibration, policy="mitigate")
+            guarding = Guard(setup.pipe, calibration, policy="mitigate", mitigation="rephrasing")
             images = {"none": batch.images}
             for name, around in {
                 "published": partial(stabilize, setup.pipe, calibration.references, StabilityRule()),

@@ -12,6 +12,8 @@ goes on where it was. Grounds that are not asked for are taken from docs/results
 import argparse
 import json
 import shutil
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,16 @@ def main() -> None:
     }
     if torch.cuda.is_available():
         grounds[name]["device"] = torch.cuda.get_device_name()
-    print_json({"grounds": grounds}, commits={**commits, name: COMMIT})
+    command = " ".join(["python", "benchmarks/mitigation.py", *_shown(sys.argv[1:])])
+    commands = {**earlier.get("made_by", {}).get("commands", {}), name: command}
+    print_json({"grounds": grounds}, commits={**commits, name: COMMIT}, commands=commands)
+
+
+def _shown(options: list[str]) -> list[str]:
+    """The options of this run, without the folder of a training and the file of earlier results."""
+    shown = ["RUN/bundle" if before == "--bundle" else option for before, option in pairwise(["", *options])]
+    hidden = {place + add for place, option in enumerate(shown) if option == "--earlier" for add in (0, 1)}
+    return [option for place, option in enumerate(shown) if place not in hidden]
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def measure(pipe: Any, start: Start) -> dict[str, Any]:
     guards = {
         "observe": Guard(pipe),
         "mitigate": published,
-        "rephrase": Guard(pipe, policy="mitigate"),
+        "rephrase": Guard(pipe, policy="mitigate", mitigation="rephrasing"),
     }
     figures: dict[str, Any] = {
         f"overhead_{name}": overhead(call, guarding, ROUNDS, start(name, ROUNDS)) for name, guarding in guards.items()

@@ -188,19 +188,6 @@ def first_look_selection(results: Results) -> str:
     return grid(["", *map(code, DETECTORS)], [["AUC, second rung", *(number(aucs[name]) for name in DETECTORS)]])
 
 
-@table("first_look.mitigation")
-def first_look_mitigation(results: Results) -> str:
-    """How many images of memorized captions reproduce the planted pixels."""
-    words = {
-        "none": "no mitigation",
-        "published": "the correction of arXiv:2605.22050",
-        "rephrasing": "`rephrasing`",
-    }
-    rows = [[text, interval(results("first_look", "replicated", key))] for key, text in words.items()]
-    rows.append(["withheld under `rephrasing`", interval(results("first_look", "withheld"))])
-    return grid(["", "share of the images"], rows)
-
-
 @table("first_look.summary")
 def first_look_summary(results: Results) -> str:
     """Where, and what instead: the methods of this library beside the best published one."""
@@ -221,17 +208,129 @@ def first_look_summary(results: Results) -> str:
                 number(measured["everything"]["reproduced"]),
             ]
         )
-    rows += [
-        [
-            "What instead? Share of memorized captions' images that still reproduce the planted pixels, on `scenes`",
-            f"`rephrasing` {interval(results('first_look', 'replicated', 'rephrasing'))}",
-            "–",
-            f"`stability` (correction) {interval(results('first_look', 'replicated', 'published'))}",
-            "–",
-        ],
-    ]
+    for ground in ("scenes", "drawings"):
+        found = {
+            name: figures["copies"]["either"] for name, figures in _mitigated(results, ground)["mitigations"].items()
+        }
+        best = min((name for name in found if name in PUBLISHED), key=lambda name: found[name]["value"])
+        rows.append(
+            [
+                f"What instead? Share of pictures of memorized captions on {code(ground)} that are copies, by pixels "
+                f"or by edges; without mitigation {number(found['none'])}",
+                f"`partial-captions` {interval(found['partial-captions'])}",
+                f"`rephrasing` {interval(found['rephrasing'])}",
+                f"{code(best)} {interval(found[best])}",
+                "–",
+            ]
+        )
     heads = ["default method", "other method of this library", "best published method on this model"]
     return grid(["question and measure", *heads, "everything marked"], rows)
+
+
+# Mitigations (mitigation.json, structure.json)
+
+PUBLISHED = (
+    "stability-published",
+    "embedding-descent",
+    "sail",
+    "initial-noise",
+    "guidance-delay",
+    "attention-reweighting",
+    "random-tokens",
+    "pad-tokens",
+    "condition-annealing",
+)
+"""Mitigations of papers, with the settings that this library gives them."""
+
+
+def _mitigated(results: Results, ground: str) -> dict[str, Any]:
+    """The figures of a ground."""
+    grounds = results("mitigation", "grounds")
+    if ground not in grounds:
+        raise NotMeasured(ground)
+    made_by = results.files["mitigation"]["made_by"]
+    results.parts.setdefault("mitigation", {})[made_by["commands"][ground]] = made_by["commits"][ground]
+    return grounds[ground]
+
+
+def _mitigations_of(ground: str, results: Results) -> str:
+    """Every mitigation on the pictures of a ground."""
+    measured = _mitigated(results, ground)
+    figures = measured["mitigations"]
+
+    def rank(name: str) -> tuple[bool, float]:
+        return name != "none", figures[name]["copies"]["either"]["value"]
+
+    rows = []
+    for name in sorted(figures, key=rank):
+        found = figures[name]
+        rows.append(
+            [
+                "nothing" if name == "none" else code(name),
+                *(number(found["copies"][by]) for by in ("pixels", "structure")),
+                interval(found["copies"]["either"]),
+                *(number(found[what]) for what in ("returned", "withheld", "shown", "recognized")),
+                number(measured["frechet"][name].get("memorized"), 1),
+                f"{found['evaluations']:.0f}",
+            ]
+        )
+    for group, words in {"ordinary": "ordinary captions, nothing", "look_alike": "look-alikes, nothing"}.items():
+        if group in measured["ordinary"]:
+            found = measured["ordinary"][group]
+            distance = number(measured["frechet"]["none"].get(group), 1)
+            rows.append([words, *["–"] * 5, number(found["shown"]), number(found["recognized"]), distance, "–"])
+    heads = ["by pixels", "by edges", "by either", "copies returned", "withheld", "shown", "all shown", "Fréchet"]
+    return grid(["mitigation", *heads, "evaluations"], rows)
+
+
+for _name in ("scenes", "drawings"):
+    table(f"mitigation.{_name}")(partial(_mitigations_of, _name))
+
+
+@table("mitigation.kinds")
+def mitigation_kinds(results: Results) -> str:
+    """Copies that are left by kind of concept and wording of the caption."""
+    names = ("none", "partial-captions", "rephrasing")
+    rows = []
+    for ground in ("scenes", "drawings"):
+        figures = _mitigated(results, ground)["mitigations"]
+        for kind in figures["none"]["by_kind"]:
+            rows.append([code(ground), kind, *(interval(figures[name]["by_kind"][kind]) for name in names)])
+    return grid(["model", "concepts, wording", "nothing", *map(code, names[1:])], rows)
+
+
+@table("mitigation.ordinary")
+def mitigation_ordinary(results: Results) -> str:
+    """What corrections of every run do to pictures of captions without a memory."""
+    rows = []
+    for ground in ("scenes", "drawings"):
+        for group, found in _mitigated(results, ground)["ordinary"].items():
+            shares = [
+                interval(found["changed"][name]["share"]) for name in ("stability-published", "stability-calibrated")
+            ]
+            words = NEGATIVES.get(group, group.replace("_", " "))
+            rows.append([code(ground), words, interval(found["flagged"]), *shares])
+    heads = ["flagged", "changed by `stability-published`", "changed by `stability-calibrated`"]
+    return grid(["model", "captions", *heads], rows)
+
+
+@table("structure.cut")
+def structure_cut(results: Results) -> str:
+    """The cut-off of edges, and what lies on both sides of it."""
+    rows = []
+    for ground in ("scenes", "drawings"):
+        found = results("structure", ground)
+        rows.append(
+            [
+                code(ground),
+                number(found["structure"], 2),
+                number(found["others"]["0.99"], 2),
+                number(found["own_caption"]["at_or_above"]),
+                *(number(found["altered"][kind], 2) for kind in ("inverted", "faded", "colours", "moved")),
+            ]
+        )
+    heads = ["cut-off", "99% of other pictures below", "other pictures of the caption above"]
+    return grid(["model", *heads, "inverted", "faded to 15%", "colours exchanged", "moved by a pixel"], rows)
 
 
 # Detection and mitigation by solver (stability.json)
@@ -297,27 +396,6 @@ def stability_by_evaluation(results: Results) -> str:
         for count in (*(count for count in (2, 5, 10, 20, 30) if count < last), last)
     ]
     return grid([f"evaluations ({main_scheduler(results)})", *map(code, DETECTORS)], rows)
-
-
-@table("stability.mitigation")
-def stability_mitigation(results: Results) -> str:
-    """What the mitigations do to memorized and to ordinary captions."""
-    ways = ("none", "published", "ours")
-    measures = {
-        ("memorization_rate",): "images that reproduce the planted pixels",
-        ("memorization_rate_of_replicated",): "of those that do so when nothing is done",
-        ("fidelity",): "attributes of the caption that the image shows",
-        ("unflagged_changed", "never_flagged"): "changed images of never-planted captions, of those never flagged",
-        ("unflagged_changed", "all"): "changed images of never-planted captions, of all",
-    }
-    rows = [
-        [words] + [interval(results("stability", key, way, *rest)) for way in ways]
-        for (key, *rest), words in measures.items()
-    ]
-    return grid(
-        [f"share of ({main_scheduler(results)})", "nothing", "`stability` (correction), as published", "`rephrasing`"],
-        rows,
-    )
 
 
 # The cost of a guard (overhead.json)
@@ -1092,25 +1170,3 @@ def words_named(results: Results) -> str:
         rows.append([code(ground), "none: the whole caption", "–", interval(found["reproduced"]["nothing"])])
     heads = ["the word is the invented name", "the picture comes back without the word"]
     return grid(["model", "word named by", *heads], rows)
-
-
-# Words that carry a memory (rephrasing.json)
-
-
-@table("rephrasing.probe")
-def rephrasing_probe(results: Results) -> str:
-    """How many evaluations tell which word carries the memory."""
-    probes = {
-        key.removeprefix("drift_probe_"): figures
-        for key, figures in results("rephrasing").items()
-        if key.startswith("drift_probe_")
-    }
-    rows = [
-        ["flagged images", *(count(figures["flagged"]) for figures in probes.values())],
-        [
-            "share whose invented name is the first word dropped",
-            *(number(figures["name_first"], 2) for figures in probes.values()),
-        ],
-        ["share that is shown in the end", *(number(figures["shown"], 2) for figures in probes.values())],
-    ]
-    return grid(["evaluations per candidate", *probes], rows)

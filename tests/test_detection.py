@@ -218,7 +218,7 @@ def test_every_family_is_examined_with_no_further_option(name):
         "ddpm": "curvature",
     }
     assert methods.localizer.name == expected.get(name, "settled-detail")
-    assert methods.mitigation.name == ("rephrasing" if setup.family.conditional else "stability")
+    assert methods.mitigation.name == ("partial-captions" if setup.family.conditional else "stability-published")
     assert methods.judge.detector.name == ("early-detail" if setup.family.conditional else "stability-or-drift")
     strict = flagging(calibration, EVERYTHING)
     found = list(detect(pipe, TWO, calibration=strict, localizer="auto", mitigation="auto", **case.call))
@@ -243,8 +243,11 @@ def test_a_model_for_which_no_mitigation_works_is_examined_without_one(caplog):
     assert finding.located is not None
     # what the user asks for by name, and what a guard needs, is refused
     with pytest.raises(UsageError, match="cannot steer a DDIMScheduler with clip_sample=True"):
-        detect(pipe, "any", calibration=strict, mitigation="stability", **call)
-    with pytest.raises(UsageError, match="none of the mitigations rephrasing, stability works in this set-up"):
+        detect(pipe, "any", calibration=strict, mitigation="stability-published", **call)
+    with pytest.raises(
+        UsageError,
+        match="none of the mitigations partial-captions, rephrasing, stability-published works in this set-up",
+    ):
         cryptomnesia.guard(pipe, strict, policy="mitigate")
 
 

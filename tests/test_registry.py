@@ -201,7 +201,7 @@ def test_what_is_not_installed_is_said(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["detector", "localizer", "mitigation"])
 def test_an_object_of_the_wrong_kind_is_refused(kind):
-    other = {"detector": "stability", "localizer": "rephrasing", "mitigation": "collapse"}[kind]
+    other = {"detector": "rephrasing", "localizer": "rephrasing", "mitigation": "collapse"}[kind]
     wrong = create({"detector": "mitigation", "localizer": "mitigation", "mitigation": "localizer"}[kind], other)
     with pytest.raises(
         UsageError,

@@ -45,7 +45,11 @@ def test_a_run_holds_evidence_on_every_image(audit_folder, audited):
 
 
 def test_a_run_says_what_auto_stood_for(audited):
-    assert audited.about["methods"] == {"detector": "drift", "localizer": "settled-detail", "mitigation": "rephrasing"}
+    assert audited.about["methods"] == {
+        "detector": "drift",
+        "localizer": "settled-detail",
+        "mitigation": "partial-captions",
+    }
     assert audited.about["made_by"]["detector"] == "drift(less=3.0)"
     assert audited.about["fingerprint"]["scheduler"] == "DDIMScheduler"
     assert audited.about["fingerprint"]["steps"] == 3
@@ -80,7 +84,11 @@ def test_methods_and_the_calibration_may_be_objects(audit_folder, tmp_path):
     given = settings(audit_folder, model=pipe, references=None, calibration=calibration)
     methods = {"detector": Stability(), "localizer": curvature, "mitigation": Rephrasing(most=1)}
     store = audit(**given | methods, output=tmp_path / "run")
-    assert store.about["methods"] == {"detector": "stability", "localizer": "curvature", "mitigation": "rephrasing"}
+    assert store.about["methods"] == {
+        "detector": "stability",
+        "localizer": "curvature",
+        "mitigation": "partial-captions",
+    }
     assert store.about["made_by"] == {name: method.describe() for name, method in methods.items()}
     assert "probes=8" in store.about["made_by"]["localizer"]
     assert all(len(row["dropped"]) <= 1 for row in store.rows("images"))

@@ -126,7 +126,7 @@ def test_a_part_that_no_default_fits_is_left_out_with_a_word(references, tmp_pat
     (record,) = (record for record in caplog.records if record.name == "cryptomnesia")
     assert record.getMessage().startswith("the audit goes on without it: none of the mitigations rephrasing, stability")
     with pytest.raises(UsageError, match="cannot steer a DDIMScheduler with clip_sample=True"):
-        audit(pipe, ["anything"], tmp_path / "other", mitigation="stability", **given)
+        audit(pipe, ["anything"], tmp_path / "other", mitigation="stability-published", **given)
 
 
 def test_a_run_that_is_too_short_is_refused_where_the_solver_shifts_its_timesteps(references, tmp_path):

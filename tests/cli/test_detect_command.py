@@ -153,7 +153,7 @@ def test_without_more_the_picture_of_every_flagged_image_is_written(
         (["--localize"], 2),
         (["--localize", "--localizer", "score-difference"], 2),
         (["--mitigate"], 2),
-        (["--mitigate", "--mitigation", "stability"], 2),
+        (["--mitigate", "--mitigation", "stability-published"], 2),
         (["--localize", "--mitigate"], 3),
     ],
 )
@@ -171,10 +171,10 @@ def test_what_is_computed_of_flagged_images_is_said_by_flags(
 
 def test_a_method_that_is_named_and_not_used_is_said(cryptomnesia, model, calibration_file, setup):
     asked = ("detect", model / "tiny", "--prompt", "a", "--calibration", calibration_file, "--fpr", 0.5, *setup)
-    code, _, err = cryptomnesia(*asked, "--localizer", "collapse", "--mitigation", "stability")
+    code, _, err = cryptomnesia(*asked, "--localizer", "collapse", "--mitigation", "stability-published")
     assert code in (0, 1)
     assert err == (
-        "--localizer collapse is not used without --localize\n--mitigation stability is not used without --mitigate\n"
+        "--localizer collapse is not used without --localize\n--mitigation stability-published is not used without --mitigate\n"
     )
 
 

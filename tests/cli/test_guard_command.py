@@ -78,9 +78,9 @@ def test_a_blocked_image_is_black_and_nothing_flagged_gives_exit_code_0(guarded)
 @pytest.mark.parametrize(
     ("options", "mitigation"),
     [
-        (["--policy", "mitigate"], "rephrasing"),
-        (["--policy", "mitigate", "--mitigation", "stability"], "stability"),
-        (["--policy", "regenerate"], "rephrasing"),
+        (["--policy", "mitigate"], "partial-captions"),
+        (["--policy", "mitigate", "--mitigation", "stability-published"], "stability-published"),
+        (["--policy", "regenerate"], "partial-captions"),
         (["--policy", "block", "--decide-by", "2"], None),
     ],
 )

@@ -104,10 +104,10 @@ def test_the_page_of_a_method_is_what_its_class_declares(cryptomnesia):
 
 
 def test_a_name_of_several_kinds_has_several_pages(cryptomnesia):
-    out = cryptomnesia("methods", "stability")[1]
+    out = cryptomnesia("methods", "bright-ending")[1]
     assert [line for line in out.splitlines() if line.startswith("# ")] == [
-        "# stability (detector)",
-        "# stability (mitigation)",
+        "# bright-ending (detector)",
+        "# bright-ending (localizer)",
     ]
     out = cryptomnesia("methods", "collapse")[1]
     assert "- Detector: the mean of the map is one; use it by `--detector collapse`" in out

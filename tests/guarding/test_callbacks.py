@@ -21,7 +21,7 @@ class Counter:
         self.tensors = []
         self.runs = 0
         self.probes = 0
-        generate, first_scores = Maker.generate, Maker.first_scores
+        generate, first = Maker.generate, Maker.first
         counter = self
 
         def counted(self, *args, **kwargs):
@@ -31,12 +31,12 @@ class Counter:
         def probed(self, *args, **kwargs):
             counter.probes += 1
             before = counter.calls
-            scores = first_scores(self, *args, **kwargs)
+            run = first(self, *args, **kwargs)
             assert counter.calls == before
-            return scores
+            return run
 
         monkeypatch.setattr(Maker, "generate", counted)
-        monkeypatch.setattr(Maker, "first_scores", probed)
+        monkeypatch.setattr(Maker, "first", probed)
 
     def __call__(self, pipe, number, t, given):
         self.calls += 1
@@ -100,8 +100,9 @@ def test_it_does_not_run_for_the_probes_of_a_mitigation(guarded, calibration, mo
         "output_type": "latent",
         **CALL,
     }
-    scores = maker.first_scores([image, image], 2, detector("stability"))
-    assert scores.isfinite().all()
+    run = maker.first([image, image], 2)
+    assert run.norms["z"].shape == (2, 2)
+    assert run.norms["z"].isfinite().all()
     assert counter.calls == 0
     output, (verdict,) = maker.make([image])
     assert counter.calls == STEPS
@@ -117,9 +118,9 @@ def test_a_callback_that_changes_latents_changes_the_image_and_no_probe(guarded,
 
     maker = Maker(guarded, Judge(calibration, detector("stability"), 0.5))
     image = {"prompt": ["a red circle"], "generator": torch.Generator().manual_seed(0), "output_type": "latent", **CALL}
-    plain = maker.first_scores([image], 2, detector("stability"))
+    plain = maker.first([image], 2).norms["z"]
     spoiled = {**image, "callback_on_step_end": spoil}
-    assert torch.equal(maker.first_scores([spoiled], 2, detector("stability")), plain)
+    assert torch.equal(maker.first([spoiled], 2).norms["z"], plain)
     output, (verdict,) = maker.make([spoiled])
     assert output.images.isnan().all()
     assert not verdict.clean

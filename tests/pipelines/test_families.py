@@ -292,7 +292,7 @@ def test_a_model_that_clips_can_be_observed_but_not_steered():
         images = pipe(batch_size=2, num_inference_steps=3, output_type="np").images
     assert len(guarding.verdicts) == len(images) == 2
     with pytest.raises(UsageError, match="DDIMScheduler with clip_sample=True"):
-        guard(pipe, calibration, policy="mitigate", mitigation="stability", fpr=0.5)
+        guard(pipe, calibration, policy="mitigate", mitigation="stability-published", fpr=0.5)
     with pytest.raises(UsageError, match="none of the mitigations rephrasing, stability works"):
         guard(pipe, calibration, policy="mitigate", fpr=0.5)
     assert np.isfinite(images).all()

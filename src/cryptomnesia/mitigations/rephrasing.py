@@ -36,8 +36,8 @@ class Rephrasing(Mitigation):
     """How to look for the words to drop.
 
     Attributes:
-        probe: evaluations after which the captions without a word are compared. After two the model's estimate has
-            moved for the first time, and more evaluations find the word no better (benchmarks/rephrasing.py).
+        probe: evaluations after which the captions without a word are compared; more where the detector that compares
+            them has no score so early.
         most: words to drop at most.
     """
 
@@ -52,7 +52,7 @@ class Rephrasing(Mitigation):
         "of a shorter caption. Only flagged images are made again, so it helps no more than the detector catches."
     )
     avoid_when = (
-        "The prompt must stay as the user wrote it; use `stability` as mitigation, or the policy `regenerate` or "
+        "The prompt must stay as the user wrote it; use `partial-captions`, or the policy `regenerate` or "
         "`block`. It reads the text of the prompt: images of calls with `prompt_embeds` alone are withheld."
     )
 
