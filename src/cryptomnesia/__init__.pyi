@@ -26,6 +26,9 @@ from .guarding.policies import (
     Block as Block,
 )
 from .guarding.policies import (
+    Escalate as Escalate,
+)
+from .guarding.policies import (
     Mitigate as Mitigate,
 )
 from .guarding.policies import (
@@ -52,10 +55,22 @@ from .localizers.settled_detail import SettledDetail as SettledDetail
 from .matching.index import ImageIndex as ImageIndex
 from .matching.matched import match as match
 from .matching.reproduction import Matches as Matches
+from .mitigations.attention_reweighting import AttentionReweighting as AttentionReweighting
+from .mitigations.base import Correction as Correction
 from .mitigations.base import Mitigation as Mitigation
+from .mitigations.condition_annealing import ConditionAnnealing as ConditionAnnealing
+from .mitigations.embedding_descent import EmbeddingDescent as EmbeddingDescent
+from .mitigations.guidance_delay import GuidanceDelay as GuidanceDelay
+from .mitigations.initial_noise import InitialNoise as InitialNoise
+from .mitigations.pad_tokens import PadTokens as PadTokens
+from .mitigations.partial_captions import PartialCaptions as PartialCaptions
+from .mitigations.random_tokens import RandomTokens as RandomTokens
+from .mitigations.region_restricted import RegionRestricted as RegionRestricted
 from .mitigations.rephrasing import Rephrasing as Rephrasing
+from .mitigations.sail import Sail as Sail
 from .mitigations.stability import StabilityRule as StabilityRule
 from .mitigations.stability import stabilize as stabilize
+from .mitigations.stability_calibrated import StabilityCalibrated as StabilityCalibrated
 from .pipelines.families import vouch as vouch
 from .pipelines.loading import load_pipeline as load_pipeline
 from .prompts import read_prompts as read_prompts

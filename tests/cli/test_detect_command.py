@@ -174,7 +174,8 @@ def test_a_method_that_is_named_and_not_used_is_said(cryptomnesia, model, calibr
     code, _, err = cryptomnesia(*asked, "--localizer", "collapse", "--mitigation", "stability-published")
     assert code in (0, 1)
     assert err == (
-        "--localizer collapse is not used without --localize\n--mitigation stability-published is not used without --mitigate\n"
+        "--localizer collapse is not used without --localize\n"
+        "--mitigation stability-published is not used without --mitigate\n"
     )
 
 

@@ -7,8 +7,8 @@ from transformers import BatchFeature
 
 from cryptomnesia import Block, Drift, Mitigate, Policy, Regenerate, UsageError, guard
 from cryptomnesia.guarding.black import black_latents
-from cryptomnesia.guarding.policies import POLICIES, policy_of
-from cryptomnesia.mitigations import Mitigation, Remade
+from cryptomnesia.guarding.policies import POLICIES, Escalate, policy_of
+from cryptomnesia.mitigations import Mitigation, PartialCaptions, Remade
 from guarded_calls import ALWAYS, NEVER, another, call
 from nulls import EVERYTHING, by_norms, flagging
 
@@ -133,7 +133,7 @@ def test_images_of_one_call_are_made_again_alone(pipe, calibration, output_type,
     np.testing.assert_allclose(np.asarray(images[3], dtype=float), np.asarray(again[0], dtype=float), atol=tolerance)
 
 
-@pytest.mark.parametrize("policy", ["observe", "mitigate", "block", "regenerate"])
+@pytest.mark.parametrize("policy", ["observe", "mitigate", "block", "regenerate", "escalate"])
 def test_latents_that_are_not_finite_are_never_called_clean(pipe, calibration, policy):
     def spoil(pipe, index, t, values):
         if index == 1:
@@ -154,7 +154,7 @@ def test_latents_that_are_not_finite_are_never_called_clean(pipe, calibration, p
         assert torch.equal(images[0], black_latents(pipe, images[0], {}))
 
 
-@pytest.mark.parametrize("policy", ["mitigate", "regenerate", "block"])
+@pytest.mark.parametrize("policy", ["mitigate", "regenerate", "escalate", "block"])
 def test_an_interrupted_call_computes_nothing_more(pipe, calibration, policy):
     calls = []
 
@@ -246,7 +246,7 @@ def test_a_policy_is_given_by_name_class_or_object(pipe, calibration, policy):
 
 def test_every_policy_has_a_name():
     assert {name: policy_of(name).name for name in POLICIES} == {name: name for name in POLICIES}
-    assert list(POLICIES) == ["observe", "block", "mitigate", "regenerate"]
+    assert list(POLICIES) == ["observe", "block", "mitigate", "regenerate", "escalate"]
     assert policy_of("regenerate") == Regenerate(retries=3)
 
 
@@ -315,3 +315,66 @@ def test_a_policy_that_needs_no_mitigation_asks_for_none(pipe, calibration):
         assert guard(pipe, calibration, policy=policy, mitigation="tarot", fpr=0.5).mitigation is None
     with pytest.raises(UsageError, match="unknown mitigation 'tarot'"):
         guard(pipe, calibration, policy="mitigate", mitigation="tarot", fpr=0.5)
+
+
+@dataclass(frozen=True)
+class Scripted(Mitigation):
+    """Makes the image again and says by its number of steps whether that helped."""
+
+    clean_at: int
+    at: int = 0
+
+    name = "scripted"
+
+    @property
+    def stronger(self):
+        return None if self.at else replace(self, at=1)
+
+    def remake(self, flagged, studio):
+        output, _ = studio.make([image.call for image in flagged])
+        seeds = [image.call["generator"].initial_seed() for image in flagged]
+        taken = self.at if self.at or seeds[0] < 2**20 else 2
+        answers = []
+        for place, image in enumerate(flagged):
+            verdict = replace(image.verdict, reason=f"{image.verdict.reason}; step {taken}")
+            if taken == self.clean_at:
+                answers.append(Remade(replace(verdict, action="mitigated"), output, place))
+            else:
+                reason = f"{verdict.reason}; withheld"
+                answers.append(Remade(replace(verdict, action="withheld", reason=reason)))
+        return answers
+
+
+@pytest.mark.parametrize(
+    ("clean_at", "ending"),
+    [
+        (0, "; step 0"),
+        (1, "; step 0; a stronger setting; step 1"),
+        (2, "; step 0; a stronger setting; step 1; another seed; step 2"),
+        (3, "; step 0; a stronger setting; step 1; another seed; step 2; withheld"),
+    ],
+)
+def test_escalate_takes_one_step_after_the_other(pipe, calibration, clean_at, ending):
+    strict = flagging(calibration, EVERYTHING)
+    with guard(pipe, strict, policy="escalate", mitigation=Scripted(clean_at)) as guarding:
+        images = call(pipe, seeds=(0, 1), prompt=["a red circle"] * 2)
+    assert [verdict.action for verdict in guarding.verdicts] == ["withheld" if clean_at == 3 else "mitigated"] * 2
+    assert all(verdict.reason.endswith(ending) for verdict in guarding.verdicts)
+    assert (np.abs(images).max() > 0) == (clean_at < 3)
+
+
+def test_escalate_leaves_words_out_only_if_that_is_allowed(pipe, calibration):
+    strict = flagging(calibration, EVERYTHING)
+    for rephrase in (False, True):
+        with guard(pipe, strict, policy=Escalate(rephrase=rephrase), mitigation=Scripted(9)) as guarding:
+            call(pipe, seeds=(0,), prompt=["a red circle"])
+        (verdict,) = guarding.verdicts
+        assert verdict.action == "withheld"
+        assert ("fewer words" in verdict.reason) == rephrase
+        assert bool(verdict.dropped) == rephrase
+
+
+def test_the_default_mitigation_has_one_stronger_setting():
+    first = PartialCaptions()
+    assert first.stronger.usual > first.usual
+    assert first.stronger.stronger is None

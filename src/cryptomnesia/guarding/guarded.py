@@ -319,13 +319,13 @@ def guard(
             judged by the one that was made with its settings. By default `calibration.safetensors` in the folder that
             the pipeline was loaded from.
         policy: what to do about images that are flagged, or that could not be judged: `observe`, `block`, `mitigate`,
-            `regenerate`, or an object such as `Regenerate(retries=5)`.
+            `regenerate`, `escalate`, or an object such as `Regenerate(retries=5)`.
         unknown: what to do about a call that no calibration fits: `raise` refuses it, `allow` returns its images and
             `block` withholds them. A verdict says then that they could not be judged, and what differs.
         detector: name or object of the detector; with `auto` every call is judged by the default of its set-up.
         fpr: false-positive rate at which an image is flagged, in (0, 1).
-        mitigation: name or object of the mitigation that `mitigate` and `regenerate` use; `auto` is the default of the
-            pipeline's family.
+        mitigation: name or object of the mitigation that `mitigate`, `regenerate` and `escalate` use; `auto` is the
+            default of the pipeline's family.
         decide_by: judge every image after this many evaluations instead of at the end. If the policy does not observe
             only, and all images of a call are flagged then, the rest of the run is not computed.
         on_verdict: called with every verdict before the call returns.

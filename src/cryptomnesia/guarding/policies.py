@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Protocol
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations.base import Flagged, Mitigation, Remade, Studio, why_uncorrected, withheld
+from cryptomnesia.registry import create
+from cryptomnesia.verdicts import Verdict
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,57 @@ class Regenerate(Policy):
         return mitigation.remake([Flagged(image.other(self.retries), verdict)], studio)[0]
 
 
-POLICIES: Mapping[str, type[Policy]] = {policy.name: policy for policy in (Observe, Block, Mitigate, Regenerate)}
+@dataclass(frozen=True)
+class Escalate(Policy):
+    """Try one thing after the other until the image is clean, and withhold it if nothing helps.
+
+    The steps are: the mitigation; a stronger setting of it, if it has one; the mitigation from other noise; and, only
+    if that is allowed, `rephrasing`. The verdict's reason says what every step came to.
+
+    Attributes:
+        rephrase: whether words of the prompt may be left out for good, as the last resort.
+    """
+
+    rephrase: bool = False
+
+    name: ClassVar[str] = "escalate"
+    mitigates: ClassVar[bool] = True
+
+    def settle(self, images: Sequence[Open], studio: Studio, mitigation: Mitigation | None) -> list[Remade]:
+        """Take the steps, each for all images that are left."""
+        assert mitigation is not None
+        steps = [("", mitigation, False), ("another seed", mitigation, True)]
+        if (stronger := mitigation.stronger) is not None:
+            steps.insert(1, ("a stronger setting", stronger, False))
+        if self.rephrase:
+            steps.append(("fewer words", create("mitigation", "rephrasing"), False))
+        verdicts = {row: image.flagged.verdict for row, image in enumerate(images)}
+        done: dict[int, Remade] = {}
+        for what, method, other in steps:
+            rows = [row for row in verdicts if row not in done]
+            if not rows:
+                break
+            flagged = [
+                Flagged(images[row].other(1) if other else images[row].flagged.call, _told(verdicts[row], what))
+                for row in rows
+            ]
+            for row, remade in zip(rows, method.remake(flagged, studio), strict=True):
+                if remade.output is not None:
+                    done[row] = remade
+                else:
+                    reason = remade.verdict.reason.removesuffix("; withheld")
+                    verdicts[row] = replace(remade.verdict, action="none", reason=reason)
+        return [done.get(row) or Remade(withheld(verdict)) for row, verdict in verdicts.items()]
+
+
+def _told(verdict: Verdict, step: str) -> Verdict:
+    """A verdict whose reason names the step that follows."""
+    return replace(verdict, reason=f"{verdict.reason}; {step}") if step else verdict
+
+
+_POLICIES = (Observe, Block, Mitigate, Regenerate, Escalate)
+
+POLICIES: Mapping[str, type[Policy]] = {policy.name: policy for policy in _POLICIES}
 """The policies that can be given by name."""
 
 

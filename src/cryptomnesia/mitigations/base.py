@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.inputs import Inputs
-from cryptomnesia.pipelines.setup import Method
+from cryptomnesia.pipelines.setup import Method, overridable
 from cryptomnesia.tracing.steering import SolverStep
 from cryptomnesia.tracing.trajectory import Step, Trajectory
 from cryptomnesia.tracing.watching import Keep
@@ -155,6 +155,11 @@ class Mitigation(Method, Protocol):
 
     alters: frozenset[str] = frozenset()
     disguises: frozenset[str] = frozenset()
+
+    @overridable
+    def stronger(self) -> "Mitigation | None":
+        """The same mitigation with a stronger setting, None if it has none."""
+        return None
 
     def maps(self, setup: "Setup") -> "list[Localizer]":
         """The localizers whose maps it takes; the calibration has to have reference maps of them."""

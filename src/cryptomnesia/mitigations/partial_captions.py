@@ -15,7 +15,7 @@ The image is made again from the same noise. The prompt stays as the user wrote 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,10 @@ from cryptomnesia.tracing.watching import check_conditioned
 
 if TYPE_CHECKING:
     from cryptomnesia.pipelines.setup import Setup
+
+
+STRONGER = 0.5
+"""Share `usual` of the stronger setting: parts are as plain as half of the reference runs."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ class PartialCaptions(Preparing):
         for name in ("parts", "most"):
             if getattr(self, name) < 1:
                 raise UsageError(f"got {name}={getattr(self, name)} for {self.name}; give at least 1")
+
+    @property
+    def stronger(self) -> "PartialCaptions | None":  # type: ignore[override]
+        """Plainer parts, of which one more word may be missing; None behind that."""
+        return replace(self, usual=STRONGER, most=self.most + 1) if self.usual < STRONGER else None
 
     @property
     def requires(self) -> frozenset[Requirement]:

@@ -286,12 +286,13 @@ class GuardSettings(ComparedSettings, JudgeSettings, GenerateSettings):
     unknown: Literal["raise", "allow", "block"] = "raise"
     """What is done about a call that no calibration fits: raise refuses it, allow returns its images without judging
     them, block returns black images."""
-    policy: Literal["observe", "block", "mitigate", "regenerate"] = "observe"
+    policy: Literal["observe", "block", "mitigate", "regenerate", "escalate"] = "observe"
     """What is done about flagged images: observe returns them, block returns black images, mitigate tries the
-    mitigation, regenerate tries other seeds and then the mitigation."""
+    mitigation, regenerate tries other seeds and then the mitigation, escalate tries the mitigation, a stronger setting
+    of it and another seed."""
     mitigation: str = "auto"
-    """Mitigation of the policies mitigate and regenerate; `auto` is the default of the model's family. `methods` lists
-    all."""
+    """Mitigation of the policies mitigate, regenerate and escalate; `auto` is the default of the model's family.
+    `methods` lists all."""
     decide_by: int | None = Field(None, ge=1)
     """Judge every image after this many evaluations (calls of the denoiser); at the end of the run unless given."""
 
