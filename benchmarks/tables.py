@@ -270,16 +270,16 @@ def _mitigations_of(ground: str, results: Results) -> str:
                 *(number(found["copies"][by]) for by in ("pixels", "structure")),
                 interval(found["copies"]["either"]),
                 *(number(found[what]) for what in ("returned", "withheld", "shown", "recognized")),
-                number(measured["frechet"][name].get("memorized"), 1),
+                number(found["confidence"]),
                 f"{found['evaluations']:.0f}",
             ]
         )
     for group, words in {"ordinary": "ordinary captions, nothing", "look_alike": "look-alikes, nothing"}.items():
         if group in measured["ordinary"]:
             found = measured["ordinary"][group]
-            distance = number(measured["frechet"]["none"].get(group), 1)
-            rows.append([words, *["–"] * 5, number(found["shown"]), number(found["recognized"]), distance, "–"])
-    heads = ["by pixels", "by edges", "by either", "copies returned", "withheld", "shown", "all shown", "Fréchet"]
+            seen = [number(found[what]) for what in ("shown", "recognized", "confidence")]
+            rows.append([words, *["–"] * 5, *seen, "–"])
+    heads = ["by pixels", "by edges", "by either", "copies returned", "withheld", "shown", "all shown", "confidence"]
     return grid(["mitigation", *heads, "evaluations"], rows)
 
 

@@ -51,7 +51,7 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
     ),
     "detector": ("running", "score", "reads", "norms", "signals", "earliest"),
     "localizer": ("map", "step", "baseline", "evaluations"),
-    "mitigation": ("remake", "correction", "alters", "disguises", "maps", "stronger"),
+    "mitigation": ("remake", "correction", "alters", "blinds", "maps", "stronger"),
 }
 """What every method has, and what a method of a kind has besides; behind the kind comes what has no default."""
 

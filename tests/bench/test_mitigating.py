@@ -80,8 +80,9 @@ def test_memorized_pictures_are_made_under_every_mitigation_and_others_where_run
     assert counted[UNTOUCHED]["change"]["all"]["value"] == 0
     assert counted["guidance-delay"]["change"]["all"]["value"] > 0
     assert counted["guidance-delay"]["copies"]["structure"]["value"] == pytest.approx(1 / 3)
-    # the detector reads what delayed guidance disguises, so such pictures are never returned
-    assert all(row["pictures"]["guidance-delay"]["flagged"] for row in packet.rows[:3])
+    # a guard refuses delayed guidance beside this detector, so it returns nothing
+    assert counted["guidance-delay"]["returned"] is None
+    assert all(row["pictures"]["stability-published"]["own_run"] for row in packet.rows)
     assert packet.about["frechet"][UNTOUCHED] == {MEMORIZED: 3.0, "ordinary": 2.0}
 
 
@@ -109,6 +110,7 @@ def row(cluster, *, before, after, group=MEMORIZED, kind="verbatim"):
         return {
             "pixels": pixels, "structure": structure, "flagged": flagged, "made": True, "recognized": True,
             "shown": 0.5, "confidence": 0.5, "apart": None, "change": change, "change_inside": change,
+            "own_run": False, "blind": False,
             "change_outside": 0.0, "evaluations": 10.0, "seconds": 1.0,
         }  # fmt: skip
 
@@ -133,6 +135,19 @@ def test_a_copy_by_either_criterion_is_a_copy_and_only_flagged_pictures_are_repl
     assert method["copies"]["either"]["low"] < 0.1 < 0.9 < method["copies"]["either"]["high"]
     assert found["ordinary"]["ordinary"]["changed"]["method"]["share"]["value"] == 1
     assert found["counts"] == {MEMORIZED: {"images": 4, "clusters": 4}, "ordinary": {"images": 1, "clusters": 1}}
+
+
+def test_a_correction_of_the_users_own_run_gives_its_picture_whatever_was_flagged():
+    rows = [
+        row("a", before=(True, True, True), after=(True, True, False)),
+        row("b", before=(True, True, False), after=(True, True, True)),
+        row("c", before=(True, True, False), after=(False, False, False)),
+    ]
+    for one in rows:
+        one["pictures"]["method"]["own_run"] = True
+    method = figures_of(rows, [UNTOUCHED, "method"])["mitigations"]["method"]
+    assert method["returned"]["value"] == pytest.approx(1 / 3)
+    assert method["withheld"]["value"] == pytest.approx(1 / 3)
 
 
 def test_a_model_of_which_nothing_is_known_is_refused(cryptomnesia, tmp_path):

@@ -1,6 +1,8 @@
 """Mitigations that change what the network is given of a caption, on miniatures of all families."""
 
+from contextlib import suppress
 from dataclasses import replace
+from threading import Thread
 
 import pytest
 import torch
@@ -19,8 +21,9 @@ from cryptomnesia.mitigations.attention_reweighting import Reweighted
 from cryptomnesia.mitigations.captions import draws_for, embedded, embeddings
 from cryptomnesia.mitigations.partial_captions import Turns
 from cryptomnesia.mitigations.random_tokens import _with
-from cryptomnesia.pipelines.inputs import Shared
+from cryptomnesia.pipelines.inputs import Inputs, Shared
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.registry import create
 from cryptomnesia.testing.miniatures import stable_diffusion
 from cryptomnesia.testing.setups import SETUPS
 from cryptomnesia.tracing.reading import conditioning
@@ -41,10 +44,18 @@ def latents(setup: Setup, prompts: list[str], correction: Correction | None = No
 def swapped(setup: Setup) -> None:
     """Check that images under the conditioning of other captions are those of the other captions."""
     wanted, others = ["a red circle", "a red circle"], ["a green ring", "a white square"]
-    parts = [[conditioning(setup.pipe, [other], setup.sampling)] for other in others]
-    found = latents(setup, wanted, Turns(parts))
+    found = latents(setup, wanted, Turns(parts_of(setup, *others)))
     torch.testing.assert_close(found, latents(setup, others), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(found, latents(setup, wanted), atol=1e-4)
+    # a shorter caption has another mask of its padding
+    with suppress(UsageError):
+        alone = latents(setup, ["a small striped blue star"], Turns(parts_of(setup, "a ring")))
+        torch.testing.assert_close(alone, latents(setup, ["a ring"]), atol=1e-4, rtol=1e-4)
+
+
+def parts_of(setup: Setup, *prompts: str) -> list[list[Inputs]]:
+    """The conditioning of captions, one part for each image."""
+    return [[conditioning(setup.pipe, [prompt], setup.sampling)] for prompt in prompts]
 
 
 @pytest.mark.parametrize(
@@ -63,16 +74,21 @@ def test_images_under_the_conditioning_of_another_caption_are_those_of_that_capt
 def test_parts_take_turns():
     inputs = [{"encoder_hidden_states": torch.full((1, 2, 3), float(value)), "same": Shared(5)} for value in range(3)]
     turns = Turns([inputs[:2], inputs])
-    assert turns.names == {"encoder_hidden_states"}
     given = {"encoder_hidden_states": torch.full((2, 2, 3), 9.0), "same": Shared(5)}
     seen = [turns.condition(index, given)["encoder_hidden_states"][:, 0, 0].tolist() for index in range(6)]
     assert seen == [[0, 0], [1, 1], [0, 2], [1, 0], [0, 1], [1, 2]]
 
 
 def test_captions_of_other_lengths_do_not_fit_into_one_batch():
-    parts = [[{"text": torch.zeros(1, tokens, 3)}] for tokens in (2, 4)]
-    with pytest.raises(UsageError, match="do not fit into one batch"):
-        Turns(parts).condition(0, {"text": torch.zeros(2, 2, 3)})
+    assert not Turns([[{"text": torch.zeros(1, tokens, 3)}] for tokens in (2, 4)]).fits
+    assert Turns([[{"text": torch.zeros(1, 4, 3)}] for _ in range(2)]).fits
+
+
+def test_images_whose_captions_do_not_fit_into_one_batch_are_made_one_by_one():
+    setup = EVERY["qwen image"].setup()
+    studio = studio_of(setup)
+    remade = PartialCaptions().remake(flagged_of(setup, "a red circle", "a small striped blue star"), studio)
+    assert [answer.verdict.image for answer in remade] == [0, 1]
 
 
 def test_an_image_that_is_not_flagged_is_the_same_to_the_last_bit(calibration):
@@ -270,10 +286,41 @@ def test_attention_is_changed_in_the_conditional_branch_alone():
         AttentionReweighting(start=0.0).check(setup)
 
 
-@pytest.mark.parametrize("mitigation", ["guidance-delay", "condition-annealing"])
-def test_a_detector_that_the_mitigation_blinds_is_refused(calibration, mitigation):
-    with pytest.raises(UsageError, match=f"which {mitigation} makes ordinary"):
-        guard(stable_diffusion(), calibration, policy="mitigate", mitigation=mitigation)
+@pytest.mark.parametrize(
+    ("mitigation", "blinded", "telling"),
+    [
+        ("guidance-delay", ["early-detail", "drift", "stability", "attention-entropy"], ["critical-scale"]),
+        ("condition-annealing", ["early-detail", "combined", "sharpness"], ["critical-scale"]),
+        ("embedding-descent", ["guidance-first", "combined", "information"], ["early-detail", "drift"]),
+        ("sail", ["guidance-mean"], ["early-detail"]),
+        ("initial-noise", ["guidance-mean"], ["early-detail"]),
+        ("attention-reweighting", ["bright-ending", "attention-entropy"], ["early-detail"]),
+        ("partial-captions", [], ["early-detail", "drift"]),
+        ("region-restricted", [], ["early-detail"]),
+    ],
+)
+def test_a_mitigation_says_which_detectors_it_blinds(mitigation, blinded, telling):
+    made = create("mitigation", mitigation)
+    assert all(made.blinds(create("detector", name)) for name in blinded)
+    assert not any(made.blinds(create("detector", name)) for name in telling)
+
+
+def test_a_detector_that_the_mitigation_blinds_is_refused(calibration):
+    with pytest.raises(UsageError, match="early-detail reads detail, which guidance-delay makes ordinary"):
+        guard(stable_diffusion(), calibration, policy="mitigate", mitigation="guidance-delay")
+
+
+def test_attention_of_other_threads_is_left_alone():
+    setup = SETUPS["Stable Diffusion"]()
+    plain = latents(setup, ["a red circle"])
+    found = []
+    with Reweighted(2.0, torch.tensor([2])).around(setup.pipe):
+        thread = Thread(target=lambda: found.append(latents(setup, ["a red circle"])))
+        thread.start()
+        thread.join()
+        here = latents(setup, ["a red circle"])
+    assert torch.equal(found[0], plain)
+    assert not torch.allclose(here, plain)
 
 
 def test_a_network_that_is_compiled_in_place_gets_the_other_captions():

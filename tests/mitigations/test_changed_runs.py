@@ -39,6 +39,28 @@ def test_a_descent_ends_at_its_target():
     assert torch.equal(given["x"], torch.tensor([3.0, 4.0]))
 
 
+def test_small_gradients_do_not_underflow_in_half_precision():
+    given = {"x": torch.ones(3, dtype=torch.float16)}
+
+    def objective(tensors):
+        assert tensors["x"].dtype == torch.float16
+        return 1e-3 * tensors["x"].sum(), tensors["x"].sum()
+
+    adam = lambda tensors: torch.optim.Adam(tensors, lr=0.05)  # noqa: E731
+    found = descended(given, objective, adam, target=0.0, most=2)["x"]
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found, torch.full_like(found, 0.9), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("mitigation", [InitialNoise(target=0.0, most=2), Sail(target=0.0, most=2)])
+def test_noise_is_moved_in_inference_mode_as_well(mitigation):
+    setup = SETUPS["Stable Diffusion"]()
+    studio = studio_of(setup)
+    with torch.inference_mode():
+        prepared = mitigation.prepare(flagged_of(setup, "a red circle"), studio)
+    assert prepared.calls[0]["latents"].isfinite().all()
+
+
 def test_objectives_by_hand():
     matrix = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     x = torch.tensor([3.0, 4.0])
@@ -153,6 +175,12 @@ def test_a_mask_of_packed_latents():
     masks[0, 1, 2] = True
     packed = _like(masks, torch.zeros(1, 6, 8), inputs)
     assert torch.equal(unpacked(packed, inputs), masks[:, None].expand(-1, 2, -1, -1))
+
+
+def test_the_published_rule_can_be_restricted_to_a_region():
+    restricted = RegionRestricted("stability-published")
+    restricted.check(SETUPS["Stable Diffusion"]())
+    assert restricted.alters == {"delta"}
 
 
 def test_only_a_mitigation_that_takes_one_run_can_be_restricted():

@@ -1,8 +1,9 @@
 """Make the pictures of a bench once, make them again under every mitigation, and judge what comes back.
 
 Every picture of a memorized caption is made again, whether or not a detector flags it, so that mitigations are compared
-on the same pictures. What a service would return follows from the verdicts, which are kept as well: the picture itself
-if it is not flagged, else the one of the mitigation if that is not flagged, else none.
+on the same pictures. What a guard would return follows from the verdicts, which are kept as well: the picture itself if
+it is not flagged, else the one of the mitigation if that is not flagged, else none. A mitigation that corrects the
+user's own run (`own_run`) always gives its picture, and one that blinds the detector (`blind`) is refused by a guard.
 """
 
 import time
@@ -122,6 +123,7 @@ def bench_mitigations(
             detectors=[detector],
             localizers=list(localizers.values()),
         )
+        calibration.check_localizers(list(localizers.values()))
         maker = Maker(setup.pipe, Judge(calibration, detector, fpr), batch=batch_size)
         plain = _made(maker, None, setup, trials, folder, batch_size, report)
         positive = [row for row, trial in enumerate(trials) if trial.group == MEMORIZED]
@@ -139,6 +141,8 @@ def bench_mitigations(
             rows = [*positive, *(others if corrects else [])]
             found = _made(telling, mitigation, setup, [trials[row] for row in rows], folder, batch_size, report)
             made[mitigation.name] = dict(zip(rows, found, strict=True))
+            for one in found:
+                one |= {"own_run": corrects, "blind": mitigation.blinds(detector)}
         packet = _packet(setup, trials, plain, made, mitigations, made_with(settings, references), look)
         packet.save(folder / PACKET)
         return packet
@@ -157,7 +161,7 @@ def _made(
 
     Returns:
         One dictionary per trial: `picture` (H, W, 3) uint8, None if `made` is false, `p_value`, `flagged`, `corrected`,
-        `dropped`, `evaluations` and `seconds` per image. All are flagged if the detector cannot tell.
+        `dropped`, `evaluations` and `seconds` per image.
     """
     name = UNTOUCHED if mitigation is None else mitigation.name
     done: list[dict[str, Any]] = []
@@ -201,7 +205,6 @@ def _batch(
             flagged = [Flagged(call, _flagged(trial, row)) for row, (call, trial) in enumerate(pairs)]
             dropped = [list(remade.verdict.dropped) for remade in mitigation.remake(flagged, studio)]
     seconds = (time.perf_counter() - began) / len(trials)
-    blind = mitigation is not None and bool(maker.detector.reads & mitigation.disguises)
     rows, pictures = [], []
     for row, trial in enumerate(trials):
         # a mitigation that sees no way makes no picture; then nothing is returned
@@ -210,7 +213,7 @@ def _batch(
         rows.append(
             {
                 "p_value": None if verdict is None else verdict.p_value,
-                "flagged": blind or verdict is None or not (verdict.clean or verdict.action == "mitigated"),
+                "flagged": verdict is None or not (verdict.clean or verdict.action == "mitigated"),
                 "corrected": 0 if verdict is None else len(verdict.corrected),
                 "dropped": dropped[row],
                 "made": verdict is not None,
@@ -301,11 +304,13 @@ def _packet(
             change = np.sqrt(((after - before) ** 2).mean(axis=-1))
             inside = look.mask(trials[row], plain[row]["picture"]) if trials[row].group == MEMORIZED else None
             rows[row]["pictures"][name] = {
+                "own_run": False,
+                "blind": False,
                 **{key: value for key, value in one.items() if key != "picture"},
                 **sight,
-                "change": float(change.mean()),
-                "change_inside": None if inside is None or not inside.any() else float(change[inside].mean()),
-                "change_outside": None if inside is None or inside.all() else float(change[~inside].mean()),
+                "change": float(change.mean()) if one["made"] else None,
+                "change_inside": _mean(change, inside) if one["made"] else None,
+                "change_outside": _mean(change, None if inside is None else ~inside) if one["made"] else None,
             }
         for group in dict.fromkeys(trials[row].group for row in found):
             pictures = [one["picture"] for row, one in found.items() if trials[row].group == group and one["made"]]
@@ -314,6 +319,11 @@ def _packet(
     methods = {made.name: {"describe": made.describe(), "cost": made.cost(setup)} for made in mitigations}
     about = {**about, "bench": "mitigate", "frechet": frechet}
     return Packet(about, methods, rows, figures_of(rows, [UNTOUCHED, *methods]))
+
+
+def _mean(values: np.ndarray, mask: np.ndarray | None) -> float | None:
+    """The mean of values (H, W) inside a mask, None if there is none or it is empty."""
+    return None if mask is None or not mask.any() else float(values[mask].mean())
 
 
 def _picture(one: dict[str, Any], plain: dict[str, Any]) -> np.ndarray:

@@ -32,13 +32,13 @@ def figures_of(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
     Returns:
         `counts`: images and clusters by group. `mitigations`: name → shares of the pictures of memorized captions with
         their intervals: `copies` by `pixels`, by `structure` and by `either`, of all pictures that were made;
-        `by_kind`, `either` by kind and wording; `returned`: the share of requests that are answered with a copy by
-        either criterion, and `withheld`, the share that is not answered, behind a guard that makes flagged pictures
-        again and judges them anew; `recognized`, `shown` and `confidence`; `apart`, the distance between pictures of
-        one concept; `change`, the distance from the untouched picture, inside and outside the mask;
-        `evaluations` and `seconds` per picture. `ordinary`: group without memorized captions → the same of its
-        untouched pictures, where that can be said, and `changed`: mitigation that corrects runs → the share of its
-        pictures that are changed, and by how much.
+        `by_kind`, `either` by kind and wording; `made`, the share of pictures that were made at all; `returned`, the
+        share of requests that are answered with a copy by either criterion, and `withheld`, the share that is not
+        answered, behind a guard with the policy `mitigate`, None where a guard refuses the mitigation; `recognized`,
+        `shown` and `confidence`; `apart`, the distance between pictures of one concept; `change`, the distance from
+        the untouched picture, inside and outside the mask; `evaluations` and `seconds` per picture. `ordinary`: group
+        without memorized captions → the same of its untouched pictures, where that can be said, and `changed`:
+        mitigation that corrects runs → the share of its pictures that are changed, and by how much.
     """
     memorized = [row for row in rows if row["group"] == MEMORIZED]
     groups = list(dict.fromkeys(row["group"] for row in rows if row["group"] != MEMORIZED))
@@ -81,8 +81,9 @@ def _of(rows: Rows, name: str) -> dict[str, Any]:
             part: _rate([row for row in rows if (row["kind"], row["wording"]) == of], either)
             for part, of in sorted(parts.items())
         },
+        "made": _rate(rows, lambda row: float(row["pictures"][name]["made"])),
         "returned": _rate(rows, lambda row: _returned(row, name)),
-        "withheld": _rate(rows, lambda row: float(_withheld(row, name))),
+        "withheld": _rate(rows, lambda row: _withheld(row, name)),
         **_seen(rows, name),
         "change": {
             where: _mean(rows, lambda row, key=key: row["pictures"][name][key])
@@ -93,16 +94,20 @@ def _of(rows: Rows, name: str) -> dict[str, Any]:
     }
 
 
-def _withheld(row: dict[str, Any], name: str) -> bool:
-    """Whether a guard would return no picture: flagged before and after."""
-    return name != UNTOUCHED and row["pictures"][UNTOUCHED]["flagged"] and row["pictures"][name]["flagged"]
+def _withheld(row: dict[str, Any], name: str) -> float | None:
+    """1 if a guard returns no picture, because the last one that it has is flagged; None if there is no such guard."""
+    seen, before = row["pictures"][name], row["pictures"][UNTOUCHED]
+    if seen["blind"]:
+        return None
+    return float(name != UNTOUCHED and seen["flagged"] and (seen["own_run"] or before["flagged"]))
 
 
-def _returned(row: dict[str, Any], name: str) -> float:
-    """Whether a guard would return a copy."""
-    if _withheld(row, name):
-        return 0.0
-    seen = row["pictures"][name if row["pictures"][UNTOUCHED]["flagged"] else UNTOUCHED]
+def _returned(row: dict[str, Any], name: str) -> float | None:
+    """1 if a guard returns a copy; None if there is no such guard."""
+    if (withheld := _withheld(row, name)) != 0.0:
+        return None if withheld is None else 0.0
+    before = row["pictures"][UNTOUCHED]
+    seen = row["pictures"][name] if row["pictures"][name]["own_run"] or before["flagged"] else before
     return float(bool(seen["pixels"] or seen["structure"]))
 
 
@@ -112,7 +117,7 @@ def _ordinary(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         if name != UNTOUCHED and all(name in row["pictures"] for row in rows):
             changed[name] = {
-                "share": _rate(rows, lambda row, name=name: float(row["pictures"][name]["change"] > 0)),
+                "share": _rate(rows, lambda row, name=name: float((row["pictures"][name]["change"] or 0) > 0)),
                 "change": _mean(rows, lambda row, name=name: row["pictures"][name]["change"]),
             }
     flagged = _rate(rows, lambda row: float(row["pictures"][UNTOUCHED]["flagged"]))

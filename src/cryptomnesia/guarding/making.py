@@ -7,12 +7,13 @@ from typing import Any
 from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.detectors.base import Detector
+from cryptomnesia.errors import UsageError
 from cryptomnesia.guarding.calls import fresh, merged, prompt_of
-from cryptomnesia.mitigations.base import Correction, changes_captions, corrected
+from cryptomnesia.mitigations.base import Correction, corrected
 from cryptomnesia.pipelines.families import pictures_of
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.tracing.trajectory import Trajectory
-from cryptomnesia.tracing.watching import Keep, watch
+from cryptomnesia.tracing.watching import Change, Keep, watch
 from cryptomnesia.verdicts import Verdict
 
 
@@ -114,7 +115,7 @@ class Maker:
             after_step=stop if stop_early and correction is None else None,
             norms=self.detector.norms,
             signals=self.detector.signals,
-            condition=None if images is None or not changes_captions(correction) else (images, correction.condition),
+            condition=self._condition(correction, images),
         )
         try:
             with watching as seen, nullcontext() if correction is None else correction.around(self._pipe):
@@ -128,6 +129,21 @@ class Maker:
         if correction is not None:
             verdicts = [corrected(verdict, correction, telling=self._telling) for verdict in verdicts]
         return output, verdicts
+
+    @staticmethod
+    def _condition(correction: Correction | None, images: int | None) -> tuple[int, Change] | None:
+        """What `watch` is given to change captions.
+
+        Raises:
+            UsageError: for a correction that does so in a user's own call, of which the number of images is not known.
+        """
+        if correction is None or not correction.changes_captions:
+            return None
+        if images is None:
+            raise UsageError(
+                "got a correction that changes captions, for a user's own call; give it to `Studio.make` in `remake`"
+            )
+        return images, correction.condition
 
     def first(
         self, calls: Sequence[Mapping[str, Any]], evaluations: int | None = None, *, keep: Keep = (0,)

@@ -7,20 +7,22 @@ is masked, in the conditional branch alone.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localizers.bright_ending import check_tokenizer, cross_attention, end_positions
+from cryptomnesia.localizers.bright_ending import check_tokenizer, cross_attention
 from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Studio
-from cryptomnesia.mitigations.captions import texts_of
+from cryptomnesia.mitigations.captions import caption_ends
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.setup import Requirement
 
 if TYPE_CHECKING:
+    from cryptomnesia.detectors.base import Detector
     from cryptomnesia.pipelines.setup import Setup
 
 _MASKED = -10_000.0
@@ -59,6 +61,10 @@ class AttentionReweighting(Preparing):
         if not self.start > 0:
             raise UsageError(f"got start={self.start} for {self.name}; give a factor above 0")
 
+    def blinds(self, detector: "Detector") -> bool:
+        """True of detectors that read the attention, which is changed."""
+        return bool(detector.reads & {"bright-ending", "attention-entropy", "attention-entropy-late"})
+
     def cost(self, setup: "Setup") -> float:
         """One more run."""
         return float(setup.sampling.steps)
@@ -66,10 +72,7 @@ class AttentionReweighting(Preparing):
     def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
         """Find the padding of every caption."""
         calls = [image.call for image in flagged]
-        captions = [texts_of(call).get("prompt") for call in calls]
-        hopeless = {row: "no caption in words" for row, caption in enumerate(captions) if caption is None}
-        known = [caption for caption in captions if caption is not None]
-        ends = end_positions(studio.setup.pipe, known) if known else torch.zeros(0, dtype=torch.long)
+        ends, hopeless = caption_ends(studio.setup.pipe, calls)
         correction = Reweighted(self.start, ends)
         return Prepared(calls, correction, ["with other attention"] * len(calls), hopeless=hopeless)
 
@@ -85,11 +88,14 @@ class Reweighted(Correction):
 
     start: float
     ends: Tensor
+    _thread: int = field(default=0, init=False)
 
     @contextmanager
     def around(self, pipe: Any) -> Iterator[None]:
         """Change the keys of the start token, and the masks, in every cross-attention layer."""
         network = family_of(pipe).module
+        # pipelines in other threads may share the network
+        self._thread = get_ident()
         layers: list[Any] = [layer for layer in network.modules() if getattr(layer, "is_cross_attention", False)]
         with ExitStack() as hooks:
             for layer in layers:
@@ -97,15 +103,19 @@ class Reweighted(Correction):
                 hooks.callback(layer.to_k.register_forward_hook(self._scaled).remove)
             yield
 
-    def _scaled(self, _layer: nn.Module, _args: Any, keys: Tensor) -> Tensor:
+    def _scaled(self, _layer: nn.Module, _args: Any, keys: Tensor) -> Tensor | None:
         """Keys in which that of the start token is longer: its logits grow by the same factor."""
+        if get_ident() != self._thread:
+            return None
         keys = keys.clone()
         # the conditional branch is the second half of a batch with both
         keys[-len(self.ends) :, 0] *= self.start
         return keys
 
-    def _masked(self, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _masked(self, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         """The arguments of a layer with a mask for the padding."""
+        if get_ident() != self._thread:
+            return None
         captions = kwargs["encoder_hidden_states"]
         behind = torch.arange(captions.shape[1])[None] > self.ends[:, None]
         mask = torch.zeros(captions.shape[:2]).to(captions)

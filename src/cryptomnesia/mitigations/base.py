@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -59,6 +59,11 @@ class Correction:
     Subclass it: what is not defined leaves the runs as they are.
     """
 
+    @property
+    def changes_captions(self) -> bool:
+        """Whether `condition` is defined."""
+        return type(self).condition is not Correction.condition
+
     def around(self, pipe: Any) -> AbstractContextManager[Any]:
         """What is entered around the call of the pipeline, for instance to change a layer of its network."""
         return nullcontext()
@@ -83,11 +88,6 @@ class Correction:
     def outcome(self, row: int) -> tuple[str, tuple[int, ...]]:
         """How strongly the run of image `row` was corrected, and at which evaluations."""
         return "none", ()
-
-
-def changes_captions(correction: Correction | None) -> TypeGuard[Correction]:
-    """Whether a correction defines `condition`."""
-    return correction is not None and getattr(type(correction), "condition", None) not in (None, Correction.condition)
 
 
 class Studio(Protocol):
@@ -149,12 +149,16 @@ class Mitigation(Method, Protocol):
     Attributes:
         alters: names of the norms that the correction sets to values of its choice. A detector that reads one of them
             cannot tell whether the correction helped.
-        disguises: names of the norms that look ordinary under it although the picture is a copy. A detector that reads
-            one of them would let every copy pass, and is refused.
     """
 
     alters: frozenset[str] = frozenset()
-    disguises: frozenset[str] = frozenset()
+
+    def blinds(self, detector: "Detector") -> bool:
+        """Whether a run under the mitigation looks ordinary to a detector although its picture may be a copy.
+
+        Such a detector would let every copy pass, so a guard refuses the two together.
+        """
+        return False
 
     @overridable
     def stronger(self) -> "Mitigation | None":
@@ -242,10 +246,10 @@ def check_fit(mitigation: Mitigation, detector: "Detector", calibration: "Calibr
     Raises:
         UsageError: saying what does not fit.
     """
-    if blind := sorted(detector.reads & mitigation.disguises):
+    if mitigation.blinds(detector):
         raise UsageError(
-            f"{detector.name} reads {', '.join(blind)}, which {mitigation.name} makes ordinary although the picture "
-            "may be a copy; use another mitigation, or another detector"
+            f"{detector.name} reads {', '.join(sorted(detector.reads))}, which {mitigation.name} makes ordinary "
+            "although the picture may be a copy; use another mitigation, or another detector"
         )
     calibration.check_localizers(mitigation.maps(setup))
 

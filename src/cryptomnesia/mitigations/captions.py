@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.localizers.bright_ending import end_positions
 from cryptomnesia.pipelines.inputs import Inputs
 from cryptomnesia.tracing.trajectory import Step
 from cryptomnesia.words import without, words
@@ -59,10 +60,7 @@ def embeddings(inputs: Inputs, other: Inputs) -> dict[Path, Tensor]:
     """
     found = dict(_differing(inputs, other, ()))
     if not found:
-        raise UsageError(
-            "the embeddings of the captions were not found in what the network is given; use `guidance-delay` or "
-            "`rephrasing`"
-        )
+        raise UsageError("the embeddings of the captions were not found in what the network is given; use `rephrasing`")
     return found
 
 
@@ -89,6 +87,19 @@ def of_captions(step: Step) -> dict[Path, Tensor]:
     """The embeddings of the captions at an evaluation with both branches."""
     assert step.uncond_inputs is not None
     return embeddings(step.cond_inputs, step.uncond_inputs)
+
+
+def caption_ends(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> tuple[Tensor, dict[int, str]]:
+    """The number of the end token of every caption, and why some calls have none that is known.
+
+    Returns:
+        Numbers (n,) of the calls that are left, and the reasons by the numbers of the others.
+    """
+    texts = [texts_of(call) for call in calls]
+    unknown = {row: "no caption in words" for row, given in enumerate(texts) if "prompt" not in given}
+    unknown |= {row: "several captions" for row, given in enumerate(texts) if len(set(given.values())) > 1}
+    known = [given["prompt"] for row, given in enumerate(texts) if row not in unknown]
+    return end_positions(pipe, known) if known else torch.zeros(0, dtype=torch.long), unknown
 
 
 def draws_for(call: Mapping[str, Any], purpose: str) -> torch.Generator:

@@ -1,8 +1,9 @@
 """Noise on the embedding of the caption that fades (CADS; Sadat et al., ICLR 2024, arXiv:2310.17347).
 
 The paper makes pictures of one caption more varied in this way. With t the share of the run that is still to come, the
-embedding y is replaced by √γ·y + s·√(1 − γ)·n, where n is white noise with the standard deviation of y, and γ is 1 for
-t ≤ τ_1, 0 for t ≥ τ_2 and falls linearly between. The result is scaled to the mean and the standard deviation of y.
+embedding y is replaced by √γ·y + s·√(1 − γ)·n, where n is white noise, and γ is 1 for t ≤ τ_1, 0 for t ≥ τ_2 and falls
+linearly between. The result is scaled to the mean and the standard deviation of y. The paper takes noise of standard
+deviation 1; here it has that of y, because embeddings of other text encoders have other sizes.
 """
 
 from collections.abc import Sequence
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Studio
+from cryptomnesia.mitigations.blindness import reads_early
 from cryptomnesia.mitigations.captions import Path, draws_for, embedded, of_captions
 from cryptomnesia.pipelines.inputs import Inputs
 from cryptomnesia.pipelines.setup import Requirement
-from cryptomnesia.tracing.trajectory import NORMS
 from cryptomnesia.tracing.watching import check_conditioned
 
 if TYPE_CHECKING:
+    from cryptomnesia.detectors.base import Detector
     from cryptomnesia.pipelines.setup import Setup
 
 
@@ -43,8 +45,6 @@ class ConditionAnnealing(Preparing):
     source = "arXiv:2310.17347"
     use_when = "You compare with it. It leaves the prompt alone and costs nothing but the second run."
     avoid_when = "A caption has one picture only: when the noise has faded, the run finds it again."
-    # they are usual early in the run, when memories show, and the memory comes back later
-    disguises = frozenset(NORMS)
 
     @property
     def requires(self) -> frozenset[Requirement]:
@@ -63,6 +63,10 @@ class ConditionAnnealing(Preparing):
                 "strength above 0 and 0 ≤ clear < noisy ≤ 1"
             )
         check_conditioned(setup.pipe)
+
+    def blinds(self, detector: "Detector") -> bool:
+        """True of detectors that read early evaluations: these look ordinary, and the memory comes back later."""
+        return reads_early(detector)
 
     def cost(self, setup: "Setup") -> float:
         """One more run, and its first evaluation."""

@@ -1,15 +1,31 @@
 """Gradient descent on what one evaluation is given, until the caption pulls no harder than it usually does."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.tracing.trajectory import Trajectory
+from cryptomnesia.pipelines.inputs import cloned
+from cryptomnesia.tracing.trajectory import Step, Trajectory
 
 Tensors = Mapping[Any, Tensor]
+
+
+def recorded(step: Step) -> Step:
+    """A recorded evaluation whose tensors can take part in gradients, also if it was recorded in inference mode."""
+    with torch.inference_mode(False):
+        cond = replace(step.cond, x=step.cond.x.clone(), value=step.cond.value.clone())
+        uncond = None if step.uncond is None else replace(step.uncond, x=cond.x, value=step.uncond.value.clone())
+        return replace(
+            step,
+            cond=cond,
+            uncond=uncond,
+            cond_inputs=cloned(step.cond_inputs),
+            uncond_inputs=None if step.uncond_inputs is None else cloned(step.uncond_inputs),
+        )
 
 
 def check_descent(method: Any) -> None:
@@ -25,7 +41,7 @@ def check_descent(method: Any) -> None:
 
 
 def usual_pull(references: Trajectory) -> float:
-    """The median of that distance at the first evaluation of reference runs."""
+    """The median over reference runs of the distance between the two branches at the first evaluation."""
     return references.norms["guidance"][:, 0].nanmedian().item()
 
 
@@ -50,14 +66,16 @@ def descended(
     """
     # a caller may be in inference mode, whose tensors have no gradients
     with torch.inference_mode(False), torch.enable_grad():
-        tensors = {name: tensor.detach().clone().requires_grad_() for name, tensor in given.items()}
-        moving = optimizer(list(tensors.values()))
+        kinds = {name: tensor.dtype for name, tensor in given.items()}
+        # the squares of small gradients underflow in half precision
+        wide = {name: tensor.detach().float().clone().requires_grad_() for name, tensor in given.items()}
+        moving = optimizer(list(wide.values()))
         for _ in range(most):
-            loss, measure = objective(tensors)
+            loss, measure = objective({name: tensor.to(kinds[name]) for name, tensor in wide.items()})
             if measure.item() <= target:
                 break
-            gradients = torch.autograd.grad(loss, list(tensors.values()))
-            for (name, tensor), gradient in zip(tensors.items(), gradients, strict=True):
+            gradients = torch.autograd.grad(loss, list(wide.values()))
+            for (name, tensor), gradient in zip(wide.items(), gradients, strict=True):
                 tensor.grad = mask(name, gradient)
             moving.step()
-    return {name: tensor.detach() for name, tensor in tensors.items()}
+    return {name: tensor.detach().to(kinds[name]) for name, tensor in wide.items()}

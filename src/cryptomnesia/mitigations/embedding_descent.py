@@ -16,13 +16,14 @@ from torch import Tensor
 
 from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Studio
 from cryptomnesia.mitigations.captions import Path, embedded, of_captions
-from cryptomnesia.mitigations.descent import check_descent, descended, usual_pull
+from cryptomnesia.mitigations.descent import check_descent, descended, recorded, usual_pull
 from cryptomnesia.pipelines.inputs import Inputs
 from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.tracing.trajectory import Step
 from cryptomnesia.tracing.watching import check_conditioned
 
 if TYPE_CHECKING:
+    from cryptomnesia.detectors.base import Detector
     from cryptomnesia.pipelines.setup import Setup
 
 
@@ -63,23 +64,28 @@ class EmbeddingDescent(Preparing):
         check_conditioned(setup.pipe)
         setup.family.denoiser()
 
+    def blinds(self, detector: "Detector") -> bool:
+        """True of detectors that read the distance between the branches, which is made usual."""
+        return bool(detector.reads & {"guidance", "information"})
+
     def cost(self, setup: "Setup") -> float:
-        """One run, its first evaluation, and about three evaluations for every step."""
-        return setup.sampling.steps + 1.0 + 3.0 * self.most
+        """One run, its first evaluation, and for every step one branch with its gradient."""
+        return setup.sampling.steps + 1.0 + 1.5 * self.most
 
     def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
         """Move the embeddings of every image."""
         step = studio.first([image.call for image in flagged], 1).step(0)
         denoiser = studio.setup.family.denoiser()
         target = usual_pull(studio.references) if self.target is None else self.target
+        places = of_captions(step)
         moved: list[dict[Path, Tensor]] = []
         for row in range(len(flagged)):
-            one = step.rows([row])
-            found = of_captions(one)
+            one = recorded(step.rows([row]))
+            found = {path: values[row : row + 1] for path, values in places.items()}
 
             def objective(tensors: dict[Path, Tensor], one: Step = one) -> tuple[Tensor, Tensor]:
                 assert one.uncond is not None
-                cond = denoiser(one.cond.x.clone(), one.level, embedded(one.cond_inputs, tensors))
+                cond = denoiser(one.cond.x, one.level, embedded(one.cond_inputs, tensors))
                 distance = (cond.value - one.uncond.value).norm()
                 return distance, distance
 

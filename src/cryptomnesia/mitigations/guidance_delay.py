@@ -15,12 +15,14 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Studio
+from cryptomnesia.mitigations.blindness import reads_early
 from cryptomnesia.pipelines.denoiser import norms
 from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.tracing.steering import SolverStep
-from cryptomnesia.tracing.trajectory import NORMS, Step
+from cryptomnesia.tracing.trajectory import Step
 
 if TYPE_CHECKING:
+    from cryptomnesia.detectors.base import Detector
     from cryptomnesia.pipelines.setup import Setup
 
 
@@ -41,8 +43,6 @@ class GuidanceDelay(Preparing):
     source = "arXiv:2411.16738"
     use_when = "The prompt must stay as it is and embeddings cannot be changed. It costs nothing but the second run."
     avoid_when = "A caption has one picture only: guidance that sets in later finds it again."
-    # they are usual early in the run, when memories show, and the memory comes back later
-    disguises = frozenset(NORMS)
 
     @property
     def requires(self) -> frozenset[Requirement]:
@@ -57,6 +57,10 @@ class GuidanceDelay(Preparing):
         """
         if self.until is not None and not 0 <= self.until < 1:
             raise UsageError(f"got until={self.until} for {self.name}; give a share of the run from 0 to below 1")
+
+    def blinds(self, detector: "Detector") -> bool:
+        """True of detectors that read early evaluations: these look ordinary, and the memory comes back later."""
+        return reads_early(detector)
 
     def cost(self, setup: "Setup") -> float:
         """One more run."""

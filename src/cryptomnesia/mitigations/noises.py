@@ -12,12 +12,13 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations.base import Flagged, Prepared, Preparing, Studio
-from cryptomnesia.mitigations.descent import check_descent, descended, usual_pull
+from cryptomnesia.mitigations.descent import check_descent, descended, recorded, usual_pull
 from cryptomnesia.pipelines.families import pictures_of
 from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.tracing.trajectory import Step
 
 if TYPE_CHECKING:
+    from cryptomnesia.detectors.base import Detector
     from cryptomnesia.pipelines.setup import Setup
 
 _NEAR = 1e-2
@@ -62,9 +63,13 @@ class NoiseDescent(Preparing):
         if pictures_of(pipe) or "latents" not in inspect.signature(type(pipe).__call__).parameters:
             raise UsageError(
                 f"{self.name} chooses the noise of a run, and a {type(pipe).__name__} takes no latents or begins from "
-                "a picture; use `guidance-delay` or `rephrasing`"
+                "a picture; use `partial-captions` or `rephrasing`"
             )
         setup.family.denoiser()
+
+    def blinds(self, detector: "Detector") -> bool:
+        """True of detectors that read the distance between the branches, which is made usual."""
+        return bool(detector.reads & {"guidance", "information"})
 
     def cost(self, setup: "Setup") -> float:
         """One run, two first evaluations, and about three evaluations for every step."""
@@ -81,7 +86,7 @@ class NoiseDescent(Preparing):
         target = usual_pull(studio.references) if self.target is None else self.target
         moved = []
         for row in range(len(flagged)):
-            step = first.rows([row])
+            step = recorded(first.rows([row]))
 
             def difference(x: Tensor, step: Step = step) -> Tensor:
                 assert step.uncond_inputs is not None
@@ -110,4 +115,6 @@ def _from(flagged: Sequence[Flagged], latents: Tensor, studio: Studio) -> list[M
         got = studio.first(calls, 1).step(0).sample
         if (got - latents).norm() <= _NEAR * latents.norm():
             return calls
-    raise UsageError(f"a {type(pipe).__name__} does not begin with the latents that it is given; use `guidance-delay`")
+    raise UsageError(
+        f"a {type(pipe).__name__} does not begin with the latents that it is given; use `partial-captions`"
+    )

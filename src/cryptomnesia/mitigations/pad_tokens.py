@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.localizers.bright_ending import check_tokenizer, end_positions
+from cryptomnesia.localizers.bright_ending import check_tokenizer
 from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Studio
-from cryptomnesia.mitigations.captions import Path, embedded, texts_of
+from cryptomnesia.mitigations.captions import Path, caption_ends, embedded
 from cryptomnesia.pipelines.inputs import Inputs
 from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.tracing.watching import check_conditioned
@@ -75,10 +75,7 @@ class PadTokens(Preparing):
     def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
         """Find the end token of every caption."""
         calls = [image.call for image in flagged]
-        captions = [texts_of(call).get("prompt") for call in calls]
-        hopeless = {row: "no caption in words" for row, caption in enumerate(captions) if caption is None}
-        known = [caption for caption in captions if caption is not None]
-        ends = end_positions(studio.setup.pipe, known) if known else torch.zeros(0, dtype=torch.long)
+        ends, hopeless = caption_ends(studio.setup.pipe, calls)
         correction = Padded(self.token, ends)
         return Prepared(calls, correction, ["with other padding"] * len(calls), hopeless=hopeless)
 

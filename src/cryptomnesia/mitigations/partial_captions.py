@@ -24,7 +24,7 @@ import torch
 from cryptomnesia.detectors.base import Moments
 from cryptomnesia.detectors.combined import LEAST_SPREAD, logarithm
 from cryptomnesia.errors import UsageError
-from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Studio
+from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Remade, Studio, made
 from cryptomnesia.mitigations.captions import candidates, lacking, texts_of
 from cryptomnesia.pipelines.inputs import Inputs, input_rows, same, together
 from cryptomnesia.pipelines.setup import Requirement
@@ -63,7 +63,7 @@ class PartialCaptions(Preparing):
     )
     avoid_when = (
         "Calls give `prompt_embeds` instead of captions in words, or the first estimate of the model is always sharp "
-        "(few-step models, runs that begin from a picture); use `guidance-delay` there."
+        "(few-step models, runs that begin from a picture); use `rephrasing` there."
     )
 
     def __post_init__(self) -> None:
@@ -113,9 +113,19 @@ class PartialCaptions(Preparing):
         kept = [turns[row].inputs for row in turns]
         return Prepared([image.call for image in flagged], Turns(kept), notes, lost, hopeless)
 
+    def remake(self, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
+        """Make the images again, one by one where their captions do not fit into one batch."""
+        if not flagged:
+            return []
+        prepared = self.prepare(flagged, studio)
+        turns: Any = prepared.correction
+        if len(flagged) > 1 and turns.parts and not turns.fits:
+            return [self.remake([image], studio)[0] for image in flagged]
+        return made(prepared, flagged, studio)
+
     def _parts(self, call: Any, studio: Studio, usual: Moments, most: float) -> "_Parts | None":
         """The parts of one caption, None if it has no words that could be left out."""
-        text = next(iter(texts_of(call).values()), "")
+        text = " ".join(dict.fromkeys(texts_of(call).values()))
         dropped: list[str] = []
         while possible := candidates(text, dropped):
             runs = self._first(studio, [lacking(call, [*dropped, word]) for word in possible])
@@ -164,27 +174,27 @@ class Turns(Correction):
     """Gives every image another conditioning at every evaluation, one of several in turn.
 
     Attributes:
-        parts: of every image, the conditioning of one image each.
+        parts: of every image, the conditioning of one image each, from the first evaluation of a run.
     """
 
     parts: list[list[Inputs]]
-    names: frozenset[str] = field(init=False)
+    _names: frozenset[str] = field(default=frozenset(), init=False)
 
-    def __post_init__(self) -> None:
-        """Find out which parts of the conditioning the captions decide."""
-        every = [part for parts in self.parts for part in parts]
-        self.names = frozenset(
-            name
-            for name in (every[0] if every else ())
-            if not name.startswith("_") and any(not same(every[0][name], part.get(name)) for part in every[1:])
-        )
+    @property
+    def fits(self) -> bool:
+        """Whether the parts of all images fit into one batch, whatever their turn is."""
+        return reduce(together, [part for parts in self.parts for part in parts]) is not None
 
     def condition(self, index: int, inputs: Inputs) -> Inputs:
         """The conditioning of the parts whose turn it is."""
-        chosen = [parts[index % len(parts)] for parts in self.parts]
-        new: Any = reduce(together, chosen)
-        if new is None:
-            raise UsageError(
-                "the captions of several images do not fit into one batch; make one image per call, or use `rephrasing`"
+        if index == 0:
+            # what the captions decide, masks of their padding for instance; the rest may depend on the evaluation
+            self._names = frozenset(
+                name
+                for row, parts in enumerate(self.parts)
+                for part in parts
+                for name, value in part.items()
+                if not name.startswith("_") and not same(value, input_rows(inputs, [row]).get(name))
             )
-        return {**inputs, **{name: new[name] for name in (self.names or new) if name in inputs}}
+        new: Any = reduce(together, [parts[index % len(parts)] for parts in self.parts])
+        return {**inputs, **{name: new[name] for name in self._names}}

@@ -20,7 +20,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers import Localizer
 from cryptomnesia.localizers import localizer as localizer_of
 from cryptomnesia.localizers.mapping import maps_of
-from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Studio, changes_captions
+from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Studio
 from cryptomnesia.pipelines.inputs import Inputs, unpacked
 from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.registry import create
@@ -29,6 +29,7 @@ from cryptomnesia.tracing.steering import SolverStep, check_steerable
 from cryptomnesia.tracing.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
+    from cryptomnesia.detectors.base import Detector
     from cryptomnesia.pipelines.setup import Setup
 
 
@@ -53,7 +54,7 @@ class RegionRestricted(Preparing):
     avoid_when = "The whole picture is memorized, or the map is not reliable on your model: what it misses stays."
 
     @property
-    def inner(self) -> Preparing:
+    def inner(self) -> Any:
         """The mitigation that acts inside the mask.
 
         Raises:
@@ -69,9 +70,13 @@ class RegionRestricted(Preparing):
         return [localizer_of(self.localizer, setup)]
 
     @property
-    def disguises(self) -> frozenset[str]:  # type: ignore[override]
-        """What the mitigation disguises."""
-        return self.inner.disguises
+    def alters(self) -> frozenset[str]:  # type: ignore[override]
+        """What the mitigation alters."""
+        return self.inner.alters
+
+    def blinds(self, detector: "Detector") -> bool:
+        """Whether the mitigation blinds the detector."""
+        return self.inner.blinds(detector)
 
     @property
     def requires(self) -> frozenset[Requirement]:
@@ -127,13 +132,26 @@ class Restricted(Correction):
         first = run.step(0)
         self._masks = _like(masks, first.sample, first.cond_inputs)
 
+    @property
+    def changes_captions(self) -> bool:
+        """Whether the correction does."""
+        return self._inner.changes_captions
+
+    def as_proposed(self, runs: Trajectory) -> Trajectory:
+        """The runs as the correction gives them."""
+        return self._inner.as_proposed(runs)
+
+    def outcome(self, row: int) -> tuple[str, tuple[int, ...]]:
+        """What the correction did."""
+        return self._inner.outcome(row)
+
     def around(self, pipe: Any) -> AbstractContextManager[Any]:
         """What the correction enters."""
         return self._inner.around(pipe)
 
     def condition(self, index: int, inputs: Inputs) -> Inputs | None:
         """The conditioning that the correction wants."""
-        return self._inner.condition(index, inputs) if changes_captions(self._inner) else None
+        return self._inner.condition(index, inputs)
 
     def steer(self, step: Step, solver: SolverStep) -> Tensor:
         """The prediction that lands on the corrected latents inside the masks, and on the earlier ones outside."""

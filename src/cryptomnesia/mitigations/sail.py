@@ -2,8 +2,10 @@
 
 The noise x is moved down the gradient of ‖Δε(x + Δε(x)/‖Δε(x)‖)‖ + λ‖x‖. The first term is large where the difference
 between the branches grows along its own direction, which is how sharp the density with the caption is against that
-without it. The paper takes λ = 0.05 and at most ten steps of Adam. It ends when ‖Δε‖ is no larger than usual: the
-median of the reference runs, unless a target is given.
+without it. The paper takes λ = 0.05 and at most ten steps of Adam. It differs from the
+paper in three ways. It ends when ‖Δε‖ is no larger than usual, the median of the reference runs, unless a target is
+given; the paper ends at a value of the sum. The direction Δε/‖Δε‖ is held fixed in the gradient. Δε is the difference
+of the network's outputs, whatever they predict.
 """
 
 from dataclasses import dataclass

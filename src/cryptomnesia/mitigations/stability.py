@@ -105,7 +105,11 @@ class StabilityRule(Mitigation):
 
     def remake(self, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
         """Make the images once more with the same calls, correcting the runs while they go on."""
-        return remade(self.correction(studio.references), flagged, studio)
+        return made(self.prepare(flagged, studio), flagged, studio) if flagged else []
+
+    def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
+        """The same calls, under the correction."""
+        return Prepared([image.call for image in flagged], self.correction(studio.references))
 
     def apply(
         self,
@@ -152,11 +156,6 @@ class StabilityRule(Mitigation):
         """Norms (B,) clamped into the region of an evaluation."""
         mean, width = moments.mean[index].to(values), self.gamma * moments.std[index].to(values)
         return values.clamp(mean - width, mean + width)
-
-
-def remade(correction: "StabilityCorrection", flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
-    """Flagged images, made once more with the same calls under a correction."""
-    return made(Prepared([image.call for image in flagged], correction), flagged, studio) if flagged else []
 
 
 class StabilityCorrection(Correction):

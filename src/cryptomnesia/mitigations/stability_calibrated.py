@@ -5,8 +5,8 @@ The thresholds of arXiv:2605.22050 are for Stable Diffusion at 50 steps. Here th
 - τ: a share `fpr` of the reference runs has, at some evaluation, z-scores of both ‖δ‖ and ‖x̂_0‖ above it.
 - γ: the share `inside` of all values of the reference runs lies within γ standard deviations of the mean.
 
-A run that is triggered is corrected in the strong form, at every evaluation until its end at which ‖δ‖ leaves its
-region.
+A run that is triggered is corrected in the strong form, at every evaluation until its end at which the z-score of ‖δ‖
+exceeds τ. With fewer reference runs than 1/`fpr`, τ is the largest value of any.
 """
 
 import math
@@ -18,8 +18,8 @@ import torch
 
 from cryptomnesia.detectors.base import Moments
 from cryptomnesia.errors import UsageError
-from cryptomnesia.mitigations.base import Flagged, Mitigation, Remade, Studio
-from cryptomnesia.mitigations.stability import StabilityCorrection, StabilityRule, remade
+from cryptomnesia.mitigations.base import Flagged, Mitigation, Prepared, Remade, Studio, made
+from cryptomnesia.mitigations.stability import StabilityCorrection, StabilityRule
 from cryptomnesia.tracing.steering import check_steerable
 from cryptomnesia.tracing.trajectory import Trajectory
 
@@ -67,7 +67,7 @@ class StabilityCalibrated(Mitigation):
         """The rule with the thresholds of reference runs."""
         scores = [Moments.of(references.norms[name]).z_scores(references.norms[name]).abs() for name in ("delta", "x0")]
         triggers = torch.minimum(*scores).nan_to_num(nan=0.0).amax(dim=1).sort().values
-        # the smallest threshold that a new run exceeds with at most this probability, as for a conformal p-value
+        # as for a conformal p-value; moments and threshold come from the same runs, so the rate is approximate
         place = min(len(triggers), math.ceil((1 - self.fpr) * (len(triggers) + 1))) - 1
         tau = triggers[place].item()
         gamma = torch.stack(scores).flatten().nan_to_num(nan=0.0).sort().values
@@ -84,4 +84,8 @@ class StabilityCalibrated(Mitigation):
 
     def remake(self, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
         """Make the images once more with the same calls, correcting the runs while they go on."""
-        return remade(self.correction(studio.references), flagged, studio)
+        return made(self.prepare(flagged, studio), flagged, studio) if flagged else []
+
+    def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
+        """The same calls, under the correction."""
+        return Prepared([image.call for image in flagged], self.correction(studio.references))

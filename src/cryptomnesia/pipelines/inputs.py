@@ -129,6 +129,19 @@ def together(first: Any, second: Any) -> Any:
     return first if isinstance(second, Shared) and _equal(first.value, second.value) else None
 
 
+def cloned(inputs: Any) -> Any:
+    """A conditioning whose tensors are copies."""
+    return _every(_cloned, inputs)
+
+
+def _cloned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, Listed):
+        return Listed(tuple(_cloned(item) for item in value.items))
+    return type(value)(_cloned(value.value)) if isinstance(value, Shared | Stacked) else value
+
+
 def same(first: Any, second: Any) -> bool:
     """Whether two conditionings, or parts of them, are equal."""
     if isinstance(first, Mapping):

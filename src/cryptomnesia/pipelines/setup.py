@@ -18,9 +18,7 @@ from cryptomnesia.settings import Sampling
 Requirement = Literal["guidance", "captions", "checkpoint"]
 """What a method can require of a set-up: an unconditional branch, captions in words, a less-trained checkpoint."""
 
-_NO_SETTINGS = frozenset(
-    {*MEMBERS["method"], "reads", "norms", "signals", "alters", "disguises", "stronger", "evaluations"}
-)
+_NO_SETTINGS = frozenset({*MEMBERS["method"], "reads", "norms", "signals", "alters", "stronger", "evaluations"})
 """Attributes of a method that document it, or are what its function needs."""
 
 if TYPE_CHECKING:

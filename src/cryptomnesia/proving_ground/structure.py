@@ -9,7 +9,7 @@ with each other.
 
 A picture is a copy by structure when the similarity is at least the ground's cut-off. That is the value which 99.9% of
 pairs of a planted picture and another picture of the ground do not reach (benchmarks/structure.py). It was fixed from
-training pictures alone, before any mitigation was run on a ground.
+pictures that the ground draws, before any mitigation was run on it.
 """
 
 from collections.abc import Sequence

@@ -376,7 +376,7 @@ def check_conditioned(pipe: Any) -> None:
     if not family.conditional or getattr(family, "beside", ()) or not hasattr(family, "conditioned"):
         raise UsageError(
             f"the captions of a {type(pipe).__name__} cannot be changed during a run: it takes none, or a second "
-            "network reads them as well; use `guidance-delay` or `rephrasing`"
+            "network reads them as well; use `rephrasing`"
         )
 
 
