@@ -37,12 +37,12 @@ FAMILIES = {
 }
 
 METHODS = {
-    "sd": ("early-detail", "settled-detail", "rephrasing"),
-    "sdxl": ("early-detail", "settled-detail", "rephrasing"),
-    "sd3": ("early-detail", "settled-detail", "rephrasing"),
-    "flux": ("early-detail", "settled-detail-empty", "rephrasing"),
-    "ddim": ("stability-or-drift", "curvature", "stability"),
-    "ddpm": ("stability-or-drift", "curvature", "stability"),
+    "sd": ("early-detail", "settled-detail", "partial-captions"),
+    "sdxl": ("early-detail", "settled-detail", "partial-captions"),
+    "sd3": ("early-detail", "settled-detail", "partial-captions"),
+    "flux": ("early-detail", "settled-detail-empty", "partial-captions"),
+    "ddim": ("stability-or-drift", "curvature", "stability-published"),
+    "ddpm": ("stability-or-drift", "curvature", "stability-published"),
 }
 
 
@@ -101,7 +101,7 @@ def test_every_family_is_audited_with_the_defaults_that_suit_it(family, referenc
 def test_a_call_without_guidance_is_audited_by_methods_that_need_none(references, tmp_path):
     given = {"references": references, "steps": 4, "guidance": 1.0, "fpr": 0.5, "batch_size": 34}
     store = audit(stable_diffusion(), ["a blue star", "a green ring"], tmp_path / "run", **given)
-    assert tuple(store.about["methods"].values()) == ("early-detail", "settled-detail-empty", "rephrasing")
+    assert tuple(store.about["methods"].values()) == ("early-detail", "settled-detail-empty", "partial-captions")
     assert "score:guidance-mean" not in store.rows("scores")[0]
     assert "score:stability" in store.rows("scores")[0]
 
@@ -124,7 +124,7 @@ def test_a_part_that_no_default_fits_is_left_out_with_a_word(references, tmp_pat
     store = audit(pipe, ["anything"], tmp_path / "run", **given)
     assert store.about["methods"]["mitigation"] is None
     (record,) = (record for record in caplog.records if record.name == "cryptomnesia")
-    assert record.getMessage().startswith("the audit goes on without it: none of the mitigations rephrasing, stability")
+    assert record.getMessage().startswith("the audit goes on without it: none of the mitigations partial-captions, rephrasing")
     with pytest.raises(UsageError, match="cannot steer a DDIMScheduler with clip_sample=True"):
         audit(pipe, ["anything"], tmp_path / "other", mitigation="stability-published", **given)
 
