@@ -87,7 +87,7 @@ def test_methods_and_the_calibration_may_be_objects(audit_folder, tmp_path):
     assert store.about["methods"] == {
         "detector": "stability",
         "localizer": "curvature",
-        "mitigation": "partial-captions",
+        "mitigation": "rephrasing",
     }
     assert store.about["made_by"] == {name: method.describe() for name, method in methods.items()}
     assert "probes=8" in store.about["made_by"]["localizer"]

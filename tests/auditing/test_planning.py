@@ -124,7 +124,9 @@ def test_a_part_that_no_default_fits_is_left_out_with_a_word(references, tmp_pat
     store = audit(pipe, ["anything"], tmp_path / "run", **given)
     assert store.about["methods"]["mitigation"] is None
     (record,) = (record for record in caplog.records if record.name == "cryptomnesia")
-    assert record.getMessage().startswith("the audit goes on without it: none of the mitigations partial-captions, rephrasing")
+    assert record.getMessage().startswith(
+        "the audit goes on without it: none of the mitigations partial-captions, rephrasing"
+    )
     with pytest.raises(UsageError, match="cannot steer a DDIMScheduler with clip_sample=True"):
         audit(pipe, ["anything"], tmp_path / "other", mitigation="stability-published", **given)
 

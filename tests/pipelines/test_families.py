@@ -293,7 +293,9 @@ def test_a_model_that_clips_can_be_observed_but_not_steered():
     assert len(guarding.verdicts) == len(images) == 2
     with pytest.raises(UsageError, match="DDIMScheduler with clip_sample=True"):
         guard(pipe, calibration, policy="mitigate", mitigation="stability-published", fpr=0.5)
-    with pytest.raises(UsageError, match="none of the mitigations partial-captions, rephrasing, stability-published works"):
+    with pytest.raises(
+        UsageError, match="none of the mitigations partial-captions, rephrasing, stability-published works"
+    ):
         guard(pipe, calibration, policy="mitigate", fpr=0.5)
     assert np.isfinite(images).all()
 
