@@ -150,6 +150,9 @@ def test_settings_with_which_nothing_takes_turns_are_refused(settings):
 def test_a_pipeline_with_a_second_network_that_reads_captions_is_refused():
     with pytest.raises(UsageError, match="cannot be changed during a run"):
         PartialCaptions().check(MORE["controlnet"].setup())
+    message = "partial-captions needs runs that begin from noise .* is given image; use `rephrasing`"
+    with pytest.raises(UsageError, match=message):
+        PartialCaptions().check(MORE["image to image"].setup())
 
 
 def test_the_embedding_moves_until_the_caption_pulls_no_harder_than_the_target():

@@ -42,8 +42,8 @@ class AttentionReweighting(Preparing):
     name = "attention-reweighting"  # type: ignore[override]
     summary = "The same seed again, with more attention to the start token and none to the padding."
     source = "arXiv:2403.11052"
-    use_when = "You compare with it on Stable Diffusion 1 or 2, where it was published."
-    avoid_when = "The network is a transformer, or the memory is in the words."
+    use_when = "You want a baseline on Stable Diffusion 1 or 2, where it was published."
+    avoid_when = "The network is a transformer, or single words bring the memory back."
 
     @property
     def requires(self) -> frozenset[Requirement]:

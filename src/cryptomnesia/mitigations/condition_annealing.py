@@ -43,8 +43,11 @@ class ConditionAnnealing(Preparing):
     name = "condition-annealing"  # type: ignore[override]
     summary = "The same seed again, with noise on the embedding of the caption that fades."
     source = "arXiv:2310.17347"
-    use_when = "You compare with it. It leaves the prompt alone and costs nothing but the second run."
-    avoid_when = "A caption has one picture only: when the noise has faded, the run finds it again."
+    use_when = "You want a baseline. It leaves the prompt alone and costs nothing but the second run."
+    avoid_when = (
+        "A caption always gives the same picture: it comes back when the noise has faded. A guard refuses it with "
+        "the default detector."
+    )
 
     @property
     def requires(self) -> frozenset[Requirement]:

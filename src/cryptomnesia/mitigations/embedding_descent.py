@@ -44,9 +44,10 @@ class EmbeddingDescent(Preparing):
     name = "embedding-descent"  # type: ignore[override]
     summary = "The same seed again, with the embedding of the caption moved until it pulls no harder than usual."
     source = "arXiv:2407.21720"
-    use_when = "You compare with it. It leaves the text of the prompt alone, and takes gradients of the network."
+    use_when = "You want a baseline. It leaves the text of the prompt alone, and takes gradients of the network."
     avoid_when = (
-        "A caption has one picture only: a small movement leads to the same picture. Memory for gradients is scarce."
+        "A caption always gives the same picture: it does so after a small movement, too. Memory for gradients is "
+        "scarce."
     )
 
     @property

@@ -42,7 +42,10 @@ class GuidanceDelay(Preparing):
     summary = "The same seed again, without guidance in the first part of the run."
     source = "arXiv:2411.16738"
     use_when = "The prompt must stay as it is and embeddings cannot be changed. It costs nothing but the second run."
-    avoid_when = "A caption has one picture only: guidance that sets in later finds it again."
+    avoid_when = (
+        "A caption always gives the same picture: later guidance finds it again. A guard refuses it with the default "
+        "detector."
+    )
 
     @property
     def requires(self) -> frozenset[Requirement]:

@@ -20,8 +20,8 @@ class InitialNoise(NoiseDescent):
     name = "initial-noise"  # type: ignore[override]
     summary = "The same prompt again, from noise on which the caption pulls less."
     source = "arXiv:2510.08625"
-    use_when = "You compare with it. It leaves the prompt alone, and takes gradients of the network."
-    avoid_when = "A caption has one picture only: every noise leads there. Memory for gradients is scarce."
+    use_when = "You want a baseline. It leaves the prompt alone, and takes gradients of the network."
+    avoid_when = "A caption always gives the same picture: it does so from every noise. Memory for gradients is scarce."
 
     def objective(self, difference: Difference, x: Tensor) -> tuple[Tensor, Tensor]:
         """‖Δε(x)‖, twice."""

@@ -40,7 +40,7 @@ class PadTokens(Preparing):
     summary = "The same seed again, with another padding token and without the end token."
     source = "arXiv:2605.02908"
     use_when = "The model is Stable Diffusion 1, or another one whose tokenizer pads with the end token."
-    avoid_when = "The tokenizer pads with another token, or the memory is in the words."
+    avoid_when = "The tokenizer pads with another token, or single words bring the memory back."
 
     @property
     def requires(self) -> frozenset[Requirement]:

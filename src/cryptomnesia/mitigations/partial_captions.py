@@ -7,11 +7,13 @@ alone is ordinary, and together they say what the caption says.
 
 Whether a part is ordinary shows in the first evaluation of its run from the image's own noise: an estimate x̂_0 with
 much detail, in nothing but noise, is a memory (see the detector `early-detail`). With z the number of standard
-deviations of the reference runs by which the log detail of x̂_0 exceeds their mean, a part is ordinary if a share
-`usual` of the reference runs has a z as high. Parts are the caption without one word; if none of these is
-ordinary, the word without which z is lowest is left out of all parts, and the search is repeated.
+deviations of the reference runs by which the log detail of x̂_0 exceeds their mean, a part is ordinary if its z is no
+higher than that of the share `usual` of the reference runs with the most detail. Parts are the caption without one
+word; if none of these is ordinary, the word without which z is lowest is left out of all parts, and the search is
+repeated.
 
-The image is made again from the same noise. The prompt stays as the user wrote it.
+If only one part is ordinary, or none, its missing words are lost; the verdict lists them as `dropped`. The image is
+made again from the same noise. The text of the prompt stays as the user wrote it.
 """
 
 from collections.abc import Sequence
@@ -59,7 +61,8 @@ class PartialCaptions(Preparing):
     summary = "The same seed again, under parts of the caption that take turns and bring no memory back."
     source = "this library"
     use_when = (
-        "The prompt must stay as it is, and the picture should show what it says. Only flagged images are made again."
+        "The picture should show what the prompt says as far as that brings no memory back. Only flagged images are "
+        "made again."
     )
     avoid_when = (
         "Calls give `prompt_embeds` instead of captions in words, or the first estimate of the model is always sharp "
@@ -91,7 +94,12 @@ class PartialCaptions(Preparing):
             UsageError: saying why.
         """
         check_conditioned(setup.pipe)
-        create("detector", "early-detail").check(setup)
+        try:
+            create("detector", "early-detail").check(setup)
+        except UsageError as error:
+            # the reason is the same, another remedy is not
+            why = str(error).partition("; use ")[0].replace("early-detail", self.name)
+            raise UsageError(f"{why}; use `rephrasing`") from None
 
     def cost(self, setup: "Setup") -> float:
         """One run, and for ten words the first evaluation of a run without each of them."""

@@ -36,7 +36,7 @@ class RandomTokens(Preparing):
     name = "random-tokens"  # type: ignore[override]
     summary = "The same seed again, with random words in the caption."
     source = "arXiv:2305.20086"
-    use_when = "You compare with it. It takes the text of the prompt only, and costs nothing but the second run."
+    use_when = "You want a baseline. It takes the text of the prompt only, and costs nothing but the second run."
     avoid_when = "The prompt must stay as it is, or the picture has to show it: random words change the picture."
 
     @property

@@ -32,8 +32,8 @@ class Sail(NoiseDescent):
     name = "sail"  # type: ignore[override]
     summary = "The same prompt again, from noise at which the caption makes the density less sharp."
     source = "arXiv:2412.04140"
-    use_when = "You compare with it. It leaves the prompt alone, and takes gradients of the network."
-    avoid_when = "A caption has one picture only: every noise leads there. Memory for gradients is scarce."
+    use_when = "You want a baseline. It leaves the prompt alone, and takes gradients of the network."
+    avoid_when = "A caption always gives the same picture: it does so from every noise. Memory for gradients is scarce."
 
     def objective(self, difference: Difference, x: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of both terms, and ‖Δε(x)‖."""

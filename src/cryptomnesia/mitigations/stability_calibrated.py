@@ -42,7 +42,7 @@ class StabilityCalibrated(Mitigation):
     name = "stability-calibrated"  # type: ignore[override]
     summary = "Pulls the norms of a run that leaves its usual range back into it, by thresholds of the model itself."
     source = "this library, after arXiv:2605.22050"
-    use_when = "You compare with `stability-published` on another model or solver than that of the paper."
+    use_when = "You want a baseline beside `stability-published` on another model or solver than that of the paper."
     avoid_when = (
         "You rely on it: it moves norms and not the caption, so the layout of the memorized picture can stay with "
         "other colours. Look at the pictures."
