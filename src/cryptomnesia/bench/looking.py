@@ -45,12 +45,12 @@ class GroundLook:
         confidence = odds.abs().sigmoid().mean(dim=1)
         found = []
         for row, (trial, picture) in enumerate(zip(trials, pictures, strict=True)):
-            said = mentioned[row]
+            words = mentioned[row]
             found.append(
                 {
                     **self._copies(trial, picture),
-                    "recognized": bool((seen[row] | ~said).all()),
-                    "shown": float(seen[row][said].float().mean()) if said.any() else None,
+                    "recognized": bool((seen[row] | ~words).all()),
+                    "shown": float(seen[row][words].float().mean()) if words.any() else None,
                     "confidence": float(confidence[row]),
                 }
             )

@@ -300,7 +300,7 @@ def _packet(
         found = {row: {**one, "picture": _picture(one, plain[row])} for row, one in made_under.items()}
         seen = look([trials[row] for row in found], np.stack([one["picture"] for one in found.values()]))
         for (row, one), sight in zip(found.items(), seen, strict=True):
-            before, after = (each.astype(np.float64) / 255 for each in (plain[row]["picture"], one["picture"]))
+            before, after = (picture.astype(np.float64) / 255 for picture in (plain[row]["picture"], one["picture"]))
             change = np.sqrt(((after - before) ** 2).mean(axis=-1))
             inside = look.mask(trials[row], plain[row]["picture"]) if trials[row].group == MEMORIZED else None
             rows[row]["pictures"][name] = {
@@ -340,5 +340,7 @@ def _spread(rows: list[dict[str, Any]], found: Mapping[int, dict[str, Any]], nam
     for members in clusters.values():
         pictures = np.stack([found[row]["picture"] for row in members]).astype(np.float64) / 255
         for row, picture in zip(members, pictures, strict=True):
-            apart = np.sqrt(((pictures - picture) ** 2).mean(axis=(1, 2, 3)))
-            rows[row]["pictures"][name]["apart"] = float(apart.sum() / (len(members) - 1)) if len(members) > 1 else None
+            distances = np.sqrt(((pictures - picture) ** 2).mean(axis=(1, 2, 3)))
+            rows[row]["pictures"][name]["apart"] = (
+                float(distances.sum() / (len(members) - 1)) if len(members) > 1 else None
+            )

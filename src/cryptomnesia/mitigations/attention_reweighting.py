@@ -66,7 +66,7 @@ class AttentionReweighting(Preparing):
         return bool(detector.reads & {"bright-ending", "attention-entropy", "attention-entropy-late"})
 
     def cost(self, setup: "Setup") -> float:
-        """One more run."""
+        """One more run of the pipeline, in evaluations."""
         return float(setup.sampling.steps)
 
     def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:

@@ -52,7 +52,7 @@ class EmbeddingDescent(Preparing):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """An unconditional branch."""
+        """An unconditional branch, with which the caption is compared."""
         return frozenset({"guidance"})
 
     def check(self, setup: "Setup") -> None:

@@ -49,7 +49,7 @@ class GuidanceDelay(Preparing):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """An unconditional branch."""
+        """An unconditional branch, with which the caption is compared."""
         return frozenset({"guidance"})
 
     def check(self, setup: "Setup") -> None:
@@ -66,7 +66,7 @@ class GuidanceDelay(Preparing):
         return reads_early(detector)
 
     def cost(self, setup: "Setup") -> float:
-        """One more run."""
+        """One more run of the pipeline, in evaluations."""
         return float(setup.sampling.steps)
 
     def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:

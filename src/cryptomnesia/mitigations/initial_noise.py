@@ -24,6 +24,6 @@ class InitialNoise(NoiseDescent):
     avoid_when = "A caption always gives the same picture: it does so from every noise. Memory for gradients is scarce."
 
     def objective(self, difference: Difference, x: Tensor) -> tuple[Tensor, Tensor]:
-        """‖Δε(x)‖, twice."""
+        """The distance ‖Δε(x)‖, which is both lowered and measured."""
         distance = difference(x).norm()
         return distance, distance

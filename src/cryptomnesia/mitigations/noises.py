@@ -49,7 +49,7 @@ class NoiseDescent(Preparing):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """An unconditional branch."""
+        """An unconditional branch, with which the caption is compared."""
         return frozenset({"guidance"})
 
     def check(self, setup: "Setup") -> None:

@@ -44,7 +44,7 @@ class PadTokens(Preparing):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """Captions in words."""
+        """Captions in words, which are changed."""
         return frozenset({"captions"})
 
     def check(self, setup: "Setup") -> None:

@@ -41,7 +41,7 @@ class RandomTokens(Preparing):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """Captions in words."""
+        """Captions in words, which are changed."""
         return frozenset({"captions"})
 
     def check(self, setup: "Setup") -> None:
@@ -61,7 +61,7 @@ class RandomTokens(Preparing):
             )
 
     def cost(self, setup: "Setup") -> float:
-        """One more run."""
+        """One more run of the pipeline, in evaluations."""
         return float(setup.sampling.steps)
 
     def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:

@@ -37,9 +37,9 @@ class Sail(NoiseDescent):
 
     def objective(self, difference: Difference, x: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of both terms, and ‖Δε(x)‖."""
-        here = difference(x).detach()
-        ahead = difference(x + here / here.norm().clamp_min(1e-12))
-        return ahead.norm() + self.weight * x.norm(), here.norm()
+        direction = difference(x).detach()
+        ahead = difference(x + direction / direction.norm().clamp_min(1e-12))
+        return ahead.norm() + self.weight * x.norm(), direction.norm()
 
     def cost(self, setup: "Setup") -> float:
         """One run, two first evaluations, and about four evaluations for every step."""
