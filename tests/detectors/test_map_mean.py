@@ -29,6 +29,7 @@ def test_every_localizer_that_needs_no_captions_and_no_checkpoint_is_a_detector(
         "guidance-map",
         "local-critical-scale",
         "score-difference",
+        "score-difference-filtered",
         "settled-detail",
     }
     setup = Setup(pipe, SAMPLING)

@@ -14,6 +14,7 @@ from cryptomnesia.detectors.anisotropy import Anisotropy
 from cryptomnesia.detectors.attention_entropy import AttentionEntropy, AttentionEntropyLate
 from cryptomnesia.detectors.bright_ending import BrightEndingMagnitude
 from cryptomnesia.detectors.condition_jacobian import ConditionJacobian
+from cryptomnesia.detectors.caption_gap import CaptionGap
 from cryptomnesia.detectors.critical_scale import CriticalScale
 from cryptomnesia.detectors.flipd import Flipd
 from cryptomnesia.detectors.one_step import OneStep
@@ -146,6 +147,29 @@ def test_a_memorized_picture_is_retained_from_the_noisiest_level():
     level = level_at(schedule(), TIMES[0])
     found = CriticalScale(levels=5).measure(run_of(oracle, [noise()] * 5), oracle)
     assert found.tolist() == pytest.approx([math.log(level.sigma / level.alpha)] * 3)
+
+
+def test_the_caption_gap_compares_both_branches():
+    """With the caption the variance is small, without it large: the gap is the difference of both critical scales."""
+    x, method = noise(), CriticalScale(levels=5)
+    broad, narrow = gaussian(1.0, 1e-3), gaussian(1.0, 1e4)
+    oracles = {"cond": narrow, "uncond": broad}
+
+    def network(x, level, inputs):
+        return oracles[inputs["branch"]](x, level, {})
+
+    run = run_of(narrow, [x] * 5)
+    last = replace(run.steps[4], cond_inputs={"branch": "cond"}, uncond_inputs={"branch": "uncond"})
+    guided = replace(run, steps={**run.steps, 4: last})
+    found = CaptionGap(scale=method).measure(guided, network)
+    scales = [method.measure(run_of(oracle, [x] * 5), oracle) for oracle in (narrow, broad)]
+    torch.testing.assert_close(found, scales[0] - scales[1])
+    assert (found > 0).all()
+    swapped = replace(last, cond_inputs=last.uncond_inputs, uncond_inputs=last.cond_inputs)
+    assert torch.equal(CaptionGap(scale=method).measure(replace(run, steps={**run.steps, 4: swapped}), network), -found)
+    bare = replace(run, steps={**run.steps, 4: replace(last, uncond_inputs=None)})
+    with pytest.raises(UsageError, match="caption-gap needs; generate with guidance"):
+        CaptionGap().measure(bare, network)
 
 
 def test_one_step_asks_how_alike_the_estimates_are():
@@ -330,7 +354,7 @@ def test_the_cost_is_what_is_evaluated(name):
         hook.remove()
     assert torch.equal(plain.images, batch.images)
     measured = (evaluated - without) / 4
-    if name == "critical-scale":
+    if name in ("critical-scale", "caption-gap"):
         assert 0 < measured <= made.cost(setup)
     else:
         # the estimator of a trace evaluates one image besides, to see how much memory that takes

@@ -17,10 +17,10 @@ from torch import Tensor
 from cryptomnesia.detectors.measured import Measured
 from cryptomnesia.localizers.base import wide
 from cryptomnesia.pipelines.denoiser import Denoiser, norms
-from cryptomnesia.pipelines.inputs import input_rows
+from cryptomnesia.pipelines.inputs import Inputs, input_rows
 from cryptomnesia.pipelines.schedule import Level
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.tracing.trajectory import Place, Step, Trajectory, evaluation
+from cryptomnesia.tracing.trajectory import Place, Trajectory, evaluation
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,20 @@ class CriticalScale(Measured):
 
     def measure(self, run: Trajectory, denoiser: Denoiser) -> Tensor:
         """The score of every image, (B,)."""
-        last = run.step(-1)
+        return self.log_scale(run, denoiser, run.step(-1).cond_inputs)
+
+    def log_scale(self, run: Trajectory, denoiser: Denoiser, inputs: Inputs) -> Tensor:
+        """log σ_c of the final pictures under any conditioning, (B,); NaN for a picture that is not finite.
+
+        Args:
+            run: that made the pictures.
+            denoiser: the network.
+            inputs: its conditioning for every picture.
+        """
         numbers = sorted({evaluation(place, len(run.timesteps)) for place in self.places})
         # at pure noise nothing of the picture would be left in what the network reads
         known = [run.steps[number].level for number in numbers if run.steps[number].level.alpha > 1e-3]
+        last = run.step(-1)
         picture = wide(last.guided.x0)
         # of the first `low[i]` levels, counted from the least noise, image i is known to be retained at the last
         levels = known[::-1]
@@ -66,7 +76,9 @@ class CriticalScale(Measured):
             middle = [(a + b + 1) // 2 for a, b in zip(low, high, strict=True)]
             for tried in sorted({m for m, a, b in zip(middle, low, high, strict=True) if a < b}):
                 rows = [i for i, (m, a, b) in enumerate(zip(middle, low, high, strict=True)) if m == tried and a < b]
-                kept = self._retained(picture[rows], levels[tried - 1], last, rows, denoiser)
+                kept = self._retained(
+                    picture[rows], levels[tried - 1], denoiser, input_rows(inputs, rows), last.cond.x.dtype
+                )
                 for row, retained in zip(rows, kept.tolist(), strict=True):
                     if retained:
                         low[row] = tried
@@ -77,13 +89,14 @@ class CriticalScale(Measured):
         found = torch.tensor([below if number == 0 else scales[number - 1] for number in low])
         return torch.where(picture.flatten(1).isfinite().all(dim=1).cpu(), found, torch.nan)
 
-    def _retained(self, picture: Tensor, level: Level, last: Step, rows: list[int], denoiser: Denoiser) -> Tensor:
+    def _retained(
+        self, picture: Tensor, level: Level, denoiser: Denoiser, inputs: Inputs, dtype: torch.dtype
+    ) -> Tensor:
         """Whether each of n pictures is retained at a level, (n,) bool."""
-        inputs = input_rows(last.cond_inputs, rows)
         size, x = self.radius * norms(picture), picture
         retained = torch.ones(len(picture), dtype=torch.bool, device=picture.device)
         for _ in range(self.iterations):
-            x = wide(denoiser((level.alpha * x).to(last.cond.x), level, inputs).x0)
+            x = wide(denoiser((level.alpha * x).to(dtype), level, inputs).x0)
             retained &= norms(x - picture) <= size
             if not retained.any():
                 break
