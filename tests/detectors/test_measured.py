@@ -13,8 +13,8 @@ from cryptomnesia.detectors import detector
 from cryptomnesia.detectors.anisotropy import Anisotropy
 from cryptomnesia.detectors.attention_entropy import AttentionEntropy, AttentionEntropyLate
 from cryptomnesia.detectors.bright_ending import BrightEndingMagnitude
-from cryptomnesia.detectors.condition_jacobian import ConditionJacobian
 from cryptomnesia.detectors.caption_gap import CaptionGap
+from cryptomnesia.detectors.condition_jacobian import ConditionJacobian
 from cryptomnesia.detectors.critical_scale import CriticalScale
 from cryptomnesia.detectors.flipd import Flipd
 from cryptomnesia.detectors.one_step import OneStep

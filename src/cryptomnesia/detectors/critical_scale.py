@@ -57,7 +57,7 @@ class CriticalScale(Measured):
         return self.log_scale(run, denoiser, run.step(-1).cond_inputs)
 
     def log_scale(self, run: Trajectory, denoiser: Denoiser, inputs: Inputs) -> Tensor:
-        """log σ_c of the final pictures under any conditioning, (B,); NaN for a picture that is not finite.
+        """Log σ_c of the final pictures under any conditioning, (B,); NaN for a picture that is not finite.
 
         Args:
             run: that made the pictures.
