@@ -113,7 +113,7 @@ def test_more_looks_and_a_smaller_null_widen_the_bounds():
         ({"level": math.nan}, "got the level nan"),
         (
             {"fpr": 0.001},
-            r"a false-positive rate of 0\.001 needs at least 999 null references, the calibration has 300",
+            r"rate of 0\.001 needs at least 999 null references, the calibration has 300",
         ),
         ({"window": 1.5}, "window"),
     ],

@@ -6,10 +6,10 @@ depends on the n references that were drawn. Its mean is k/(n + 1), and its dist
 scores and a rate of 1% a service flags between 0.2% and 2.4% of its ordinary images, with a probability of 95%. Given
 q, the number of flags among W images is binomial, so without knowing q it is beta-binomial.
 
-A service looks at its newest W images after every image, and a bound that holds for one look would be passed sooner or
-later. The bounds here hold for all looks at T images together. Given q, some window has c flagged images or more only if
-the first one has, or if the count rises from c - 1 to c: a flagged image arrives, and the one that leaves is not
-flagged. With the union bound over T - W such moments the chance is at most
+A service looks at its newest W images after every image, and a bound that holds for one look would be passed sooner
+or later. The bounds here hold for all looks at T images together. Given q, some window has c flagged images or more
+only if the first one has, or if the count rises from c - 1 to c: a flagged image arrives, and the one that leaves is
+not flagged. With the union bound over T - W such moments the chance is at most
 
     min(1, P(B(W, q) ≥ c) + (T - W)·q·(1 - q)·P(B(W - 1, q) = c - 1)),
 
