@@ -351,28 +351,39 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         # whether the place is free shows before the model is loaded
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.socket(family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        # requests that come while the model is loaded wait
-        listening.listen()
-        verdicts = VerdictLog(log)
-        pipe = load_pipeline(model)
-        pipe.set_progress_bar_config(disable=True)
-        guarding = guard(pipe, calibration, policy=policy, fpr=fpr)
-        rate = FlagRate(len(guarding.calibration.others), fpr, window=window)
-        service = Service(pipe, guarding, verdicts, rate=rate, prompts=log_prompts, most_waiting=most_waiting)
+        with _listening(host, port) as listening:
+            verdicts = VerdictLog(log)
+            pipe = load_pipeline(model)
+            pipe.set_progress_bar_config(disable=True)
+            guarding = guard(pipe, calibration, policy=policy, fpr=fpr)
+            rate = FlagRate(len(guarding.calibration.others), fpr, window=window)
+            service = Service(pipe, guarding, verdicts, rate=rate, prompts=log_prompts, most_waiting=most_waiting)
+            server = Server(uvicorn.Config(application(service), log_config=None, access_log=False), service)
+            logger.info("listening on http://%s:%d", host, listening.getsockname()[1])
+            server.run(sockets=[listening])
+    except KeyboardInterrupt:
+        pass
     except UsageError as error:
         raise _ended(str(error)) from None
     except OSError as error:
         raise _ended(f"{error.filename or f'{host}:{port}'}: {error.strerror}; give another place") from None
-    server = Server(uvicorn.Config(application(service), log_config=None, access_log=False), service)
-    logger.info("listening on http://%s:%d", host, listening.getsockname()[1])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; requests that come before the model is loaded wait.
+
+    Raises:
+        OSError: if the place is not free.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        server.run(sockets=[listening])
-    except KeyboardInterrupt:
-        pass
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen()
+    except OSError:
+        listening.close()
+        raise
+    return listening
 
 
 def _ended(message: str) -> typer.Exit:
