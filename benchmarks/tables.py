@@ -455,7 +455,10 @@ def service_books(results: Results) -> str:
         ["responses", count(books["responses"])],
         ["flagged among those with ordinary captions", flagged[0]],
         ["flagged among those with memorized captions", flagged[1]],
-        ["without exactly one line in the log, with a line that says something else, or lines too many", f"{sum(wrong)}"],
+        [
+            "without exactly one line in the log, with a line that says something else, or lines too many",
+            f"{sum(wrong)}",
+        ],
         [
             "unflagged pictures that differ from those of the unguarded pipeline",
             f"{books['unflagged_but_other_picture']} of {books['unflagged']}",
