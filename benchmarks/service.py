@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=5, help="how long there are requests")
     minutes = parser.parse_args().minutes
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stopped = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
     pipe, plain = (load_pipeline("bundled", device="cpu") for _ in range(2))
     for each in (pipe, plain):
         each.set_progress_bar_config(disable=True)
@@ -99,7 +101,7 @@ def main() -> None:
             # the first call of a process loads more than others
             each("a red circle", generator=torch.Generator().manual_seed(0))
         with served(service) as port:
-            run = traffic(port, service, plain, minutes)
+            run = traffic(port, service, plain, minutes, stopped)
         figures = figures_of(run, list(read_log(log)))
     print_json({**figures, "threads": torch.get_num_threads()}, scheduler=type(plain.scheduler).__name__)
 
@@ -119,32 +121,29 @@ def served(service: Service) -> Iterator[int]:
         thread.join()
 
 
-def traffic(port: int, service: Service, plain: Any, minutes: float) -> Run:
-    """Ask the service and the unguarded pipeline for the same images, one after the other."""
+def traffic(port: int, service: Service, plain: Any, minutes: float, stopped: Event) -> Run:
+    """Ask the service and the unguarded pipeline for the same images in turns, until the end or a signal."""
     manifest = Manifest.load(BUNDLE)
     planted = cycle([e.captions[0] for e in manifest.counted if e.exposures == manifest.top])
     ordinary = cycle(manifest.control_captions("evaluation", CAPTIONS))
     unguarded = Unguarded(plain)
     run = Run()
     begin = time.monotonic()
-    try:
-        with progress() as start:
-            tell = start("seconds", int(60 * minutes))
-            while (passed := time.monotonic() - begin) < 60 * minutes:
-                number = len(run.responses)
-                memorized = number % EVERY == EVERY // 2
-                prompt, seed = next(planted if memorized else ordinary), FIRST_SEED + number
-                found: dict[str, Any] = {"memorized": memorized, "seed": seed}
-                # one block in each order, so that memorized captions come in both
-                for guarded in (True, False) if number // EVERY % 2 else (False, True):
-                    found |= asked(port, prompt, seed) if guarded else unguarded(prompt, seed)
-                found["same"] = np.array_equal(found.pop("picture"), found.pop("plain_picture"))
-                found["warned"] = service.counters["flag_rate_warnings"] > 0
-                run.responses.append(found)
-                run.memory.append(resident())
-                tell(passed)
-    except KeyboardInterrupt:
-        print(f"stopped after {len(run.responses)} requests", file=sys.stderr)
+    with progress() as start:
+        tell = start("seconds", int(60 * minutes))
+        while (passed := time.monotonic() - begin) < 60 * minutes and not stopped.is_set():
+            number = len(run.responses)
+            memorized = number % EVERY == EVERY // 2
+            prompt, seed = next(planted if memorized else ordinary), FIRST_SEED + number
+            found: dict[str, Any] = {"memorized": memorized, "seed": seed}
+            # one block in each order, so that memorized captions come in both
+            for guarded in (True, False) if number // EVERY % 2 else (False, True):
+                found |= asked(port, prompt, seed) if guarded else unguarded(prompt, seed)
+            found["same"] = np.array_equal(found.pop("picture"), found.pop("plain_picture"))
+            found["warned"] = service.counters["flag_rate_warnings"] > 0
+            run.responses.append(found)
+            run.memory.append(resident())
+            tell(passed)
     return run
 
 
@@ -194,7 +193,6 @@ def resident() -> int:
 def figures_of(run: Run, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """All figures."""
     logged = {line["image"]: line for line in lines}
-    # an interruption may come between a line and its response
     rows = [{**row, "line": logged.get(row["told"]["Image"], {})} for row in run.responses]
     kinds = {
         name: [row for row in rows if row["memorized"] == memorized and row["line"]]
