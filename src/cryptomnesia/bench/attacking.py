@@ -160,12 +160,14 @@ def bench_attacks(
         calibration.check_localizers(list(localizers.values()))
         maker = Maker(setup.pipe, Judge(calibration, detector, fpr), batch=batch_size)
         found: list[dict[str, Tensor]] = []
-        for number, (trial, place) in enumerate(zip(trials, planted, strict=True)):
-            path = folder / f"embeddings-{number:05d}.safetensors"
+        for start in range(0, len(trials), batch_size):
+            path = folder / f"embeddings-{start // batch_size:05d}.safetensors"
+            part = slice(start, start + batch_size)
             if not path.exists():
-                save_checked(path, KIND, 1, {}, _embeddings(maker, setup, trial, place, steps, descent))
-            found.append(load_checked(path, KIND, 1)[1])
-            report("embeddings", number + 1, len(trials))
+                save_checked(path, KIND, 1, {}, _embeddings(maker, setup, trials[part], planted[part], steps, descent))
+            tensors = load_checked(path, KIND, 1)[1]
+            found += [{name: values[[row]] for name, values in tensors.items()} for row in range(len(trials[part]))]
+            report("embeddings", len(found), len(trials))
         descended = product(("embedding", "hidden"), steps[1:])
         kinds = [("embedding", 0), *descended, *(("wording", 1 + number) for number in range(wordings))]
         attempts = [
@@ -185,7 +187,21 @@ def bench_attacks(
             if mitigation is not None:
                 judge = Judge(calibration, detector, fpr)
                 telling = Maker(setup.pipe, judge, alters=mitigation.alters, batch=batch_size)
-            pictures = kept_pictures(telling, mitigation, setup, made_of, folder, batch_size, report, calls)
+            pictures = []
+            # calls with embeddings and calls with words do not fit into one call
+            for part, worded in (("embeddings", False), ("wordings", True)):
+                chosen = [row for row, attempt in enumerate(attempts) if (attempt.attack == "wording") == worded]
+                (folder / part).mkdir(exist_ok=True)
+                pictures += kept_pictures(
+                    telling,
+                    mitigation,
+                    setup,
+                    [made_of[row] for row in chosen],
+                    folder / part,
+                    batch_size,
+                    report,
+                    [calls[row] for row in chosen],
+                )
             own_run = mitigation is not None and mitigation.correction(calibration.references) is not None
             blind = mitigation is not None and mitigation.blinds(detector)
             shown = next((one["picture"] for one in pictures if one["made"]), np.zeros((64, 64, 3), np.uint8))
@@ -248,14 +264,19 @@ def other_wordings(text: str, count: int) -> list[str]:
 
 
 def _embeddings(
-    maker: Maker, setup: Setup, trial: Trial, place: Place, steps: Sequence[int], descent: Descent
+    maker: Maker,
+    setup: Setup,
+    trials: Sequence[Trial],
+    planted: Sequence[Place],
+    steps: Sequence[int],
+    descent: Descent,
 ) -> dict[str, Tensor]:
-    """Attack and number of steps → the embedding of a caption after so many steps, (1, L, D).
+    """Attack and number of steps → the embeddings of n captions after so many steps, (n, L, D).
 
     Raises:
         UsageError: if the network takes captions otherwise than as `prompt_embeds` alone.
     """
-    run = maker.first([call_of(setup, trial)], keep="all")
+    run = maker.first([call_of(setup, trial) for trial in trials], keep="all")
     evaluations = [run.step(number) for number in range(len(run.timesteps))]
     first = evaluations[0]
     places = of_captions(first)
@@ -265,11 +286,13 @@ def _embeddings(
             "StableDiffusionPipeline"
         )
     own = places[CAPTION].detach().float().clone()
-    picture = torch.from_numpy(place.image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pictures = torch.from_numpy(np.stack([place.image for place in planted])).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         vae: Any = setup.pipe.vae
-        target = latents_of(vae, picture.to(vae.dtype)).float()
-    mask = adaptive_avg_pool2d(torch.from_numpy(place.mask.copy())[None, None].float(), target.shape[-2:])
+        target = latents_of(vae, pictures.to(vae.dtype)).float()
+    masks = torch.from_numpy(np.stack([place.mask for place in planted]))[:, None].float()
+    weights = adaptive_avg_pool2d(masks, (target.shape[-2], target.shape[-1]))
+    weights = weights / weights.mean(dim=(1, 2, 3), keepdim=True)
     denoiser = setup.family.denoiser()
     found = {"embedding 0": own}
     for attack in ("embedding", "hidden"):
@@ -277,9 +300,10 @@ def _embeddings(
         early = round(EARLY * len(evaluations)) if attack == "hidden" else 0
         with torch.inference_mode(False), torch.enable_grad():
             moved = own.clone().requires_grad_()
+            # Adam moves every number by itself, so the captions of a batch do not disturb one another
             optimizer = torch.optim.Adam([moved], lr=descent.rate * own.square().mean().sqrt().item())
             for step in range(1, max(steps) + 1):
-                loss = torch.zeros(())
+                moved.grad = torch.zeros_like(moved)
                 for number in torch.randint(len(evaluations), (descent.levels,), generator=draws).tolist():
                     level = evaluations[number].level
                     x = level.alpha * target + level.sigma * torch.randn(target.shape, generator=draws)
@@ -288,11 +312,11 @@ def _embeddings(
                         assert first.uncond_inputs is not None
                         with torch.no_grad():
                             usual = denoiser(x, level, first.uncond_inputs).x0
-                        loss = loss + (estimate - usual).square().mean()
+                        loss = (estimate - usual).square()
                     else:
-                        loss = loss + ((estimate - target).square() * mask).sum() / (mask.sum() * target.shape[1])
-                optimizer.zero_grad()
-                loss.backward()
+                        loss = (estimate - target).square() * weights
+                    # the gradients of the weights are not wanted
+                    moved.grad += torch.autograd.grad(loss.mean(dim=(1, 2, 3)).sum(), moved)[0]
                 optimizer.step()
                 if step in steps:
                     found[f"{attack} {step}"] = moved.detach().clone()
