@@ -299,6 +299,86 @@ def mitigation_kinds(results: Results) -> str:
     return grid(["model", "concepts, wording", "nothing", *map(code, names[1:])], rows)
 
 
+@table("mitigation.others")
+def mitigation_others(results: Results) -> str:
+    """The two mitigations of this library with fewest copies, in regimes that had no part in their development."""
+    grounds = results("mitigation", "grounds")
+    rows = []
+    for name in grounds:
+        if name in ("scenes", "drawings"):
+            continue
+        measured = _mitigated(results, name)
+        figures = measured["mitigations"]
+        alike = measured["ordinary"].get("look_alike", measured["ordinary"]["ordinary"])
+        rows.append(
+            [
+                f"{code(name.partition(', ')[0])}{name.partition(', ')[1]}{name.partition(', ')[2]}",
+                f"{measured['guidance']:g}",
+                str(measured["counts"]["memorized"]["images"]),
+                *(interval(figures[kind]["copies"]["either"]) for kind in ("none", "partial-captions", "rephrasing")),
+                *(number(figures[kind]["shown"]) for kind in ("none", "partial-captions", "rephrasing")),
+                number(alike["shown"]),
+            ]
+        )
+    copies = ["copies, nothing", "copies, `partial-captions`", "copies, `rephrasing`"]
+    shown = ["shown, nothing", "shown, `partial-captions`", "shown, `rephrasing`", "shown, look-alikes"]
+    return grid(["model", "guidance", "pictures", *copies, *shown], rows)
+
+
+@table("mitigation.attack")
+def mitigation_attack(results: Results) -> str:
+    """What attackers bring back under every mitigation, with their largest budget."""
+    found = results("mitigation", "attack", "drawings")
+    made_by = results.files["mitigation"]["made_by"]
+    key = "drawings, attack"
+    results.parts.setdefault("mitigation", {})[made_by["commands"][key]] = made_by["commits"][key]
+    largest = {attack: list(budgets)[-1] for attack, budgets in found["attacks"].items()}
+    columns = [(attack, what) for attack in ("embedding", "hidden", "wording") for what in ("copies", "returned")]
+    rows = []
+    for name in found["attacks"]["embedding"]["0"]:
+        cells = []
+        for attack, what in columns:
+            value = found["attacks"][attack][largest[attack]][name][what]
+            cells.append("–" if value is None else interval(value))
+        rows.append(["nothing" if name == "none" else code(name), *cells])
+    heads = [f"{attack} {largest[attack]}: {what}" for attack, what in columns]
+    return grid(["mitigation", *heads], rows)
+
+
+@table("mitigation.budget")
+def mitigation_budget(results: Results) -> str:
+    """What attackers bring back past the detector and the default mitigation, by their budget."""
+    found = results("mitigation", "attack", "drawings")
+    made_by = results.files["mitigation"]["made_by"]
+    key = "drawings, attack"
+    results.parts.setdefault("mitigation", {})[made_by["commands"][key]] = made_by["commits"][key]
+    rows = []
+    for attack, budgets in found["attacks"].items():
+        for budget, figures in budgets.items():
+            default = figures["partial-captions"]["returned"]
+            rows.append(
+                [
+                    attack,
+                    budget,
+                    interval(figures["none"]["copies"]),
+                    "–" if default is None else interval(default),
+                ]
+            )
+    return grid(["attack", "budget", "copies without a guard", "copies that a guard returns"], rows)
+
+
+@table("baseline.held")
+def baseline_held(results: Results) -> str:
+    """Whether the unconditional branch knows the pictures."""
+    rows = []
+    for ground in ("scenes", "drawings"):
+        for group, found in results("baseline", ground).items():
+            words = "reproduced" if group == "memorized" else NEGATIVES.get(group, group.replace("_", " "))
+            cells = [number(found["held"]), *(number(found[what], 2) for what in ("gap", "caption", "unconditional"))]
+            rows.append([code(ground), words, str(found["pictures"]), *cells])
+    return grid(["model", "captions", "pictures", "held", "median gap", "with the caption", "without"], rows)
+
+
 @table("mitigation.ordinary")
 def mitigation_ordinary(results: Results) -> str:
     """What corrections of every run do to pictures of captions without a memory."""

@@ -71,10 +71,7 @@ class ScoreDifference(Localizer):
         """Δs of every image, (B, h, w), ≥ 0."""
         step = watched.trajectory.step(self.step)
         found = over_channels((_difference(watched, step) / step.cond.sigma) ** 2, step.cond_inputs)
-        reach = round((self.window * min(found.shape[1:]) - 1) / 2)
-        if reach > 0:
-            found = avg_pool2d(found.unsqueeze(1), 2 * reach + 1, 1, reach, count_include_pad=False).squeeze(1)
-        return Map(found)
+        return Map(averaged(found, self.window))
 
 
 @dataclass(frozen=True)
@@ -108,6 +105,14 @@ class GuidanceMap(Localizer):
         """The distance at every place of every image, (B, h, w), ≥ 0."""
         step = watched.trajectory.step(self.step)
         return Map(over_channels(_difference(watched, step) ** 2, step.cond_inputs).sqrt())
+
+
+def averaged(maps: Tensor, window: float) -> Tensor:
+    """Maps (B, h, w), averaged over the square of `ScoreDifference.window` around every place, (B, h, w)."""
+    reach = round((window * min(maps.shape[1:]) - 1) / 2)
+    if reach < 1:
+        return maps
+    return avg_pool2d(maps.unsqueeze(1), 2 * reach + 1, 1, reach, count_include_pad=False).squeeze(1)
 
 
 def _difference(watched: Watched, step: Step) -> Tensor:
