@@ -10,11 +10,12 @@ which is not here, so the tokenizer is one in CLIP's format that knows the words
 still has a row for each of the 49,408 tokens. Weights are in bfloat16, which takes half the memory of float32.
 
 The model is saved to a folder of its own (5 GB are needed while it is made), and every command runs in a process of
-its own, so that its largest memory can be told. `calibrate` takes at least 100 references, so it and `detect` make one
-solver step only. On one core everything takes about an hour. The folder is removed in the end.
+its own, so that its largest memory can be told. `localize` makes a picture of 512 by 512 pixels. `calibrate` takes at
+least 100 references, so it and `detect` make pictures of 128 by 128 pixels with the same networks. The folder is removed
+in the end.
 
-`commands`: name → `arguments`, `exit_code`, `seconds` of wall-clock time, and `peak_gib`, the largest memory of the
-process in GiB. `maps`: localizer → size of its map of a picture of 512 by 512 pixels, its share of finite values, and
+`commands`: name → `arguments`, `exit_code`, `seconds` of wall-clock time, `cpu_seconds`, and `peak_gib`, the largest
+memory of the process in GiB. `maps`: localizer → size of its map of a picture of 512 by 512 pixels, its share of finite values, and
 its kind of number. `parameters`: of every network.
 """
 
@@ -45,8 +46,8 @@ VOCABULARY = 49_408
 REFERENCES = [f"a red circle {number}" for number in range(100)]
 """As few as `calibrate` takes."""
 JUDGED = ["a blue star", "a green ring"]
-COMMON = ["--guidance", "7.5", "--scheduler", "ddim", "--dtype", "bfloat16", "--device", "cpu"]
-ONE_STEP = [*COMMON, "--steps", "1", "--batch-size", "2"]
+COMMON = ["--steps", "2", "--guidance", "7.5", "--scheduler", "ddim", "--dtype", "bfloat16", "--device", "cpu"]
+SMALL = [*COMMON, "--height", "128", "--width", "128"]
 LOCALIZERS = ("score-difference", "bright-ending", "curvature-difference")
 
 
@@ -70,11 +71,11 @@ def of(folder: Path) -> dict[str, list[str]]:
     model, calibration = str(folder / "model"), str(folder / "calibration.safetensors")
     prompts = [part for prompt in JUDGED for part in ("--prompt", prompt)]
     named = [part for name in LOCALIZERS for part in ("--localizer", name)]
-    mapping = ["--steps", "2", "--prompt", JUDGED[0], *named, "--probes", "8", "-o", str(folder / "maps")]
+    mapping = ["--prompt", JUDGED[0], *named, "--probes", "8", "-o", str(folder / "maps")]
     return {
+        "calibrate": ["calibrate", model, "--prompts", str(folder / "reference.txt"), *SMALL, "-o", calibration],
+        "detect": ["detect", model, *prompts, "--calibration", calibration, "--fpr", "0.02", *SMALL],
         "localize": ["localize", model, *COMMON, *mapping],
-        "calibrate": ["calibrate", model, "--prompts", str(folder / "reference.txt"), *ONE_STEP, "-o", calibration],
-        "detect": ["detect", model, *prompts, "--calibration", calibration, "--fpr", "0.02", *ONE_STEP],
     }
 
 
@@ -97,7 +98,13 @@ def ran(folder: Path, arguments: list[str]) -> dict[str, Any]:
     print(said, file=sys.stderr)
     shown = [argument.replace(str(folder), "FOLDER") for argument in arguments]
     # Linux counts this in KiB
-    return {"arguments": shown, "exit_code": code, "seconds": seconds, "peak_gib": usage.ru_maxrss / 2**20}
+    return {
+        "arguments": shown,
+        "exit_code": code,
+        "seconds": seconds,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_gib": usage.ru_maxrss / 2**20,
+    }
 
 
 def prepare(folder: Path) -> dict[str, int]:
