@@ -9,14 +9,13 @@ Networks, scheduler and pipeline have the configuration of Stable Diffusion 1.4.
 which is not here, so the tokenizer is one in CLIP's format that knows the words of these prompts. The text encoder
 still has a row for each of the 49,408 tokens. Weights are in bfloat16, which takes half the memory of float32.
 
-The model is saved to a folder of its own (5 GB are needed while it is made), and every command runs in a process of
-its own, so that its largest memory can be told. `localize` makes a picture of 512 by 512 pixels. `calibrate` takes at
-least 100 references, so it and `detect` make pictures of 128 by 128 pixels with the same networks. The folder is removed
-in the end.
+The model is saved to a folder of its own (5 GB are needed while it is made), which is removed in the end. Every command
+runs in a process of its own, so that its largest memory can be told. `localize` makes a picture of 512 by 512 pixels.
+`calibrate` takes at least 100 references, so it and `detect` make pictures of 128 by 128 pixels with the same networks.
 
 `commands`: name → `arguments`, `exit_code`, `seconds` of wall-clock time, `cpu_seconds`, and `peak_gib`, the largest
-memory of the process in GiB. `maps`: localizer → size of its map of a picture of 512 by 512 pixels, its share of finite values, and
-its kind of number. `parameters`: of every network.
+memory of the process in GiB. `maps`: localizer → size of its map of a picture of 512 by 512 pixels, its share of finite
+values, and its kind of number. `parameters`: of every network.
 """
 
 # diffusers annotates its configurations as tuples of one element and refuses its own None
