@@ -84,14 +84,32 @@ def lists(folder):
         Image.fromarray(mask).save(templates / "mask" / f"{number}_mask.jpg")
     names = {f"{kind}_file": [f"templates/{where}/{n}_{kind}.jpg" for n in range(2)] for kind, where in FOLDERS}
     parquet(templates / "metadata.parquet", {**names, "url": ["http://a/0", "http://a/1"]})
-    kinds = ["MV", "RV", "TV", "TV", "TV", "N"]
+    kinds = ["MV", "RV", "TV", "TV", "TV", "N", "N", "TV"]
     truth = {
-        "caption": ["a red ring", "a red disc", "a blue ring", "a blue disc", 'a "blue" bar, wide', "a pink heart"],
-        "url": [f"http://b/{number}" for number in range(6)],
-        "index": list(range(6)),
+        "caption": [
+            "a red ring",
+            "a red disc",
+            "a blue ring",
+            "a blue disc",
+            'a "blue" bar, wide',
+            "a pink heart",
+            "a red ring ",
+            "a star",
+        ],
+        "url": [f"http://b/{number}" for number in range(8)],
+        "index": list(range(8)),
         "overfit_type": kinds,
-        "retrieved_urls": [[], ["http://b/0"], ["http://a/0"], ["http://a/0", "http://a/1"], ["http://a/1"], []],
-        "template_indices": [[], [], [[0]], [[0, 1]], [[1]], []],
+        "retrieved_urls": [
+            [],
+            ["http://b/0"],
+            ["http://a/0"],
+            ["http://a/0", "http://a/1"],
+            ["http://a/1"],
+            [],
+            [],
+            None,
+        ],
+        "template_indices": [[], [], [[0]], [[0, 1]], [[1]], [], [], []],
     }
     parquet(folder / "lists" / "groundtruth_parquets" / "sdv1_bb_edge_groundtruth.parquet", truth)
     others = ["a red ring", "a green star 0", *(f" a green star {number}" for number in range(200))]
@@ -161,11 +179,11 @@ def test_the_lists_become_labels(page, place, run):
     run("export LIST=sdv1_bb_edge_groundtruth")
     assert run("python labels.py").splitlines() == [
         "memorized.csv 5 prompts, 2 clusters",
-        "labels.csv 14 prompts, 11 clusters",
+        "labels.csv 15 prompts, 12 clusters",
         "templates.csv 11 prompts, 9 clusters",
         "references.csv 150 prompts, 150 clusters",
     ]
-    assert Path("labels.csv").read_text(encoding="utf-8").splitlines()[:8] == [
+    assert Path("labels.csv").read_text(encoding="utf-8").splitlines()[:9] == [
         "prompt,label,cluster,mask",
         "a red ring,memorized,http://b/0,",
         "a red disc,memorized,http://b/0,",
@@ -173,6 +191,7 @@ def test_the_lists_become_labels(page, place, run):
         "a blue disc,memorized,template 0,lists/templates/mask/0_mask.jpg",
         '"a ""blue"" bar, wide",memorized,template 0,lists/templates/mask/1_mask.jpg',
         "a pink heart,unconfirmed,http://b/5,",
+        "a star,unconfirmed,http://b/7,",
         "a green star 0,ordinary,,",
     ]
 
