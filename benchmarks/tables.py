@@ -1258,3 +1258,10 @@ def real_sizes_maps(results: Results) -> str:
         for name, found in results("real_sizes", "maps").items()
     ]
     return grid(["map", "size", "share of finite values"], rows)
+
+
+@table("real_sizes.parameters")
+def real_sizes_parameters(results: Results) -> str:
+    """The networks of the model of the real sizes."""
+    rows = [[code(name), f"{count:,}"] for name, count in results("real_sizes", "parameters").items()]
+    return grid(["network", "parameters"], rows)
