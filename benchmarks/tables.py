@@ -1295,3 +1295,98 @@ def words_named(results: Results) -> str:
         rows.append([code(ground), "none: the whole caption", "–", interval(found["reproduced"]["nothing"])])
     heads = ["the word is the invented name", "the picture comes back without the word"]
     return grid(["model", "word named by", *heads], rows)
+
+
+# Published protocols (protocols.json, real_sizes.json)
+
+ASSUMED = 0.1
+"""Seconds of one evaluation that the column of hours assumes; nobody measured it."""
+
+PUBLISHED_AUC = {
+    "stability": ".9995–.9997",
+    "guidance-mean": ".983",
+    "guidance-first": ".976",
+    "sharpness": ".987",
+    "anisotropy": ".994",
+    "bright-ending": ".986",
+}
+"""Detector → AUC on Stable Diffusion 1.4 as published; the page names the sources."""
+
+PUBLISHED_IOU = {
+    "bright-ending": ".751",
+    "curvature": ".586",
+    "curvature-difference": ".899",
+    "score-difference": ".830",
+    "curvature-difference-checkpoint": ".921",
+    "score-difference-checkpoint": ".863",
+}
+"""Map → IoU on templates of Stable Diffusion 1.4 at the best threshold (arXiv:2605.26756)."""
+
+
+@table("protocols.cost")
+def protocols_cost(results: Results) -> str:
+    """What the commands of the published protocols take."""
+    rows = []
+    for name, found in results("protocols", "commands").items():
+        hours = found["total"] * ASSUMED / 3600
+        each = f"{found['evaluations']} + {found['extra']:g}"
+        rows.append([code(name), str(found["images"]), each, f"{found['total']:,.0f}", f"{hours:.1f}"])
+    heads = ["pictures", "evaluations of a picture: run + methods", "total"]
+    return grid(["command", *heads, f"hours if *s* = {ASSUMED:g}"], rows)
+
+
+@table("protocols.here")
+def protocols_here(results: Results) -> str:
+    """Published figures beside those of two grounds, in the same measures."""
+    grounds = ("scenes", "drawings")
+    detectors = [_benched(results, ground)["detectors"] for ground in grounds]
+    rows = [
+        [
+            f"AUC of {code(name)}",
+            published,
+            *(interval(one[name]["auc"]["reproduced"]["ordinary"]) for one in detectors),
+        ]
+        for name, published in PUBLISHED_AUC.items()
+    ]
+    maps = [_benched(results, ground, "maps")["maps"] for ground in grounds]
+    everything = [number(one["everything"]["template"]) for one in maps]
+    rows.append(["IoU of marking everything, templates", ".560", *everything])
+    for name, published in PUBLISHED_IOU.items():
+        found = [number(one["localizers"][name]["oracle_iou"]["template"]) for one in maps]
+        rows.append([f"IoU of {code(name)}, templates, best threshold", published, *found])
+    copies = [
+        _mitigated(results, ground)["mitigations"]["stability-published"]["copies"]["either"] for ground in grounds
+    ]
+    rows.append(["copies left by `stability-published`", "0.0%", *map(interval, copies)])
+    return grid(["measure", "published, SD 1.4", *(f"here, {code(ground)}" for ground in grounds)], rows)
+
+
+@table("real_sizes.commands")
+def real_sizes_commands(results: Results) -> str:
+    """Time and memory of the commands at the real sizes."""
+    rows = []
+    for name, found in results("real_sizes", "commands").items():
+        times = [f"{found[what]:,.0f}" for what in ("seconds", "cpu_seconds")]
+        given = found["arguments"]
+        side = given[given.index("--height") + 1] if "--height" in given else "512"
+        steps = given[given.index("--steps") + 1]
+        rows.append([code(name), f"{side}×{side}", steps, *times, f"{found['peak_gib']:.1f}"])
+    heads = ["pictures", "steps", "seconds", "CPU seconds"]
+    return grid(["command", *heads, "largest memory of the process, GiB"], rows)
+
+
+@table("real_sizes.maps")
+def real_sizes_maps(results: Results) -> str:
+    """What the maps of a picture of 512 by 512 pixels are like."""
+    rows = [
+        [code(name), "×".join(map(str, found["size"])), number(found["finite"], 2)]
+        for name, found in results("real_sizes", "maps").items()
+    ]
+    return grid(["map", "size", "share of finite values"], rows)
+
+
+@table("real_sizes.parameters")
+def real_sizes_parameters(results: Results) -> str:
+    """The networks of the model of the real sizes."""
+    rows = [[code(name), f"{count:,}"] for name, count in results("real_sizes", "parameters").items()]
+    return grid(["network", "parameters"], rows)

@@ -181,6 +181,33 @@ def test_masks_of_labelled_prompts(tmp_path):
         of_file(path)
 
 
+def test_the_command_maps_at_the_given_evaluation(tmp_path, cryptomnesia):
+    """The curvature difference of arXiv:2605.26756 is that of the last evaluation."""
+    stable_diffusion().save_pretrained(tmp_path / "tiny")
+    (tmp_path / "references.txt").write_text("\n".join(REFERENCES))
+    (tmp_path / "labels.csv").write_text("prompt,label\na red ring,memorized\na blue ring,ordinary\n")
+    given = [
+        "bench", "localize", "--model", tmp_path / "tiny", "--labels", tmp_path / "labels.csv",
+        "--references", tmp_path / "references.txt", "--steps", 2, "--guidance", 2, "-o", tmp_path / "maps",
+    ]  # fmt: skip
+    code, _, err = cryptomnesia(*given, "--localizer", "score-difference", "--probes", 8)
+    assert code == 2
+    assert "got --probes, and score-difference has no such setting" in err
+    code, _, _ = cryptomnesia(*given, "--localizer", "score-difference", "--at", 0)
+    assert code == 0
+    packet = MapPacket.load(tmp_path / "maps" / MAPS)
+    assert "step=0" in packet.methods["score-difference"]["describe"]
+    early = packet.tensors["map/score-difference"]
+    code, _, err = cryptomnesia(*given, "--localizer", "score-difference")
+    assert code == 2
+    assert "holds a bench with other settings" in err
+    code, _, _ = cryptomnesia(*given[:-1], tmp_path / "late", "--localizer", "score-difference", "--at", -1)
+    assert code == 0
+    late = MapPacket.load(tmp_path / "late" / MAPS).tensors["map/score-difference"]
+    assert early.shape == late.shape
+    assert not torch.equal(early, late)
+
+
 @pytest.mark.slow
 def test_the_command_on_a_ground(tmp_path, cryptomnesia):
     given = ("--ground", "scenes", "--positives", "28", "--negatives", "4", "--localizer", "guidance-map")

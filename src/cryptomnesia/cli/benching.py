@@ -188,7 +188,7 @@ def bench_localize(
 def mapped(settings: BenchLocalizeSettings, folder: Path, report: "Progress") -> "MapPacket":
     """What `bench localize` measures, in a folder."""
     from cryptomnesia.bench.localizing import bench_maps
-    from cryptomnesia.localizers import localizers_of
+    from cryptomnesia.cli.maps import localizers_for
 
     check_folder(folder)
     check_names("localizer", settings.localizer)
@@ -198,7 +198,7 @@ def mapped(settings: BenchLocalizeSettings, folder: Path, report: "Progress") ->
         given.setup,
         given.trials,
         given.references,
-        localizers_of(named, given.setup),
+        localizers_for(settings, named, given.setup),
         folder,
         about=given.about,
         truth=labelled if given.manifest is None else partial(planted, given.manifest),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cryptomnesia.cli.bundled import early_checkpoint
 from cryptomnesia.cli.common import pipeline_of
 from cryptomnesia.errors import UsageError
-from cryptomnesia.settings import CalibrateSettings, DetectSettings, GuardSettings, LocalizeSettings
+from cryptomnesia.settings import CalibrateSettings, DetectSettings, GuardSettings, LocalizeSettings, PlaceSettings
 
 if TYPE_CHECKING:
     from cryptomnesia.localizers import Localizer
@@ -37,10 +37,8 @@ def named_localizers(names: Sequence[str]) -> "list[Localizer]":
     return [localizer(name) for name in names if name != "auto"]
 
 
-def localizers_for(
-    settings: LocalizeSettings | CalibrateSettings, names: Sequence[str], setup: "Setup"
-) -> "list[Localizer]":
-    """The localizers of these names, with `--at`, `--probes`, `--wanted` and `--memory` where they have such settings.
+def localizers_for(settings: PlaceSettings, names: "Sequence[str | Localizer]", setup: "Setup") -> "list[Localizer]":
+    """These localizers, with `--at`, `--probes`, `--wanted` and `--memory` where they have such settings.
 
     Raises:
         UsageError: for a name that is unknown or given twice, for one that cannot work in the set-up, or for a setting
@@ -70,7 +68,7 @@ def localizers_for(
     return localizers_of(changed, setup)
 
 
-def _check_used(settings: LocalizeSettings | CalibrateSettings, localizers: "Sequence[Localizer]") -> None:
+def _check_used(settings: PlaceSettings, localizers: "Sequence[Localizer]") -> None:
     """Refuse settings that none of the localizers has."""
     has = {
         "at": any("step" in _fields(method) for method in localizers),

@@ -212,20 +212,14 @@ class DemoSettings(FlaggedSettings):
     """Try the mitigation on flagged images."""
 
 
-class MapSettings(Settings):
-    """The maps to make, and how."""
+class PlaceSettings(Settings):
+    """Where in a run maps look, and how exactly."""
 
     panel: ClassVar[str | None] = "Maps"
 
-    localizer: Names = Field(default_factory=list)
-    """Localizer that makes maps; can be given several times; the default of the model's family unless given. `methods`
-    lists all."""
     at: float | None = None
     """Evaluation that the maps look at: 0 is the first one, -1 the last one, 0.3 three tenths into the run. Every
     localizer has a default of its own."""
-    checkpoint: str | None = None
-    """Less-trained checkpoint for the localizers that are compared with one: a local folder or a hub id. The bundled
-    model has one. `calibrate` also takes the base of a fine-tune, for the detector `base-difference`."""
     probes: int | None = Field(None, ge=1)
     """Products with the Jacobian per image, for the localizers that estimate one: a multiple of 8. By default 16, or at
     most 512 with `wanted`."""
@@ -234,6 +228,17 @@ class MapSettings(Settings):
     spent."""
     memory: float | None = Field(None, gt=0)
     """Memory in GiB that such a map may take beside the model; by default 2."""
+
+
+class MapSettings(PlaceSettings):
+    """The maps to make, and how."""
+
+    localizer: Names = Field(default_factory=list)
+    """Localizer that makes maps; can be given several times; the default of the model's family unless given. `methods`
+    lists all."""
+    checkpoint: str | None = None
+    """Less-trained checkpoint for the localizers that are compared with one: a local folder or a hub id. The bundled
+    model has one. `calibrate` also takes the base of a fine-tune, for the detector `base-difference`."""
 
 
 class LocalizeSettings(MaskSettings, MapSettings, GenerateSettings):
@@ -351,7 +356,7 @@ class BenchDetectSettings(TrialSettings):
     nothing."""
 
 
-class BenchLocalizeSettings(TrialSettings):
+class BenchLocalizeSettings(TrialSettings, PlaceSettings):
     """Everything that the result of `bench localize` depends on."""
 
     negatives: int = Field(200, ge=1, le=2_000)
