@@ -367,6 +367,21 @@ def mitigation_budget(results: Results) -> str:
     return grid(["attack", "budget", "copies without a guard", "copies that a guard returns"], rows)
 
 
+@table("filtered.iou")
+def filtered_iou(results: Results) -> str:
+    """Score differences, averaged over windows."""
+    windows = [f"{window:.2f}" for window in results("filtered", "made_by", "windows")]
+    rows = []
+    for ground in ("scenes", "drawings"):
+        for name in ("score-difference", "score-difference-checkpoint"):
+            for window, found in zip(windows, results("filtered", ground, name), strict=True):
+                marked = (number(found["marked"][group]) for group in ("ordinary", "fixed_pixels", "free"))
+                iou = [interval(found["iou"]["reproduced"]), number(found["oracle_iou"]["reproduced"])]
+                rows.append([code(ground), code(name), window, *iou, *marked])
+    heads = ["window", "IoU", "IoU at the best threshold", "marked of never-planted captions"]
+    return grid(["model", "map", *heads, "marked of captions that fix most pixels", "marked of the free region"], rows)
+
+
 @table("baseline.held")
 def baseline_held(results: Results) -> str:
     """Whether the unconditional branch knows the pictures."""
