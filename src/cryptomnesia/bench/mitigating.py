@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from cryptomnesia.bench.detecting import Progress, alone, calibrated, made_with, settings_of
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED, figures_of
@@ -29,6 +28,7 @@ from cryptomnesia.guarding.making import Maker
 from cryptomnesia.mitigations import Correction, Flagged, Mitigation
 from cryptomnesia.pipelines.call import silent
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.tracing.counting import Counting
 from cryptomnesia.tracing.generation import check_call, kept_prompts
 from cryptomnesia.verdicts import Verdict
 
@@ -197,7 +197,7 @@ def _batch(
     studio: Any = _Studio(maker)
     dropped: list[list[str]] = [[] for _ in trials]
     began = time.perf_counter()
-    with _Counting(setup.family.module) as counting:
+    with Counting(setup.family.module) as counting:
         if mitigation is None:
             studio.make(calls)
         else:
@@ -261,25 +261,6 @@ class _Studio:
             picture = (image.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
             self.newest[call["generator"].initial_seed()] = picture, verdict
         return output, verdicts
-
-
-class _Counting:
-    """Counts the samples that a network evaluates."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.samples = 0
-        self._network = network
-
-    def __enter__(self) -> "_Counting":
-        self._hook = self._network.register_forward_hook(self._count, with_kwargs=True)
-        return self
-
-    def _count(self, _: nn.Module, args: Any, kwargs: Mapping[str, Any], __: Any) -> None:
-        given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > 1)
-        self.samples += len(given)
-
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
 
 
 def _packet(
