@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryptomnesia.auditing.rows import columns, verdict_columns
+from cryptomnesia.auditing.rows import RETURNED, columns, verdict_columns
 from cryptomnesia.calibration.masks import Mask, ReferenceMaps
 from cryptomnesia.detection import Examination, Finding
 from cryptomnesia.errors import UsageError
@@ -26,9 +26,6 @@ NO_MATCH: dict[str, Any] = dict.fromkeys(
     f"{place}_{what}" for place in ("whole", "region") for what in ("path", "distance", "relative", "p")
 ) | {"matched_whole": False, "matched_region": False}
 """The columns of an image that was compared with no training image."""
-
-RETURNED = "returned_"
-"""What the names of columns begin with that hold the match of what a guard returned."""
 
 
 @dataclass(frozen=True)

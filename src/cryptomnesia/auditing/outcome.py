@@ -189,7 +189,7 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
     for prompt, rows in grouped.items():
         rows.sort(key=_worst_first)
         judged = Judged(prompt, max(Level[row["level"]] for row in rows), rows)
-        prompts.append(judged if guard is None else _behind(judged, store.about["settings"]["fpr"]))
+        prompts.append(judged if guard is None else _behind(judged, settings.fpr))
     prompts.sort(key=lambda judged: (-judged.level, _worst_first(judged.images[0])))
     decision = decided(prompts, settings, behind=guard is not None)
     safeguard = None

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cryptomnesia.auditing.evidence import Gate, Level
-from cryptomnesia.statistics import Estimate, paired_difference, rate
+from cryptomnesia.auditing.rows import RETURNED
+from cryptomnesia.statistics import Estimate, covering_exact, paired_difference, rate
 
 Row = Mapping[str, Any]
 """What a run stored of one image."""
@@ -196,17 +197,25 @@ def _reproduced(row: Row) -> Seen:
         matched = row[f"{place}matched_whole"] or row[f"{place}matched_region"]
         return int(matched), int(matched or row["map_missing"] is not None)
 
-    return Seen(bounds(""), (0, 0) if is_withheld(row) else bounds("returned_"), is_same(row))
+    return Seen(bounds(""), (0, 0) if is_withheld(row) else bounds(RETURNED), is_same(row))
 
 
 def _effect(groups: Sequence[Sequence[Seen]]) -> Effect:
     """The shares of images; a group is what is seen of the images of one prompt."""
 
     def share(side: int) -> Estimate:
-        low, high = (rate([np.array([one[side][end] for one in group], float) for group in groups]) for end in (0, 1))
+        low, high = (_rate([np.array([one[side][end] for one in group], float) for group in groups]) for end in (0, 1))
         return Estimate(low.value, low.low, high.high)
 
     return Effect(share(0), share(1), _difference(groups))
+
+
+def _rate(groups: list[np.ndarray]) -> Estimate:
+    """A share of hits with its interval, which is exact if no two images are of one prompt, as that of the gate is."""
+    if all(len(group) == 1 for group in groups):
+        value = float(np.concatenate(groups).mean())
+        return covering_exact(Estimate(value, value, value), len(groups))
+    return rate(groups)
 
 
 def _difference(groups: Sequence[Sequence[Seen]]) -> Estimate:
