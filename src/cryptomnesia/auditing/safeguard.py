@@ -184,7 +184,8 @@ def _flagged(row: Row) -> Seen:
     """Whether an image is flagged."""
 
     def bounds(p_value: float) -> tuple[int, int]:
-        return (0, 1) if math.isnan(p_value) else (int(p_value <= row["fpr"]),) * 2
+        flagged = int(p_value <= row["fpr"])
+        return (0, 1) if math.isnan(p_value) else (flagged, flagged)
 
     behind = (0, 0) if is_withheld(row) else bounds(row["returned_p"])
     return Seen(bounds(row["p_value"]), behind, is_same(row))
@@ -202,12 +203,17 @@ def _reproduced(row: Row) -> Seen:
 
 def _effect(groups: Sequence[Sequence[Seen]]) -> Effect:
     """The shares of images; a group is what is seen of the images of one prompt."""
+    return Effect(
+        _share([[one.without for one in group] for group in groups]),
+        _share([[one.behind for one in group] for group in groups]),
+        _difference(groups),
+    )
 
-    def share(side: int) -> Estimate:
-        low, high = (_rate([np.array([one[side][end] for one in group], float) for group in groups]) for end in (0, 1))
-        return Estimate(low.value, low.low, high.high)
 
-    return Effect(share(0), share(1), _difference(groups))
+def _share(groups: Sequence[Sequence[tuple[int, int]]]) -> Estimate:
+    """A share with its interval, of images of which the bounds are known."""
+    low, high = (_rate([np.array([bounds[end] for bounds in group], float) for group in groups]) for end in (0, 1))
+    return Estimate(low.value, low.low, high.high)
 
 
 def _rate(groups: list[np.ndarray]) -> Estimate:

@@ -220,7 +220,9 @@ def policy_of(policy: str | type[Policy] | Policy) -> Policy:
             raise UsageError(f"got the unknown policy {policy!r}; known are {', '.join(POLICIES)}")
         return POLICIES[policy]()
     made = policy() if isinstance(policy, type) else policy
-    if missing := [name for name in ("name", "acts", "mitigates", "corrects", "settle", "cost") if not hasattr(made, name)]:
+    if missing := [
+        name for name in ("name", "acts", "mitigates", "corrects", "settle", "cost") if not hasattr(made, name)
+    ]:
         raise UsageError(
             f"got {policy!r} as policy, which lacks {', '.join(missing)}; give {', '.join(POLICIES)}, or an object of "
             "a subclass of `cryptomnesia.Policy`"

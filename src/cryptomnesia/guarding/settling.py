@@ -16,7 +16,7 @@ from torch import Tensor
 from cryptomnesia.guarding.calls import Noise
 from cryptomnesia.guarding.making import Maker
 from cryptomnesia.guarding.policies import Open, Policy
-from cryptomnesia.mitigations.base import Correction, Flagged, Mitigation, Remade, withheld
+from cryptomnesia.mitigations.base import Correction, Flagged, Mitigation, Remade, Studio, withheld
 from cryptomnesia.tracing.counting import Counting
 from cryptomnesia.verdicts import Verdict
 
@@ -66,7 +66,7 @@ def returned(
         mitigation: of the guard, None if the policy needs none.
         maker: makes images with the pipeline.
     """
-    studio = _Remembering(maker)
+    studio: Any = _Remembering(maker)
     correction = None
     if mitigation is not None and policy.corrects:
         correction = mitigation.correction(maker.references)
@@ -102,7 +102,7 @@ def _corrected(
     images: Sequence[Tensor],
     verdicts: Sequence[Verdict],
     correction: Correction,
-    studio: "_Remembering",
+    studio: Studio,
 ) -> tuple[list[Returned], list[Verdict]]:
     """What the user's own call gives under a correction, and the verdicts on its images."""
     with Counting(studio.setup.family.module) as counting:
@@ -141,7 +141,7 @@ def _image(output: Any, place: int) -> Tensor:
     return output.images[place].float().cpu()
 
 
-def _branches(studio: Any) -> int:
+def _branches(studio: Studio) -> int:
     """Samples of the denoiser in one evaluation of one image."""
     return 2 if studio.setup.guided else 1
 

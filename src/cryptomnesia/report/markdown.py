@@ -16,6 +16,7 @@ def model_card(found: Outcome) -> str:
         matched += f"; {left_out} more files could not be used"
     made_by = f"cryptomnesia {found.about['versions']['cryptomnesia']}"
     share, low, high = (f"{value:.1%}" for value in (gate.share.value, gate.share.low, gate.share.high))
+    counted = f"{settings.fail_on} or worse" + ("" if found.safeguard is None else " behind the guard")
     remarks = "".join(f"{note[0].upper()}{note[1:]}.\n" for note in notes(found))
     return f"""## Memorization
 
@@ -25,7 +26,7 @@ p ≤ {found.fpr:g}. {_methods(found)} Training images compared with: {matched}.
 {remarks}
 {_table(("evidence", "prompts"), list(found.counts.items()))}
 
-{_safeguard(found)}{share} of prompts (95% interval {low} to {high}) are {settings.fail_on} or worse{" behind the guard" if found.safeguard else ""}; the limit is {gate.limit:.1%}:
+{_safeguard(found)}{share} of prompts (95% interval {low} to {high}) are {counted}; the limit is {gate.limit:.1%}:
 {gate.outcome}.
 
 The prompts decide what an audit can find. These figures hold for prompts like the ones that were used and for these
