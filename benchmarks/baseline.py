@@ -3,7 +3,7 @@
     python benchmarks/baseline.py > docs/results/baseline.json
 
 A map that is compared with the unconditional branch needs one that knows the picture less well than the caption does.
-`caption-gap` measures that for every picture, of about 100 planted pictures and 100 ordinary ones, and of look-alikes and hard negatives:
+`caption-gap` measures that, for about 100 pictures of planted captions, 100 of ordinary ones, and hard negatives:
 
 - `held`: the share of pictures that the unconditional branch holds as firmly as the caption does, a gap of 0 or below.
 - `gap`: the median gap, in log σ; `caption` and `unconditional`: the medians of both branches' log σ_c.

@@ -1,9 +1,13 @@
 """Every mitigation on the same pictures of every ground: docs/results/mitigation.json.
 
     python benchmarks/mitigation.py --ground GROUND [--bundle RUN/bundle] [--guidance W] > docs/results/mitigation.json
+    python benchmarks/mitigation.py --ground GROUND --attack > docs/results/mitigation.json
 
 Makes about 112 pictures of the ground's planted captions again under every mitigation, as `cryptomnesia bench mitigate`
-does; --mitigation leaves others out. What is seen in every picture is copied to docs/results/packets, where
+does; --mitigation leaves others out. With --attack the mitigations are attacked, as `cryptomnesia bench attack` does,
+and the figures are in the block `attack`. The blocks `fidelity` and `quality` put together what the grounds say of
+these: the shares of captions that pictures show, and how sure the classifier is and the Fréchet distance in its
+features. What is seen in every picture is copied to docs/results/packets, where
 `cryptomnesia bench verify` computes every figure again. Pictures are kept in .benchmarks-cache, so an interrupted run
 goes on where it was. Grounds that are not asked for are taken from docs/results/mitigation.json, or from the file that
 --earlier names.
@@ -20,9 +24,13 @@ from typing import Any
 import torch
 from common import CACHE, COMMIT, print_json, progress
 
+from cryptomnesia.bench.attacking import PACKET as ATTACKS
 from cryptomnesia.bench.mitigating import PACKET
+from cryptomnesia.bench.mitigation_figures import UNTOUCHED
+from cryptomnesia.bench.trials import MEMORIZED
+from cryptomnesia.cli.attacking import attacked
 from cryptomnesia.cli.benching import mitigated
-from cryptomnesia.settings import BenchMitigateSettings
+from cryptomnesia.settings import BenchAttackSettings, BenchMitigateSettings
 
 RESULTS, PACKETS = Path("docs/results/mitigation.json"), Path("docs/results/packets")
 
@@ -35,7 +43,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, help="another guidance than the ground's own")
     parser.add_argument("--scheduler", help="another solver than the ground's own")
     parser.add_argument("--mitigation", action="append", default=[], help="mitigation; may be given repeatedly")
-    parser.add_argument("--positives", type=int, default=112, help="images of planted captions, about")
+    parser.add_argument("--attack", action="store_true", help="attack the mitigations")
+    parser.add_argument("--positives", type=int, help="images of planted captions, about, or with --attack captions")
     parser.add_argument("--negatives", type=int, default=200, help="images of ordinary captions")
     parser.add_argument("--earlier", type=Path, default=RESULTS, help="results of the other grounds")
     given = parser.parse_args()
@@ -44,9 +53,11 @@ def main() -> None:
     grounds: dict[str, Any] = earlier.get("grounds", {})
     regime = [f"guidance {given.guidance:g}"] if given.guidance is not None else []
     name = ", ".join([given.ground, *regime, *([given.scheduler] if given.scheduler else [])])
-    folder = CACHE / f"mitigate-{name.replace(', ', '-').replace(' ', '-')}"
+    kind = "attack" if given.attack else "mitigate"
+    folder = CACHE / f"{kind}-{name.replace(', ', '-').replace(' ', '-')}"
     options: dict[str, Any] = {"ground": given.ground, "bundle": given.bundle, "mitigation": given.mitigation}
-    options |= {"positives": given.positives, "negatives": given.negatives}
+    options |= {"negatives": given.negatives}
+    options |= {} if given.positives is None else {"positives": given.positives}
     options |= {key: getattr(given, key) for key in ("guidance", "scheduler") if getattr(given, key) is not None}
     with progress() as start:
         bars: dict[str, Any] = {}
@@ -55,21 +66,58 @@ def main() -> None:
             bars[what] = bars.get(what) or start(f"{name}: {what}", total)
             bars[what](done)
 
-        found = mitigated(BenchMitigateSettings(**options), folder, report)
+        if given.attack:
+            found = attacked(BenchAttackSettings(**options), folder, report)
+        else:
+            found = mitigated(BenchMitigateSettings(**options), folder, report)
     PACKETS.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / PACKET, PACKETS / f"{folder.name}.json.xz")
-    grounds[name] = {
+    shutil.copy(folder / (ATTACKS if given.attack else PACKET), PACKETS / f"{folder.name}.json.xz")
+    measured = {
         "solver": str(found.about["fingerprint"]["scheduler"]).removesuffix("Scheduler").lower(),
         "guidance": float(found.about["fingerprint"]["guidance"]),
         "methods": found.methods,
-        "frechet": found.about["frechet"],
+        **({} if given.attack else {"frechet": found.about["frechet"]}),
         **found.figures,
+        **({"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
     }
-    if torch.cuda.is_available():
-        grounds[name]["device"] = torch.cuda.get_device_name()
+    attack: dict[str, Any] = earlier.get("attack", {})
+    (attack if given.attack else grounds)[name] = measured
+    key = f"{name}, attack" if given.attack else name
     command = " ".join(["python", "benchmarks/mitigation.py", *_shown(sys.argv[1:])])
-    commands = {**earlier.get("made_by", {}).get("commands", {}), name: command}
-    print_json({"grounds": grounds}, commits={**commits, name: COMMIT}, commands=commands)
+    commands = {**earlier.get("made_by", {}).get("commands", {}), key: command}
+    figures = {"grounds": grounds, "fidelity": _fidelity(grounds), "quality": _quality(grounds), "attack": attack}
+    print_json(figures, commits={**commits, key: COMMIT}, commands=commands)
+
+
+def _fidelity(grounds: dict[str, Any]) -> dict[str, Any]:
+    """Ground → mitigation, or group of captions without a memory → the shares of captions that pictures show."""
+    return {
+        name: {
+            kind: {what: found[what] for what in ("shown", "recognized")}
+            for kind, found in {**measured["mitigations"], **measured["ordinary"]}.items()
+        }
+        for name, measured in grounds.items()
+    }
+
+
+def _quality(grounds: dict[str, Any]) -> dict[str, Any]:
+    """Ground → mitigation → confidence, and Fréchet distance of pictures of memorized captions.
+
+    Pictures of captions without a memory, as they are, stand beside the mitigations, by the group of the captions.
+    """
+    return {
+        name: {
+            **{
+                kind: {"confidence": found["confidence"], "frechet": measured["frechet"][kind].get(MEMORIZED)}
+                for kind, found in measured["mitigations"].items()
+            },
+            **{
+                group: {"confidence": found["confidence"], "frechet": measured["frechet"][UNTOUCHED].get(group)}
+                for group, found in measured["ordinary"].items()
+            },
+        }
+        for name, measured in grounds.items()
+    }
 
 
 def _shown(options: list[str]) -> list[str]:

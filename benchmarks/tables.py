@@ -428,6 +428,51 @@ def overhead_memory(results: Results) -> str:
     return grid(["steps", "bytes beyond the unguarded call"], rows)
 
 
+# The example service (service.json)
+
+
+@table("service.cost")
+def service_cost(results: Results) -> str:
+    """Seconds and evaluations per image with a guard and without, by share of memorized captions."""
+    columns = ("mean", "p50", "p95", "p99")
+    rows = [
+        [f"{float(share):.0%}", name, what, *(number(figures[column], digits) for column in columns)]
+        for what, digits in (("seconds", 2), ("evaluations", 1))
+        for share, kinds in results("service", what).items()
+        for name, figures in kinds.items()
+    ]
+    return grid(["memorized captions", "pipeline", "per image", *columns], rows)
+
+
+@table("service.books")
+def service_books(results: Results) -> str:
+    """What a run of the service came to."""
+    kinds, books = results("service", "requests"), results("service", "books")
+    flagged = [f"{kinds[name]['flagged']} of {kinds[name]['count']}" for name in ("ordinary", "memorized")]
+    memory = results("service", "memory")
+    wrong = [books[name] for name in ("without_one_line", "other_line", "lines_without_response")]
+    rows = [
+        ["responses", count(books["responses"])],
+        ["flagged among those with ordinary captions", flagged[0]],
+        ["flagged among those with memorized captions", flagged[1]],
+        [
+            "without exactly one line in the log, with a line that says something else, or lines too many",
+            f"{sum(wrong)}",
+        ],
+        [
+            "unflagged pictures that differ from those of the unguarded pipeline",
+            f"{books['unflagged_but_other_picture']} of {books['unflagged']}",
+        ],
+        ["MiB of the process after the first requests, and at the end", _mebibytes(memory)],
+        ["images until the warning that too many are flagged", str(results("service", "warned_after") or "none came")],
+    ]
+    return grid(["what", "number"], rows)
+
+
+def _mebibytes(memory: Value) -> str:
+    return "–" if memory is None else f"{memory['begin'] / 2**20:.0f}, {memory['end'] / 2**20:.0f}"
+
+
 # Maps (curvature.json)
 
 

@@ -4,6 +4,7 @@ from .attribution import attribute as attribute
 from .auditing.audited import audit as audit
 from .auditing.store import Store as Store
 from .calibration.fitting import calibrate as calibrate
+from .calibration.flag_rate import FlagRate as FlagRate
 from .calibration.masks import Mask as Mask
 from .calibration.stored import Calibration as Calibration
 from .detection import Finding as Finding

@@ -49,7 +49,7 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
         "describe",
         "cost",
     ),
-    "detector": ("running", "score", "reads", "norms", "signals", "earliest"),
+    "detector": ("running", "score", "reads", "norms", "signals", "earliest", "settled"),
     "localizer": ("map", "step", "baseline", "evaluations"),
     "mitigation": ("remake", "correction", "alters", "blinds", "maps", "stronger"),
 }

@@ -39,16 +39,25 @@ def conformal_threshold(null: Tensor, fpr: float) -> float:
     Raises:
         UsageError: if `fpr` is not between 0 and 1, or `null` is too small for it.
     """
-    check_rate(fpr)
-    allowed = int(fpr * (len(null) + 1) + _TOLERANCE) - 1
-    if allowed < 0:
-        raise UsageError(
-            f"a false-positive rate of {fpr:g} needs at least {needed_null(fpr)} null references, the calibration has "
-            f"{len(null)}; ask for {rounded_up(1 / (len(null) + 1))} or more, or calibrate on {needed_references(fpr)} "
-            "prompts"
-        )
+    allowed = flagged_ranks(len(null), fpr) - 1
     highest = null.sort(descending=True).values
     return torch.nextafter(highest[allowed], torch.tensor(torch.inf)).item()
+
+
+def flagged_ranks(null: int, fpr: float) -> int:
+    """How many of the n + 1 ranks that a score can have among a null of n scores are flagged: those with p ≤ `fpr`.
+
+    Raises:
+        UsageError: if `fpr` is not between 0 and 1, or the null is too small for it.
+    """
+    check_rate(fpr)
+    ranks = int(fpr * (null + 1) + _TOLERANCE)
+    if ranks < 1:
+        raise UsageError(
+            f"a false-positive rate of {fpr:g} needs at least {needed_null(fpr)} null references, the calibration has "
+            f"{null}; ask for {rounded_up(1 / (null + 1))} or more, or calibrate on {needed_references(fpr)} prompts"
+        )
+    return ranks
 
 
 def check_rate(fpr: float) -> None:

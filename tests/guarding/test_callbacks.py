@@ -79,8 +79,9 @@ def test_it_runs_at_every_step_of_every_run_that_makes_images(
     policy, mitigation, several, guarded, calibration, monkeypatch
 ):
     counter = Counter(guarded, monkeypatch)
-    # at this rate nearly every image is flagged, so that the policy has something to do
-    with guard(guarded, calibration, policy=policy, fpr=0.98, mitigation=mitigation):
+    # at this rate nearly every image is flagged, so that the policy has something to do; the score of the detector is
+    # settled at the end, so that no run ends early
+    with guard(guarded, calibration, policy=policy, fpr=0.98, mitigation=mitigation, detector="drift"):
         call(guarded, counter)
     assert (counter.runs > 1) == several
     assert counter.calls == STEPS * counter.runs

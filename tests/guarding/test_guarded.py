@@ -256,7 +256,8 @@ def test_a_failed_call_takes_an_early_decision_back(pipe, calibration):
             raise RuntimeError("stop")
         return values
 
-    with guard(pipe, flagging(calibration, EVERYTHING), policy="block", decide_by=2) as guarding:
+    flagged = flagging(calibration, EVERYTHING, Drift())
+    with guard(pipe, flagged, policy="block", detector="drift", decide_by=2) as guarding:
         with pytest.raises(RuntimeError, match="stop"):
             call(pipe, callback_on_step_end=fail)
         assert pipe.interrupt is False

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cryptomnesia import EarlyDetail, UsageError, guard
+from cryptomnesia import Drift, EarlyDetail, UsageError, guard
 from guarded_calls import ALWAYS, call
 from memorizing import memorizer
 from nulls import EVERYTHING, flagging, with_null
@@ -11,7 +11,8 @@ from nulls import EVERYTHING, flagging, with_null
 def test_an_early_decision_saves_the_rest_of_the_run(pipe, calibration, scores):
     evaluated = []
     pipe.unet.register_forward_hook(lambda *_: evaluated.append(1))
-    with guard(pipe, flagging(calibration, EVERYTHING), policy="block", decide_by=2) as guarding:
+    flagged = flagging(calibration, EVERYTHING, Drift())
+    with guard(pipe, flagged, policy="block", detector="drift", decide_by=2) as guarding:
         image = call(pipe, seeds=(0, 1), prompt=["a red circle"] * 2)
     assert len(evaluated) == 2
     assert not image.any()
@@ -29,6 +30,26 @@ def test_an_early_decision_saves_the_rest_of_the_run(pipe, calibration, scores):
     assert len(evaluated) == 3
     for row in range(2):
         assert np.array_equal(images[row], plain[row] if early[row] < np.mean(early) else np.zeros_like(plain[row]))
+
+
+def test_a_flagged_run_ends_when_its_score_is_settled(pipe, calibration):
+    """`early-detail` reads the first of three evaluations; what it says then is what it says at the end."""
+    evaluated = []
+    pipe.unet.register_forward_hook(lambda *_: evaluated.append(1))
+    with guard(pipe, flagging(calibration, EVERYTHING)) as observing:
+        call(pipe)
+    assert len(evaluated) == 3
+    evaluated.clear()
+    with guard(pipe, flagging(calibration, EVERYTHING), policy="block") as guarding:
+        call(pipe)
+    assert len(evaluated) == 1
+    (early,), (late,) = guarding.verdicts, observing.verdicts
+    assert (early.score, early.p_value, early.first_flagged_step) == (late.score, late.p_value, late.first_flagged_step)
+    # the score of another detector can change until the end
+    evaluated.clear()
+    with guard(pipe, calibration, policy="block", detector="drift", fpr=0.98):
+        call(pipe)
+    assert len(evaluated) == 3
 
 
 def test_early_scores_are_judged_against_the_null_of_the_same_evaluation(pipe, calibration):

@@ -18,8 +18,8 @@ from cryptomnesia.mitigations import (
     RandomTokens,
 )
 from cryptomnesia.mitigations.attention_reweighting import Reweighted
-from cryptomnesia.mitigations.captions import draws_for, embedded, embeddings
-from cryptomnesia.mitigations.partial_captions import Turns
+from cryptomnesia.mitigations.captions import candidates, draws_for, embedded, embeddings, lacking
+from cryptomnesia.mitigations.partial_captions import Turns, edge_correlation
 from cryptomnesia.mitigations.random_tokens import _with
 from cryptomnesia.pipelines.inputs import Inputs, Shared
 from cryptomnesia.pipelines.setup import Setup
@@ -112,7 +112,7 @@ def test_parts_lack_one_word_each_and_the_verdict_says_which():
     studio = studio_of(setup)
     flagged = flagged_of(setup, "a small striped blue star", "star")
     # every part is ordinary, so the plainest take turns
-    prepared = PartialCaptions(usual=1e-9, parts=2).prepare(flagged, studio)
+    prepared = PartialCaptions(usual=1e-9, alike=1.0, parts=2).prepare(flagged, studio)
     assert prepared.hopeless == {1: "no words to leave out"}
     assert prepared.notes[0].startswith("in turn without ")
     assert prepared.dropped[0] == ()
@@ -127,6 +127,44 @@ def test_parts_lack_one_word_each_and_the_verdict_says_which():
     strict = PartialCaptions(most=2).prepare(flagged[:1], Plainer(studio))
     assert len(strict.dropped[0]) == 2
     assert strict.notes[0] == f"without {', '.join(strict.dropped[0])}"
+
+
+def test_a_part_that_is_ordinary_but_like_the_memory_takes_no_turn():
+    """The random network hardly hears its caption, so all parts are alike, one of them the least."""
+    setup = SETUPS["Stable Diffusion"]()
+    studio = studio_of(setup)
+    flagged = flagged_of(setup, "a small striped blue star")
+    call = flagged[0].call
+    method = PartialCaptions(usual=1e-9, alike=0.45, most=1)
+    (turns,) = method.prepare(flagged, studio).dropped
+    memory = method._estimates(studio, [call])
+    alike = {
+        word: edge_correlation(method._estimates(studio, [lacking(call, [word])]), memory).item()
+        for word in candidates(call["prompt"][0], [])
+    }
+    assert min(alike.values()) > 0.45
+    assert turns == (min(alike, key=alike.__getitem__),)
+    # where the limit lies between them, those below it take turns, the plainest first
+    middle = sorted(alike.values())[2]
+    prepared = PartialCaptions(usual=1e-9, alike=middle).prepare(flagged, studio)
+    expected = {word for word, value in alike.items() if value <= middle}
+    assert set(prepared.notes[0].removeprefix("in turn without ").split(" or ")) == expected
+
+
+def test_edges_are_compared_where_they_are_most_alike():
+    generator = torch.Generator().manual_seed(0)
+    memory = torch.randn(1, 4, 17, 17, generator=generator)
+    inverted, faded = -memory, 0.1 * memory + 3
+    moved = torch.randn(1, 4, 17, 17, generator=generator)
+    part = moved.clone()
+    part[..., :11, :11] = memory[..., :11, :11]
+    broken = memory * torch.nan
+    found = edge_correlation(torch.cat([memory, inverted, faded, part, moved, broken]), memory)
+    torch.testing.assert_close(found[:4], torch.ones(4))
+    assert abs(found[4]) < 0.5
+    assert found[5] == 1
+    # a plain picture has no edges to compare
+    assert edge_correlation(torch.zeros(1, 4, 17, 17), memory).item() == 0
 
 
 class Plainer:

@@ -6,34 +6,28 @@ it is not flagged, else the one of the mitigation if that is not flagged, else n
 user's own run (`own_run`) always gives its picture, and one that blinds the detector (`blind`) is refused by a guard.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from cryptomnesia.bench.detecting import Progress, alone, calibrated, made_with, settings_of
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED, figures_of
 from cryptomnesia.bench.packet import Packet
+from cryptomnesia.bench.remaking import kept_pictures
 from cryptomnesia.bench.trials import MEMORIZED, Trial
 from cryptomnesia.calibration.fitting import check_references
 from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.detectors import Detector
 from cryptomnesia.errors import UsageError
-from cryptomnesia.files import claim, load_checked, save_checked
+from cryptomnesia.files import claim
 from cryptomnesia.guarding.making import Maker
-from cryptomnesia.mitigations import Correction, Flagged, Mitigation
+from cryptomnesia.mitigations import Mitigation
 from cryptomnesia.pipelines.call import silent
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.tracing.counting import Counting
 from cryptomnesia.tracing.generation import check_call, kept_prompts
-from cryptomnesia.verdicts import Verdict
-
-KIND = "mitigation part"
-"""Kind of the files of a bench's folder that hold the pictures of a batch."""
 
 PACKET = "mitigations.json.xz"
 """File with everything, when the bench is done."""
@@ -125,7 +119,7 @@ def bench_mitigations(
         )
         calibration.check_localizers(list(localizers.values()))
         maker = Maker(setup.pipe, Judge(calibration, detector, fpr), batch=batch_size)
-        plain = _made(maker, None, setup, trials, folder, batch_size, report)
+        plain = kept_pictures(maker, None, setup, trials, folder, batch_size, report)
         positive = [row for row, trial in enumerate(trials) if trial.group == MEMORIZED]
         others = [row for row, trial in enumerate(trials) if trial.group != MEMORIZED]
         made: dict[str, dict[int, dict[str, Any]]] = {}
@@ -139,128 +133,13 @@ def bench_mitigations(
             # what corrects the user's own call can also change pictures that nobody flags
             corrects = mitigation.correction(calibration.references) is not None
             rows = [*positive, *(others if corrects else [])]
-            found = _made(telling, mitigation, setup, [trials[row] for row in rows], folder, batch_size, report)
+            found = kept_pictures(telling, mitigation, setup, [trials[row] for row in rows], folder, batch_size, report)
             made[mitigation.name] = dict(zip(rows, found, strict=True))
             for one in found:
                 one |= {"own_run": corrects, "blind": mitigation.blinds(detector)}
         packet = _packet(setup, trials, plain, made, mitigations, made_with(settings, references), look)
         packet.save(folder / PACKET)
         return packet
-
-
-def _made(
-    maker: Maker,
-    mitigation: Mitigation | None,
-    setup: Setup,
-    trials: Sequence[Trial],
-    folder: Path,
-    batch_size: int,
-    report: Progress,
-) -> list[dict[str, Any]]:
-    """The pictures of trials with what is known of them, made under a mitigation or as they are.
-
-    Returns:
-        One dictionary per trial: `picture` (H, W, 3) uint8, None if `made` is false, `p_value`, `flagged`, `corrected`,
-        `dropped`, `evaluations` and `seconds` per image.
-    """
-    name = UNTOUCHED if mitigation is None else mitigation.name
-    done: list[dict[str, Any]] = []
-    for start in range(0, len(trials), batch_size):
-        path = folder / f"{name}-{start // batch_size:05d}.safetensors"
-        part = trials[start : start + batch_size]
-        words = "" if mitigation is None else mitigation.describe()
-        if not path.exists():
-            rows, made = _batch(maker, mitigation, setup, part)
-            known = {f"{row}": torch.from_numpy(picture) for row, picture in enumerate(made) if picture is not None}
-            save_checked(path, KIND, 1, {"rows": rows, "made_by": words}, known)
-        about, tensors = load_checked(path, KIND, 1)
-        if about["made_by"] != words:
-            raise UsageError(f"{path} was made by {about['made_by']}, not by {words}; give another folder")
-        for row, known in enumerate(about["rows"]):
-            done.append({**known, "picture": tensors[f"{row}"].numpy().copy() if known["made"] else None})
-        report(name, len(done), len(trials))
-    return done
-
-
-def _batch(
-    maker: Maker, mitigation: Mitigation | None, setup: Setup, trials: Sequence[Trial]
-) -> tuple[list[dict[str, Any]], list[np.ndarray | None]]:
-    """What is known of the pictures of one batch, and the pictures (H, W, 3) uint8, None where none was made."""
-    calls = [
-        {
-            **setup.family.arguments([trial.prompt], setup.sampling),
-            "generator": torch.Generator().manual_seed(trial.seed),
-            "output_type": "pt",
-        }
-        for trial in trials
-    ]
-    studio: Any = _Studio(maker)
-    dropped: list[list[str]] = [[] for _ in trials]
-    began = time.perf_counter()
-    with Counting(setup.family.module) as counting:
-        if mitigation is None:
-            studio.make(calls)
-        else:
-            pairs = zip(calls, trials, strict=True)
-            flagged = [Flagged(call, _flagged(trial, row)) for row, (call, trial) in enumerate(pairs)]
-            dropped = [list(remade.verdict.dropped) for remade in mitigation.remake(flagged, studio)]
-    seconds = (time.perf_counter() - began) / len(trials)
-    rows, pictures = [], []
-    for row, trial in enumerate(trials):
-        # a mitigation that sees no way makes no picture; then nothing is returned
-        picture, verdict = studio.newest.get(trial.seed, (None, None))
-        pictures.append(picture)
-        rows.append(
-            {
-                "p_value": None if verdict is None else verdict.p_value,
-                "flagged": verdict is None or not (verdict.clean or verdict.action == "mitigated"),
-                "corrected": 0 if verdict is None else len(verdict.corrected),
-                "dropped": dropped[row],
-                "made": verdict is not None,
-                "evaluations": counting.samples / len(trials) / (2 if setup.guided else 1),
-                "seconds": seconds,
-            }
-        )
-    return rows, pictures
-
-
-def _flagged(trial: Trial, row: int) -> Verdict:
-    """The verdict on a picture that is made again whatever a detector says."""
-    return Verdict(
-        image=row,
-        prompt=trial.prompt,
-        detector="bench",
-        fpr=1.0,
-        score=1.0,
-        p_value=0.0,
-        flagged=True,
-        first_flagged_step=0,
-        reason="a memorized caption",
-    )
-
-
-class _Studio:
-    """A studio that keeps the newest picture of every image, also of those that a mitigation would withhold.
-
-    Attributes:
-        newest: seed → picture (H, W, 3) uint8, and the verdict on it.
-    """
-
-    def __init__(self, maker: Maker) -> None:
-        self.newest: dict[int, tuple[np.ndarray, Verdict]] = {}
-        self._maker = maker
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._maker, name)
-
-    def make(
-        self, calls: Sequence[Mapping[str, Any]], correction: Correction | None = None
-    ) -> tuple[Any, list[Verdict]]:
-        output, verdicts = self._maker.make(calls, correction)
-        for call, image, verdict in zip(calls, output.images, verdicts, strict=True):
-            picture = (image.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-            self.newest[call["generator"].initial_seed()] = picture, verdict
-        return output, verdicts
 
 
 def _packet(

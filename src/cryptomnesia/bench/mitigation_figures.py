@@ -59,13 +59,8 @@ def figures_of(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
 def _of(rows: Rows, name: str) -> dict[str, Any]:
     """The figures of one mitigation on pictures of memorized captions."""
 
-    def copy(row: dict[str, Any], *by: str) -> float | None:
-        seen = row["pictures"][name]
-        known = [seen[criterion] for criterion in by if seen[criterion] is not None]
-        return float(any(known)) if seen["made"] and known else None
-
     def either(row: dict[str, Any]) -> float | None:
-        return copy(row, "pixels", "structure")
+        return copied(row, name)
 
     parts = {
         f"{row['kind']}, {row['wording']}" if row["wording"] else row["kind"]: (row["kind"], row["wording"])
@@ -73,8 +68,8 @@ def _of(rows: Rows, name: str) -> dict[str, Any]:
     }
     return {
         "copies": {
-            "pixels": _rate(rows, lambda row: copy(row, "pixels")),
-            "structure": _rate(rows, lambda row: copy(row, "structure")),
+            "pixels": _rate(rows, lambda row: copied(row, name, "pixels")),
+            "structure": _rate(rows, lambda row: copied(row, name, "structure")),
             "either": _rate(rows, either),
         },
         "by_kind": {
@@ -82,7 +77,7 @@ def _of(rows: Rows, name: str) -> dict[str, Any]:
             for part, of in sorted(parts.items())
         },
         "made": _rate(rows, lambda row: float(row["pictures"][name]["made"])),
-        "returned": _rate(rows, lambda row: _returned(row, name)),
+        "returned": _rate(rows, lambda row: returned(row, name)),
         "withheld": _rate(rows, lambda row: _withheld(row, name)),
         **_seen(rows, name),
         "change": {
@@ -102,7 +97,17 @@ def _withheld(row: dict[str, Any], name: str) -> float | None:
     return float(name != UNTOUCHED and seen["flagged"] and (seen["own_run"] or before["flagged"]))
 
 
-def _returned(row: dict[str, Any], name: str) -> float | None:
+def copied(row: dict[str, Any], name: str, *by: str) -> float | None:
+    """1 if the picture that a mitigation makes is a copy by one of the criteria, by default both; None if none is made.
+
+    Where no criterion is known, because nothing was planted with the caption, it is None, too.
+    """
+    seen = row["pictures"][name]
+    known = [seen[criterion] for criterion in by or ("pixels", "structure") if seen[criterion] is not None]
+    return float(any(known)) if seen["made"] and known else None
+
+
+def returned(row: dict[str, Any], name: str) -> float | None:
     """1 if a guard returns a copy; None if there is no such guard."""
     if (withheld := _withheld(row, name)) != 0.0:
         return None if withheld is None else 0.0

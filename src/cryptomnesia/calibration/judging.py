@@ -1,6 +1,7 @@
 """A judge: it turns the record of images into verdicts, by a detector, a calibration and a false-positive rate."""
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -59,6 +60,14 @@ class Judge:
         self._thresholds = torch.full((self.last + 1,), torch.inf)
         for step_index in range(first, self.last + 1):
             self._thresholds[step_index] = calibration.threshold(detector, fpr, step_index)
+
+    @cached_property
+    def early(self) -> "Judge":
+        """The judge that gives the same verdicts as soon as the scores no longer change; often this one."""
+        settled = self.detector.settled(self.calibration.evaluations)
+        if settled > self.last:
+            return self
+        return Judge(self.calibration, self.detector, self.fpr, decide_by=settled)
 
     def scores(self, runs: Trajectory) -> tuple[Tensor, Tensor]:
         """The scores after every evaluation up to `last`, (B, N), and the scores that the verdicts rest on, (B,).

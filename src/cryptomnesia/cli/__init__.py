@@ -21,6 +21,7 @@ from cryptomnesia import __version__
 
 # importing a module of commands registers them
 from cryptomnesia.cli import (  # noqa: F401
+    attacking,
     auditing,
     benching,
     calibrating,

@@ -13,7 +13,13 @@ import typer
 from cryptomnesia.cli.common import app, call_of, check_folder, check_names, pipeline_of
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
-from cryptomnesia.report.console import print_bench, print_map_bench, print_mitigation_bench, progress_bar
+from cryptomnesia.report.console import (
+    print_attack_bench,
+    print_bench,
+    print_map_bench,
+    print_mitigation_bench,
+    progress_bar,
+)
 from cryptomnesia.settings import BenchDetectSettings, BenchLocalizeSettings, BenchMitigateSettings, TrialSettings
 
 if TYPE_CHECKING:
@@ -75,13 +81,13 @@ def detected(settings: BenchDetectSettings, folder: Path, report: "Progress") ->
 
     check_folder(folder)
     check_names("detector", settings.detector)
-    given = _given(settings)
+    given = given_by(settings)
     if settings.detector:
         detectors = [detector(name, given.setup) for name in settings.detector]
     else:
         most = math.inf if settings.most is None else settings.most
-        usable = [detector(made, given.setup) for made in _ready("detector") if given.setup.accepts(made)]
-        detectors = [made for made in usable if made.cost(given.setup) <= most]
+        working = [detector(made, given.setup) for made in usable("detector") if given.setup.accepts(made)]
+        detectors = [made for made in working if made.cost(given.setup) <= most]
         if not detectors:
             raise UsageError(
                 f"none of the detectors that work here takes at most {most:g} evaluations; give a higher --most"
@@ -137,9 +143,9 @@ def mitigated(settings: BenchMitigateSettings, folder: Path, report: "Progress")
     check_names("detector", [settings.detector])
     if settings.ground is None:
         raise UsageError("nobody knows what a model of your own has memorized; give a proving ground (--ground)")
-    given = _given(settings)
+    given = given_by(settings)
     assert given.manifest is not None
-    named = settings.mitigation or [made for made in _ready("mitigation") if given.setup.accepts(made)]
+    named = settings.mitigation or [made for made in usable("mitigation") if given.setup.accepts(made)]
     return bench_mitigations(
         given.setup,
         given.trials,
@@ -186,8 +192,8 @@ def mapped(settings: BenchLocalizeSettings, folder: Path, report: "Progress") ->
 
     check_folder(folder)
     check_names("localizer", settings.localizer)
-    given = _given(settings)
-    named = settings.localizer or [made for made in _ready("localizer") if given.setup.accepts(made)]
+    given = given_by(settings)
+    named = settings.localizer or [made for made in usable("localizer") if given.setup.accepts(made)]
     return bench_maps(
         given.setup,
         given.trials,
@@ -202,7 +208,7 @@ def mapped(settings: BenchLocalizeSettings, folder: Path, report: "Progress") ->
     )
 
 
-def _ready(kind: Literal["detector", "localizer", "mitigation"]) -> list[Any]:
+def usable(kind: Literal["detector", "localizer", "mitigation"]) -> list[Any]:
     """The methods that can be used: of detectors also the means of maps. A package that is broken is passed over."""
     from cryptomnesia.detectors import detector
     from cryptomnesia.registry import create, entries
@@ -215,7 +221,7 @@ def _ready(kind: Literal["detector", "localizer", "mitigation"]) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class _Given:
+class Given:
     """What a bench generates, and with what; `manifest` is None for a model of the user's own."""
 
     setup: "Setup"
@@ -227,7 +233,7 @@ class _Given:
     threshold: float = 0.0
 
 
-def _given(settings: TrialSettings) -> _Given:
+def given_by(settings: TrialSettings) -> Given:
     """What the settings say.
 
     Raises:
@@ -258,7 +264,7 @@ def _given(settings: TrialSettings) -> _Given:
         compared = mapping or ground.origin is not None
         less = pipeline_of(settings, checkpoint or str(folder / "early")) if compared or checkpoint else None
         setup = Setup.of(pipe, call, less)
-        return _Given(
+        return Given(
             setup, trials, references, call, {"model": f"the ground {ground.name}"}, manifest, ground.threshold
         )
     assert settings.labels is not None
@@ -270,15 +276,18 @@ def _given(settings: TrialSettings) -> _Given:
     pipe = pipeline_of(settings)
     call = call_of(settings)
     less = pipeline_of(settings, checkpoint) if checkpoint is not None else None
-    return _Given(Setup.of(pipe, call, less), trials, references, call, {"model": str(settings.model)})
+    return Given(Setup.of(pipe, call, less), trials, references, call, {"model": str(settings.model)})
 
 
 @benching.command()
 def verify(
-    packet: Annotated[Path, typer.Argument(help="File packet.json(.xz), mitigations.json.xz or maps.safetensors.")],
+    packet: Annotated[
+        Path, typer.Argument(help="File that a bench wrote: packet.json.xz or maps.safetensors, for instance.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Compute every figure of a packet again from its scores, with no model; exit code 1 if one is another."""
+    from cryptomnesia.bench.attack_figures import figures_of as attack_figures_of
     from cryptomnesia.bench.figures import figures_of
     from cryptomnesia.bench.map_packet import MapPacket
     from cryptomnesia.bench.mitigation_figures import UNTOUCHED
@@ -292,6 +301,9 @@ def verify(
     elif found.about.get("bench") == "mitigate":
         figures = mitigation_figures_of(found.rows, [UNTOUCHED, *found.methods])
         shown = print_mitigation_bench
+    elif found.about.get("bench") == "attack":
+        figures = attack_figures_of(found.rows, [UNTOUCHED, *found.methods])
+        shown = print_attack_bench
     else:
         figures = figures_of(found.rows, list(found.methods))
         shown = print_bench

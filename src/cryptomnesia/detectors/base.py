@@ -43,6 +43,13 @@ class Detector(Method, Protocol):
         """The number of evaluations, in a run of `evaluations`, after which there is a score."""
         return 1
 
+    def settled(self, evaluations: int) -> int:
+        """The number of evaluations, in a run of `evaluations`, after which the score no longer changes.
+
+        A guard need not let a run that is flagged then go on.
+        """
+        return evaluations
+
     @abstractmethod
     def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
         """The score of every image after every evaluation, (B, N).

@@ -86,6 +86,10 @@ class EarlyDetail(Detector):
                 "pictures in a few steps; use `combined`, or `stability-or-drift` without guidance"
             )
 
+    def settled(self, evaluations: int) -> int:
+        """The number of evaluations that count."""
+        return counted(self.share, evaluations)
+
     def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
         """The mean z-score over the evaluations so far that count, (B, N)."""
         check_evaluations(runs, references)

@@ -56,6 +56,10 @@ class Measured(Detector):
         """The number of evaluations after which there is a measurement."""
         return 1 + max(evaluation(place, evaluations) for place in self.places)
 
+    def settled(self, evaluations: int) -> int:
+        """The number of evaluations after which there is a measurement; it stays as it is."""
+        return self.earliest(evaluations)
+
     def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
         """0 before the measurement, its value from then on, (B, N); NaN where nothing could be measured."""
         check_evaluations(runs, references)

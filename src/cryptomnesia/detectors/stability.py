@@ -73,6 +73,10 @@ class StabilityFirst(Stability):
         """The number of evaluations that count."""
         return counted(self.share, evaluations)
 
+    def settled(self, evaluations: int) -> int:
+        """The number of evaluations that count."""
+        return counted(self.share, evaluations)
+
     def running(self, runs: Trajectory, references: Trajectory) -> Tensor:
         """Max over s ≤ t of |‖δ_s‖ − μ_s|/σ_s of the evaluations that count, (B, N)."""
         scores = super().running(runs, references)

@@ -69,7 +69,7 @@ def black_latents(pipe: Any, like: Tensor, arguments: Mapping[str, Any]) -> Tens
         vae = copy.deepcopy(vae).float()
     height, width = _size(pipe, like, arguments)
     picture = -torch.ones(1, 3, height, width, dtype=vae.dtype, device=pipe._execution_device)
-    latents = _scaled(vae, _encoded(vae, picture)).float()
+    latents = latents_of(vae, picture).float()
     packed = _packed(pipe, latents) if like.dim() == 2 else latents
     # offloaded networks go back to where they wait
     pipe.maybe_free_model_hooks()
@@ -90,6 +90,11 @@ def _size(pipe: Any, like: Tensor, arguments: Mapping[str, Any]) -> tuple[int, i
     # pixels that make no whole token are left out
     height, width = (int(arguments.get(side) or native) // (2 * scale) * 2 * scale for side in ("height", "width"))
     return height, width
+
+
+def latents_of(vae: Any, pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1] as the latents that a denoiser sees, not packed, (B, C, h, w)."""
+    return _scaled(vae, _encoded(vae, pictures))
 
 
 def _encoded(vae: Any, picture: Tensor) -> Tensor:

@@ -97,7 +97,6 @@ class Guard:
         self.calibrations = self._judges.calibrations
         self.detector = self._judges.detector
         self.mitigation = self._judges.mitigation
-        self._stop_early = decide_by is not None and self.policy.acts
         self._prepare(pipe)
 
     def _prepare(self, pipe: Any) -> None:
@@ -246,7 +245,7 @@ class Guard:
         correction = None
         if self.mitigation is not None and self.policy.corrects:
             correction = self.mitigation.correction(judge.calibration.references)
-        output, verdicts = maker.generate(arguments, correction, stop_early=self._stop_early)
+        output, verdicts = maker.generate(arguments, correction, stop_early=self.policy.acts)
         captions, p_values = ([getattr(verdict, name) for verdict in verdicts] for name in ("prompt", "p_value"))
         if unlike := judge.likeness.seen(captions, p_values):
             logger.warning("%s", unlike)
@@ -326,8 +325,9 @@ def guard(
         fpr: false-positive rate at which an image is flagged, in (0, 1).
         mitigation: name or object of the mitigation that `mitigate`, `regenerate` and `escalate` use; `auto` is the
             default of the pipeline's family.
-        decide_by: judge every image after this many evaluations instead of at the end. If the policy does not observe
-            only, and all images of a call are flagged then, the rest of the run is not computed.
+        decide_by: judge every image after this many evaluations. By default it is judged at the end; policies that do
+            more than observe judge it as soon as the detector's score no longer changes, which gives the same verdict.
+            If all images of a call are flagged then, these policies leave out the rest of the run.
         on_verdict: called with every verdict before the call returns.
 
     Raises:

@@ -94,16 +94,16 @@ class Maker:
             arguments: of the call.
             correction: corrects the runs while they go on.
             images: how many the call makes; needed by a correction that changes captions.
-            stop_early: whether the call ends when the judge decides, if it flags all images then.
+            stop_early: whether the call ends when the judge decides, or the scores no longer change, if all images are
+                flagged then.
 
         Returns:
             The output of the call, and a verdict for every image in it.
         """
-        stopped = False
+        stopped, judge = False, self._judge.early
 
         def stop(done: int) -> None:
             nonlocal stopped
-            judge = self._judge
             if done == judge.last + 1 < judge.calibration.evaluations and all(
                 verdict.flagged for verdict in judge(seen.trajectory)
             ):
@@ -125,7 +125,9 @@ class Maker:
             if stopped:
                 self._pipe._interrupt = False
         runs = seen.trajectory if correction is None else correction.as_proposed(seen.trajectory)
-        verdicts = self._judge(runs, [prompt_of(arguments, row) for row in range(len(runs))])
+        # a run that the user interrupts is not judged by what was known early
+        judge = judge if stopped else self._judge
+        verdicts = judge(runs, [prompt_of(arguments, row) for row in range(len(runs))])
         if correction is not None:
             verdicts = [corrected(verdict, correction, telling=self._telling) for verdict in verdicts]
         return output, verdicts

@@ -5,12 +5,17 @@ its words it usually does not. `rephrasing` leaves such words out. Here no word 
 network is given the caption without some word, and at the next one the caption without another. Each of these parts
 alone is ordinary, and together they say what the caption says.
 
-Whether a part is ordinary shows in the first evaluation of its run from the image's own noise: an estimate x̂_0 with
-much detail, in nothing but noise, is a memory (see the detector `early-detail`). With z the number of standard
-deviations of the reference runs by which the log detail of x̂_0 exceeds their mean, a part is ordinary if its z is no
-higher than that of the share `usual` of the reference runs with the most detail. Parts are the caption without one
-word; if none of these is ordinary, the word without which z is lowest is left out of all parts, and the search is
-repeated.
+A part has to be ordinary, and unlike the memory. Whether it is ordinary shows in the first evaluation of its run from
+the image's own noise: an estimate x̂_0 with much detail, in nothing but noise, is a memory (see the detector
+`early-detail`). With z the number of standard deviations of the reference runs by which the log detail of x̂_0 exceeds
+their mean, a part is ordinary if its z is no higher than that of the share `usual` of the reference runs with the most
+detail. A simple memory has little detail, however, so that a part can be ordinary and still bring it back. But the
+memory is known: it is x̂_0 of the flagged run. So after a fifth of the run, the edges |∇x̂_0| of the part are compared
+with those of the flagged run. Their correlation, in the square window of five eighths of the side where it is highest,
+has to be at most `alike`.
+
+Parts are the caption without one word. If none of these is ordinary and unlike the memory, the word without which z is
+lowest is left out of all parts, and the search is repeated.
 
 If only one part is ordinary, or none, its missing words are lost; the verdict lists them as `dropped`. The image is
 made again from the same noise. The text of the prompt stays as the user wrote it.
@@ -22,21 +27,28 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from cryptomnesia.detectors.base import Moments
 from cryptomnesia.detectors.combined import LEAST_SPREAD, logarithm
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Remade, Studio, made
 from cryptomnesia.mitigations.captions import candidates, lacking, texts_of
-from cryptomnesia.pipelines.inputs import Inputs, input_rows, same, together
+from cryptomnesia.pipelines.inputs import Inputs, input_rows, same, together, unpacked
 from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.registry import create
-from cryptomnesia.tracing.trajectory import Trajectory
+from cryptomnesia.tracing.trajectory import Trajectory, evaluation
 from cryptomnesia.tracing.watching import check_conditioned
 
 if TYPE_CHECKING:
     from cryptomnesia.pipelines.setup import Setup
 
+
+EARLY = 0.2
+"""Share of the run after which a part is compared with the memory."""
+
+WINDOW = 5 / 8
+"""Side of the windows in which edges are compared, as a share of the shorter side of the latents."""
 
 STRONGER = 0.5
 """Share `usual` of the stronger setting: parts are as plain as half of the reference runs."""
@@ -49,11 +61,14 @@ class PartialCaptions(Preparing):
     Attributes:
         usual: share of the reference runs whose first estimate has as much detail as that of an ordinary part may
             have, in (0, 1); a larger one wants plainer parts.
+        alike: correlation of edges with the memory that a part may have, in (0, 1]; 1 compares nothing. It was chosen
+            on `drawings`, where no part below it brought a memory back.
         parts: the most parts that take turns.
         most: words that may be left out of all parts.
     """
 
     usual: float = 0.2
+    alike: float = 0.45
     parts: int = 4
     most: int = 3
 
@@ -73,6 +88,8 @@ class PartialCaptions(Preparing):
         """Reject numbers with which nothing is compared or nothing takes turns."""
         if not 0 < self.usual < 1:
             raise UsageError(f"got usual={self.usual} for {self.name}; give a share between 0 and 1")
+        if not 0 < self.alike <= 1:
+            raise UsageError(f"got alike={self.alike} for {self.name}; give a correlation above 0, at most 1")
         for name in ("parts", "most"):
             if getattr(self, name) < 1:
                 raise UsageError(f"got {name}={getattr(self, name)} for {self.name}; give at least 1")
@@ -102,8 +119,8 @@ class PartialCaptions(Preparing):
             raise UsageError(f"{why}; use `rephrasing`") from None
 
     def cost(self, setup: "Setup") -> float:
-        """One run, and for ten words the first evaluation of a run without each of them."""
-        return setup.sampling.steps + 10.0
+        """One run; for ten words the first evaluation without each of them; a fifth of the run, for four and itself."""
+        return (1 + 5 * EARLY) * setup.sampling.steps + 10.0
 
     def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
         """Find the parts of every caption."""
@@ -135,24 +152,72 @@ class PartialCaptions(Preparing):
         """The parts of one caption, None if it has no words that could be left out."""
         text = " ".join(dict.fromkeys(texts_of(call).values()))
         dropped: list[str] = []
+        memory: Tensor | None = None
         while possible := candidates(text, dropped):
-            runs = self._first(studio, [lacking(call, [*dropped, word]) for word in possible])
+            calls = [lacking(call, [*dropped, word]) for word in possible]
+            runs = self._first(studio, calls)
             scores = torch.cat([usual.z_scores(logarithm(run.norms["detail"]))[:, 0] for run in runs])
             order = scores.nan_to_num(nan=torch.inf).argsort(stable=True).tolist()
-            good = [place for place in order if scores[place] <= most] or order[:1]
-            if scores[good[0]] <= most or len(dropped) + 1 >= self.most or len(possible) == 2:
+            ordinary = [place for place in order if scores[place] <= most]
+            if ordinary and self.alike < 1:
+                # without its own edges no part can be compared, so that of the flagged run is estimated once
+                memory = self._estimates(studio, [call]) if memory is None else memory
+                found = self._estimates(studio, [calls[place] for place in ordinary])
+                alike = edge_correlation(found, memory).tolist()
+                unlike = [place for place, value in zip(ordinary, alike, strict=True) if value <= self.alike]
+            else:
+                alike, unlike = [], ordinary
+            last = len(dropped) + 1 >= self.most or len(possible) == 2
+            if unlike or last:
+                # where nothing is unlike the memory, what is least like it
+                least = [ordinary[alike.index(min(alike))]] if alike else order[:1]
+                good = (unlike or least)[: self.parts]
                 kept = [
                     input_rows(runs[place // studio.batch].step(0).cond_inputs, [place % studio.batch])
-                    for place in good[: self.parts]
+                    for place in good
                 ]
-                return _Parts(kept, tuple(dropped), tuple(possible[place] for place in good[: self.parts]))
+                return _Parts(kept, tuple(dropped), tuple(possible[place] for place in good))
             dropped.append(possible[order[0]])
         return None
+
+    @staticmethod
+    def _estimates(studio: Studio, calls: Sequence[Any]) -> Tensor:
+        """The estimates x̂_0 of calls after a fifth of their runs, (n, C, h, w)."""
+        number = evaluation(EARLY, studio.references.norms["detail"].shape[1])
+        found = []
+        for start in range(0, len(calls), studio.batch):
+            step = studio.first(calls[start : start + studio.batch], number + 1, keep=(number,)).step(number)
+            found.append(unpacked(step.cond.x0.float(), step.cond_inputs))
+        return torch.cat(found)
 
     @staticmethod
     def _first(studio: Studio, calls: Sequence[Any]) -> list[Trajectory]:
         size = studio.batch
         return [studio.first(calls[start : start + size], 1) for start in range(0, len(calls), size)]
+
+
+def edge_correlation(estimates: Tensor, memory: Tensor) -> Tensor:
+    """The correlation of the edges of estimates with those of a memory, in the window where it is highest.
+
+    Args:
+        estimates: (n, C, h, w).
+        memory: (1, C, h, w).
+
+    Returns:
+        (n,) in [-1, 1]; NaN counts as 1, so that an estimate that is not finite is never unlike the memory.
+    """
+    side = max(2, round(WINDOW * (min(memory.shape[-2:]) - 1)))
+    stride = max(1, side // 5)
+
+    def windows(values: Tensor) -> Tensor:
+        across, down = values.diff(dim=-1)[..., :-1, :], values.diff(dim=-2)[..., :-1]
+        edges = (across.square() + down.square()).sum(dim=1).sqrt()
+        found = edges.unfold(1, side, stride).unfold(2, side, stride).flatten(3).flatten(1, 2)
+        return found - found.mean(dim=-1, keepdim=True)
+
+    one, other = windows(estimates), windows(memory)
+    lengths = (one.norm(dim=-1) * other.norm(dim=-1)).clamp_min(1e-9)
+    return ((one * other).sum(dim=-1) / lengths).nan_to_num(nan=1.0).amax(dim=1)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """From a finished training run to what comes with the package: half-precision weights, manifest, calibration."""
 
+import filecmp
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,6 +64,7 @@ def bundle(
     for name, source in (("pipeline", "final"), ("early", "early")):
         if name == "pipeline" or ground.with_early:
             _save_half(load_pipeline(str(run / source), device="cpu"), unfinished / name)
+    _share(unfinished / "pipeline", unfinished / "early")
     if (adapter := run / "final" / LORA).exists():
         shutil.copytree(adapter, unfinished / LORA)
     pipe = load_pipeline(str(unfinished / "pipeline"), device="cpu")
@@ -93,6 +96,15 @@ def bundle(
         calibrate_bundle(ground, unfinished, lambda done: report("calibration", int(done), REFERENCES))
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def _share(first: Path, second: Path) -> None:
+    """Make files of the second folder that are those of the first, such as an autoencoder, links to them."""
+    for path in sorted(second.rglob("*.safetensors")):
+        other = first / path.relative_to(second)
+        if other.is_file() and filecmp.cmp(path, other, shallow=False):
+            path.unlink()
+            path.symlink_to(os.path.relpath(other, path.parent))
 
 
 def calibrate_bundle(ground: Ground, folder: Path, progress: Progress | None = None) -> None:

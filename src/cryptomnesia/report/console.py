@@ -262,6 +262,29 @@ def print_mitigation_bench(packet: "Packet") -> None:
     _wide().print(table)
 
 
+def print_attack_bench(packet: "Packet") -> None:
+    """One line per mitigation: the share of planted captions of which every attack has a copy returned."""
+    attacks = packet.figures["attacks"]
+    columns = {f"{attack} {budget}": found for attack, budgets in attacks.items() for budget, found in budgets.items()}
+    table = Table(
+        title=f"{packet.about['model']}: attacks on {packet.figures['counts']['concepts']} planted captions",
+        title_justify="left",
+        caption="share of the captions of which the mitigation leaves a copy / of which a guard returns one; the "
+        "number is the budget: steps of the search for an embedding, or wordings tried",
+        caption_justify="left",
+    )
+    table.add_column("mitigation", no_wrap=True)
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for name in next(iter(columns.values())):
+        cells = [
+            " / ".join(_estimate(found[name][key], interval=False) for key in ("copies", "returned"))
+            for found in columns.values()
+        ]
+        table.add_row(name, *cells)
+    _wide().print(table)
+
+
 def _none_reproduced(model: str, counts: dict[str, Any]) -> str:
     """What a bench says of which no positive counts."""
     images = counts.get("not_reproduced", {}).get("images", 0)

@@ -12,6 +12,7 @@ from cryptomnesia.settings.base import Sampling as Sampling
 from cryptomnesia.settings.base import Settings as Settings
 from cryptomnesia.settings.base import variable_name as variable_name
 from cryptomnesia.settings.commands import AuditSettings as AuditSettings
+from cryptomnesia.settings.commands import BenchAttackSettings as BenchAttackSettings
 from cryptomnesia.settings.commands import BenchDetectSettings as BenchDetectSettings
 from cryptomnesia.settings.commands import BenchLocalizeSettings as BenchLocalizeSettings
 from cryptomnesia.settings.commands import BenchMitigateSettings as BenchMitigateSettings

@@ -376,6 +376,19 @@ class BenchMitigateSettings(TrialSettings):
     """Detector that judges every picture."""
 
 
+class BenchAttackSettings(BenchMitigateSettings):
+    """Everything that the result of `bench attack` depends on."""
+
+    positives: int = Field(24, ge=1)
+    """Of a ground: planted captions that are attacked, at most."""
+    mitigation: Names = Field(default_factory=list)
+    """Mitigation to attack; can be given several times. By default all that work in the set-up."""
+    budget: int = Field(100, ge=4, le=10_000)
+    """Steps of the search for an embedding, which is tried after a quarter of them, too."""
+    wordings: int = Field(4, ge=0, le=20)
+    """Other wordings of every caption that are tried."""
+
+
 class MatchSettings(IndexSettings):
     """The pictures that are compared with training images."""
 

@@ -1,0 +1,84 @@
+"""`bench attack`: can an attacker bring planted pictures back under a mitigation?"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from cryptomnesia.cli.benching import AsJson, Output, benching, given_by, usable
+from cryptomnesia.cli.common import check_folder, check_names
+from cryptomnesia.cli.options import settings_flags
+from cryptomnesia.errors import UsageError
+from cryptomnesia.report.console import print_attack_bench, progress_bar
+from cryptomnesia.settings import BenchAttackSettings
+
+if TYPE_CHECKING:
+    from cryptomnesia.bench.detecting import Progress
+    from cryptomnesia.bench.packet import Packet
+
+
+@benching.command("attack")
+@settings_flags()
+def bench_attack(
+    settings: BenchAttackSettings,
+    output: Output,
+    as_json: AsJson = False,
+) -> None:
+    """Attack mitigations: look for embeddings and wordings that bring planted pictures back.
+
+    The attacker knows the weights and the planted picture. Only proving grounds know that picture, too (--ground).
+    """
+    from cryptomnesia.bench.attacking import PACKET
+    from cryptomnesia.bench.packet import plain
+
+    with progress_bar() as report:
+        packet = attacked(settings, output, report)
+    if as_json:
+        typer.echo(json.dumps(plain(packet.figures), indent=2))
+    else:
+        print_attack_bench(packet)
+        typer.echo(f"{output / PACKET}: all that was seen; `cryptomnesia bench verify` computes the figures again")
+
+
+def attacked(settings: BenchAttackSettings, folder: Path, report: "Progress") -> "Packet":
+    """What `bench attack` measures, in a folder."""
+    from cryptomnesia.bench.attacking import bench_attacks
+    from cryptomnesia.bench.looking import GroundLook
+    from cryptomnesia.bench.trials import MEMORIZED
+    from cryptomnesia.detectors import detector
+    from cryptomnesia.mitigations import mitigation
+
+    check_folder(folder)
+    check_names("mitigation", settings.mitigation)
+    check_names("detector", [settings.detector])
+    if settings.ground is None:
+        raise UsageError("nobody knows what a model of your own has memorized; give a proving ground (--ground)")
+    given = given_by(settings)
+    assert given.manifest is not None
+    captions = {trial.cluster: trial for trial in given.trials if trial.group == MEMORIZED}
+    # concepts of all kinds where not all are attacked
+    every = -(-len(captions) // settings.positives)
+    trials = list(captions.values())[::every]
+    planted = []
+    for trial in trials:
+        entry = given.manifest.planted_for(trial.prompt)
+        assert entry is not None
+        planted.append(given.manifest.places(entry)[0])
+    named = settings.mitigation or [made for made in usable("mitigation") if given.setup.accepts(made)]
+    return bench_attacks(
+        given.setup,
+        trials,
+        planted,
+        given.references,
+        [mitigation(made, given.setup) for made in named],
+        detector(settings.detector, given.setup),
+        folder,
+        call=given.call,
+        about=given.about,
+        look=GroundLook(given.manifest),
+        budgets=(settings.budget // 4, settings.budget),
+        wordings=settings.wordings,
+        batch_size=settings.batch_size,
+        progress=report,
+    )
