@@ -14,6 +14,7 @@ from cryptomnesia.statistics import (
     conformal_threshold,
     discovery_rate,
     needed_null,
+    paired_difference,
     rate,
     rounded_up,
     tpr_at_fpr,
@@ -143,3 +144,35 @@ def test_an_interval_never_shrinks_to_a_point_for_a_rate():
     assert some.value == 0.5
     assert 0.3 < some.low < 0.4
     assert 0.6 < some.high < 0.7
+
+
+def test_a_rate_is_the_clustered_mean_with_its_exact_interval():
+    draw = np.random.default_rng(1)
+    groups = [(draw.random(size) < 0.3).astype(float) for size in draw.integers(1, 5, size=30)]
+    found, drawn = rate(groups), clustered(lambda hits: float(hits.mean()), groups)
+    assert found.value == pytest.approx(drawn.value)
+    assert found.low <= drawn.low + 1e-12
+    assert found.high >= drawn.high - 1e-12
+
+
+def test_a_difference_of_the_same_trials_covers_the_truth():
+    """One in ten trials loses its hit, one in a hundred gains one; trials of one cluster change together."""
+    draw, covered = np.random.default_rng(0), 0
+    for _ in range(100):
+        changes = draw.choice([-1.0, 0.0, 1.0], p=[0.1, 0.89, 0.01], size=60)
+        before = [np.full(2, float(change < 0)) for change in changes]
+        after = [np.full(2, float(change > 0)) for change in changes]
+        found = paired_difference(before, after)
+        assert found.value == pytest.approx(changes.mean())
+        covered += found.low <= -0.09 <= found.high
+    assert covered >= 95
+
+
+def test_a_difference_without_a_change_is_no_point():
+    ones = [np.ones(1)] * 100
+    found = paired_difference(ones, ones)
+    assert (found.value, -found.low) == (0, found.high)
+    assert 0.03 < found.high < 0.06
+    gone = paired_difference(ones, [np.zeros(1)] * 100)
+    assert (gone.value, gone.low) == (-1, -1)
+    assert -0.98 < gone.high < -0.9

@@ -45,7 +45,7 @@ def test_no_command_of_the_audit_is_refused(audited):
 
 
 def test_the_audit_says_what_the_page_says(audited):
-    folder, (_, dry, audit, reports, rescored) = audited
+    folder, (_, dry, audit, reports, rescored, _) = audited
     assert "8 images and 0 references: 408 denoiser evaluations" in dry.stdout
     assert audit.returncode == 1
     assert "2 confirmed, 2 none" in audit.stdout
@@ -54,3 +54,11 @@ def test_the_audit_says_what_the_page_says(audited):
     assert "## Memorization" in reports.stdout
     assert "data:image/png;base64," in (folder / "report.html").read_text(encoding="utf-8")
     assert "stability, suspected at p ≤ 0.01" in rescored.stdout
+
+
+def test_the_audit_behind_a_guard_prints_what_the_page_says(audited, request):
+    page = (request.config.rootpath / "docs" / "tutorials" / "auditor.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```text\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    behind = audited[1][-1]
+    assert behind.returncode == 0
+    assert [line.rstrip() for line in behind.stdout.splitlines()][-len(shown.splitlines()) :] == shown.splitlines()

@@ -16,6 +16,8 @@ from cryptomnesia.calibration.stored import Calibration, resolved
 from cryptomnesia.detectors import Detector
 from cryptomnesia.detectors import detector as detector_of
 from cryptomnesia.guarding.making import Maker
+from cryptomnesia.guarding.policies import Policy
+from cryptomnesia.guarding.settling import Call, Returned, returned
 from cryptomnesia.localization import Located
 from cryptomnesia.localizers import Localizer, Map
 from cryptomnesia.localizers import localizer as localizer_of
@@ -48,6 +50,7 @@ class Finding:
             was asked for; else None, and also if the mitigation found no image that may be shown.
         truncated: whether the prompt is longer than the text encoders read, so that its end had no influence.
         words: what every word of the prompt brings, if the image is flagged and that was asked for; else None.
+        returned: what a guard returns in its place, if a policy was given; else None.
     """
 
     prompt: str
@@ -59,6 +62,7 @@ class Finding:
     instead: Tensor | None = None
     truncated: bool = False
     words: tuple[Word, ...] | None = None
+    returned: Returned | None = None
 
 
 def detect(
@@ -156,6 +160,8 @@ class Examination:
         mitigation: makes flagged images again, or None.
         words: whether the words of flagged images are compared.
         batch_size: images per call of the pipeline.
+        policy: of a guard; what it would return is found out as well, and replaces what the mitigation alone does. None
+            without a guard.
     """
 
     setup: Setup
@@ -164,6 +170,7 @@ class Examination:
     mitigation: Mitigation | None
     words: bool
     batch_size: int
+    policy: Policy | None = None
 
     @classmethod
     def of(
@@ -177,8 +184,9 @@ class Examination:
         mitigation: str | Any | None = None,
         words: bool = False,
         batch_size: int = 8,
+        policy: Policy | None = None,
     ) -> "Examination":
-        """Find the methods and check that everything fits together; arguments as for `detect`.
+        """Find the methods and check that everything fits together; arguments as for `detect`, and of the class.
 
         Raises:
             UsageError: saying what does not fit.
@@ -198,7 +206,7 @@ class Examination:
         calibration.check(setup)
         if remedy is not None:
             check_fit(remedy, judging, calibration, setup)
-        return cls(setup, Judge(calibration, judging, fpr), mapping, remedy, words, batch_size)
+        return cls(setup, Judge(calibration, judging, fpr), mapping, remedy, words, batch_size, policy)
 
     def findings(
         self, prompts: Sequence[str], seeds: Sequence[int], *, progress: Progress | None = None
@@ -242,11 +250,11 @@ class Examination:
             maps = self._maps(batch, rows)
             words = words_of(self.setup, batch, rows, batch_size=self.batch_size) if self.words else [None] * len(rows)
             compared = dict(zip(rows, words, strict=True))
+            guarded = self._returned(batch, verdicts)
             remade = self._remade(batch, verdicts, rows)
             runs = batch.trajectory.bare()
             for row, verdict in enumerate(verdicts):
-                again = remade.get(row)
-                shown = None if again is None or again.output is None else again.output.images[again.place]
+                again = guarded.get(row) or remade.get(row)
                 yield Finding(
                     prompt=batch.prompts[row],
                     seed=batch.seeds[row],
@@ -254,9 +262,10 @@ class Examination:
                     image=batch.images[row],
                     trajectory=runs.rows([row]),
                     located=self._located(batch, row, maps.get(row)),
-                    instead=None if shown is None else shown.float().cpu(),
+                    instead=_other(again),
                     truncated=batch.prompts[row] in truncated,
                     words=compared.get(row),
+                    returned=guarded.get(row),
                 )
 
     def _maps(self, batch: Batch, rows: list[int]) -> dict[int, Map]:
@@ -283,20 +292,38 @@ class Examination:
         return Located(batch.prompts[row], batch.seeds[row], batch.images[row], {name: found.values[0]}, errors)
 
     def _remade(self, batch: Batch, verdicts: Sequence[Verdict], rows: list[int]) -> dict[int, Remade]:
-        """What the mitigation makes of images, by their numbers."""
-        if not rows or self.mitigation is None:
+        """What the mitigation makes of images, by their numbers; with a guard it is the guard that does it."""
+        if not rows or self.mitigation is None or self.policy is not None:
             return {}
-        maker = Maker(self.setup.pipe, self.judge, alters=self.mitigation.alters, batch=self.batch_size)
-        flagged = [
-            Flagged(
-                {
-                    **self.setup.family.arguments([batch.prompts[row]], self.setup.sampling),
-                    "generator": torch.Generator().manual_seed(batch.seeds[row]),
-                    "output_type": "pt",
-                },
-                verdicts[row],
-            )
-            for row in rows
-        ]
+        flagged = [Flagged(self._call(batch, row), verdicts[row]) for row in rows]
         with silent(self.setup.pipe):
-            return dict(zip(rows, self.mitigation.remake(flagged, maker), strict=True))
+            return dict(zip(rows, self.mitigation.remake(flagged, self._maker()), strict=True))
+
+    def _returned(self, batch: Batch, verdicts: Sequence[Verdict]) -> dict[int, Returned]:
+        """What a guard returns in place of all images of a batch, by their numbers."""
+        if self.policy is None:
+            return {}
+        calls = [self._call(batch, row) for row in range(len(verdicts))]
+        with silent(self.setup.pipe):
+            found = returned(calls, list(batch.images), verdicts, self.policy, self.mitigation, self._maker())
+        return dict(enumerate(found))
+
+    def _maker(self) -> Maker:
+        """What makes images again."""
+        alters = frozenset() if self.mitigation is None else self.mitigation.alters
+        return Maker(self.setup.pipe, self.judge, alters=alters, batch=self.batch_size)
+
+    def _call(self, batch: Batch, row: int) -> Call:
+        """The call that makes image `row` of a batch alone."""
+        return {
+            **self.setup.family.arguments([batch.prompts[row]], self.setup.sampling),
+            "generator": torch.Generator().manual_seed(batch.seeds[row]),
+            "output_type": "pt",
+        }
+
+
+def _other(again: Remade | Returned | None) -> Tensor | None:
+    """The image that was made in place of another one, (3, H, W) in [0, 1]."""
+    if isinstance(again, Remade):
+        return None if again.output is None else again.output.images[again.place].float().cpu()
+    return None if again is None else again.image

@@ -209,7 +209,43 @@ def rate(groups: list[np.ndarray]) -> Estimate:
         >>> rate([np.zeros(4)] * 28).high
         0.123...
     """
-    return covering_exact(clustered(lambda hits: float(hits.mean()), groups), len(groups))
+    return covering_exact(_clustered_mean(groups), len(groups))
+
+
+def paired_difference(before: list[np.ndarray], after: list[np.ndarray]) -> Estimate:
+    """How much a share of hits changes, after − before, with its 95% interval, for which whole clusters are drawn.
+
+    Every trial is seen twice, so trials that do not change say nothing against a change of the others. If changes are
+    rare, a bootstrap underestimates the interval. So it also covers the one that follows from the intervals of two
+    shares, of the trials that gain a hit and of those that lose one (square-and-add: Newcombe, 1998).
+
+    Args:
+        before: one array of 0 and 1 per cluster.
+        after: the same trials, in the same order.
+
+    Example:
+        >>> paired_difference([np.ones(1)] * 40, [np.zeros(1)] * 40).high < -0.8
+        True
+    """
+    changes = [after_one - before_one for before_one, after_one in zip(before, after, strict=True)]
+    drawn = _clustered_mean(changes)
+    gained, lost = (rate([(sign * change > 0).astype(float) for change in changes]) for sign in (1, -1))
+    low = drawn.value - math.hypot(gained.value - gained.low, lost.high - lost.value)
+    high = drawn.value + math.hypot(gained.high - gained.value, lost.value - lost.low)
+    return Estimate(drawn.value, max(-1.0, min(drawn.low, low)), min(1.0, max(drawn.high, high)))
+
+
+def _clustered_mean(groups: list[np.ndarray], *, draws: int = 1000, seed: int = 0) -> Estimate:
+    """What `clustered` gives for a mean; many times faster, because a sum per cluster is all that a mean needs."""
+    rng = np.random.default_rng(seed)
+    sums = np.array([float(group.sum()) for group in groups])
+    counts = np.array([len(group) for group in groups])
+    redrawn = [
+        sums[drawn].sum() / counts[drawn].sum()
+        for drawn in (rng.integers(len(groups), size=len(groups)) for _ in range(draws))
+    ]
+    low, high = np.quantile(redrawn, [0.025, 0.975])
+    return Estimate(float(sums.sum() / counts.sum()), float(low), float(high))
 
 
 def covering_exact(found: Estimate, trials: int) -> Estimate:

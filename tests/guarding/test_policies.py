@@ -253,7 +253,9 @@ def test_every_policy_has_a_name():
 def test_what_is_no_policy_is_refused(pipe, calibration):
     with pytest.raises(UsageError, match="got 0 retries; give at least 1"):
         Regenerate(retries=0)
-    with pytest.raises(UsageError, match=r"got 7 as policy, which lacks name, acts, .*settle; give observe, block"):
+    with pytest.raises(
+        UsageError, match=r"got 7 as policy, which lacks name, acts, .*settle, cost; give observe, block"
+    ):
         guard(pipe, calibration, policy=7, fpr=0.5)
 
 

@@ -89,6 +89,7 @@ class _About(TypedDict):
     # runs of earlier versions lack these
     unlike: NotRequired[list[str]]
     null: NotRequired[Annotated[int, Field(ge=0, le=_MOST_REFERENCES)]]
+    guard: NotRequired[str | None]
 
 
 @with_config(_STRICT)
@@ -149,6 +150,25 @@ class _Image(_Judged):
 
 
 @with_config(_STRICT)
+class _Guarded(_Image):
+    """A row of the stage `images` of a run with a guard."""
+
+    step: str
+    returned_p: Share
+    guard_evaluations: Annotated[_Finite, Field(ge=0)]
+    returned_whole_path: str | None
+    returned_whole_distance: float | None
+    returned_whole_relative: float | None
+    returned_whole_p: Share | None
+    returned_region_path: str | None
+    returned_region_distance: float | None
+    returned_region_relative: float | None
+    returned_region_p: Share | None
+    returned_matched_whole: bool
+    returned_matched_region: bool
+
+
+@with_config(_STRICT)
 class _Scored(_Judged):
     """A row of the stage `scores`."""
 
@@ -162,7 +182,11 @@ class _Scored(_Judged):
 
 
 _ABOUT: TypeAdapter[Any] = TypeAdapter(_About)
-_ROWS: dict[str, TypeAdapter[Any]] = {"images": TypeAdapter(list[_Image]), "scores": TypeAdapter(list[_Scored])}
+_ROWS: dict[str, TypeAdapter[Any]] = {
+    "images": TypeAdapter(list[_Image]),
+    "guarded images": TypeAdapter(list[_Guarded]),
+    "scores": TypeAdapter(list[_Scored]),
+}
 
 
 def check_about(about: Any, folder: Path) -> None:
@@ -186,6 +210,8 @@ def check_rows(
     stage: Literal["images", "scores"],
     units: Sequence[tuple[str, int]],
     folder: Path,
+    *,
+    guarded: bool = False,
 ) -> None:
     """Refuse rows of a finished stage that are not those of its images.
 
@@ -194,6 +220,7 @@ def check_rows(
         stage: whose rows they are.
         units: prompt and seed of every image of the run, in their order.
         folder: of the run.
+        guarded: whether they must say what a guard returned.
 
     Raises:
         UsageError: naming the first place, and what to delete so that `audit` makes the rows again.
@@ -201,7 +228,7 @@ def check_rows(
     place = folder / stage
     fix = "delete that folder, and run `cryptomnesia audit` with the same settings to make it again"
     try:
-        _ROWS[stage].validate_python(rows)
+        _ROWS["guarded images" if guarded else stage].validate_python(rows)
     except ValidationError as error:
         raise UsageError(f"{place} is damaged or edited: {_first(error)}; {fix}") from None
     if [(row["prompt"], row["seed"]) for row in rows] != list(units):

@@ -10,6 +10,7 @@ from typing import Any
 from cryptomnesia.attribution import cost as cost_of_words
 from cryptomnesia.auditing.planning import Plan, plan
 from cryptomnesia.auditing.requests import Request
+from cryptomnesia.guarding.settling import corrects_runs
 from cryptomnesia.matching import SSCD, Tiles
 from cryptomnesia.matching.sources import source_of
 from cryptomnesia.settings import AuditSettings
@@ -35,7 +36,8 @@ class Cost:
         references: number of reference images to be made before.
         evaluations: denoiser evaluations of all images; one evaluation is one step of one image with all its guidance
             branches.
-        flagged_evaluations: further evaluations for a flagged image: its map, its words and the mitigation.
+        flagged_evaluations: further evaluations for a flagged image: its map, its words, and the mitigation or, at
+            most, all that the guard tries.
         seconds: on this machine, from a measured evaluation.
         flagged_seconds: further seconds for a flagged image.
         bytes: on disk at most, with the index of training images that the run makes.
@@ -69,10 +71,17 @@ def estimate(model: Any, prompts: Iterable[str] | str | Path, **settings: Any) -
     references = 0 if planned.references is None else len(planned.references)
     measured = _measured(planned, min(planned.settings.batch_size, len(units)))
     of_map = 0.0 if planned.localizer is None else planned.localizer.cost(planned.setup)
-    of_mitigation = 0.0 if planned.mitigation is None else planned.mitigation.cost(planned.setup)
     of_image = measured.evaluations + planned.detector.cost(planned.setup)
+    if planned.policy is None:
+        of_mitigation = 0.0 if planned.mitigation is None else planned.mitigation.cost(planned.setup)
+    else:
+        of_mitigation = planned.policy.cost(planned.setup, planned.mitigation)
     # every reference has a map
     evaluations = math.ceil(len(units) * of_image + references * (of_image + of_map))
+    if planned.policy is not None and corrects_runs(planned.policy, planned.mitigation):
+        # a guard changes the runs of all images, and withholds what stays flagged
+        evaluations += math.ceil(len(units) * of_image)
+        of_mitigation = 0.0
     of_words = cost_of_words(planned.setup, planned.prompts) if planned.settings.words else 0.0
     flagged = math.ceil(of_map + of_mitigation + of_words)
     rows = len(units) + references

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryptomnesia.auditing.rows import columns, verdict_columns
+from cryptomnesia.auditing.rows import RETURNED, columns, verdict_columns
 from cryptomnesia.calibration.masks import Mask, ReferenceMaps
 from cryptomnesia.detection import Examination, Finding
 from cryptomnesia.errors import UsageError
@@ -54,10 +54,9 @@ class Examiner:
         findings = list(self.examination.findings(prompts, seeds, progress=progress))
         maps = [self._map(finding) for finding in findings]
         masks = [None if heat is None else self._mask(heat) for heat in maps]
-        matches = self._matches(
-            torch.stack([finding.image for finding in findings]),
-            [None if mask is None else mask.pixels for mask in masks],
-        )
+        places = [None if mask is None else mask.pixels for mask in masks]
+        matches = self._matches(torch.stack([finding.image for finding in findings]), places)
+        returned = self._returned(findings, places, matches)
         return [
             {
                 "prompt": finding.prompt,
@@ -71,9 +70,41 @@ class Examiner:
                 "map_missing": _why_missing(finding, heat),
                 **_map_columns(heat, mask),
                 **match,
+                **behind,
             }
-            for finding, heat, mask, match in zip(findings, maps, masks, matches, strict=True)
+            for finding, heat, mask, match, behind in zip(findings, maps, masks, matches, returned, strict=True)
         ]
+
+    def _returned(
+        self, findings: Sequence[Finding], masks: Sequence[Tensor | None], matches: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The columns on what a guard returned in place of every image; none without a guard.
+
+        What was made again is compared inside the mask of the first image: it began from the same noise, and is the
+        more likely to have its memorized region in the same place.
+        """
+        found = [finding.returned for finding in findings]
+        remade = [row for row, one in enumerate(found) if one is not None and one.image is not None]
+        again: dict[int, dict[str, Any]] = {}
+        if remade:
+            images = torch.stack([image for row in remade if (image := findings[row].instead) is not None])
+            again = dict(zip(remade, self._matches(images, [masks[row] for row in remade]), strict=True))
+        columns: list[dict[str, Any]] = []
+        for row, one in enumerate(found):
+            if one is None:
+                columns.append({})
+                continue
+            withheld = one.image is None and one.verdict.action == "withheld"
+            match = again.get(row, NO_MATCH if withheld else matches[row])
+            columns.append(
+                {
+                    "returned_p": one.p_value,
+                    "step": one.step,
+                    "guard_evaluations": float(one.evaluations),
+                    **{f"{RETURNED}{name}": value for name, value in match.items()},
+                }
+            )
+        return columns
 
     def _map(self, finding: Finding) -> Tensor | None:
         """The map (h, w) of a flagged image, None if there is none or it is not finite."""

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from cryptomnesia.auditing.as_json import finite
 from cryptomnesia.auditing.checking import check_about, check_rows
 from cryptomnesia.auditing.evidence import Gate, Level, gate
 from cryptomnesia.auditing.rows import NORM, SIGNAL
+from cryptomnesia.auditing.safeguard import Safeguard, is_same, level_behind, reaches, unsure_behind
 from cryptomnesia.auditing.store import Store, batch_count
 from cryptomnesia.calibration.likeness import scores_unlike
 from cryptomnesia.errors import UsageError
@@ -36,11 +37,15 @@ class Judged:
         prompt: the text.
         level: the highest level among its images; `unknown` only if no image has a higher one.
         images: rows of evidence, worst first.
+        behind: the highest level among what a guard returned for its images; None without a guard.
+        unsure_behind: whether any of that could not be judged in full.
     """
 
     prompt: str
     level: Level
     images: list[dict[str, Any]]
+    behind: Level | None = None
+    unsure_behind: bool = False
 
     @property
     def p_value(self) -> float:
@@ -65,8 +70,9 @@ class Outcome:
         made_by: everything that changes that score, in words.
         fpr: false-positive rate at which images are suspected.
         prompts: worst first.
-        gate: whether the model is within the limit.
+        gate: whether the model is within the limit; with a guard, whether what the guard returns is.
         fdr: false-discovery rate of the prompts that are suspected, from which `fpr` follows; None without one.
+        safeguard: what a guard changes; None without one.
     """
 
     about: dict[str, Any]
@@ -77,6 +83,7 @@ class Outcome:
     prompts: list[Judged]
     gate: Gate
     fdr: float | None = None
+    safeguard: Safeguard | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -123,6 +130,7 @@ class Outcome:
             "unlike": self.unlike,
             "gate": {
                 "fail_on": self.settings.fail_on,
+                "guarded": self.safeguard is not None,
                 "outcome": self.gate.outcome,
                 "limit": self.gate.limit,
                 "share": self.gate.share.value,
@@ -133,10 +141,12 @@ class Outcome:
                 "prompts": self.gate.prompts,
                 "needed": self.gate.needed,
             },
+            "safeguard": None if self.safeguard is None else self.safeguard.to_json(),
             "prompts": [
                 {
                     "prompt": judged.prompt,
                     "level": judged.level.name,
+                    "behind": None if judged.behind is None else judged.behind.name,
                     "images": [_row_to_json(row) for row in judged.images],
                 }
                 for judged in self.prompts
@@ -159,7 +169,9 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
     settings = AuditSettings.resolve(
         store.about["settings"] | _given(fail_on=fail_on, max_rate=max_rate), environment={}
     )
-    check_gate(settings, localized=store.about["methods"]["localizer"] is not None)
+    # runs of earlier versions do not say so
+    guard = store.about.get("guard")
+    check_gate(settings, localized=store.about["methods"]["localizer"] is not None, guarded=guard is not None)
     batches = batch_count(len(store.about["prompts"]) * settings.images_per_prompt, settings.batch_size)
     if store.done(IMAGES) < batches or not store.done(SCORES):
         raise UsageError(
@@ -168,7 +180,7 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
         )
     images, scores = store.rows(IMAGES), store.rows(SCORES)
     units = units_of(store.about["prompts"], settings)
-    check_rows(images, IMAGES, units, store.folder)
+    check_rows(images, IMAGES, units, store.folder, guarded=guard is not None)
     check_rows(scores, SCORES, units, store.folder)
     grouped: dict[str, list[dict[str, Any]]] = {prompt: [] for prompt in store.about["prompts"]}
     for recorded, scored in zip(images, scores, strict=True):
@@ -176,18 +188,59 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
     prompts = []
     for prompt, rows in grouped.items():
         rows.sort(key=_worst_first)
-        prompts.append(Judged(prompt, max(Level[row["level"]] for row in rows), rows))
+        judged = Judged(prompt, max(Level[row["level"]] for row in rows), rows)
+        prompts.append(judged if guard is None else _behind(judged, settings.fpr))
     prompts.sort(key=lambda judged: (-judged.level, _worst_first(judged.images[0])))
-    decision = gate(
-        [judged.level for judged in prompts],
-        Level[settings.fail_on],
-        settings.max_rate,
-        unsure=[judged.unsure for judged in prompts],
-    )
+    decision = decided(prompts, settings, behind=guard is not None)
+    safeguard = None
+    if guard is not None:
+        least = Level[settings.fail_on]
+        safeguard = Safeguard.of(
+            guard,
+            images,
+            compared=store.about["index"] is not None,
+            without=decided(prompts, settings, behind=False),
+            behind=decision,
+            levels=[
+                reaches(least, *_levels(judged), same=all(is_same(row) for row in judged.images)) for judged in prompts
+            ],
+        )
     about = store.about | {"settings": settings.model_dump(mode="json")}
     first = scores[0]
     judged_by = first["detector"], first["made_by"], first["fpr"]
-    return Outcome(about, settings, *judged_by, prompts, decision, first.get("fdr"))
+    return Outcome(about, settings, *judged_by, prompts, decision, first.get("fdr"), safeguard)
+
+
+def _behind(judged: Judged, fpr: float) -> Judged:
+    """A prompt with the level of what a guard that flags at the rate `fpr` returned."""
+    return replace(
+        judged,
+        behind=max(level_behind(row, fpr) for row in judged.images),
+        unsure_behind=any(unsure_behind(row, fpr) for row in judged.images),
+    )
+
+
+def _levels(judged: Judged) -> tuple[tuple[Level, bool], tuple[Level, bool]]:
+    """Level of a prompt, and whether an image could not be judged in full, without a guard and behind it."""
+    assert judged.behind is not None
+    return (judged.level, judged.unsure), (judged.behind, judged.unsure_behind)
+
+
+def decided(prompts: Sequence[Judged], settings: AuditSettings, *, behind: bool) -> Gate:
+    """The gate over prompts.
+
+    Args:
+        prompts: at least one.
+        settings: level and limit of the gate.
+        behind: whether it judges what a guard returned, instead of what the model made.
+    """
+    both = [_levels(judged)[1] if behind else (judged.level, judged.unsure) for judged in prompts]
+    return gate(
+        [level for level, _ in both],
+        Level[settings.fail_on],
+        settings.max_rate,
+        unsure=[unsure for _, unsure in both],
+    )
 
 
 def units_of(prompts: Sequence[str], settings: AuditSettings) -> list[tuple[str, int]]:
@@ -201,17 +254,24 @@ def units_of(prompts: Sequence[str], settings: AuditSettings) -> list[tuple[str,
     return [(prompt, settings.seed + number) for number, prompt in enumerate(repeated)]
 
 
-def check_gate(settings: AuditSettings, *, localized: bool) -> None:
+def check_gate(settings: AuditSettings, *, localized: bool, guarded: bool = False) -> None:
     """Refuse a gate that every model would pass in the end, because no image can reach its level.
 
     Args:
         settings: of the run.
         localized: whether flagged images get maps.
+        guarded: whether the gate judges what is left behind a guard.
 
     Raises:
         UsageError: saying what to change.
     """
     compared = settings.index is not None or settings.training_images is not None
+    if guarded and settings.max_rate > 0 and not compared:
+        raise UsageError(
+            f"got max_rate = {settings.max_rate:g} and a guard without training images, and a guard returns only "
+            "pictures that its own score calls ordinary, so every model would pass; give index or training_images, or "
+            "leave the guard out"
+        )
     if settings.fail_on == "corroborated" and settings.max_rate > 0 and not (localized or compared):
         raise UsageError(
             f"got max_rate = {settings.max_rate:g} for corroborated prompts, and without maps and training images none "

@@ -24,6 +24,7 @@ from cryptomnesia.detection import Examination
 from cryptomnesia.detectors import Detector
 from cryptomnesia.detectors import detector as detector_of
 from cryptomnesia.errors import UsageError
+from cryptomnesia.guarding.policies import Policy, policy_of
 from cryptomnesia.localizers import Localizer
 from cryptomnesia.localizers import localizer as localizer_of
 from cryptomnesia.matching import SSCD, ImageIndex, Tiles
@@ -31,12 +32,13 @@ from cryptomnesia.matching.reproduction import check_size
 from cryptomnesia.matching.sources import as_text, check_source, ordered
 from cryptomnesia.mitigations import Mitigation
 from cryptomnesia.mitigations import mitigation as mitigation_of
+from cryptomnesia.mitigations.base import check_sight
 from cryptomnesia.pipelines.call import NEUTRAL, canonical, defaults_of
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.loading import pipeline_of
 from cryptomnesia.pipelines.origins.options import SETTINGS
-from cryptomnesia.pipelines.setup import Method, Setup
+from cryptomnesia.pipelines.setup import Method, Setup, describe
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.settings import AuditSettings
 from cryptomnesia.statistics import needed_references, null_size
@@ -68,6 +70,7 @@ class Plan:
         detector: by whose score images are suspected.
         localizer: of flagged images, or None.
         mitigation: of flagged images, or None.
+        policy: of the guard whose effect is reported, or None.
         calibration: that is given; None if it is made from references, or if the run already holds it.
         index: of training images, or None.
         unlike: how the prompts differ visibly from the references, in sentences.
@@ -82,6 +85,7 @@ class Plan:
     detector: Detector
     localizer: Localizer | None
     mitigation: Mitigation | None
+    policy: Policy | None
     calibration: Calibration | None
     index: ImageIndex | None
     unlike: list[str]
@@ -105,6 +109,7 @@ class Plan:
             "methods": {role: None if method is None else method.name for role, method in methods.items()},
             "made_by": {role: None if method is None else method.describe() for role, method in methods.items()},
             "observes": {role: None if method is None else method.observes for role, method in methods.items()},
+            "guard": None if self.policy is None else describe(self.policy),
             "prompts": self.prompts,
             "fingerprint": self.setup.fingerprint,
             "weights": weights_digest(self.setup.pipe),
@@ -133,6 +138,7 @@ class Plan:
             mitigation=self.mitigation,
             words=self.settings.words,
             batch_size=self.settings.batch_size,
+            policy=self.policy,
         )
         if self.localizer is not None:
             try:
@@ -158,6 +164,7 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
     settings = request.settings
     prompts = request.texts()
     references = None if settings.references is None else read_prompts(settings.references)
+    policy = _policy(request)
     _check_training_images(settings, folder)
     if isinstance(request.model, str | Path):
         pipe = pipeline_of(settings)
@@ -178,7 +185,10 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
     calibration = _calibration(request, setup, folder)
     judging = calibration or _held(settings, folder)
     localizer = _localizer(request, setup, judging)
-    mitigation = _mitigation(request, setup)
+    mitigation = _mitigation(request, setup, policy)
+    if mitigation is not None:
+        # what it takes of the calibration is checked as soon as there is one
+        check_sight(mitigation, detector)
     evaluations = setup.evaluations
     if evaluations is not None:
         if (earliest := detector.earliest(evaluations)) > evaluations:
@@ -192,7 +202,7 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
         check_captions(setup)
     if localizer is not None:
         check_second_signal(detector.name, detector.observes, localizer.name, localizer.observes)
-    check_gate(settings, localized=localizer is not None)
+    check_gate(settings, localized=localizer is not None, guarded=policy is not None)
     captions = Captions.read_by(setup.family, references or []) if judging is None else judging.captions
     found = Plan(
         settings=settings,
@@ -203,6 +213,7 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
         detector=detector,
         localizer=localizer,
         mitigation=mitigation,
+        policy=policy,
         calibration=calibration,
         index=None,
         unlike=list(texts_unlike(prompts, captions).values()),
@@ -320,15 +331,43 @@ def _localizer(request: Request, setup: Setup, calibration: Calibration | None) 
     return found
 
 
-def _mitigation(request: Request, setup: Setup) -> Mitigation | None:
-    """The mitigation of the run; `auto` leaves it out where none of the defaults works."""
+def _policy(request: Request) -> Policy | None:
+    """The policy of the guard whose effect is to be reported, None without one.
+
+    Raises:
+        UsageError: for a policy that changes no image, and for one that has no use for the mitigation, or none to use.
+    """
     settings = request.settings
-    if not settings.mitigate:
+    given = request.objects.get("guard", settings.guard)
+    if given is None:
+        return None
+    policy = policy_of(given)
+    if not policy.acts:
+        raise UsageError(
+            f"got the guard {policy.name}, which returns every image as it is, so that there is no rate with a "
+            "safeguard; give another policy, or leave it out"
+        )
+    named = request.objects.get("mitigation", settings.mitigation) != "auto"
+    if policy.mitigates and not settings.mitigate:
+        raise UsageError(
+            f"got the guard {policy.name}, which needs a mitigation, and mitigate = False; leave one of them out"
+        )
+    if named and not policy.mitigates:
+        raise UsageError(f"got a mitigation with the guard {policy.name}, which uses none; leave one of them out")
+    return policy
+
+
+def _mitigation(request: Request, setup: Setup, policy: Policy | None) -> Mitigation | None:
+    """The mitigation of the run; without a guard `auto` leaves it out where none of the defaults works."""
+    settings = request.settings
+    if not settings.mitigate or (policy is not None and not policy.mitigates):
         return None
     wanted = request.objects.get("mitigation", settings.mitigation)
     try:
         return mitigation_of(wanted, setup)
     except UsageError as error:
+        if policy is not None:
+            raise
         return _left_out(wanted, error)
 
 

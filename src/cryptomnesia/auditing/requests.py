@@ -13,7 +13,7 @@ from cryptomnesia.settings import AuditSettings
 
 logger = logging.getLogger("cryptomnesia")
 
-OBJECTS = ("detector", "localizer", "mitigation", "calibration")
+OBJECTS = ("detector", "localizer", "mitigation", "calibration", "guard")
 """Settings that may be given as objects."""
 
 LOADING = ("scheduler", "dtype", "device", "variant", "revision", "lora", "unet", "transformer", "base", "without")

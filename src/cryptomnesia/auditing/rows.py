@@ -21,6 +21,9 @@ NORM, SIGNAL = "norm:", "signal:"
 SCORE, P_VALUE = "score:", "p_value:"
 """What the names of columns begin with that hold the score or p-value of a detector."""
 
+RETURNED = "returned_"
+"""What the names of columns begin with that hold the match of what a guard returned."""
+
 VERDICT = tuple(field.name for field in fields(Verdict) if field.name not in ("image", "prompt"))
 """The columns of a verdict: its fields, without its place in a call and its prompt, which the run knows itself."""
 

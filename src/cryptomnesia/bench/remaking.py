@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from cryptomnesia.bench.detecting import Progress
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED
@@ -17,6 +16,7 @@ from cryptomnesia.files import load_checked, save_checked
 from cryptomnesia.guarding.making import Maker
 from cryptomnesia.mitigations import Correction, Flagged, Mitigation
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.tracing.counting import Counting
 from cryptomnesia.verdicts import Verdict
 
 KIND = "mitigation part"
@@ -55,7 +55,7 @@ def remade(
     studio: Any = _Studio(maker)
     dropped: list[list[str]] = [[] for _ in trials]
     began = time.perf_counter()
-    with _Counting(setup.family.module) as counting:
+    with Counting(setup.family.module) as counting:
         if mitigation is None:
             studio.make(calls)
         else:
@@ -119,25 +119,6 @@ class _Studio:
             picture = (image.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
             self.newest[call["generator"].initial_seed()] = picture, verdict
         return output, verdicts
-
-
-class _Counting:
-    """Counts the samples that a network evaluates."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.samples = 0
-        self._network = network
-
-    def __enter__(self) -> "_Counting":
-        self._hook = self._network.register_forward_hook(self._count, with_kwargs=True)
-        return self
-
-    def _count(self, _: nn.Module, args: Any, kwargs: Mapping[str, Any], __: Any) -> None:
-        given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > 1)
-        self.samples += len(given)
-
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
 
 
 def kept_pictures(

@@ -38,7 +38,7 @@ def audit(
     """Judge a model by a set of prompts.
 
     Exit code 0: the share of prompts with a finding is below the limit. 1: it is above. 3: too few prompts to decide.
-    --fail-on says what counts as a finding, and --max-rate is the limit.
+    --fail-on says what counts as a finding, and --max-rate is the limit. With --guard only what a guard returns counts.
     """
     from cryptomnesia.auditing import audited, cost
     from cryptomnesia.auditing.outcome import outcome
@@ -163,7 +163,7 @@ def compare(
     after: Annotated[Path, typer.Argument(help="Folder of another finished run.")],
     fail_on: Annotated[str, typer.Option(help="Level of evidence that counts as a finding.")] = "corroborated",
 ) -> None:
-    """Say which findings are new in a run, and which are gone; exit code 1 if any is new."""
+    """Say which findings are new in a run, and which are gone; exit code 1 if any is new, also behind a guard."""
     from cryptomnesia.auditing.comparison import compare
     from cryptomnesia.auditing.evidence import Level
     from cryptomnesia.auditing.outcome import outcome
@@ -178,7 +178,7 @@ def compare(
     for folder, run in runs.items():
         for note in notes(run):
             typer.echo(f"{folder}: {note}", err=True)
-    raise typer.Exit(1 if found.new else 0)
+    raise typer.Exit(1 if found.new or found.new_behind else 0)
 
 
 def _check_pictures(kind: str, *, embed_images: bool, training: Path | None) -> None:

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations.base import Flagged, Mitigation, Remade, Studio, why_uncorrected, withheld
 from cryptomnesia.registry import create
 from cryptomnesia.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from cryptomnesia.pipelines.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class Policy(Protocol):
         """
         ...
 
+    def cost(self, setup: "Setup", mitigation: Mitigation | None) -> float:
+        """Evaluations of the denoiser for an image that is not clean, beyond those that made it, at most."""
+        return 0.0 if mitigation is None else mitigation.cost(setup)
+
 
 @dataclass(frozen=True)
 class Observe(Policy):
@@ -91,7 +98,7 @@ class Mitigate(Policy):
         assert mitigation is not None
         if mitigation.correction(studio.references) is not None:
             return [Remade(withheld(image.flagged.verdict, why_uncorrected(image.flagged.verdict))) for image in images]
-        return mitigation.remake([image.flagged for image in images], studio)
+        return _by("mitigation", mitigation.remake([image.flagged for image in images], studio))
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,10 @@ class Regenerate(Policy):
         """Make the images again, one after the other."""
         return [self._settle_one(image, studio, mitigation) for image in images]
 
+    def cost(self, setup: "Setup", mitigation: Mitigation | None) -> float:
+        """All other seeds, and then the mitigation."""
+        return self.retries * setup.sampling.steps + super().cost(setup, mitigation)
+
     def _settle_one(self, image: Open, studio: Studio, mitigation: Mitigation | None) -> Remade:
         assert mitigation is not None
         verdict = image.flagged.verdict
@@ -124,9 +135,10 @@ class Regenerate(Policy):
             verdict = replace(verdict, retried=(*verdict.retried, again.p_value))
             if again.clean:
                 reason = f"{verdict.reason}; seed {attempt} after it has p = {again.p_value:.3g}"
-                return Remade(replace(verdict, action="regenerated", reason=reason), output)
+                return Remade(replace(verdict, action="regenerated", reason=reason), output, step="another seed")
         verdict = replace(verdict, reason=f"{verdict.reason}; {self.retries} other seeds were no better")
-        return mitigation.remake([Flagged(image.other(self.retries), verdict)], studio)[0]
+        again = mitigation.remake([Flagged(image.other(self.retries), verdict)], studio)
+        return _by("mitigation of another seed", again)[0]
 
 
 @dataclass(frozen=True)
@@ -148,11 +160,7 @@ class Escalate(Policy):
     def settle(self, images: Sequence[Open], studio: Studio, mitigation: Mitigation | None) -> list[Remade]:
         """Take the steps, each for all images that are left."""
         assert mitigation is not None
-        steps = [("", mitigation, False), ("another seed", mitigation, True)]
-        if (stronger := mitigation.stronger) is not None:
-            steps.insert(1, ("a stronger setting", stronger, False))
-        if self.rephrase:
-            steps.append(("fewer words", create("mitigation", "rephrasing"), False))
+        steps = self._steps(mitigation)
         verdicts = {row: image.flagged.verdict for row, image in enumerate(images)}
         done: dict[int, Remade] = {}
         for what, method, other in steps:
@@ -165,16 +173,34 @@ class Escalate(Policy):
             ]
             for row, remade in zip(rows, method.remake(flagged, studio), strict=True):
                 if remade.output is not None:
-                    done[row] = remade
+                    done[row] = replace(remade, step=what or "mitigation")
                 else:
                     reason = remade.verdict.reason.removesuffix("; withheld")
                     verdicts[row] = replace(remade.verdict, action="none", reason=reason)
         return [done.get(row) or Remade(withheld(verdict)) for row, verdict in verdicts.items()]
 
+    def cost(self, setup: "Setup", mitigation: Mitigation | None) -> float:
+        """All steps."""
+        return 0.0 if mitigation is None else sum(method.cost(setup) for _, method, _ in self._steps(mitigation))
+
+    def _steps(self, mitigation: Mitigation) -> list[tuple[str, Mitigation, bool]]:
+        """What every step is called, its mitigation, and whether it begins from other noise."""
+        steps = [("", mitigation, False), ("another seed", mitigation, True)]
+        if (stronger := mitigation.stronger) is not None:
+            steps.insert(1, ("a stronger setting", stronger, False))
+        if self.rephrase:
+            steps.append(("fewer words", create("mitigation", "rephrasing"), False))
+        return steps
+
 
 def _told(verdict: Verdict, step: str) -> Verdict:
     """A verdict whose reason names the step that follows."""
     return replace(verdict, reason=f"{verdict.reason}; {step}") if step else verdict
+
+
+def _by(step: str, remade: list[Remade]) -> list[Remade]:
+    """Results with the step of the policy that made an image; nothing made those that are withheld."""
+    return [one if one.output is None else replace(one, step=step) for one in remade]
 
 
 _POLICIES = (Observe, Block, Mitigate, Regenerate, Escalate)
@@ -194,7 +220,9 @@ def policy_of(policy: str | type[Policy] | Policy) -> Policy:
             raise UsageError(f"got the unknown policy {policy!r}; known are {', '.join(POLICIES)}")
         return POLICIES[policy]()
     made = policy() if isinstance(policy, type) else policy
-    if missing := [name for name in ("name", "acts", "mitigates", "corrects", "settle") if not hasattr(made, name)]:
+    if missing := [
+        name for name in ("name", "acts", "mitigates", "corrects", "settle", "cost") if not hasattr(made, name)
+    ]:
         raise UsageError(
             f"got {policy!r} as policy, which lacks {', '.join(missing)}; give {', '.join(POLICIES)}, or an object of "
             "a subclass of `cryptomnesia.Policy`"

@@ -46,11 +46,13 @@ class Remade:
         verdict: the verdict on the image, with what was done about it.
         output: the output of the pipeline's call that made another image; None if no image may be shown.
         place: number of the other image in that output.
+        step: which step of a policy gave this result, in a few words; "" where there is nothing to say.
     """
 
     verdict: Verdict
     output: Any = None
     place: int = 0
+    step: str = ""
 
 
 class Correction:
@@ -246,12 +248,21 @@ def check_fit(mitigation: Mitigation, detector: "Detector", calibration: "Calibr
     Raises:
         UsageError: saying what does not fit.
     """
+    check_sight(mitigation, detector)
+    calibration.check_localizers(mitigation.maps(setup))
+
+
+def check_sight(mitigation: Mitigation, detector: "Detector") -> None:
+    """Refuse a detector that a mitigation blinds.
+
+    Raises:
+        UsageError: naming both.
+    """
     if mitigation.blinds(detector):
         raise UsageError(
             f"{detector.name} reads {', '.join(sorted(detector.reads))}, which {mitigation.name} makes ordinary "
             "although the picture may be a copy; use another mitigation, or another detector"
         )
-    calibration.check_localizers(mitigation.maps(setup))
 
 
 def withheld(verdict: Verdict, why: str = "") -> Verdict:

@@ -12,9 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from cryptomnesia.report.rows import Compared, Judged, Listed, Region, what_was_done
+from cryptomnesia.report.safeguard import HEADINGS, sentences
+from cryptomnesia.report.safeguard import table as safeguard_table
 
 if TYPE_CHECKING:
     from cryptomnesia.auditing.comparison import Comparison
+    from cryptomnesia.auditing.evidence import Gate
     from cryptomnesia.auditing.outcome import Outcome
     from cryptomnesia.bench.map_packet import MapPacket
     from cryptomnesia.bench.packet import Packet
@@ -366,16 +369,34 @@ def print_outcome(found: "Outcome", *, rows: int = 20) -> None:
             plain(nearest),
         )
     print_wide(table)
+    if len(found.prompts) > rows:
+        print_wide(Text(f"and {len(found.prompts) - rows} prompts more"))
+    print_wide(Text(", ".join(f"{count} {name}" for name, count in found.counts.items() if count)))
+    _print_safeguard(found)
     gate, limit = found.gate, f"{found.settings.fail_on} or worse, limit {found.gate.limit:.1%}"
-    lines = [f"and {len(found.prompts) - rows} prompts more"] if len(found.prompts) > rows else []
-    lines.append(", ".join(f"{count} {name}" for name, count in found.counts.items() if count))
-    lines.append(
+    if found.safeguard is not None:
+        limit = f"{found.settings.fail_on} or worse behind the guard, limit {found.gate.limit:.1%}"
+    lines = [
         f"{gate.outcome}: {gate.share.value:.1%} of prompts ({gate.share.low:.1%} to {gate.share.high:.1%}) {limit}"
         + (f"; {gate.needed} prompts would decide it" if gate.needed else "")
         + ("; no number of prompts can pass a limit of 0, give --max-rate" if gate.limit == 0 and not gate.hits else "")
-    )
+    ]
     # a reason may come from a package
     print_wide(Text("\n".join([*lines, *(str(plain(note)) for note in notes(found))])))
+
+
+def _print_safeguard(found: "Outcome") -> None:
+    """The shares without a guard and behind it in a table, with what the guard did below it; nothing without one."""
+    if found.safeguard is None:
+        return
+    table = Table(*HEADINGS, title="without and with the safeguard, 95% intervals", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for line in safeguard_table(found):
+        table.add_row(*line)
+    print_wide(table)
+    # the name of a policy may come from a package
+    print_wide(Text("\n".join(str(plain(sentence)) for sentence in sentences(found))))
 
 
 def print_comparison(found: "Comparison") -> None:
@@ -384,16 +405,31 @@ def print_comparison(found: "Comparison") -> None:
     table.add_column("prompt", overflow="fold")
     for heading in ("", "before", "after"):
         table.add_column(heading, no_wrap=True)
-    for what, changed in (("new", found.new), ("gone", found.gone), ("could not tell", found.unsure)):
+    parts = (
+        ("new", found.new),
+        ("gone", found.gone),
+        ("could not tell", found.unsure),
+        ("new behind the guard", found.new_behind),
+    )
+    for what, changed in parts:
         for prompt, before, after in changed:
             table.add_row(plain(prompt), what, before.name, after.name)
     print_wide(table)
-    shares = [
-        f"{gate.hits} of {gate.prompts} ({gate.share.low:.1%} to {gate.share.high:.1%})"
-        for gate in (found.before, found.after)
-    ]
+    shares = [_hits(gate) for gate in (found.before, found.after)]
     alone = f"; not compared: {len(found.only_before)} prompts of the first run, {len(found.only_after)} of the second"
     print_wide(Text(f"{shares[0]} before, {shares[1]} after{alone if found.only_before or found.only_after else ''}"))
+    behind = [
+        f"{_hits(gate)} {when}"
+        for gate, when in ((found.before_behind, "before"), (found.after_behind, "after"))
+        if gate is not None
+    ]
+    if behind:
+        print_wide(Text(f"behind the guard: {', '.join(behind)}"))
+
+
+def _hits(gate: "Gate") -> str:
+    """How many prompts reach the level of a gate."""
+    return f"{gate.hits} of {gate.prompts} ({gate.share.low:.1%} to {gate.share.high:.1%})"
 
 
 @contextmanager

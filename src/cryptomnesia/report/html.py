@@ -21,7 +21,8 @@ from PIL import Image
 from cryptomnesia.auditing.as_json import finite
 from cryptomnesia.auditing.evidence import Level, gate
 from cryptomnesia.auditing.outcome import Judged, Outcome
-from cryptomnesia.auditing.rows import trajectory_of
+from cryptomnesia.auditing.rows import RETURNED, trajectory_of
+from cryptomnesia.auditing.safeguard import level_behind
 from cryptomnesia.auditing.scoring import calibration_in, installed
 from cryptomnesia.auditing.store import Store
 from cryptomnesia.calibration.stored import Calibration
@@ -29,6 +30,7 @@ from cryptomnesia.decoding import opened, shown_as
 from cryptomnesia.detectors import Detector
 from cryptomnesia.matching.sources import content_of
 from cryptomnesia.report.meanings import meanings, notes
+from cryptomnesia.report.safeguard import HEADINGS, sentences, table
 from cryptomnesia.statistics import conformal_threshold
 from cryptomnesia.words import spans
 
@@ -118,6 +120,9 @@ def html(found: Outcome, store: Store, *, embed_images: bool = False, training: 
         limit=f"{gate.limit:.1%}",
         fail_on=settings.fail_on,
         levels=_levels(found),
+        headings=HEADINGS,
+        safeguard=table(found),
+        sentences=sentences(found),
         notes=notes(found),
         embedded=embed_images,
         about=_about(found),
@@ -189,9 +194,23 @@ def _evidence(
             "picture": _within(store.folder, row["image"], shown),
             "instead": _within(store.folder, row["instead"], shown),
             "nearest": _nearest(row, training, shown),
+            **_behind(row, found, training, shown),
         }
         for row, running in zip(judged.images, references.running(judged.images), strict=True)
     ]
+
+
+def _behind(row: dict[str, Any], found: Outcome, training: Path | None, shown: Shown) -> dict[str, Any]:
+    """What a guard returned in place of an image; nothing without a guard."""
+    if found.safeguard is None:
+        return {}
+    match = {name.removeprefix(RETURNED): value for name, value in row.items() if name.startswith(RETURNED)}
+    remade = row["instead"] is not None
+    return {
+        "behind": level_behind(row, found.settings.fpr).name,
+        "remade": remade,
+        "returned": _nearest(match, training, shown) if remade else None,
+    }
 
 
 def _words(prompt: str, words: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:

@@ -52,12 +52,13 @@ def sarif(found: Outcome) -> dict[str, Any]:
 def _result(judged: Judged, uri: str | None) -> dict[str, Any]:
     severity, text = _RULES[judged.level]
     p = "" if math.isnan(judged.p_value) else f" (p = {judged.p_value:.3g})"
+    behind = "" if judged.behind is None else f". Behind the guard: {judged.behind.name}"
     file = {} if uri is None else {"physicalLocation": {"artifactLocation": {"uri": uri}}}
     return {
         "ruleId": judged.level.name,
         "ruleIndex": list(_RULES).index(judged.level),
         "level": severity,
-        "message": {"text": f"{text} Prompt: {_literal(judged.prompt)}{p}"},
+        "message": {"text": f"{text} Prompt: {_literal(judged.prompt)}{p}{behind}"},
         # so that hosts distinguish the prompts of one file, and recognize them in the next run
         "partialFingerprints": {"prompt/v1": hashlib.sha256(judged.prompt.encode()).hexdigest()},
         "locations": [{**file, "logicalLocations": [{"name": judged.prompt, "kind": "prompt"}]}],

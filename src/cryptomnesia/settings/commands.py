@@ -138,6 +138,9 @@ class AuditSettings(IndexSettings, MaskSettings, FlaggedSettings, JudgeSettings,
     """Try the mitigation on flagged images."""
     training_images: Path | None = None
     """Training images, of which the run makes an index: a folder, a tar shard or a Parquet file."""
+    guard: Literal["block", "mitigate", "regenerate", "escalate"] | None = None
+    """Policy of a guard: the audit also reports what is left behind that guard, and the gate judges that. The guard's
+    mitigation is that of --mitigation. `guard` says what the policies do."""
     fail_on: Literal["suspected", "corroborated", "confirmed"] = "corroborated"
     """Level of evidence that counts against the model, with all higher levels."""
     fdr: float | None = Field(None, gt=0, lt=1)

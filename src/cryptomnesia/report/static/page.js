@@ -176,10 +176,10 @@ function shown(picture, caption) {
   return element("figure", {}, content, element("figcaption", {}, caption));
 }
 
-function nearest({ path, place, relative, matched, p, picture }) {
+function nearest({ path, place, relative, matched, p, picture }, of = "") {
   const chance = p === null ? "" : `, p = ${number(p)}`;
   const near = relative === null ? "too few training images to judge it by" : `${matched ? "a match" : "no match"} (${number(relative)} of the distance that counts as one${chance})`;
-  return shown(picture, `nearest training image${place === "region" ? " inside the mask" : ""}: ${path}, ${near}`);
+  return shown(picture, `nearest training image${of}${place === "region" ? " inside the mask" : ""}: ${path}, ${near}`);
 }
 
 // The prompt, its words shaded by what is lost without them; below it the leading words, and a list of all.
@@ -210,9 +210,11 @@ function section(image) {
   const figures = element("div", { class: "figures" }, shown(image.picture, `generated, seed ${image.seed}`));
   if (image.map) figures.append(overlay(image), masked(image));
   if (image.nearest) figures.append(nearest(image.nearest));
-  if (image.action === "mitigated") figures.append(shown(image.instead, image.dropped.length ? `made again without ${image.dropped.join(", ")}` : "made again under mitigation"));
+  if (image.action === "mitigated" || image.remade) figures.append(shown(image.instead, image.dropped.length ? `made again without ${image.dropped.join(", ")}` : "made again under mitigation"));
+  if (image.returned) figures.append(nearest(image.returned, " of the picture made again"));
   const parts = [element("h3", {}, `Seed ${image.seed}: `, element("span", { class: `level ${image.level}` }, image.level)), element("p", {}, image.why)];
   if (image.action !== "none") parts.push(element("p", { class: "quiet" }, `${image.action}: ${image.reason}`));
+  if (image.behind) parts.push(element("p", { class: "quiet" }, "Behind the guard: ", element("span", { class: `level ${image.behind}` }, image.behind)));
   if (image.words) parts.push(...wordsOf(image.words));
   const sheet = element("section", { class: "image", "aria-label": `Seed ${image.seed}` }, element("div", {}, ...parts));
   const points = (values) => values.map((value, place) => [place + 1, value]).filter(([, value]) => value !== null);
