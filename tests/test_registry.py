@@ -346,6 +346,9 @@ class Everything(NamedTuple):
     def earliest(self, evaluations):
         return 1
 
+    def settled(self, evaluations):
+        return evaluations
+
     def running(self, runs, references):
         return self.weight * runs.norms["delta"]
 
