@@ -56,7 +56,7 @@ def main() -> None:
     kind = "attack" if given.attack else "mitigate"
     folder = CACHE / f"{kind}-{name.replace(', ', '-').replace(' ', '-')}"
     options: dict[str, Any] = {"ground": given.ground, "bundle": given.bundle, "mitigation": given.mitigation}
-    options |= {"negatives": given.negatives}
+    options |= {} if given.attack else {"negatives": given.negatives}
     options |= {} if given.positives is None else {"positives": given.positives}
     options |= {key: getattr(given, key) for key in ("guidance", "scheduler") if getattr(given, key) is not None}
     with progress() as start:

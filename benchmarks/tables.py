@@ -325,13 +325,21 @@ def mitigation_others(results: Results) -> str:
     return grid(["model", "guidance", "pictures", *copies, *shown], rows)
 
 
+def _attacked(results: Results, ground: str) -> dict[str, Any]:
+    """The figures of the attacks on a ground."""
+    attacks = results("mitigation", "attack")
+    if ground not in attacks:
+        raise NotMeasured(f"{ground}, attack")
+    made_by = results.files["mitigation"]["made_by"]
+    key = f"{ground}, attack"
+    results.parts.setdefault("mitigation", {})[made_by["commands"][key]] = made_by["commits"][key]
+    return attacks[ground]
+
+
 @table("mitigation.attack")
 def mitigation_attack(results: Results) -> str:
     """What attackers bring back under every mitigation, with their largest budget."""
-    found = results("mitigation", "attack", "drawings")
-    made_by = results.files["mitigation"]["made_by"]
-    key = "drawings, attack"
-    results.parts.setdefault("mitigation", {})[made_by["commands"][key]] = made_by["commits"][key]
+    found = _attacked(results, "drawings")
     largest = {attack: list(budgets)[-1] for attack, budgets in found["attacks"].items()}
     columns = [(attack, what) for attack in ("embedding", "hidden", "wording") for what in ("copies", "returned")]
     rows = []
@@ -348,10 +356,7 @@ def mitigation_attack(results: Results) -> str:
 @table("mitigation.budget")
 def mitigation_budget(results: Results) -> str:
     """What attackers bring back past the detector and the default mitigation, by their budget."""
-    found = results("mitigation", "attack", "drawings")
-    made_by = results.files["mitigation"]["made_by"]
-    key = "drawings, attack"
-    results.parts.setdefault("mitigation", {})[made_by["commands"][key]] = made_by["commits"][key]
+    found = _attacked(results, "drawings")
     rows = []
     for attack, budgets in found["attacks"].items():
         for budget, figures in budgets.items():

@@ -347,6 +347,10 @@ def main(
 ) -> None:
     """Answer requests for images with a guarded pipeline until SIGINT or SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    if not log_prompts:
+        # diffusers prints what it cuts off of a long prompt
+        for handler in logging.getLogger("diffusers").handlers:
+            handler.addFilter(lambda record: "was truncated" not in record.getMessage())
     # the server stops in its own way and then raises the signal again; that is the normal end
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:

@@ -203,7 +203,9 @@ def test_every_policy_is_audited(calibrated, tmp_path, guard):
     assert "no training images were compared" in answers(found)
     if guard == "block":
         assert shares.done == {("withheld", ""): len(acted)}
-        assert (store.about["methods"]["mitigation"], shares.evaluations) == (None, (3, 3))
+        # runs that are flagged end early
+        assert store.about["methods"]["mitigation"] is None
+        assert shares.evaluations[0] == 3 > shares.evaluations[1]
         assert all(math.isnan(row["returned_p"]) for row in acted)
     else:
         assert shares.evaluations[1] > 3

@@ -153,13 +153,14 @@ def test_the_caption_gap_compares_both_branches():
     """With the caption the variance is small, without it large: the gap is the difference of both critical scales."""
     x, method = noise(), CriticalScale(levels=5)
     broad, narrow = gaussian(1.0, 1e-3), gaussian(1.0, 1e4)
-    oracles = {"cond": narrow, "uncond": broad}
+    cond, uncond = ({"branch": torch.full((3,), value)} for value in (1.0, 0.0))
 
     def network(x, level, inputs):
-        return oracles[inputs["branch"]](x, level, {})
+        oracle = narrow if inputs["branch"][0] else broad
+        return oracle(x, level, {"which": torch.ones(len(x), dtype=torch.long)})
 
     run = run_of(narrow, [x] * 5)
-    last = replace(run.steps[4], cond_inputs={"branch": "cond"}, uncond_inputs={"branch": "uncond"})
+    last = replace(run.steps[4], cond_inputs=cond, uncond_inputs=uncond)
     guided = replace(run, steps={**run.steps, 4: last})
     found = CaptionGap(scale=method).measure(guided, network)
     scales = [method.measure(run_of(oracle, [x] * 5), oracle) for oracle in (narrow, broad)]

@@ -8,7 +8,7 @@ import torch
 
 from cryptomnesia import Escalate, Policy, Regenerate, Rephrasing, StabilityRule, guard
 from cryptomnesia.calibration.judging import Judge
-from cryptomnesia.detectors import Drift, Stability
+from cryptomnesia.detectors import Drift, EarlyDetail, Stability
 from cryptomnesia.guarding.making import Maker
 from cryptomnesia.guarding.policies import policy_of
 from cryptomnesia.guarding.settling import corrects_runs, returned
@@ -57,6 +57,9 @@ def settled(pipe, calibration, policy, mitigation, detector, fpr=0.5, seeds=SEED
         ("mitigate", ALWAYS, Stability()),
         ("mitigate", NEVER, Drift()),
         ("mitigate", StabilityRule(), Stability()),
+        # its score is settled before the end, so that flagged runs end early
+        ("block", None, EarlyDetail()),
+        ("mitigate", Rephrasing(), EarlyDetail()),
     ],
 )
 def test_it_is_what_a_guard_returns(pipe, calibration, policy, mitigation, detector):

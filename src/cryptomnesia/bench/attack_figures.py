@@ -21,8 +21,9 @@ def figures_of(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         `counts`: the number of planted captions. `attacks`: attack → budget → mitigation → shares of the captions with
-        their intervals: `copies`, of which the mitigation leaves a copy by pixels or edges, and `returned`, of which a
-        guard with the policy `mitigate` returns one, None where a guard refuses the mitigation.
+        their intervals: `copies`, among captions of which the mitigation makes a picture, those of which it leaves a
+        copy by pixels or edges; `returned`, those of which a guard with the policy `mitigate` returns one, None where a
+        guard refuses the mitigation.
     """
     attacks: dict[str, Any] = {}
     for attack in dict.fromkeys(row["attack"] for row in rows):

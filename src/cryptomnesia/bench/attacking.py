@@ -38,11 +38,12 @@ from cryptomnesia.files import claim, load_checked, save_checked
 from cryptomnesia.guarding.black import latents_of
 from cryptomnesia.guarding.making import Maker
 from cryptomnesia.mitigations import Mitigation
-from cryptomnesia.mitigations.captions import embedded, of_captions
+from cryptomnesia.mitigations.captions import embedded, embeddings, of_captions
 from cryptomnesia.pipelines.call import silent
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.concepts import Place
 from cryptomnesia.tracing.generation import check_call
+from cryptomnesia.tracing.reading import conditioning
 from cryptomnesia.words import words
 
 PACKET = "attacks.json.xz"
@@ -128,12 +129,22 @@ def bench_attacks(
         progress: called while embeddings are looked for and images are made.
 
     Raises:
-        UsageError: if the folder holds another bench, another process works in it, the set-up refuses a method, or its
-            network takes captions otherwise than as `prompt_embeds` alone.
+        UsageError: if the folder holds another bench, another process works in it, the set-up refuses a method or has
+            no guidance, or its network takes captions otherwise than as `prompt_embeds` alone.
     """
     report = progress or (lambda *_: None)
     setup.check([detector, *mitigations])
     check_call(setup)
+    if not setup.guided:
+        raise UsageError(
+            "got a set-up without guidance, whose runs have no unconditional branch; give guidance above 1"
+        )
+    taken = conditioning(setup.pipe, [trials[0].prompt], setup.sampling)
+    if list(embeddings(taken, conditioning(setup.pipe, [""], setup.sampling))) != [CAPTION]:
+        raise UsageError(
+            f"{type(setup.pipe).__name__} takes captions in other forms than prompt_embeds alone; give a ground with a "
+            "StableDiffusionPipeline"
+        )
     check_references(references, repeated=False, fpr=fpr)
     steps = sorted({0, *budgets})
     settings = {
@@ -229,7 +240,9 @@ def _call(setup: Setup, trial: Trial, attempt: Attempt, found: Sequence[Mapping[
     if attempt.attack == "wording":
         return {**call, "prompt": [other_wordings(trial.prompt, attempt.budget)[-1]]}
     del call["prompt"]
-    return {**call, "prompt_embeds": found[attempt.concept][f"{attempt.attack} {attempt.budget}"]}
+    embedding = found[attempt.concept][f"{attempt.attack} {attempt.budget}"]
+    module: Any = setup.family.module
+    return {**call, "prompt_embeds": embedding.to(module.device, module.dtype)}
 
 
 def other_wordings(text: str, count: int) -> list[str]:
@@ -253,11 +266,11 @@ def other_wordings(text: str, count: int) -> list[str]:
         f"{text}, a picture",
         " ".join(reversed(given)),
         ", ".join(reversed(clauses)),
-        text.upper(),
         *(text.replace(word, f"{word} {word}", 1) for word in given),
         *(f"{word}, {text}" for word in given),
     ]
-    different = [other for other in dict.fromkeys(possible) if other != text]
+    # most text encoders read capitals as small letters
+    different = [other for other in dict.fromkeys(possible) if other.casefold() != text.casefold()]
     digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
     order = np.random.default_rng(digest).permutation(len(different))
     return [different[order[min(number, len(different) - 1)]] for number in range(count)]
@@ -271,30 +284,21 @@ def _embeddings(
     steps: Sequence[int],
     descent: Descent,
 ) -> dict[str, Tensor]:
-    """Attack and number of steps → the embeddings of n captions after so many steps, (n, L, D).
-
-    Raises:
-        UsageError: if the network takes captions otherwise than as `prompt_embeds` alone.
-    """
+    """Attack and number of steps → the embeddings of n captions after so many steps, (n, L, D), on the CPU."""
     run = maker.first([call_of(setup, trial) for trial in trials], keep="all")
     evaluations = [run.step(number) for number in range(len(run.timesteps))]
     first = evaluations[0]
     places = of_captions(first)
-    if list(places) != [CAPTION]:
-        raise UsageError(
-            f"{type(setup.pipe).__name__} takes captions in other forms than prompt_embeds alone; give a ground with a "
-            "StableDiffusionPipeline"
-        )
     own = places[CAPTION].detach().float().clone()
     pictures = torch.from_numpy(np.stack([place.image for place in planted])).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         vae: Any = setup.pipe.vae
-        target = latents_of(vae, pictures.to(vae.dtype)).float()
-    masks = torch.from_numpy(np.stack([place.mask for place in planted]))[:, None].float()
+        target = latents_of(vae, pictures.to(vae.device, vae.dtype)).float().to(own.device)
+    masks = torch.from_numpy(np.stack([place.mask for place in planted]))[:, None].float().to(own.device)
     weights = adaptive_avg_pool2d(masks, (target.shape[-2], target.shape[-1]))
     weights = weights / weights.mean(dim=(1, 2, 3), keepdim=True)
     denoiser = setup.family.denoiser()
-    found = {"embedding 0": own}
+    found = {"embedding 0": own.cpu()}
     for attack in ("embedding", "hidden"):
         draws = torch.Generator().manual_seed(descent.seed)
         early = round(EARLY * len(evaluations)) if attack == "hidden" else 0
@@ -306,12 +310,14 @@ def _embeddings(
                 moved.grad = torch.zeros_like(moved)
                 for number in torch.randint(len(evaluations), (descent.levels,), generator=draws).tolist():
                     level = evaluations[number].level
-                    x = level.alpha * target + level.sigma * torch.randn(target.shape, generator=draws)
-                    estimate = denoiser(x, level, embedded(first.cond_inputs, {CAPTION: moved})).x0
+                    noise = torch.randn(target.shape, generator=draws).to(own.device)
+                    x = (level.alpha * target + level.sigma * noise).to(first.cond.x.dtype)
+                    inputs = embedded(first.cond_inputs, {CAPTION: moved.to(places[CAPTION].dtype)})
+                    estimate = denoiser(x, level, inputs).x0.float()
                     if number < early:
                         assert first.uncond_inputs is not None
                         with torch.no_grad():
-                            usual = denoiser(x, level, first.uncond_inputs).x0
+                            usual = denoiser(x, level, first.uncond_inputs).x0.float()
                         loss = (estimate - usual).square()
                     else:
                         loss = (estimate - target).square() * weights
@@ -319,5 +325,5 @@ def _embeddings(
                     moved.grad += torch.autograd.grad(loss.mean(dim=(1, 2, 3)).sum(), moved)[0]
                 optimizer.step()
                 if step in steps:
-                    found[f"{attack} {step}"] = moved.detach().clone()
+                    found[f"{attack} {step}"] = moved.detach().cpu().clone()
     return found

@@ -49,7 +49,9 @@ class FlagRate:
 
     Example:
         rate = FlagRate(len(calibration.others), fpr=0.01)
-        guarding = guard(pipe, calibration, on_verdict=lambda verdict: logger.warning(rate.seen(verdict) or ""))
+        for verdict in guarding.verdicts:
+            if warning := rate.seen(verdict):
+                logger.warning(warning)
     """
 
     def __init__(

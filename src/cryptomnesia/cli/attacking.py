@@ -58,8 +58,8 @@ def attacked(settings: BenchAttackSettings, folder: Path, report: "Progress") ->
     assert given.manifest is not None
     captions = {trial.cluster: trial for trial in given.trials if trial.group == MEMORIZED}
     # concepts of all kinds where not all are attacked
-    every = -(-len(captions) // settings.positives)
-    trials = list(captions.values())[::every]
+    count = min(settings.positives, len(captions))
+    trials = [list(captions.values())[len(captions) * number // count] for number in range(count)]
     planted = []
     for trial in trials:
         entry = given.manifest.planted_for(trial.prompt)

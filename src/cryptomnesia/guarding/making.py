@@ -70,6 +70,14 @@ class Maker:
         """The detector by which images are judged."""
         return self._judge.detector
 
+    @property
+    def flagged_after(self) -> int:
+        """The evaluations of a call whose images are all flagged, where the policy lets a guard end it early.
+
+        A pipeline without the property `interrupt` of diffusers runs to its end.
+        """
+        return self._judge.early.last + 1 if hasattr(self.kind, "interrupt") else self.calibration.evaluations
+
     def make(
         self, calls: Sequence[Mapping[str, Any]], correction: Correction | None = None
     ) -> tuple[Any, list[Verdict]]:

@@ -71,8 +71,11 @@ def returned(
     if mitigation is not None and policy.corrects:
         correction = mitigation.correction(maker.references)
     if correction is None:
-        own = maker.calibration.evaluations + maker.detector.cost(maker.setup)
-        found = [Returned(verdict, None, verdict.p_value, "", own) for verdict in verdicts]
+        whole, early, beside = maker.calibration.evaluations, maker.flagged_after, maker.detector.cost(maker.setup)
+        found = [
+            Returned(verdict, None, verdict.p_value, "", (early if verdict.flagged else whole) + beside)
+            for verdict in verdicts
+        ]
         judged: Sequence[Verdict] = verdicts
     else:
         found, judged = _corrected(calls, images, verdicts, correction, studio)

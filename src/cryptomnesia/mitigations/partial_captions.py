@@ -15,7 +15,8 @@ with those of the flagged run. Their correlation, in the square window of five e
 has to be at most `alike`.
 
 Parts are the caption without one word. If none of these is ordinary and unlike the memory, the word without which z is
-lowest is left out of all parts, and the search is repeated.
+lowest is left out of all parts, and the search is repeated. Where it ends with no part that is both, the one that is
+least like the memory is taken; then only the verdict on the new image stands between a copy and its user.
 
 If only one part is ordinary, or none, its missing words are lost; the verdict lists them as `dropped`. The image is
 made again from the same noise. The text of the prompt stays as the user wrote it.
@@ -119,8 +120,12 @@ class PartialCaptions(Preparing):
             raise UsageError(f"{why}; use `rephrasing`") from None
 
     def cost(self, setup: "Setup") -> float:
-        """One run; for ten words the first evaluation without each of them; a fifth of the run, for four and itself."""
-        return (1 + 5 * EARLY) * setup.sampling.steps + 10.0
+        """One run, and a search of two rounds for ten words, of which six are ordinary.
+
+        A round takes the first evaluation without each of the words, and a fifth of the run for every part that is
+        compared with the memory. Longer captions take more.
+        """
+        return (1 + 7 * EARLY) * setup.sampling.steps + 20.0
 
     def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
         """Find the parts of every caption."""
@@ -159,18 +164,22 @@ class PartialCaptions(Preparing):
             scores = torch.cat([usual.z_scores(logarithm(run.norms["detail"]))[:, 0] for run in runs])
             order = scores.nan_to_num(nan=torch.inf).argsort(stable=True).tolist()
             ordinary = [place for place in order if scores[place] <= most]
-            if ordinary and self.alike < 1:
-                # without its own edges no part can be compared, so that of the flagged run is estimated once
-                memory = self._estimates(studio, [call]) if memory is None else memory
-                found = self._estimates(studio, [calls[place] for place in ordinary])
-                alike = edge_correlation(found, memory).tolist()
-                unlike = [place for place, value in zip(ordinary, alike, strict=True) if value <= self.alike]
-            else:
-                alike, unlike = [], ordinary
+            if ordinary and self.alike < 1 and memory is None:
+                memory = self._estimates(studio, [call])
+            alike: dict[int, float] = {}
+            unlike: list[int] = []
+            while len(unlike) < self.parts and (rest := ordinary[len(alike) :][: studio.batch]):
+                if memory is None:
+                    correlations = [0.0] * len(rest)
+                else:
+                    found = self._estimates(studio, [calls[place] for place in rest])
+                    correlations = edge_correlation(found, memory).tolist()
+                alike |= dict(zip(rest, correlations, strict=True))
+                unlike = [place for place, value in alike.items() if value <= self.alike]
             last = len(dropped) + 1 >= self.most or len(possible) == 2
             if unlike or last:
-                # where nothing is unlike the memory, what is least like it
-                least = [ordinary[alike.index(min(alike))]] if alike else order[:1]
+                # where nothing is unlike the memory, what is least like it; where nothing is ordinary, what is most so
+                least = [min(alike, key=alike.__getitem__)] if alike else order[:1]
                 good = (unlike or least)[: self.parts]
                 kept = [
                     input_rows(runs[place // studio.batch].step(0).cond_inputs, [place % studio.batch])

@@ -393,6 +393,12 @@ class BenchAttackSettings(BenchMitigateSettings):
     wordings: int = Field(4, ge=0, le=20)
     """Other wordings of every caption that are tried."""
 
+    @model_validator(mode="after")
+    def _check_attacked(self) -> Self:
+        if self.negatives != type(self).model_fields["negatives"].default:
+            raise ValueError("got negatives, and only planted captions are attacked; give positives instead")
+        return self
+
 
 class MatchSettings(IndexSettings):
     """The pictures that are compared with training images."""

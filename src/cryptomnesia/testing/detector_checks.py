@@ -345,11 +345,11 @@ class _Trial:
             f"the score is settled after {settled!r} of {evaluations} evaluations, and known after {earliest}",
         )
         expect(
-            torch.equal(running[:, settled - 1 :], running[:, -1:].expand(-1, evaluations - settled + 1)),
-            f"the score changes after the {settled} evaluations after which it is settled",
-        )
-        expect(
             running[:, earliest - 1 :].isfinite().all() and score.isfinite().all(),
             f"{detector.name} accepts the set-up, but cannot tell of ordinary runs; refuse it in `check`, or name in "
             "`requires` what it needs",
+        )
+        expect(
+            torch.equal(running[:, settled - 1 :], running[:, -1:].expand(-1, evaluations - settled + 1)),
+            f"the score changes after the {settled} evaluations after which it is settled",
         )
