@@ -96,6 +96,9 @@ def test_what_a_policy_spends_is_counted(pipe, calibration):
     """Three evaluations of the first run, three of every other seed."""
     settings = {"policy": policy_of("block"), "mitigation": None}
     assert {one.evaluations for *_, one in settled(pipe, calibration, **settings, detector=Drift())} == {3.0}
+    # the score of `early-detail` is settled after one of the three
+    for _, verdict, one in settled(pipe, calibration, **settings, detector=EarlyDetail()):
+        assert one.evaluations == (1.0 if verdict.flagged else 3.0)
 
     @dataclass(frozen=True)
     class Twice(Policy):

@@ -256,7 +256,7 @@ def other_wordings(text: str, count: int) -> list[str]:
 
     Example:
         >>> other_wordings("a red cat", 2)
-        ['a red cat cat', 'a photo of a red cat']
+        ['cat, a red cat', 'a red cat cat']
     """
     given = words(text)
     clauses = [part.strip() for part in text.split(",")]
