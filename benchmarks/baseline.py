@@ -5,7 +5,8 @@
 A map that is compared with the unconditional branch needs one that knows the picture less well than the caption does.
 `caption-gap` measures that, for about 100 pictures of planted captions, 100 of ordinary ones, and hard negatives:
 
-- `held`: the share of pictures that the unconditional branch holds as firmly as the caption does, a gap of 0 or below.
+- `held`: the share of pictures with a gap of 0 or below: both branches hold them equally, or neither does, or the
+  unconditional branch holds them more firmly.
 - `gap`: the median gap, in log σ; `caption` and `unconditional`: the medians of both branches' log σ_c.
 - `pictures`: their number. Of planted captions only pictures that reproduce are counted.
 """

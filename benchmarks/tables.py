@@ -396,7 +396,18 @@ def baseline_held(results: Results) -> str:
             words = "reproduced" if group == "memorized" else NEGATIVES.get(group, group.replace("_", " "))
             cells = [number(found["held"]), *(number(found[what], 2) for what in ("gap", "caption", "unconditional"))]
             rows.append([code(ground), words, str(found["pictures"]), *cells])
-    return grid(["model", "captions", "pictures", "held", "median gap", "with the caption", "without"], rows)
+    return grid(
+        [
+            "model",
+            "captions",
+            "pictures",
+            "gap of 0 or below",
+            "median gap",
+            "log σ_c with the caption",
+            "log σ_c without",
+        ],
+        rows,
+    )
 
 
 @table("mitigation.ordinary")

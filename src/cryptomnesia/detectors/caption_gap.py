@@ -1,10 +1,10 @@
 """Caption gap (arXiv:2609.39648): how much more firmly a picture is held with its caption than without it.
 
 The score is log σ_c(x; c) − log σ_c(x; ∅), where σ_c is the critical scale of the generated picture x: the largest
-noise level from which the denoiser returns to it (`critical-scale`). Far above 0 the caption brings the picture back.
-At 0 or below, the unconditional branch holds the picture as firmly as the caption does. Then it is no baseline that
-knows the picture less well, which is the condition of use of `curvature-difference`, `score-difference` and
-`guidance-map`; a plain picture, which every branch holds, has a gap of 0, too.
+noise level from which the denoiser returns to it (`critical-scale`). Above 0 the unconditional branch knows the picture
+less well than the caption does. That is the condition of use of `curvature-difference`, `score-difference` and
+`guidance-map`, which are compared with it. Below 0 the condition is not met. A gap of 0 says nothing: both branches
+hold the picture equally, or neither does at any of the noise levels, and then `critical-scale` is the least possible.
 """
 
 from dataclasses import dataclass, field
@@ -33,8 +33,8 @@ class CaptionGap(Measured):
     summary = "How much more firmly the denoiser holds the generated picture with its caption than without it."
     source = "arXiv:2609.39648"
     use_when = (
-        "You ask whether a map that is compared with the unconditional branch may be used for a picture: it may not if "
-        "the gap is 0 or below. Or you compare with it."
+        "You ask whether a map that is compared with the unconditional branch may be used for a picture: it may if the "
+        "gap is above 0, and not if it is below. Or you compare with it."
     )
     avoid_when = "You need an answer online: it takes dozens of evaluations, after the last step."
 
