@@ -12,7 +12,7 @@ import numpy as np
 from common import CACHE
 from PIL import Image, ImageDraw, ImageFont
 
-from cryptomnesia.bench.mitigating import KIND
+from cryptomnesia.bench.remaking import KIND
 from cryptomnesia.bench.packet import Packet
 from cryptomnesia.bench.trials import MEMORIZED
 from cryptomnesia.files import load_checked
