@@ -12,8 +12,8 @@ import numpy as np
 from common import CACHE
 from PIL import Image, ImageDraw, ImageFont
 
-from cryptomnesia.bench.remaking import KIND
 from cryptomnesia.bench.packet import Packet
+from cryptomnesia.bench.remaking import KIND
 from cryptomnesia.bench.trials import MEMORIZED
 from cryptomnesia.files import load_checked
 from cryptomnesia.proving_ground.ground import ground_of
