@@ -68,7 +68,6 @@ from cryptomnesia.localizers.baseline import baseline_for
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground import BUNDLE
-from cryptomnesia.proving_ground.bundle import DETECTORS
 from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.manifest import Entry, Manifest
 from cryptomnesia.proving_ground.replication import replicates
@@ -125,7 +124,7 @@ TOGETHER = {
 }
 SHARE = "collapse without its filter"
 MEAN = "mean of"
-SIGNALS = [MapSignal(localizer(name)) for name in DETECTORS]
+SIGNALS = [MapSignal(localizer(name)) for name in ground_of("scenes").detectors]
 DESIGNS = {
     (design, probes): DiagonalEstimator(probes=probes, **settings)
     for design, settings in {
