@@ -289,28 +289,28 @@ def _embeddings(
     evaluations = [run.step(number) for number in range(len(run.timesteps))]
     first = evaluations[0]
     places = of_captions(first)
-    own = places[CAPTION].detach().float().clone()
+    caption = places[CAPTION].detach().float().clone()
     pictures = torch.from_numpy(np.stack([place.image for place in planted])).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         vae: Any = setup.pipe.vae
-        target = latents_of(vae, pictures.to(vae.device, vae.dtype)).float().to(own.device)
-    masks = torch.from_numpy(np.stack([place.mask for place in planted]))[:, None].float().to(own.device)
+        target = latents_of(vae, pictures.to(vae.device, vae.dtype)).float().to(caption.device)
+    masks = torch.from_numpy(np.stack([place.mask for place in planted]))[:, None].float().to(caption.device)
     weights = adaptive_avg_pool2d(masks, (target.shape[-2], target.shape[-1]))
     weights = weights / weights.mean(dim=(1, 2, 3), keepdim=True)
     denoiser = setup.family.denoiser()
-    found = {"embedding 0": own.cpu()}
+    found = {"embedding 0": caption.cpu()}
     for attack in ("embedding", "hidden"):
         draws = torch.Generator().manual_seed(descent.seed)
         early = round(EARLY * len(evaluations)) if attack == "hidden" else 0
         with torch.inference_mode(False), torch.enable_grad():
-            moved = own.clone().requires_grad_()
+            moved = caption.clone().requires_grad_()
             # Adam moves every number by itself, so the captions of a batch do not disturb one another
-            optimizer = torch.optim.Adam([moved], lr=descent.rate * own.square().mean().sqrt().item())
+            optimizer = torch.optim.Adam([moved], lr=descent.rate * caption.square().mean().sqrt().item())
             for step in range(1, max(steps) + 1):
                 moved.grad = torch.zeros_like(moved)
                 for number in torch.randint(len(evaluations), (descent.levels,), generator=draws).tolist():
                     level = evaluations[number].level
-                    noise = torch.randn(target.shape, generator=draws).to(own.device)
+                    noise = torch.randn(target.shape, generator=draws).to(caption.device)
                     x = (level.alpha * target + level.sigma * noise).to(first.cond.x.dtype)
                     inputs = embedded(first.cond_inputs, {CAPTION: moved.to(places[CAPTION].dtype)})
                     estimate = denoiser(x, level, inputs).x0.float()

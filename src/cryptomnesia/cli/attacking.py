@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cryptomnesia.cli.benching import AsJson, Output, benching, given_by, usable
-from cryptomnesia.cli.common import check_folder, check_names
+from cryptomnesia.cli.benching import AsJson, Output, benching, on_ground
 from cryptomnesia.cli.options import settings_flags
-from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_attack_bench, progress_bar
 from cryptomnesia.settings import BenchAttackSettings
 
@@ -46,37 +44,28 @@ def attacked(settings: BenchAttackSettings, folder: Path, report: "Progress") ->
     from cryptomnesia.bench.attacking import bench_attacks
     from cryptomnesia.bench.looking import GroundLook
     from cryptomnesia.bench.trials import MEMORIZED
-    from cryptomnesia.detectors import detector
-    from cryptomnesia.mitigations import mitigation
 
-    check_folder(folder)
-    check_names("mitigation", settings.mitigation)
-    check_names("detector", [settings.detector])
-    if settings.ground is None:
-        raise UsageError("nobody knows what a model of your own has memorized; give a proving ground (--ground)")
-    given = given_by(settings)
-    assert given.manifest is not None
+    given, manifest, mitigations, detector = on_ground(settings, folder)
     captions = {trial.cluster: trial for trial in given.trials if trial.group == MEMORIZED}
     # concepts of all kinds where not all are attacked
     count = min(settings.positives, len(captions))
     trials = [list(captions.values())[len(captions) * number // count] for number in range(count)]
     planted = []
     for trial in trials:
-        entry = given.manifest.planted_for(trial.prompt)
+        entry = manifest.planted_for(trial.prompt)
         assert entry is not None
-        planted.append(given.manifest.places(entry)[0])
-    named = settings.mitigation or [made for made in usable("mitigation") if given.setup.accepts(made)]
+        planted.append(manifest.places(entry)[0])
     return bench_attacks(
         given.setup,
         trials,
         planted,
         given.references,
-        [mitigation(made, given.setup) for made in named],
-        detector(settings.detector, given.setup),
+        mitigations,
+        detector,
         folder,
         call=given.call,
         about=given.about,
-        look=GroundLook(given.manifest),
+        look=GroundLook(manifest),
         budgets=(settings.budget // 4, settings.budget),
         wordings=settings.wordings,
         batch_size=settings.batch_size,

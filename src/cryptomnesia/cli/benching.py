@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from cryptomnesia.bench.map_packet import MapPacket
     from cryptomnesia.bench.packet import Packet
     from cryptomnesia.bench.trials import Trial
+    from cryptomnesia.detectors import Detector
+    from cryptomnesia.mitigations import Mitigation
     from cryptomnesia.pipelines.setup import Setup
     from cryptomnesia.proving_ground.manifest import Manifest
 
@@ -135,6 +137,29 @@ def mitigated(settings: BenchMitigateSettings, folder: Path, report: "Progress")
     """What `bench mitigate` measures, in a folder."""
     from cryptomnesia.bench.looking import GroundLook
     from cryptomnesia.bench.mitigating import bench_mitigations
+
+    given, manifest, mitigations, detector = on_ground(settings, folder)
+    return bench_mitigations(
+        given.setup,
+        given.trials,
+        given.references,
+        mitigations,
+        detector,
+        folder,
+        call=given.call,
+        about=given.about,
+        look=GroundLook(manifest),
+        batch_size=settings.batch_size,
+        progress=report,
+    )
+
+
+def on_ground(settings: BenchMitigateSettings, folder: Path) -> "tuple[Given, Manifest, list[Mitigation], Detector]":
+    """What a bench of mitigations generates, the ground's manifest, the mitigations, and the detector that judges.
+
+    Raises:
+        UsageError: without a ground, or for files, names and settings that do not fit together.
+    """
     from cryptomnesia.detectors import detector
     from cryptomnesia.mitigations import mitigation
 
@@ -146,19 +171,8 @@ def mitigated(settings: BenchMitigateSettings, folder: Path, report: "Progress")
     given = given_by(settings)
     assert given.manifest is not None
     named = settings.mitigation or [made for made in usable("mitigation") if given.setup.accepts(made)]
-    return bench_mitigations(
-        given.setup,
-        given.trials,
-        given.references,
-        [mitigation(made, given.setup) for made in named],
-        detector(settings.detector, given.setup),
-        folder,
-        call=given.call,
-        about=given.about,
-        look=GroundLook(given.manifest),
-        batch_size=settings.batch_size,
-        progress=report,
-    )
+    found = [mitigation(made, given.setup) for made in named]
+    return given, given.manifest, found, detector(settings.detector, given.setup)
 
 
 @benching.command("localize")

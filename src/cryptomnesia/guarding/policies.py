@@ -180,7 +180,7 @@ class Escalate(Policy):
         return [done.get(row) or Remade(withheld(verdict)) for row, verdict in verdicts.items()]
 
     def cost(self, setup: "Setup", mitigation: Mitigation | None) -> float:
-        """All steps."""
+        """The cost of all steps, for an image that is flagged after every one but the last."""
         return 0.0 if mitigation is None else sum(method.cost(setup) for _, method, _ in self._steps(mitigation))
 
     def _steps(self, mitigation: Mitigation) -> list[tuple[str, Mitigation, bool]]:

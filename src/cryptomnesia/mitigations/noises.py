@@ -90,7 +90,9 @@ class NoiseDescent(Preparing):
 
             def difference(x: Tensor, step: Step = step) -> Tensor:
                 assert step.uncond_inputs is not None
-                cond, uncond = (denoiser(x, step.level, each).value for each in (step.cond_inputs, step.uncond_inputs))
+                cond, uncond = (
+                    denoiser(x, step.level, inputs).value for inputs in (step.cond_inputs, step.uncond_inputs)
+                )
                 return cond - uncond
 
             def objective(tensors: Mapping[str, Tensor], difference: Difference = difference) -> tuple[Tensor, Tensor]:

@@ -76,12 +76,12 @@ def _safeguard(found: Outcome) -> str:
     """What a guard changes, as a table and sentences; "" without a guard."""
     if found.safeguard is None:
         return ""
-    said = " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences(found))
+    summary = " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences(found))
     return f"""### Without and with the safeguard
 
 {_table(HEADINGS, [tuple(line) for line in table(found)])}
 
-Intervals are 95%. {said}
+Intervals are 95%. {summary}
 
 """
 
