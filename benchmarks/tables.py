@@ -389,22 +389,30 @@ def filtered_iou(results: Results) -> str:
 
 @table("baseline.held")
 def baseline_held(results: Results) -> str:
-    """Whether the unconditional branch knows the pictures."""
+    """Which branches hold the pictures."""
     rows = []
     for ground in ("scenes", "drawings"):
         for group, found in results("baseline", ground).items():
             words = "reproduced" if group == "memorized" else NEGATIVES.get(group, group.replace("_", " "))
-            cells = [number(found["held"]), *(number(found[what], 2) for what in ("gap", "caption", "unconditional"))]
+            held = [number(found["held"][branch], 2) for branch in ("caption", "unconditional", "checkpoint")]
+            less, more = (
+                [number(found[what][branch], 2) for branch in ("unconditional", "checkpoint")]
+                for what in ("less", "more")
+            )
+            cells = [*held, less[0], more[0], less[1], more[1]]
             rows.append([code(ground), words, str(found["pictures"]), *cells])
     return grid(
         [
             "model",
             "captions",
             "pictures",
-            "gap of 0 or below",
-            "median gap",
-            "log σ_c with the caption",
-            "log σ_c without",
+            "held with the caption",
+            "without it",
+            "by the checkpoint",
+            "without it: less firmly",
+            "more firmly",
+            "by the checkpoint: less firmly",
+            "more firmly",
         ],
         rows,
     )
