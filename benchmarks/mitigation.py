@@ -1,10 +1,12 @@
 """Every mitigation on the same pictures of every ground: docs/results/mitigation.json.
 
     python benchmarks/mitigation.py --ground GROUND [--bundle RUN/bundle] [--guidance W] > docs/results/mitigation.json
+    python benchmarks/mitigation.py --ground GROUND --mitigation NAME --add > docs/results/mitigation.json
     python benchmarks/mitigation.py --ground GROUND --attack > docs/results/mitigation.json
 
 Makes about 112 pictures of the ground's planted captions again under every mitigation, as `cryptomnesia bench mitigate`
-does; --mitigation leaves others out. With --attack the mitigations are attacked, as `cryptomnesia bench attack` does,
+does; --mitigation leaves others out, and with --add they are taken from the packet of an earlier run, whose untouched
+pictures have to be the same. With --attack the mitigations are attacked, as `cryptomnesia bench attack` does,
 and the figures are in the block `attack`. The blocks `fidelity` and `quality` put together what the grounds say of
 these: the shares of captions that pictures show, and how sure the classifier is and the Fréchet distance in its
 features. What is seen in every picture is copied to docs/results/packets, where
@@ -15,8 +17,8 @@ goes on where it was. Grounds that are not asked for are taken from docs/results
 
 import argparse
 import json
-import shutil
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,10 @@ from typing import Any
 import torch
 from common import CACHE, COMMIT, print_json, progress
 
-from cryptomnesia.bench.attacking import PACKET as ATTACKS
-from cryptomnesia.bench.mitigating import PACKET
+from cryptomnesia.bench.attack_figures import figures_of as attack_figures
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED
+from cryptomnesia.bench.mitigation_figures import figures_of as mitigation_figures
+from cryptomnesia.bench.packet import Packet
 from cryptomnesia.bench.trials import MEMORIZED
 from cryptomnesia.cli.attacking import attacked
 from cryptomnesia.cli.benching import mitigated
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, help="another guidance than the ground's own")
     parser.add_argument("--scheduler", help="another solver than the ground's own")
     parser.add_argument("--mitigation", action="append", default=[], help="mitigation; may be given repeatedly")
+    parser.add_argument("--add", action="store_true", help="keep what the ground's packet says of other mitigations")
     parser.add_argument("--attack", action="store_true", help="attack the mitigations")
     parser.add_argument("--positives", type=int, help="images of planted captions, about, or with --attack captions")
     parser.add_argument("--negatives", type=int, default=200, help="images of ordinary captions")
@@ -71,7 +75,13 @@ def main() -> None:
         else:
             found = mitigated(BenchMitigateSettings(**options), folder, report)
     PACKETS.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / (ATTACKS if given.attack else PACKET), PACKETS / f"{folder.name}.json.xz")
+    kept = PACKETS / f"{folder.name}.json.xz"
+    named = f"{name}, attack" if given.attack else name
+    keys = [named]
+    if given.add:
+        keys = [f"{named}, {method}" for method in found.methods]
+        found = _added(Packet.load(kept), found, attack_figures if given.attack else mitigation_figures)
+    found.save(kept)
     measured = {
         "solver": str(found.about["fingerprint"]["scheduler"]).removesuffix("Scheduler").lower(),
         "guidance": float(found.about["fingerprint"]["guidance"]),
@@ -82,11 +92,46 @@ def main() -> None:
     }
     attack: dict[str, Any] = earlier.get("attack", {})
     (attack if given.attack else grounds)[name] = measured
-    key = f"{name}, attack" if given.attack else name
+    if not given.add:
+        # what was added to the earlier packet is no longer in it
+        commits = {key: value for key, value in commits.items() if not _of_method(key, named, found)}
     command = " ".join(["python", "benchmarks/mitigation.py", *_shown(sys.argv[1:])])
-    commands = {**earlier.get("made_by", {}).get("commands", {}), key: command}
+    commands = {key: value for key, value in earlier.get("made_by", {}).get("commands", {}).items() if key in commits}
     figures = {"grounds": grounds, "fidelity": _fidelity(grounds), "quality": _quality(grounds), "attack": attack}
-    print_json(figures, commits={**commits, key: COMMIT}, commands=commands)
+    print_json(
+        figures,
+        commits={**commits, **dict.fromkeys(keys, COMMIT)},
+        commands={**commands, **dict.fromkeys(keys, command)},
+    )
+
+
+def _of_method(key: str, named: str, found: Packet) -> bool:
+    """Whether a key of `made_by` is that of one mitigation that was added to a ground."""
+    return key in {f"{named}, {method}" for method in found.methods}
+
+
+def _added(earlier: Packet, found: Packet, figures_of: Callable[..., dict[str, Any]]) -> Packet:
+    """The packet of an earlier run with the mitigations of this one, which replace those of the same name.
+
+    Raises:
+        SystemExit: if the two do not have the same untouched pictures.
+    """
+    rows = []
+    for before, now in zip(earlier.rows, found.rows, strict=True):
+        if _same(before) != _same(now):
+            raise SystemExit(f"{now['prompt']!r}, seed {now['seed']}, is not the same picture as in the earlier packet")
+        rows.append({**now, "pictures": {**before["pictures"], **now["pictures"]}})
+    methods = {**earlier.methods, **found.methods}
+    about = dict(found.about)
+    if "frechet" in about:
+        about["frechet"] = {**earlier.about["frechet"], **about["frechet"]}
+    return Packet(about, methods, rows, figures_of(rows, [UNTOUCHED, *methods]))
+
+
+def _same(row: dict[str, Any]) -> str:
+    """What must not differ between two runs: the image and what is seen in it untouched."""
+    untouched = {key: value for key, value in row["pictures"][UNTOUCHED].items() if key != "seconds"}
+    return json.dumps({**row, "pictures": untouched}, sort_keys=True)
 
 
 def _fidelity(grounds: dict[str, Any]) -> dict[str, Any]:

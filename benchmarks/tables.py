@@ -248,9 +248,16 @@ def _mitigated(results: Results, ground: str) -> dict[str, Any]:
     grounds = results("mitigation", "grounds")
     if ground not in grounds:
         raise NotMeasured(ground)
-    made_by = results.files["mitigation"]["made_by"]
-    results.parts.setdefault("mitigation", {})[made_by["commands"][ground]] = made_by["commits"][ground]
+    _note_commands(results, ground, grounds[ground]["methods"])
     return grounds[ground]
+
+
+def _note_commands(results: Results, key: str, methods: Sequence[str]) -> None:
+    """Note which commands made an entry of mitigation.json, also those that added single mitigations to it."""
+    made_by = results.files["mitigation"]["made_by"]
+    for part in (key, *(f"{key}, {method}" for method in methods)):
+        if part in made_by["commands"]:
+            results.parts.setdefault("mitigation", {})[made_by["commands"][part]] = made_by["commits"][part]
 
 
 def _mitigations_of(ground: str, results: Results) -> str:
@@ -330,9 +337,7 @@ def _attacked(results: Results, ground: str) -> dict[str, Any]:
     attacks = results("mitigation", "attack")
     if ground not in attacks:
         raise NotMeasured(f"{ground}, attack")
-    made_by = results.files["mitigation"]["made_by"]
-    key = f"{ground}, attack"
-    results.parts.setdefault("mitigation", {})[made_by["commands"][key]] = made_by["commits"][key]
+    _note_commands(results, f"{ground}, attack", attacks[ground]["methods"])
     return attacks[ground]
 
 

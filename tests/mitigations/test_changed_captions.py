@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import replace
+from itertools import combinations
 from threading import Thread
 
 import pytest
@@ -19,7 +20,7 @@ from cryptomnesia.mitigations import (
 )
 from cryptomnesia.mitigations.attention_reweighting import Reweighted
 from cryptomnesia.mitigations.captions import candidates, draws_for, embedded, embeddings, lacking
-from cryptomnesia.mitigations.partial_captions import Turns, edge_correlation
+from cryptomnesia.mitigations.partial_captions import Turns, _lost, _Parts, _together, edge_correlation
 from cryptomnesia.mitigations.random_tokens import _with
 from cryptomnesia.pipelines.inputs import Inputs, Shared
 from cryptomnesia.pipelines.setup import Setup
@@ -123,32 +124,52 @@ def test_parts_lack_one_word_each_and_the_verdict_says_which():
         text = " ".join(other for other in "a small striped blue star".split() if other != word)
         wanted = conditioning(setup.pipe, [text], setup.sampling)
         torch.testing.assert_close(part["encoder_hidden_states"], wanted["encoder_hidden_states"])
-    # no part is ordinary: words are left out of all parts until `most` are, and the plainest one stays
-    strict = PartialCaptions(most=2).prepare(flagged[:1], Plainer(studio))
-    assert len(strict.dropped[0]) == 2
-    assert strict.notes[0] == f"without {', '.join(strict.dropped[0])}"
+    # no part is ordinary
+    strict = PartialCaptions().prepare(flagged[:1], Plainer(studio))
+    assert strict.hopeless == {0: "no part of the caption is ordinary and unlike the memory"}
 
 
 def test_a_part_that_is_ordinary_but_like_the_memory_takes_no_turn():
-    """The random network hardly hears its caption, so all parts are alike, one of them the least."""
+    """The random network hardly hears its caption, so all parts are alike."""
     setup = SETUPS["Stable Diffusion"]()
     studio = studio_of(setup)
     flagged = flagged_of(setup, "a small striped blue star")
     call = flagged[0].call
-    method = PartialCaptions(usual=1e-9, alike=0.45, most=1)
-    (turns,) = method.prepare(flagged, studio).dropped
+    method = PartialCaptions(usual=1e-9, most=1)
+    assert 0 in method.prepare(flagged, studio).hopeless
     memory = method._estimates(studio, [call])
-    alike = {
-        word: edge_correlation(method._estimates(studio, [lacking(call, [word])]), memory).item()
-        for word in candidates(call["prompt"][0], [])
-    }
-    assert min(alike.values()) > 0.45
-    assert turns == (min(alike, key=alike.__getitem__),)
-    # where the limit lies between them, those below it take turns, the plainest first
-    middle = sorted(alike.values())[2]
+    words = candidates(call["prompt"][0], [])
+
+    def alike(dropped):
+        return edge_correlation(method._estimates(studio, [lacking(call, dropped)]), memory).item()
+
+    one = {word: alike([word]) for word in words}
+    assert min(one.values()) > method.alike
+    # where the limit lies between them, those below it take turns
+    # between two values, which rounding changes in batches of another size
+    middle = sum(sorted(one.values())[2:4]) / 2
     prepared = PartialCaptions(usual=1e-9, alike=middle).prepare(flagged, studio)
-    expected = {word for word, value in alike.items() if value <= middle}
+    expected = {word for word, value in one.items() if value <= middle}
     assert set(prepared.notes[0].removeprefix("in turn without ").split(" or ")) == expected
+    # where one word is not enough, parts lack two, and no word is lost if that can be avoided
+    two = {pair: alike(pair) for pair in combinations(words, 2)}
+    best = (min(one.values()) + max(value for value in two.values() if value < min(one.values()))) / 2
+    (lost,) = PartialCaptions(usual=1e-9, alike=best, most=2).prepare(flagged, studio).dropped
+    found = {pair for pair, value in two.items() if value <= best}
+    nearest = sorted(words, key=one.__getitem__)[:3]
+    reached = [set(pair) for pair in found if set(pair) & set(nearest)]
+    assert set(lost) == set.intersection(*reached)
+
+
+def test_parts_that_take_turns_lose_as_few_words_as_possible():
+    lacked = [("a", "b"), ("a", "c"), ("a", "d"), ("c", "d"), ("e",)]
+    assert _together([0, 1, 2, 3], lacked, 2) == [0, 3]
+    assert _together([1, 0, 2], lacked, 4) == [1, 0, 2]
+    assert _lost([lacked[0], lacked[1]]) == ("a",)
+    assert _together([], lacked, 4) == []
+    parts = _Parts([], [lacked[0], lacked[1]])
+    assert (parts.lost, parts.note) == (("a",), "in turn without b or c, always without a")
+    assert _Parts([], [lacked[4]]).note == "without e"
 
 
 def test_edges_are_compared_where_they_are_most_alike():

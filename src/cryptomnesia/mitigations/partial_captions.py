@@ -10,19 +10,20 @@ the image's own noise: an estimate x̂_0 with much detail, in nothing but noise,
 `early-detail`). With z the number of standard deviations of the reference runs by which the log detail of x̂_0 exceeds
 their mean, a part is ordinary if its z is no higher than that of the share `usual` of the reference runs with the most
 detail. A simple memory has little detail, however, so that a part can be ordinary and still bring it back. But the
-memory is known: it is x̂_0 of the flagged run. So after a fifth of the run, the edges |∇x̂_0| of the part are compared
-with those of the flagged run. Their correlation, in the square window of five eighths of the side where it is highest,
-has to be at most `alike`.
+memory is known: it is x̂_0 of the flagged run. So after two fifths of the run, the edges |∇x̂_0| of the part are
+compared with those of the flagged run. Their correlation, in the square window of five eighths of the side where it is
+highest, has to be at most `alike`.
 
-Parts are the caption without one word. If none of these is ordinary and unlike the memory, the word without which z is
-lowest is left out of all parts, and the search is repeated. Where it ends with no part that is both, the one that is
-least like the memory is taken; then only the verdict on the new image stands between a copy and its user.
+At first, parts are the caption without one word. If none of these is ordinary and unlike the memory, one more word is
+left out: every part goes on from one of the few that came nearest. So several parts need not lack the same word. If the
+parts are unlike the memory only with more than `most` words left out, the image is not made again, because nothing
+else would stand between a copy and its user.
 
-If only one part is ordinary, or none, its missing words are lost; the verdict lists them as `dropped`. The image is
-made again from the same noise. The text of the prompt stays as the user wrote it.
+A word that all parts lack is lost; the verdict lists these words as `dropped`. The image is made again from the same
+noise. The text of the prompt stays as the user wrote it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -45,11 +46,17 @@ if TYPE_CHECKING:
     from cryptomnesia.pipelines.setup import Setup
 
 
-EARLY = 0.2
+COMPARED = 0.4
 """Share of the run after which a part is compared with the memory."""
 
 WINDOW = 5 / 8
 """Side of the windows in which edges are compared, as a share of the shorter side of the latents."""
+
+GO_ON = 3
+"""Of so many parts one more word is left out, if none is ordinary and unlike the memory."""
+
+TRIED = 4
+"""For every part that may take turns, so many are compared with the memory at most."""
 
 STRONGER = 0.5
 """Share `usual` of the stronger setting: parts are as plain as half of the reference runs."""
@@ -65,11 +72,11 @@ class PartialCaptions(Preparing):
         alike: correlation of edges with the memory that a part may have, in (0, 1]; 1 compares nothing. It was chosen
             on `drawings`, where no part below it brought a memory back.
         parts: the most parts that take turns.
-        most: words that may be left out of all parts.
+        most: the most words that a part may lack.
     """
 
-    usual: float = 0.2
-    alike: float = 0.45
+    usual: float = 0.05
+    alike: float = 0.6
     parts: int = 4
     most: int = 3
 
@@ -97,7 +104,7 @@ class PartialCaptions(Preparing):
 
     @property
     def stronger(self) -> "PartialCaptions | None":  # type: ignore[override]
-        """Plainer parts, of which one more word may be missing; None behind that."""
+        """Plainer parts, which may lack one more word; None behind that."""
         return replace(self, usual=STRONGER, most=self.most + 1) if self.usual < STRONGER else None
 
     @property
@@ -120,24 +127,22 @@ class PartialCaptions(Preparing):
             raise UsageError(f"{why}; use `rephrasing`") from None
 
     def cost(self, setup: "Setup") -> float:
-        """One run, and a search of two rounds for ten words, of which six are ordinary.
+        """One run, and a search among ten words, of which five are ordinary.
 
-        A round takes the first evaluation without each of the words, and a fifth of the run for every part that is
-        compared with the memory. Longer captions take more.
+        The search takes the first evaluation without each of the words, and two fifths of the run for the memory and
+        for every part that is compared with it. Longer captions take more, and so do those of which one word is not
+        enough.
         """
-        return (1 + 7 * EARLY) * setup.sampling.steps + 20.0
+        return (1 + 6 * COMPARED) * setup.sampling.steps + 10.0
 
     def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
         """Find the parts of every caption."""
         usual = Moments.of(logarithm(studio.references.norms["detail"]), LEAST_SPREAD)
         ordinary = usual.z_scores(logarithm(studio.references.norms["detail"]))[:, 0]
         most = ordinary.quantile(1 - self.usual).item()
-        turns = {
-            row: found
-            for row, image in enumerate(flagged)
-            if (found := self._parts(image.call, studio, usual, most)) is not None
-        }
-        hopeless = {row: "no words to leave out" for row in range(len(flagged)) if row not in turns}
+        found = [self._parts(image.call, studio, usual, most) for image in flagged]
+        turns = {row: parts for row, parts in enumerate(found) if isinstance(parts, _Parts)}
+        hopeless = {row: why for row, why in enumerate(found) if isinstance(why, str)}
         lost = [turns[row].lost if row in turns else () for row in range(len(flagged))]
         notes = [turns[row].note if row in turns else "" for row in range(len(flagged))]
         kept = [turns[row].inputs for row in turns]
@@ -153,22 +158,25 @@ class PartialCaptions(Preparing):
             return [self.remake([image], studio)[0] for image in flagged]
         return made(prepared, flagged, studio)
 
-    def _parts(self, call: Any, studio: Studio, usual: Moments, most: float) -> "_Parts | None":
-        """The parts of one caption, None if it has no words that could be left out."""
-        text = " ".join(dict.fromkeys(texts_of(call).values()))
-        dropped: list[str] = []
+    def _parts(self, call: Any, studio: Studio, usual: Moments, most: float) -> "_Parts | str":
+        """The parts of one caption, or why there are none."""
+        different = candidates(" ".join(dict.fromkeys(texts_of(call).values())), [])
+        if not different:
+            return "no words to leave out"
+        lacked: list[tuple[str, ...]] = [(word,) for word in different]
         memory: Tensor | None = None
-        while possible := candidates(text, dropped):
-            calls = [lacking(call, [*dropped, word]) for word in possible]
+        # one word is left at least
+        for _ in range(min(self.most, len(different) - 1)):
+            calls = [lacking(call, dropped) for dropped in lacked]
             runs = self._first(studio, calls)
             scores = torch.cat([usual.z_scores(logarithm(run.norms["detail"]))[:, 0] for run in runs])
             order = scores.nan_to_num(nan=torch.inf).argsort(stable=True).tolist()
-            ordinary = [place for place in order if scores[place] <= most]
+            ordinary = [place for place in order if scores[place] <= most][: TRIED * self.parts]
             if ordinary and self.alike < 1 and memory is None:
                 memory = self._estimates(studio, [call])
             alike: dict[int, float] = {}
-            unlike: list[int] = []
-            while len(unlike) < self.parts and (rest := ordinary[len(alike) :][: studio.batch]):
+            good: list[int] = []
+            while rest := ordinary[len(alike) :][: studio.batch]:
                 if memory is None:
                     correlations = [0.0] * len(rest)
                 else:
@@ -176,23 +184,28 @@ class PartialCaptions(Preparing):
                     correlations = edge_correlation(found, memory).tolist()
                 alike |= dict(zip(rest, correlations, strict=True))
                 unlike = [place for place, value in alike.items() if value <= self.alike]
-            last = len(dropped) + 1 >= self.most or len(possible) == 2
-            if unlike or last:
-                # where nothing is unlike the memory, what is least like it; where nothing is ordinary, what is most so
-                least = [min(alike, key=alike.__getitem__)] if alike else order[:1]
-                good = (unlike or least)[: self.parts]
+                good = _together(unlike, lacked, self.parts)
+                if len(good) == self.parts and not _lost(lacked[place] for place in good):
+                    break
+            if good:
                 kept = [
                     input_rows(runs[place // studio.batch].step(0).cond_inputs, [place % studio.batch])
                     for place in good
                 ]
-                return _Parts(kept, tuple(dropped), tuple(possible[place] for place in good))
-            dropped.append(possible[order[0]])
-        return None
+                return _Parts(kept, [lacked[place] for place in good])
+            nearest = [*sorted(alike, key=alike.__getitem__), *(place for place in order if place not in alike)][:GO_ON]
+            longer = ({*lacked[place], word} for place in nearest for word in different)
+            lacked = list(
+                dict.fromkeys(
+                    tuple(word for word in different if word in one) for one in longer if len(one) > len(lacked[0])
+                )
+            )
+        return "no part of the caption is ordinary and unlike the memory"
 
     @staticmethod
     def _estimates(studio: Studio, calls: Sequence[Any]) -> Tensor:
-        """The estimates x̂_0 of calls after a fifth of their runs, (n, C, h, w)."""
-        number = evaluation(EARLY, studio.references.norms["detail"].shape[1])
+        """The estimates x̂_0 of calls when they are compared with the memory, (n, C, h, w)."""
+        number = evaluation(COMPARED, studio.references.norms["detail"].shape[1])
         found = []
         for start in range(0, len(calls), studio.batch):
             step = studio.first(calls[start : start + studio.batch], number + 1, keep=(number,)).step(number)
@@ -229,26 +242,47 @@ def edge_correlation(estimates: Tensor, memory: Tensor) -> Tensor:
     return ((one * other).sum(dim=-1) / lengths).nan_to_num(nan=1.0).amax(dim=1)
 
 
+def _lost(lacked: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """The words that all of several parts lack, in the order of the first part."""
+    first, *others = lacked
+    return tuple(word for word in first if all(word in other for other in others))
+
+
+def _together(unlike: Sequence[int], lacked: Sequence[tuple[str, ...]], most: int) -> list[int]:
+    """Numbers of parts that take turns, at most `most`: the first, and again and again the one that loses fewest words.
+
+    Args:
+        unlike: numbers of parts to choose from, the best first.
+        lacked: the words that each part lacks.
+        most: how many are chosen at most.
+    """
+    chosen: list[int] = []
+    for _ in range(min(most, len(unlike))):
+        rest = [place for place in unlike if place not in chosen]
+        chosen.append(min(rest, key=lambda place: len(_lost(lacked[one] for one in (*chosen, place)))))
+    return chosen
+
+
 @dataclass(frozen=True)
 class _Parts:
-    """The parts of one caption: conditioning of one image each, and the words that none of them and that each lacks."""
+    """The parts of one caption: conditioning of one image each, and the words that each lacks."""
 
     inputs: list[Inputs]
-    dropped: tuple[str, ...]
-    lacking: tuple[str, ...]
+    lacking: list[tuple[str, ...]]
 
     @property
     def lost(self) -> tuple[str, ...]:
         """The words that no part has."""
-        return self.dropped if len(self.lacking) > 1 else (*self.dropped, *self.lacking)
+        return _lost(self.lacking)
 
     @property
     def note(self) -> str:
         """What was done, in words."""
         if len(self.lacking) == 1:
             return f"without {', '.join(self.lost)}"
-        others = f", always without {', '.join(self.dropped)}" if self.dropped else ""
-        return f"in turn without {' or '.join(self.lacking)}{others}"
+        others = [" and ".join(word for word in one if word not in self.lost) for one in self.lacking]
+        turns = f"in turn without {' or '.join(others)}"
+        return f"{turns}, always without {', '.join(self.lost)}" if self.lost else turns
 
 
 @dataclass
