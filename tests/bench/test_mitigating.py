@@ -5,13 +5,17 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from clip_models import save
 from cryptomnesia import UsageError
+from cryptomnesia.bench import mitigating
+from cryptomnesia.bench.clip_score import ClipScore
 from cryptomnesia.bench.mitigating import PACKET, bench_mitigations
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED, figures_of
 from cryptomnesia.bench.trials import MEMORIZED, Trial
 from cryptomnesia.detectors import default_detector
 from cryptomnesia.mitigations import GuidanceDelay, PartialCaptions, StabilityRule
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.settings import BenchAttackSettings, BenchMitigateSettings
 from cryptomnesia.testing.miniatures import stable_diffusion
 
 CALL = {"num_inference_steps": 3, "guidance_scale": 2.0}
@@ -101,6 +105,99 @@ def test_an_interrupted_bench_goes_on_and_a_changed_one_is_refused(whole, crypto
         run(folder, mitigations=[PartialCaptions(parts=1)])
     with pytest.raises(UsageError, match="give every name once"):
         run(folder, mitigations=[PartialCaptions(), PartialCaptions(parts=1)])
+
+
+class Clip:
+    """Scores that are made up: the number of a picture in its call."""
+
+    weights = "a digest"
+
+    def __init__(self):
+        self.captions = []
+
+    def __call__(self, captions, pictures):
+        assert pictures.dtype == np.uint8
+        self.captions.append(captions)
+        return [float(number) for number in range(len(pictures))]
+
+
+def test_a_finished_bench_is_compared_by_clip_without_making_a_picture(whole, monkeypatch, cryptomnesia):
+    folder, _ = whole
+    packet = run(folder)
+    monkeypatch.setattr(mitigating.Maker, "make", None)
+    clip = Clip()
+    compared = run(folder, clip=clip)
+    assert compared.about == {**packet.about, "clip": "a digest"}
+    every, memorized = [trial.prompt for trial in TRIALS], [trial.prompt for trial in TRIALS[:3]]
+    assert clip.captions == [every, memorized, memorized, every]
+    for number, one in enumerate(compared.rows):
+        assert {seen["clip"] for seen in one["pictures"].values()} == {number}
+    assert compared.figures["mitigations"]["guidance-delay"]["clip"]["value"] == 1
+    assert compared.figures["ordinary"]["ordinary"]["clip"]["value"] == 3.5
+    code, out, _ = cryptomnesia("bench", "verify", folder / PACKET)
+    assert code == 0
+    assert "CLIP" in out
+
+    again = run(folder)
+    assert again.about == packet.about
+    assert again.figures == packet.figures
+    assert not any("clip" in seen for one in again.rows for seen in one["pictures"].values())
+    assert "CLIP" not in cryptomnesia("bench", "verify", folder / PACKET)[1]
+
+
+def test_a_clip_model_scores_the_pictures_that_the_bench_kept(whole, tmp_path):
+    folder, _ = whole
+    clip = ClipScore.load(save(tmp_path))
+    compared = run(folder, clip=clip)
+    figures = compared.figures["mitigations"]
+    for name in figures:
+        scores = [one["pictures"][name]["clip"] for one in compared.rows[:3]]
+        assert figures[name]["clip"]["value"] == pytest.approx(np.mean(scores))
+        assert figures[name]["clip"]["low"] < figures[name]["clip"]["high"]
+    assert compared.about["clip"] == clip.weights
+
+
+def test_the_interval_of_clip_redraws_clusters_and_leaves_out_pictures_that_were_not_made():
+    rows = [row(cluster, before=(True, True, True), after=(False, False, False)) for cluster in "aaaabc"]
+    for one, score in zip(rows, (0.2, 0.2, 0.2, 0.2, 0.4, None), strict=True):
+        one["pictures"][UNTOUCHED]["clip"] = 0.3
+        one["pictures"]["method"] |= {"clip": score, "made": score is not None}
+    found = figures_of(rows, [UNTOUCHED, "method"])["mitigations"]
+    assert found[UNTOUCHED]["clip"] == pytest.approx({"value": 0.3, "low": 0.3, "high": 0.3})
+    # four alike and one, redrawn as two clusters
+    assert found["method"]["clip"] == pytest.approx({"value": 0.24, "low": 0.2, "high": 0.4})
+
+
+def test_packets_without_clip_are_verified(request, cryptomnesia):
+    packets = request.config.rootpath / "docs" / "results" / "packets"
+    code, out, _ = cryptomnesia("bench", "verify", packets / "mitigate-scenes.json.xz")
+    assert code == 0
+    assert "CLIP" not in out
+
+
+def test_clip_is_loaded_before_pictures_are_made(cryptomnesia, monkeypatch, tmp_path):
+    given = []
+
+    def record(*_, clip, **__):
+        given.append(clip)
+        raise UsageError("stop here")
+
+    monkeypatch.setattr(mitigating, "bench_mitigations", record)
+    arguments = ("bench", "mitigate", "--ground", "scenes", "--mitigation", "guidance-delay", "-o", tmp_path / "bench")
+    assert "stop here" in cryptomnesia(*arguments)[2]
+    assert "stop here" in cryptomnesia(*arguments, "--clip", save(tmp_path / "clip"))[2]
+    assert given[0] is None
+    assert given[1].weights
+    code, _, error = cryptomnesia(*arguments, "--clip", tmp_path / "nothing")
+    assert code == 2
+    assert "no CLIP model" in error
+    assert len(given) == 2
+
+
+def test_attacks_are_not_compared_by_clip():
+    assert BenchMitigateSettings.resolve({"ground": "scenes", "clip": "org/name"}, environment={}).clip == "org/name"
+    with pytest.raises(UsageError, match="unknown setting clip"):
+        BenchAttackSettings.resolve({"ground": "scenes", "clip": "org/name"}, environment={})
 
 
 def row(cluster, *, before, after, group=MEMORIZED, kind="verbatim"):

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cryptomnesia.bench.clip_score import ClipScore
 from cryptomnesia.bench.detecting import Progress, alone, calibrated, made_with, settings_of
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED, figures_of
 from cryptomnesia.bench.packet import Packet
@@ -66,6 +67,7 @@ def bench_mitigations(
     call: dict[str, Any],
     about: dict[str, Any],
     look: Look,
+    clip: ClipScore | None = None,
     fpr: float = 0.01,
     batch_size: int = 8,
     progress: Progress | None = None,
@@ -83,6 +85,8 @@ def bench_mitigations(
         call: arguments of every call, with which `setup` was made.
         about: what else the pictures depend on, as JSON values.
         look: sees what is in pictures.
+        clip: compares every picture with the caption of its trial, None for no comparison. A bench that goes on may be
+            given another one.
         fpr: false-positive rate at which a picture is flagged.
         batch_size: images per call of the pipeline.
         progress: called while images are made.
@@ -137,7 +141,7 @@ def bench_mitigations(
             made[mitigation.name] = dict(zip(rows, found, strict=True))
             for one in found:
                 one |= {"own_run": corrects, "blind": mitigation.blinds(detector)}
-        packet = _packet(setup, trials, plain, made, mitigations, made_with(settings, references), look)
+        packet = _packet(setup, trials, plain, made, mitigations, made_with(settings, references), look, clip)
         packet.save(folder / PACKET)
         return packet
 
@@ -150,6 +154,7 @@ def _packet(
     mitigations: Sequence[Mitigation],
     about: dict[str, Any],
     look: Look,
+    clip: ClipScore | None,
 ) -> Packet:
     """What is seen in all pictures, and the figures."""
     rows: list[dict[str, Any]] = [{**asdict(trial), "pictures": {}} for trial in trials]
@@ -176,8 +181,12 @@ def _packet(
             pictures = [one["picture"] for row, one in found.items() if trials[row].group == group and one["made"]]
             frechet.setdefault(name, {})[group] = look.frechet(np.stack(pictures)) if pictures else float("nan")
         _spread(rows, found, name)
+        if clip is not None:
+            _compare(clip, rows, found, name)
     methods = {made.name: {"describe": made.describe(), "cost": made.cost(setup)} for made in mitigations}
     about = {**about, "bench": "mitigate", "frechet": frechet}
+    if clip is not None:
+        about["clip"] = clip.weights
     return Packet(about, methods, rows, figures_of(rows, [UNTOUCHED, *methods]))
 
 
@@ -204,3 +213,10 @@ def _spread(rows: list[dict[str, Any]], found: Mapping[int, dict[str, Any]], nam
             rows[row]["pictures"][name]["apart"] = (
                 float(distances.sum() / (len(members) - 1)) if len(members) > 1 else None
             )
+
+
+def _compare(clip: ClipScore, rows: list[dict[str, Any]], found: Mapping[int, dict[str, Any]], name: str) -> None:
+    """Add to every row how well its picture fits the user's own caption, None if no picture was made."""
+    scores = clip([rows[row]["prompt"] for row in found], np.stack([one["picture"] for one in found.values()]))
+    for (row, one), score in zip(found.items(), scores, strict=True):
+        rows[row]["pictures"][name]["clip"] = score if one["made"] else None

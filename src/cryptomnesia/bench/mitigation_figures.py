@@ -35,10 +35,11 @@ def figures_of(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
         `by_kind`, `either` by kind and wording; `made`, the share of pictures that were made at all; `returned`, the
         share of requests that are answered with a copy by either criterion, and `withheld`, the share that is not
         answered, behind a guard with the policy `mitigate`, None where a guard refuses the mitigation; `recognized`,
-        `shown` and `confidence`; `apart`, the distance between pictures of one concept; `change`, the distance from
-        the untouched picture, inside and outside the mask; `evaluations` and `seconds` per picture. `ordinary`: group
-        without memorized captions → the same of its untouched pictures, where that can be said, and `changed`:
-        mitigation that corrects runs → the share of its pictures that are changed, and by how much.
+        `shown` and `confidence`; `clip`, the cosine of picture and caption, only if a CLIP model was given; `apart`,
+        the distance between pictures of one concept; `change`, the distance from the untouched picture, inside and
+        outside the mask; `evaluations` and `seconds` per picture. `ordinary`: group without memorized captions → the
+        same of its untouched pictures, where that can be said, and `changed`: mitigation that corrects runs → the share
+        of its pictures that are changed, and by how much.
     """
     memorized = [row for row in rows if row["group"] == MEMORIZED]
     groups = list(dict.fromkeys(row["group"] for row in rows if row["group"] != MEMORIZED))
@@ -130,7 +131,7 @@ def _ordinary(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _seen(rows: Rows, name: str) -> dict[str, Any]:
-    """What a classifier sees, and how far pictures of one concept are apart."""
+    """What a classifier sees, scores of CLIP if there are any, and how far pictures of one concept are apart."""
 
     def of(key: str) -> Callable[[dict[str, Any]], float | None]:
         def value(row: dict[str, Any]) -> float | None:
@@ -139,10 +140,12 @@ def _seen(rows: Rows, name: str) -> dict[str, Any]:
 
         return value
 
+    compared = any("clip" in row["pictures"][name] for row in rows)
     return {
         "recognized": _rate(rows, of("recognized")),
         "shown": _mean(rows, of("shown")),
         "confidence": _mean(rows, of("confidence")),
+        **({"clip": _mean(rows, of("clip"))} if compared else {}),
         "apart": _mean(rows, of("apart")),
     }
 

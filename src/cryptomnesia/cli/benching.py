@@ -20,7 +20,13 @@ from cryptomnesia.report.console import (
     print_mitigation_bench,
     progress_bar,
 )
-from cryptomnesia.settings import BenchDetectSettings, BenchLocalizeSettings, BenchMitigateSettings, TrialSettings
+from cryptomnesia.settings import (
+    BenchDetectSettings,
+    BenchLocalizeSettings,
+    BenchMitigateSettings,
+    MitigationSettings,
+    TrialSettings,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,10 +141,13 @@ def bench_mitigate(
 
 def mitigated(settings: BenchMitigateSettings, folder: Path, report: "Progress") -> "Packet":
     """What `bench mitigate` measures, in a folder."""
+    from cryptomnesia.bench.clip_score import ClipScore
     from cryptomnesia.bench.looking import GroundLook
     from cryptomnesia.bench.mitigating import bench_mitigations
+    from cryptomnesia.pipelines.loading import chosen_device
 
     given, manifest, mitigations, detector = on_ground(settings, folder)
+    clip = None if settings.clip is None else ClipScore.load(settings.clip, device=chosen_device(settings.device))
     return bench_mitigations(
         given.setup,
         given.trials,
@@ -149,12 +158,13 @@ def mitigated(settings: BenchMitigateSettings, folder: Path, report: "Progress")
         call=given.call,
         about=given.about,
         look=GroundLook(manifest),
+        clip=clip,
         batch_size=settings.batch_size,
         progress=report,
     )
 
 
-def on_ground(settings: BenchMitigateSettings, folder: Path) -> "tuple[Given, Manifest, list[Mitigation], Detector]":
+def on_ground(settings: MitigationSettings, folder: Path) -> "tuple[Given, Manifest, list[Mitigation], Detector]":
     """What a bench of mitigations generates, the ground's manifest, the mitigations, and the detector that judges.
 
     Raises:

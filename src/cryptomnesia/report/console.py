@@ -235,15 +235,19 @@ def print_mitigation_bench(packet: "Packet") -> None:
     """One line per mitigation: copies that are left, what the pictures show of their captions, and what it takes."""
     counts, figures = packet.figures["counts"], packet.figures["mitigations"]
     images = counts["memorized"]
+    # without a CLIP model there is no such figure
+    fidelity = {"shown": "shown"} | ({"clip": "CLIP"} if "clip" in next(iter(figures.values())) else {})
     table = Table(
         title=f"{packet.about['model']}: {images['images']} images of {images['clusters']} memorized concepts",
         title_justify="left",
         caption="copies by pixels, by edges and by either; copies that a guard returns and pictures that it withholds; "
-        "share of what the caption says that is to be seen; evaluations of the network per image",
+        "share of what the caption says that is to be seen"
+        + ("; cosine of picture and caption by CLIP" if "clip" in fidelity else "")
+        + "; evaluations of the network per image",
         caption_justify="left",
     )
     table.add_column("mitigation", no_wrap=True)
-    for heading in ("pixels", "edges", "either", "returned", "withheld", "shown", "evaluations"):
+    for heading in ("pixels", "edges", "either", "returned", "withheld", *fidelity.values(), "evaluations"):
         table.add_column(heading, justify="right")
     for name, found in figures.items():
         copies = found["copies"]
@@ -254,11 +258,11 @@ def print_mitigation_bench(packet: "Packet") -> None:
             _estimate(copies["either"]),
             _estimate(found["returned"], interval=False),
             _estimate(found["withheld"], interval=False),
-            _estimate(found["shown"], interval=False),
+            *(_estimate(found[key], interval=False) for key in fidelity),
             f"{found['evaluations']:.1f}",
         )
     for group, found in packet.figures["ordinary"].items():
-        table.add_row(f"({group})", *[""] * 5, _estimate(found["shown"], interval=False), "")
+        table.add_row(f"({group})", *[""] * 5, *(_estimate(found[key], interval=False) for key in fidelity), "")
     _wide().print(table)
 
 

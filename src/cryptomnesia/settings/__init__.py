@@ -32,6 +32,7 @@ from cryptomnesia.settings.commands import LocalizeSettings as LocalizeSettings
 from cryptomnesia.settings.commands import MapSettings as MapSettings
 from cryptomnesia.settings.commands import MaskSettings as MaskSettings
 from cryptomnesia.settings.commands import MatchSettings as MatchSettings
+from cryptomnesia.settings.commands import MitigationSettings as MitigationSettings
 from cryptomnesia.settings.commands import PlaceSettings as PlaceSettings
 from cryptomnesia.settings.commands import PromptSettings as PromptSettings
 from cryptomnesia.settings.commands import TrialSettings as TrialSettings

@@ -368,8 +368,8 @@ class BenchLocalizeSettings(TrialSettings, PlaceSettings):
     """Localizer to compare; can be given several times. By default all that work in the set-up."""
 
 
-class BenchMitigateSettings(TrialSettings):
-    """Everything that the result of `bench mitigate` depends on."""
+class MitigationSettings(TrialSettings):
+    """What is measured of mitigations, and the detector that judges their pictures."""
 
     positives: int = Field(112, ge=1)
     """Of a ground: images of planted captions, about."""
@@ -381,7 +381,15 @@ class BenchMitigateSettings(TrialSettings):
     """Detector that judges every picture."""
 
 
-class BenchAttackSettings(BenchMitigateSettings):
+class BenchMitigateSettings(MitigationSettings):
+    """Everything that the result of `bench mitigate` depends on."""
+
+    clip: str | None = None
+    """CLIP model that compares every picture with its caption: a folder in which transformers saved one, or a hub id
+    such as org/name."""
+
+
+class BenchAttackSettings(MitigationSettings):
     """Everything that the result of `bench attack` depends on."""
 
     positives: int = Field(24, ge=1)
