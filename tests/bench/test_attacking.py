@@ -13,10 +13,10 @@ from cryptomnesia.bench.remaking import call_of
 from cryptomnesia.bench.trials import MEMORIZED, Trial
 from cryptomnesia.calibration import calibrate
 from cryptomnesia.calibration.judging import Judge
-from cryptomnesia.detectors import default_detector
+from cryptomnesia.detectors import Stability, default_detector, detector
 from cryptomnesia.guarding.black import latents_of
 from cryptomnesia.guarding.making import Maker
-from cryptomnesia.mitigations import GuidanceDelay, PartialCaptions
+from cryptomnesia.mitigations import GuidanceDelay, Rephrasing
 from cryptomnesia.mitigations.captions import embedded, of_captions
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.concepts import Place
@@ -50,11 +50,11 @@ def planted(setup):
 
 
 def attack(folder, setup, planted, **more):
-    settings = {"call": CALL, "about": {"model": "a miniature"}, "look": Look(), "budgets": (2,), "wordings": 2, **more}
-    # a random network hardly hears its caption, so all parts are like the memory
-    mitigations = [PartialCaptions(alike=1.0), GuidanceDelay()]
-    detector = default_detector(setup)
-    return bench_attacks(setup, TRIALS, planted, REFERENCES, mitigations, detector, folder, **settings)
+    settings = {"call": CALL, "about": {"model": "a miniature"}, "look": Look(), "budgets": (2,), "wordings": 2}
+    settings |= {"others": [Stability(), detector("guidance-mean")], **more}
+    mitigations = [Rephrasing(), GuidanceDelay()]
+    judging = default_detector(setup)
+    return bench_attacks(setup, TRIALS, planted, REFERENCES, mitigations, judging, folder, **settings)
 
 
 def test_every_attack_meets_every_mitigation(tmp_path, setup, planted):
@@ -64,22 +64,23 @@ def test_every_attack_meets_every_mitigation(tmp_path, setup, planted):
     assert made == [(*kind, shape) for kind in kinds for shape in ("ring", "disc")]
     assert len({row["seed"] for row in packet.rows}) == len(packet.rows)
     for row in packet.rows:
-        assert list(row["pictures"]) == [UNTOUCHED, "partial-captions", "guidance-delay"]
+        assert list(row["pictures"]) == [UNTOUCHED, "rephrasing", "guidance-delay"]
         assert row["pictures"][UNTOUCHED]["made"]
         # embeddings have no words that could be left out
-        assert row["pictures"]["partial-captions"]["made"] == (row["attack"] == "wording")
+        assert row["pictures"]["rephrasing"]["made"] == (row["attack"] == "wording")
     figures = packet.figures["attacks"]
     assert figures["embedding"]["2"][UNTOUCHED]["copies"]["value"] == 0.5
-    assert figures["embedding"]["2"]["partial-captions"]["copies"] is None
+    assert figures["embedding"]["2"]["rephrasing"]["copies"] is None
     # the default detector reads the beginning of the run, which the delay makes ordinary
     assert figures["wording"]["1"]["guidance-delay"]["returned"] is None
     assert Packet.load(tmp_path / PACKET).figures == packet.figures
-    # what is made already is not made again; two evaluations find out how the network takes captions
+    # what is made already is not made again; two evaluations find out how the network takes captions, and the other
+    # detectors judge the embeddings and the wordings
     evaluated = []
     hook = setup.pipe.unet.register_forward_hook(lambda *_: evaluated.append(1))
     again = attack(tmp_path, setup, planted)
     hook.remove()
-    assert (again.rows, len(evaluated)) == (packet.rows, 2)
+    assert (again.rows, len(evaluated)) == (packet.rows, 2 + 2 * 5)
     with pytest.raises(UsageError, match="a bench with other settings"):
         attack(tmp_path, setup, planted, budgets=(3,))
 
@@ -141,7 +142,9 @@ def test_of_wordings_one_copy_is_enough():
             UNTOUCHED: {**seen, "pixels": True, "flagged": flagged},
             "partial-captions": {**seen, "pixels": copy, "flagged": False},
         }
-        return {"attack": "wording", "budget": budget, "cluster": cluster, "pictures": pictures}
+        p_values = {"early-detail": 0.001 if flagged else 0.5, "stability": 0.008 if cluster == "a" else 0.004}
+        made = {"attack": "wording", "budget": budget, "cluster": cluster, "fpr": 0.01}
+        return {**made, "p_values": p_values, "pictures": pictures}
 
     rows = [row("a", 1, False, True), row("a", 2, True, True), row("b", 1, False, True), row("b", 2, False, False)]
     found = figures_of(rows, [UNTOUCHED, "partial-captions"])
@@ -151,3 +154,26 @@ def test_of_wordings_one_copy_is_enough():
     assert (one["copies"]["value"], one["returned"]["value"]) == (0.0, 0.0)
     # the second wording of b is not flagged, so a guard returns the untouched copy
     assert (two["copies"]["value"], two["returned"]["value"]) == (0.5, 1.0)
+
+
+def test_what_a_second_detector_sees_of_copies_that_the_first_does_not_flag():
+    def row(cluster, first, second):
+        made = {"attack": "hidden", "budget": 4, "cluster": cluster, "fpr": 0.01}
+        untouched = {"made": True, "own_run": False, "blind": False, "structure": False, "pixels": True}
+        seen = {UNTOUCHED: {**untouched, "flagged": first <= 0.01}}
+        return {**made, "p_values": {"early-detail": first, "stability": second}, "pictures": seen}
+
+    def shares(*rows):
+        found = figures_of(rows, [UNTOUCHED])["unseen"]["hidden"]["4"]
+        return [(one["alone"]["value"], one["beside"] and one["beside"]["value"]) for one in found.values()]
+
+    assert shares(row("a", 0.5, 0.004), row("b", 0.001, 0.5)) == [(0.5, None), (0.5, 0.0)]
+    # beside one another each has half of the rate
+    assert shares(row("a", 0.5, 0.008)) == [(1.0, None), (0.0, 1.0)]
+    # a picture that cannot be judged is not returned
+    assert shares(row("a", 0.5, None), row("b", 0.5, 0.5)) == [(1.0, None), (0.5, 0.5)]
+
+
+def test_a_detector_that_reads_more_than_norms_is_refused(tmp_path, setup, planted):
+    with pytest.raises(UsageError, match="sharpness read more than norms; give other detectors"):
+        attack(tmp_path, setup, planted, others=[detector("sharpness")])

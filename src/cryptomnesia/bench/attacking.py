@@ -9,9 +9,13 @@ The attacker knows the planted picture and the weights, and asks the guarded pip
   first fifth of the run, so that a detector that reads the first evaluations sees an ordinary run.
 - `wording`: with the planted caption in other words or another order, or with words repeated. The budget is the number
   of different wordings; one copy among them is enough.
+
+Other detectors judge the untouched runs as well, those that read norms alone and cost nothing. So it can be seen which
+of them notice an attack that hides from the detector of the guard.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -101,6 +105,7 @@ def bench_attacks(
     call: dict[str, Any],
     about: dict[str, Any],
     look: Look,
+    others: Sequence[Detector] = (),
     budgets: Sequence[int] = (25, 100),
     wordings: int = 4,
     descent: Descent = Descent(),
@@ -121,6 +126,7 @@ def bench_attacks(
         call: arguments of every call, with which `setup` was made.
         about: what else the pictures depend on, as JSON values.
         look: sees what is in pictures.
+        others: detectors that read norms alone, and judge the untouched runs.
         budgets: numbers of steps of the descent; 0, the caption's own embedding, is always measured.
         wordings: number of other wordings of every caption.
         descent: how embeddings are looked for.
@@ -130,10 +136,13 @@ def bench_attacks(
 
     Raises:
         UsageError: if the folder holds another bench, another process works in it, the set-up refuses a method or has
-            no guidance, or its network takes captions otherwise than as `prompt_embeds` alone.
+            no guidance, one of `others` reads more than norms, or the network takes captions otherwise than as
+            `prompt_embeds` alone.
     """
     report = progress or (lambda *_: None)
-    setup.check([detector, *mitigations])
+    setup.check([detector, *others, *mitigations])
+    if reading := [other.name for other in others if other.norms or other.signals]:
+        raise UsageError(f"{', '.join(reading)} read more than norms; give other detectors")
     check_call(setup)
     if not setup.guided:
         raise UsageError(
@@ -190,9 +199,11 @@ def bench_attacks(
         ]
         calls = [_call(setup, trial, attempt, found) for trial, attempt in zip(made_of, attempts, strict=True)]
         rows: list[dict[str, Any]] = [
-            {**asdict(trial), **asdict(attempt), "pictures": {}}
+            {**asdict(trial), **asdict(attempt), "fpr": fpr, "pictures": {}}
             for trial, attempt in zip(made_of, attempts, strict=True)
         ]
+        judges = {other.name: Judge(calibration, other, fpr) for other in others}
+        p_values = _judged(maker, judges, attempts, calls, batch_size, report)
         for mitigation in (None, *mitigations):
             telling = maker
             if mitigation is not None:
@@ -219,6 +230,10 @@ def bench_attacks(
             seen = look(
                 made_of, np.stack([one["picture"] if one["made"] else np.zeros_like(shown) for one in pictures])
             )
+            if mitigation is None:
+                for row, one, found_by in zip(rows, pictures, p_values, strict=True):
+                    # the detector of the bench first
+                    row["p_values"] = {detector.name: one["p_value"], **found_by}
             for row, one, sight in zip(rows, pictures, seen, strict=True):
                 kept = {key: one[key] for key in ("made", "flagged", "p_value")}
                 row["pictures"][UNTOUCHED if mitigation is None else mitigation.name] = {
@@ -232,6 +247,32 @@ def bench_attacks(
         packet = Packet(about, methods, rows, figures_of(rows, [UNTOUCHED, *methods]))
         packet.save(folder / PACKET)
         return packet
+
+
+def _judged(
+    maker: Maker,
+    judges: Mapping[str, Judge],
+    attempts: Sequence[Attempt],
+    calls: Sequence[dict[str, Any]],
+    batch_size: int,
+    report: Progress,
+) -> list[dict[str, float | None]]:
+    """The p-values of every untouched run by detector, None where a detector cannot tell."""
+    found: list[dict[str, float | None]] = [{} for _ in calls]
+    if not judges:
+        return found
+    done = 0
+    for worded in (False, True):
+        chosen = [row for row, attempt in enumerate(attempts) if (attempt.attack == "wording") == worded]
+        for start in range(0, len(chosen), batch_size):
+            rows = chosen[start : start + batch_size]
+            runs = maker.first([calls[row] for row in rows], keep=())
+            for name, judge in judges.items():
+                for row, verdict in zip(rows, judge(runs), strict=True):
+                    found[row][name] = None if math.isnan(verdict.p_value) else verdict.p_value
+            done += len(rows)
+            report("other detectors", done, len(calls))
+    return found
 
 
 def _call(setup: Setup, trial: Trial, attempt: Attempt, found: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def attacked(settings: BenchAttackSettings, folder: Path, report: "Progress") ->
     from cryptomnesia.bench.attacking import bench_attacks
     from cryptomnesia.bench.looking import GroundLook
     from cryptomnesia.bench.trials import MEMORIZED
+    from cryptomnesia.detectors import free_detectors
 
     given, manifest, mitigations, detector = on_ground(settings, folder)
     captions = {trial.cluster: trial for trial in given.trials if trial.group == MEMORIZED}
@@ -55,6 +56,7 @@ def attacked(settings: BenchAttackSettings, folder: Path, report: "Progress") ->
         entry = manifest.planted_for(trial.prompt)
         assert entry is not None
         planted.append(manifest.places(entry)[0])
+    others = [made for made in free_detectors(given.setup) if made.name != detector.name and not made.norms]
     return bench_attacks(
         given.setup,
         trials,
@@ -66,6 +68,7 @@ def attacked(settings: BenchAttackSettings, folder: Path, report: "Progress") ->
         call=given.call,
         about=given.about,
         look=GroundLook(manifest),
+        others=others,
         budgets=(settings.budget // 4, settings.budget),
         wordings=settings.wordings,
         batch_size=settings.batch_size,
