@@ -16,7 +16,7 @@ FLAGGED = Verdict(4, "a caption", "drift", 0.01, 3.0, 0.004, True, 2, "drift 3 h
 
 def test_import_loads_nothing_heavy():
     code = (
-        "import sys, cryptomnesia.report.rows, cryptomnesia.report.console\n"
+        "import sys, cryptomnesia.report.rows, cryptomnesia.report.console, cryptomnesia.report.bench_tables\n"
         "print(sorted({'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

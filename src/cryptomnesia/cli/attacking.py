@@ -8,7 +8,8 @@ import typer
 
 from cryptomnesia.cli.benching import AsJson, Output, benching, on_ground
 from cryptomnesia.cli.options import settings_flags
-from cryptomnesia.report.console import print_attack_bench, progress_bar
+from cryptomnesia.report.bench_tables import print_attack_bench
+from cryptomnesia.report.console import progress_bar
 from cryptomnesia.settings import BenchAttackSettings
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ import typer
 from cryptomnesia.cli.common import app, call_of, check_folder, check_names, pipeline_of
 from cryptomnesia.cli.options import settings_flags
 from cryptomnesia.errors import UsageError
-from cryptomnesia.report.console import (
+from cryptomnesia.report.bench_tables import (
     print_attack_bench,
     print_bench,
     print_map_bench,
     print_mitigation_bench,
-    progress_bar,
 )
+from cryptomnesia.report.console import progress_bar
 from cryptomnesia.settings import (
     BenchDetectSettings,
     BenchLocalizeSettings,
