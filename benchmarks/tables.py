@@ -1190,10 +1190,12 @@ def bench_regimes(results: Results) -> str:
             against = found["detectors"].get(one, {}).get("auc", {}).get("reproduced", {})
             cells.append(" / ".join(number(against.get(group)) for group in ("ordinary", "fixed_pixels")))
         default = found["detectors"][shown[0]]
-        caught = interval(default["tpr_at_1pct"]["reproduced"]["ordinary"])
+        # at a guidance scale that is too high for a model it may reproduce nothing
+        reproduced = found["counts"].get("reproduced")
+        caught = interval(default["tpr_at_1pct"]["reproduced"]["ordinary"]) if reproduced else "–"
         flagged = interval(default["fpr_met"]["ordinary"])
         regime = code(name.partition(", ")[0]), found["solver"], f"{found['guidance']:g}"
-        rows.append([*regime, count(found["counts"]["reproduced"]["images"]), *cells, caught, flagged])
+        rows.append([*regime, count(reproduced["images"] if reproduced else 0), *cells, caught, flagged])
     heads = list(map(code, shown))
     ends = ["caught by the default at 1%", "never-planted flagged by the default at 1%"]
     return grid(["model", "solver", "guidance", "reproduced pictures", *heads, *ends], sorted(rows))
