@@ -7,13 +7,15 @@ scale σ_c (`critical-scale`) tells up to which noise level a branch holds a pic
 without it (the difference is the detector `caption-gap`), and with the caption in a checkpoint that was trained less,
 for about 100 pictures of planted captions, 100 of ordinary ones, and hard negatives:
 
-- `median`: of log σ_c, by branch; the least possible value is that of pictures that are held at no level.
-- `held`: the share of pictures that the branch holds at some level.
+- `least`: log σ of the last evaluation, where there is hardly any noise left, so that being held there says nothing.
+- `median`: of log σ_c, by branch.
+- `held`: the share of pictures that the branch holds above that level.
 - `less`: the share of pictures that the baseline holds less firmly than the caption does, so that it may be used.
 - `more`: the share of pictures that the baseline holds more firmly than the caption does.
 - `pictures`: their number. Of planted captions only pictures that reproduce are counted.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +52,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Scales:
-    """The log σ_c of every picture by branch, (B, 3), as a signal of a run.
+    """The log σ_c of every picture by branch, and log σ of the last evaluation, (B, 4), as a signal of a run.
 
     Attributes:
         scale: how σ_c is measured.
@@ -72,7 +74,7 @@ class Scales:
 
     @torch.no_grad()
     def __call__(self, trajectory: Trajectory, denoiser: Denoiser) -> Tensor:
-        """The values of the three branches."""
+        """The values of the three branches, and the level."""
         last = trajectory.step(-1)
         assert last.uncond_inputs is not None
         branches = (
@@ -81,7 +83,7 @@ class Scales:
             (self.checkpoint.denoiser, carried(self.checkpoint.inputs, last.cond_inputs)),
         )
         found = [self.scale.log_scale(trajectory, branch, inputs) for branch, inputs in branches]
-        return torch.stack(found, dim=1)
+        return torch.stack([*found, torch.full_like(found[0], math.log(last.level.sigma / last.level.alpha))], dim=1)
 
 
 def measure(name: str, start: Start) -> dict[str, Any]:
@@ -107,20 +109,19 @@ def measure(name: str, start: Start) -> dict[str, Any]:
             copied.append(trial.group == MEMORIZED and distance(manifest, trial, image) <= ground.threshold)
         tell(first + len(chunk))
     found = torch.cat(scales).double().numpy()
-    # most pictures are held at no level by the unconditional branch, so the least value is among them
     groups = np.array([trial.group for trial in trials])
     counted = np.array(copied) | (groups != MEMORIZED)
-    return {
-        group: of_group(found[(groups == group) & counted], found.min()) for group in dict.fromkeys(groups.tolist())
-    }
+    return {group: of_group(found[(groups == group) & counted]) for group in dict.fromkeys(groups.tolist())}
 
 
-def of_group(scales: NDArray[np.float64], least: float) -> dict[str, Any]:
-    """The figures of n pictures from their log σ_c by branch, (n, 3), and the least possible value."""
+def of_group(found: NDArray[np.float64]) -> dict[str, Any]:
+    """The figures of n pictures from their log σ_c by branch and the level of the last evaluation, (n, 4)."""
+    scales, least = found[:, :3], found[0, 3]
     caption, baselines = scales[:, :1], scales[:, 1:]
     return {
+        "least": float(least),
         "median": by_branch(np.median(scales, axis=0)),
-        "held": by_branch((scales > least).mean(axis=0)),
+        "held": by_branch((scales > least + 1e-6).mean(axis=0)),
         "less": by_branch((baselines < caption).mean(axis=0), BRANCHES[1:]),
         "more": by_branch((baselines > caption).mean(axis=0), BRANCHES[1:]),
         "pictures": len(scales),

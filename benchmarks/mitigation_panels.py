@@ -2,8 +2,9 @@
 
     python benchmarks/mitigation_panels.py
 
-Takes the pictures that benchmarks/mitigation.py keeps in .benchmarks-cache; run that first. Every column is a concept.
-The rows are the planted picture, the picture without mitigation, and the pictures under the mitigations of `ROWS`.
+Takes the pictures that benchmarks/mitigation.py keeps in .benchmarks-cache; run that first. A mitigation without
+pictures there keeps its row of the present panel. Every column is a concept. The rows are the planted picture, the
+picture without mitigation, and the pictures under the mitigations of `ROWS`.
 """
 
 from pathlib import Path
@@ -44,6 +45,9 @@ def main() -> None:
         for place, number in enumerate(memorized):
             firsts.setdefault(rows[number]["cluster"], place)
         chosen = list(firsts.values())[:: max(1, len(firsts) // COLUMNS)][:COLUMNS]
+        path = Path(f"docs/images/mitigation_{name}.webp")
+        with Image.open(path) as image:
+            present = np.asarray(image.convert("RGB"))
         panel = Image.new("RGB", (LABEL + SIDE * len(chosen), SIDE * (len(methods) + 1)), "white")
         draw, font = ImageDraw.Draw(panel), ImageFont.load_default(12)
         for row, label in enumerate(("planted", *methods)):
@@ -51,14 +55,20 @@ def main() -> None:
         for column, place in enumerate(chosen):
             entry = manifest.planted_for(rows[memorized[place]]["prompt"])
             assert entry is not None
-            pictures = [np.asarray(manifest.image(entry)), *(_picture(folder, method, place) for method in methods)]
+            pictures: list[np.ndarray] = [np.asarray(manifest.image(entry))]
+            for row, method in enumerate(methods, start=1):
+                found = _picture(folder, method, place)
+                cell = present[row * SIDE :, LABEL + column * SIDE :][:SIDE, :SIDE]
+                pictures.append(cell if found is None else found)
             for row, picture in enumerate(pictures):
                 panel.paste(Image.fromarray(picture.astype(np.uint8)), (LABEL + column * SIDE, row * SIDE))
-        panel.save(f"docs/images/mitigation_{name}.webp", quality=85)
+        panel.save(path, quality=85)
 
 
-def _picture(folder: Path, method: str, place: int) -> np.ndarray:
-    """The picture of a memorized caption; those come first in every bench."""
+def _picture(folder: Path, method: str, place: int) -> np.ndarray | None:
+    """The picture of a memorized caption, None where none is kept; those come first in every bench."""
+    if not (folder / f"{method}-00000.safetensors").exists():
+        return None
     size = len(load_checked(folder / f"{method}-00000.safetensors", KIND, 1)[0]["rows"])
     _, tensors = load_checked(folder / f"{method}-{place // size:05d}.safetensors", KIND, 1)
     return tensors[f"{place % size}"].numpy()
