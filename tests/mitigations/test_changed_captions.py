@@ -161,6 +161,32 @@ def test_a_part_that_is_ordinary_but_like_the_memory_takes_no_turn():
     assert set(lost) == set.intersection(*reached)
 
 
+def test_parts_that_bring_the_memory_back_together_take_no_turns(monkeypatch):
+    setup = SETUPS["Stable Diffusion"]()
+    flagged = flagged_of(setup, "a small striped blue star")
+    words = candidates(flagged[0].call["prompt"][0], [])
+    picture = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    likeness = dict(zip(words, (0.4, 0.1, 0.3, 0.2, 0.5), strict=True))
+    together = []
+
+    def estimates(studio, calls, correction=None):
+        if correction is not None:
+            together.append(len(correction.parts[0]))
+            # three or more parts bring the picture back
+            return picture if together[-1] > 2 else noise
+        texts = [call["prompt"][0].split() for call in calls]
+        weights = [likeness[next(word for word in words if word not in text)] if len(text) < 5 else 1 for text in texts]
+        return torch.cat([weight * picture + (1 - weight) * noise for weight in weights])
+
+    monkeypatch.setattr(PartialCaptions, "_estimates", staticmethod(estimates))
+    prepared = PartialCaptions(usual=1e-9, alike=0.9, parts=5).prepare(flagged, studio_of(setup))
+    assert together == [5, 4, 3, 2]
+    assert len(prepared.correction.parts[0]) == 2
+    # those that are most like the memory go first
+    assert set(prepared.notes[0].removeprefix("in turn without ").split(" or ")) == {"small", "blue"}
+
+
 def test_parts_that_take_turns_lose_as_few_words_as_possible():
     lacked = [("a", "b"), ("a", "c"), ("a", "d"), ("c", "d"), ("e",)]
     assert _together([0, 1, 2, 3], lacked, 2) == [0, 3]

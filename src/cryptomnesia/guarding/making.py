@@ -1,7 +1,7 @@
 """Calls of a pipeline whose images are judged: with these a guard, a detection and a mitigation make images."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from cryptomnesia.calibration.judging import Judge
@@ -13,7 +13,7 @@ from cryptomnesia.mitigations.base import Correction, corrected
 from cryptomnesia.pipelines.families import pictures_of
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.tracing.trajectory import Trajectory
-from cryptomnesia.tracing.watching import Change, Keep, watch
+from cryptomnesia.tracing.watching import Change, Keep, Watch, watch
 from cryptomnesia.verdicts import Verdict
 
 
@@ -117,16 +117,15 @@ class Maker:
             ):
                 stopped = self._pipe._interrupt = True
 
-        watching = watch(
-            self._pipe,
-            steer=None if correction is None else correction.steer,
+        watching = self._watched(
+            correction,
+            images,
             after_step=stop if stop_early and correction is None else None,
             norms=self.detector.norms,
             signals=self.detector.signals,
-            condition=self._condition(correction, images),
         )
         try:
-            with watching as seen, nullcontext() if correction is None else correction.around(self._pipe):
+            with watching as seen:
                 output = self.kind.__call__(self._pipe, **fresh(arguments))
         finally:
             # an interruption by the user stays
@@ -139,6 +138,14 @@ class Maker:
         if correction is not None:
             verdicts = [corrected(verdict, correction, telling=self._telling) for verdict in verdicts]
         return output, verdicts
+
+    @contextmanager
+    def _watched(self, correction: Correction | None, images: int | None, **options: Any) -> Iterator[Watch]:
+        """Record the calls inside the block, under a correction if there is one."""
+        steer = None if correction is None else correction.steer
+        watching = watch(self._pipe, steer=steer, condition=self._condition(correction, images), **options)
+        with watching as seen, nullcontext() if correction is None else correction.around(self._pipe):
+            yield seen
 
     @staticmethod
     def _condition(correction: Correction | None, images: int | None) -> tuple[int, Change] | None:
@@ -156,7 +163,12 @@ class Maker:
         return images, correction.condition
 
     def first(
-        self, calls: Sequence[Mapping[str, Any]], evaluations: int | None = None, *, keep: Keep = (0,)
+        self,
+        calls: Sequence[Mapping[str, Any]],
+        evaluations: int | None = None,
+        *,
+        keep: Keep = (0,),
+        correction: Correction | None = None,
     ) -> Trajectory:
         """The first evaluations of the runs of several calls, all by default; no images are made.
 
@@ -166,6 +178,7 @@ class Maker:
             calls: the calls.
             evaluations: after how many the runs end.
             keep: evaluations whose tensors are kept.
+            correction: corrects the runs.
         """
 
         def stop(done: int) -> None:
@@ -176,7 +189,7 @@ class Maker:
             name: value for name, value in merged(calls, self._pictures).items() if not name.startswith("callback")
         }
         try:
-            with watch(self._pipe, after_step=stop, keep=keep) as seen:
+            with self._watched(correction, len(calls), after_step=stop, keep=keep) as seen:
                 self.kind.__call__(self._pipe, **{**fresh(arguments), "output_type": "latent"})
         finally:
             self._pipe._interrupt = False

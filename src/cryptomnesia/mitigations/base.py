@@ -131,7 +131,12 @@ class Studio(Protocol):
         ...
 
     def first(
-        self, calls: Sequence[Mapping[str, Any]], evaluations: int | None = None, *, keep: Keep = (0,)
+        self,
+        calls: Sequence[Mapping[str, Any]],
+        evaluations: int | None = None,
+        *,
+        keep: Keep = (0,),
+        correction: Correction | None = None,
     ) -> Trajectory:
         """The first evaluations of the runs of several calls, all by default; no images are made.
 
@@ -139,6 +144,7 @@ class Studio(Protocol):
             calls: the calls.
             evaluations: after how many the runs end.
             keep: evaluations whose tensors are kept.
+            correction: corrects the runs.
         """
         ...
 

@@ -12,7 +12,8 @@ their mean, a part is ordinary if its z is no higher than that of the share `usu
 detail. A simple memory has little detail, however, so that a part can be ordinary and still bring it back. But the
 memory is known: it is x̂_0 of the flagged run. So after two fifths of the run, the edges |∇x̂_0| of the part are
 compared with those of the flagged run. Their correlation, in the square window of five eighths of the side where it is
-highest, has to be at most `alike`.
+highest, has to be at most `alike`. The same is asked of a run in which the parts take turns. If that is too much like
+the memory, the part that is most like it is left out.
 
 At first, parts are the caption without one word. If none of these is ordinary and unlike the memory, one more word is
 left out: every part goes on from one of the few that came nearest. So several parts need not lack the same word. If the
@@ -129,11 +130,11 @@ class PartialCaptions(Preparing):
     def cost(self, setup: "Setup") -> float:
         """One run, and a search among ten words, of which five are ordinary.
 
-        The search takes the first evaluation without each of the words, and two fifths of the run for the memory and
-        for every part that is compared with it. Longer captions take more, and so do those of which one word is not
-        enough.
+        The search takes the first evaluation without each of the words, and two fifths of the run for the memory, for
+        every part that is compared with it, and for all parts in turn. Longer captions take more, and so do those of
+        which one word is not enough.
         """
-        return (1 + 6 * COMPARED) * setup.sampling.steps + 10.0
+        return (1 + 7 * COMPARED) * setup.sampling.steps + 10.0
 
     def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
         """Find the parts of every caption."""
@@ -188,11 +189,17 @@ class PartialCaptions(Preparing):
                 if len(good) == self.parts and not _lost(lacked[place] for place in good):
                     break
             if good:
-                kept = [
-                    input_rows(runs[place // studio.batch].step(0).cond_inputs, [place % studio.batch])
+                kept = {
+                    place: input_rows(runs[place // studio.batch].step(0).cond_inputs, [place % studio.batch])
                     for place in good
-                ]
-                return _Parts(kept, [lacked[place] for place in good])
+                }
+                # parts that are unlike the memory can bring it back together
+                while memory is not None and len(kept) > 1:
+                    turns = Turns([[*kept.values()]])
+                    if edge_correlation(self._estimates(studio, [call], turns), memory).item() <= self.alike:
+                        break
+                    del kept[max(kept, key=alike.__getitem__)]
+                return _Parts([*kept.values()], [lacked[place] for place in kept])
             nearest = [*sorted(alike, key=alike.__getitem__), *(place for place in order if place not in alike)][:GO_ON]
             longer = ({*lacked[place], word} for place in nearest for word in different)
             lacked = list(
@@ -203,12 +210,13 @@ class PartialCaptions(Preparing):
         return "no part of the caption is ordinary and unlike the memory"
 
     @staticmethod
-    def _estimates(studio: Studio, calls: Sequence[Any]) -> Tensor:
+    def _estimates(studio: Studio, calls: Sequence[Any], correction: Correction | None = None) -> Tensor:
         """The estimates x̂_0 of calls when they are compared with the memory, (n, C, h, w)."""
         number = evaluation(COMPARED, studio.references.norms["detail"].shape[1])
         found = []
         for start in range(0, len(calls), studio.batch):
-            step = studio.first(calls[start : start + studio.batch], number + 1, keep=(number,)).step(number)
+            part = calls[start : start + studio.batch]
+            step = studio.first(part, number + 1, keep=(number,), correction=correction).step(number)
             found.append(unpacked(step.cond.x0.float(), step.cond_inputs))
         return torch.cat(found)
 

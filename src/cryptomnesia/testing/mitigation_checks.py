@@ -131,9 +131,14 @@ class _Studio:
         return output, judged
 
     def first(
-        self, calls: Sequence[Mapping[str, Any]], evaluations: int | None = None, *, keep: Keep = (0,)
+        self,
+        calls: Sequence[Mapping[str, Any]],
+        evaluations: int | None = None,
+        *,
+        keep: Keep = (0,),
+        correction: Correction | None = None,
     ) -> Trajectory:
-        return self._maker.first(calls, evaluations, keep=keep)
+        return self._maker.first(calls, evaluations, keep=keep, correction=correction)
 
     def verdict_on(self, remade: Remade) -> Verdict | None:
         """The verdict on the picture that is shown, None if this studio did not make it."""
