@@ -35,6 +35,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 
 from cryptomnesia import Calibration, Guard, StabilityRule, Trajectory, Verdict, load_pipeline
 from cryptomnesia.calibration import Judge
+from cryptomnesia.guarding.judges import Judges
 from cryptomnesia.localizers.jacobian.memory import peak_bytes
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground import BUNDLE
@@ -176,7 +177,7 @@ def where(call: Callable[[], None], guarding: Guard, calls: int) -> dict[str, fl
         return run
 
     parts = {
-        "settings": (Guard, "_arguments"),
+        "settings": (Judges, "fitting"),
         "hook": (Watch, "on_forward"),
         "step": (Watch, "on_step"),
         "judging": (Judge, "__call__"),

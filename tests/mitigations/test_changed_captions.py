@@ -17,10 +17,11 @@ from cryptomnesia.mitigations import (
     PadTokens,
     PartialCaptions,
     RandomTokens,
+    RegionRestricted,
 )
 from cryptomnesia.mitigations.attention_reweighting import Reweighted
 from cryptomnesia.mitigations.captions import candidates, draws_for, embedded, embeddings, lacking
-from cryptomnesia.mitigations.partial_captions import Turns, _lost, _Parts, _together, edge_correlation
+from cryptomnesia.mitigations.partial_captions import Turns, _lost, _Parts, _Search, _together, edge_correlation
 from cryptomnesia.mitigations.random_tokens import _with
 from cryptomnesia.pipelines.inputs import Inputs, Shared
 from cryptomnesia.pipelines.setup import Setup
@@ -113,7 +114,7 @@ def test_parts_lack_one_word_each_and_the_verdict_says_which():
     studio = studio_of(setup)
     flagged = flagged_of(setup, "a small striped blue star", "star")
     # every part is ordinary, so the plainest take turns
-    prepared = PartialCaptions(usual=1e-9, alike=1.0, parts=2).prepare(flagged, studio)
+    prepared = PartialCaptions(other_noise=False, usual=1e-9, alike=1.0, parts=2).prepare(flagged, studio)
     assert prepared.hopeless == {1: "no words to leave out"}
     assert prepared.notes[0].startswith("in turn without ")
     assert prepared.dropped[0] == ()
@@ -135,30 +136,58 @@ def test_a_part_that_is_ordinary_but_like_the_memory_takes_no_turn():
     studio = studio_of(setup)
     flagged = flagged_of(setup, "a small striped blue star")
     call = flagged[0].call
-    method = PartialCaptions(usual=1e-9, most=1)
+    method = PartialCaptions(other_noise=False, usual=1e-9, most=1)
     assert 0 in method.prepare(flagged, studio).hopeless
-    memory = method._estimates(studio, [call])
+    search = _Search(method, call, studio)
+    memory = search._estimates([call])
     words = candidates(call["prompt"][0], [])
 
     def alike(dropped):
-        return edge_correlation(method._estimates(studio, [lacking(call, dropped)]), memory).item()
+        return edge_correlation(search._estimates([lacking(call, dropped)]), memory).item()
 
     one = {word: alike([word]) for word in words}
     assert min(one.values()) > method.alike
     # where the limit lies between them, those below it take turns
     # between two values, which rounding changes in batches of another size
     middle = sum(sorted(one.values())[2:4]) / 2
-    prepared = PartialCaptions(usual=1e-9, alike=middle).prepare(flagged, studio)
+    prepared = PartialCaptions(other_noise=False, usual=1e-9, alike=middle).prepare(flagged, studio)
     expected = {word for word, value in one.items() if value <= middle}
     assert set(prepared.notes[0].removeprefix("in turn without ").split(" or ")) == expected
     # where one word is not enough, parts lack two, and no word is lost if that can be avoided
     two = {pair: alike(pair) for pair in combinations(words, 2)}
     best = (min(one.values()) + max(value for value in two.values() if value < min(one.values()))) / 2
-    (lost,) = PartialCaptions(usual=1e-9, alike=best, most=2).prepare(flagged, studio).dropped
+    (lost,) = PartialCaptions(other_noise=False, usual=1e-9, alike=best, most=2).prepare(flagged, studio).dropped
     found = {pair for pair, value in two.items() if value <= best}
     nearest = sorted(words, key=one.__getitem__)[:3]
     reached = [set(pair) for pair in found if set(pair) & set(nearest)]
     assert set(lost) == set.intersection(*reached)
+
+
+def test_the_whole_caption_is_taken_from_other_noise_if_that_is_unlike_the_flagged_image(monkeypatch):
+    setup = SETUPS["Stable Diffusion"]()
+    studio = studio_of(setup)
+    flagged = flagged_of(setup, "a small striped blue star", "a red circle")
+    method = PartialCaptions(usual=1e-9, most=1)
+    likeness = {"a small striped blue star": [0.2], "a red circle": [0.9]}
+    monkeypatch.setattr(
+        _Search, "_likeness", lambda _, calls, __=None: likeness.get(calls[0]["prompt"][0], [0.9] * len(calls))
+    )
+    prepared = method.prepare(flagged, studio)
+    assert prepared.notes[0] == "from other noise"
+    assert prepared.dropped[0] == ()
+    assert list(prepared.hopeless) == [1]
+    # the same call has the same other noise, and another call has another one
+    states = [made["generator"].get_state() for made in (prepared.calls[0], method.prepare(flagged, studio).calls[0])]
+    assert torch.equal(*states)
+    assert not torch.equal(states[0], flagged[0].call["generator"].get_state())
+    # with one part that lacks nothing, the image is that of the caption
+    alone = method.prepare(flagged[:1], studio)
+    made = [studio.make(alone.calls, correction)[0].images for correction in (alone.correction, None)]
+    torch.testing.assert_close(*made)
+    # noise that the caller gave is kept, and so is what surrounds a mask
+    given = replace(flagged[0], call={**flagged[0].call, "latents": torch.zeros(1)})
+    assert _Search(method, given.call, studio)._from_other_noise() is None
+    assert RegionRestricted().inner == PartialCaptions(other_noise=False)
 
 
 def test_parts_that_bring_the_memory_back_together_take_no_turns(monkeypatch):
@@ -170,7 +199,7 @@ def test_parts_that_bring_the_memory_back_together_take_no_turns(monkeypatch):
     likeness = dict(zip(words, (0.4, 0.1, 0.3, 0.2, 0.5), strict=True))
     together = []
 
-    def estimates(studio, calls, correction=None):
+    def estimates(search, calls, correction=None):
         if correction is not None:
             together.append(len(correction.parts[0]))
             # three or more parts bring the picture back
@@ -179,8 +208,8 @@ def test_parts_that_bring_the_memory_back_together_take_no_turns(monkeypatch):
         weights = [likeness[next(word for word in words if word not in text)] if len(text) < 5 else 1 for text in texts]
         return torch.cat([weight * picture + (1 - weight) * noise for weight in weights])
 
-    monkeypatch.setattr(PartialCaptions, "_estimates", staticmethod(estimates))
-    prepared = PartialCaptions(usual=1e-9, alike=0.9, parts=5).prepare(flagged, studio_of(setup))
+    monkeypatch.setattr(_Search, "_estimates", estimates)
+    prepared = PartialCaptions(other_noise=False, usual=1e-9, alike=0.9, parts=5).prepare(flagged, studio_of(setup))
     assert together == [5, 4, 3, 2]
     assert len(prepared.correction.parts[0]) == 2
     # those that are most like the memory go first
@@ -193,9 +222,9 @@ def test_parts_that_take_turns_lose_as_few_words_as_possible():
     assert _together([1, 0, 2], lacked, 4) == [1, 0, 2]
     assert _lost([lacked[0], lacked[1]]) == ("a",)
     assert _together([], lacked, 4) == []
-    parts = _Parts([], [lacked[0], lacked[1]])
+    parts = _Parts({}, [], [lacked[0], lacked[1]])
     assert (parts.lost, parts.note) == (("a",), "in turn without b or c, always without a")
-    assert _Parts([], [lacked[4]]).note == "without e"
+    assert _Parts({}, [], [lacked[4]]).note == "without e"
 
 
 def test_edges_are_compared_where_they_are_most_alike():

@@ -15,6 +15,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.files import load_checked, save_checked
 from cryptomnesia.guarding.making import Maker
 from cryptomnesia.mitigations import Correction, Flagged, Mitigation
+from cryptomnesia.mitigations.captions import draws_for
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.tracing.counting import Counting
 from cryptomnesia.verdicts import Verdict
@@ -52,7 +53,7 @@ def remade(
         What is known of every picture, as JSON values, and the pictures (H, W, 3) uint8, None where none was made.
     """
     calls = [call_of(setup, trial) for trial in trials] if calls is None else calls
-    studio: Any = _Studio(maker)
+    studio: Any = _Studio(maker, calls, "" if mitigation is None else mitigation.name)
     dropped: list[list[str]] = [[] for _ in trials]
     began = time.perf_counter()
     with Counting(setup.family.module) as counting:
@@ -64,9 +65,9 @@ def remade(
             dropped = [list(found.verdict.dropped) for found in mitigation.remake(flagged, studio)]
     seconds = (time.perf_counter() - began) / len(trials)
     rows, pictures = [], []
-    for row, trial in enumerate(trials):
+    for row in range(len(trials)):
         # a mitigation that sees no way makes no picture; then nothing is returned
-        picture, verdict = studio.newest.get(trial.seed, (None, None))
+        picture, verdict = studio.newest.get(row, (None, None))
         pictures.append(picture)
         rows.append(
             {
@@ -101,12 +102,18 @@ class _Studio:
     """A studio that keeps the newest picture of every image, also of those that a mitigation would withhold.
 
     Attributes:
-        newest: seed → picture (H, W, 3) uint8, and the verdict on it.
+        newest: number of the image → picture (H, W, 3) uint8, and the verdict on it.
     """
 
-    def __init__(self, maker: Maker) -> None:
+    def __init__(self, maker: Maker, calls: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Take the calls, whose images a mitigation of this name makes again from their noise or from other noise."""
         self.newest: dict[int, tuple[np.ndarray, Verdict]] = {}
         self._maker = maker
+        self._rows = {
+            generator.initial_seed(): row
+            for row, call in enumerate(calls)
+            for generator in (call["generator"], draws_for(call, name))
+        }
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._maker, name)
@@ -117,7 +124,7 @@ class _Studio:
         output, verdicts = self._maker.make(calls, correction)
         for call, image, verdict in zip(calls, output.images, verdicts, strict=True):
             picture = (image.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-            self.newest[call["generator"].initial_seed()] = picture, verdict
+            self.newest[self._rows[call["generator"].initial_seed()]] = picture, verdict
         return output, verdicts
 
 

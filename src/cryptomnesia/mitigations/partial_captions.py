@@ -15,13 +15,16 @@ compared with those of the flagged run. Their correlation, in the square window 
 highest, has to be at most `alike`. The same is asked of a run in which the parts take turns. If that is too much like
 the memory, the part that is most like it is left out.
 
-At first, parts are the caption without one word. If none of these is ordinary and unlike the memory, one more word is
+First the whole caption is tried, from other noise. A caption that has one picture only makes it again. One that does
+not was flagged by chance, or has many pictures of which one is a memory; then no word need be missing.
+
+Else parts are the caption without one word. If none of these is ordinary and unlike the memory, one more word is
 left out: every part goes on from one of the few that came nearest. So several parts need not lack the same word. If the
 parts are unlike the memory only with more than `most` words left out, the image is not made again, because nothing
 else would stand between a copy and its user.
 
-A word that all parts lack is lost; the verdict lists these words as `dropped`. The image is made again from the same
-noise. The text of the prompt stays as the user wrote it.
+A word that all parts lack is lost; the verdict lists these words as `dropped`. Parts start from the same noise as
+the flagged image. The text of the prompt stays as the user wrote it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,7 +39,7 @@ from cryptomnesia.detectors.base import Moments
 from cryptomnesia.detectors.combined import LEAST_SPREAD, logarithm
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Remade, Studio, made
-from cryptomnesia.mitigations.captions import candidates, lacking, texts_of
+from cryptomnesia.mitigations.captions import candidates, draws_for, lacking, texts_of
 from cryptomnesia.pipelines.inputs import Inputs, input_rows, same, together, unpacked
 from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.registry import create
@@ -56,7 +59,7 @@ WINDOW = 5 / 8
 GO_ON = 3
 """Of so many parts one more word is left out, if none is ordinary and unlike the memory."""
 
-TRIED = 4
+TRIED = 2
 """For every part that may take turns, so many are compared with the memory at most."""
 
 STRONGER = 0.5
@@ -74,12 +77,14 @@ class PartialCaptions(Preparing):
             on `drawings`, where no part below it brought a memory back.
         parts: the most parts that take turns.
         most: the most words that a part may lack.
+        other_noise: whether the whole caption is tried from other noise first; not where a call gives its latents.
     """
 
     usual: float = 0.05
     alike: float = 0.6
     parts: int = 4
     most: int = 3
+    other_noise: bool = True
 
     name = "partial-captions"  # type: ignore[override]
     summary = "The same seed again, under parts of the caption that take turns and bring no memory back."
@@ -138,16 +143,15 @@ class PartialCaptions(Preparing):
 
     def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
         """Find the parts of every caption."""
-        usual = Moments.of(logarithm(studio.references.norms["detail"]), LEAST_SPREAD)
-        ordinary = usual.z_scores(logarithm(studio.references.norms["detail"]))[:, 0]
-        most = ordinary.quantile(1 - self.usual).item()
-        found = [self._parts(image.call, studio, usual, most) for image in flagged]
-        turns = {row: parts for row, parts in enumerate(found) if isinstance(parts, _Parts)}
-        hopeless = {row: why for row, why in enumerate(found) if isinstance(why, str)}
-        lost = [turns[row].lost if row in turns else () for row in range(len(flagged))]
-        notes = [turns[row].note if row in turns else "" for row in range(len(flagged))]
-        kept = [turns[row].inputs for row in turns]
-        return Prepared([image.call for image in flagged], Turns(kept), notes, lost, hopeless)
+        found = [_Search(self, image.call, studio).parts() for image in flagged]
+        parts = [one if isinstance(one, _Parts) else None for one in found]
+        return Prepared(
+            [image.call if one is None else one.call for image, one in zip(flagged, parts, strict=True)],
+            Turns([one.inputs for one in parts if one is not None]),
+            ["" if one is None else one.note for one in parts],
+            [() if one is None else one.lost for one in parts],
+            {row: why for row, why in enumerate(found) if isinstance(why, str)},
+        )
 
     def remake(self, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
         """Make the images again, one by one where their captions do not fit into one batch."""
@@ -159,49 +163,32 @@ class PartialCaptions(Preparing):
             return [self.remake([image], studio)[0] for image in flagged]
         return made(prepared, flagged, studio)
 
-    def _parts(self, call: Any, studio: Studio, usual: Moments, most: float) -> "_Parts | str":
-        """The parts of one caption, or why there are none."""
-        different = candidates(" ".join(dict.fromkeys(texts_of(call).values())), [])
+
+class _Search:
+    """The search for the parts of one caption."""
+
+    def __init__(self, settings: PartialCaptions, call: Any, studio: Studio) -> None:
+        """Take the call that makes the flagged image, and find out what is ordinary."""
+        self._settings, self._call, self._studio = settings, call, studio
+        details = logarithm(studio.references.norms["detail"])
+        self._usual = Moments.of(details, LEAST_SPREAD)
+        self._most = self._usual.z_scores(details)[:, 0].quantile(1 - settings.usual).item()
+        self._memory: Tensor | None = None
+
+    def parts(self) -> "_Parts | str":
+        """The parts, or why there are none."""
+        different = candidates(" ".join(dict.fromkeys(texts_of(self._call).values())), [])
         if not different:
             return "no words to leave out"
+        if (whole := self._from_other_noise()) is not None:
+            return whole
         lacked: list[tuple[str, ...]] = [(word,) for word in different]
-        memory: Tensor | None = None
         # one word is left at least
-        for _ in range(min(self.most, len(different) - 1)):
-            calls = [lacking(call, dropped) for dropped in lacked]
-            runs = self._first(studio, calls)
-            scores = torch.cat([usual.z_scores(logarithm(run.norms["detail"]))[:, 0] for run in runs])
-            order = scores.nan_to_num(nan=torch.inf).argsort(stable=True).tolist()
-            ordinary = [place for place in order if scores[place] <= most][: TRIED * self.parts]
-            if ordinary and self.alike < 1 and memory is None:
-                memory = self._estimates(studio, [call])
-            alike: dict[int, float] = {}
-            good: list[int] = []
-            while rest := ordinary[len(alike) :][: studio.batch]:
-                if memory is None:
-                    correlations = [0.0] * len(rest)
-                else:
-                    found = self._estimates(studio, [calls[place] for place in rest])
-                    correlations = edge_correlation(found, memory).tolist()
-                alike |= dict(zip(rest, correlations, strict=True))
-                unlike = [place for place, value in alike.items() if value <= self.alike]
-                good = _together(unlike, lacked, self.parts)
-                if len(good) == self.parts and not _lost(lacked[place] for place in good):
-                    break
-            if good:
-                kept = {
-                    place: input_rows(runs[place // studio.batch].step(0).cond_inputs, [place % studio.batch])
-                    for place in good
-                }
-                # parts that are unlike the memory can bring it back together
-                while memory is not None and len(kept) > 1:
-                    turns = Turns([[*kept.values()]])
-                    if edge_correlation(self._estimates(studio, [call], turns), memory).item() <= self.alike:
-                        break
-                    del kept[max(kept, key=alike.__getitem__)]
-                return _Parts([*kept.values()], [lacked[place] for place in kept])
-            nearest = [*sorted(alike, key=alike.__getitem__), *(place for place in order if place not in alike)][:GO_ON]
-            longer = ({*lacked[place], word} for place in nearest for word in different)
+        for _ in range(min(self._settings.most, len(different) - 1)):
+            found, nearest = self._lacking(lacked)
+            if found is not None:
+                return found
+            longer = ({*one, word} for one in nearest for word in different)
             lacked = list(
                 dict.fromkeys(
                     tuple(word for word in different if word in one) for one in longer if len(one) > len(lacked[0])
@@ -209,21 +196,62 @@ class PartialCaptions(Preparing):
             )
         return "no part of the caption is ordinary and unlike the memory"
 
-    @staticmethod
-    def _estimates(studio: Studio, calls: Sequence[Any], correction: Correction | None = None) -> Tensor:
+    def _from_other_noise(self) -> "_Parts | None":
+        """The whole caption from other noise, None if that is not ordinary and unlike the memory."""
+        if not self._settings.other_noise or self._call.get("latents") is not None:
+            return None
+        call = {**self._call, "generator": draws_for(self._call, self._settings.name)}
+        (run,), scores = self._first([call])
+        if not scores[0] <= self._most or not self._likeness([call])[0] <= self._settings.alike:
+            return None
+        return _Parts(call, [input_rows(run.step(0).cond_inputs, [0])], [()])
+
+    def _lacking(self, lacked: Sequence[tuple[str, ...]]) -> "tuple[_Parts | None, list[tuple[str, ...]]]":
+        """The parts that are ordinary and unlike the memory, None if there are none, and the words of the nearest."""
+        most, calls = self._settings.parts, [lacking(self._call, dropped) for dropped in lacked]
+        runs, scores = self._first(calls)
+        order = scores.nan_to_num(nan=torch.inf).argsort(stable=True).tolist()
+        ordinary = [place for place in order if scores[place] <= self._most][: TRIED * most]
+        alike: dict[int, float] = {}
+        good: list[int] = []
+        while rest := ordinary[len(alike) :][:most]:
+            alike |= dict(zip(rest, self._likeness([calls[place] for place in rest]), strict=True))
+            unlike = [place for place, value in alike.items() if value <= self._settings.alike]
+            good = _together(unlike, lacked, most)
+            if len(good) == most and not _lost(lacked[place] for place in good):
+                break
+        size = self._studio.batch
+        kept = {place: input_rows(runs[place // size].step(0).cond_inputs, [place % size]) for place in good}
+        # parts that are unlike the memory can bring it back together
+        while len(kept) > 1 and not self._likeness([self._call], Turns([[*kept.values()]]))[0] <= self._settings.alike:
+            del kept[max(kept, key=alike.__getitem__)]
+        nearest = [*sorted(alike, key=alike.__getitem__), *(place for place in order if place not in alike)][:GO_ON]
+        found = _Parts(self._call, [*kept.values()], [lacked[place] for place in kept]) if kept else None
+        return found, [lacked[place] for place in nearest]
+
+    def _first(self, calls: Sequence[Any]) -> tuple[list[Trajectory], Tensor]:
+        """The first evaluation of calls in batches, and how much more detail than usual each has, (n,)."""
+        size = self._studio.batch
+        runs = [self._studio.first(calls[start : start + size], 1) for start in range(0, len(calls), size)]
+        return runs, torch.cat([self._usual.z_scores(logarithm(run.norms["detail"]))[:, 0] for run in runs])
+
+    def _likeness(self, calls: Sequence[Any], correction: Correction | None = None) -> list[float]:
+        """How much the estimates x̂_0 of calls are like the memory when they are compared, 0 if nothing is compared."""
+        if self._settings.alike == 1:
+            return [0.0] * len(calls)
+        if self._memory is None:
+            self._memory = self._estimates([self._call])
+        return edge_correlation(self._estimates(calls, correction), self._memory).tolist()
+
+    def _estimates(self, calls: Sequence[Any], correction: Correction | None = None) -> Tensor:
         """The estimates x̂_0 of calls when they are compared with the memory, (n, C, h, w)."""
-        number = evaluation(COMPARED, studio.references.norms["detail"].shape[1])
+        number = evaluation(COMPARED, self._studio.references.norms["detail"].shape[1])
         found = []
-        for start in range(0, len(calls), studio.batch):
-            part = calls[start : start + studio.batch]
-            step = studio.first(part, number + 1, keep=(number,), correction=correction).step(number)
+        for start in range(0, len(calls), self._studio.batch):
+            part = calls[start : start + self._studio.batch]
+            step = self._studio.first(part, number + 1, keep=(number,), correction=correction).step(number)
             found.append(unpacked(step.cond.x0.float(), step.cond_inputs))
         return torch.cat(found)
-
-    @staticmethod
-    def _first(studio: Studio, calls: Sequence[Any]) -> list[Trajectory]:
-        size = studio.batch
-        return [studio.first(calls[start : start + size], 1) for start in range(0, len(calls), size)]
 
 
 def edge_correlation(estimates: Tensor, memory: Tensor) -> Tensor:
@@ -273,8 +301,9 @@ def _together(unlike: Sequence[int], lacked: Sequence[tuple[str, ...]], most: in
 
 @dataclass(frozen=True)
 class _Parts:
-    """The parts of one caption: conditioning of one image each, and the words that each lacks."""
+    """The parts of one caption: conditioning of one image each, the words that each lacks, and the call to make."""
 
+    call: Any
     inputs: list[Inputs]
     lacking: list[tuple[str, ...]]
 
@@ -286,6 +315,8 @@ class _Parts:
     @property
     def note(self) -> str:
         """What was done, in words."""
+        if self.lacking == [()]:
+            return "from other noise"
         if len(self.lacking) == 1:
             return f"without {', '.join(self.lost)}"
         others = [" and ".join(word for word in one if word not in self.lost) for one in self.lacking]

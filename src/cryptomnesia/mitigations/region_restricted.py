@@ -9,7 +9,7 @@ that evaluation, through the prediction that the solver is given, so that its hi
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ from cryptomnesia.localizers import Localizer
 from cryptomnesia.localizers import localizer as localizer_of
 from cryptomnesia.localizers.mapping import maps_of
 from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Studio
+from cryptomnesia.mitigations.partial_captions import PartialCaptions
 from cryptomnesia.pipelines.inputs import Inputs, unpacked
 from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.registry import create
@@ -63,7 +64,8 @@ class RegionRestricted(Preparing):
         made = create("mitigation", self.mitigation)
         if not hasattr(made, "prepare"):
             raise UsageError(f"{self.name} needs a mitigation that makes an image again in one run, not {made.name}")
-        return made
+        # what surrounds the mask stays as it was, and with it the noise
+        return replace(made, other_noise=False) if isinstance(made, PartialCaptions) else made
 
     def maps(self, setup: "Setup") -> list[Localizer]:
         """The localizer whose map is taken."""
