@@ -377,6 +377,25 @@ def mitigation_budget(results: Results) -> str:
     return grid(["attack", "budget", "copies without a guard", "copies that a guard returns"], rows)
 
 
+@table("mitigation.unseen")
+def mitigation_unseen(results: Results) -> str:
+    """Copies of attackers that detectors do not flag, alone and beside the default one."""
+    found = _attacked(results, "drawings")["unseen"]
+    columns = [("embedding", list(found["embedding"])[-1])]
+    columns += [("hidden", budget) for budget in found["hidden"]]
+    columns += [("wording", list(found["wording"])[-1])]
+    rows = []
+    for name in found["embedding"]["0"]:
+        cells = (found[attack][budget][name] for attack, budget in columns)
+        rows.append(
+            [
+                code(name),
+                *(" / ".join(number(one[key]) for key in ("alone", "beside")) for one in cells),
+            ]
+        )
+    return grid(["detector", *(f"{attack} {budget}" for attack, budget in columns)], rows)
+
+
 @table("filtered.iou")
 def filtered_iou(results: Results) -> str:
     """Score differences, averaged over windows."""

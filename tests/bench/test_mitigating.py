@@ -90,6 +90,20 @@ def test_memorized_pictures_are_made_under_every_mitigation_and_others_where_run
     assert packet.about["frechet"][UNTOUCHED] == {MEMORIZED: 3.0, "ordinary": 2.0}
 
 
+def test_flagged_pictures_of_other_captions_are_made_again(tmp_path):
+    packet = run(tmp_path, [GuidanceDelay()], fpr=0.99)
+    flagged = [row for row in packet.rows[3:] if row["pictures"][UNTOUCHED]["flagged"]]
+    assert flagged
+    for row in packet.rows[3:]:
+        assert ("guidance-delay" in row["pictures"]) == (row in flagged)
+    (found,) = packet.figures["false_alarms"]["guidance-delay"].values()
+    assert found["images"] == len(flagged)
+    assert found["evaluations"] == 3
+    assert found["returned"]["value"] == np.mean([not row["pictures"]["guidance-delay"]["flagged"] for row in flagged])
+    # a run that is corrected while it goes on is no second one
+    assert "false_alarms" not in run(tmp_path / "own", [StabilityRule()], fpr=0.99).figures
+
+
 def test_an_interrupted_bench_goes_on_and_a_changed_one_is_refused(whole, cryptomnesia):
     folder, packet = whole
     (folder / "guidance-delay-00001.safetensors").unlink()

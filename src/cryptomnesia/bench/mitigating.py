@@ -1,9 +1,10 @@
 """Make the pictures of a bench once, make them again under every mitigation, and judge what comes back.
 
 Every picture of a memorized caption is made again, whether or not a detector flags it, so that mitigations are compared
-on the same pictures. What a guard would return follows from the verdicts, which are kept as well: the picture itself if
-it is not flagged, else the one of the mitigation if that is not flagged, else none. A mitigation that corrects the
-user's own run (`own_run`) always gives its picture, and one that blinds the detector (`blind`) is refused by a guard.
+on the same pictures. Of other captions those pictures are made again that the detector flags, as a guard would do. What
+a guard would return follows from the verdicts, which are kept as well: the picture itself if it is not flagged, else
+the one of the mitigation if that is not flagged, else none. A mitigation that corrects the user's own run (`own_run`)
+always gives its picture, and one that blinds the detector (`blind`) is refused by a guard.
 """
 
 from collections.abc import Mapping, Sequence
@@ -136,11 +137,16 @@ def bench_mitigations(
             )
             # what corrects the user's own call can also change pictures that nobody flags
             corrects = mitigation.correction(calibration.references) is not None
-            rows = [*positive, *(others if corrects else [])]
-            found = kept_pictures(telling, mitigation, setup, [trials[row] for row in rows], folder, batch_size, report)
-            made[mitigation.name] = dict(zip(rows, found, strict=True))
-            for one in found:
-                one |= {"own_run": corrects, "blind": mitigation.blinds(detector)}
+            parts = [(folder, [*positive, *others])]
+            if not corrects:
+                (folder / "others").mkdir(exist_ok=True)
+                parts = [(folder, positive), (folder / "others", [row for row in others if plain[row]["flagged"]])]
+            for place, rows in parts:
+                chosen = [trials[row] for row in rows]
+                found = kept_pictures(telling, mitigation, setup, chosen, place, batch_size, report)
+                made.setdefault(mitigation.name, {}).update(zip(rows, found, strict=True))
+                for one in found:
+                    one |= {"own_run": corrects, "blind": mitigation.blinds(detector)}
         packet = _packet(setup, trials, plain, made, mitigations, made_with(settings, references), look, clip)
         packet.save(folder / PACKET)
         return packet

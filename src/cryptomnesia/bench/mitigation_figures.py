@@ -39,7 +39,9 @@ def figures_of(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
         the distance between pictures of one concept; `change`, the distance from the untouched picture, inside and
         outside the mask; `evaluations` and `seconds` per picture. `ordinary`: group without memorized captions → the
         same of its untouched pictures, where that can be said, and `changed`: mitigation that corrects runs → the share
-        of its pictures that are changed, and by how much.
+        of its pictures that are changed, and by how much. `false_alarms`, only if there are any: mitigation → group
+        without memorized captions → of its flagged pictures, which a guard makes again: `images`, the share that is
+        `returned`, and what those show (`shown`) and take (`evaluations`).
     """
     memorized = [row for row in rows if row["group"] == MEMORIZED]
     groups = list(dict.fromkeys(row["group"] for row in rows if row["group"] != MEMORIZED))
@@ -50,11 +52,29 @@ def figures_of(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
         }
         for group in (MEMORIZED, *groups)
     }
+    alarms = {name: _false_alarms(rows, groups, name) for name in names}
     return {
         "counts": counts,
         "mitigations": {name: _of(memorized, name) for name in names},
         "ordinary": {group: _ordinary([row for row in rows if row["group"] == group], names) for group in groups},
+        **({"false_alarms": found} if (found := {name: of for name, of in alarms.items() if of}) else {}),
     }
+
+
+def _false_alarms(rows: Rows, groups: Sequence[str], name: str) -> dict[str, Any]:
+    """What a guard makes of flagged pictures of captions without a memory, by their group."""
+    found = {}
+    for group in groups:
+        of = [row for row in rows if row["group"] == group and name in row["pictures"] and name != UNTOUCHED]
+        of = [row for row in of if not row["pictures"][name]["own_run"]]
+        if of:
+            found[group] = {
+                "images": len(of),
+                "returned": _rate(of, lambda row: float(not row["pictures"][name]["flagged"])),
+                "shown": _seen(of, name)["shown"],
+                "evaluations": float(np.mean([row["pictures"][name]["evaluations"] for row in of])),
+            }
+    return found
 
 
 def _of(rows: Rows, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Parts of the caption take turns, none of which brings the memory back alone. A method of this library.
+"""Other noise, or parts of the caption that take turns, none of which brings the memory back. A method of this library.
 
 A memorized caption stands for one picture, and whatever follows that caption finds it again. But without one or two of
 its words it usually does not. `rephrasing` leaves such words out. Here no word need be lost: at every evaluation the
@@ -87,7 +87,7 @@ class PartialCaptions(Preparing):
     other_noise: bool = True
 
     name = "partial-captions"  # type: ignore[override]
-    summary = "The same seed again, under parts of the caption that take turns and bring no memory back."
+    summary = "Other noise or, where that gives the memory again, parts of the caption that take turns."
     source = "this library"
     use_when = (
         "The picture should show what the prompt says as far as that brings no memory back. Only flagged images are "
