@@ -377,6 +377,18 @@ def mitigation_budget(results: Results) -> str:
     return grid(["attack", "budget", "copies without a guard", "copies that a guard returns"], rows)
 
 
+@table("mitigation.alarms")
+def mitigation_alarms(results: Results) -> str:
+    """What becomes of flagged pictures of captions without a memory under the default mitigation."""
+    rows = []
+    for ground in ("scenes", "drawings"):
+        for group, found in _mitigated(results, ground)["false_alarms"]["partial-captions"].items():
+            words = NEGATIVES.get(group, group.replace("_", " "))
+            cells = [str(found["images"]), interval(found["returned"]), number(found["shown"])]
+            rows.append([code(ground), words, *cells, f"{found['evaluations']:.0f}"])
+    return grid(["model", "captions", "flagged pictures", "returned", "shown", "evaluations"], rows)
+
+
 @table("mitigation.unseen")
 def mitigation_unseen(results: Results) -> str:
     """Copies of attackers that detectors do not flag, alone and beside the default one."""
