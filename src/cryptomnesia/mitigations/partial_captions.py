@@ -133,13 +133,13 @@ class PartialCaptions(Preparing):
             raise UsageError(f"{why}; use `rephrasing`") from None
 
     def cost(self, setup: "Setup") -> float:
-        """One run, and a search among ten words, of which five are ordinary.
+        """One run, and a search among ten words, of which three are ordinary.
 
         The search takes the first evaluation without each of the words, and two fifths of the run for the memory, for
         every part that is compared with it, and for all parts in turn. Longer captions take more, and so do those of
         which one word is not enough.
         """
-        return (1 + 7 * COMPARED) * setup.sampling.steps + 10.0
+        return (1 + 5 * COMPARED) * setup.sampling.steps + 10.0
 
     def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
         """Find the parts of every caption."""
