@@ -83,7 +83,7 @@ def test_a_guard_lowers_the_rate_of_a_model_that_memorized(guarded):
     without, behind = shares.evaluations
     assert without == 51
     # a flagged run ends after 10 of 51 evaluations, and the image is made again, after a search
-    assert 2 / 3 * (10 + 51 - 51) < behind - without < 2 / 3 * 100
+    assert 2 / 3 * (10 + 51 - 51) < behind - without < 2 / 3 * 250
     # the gate judges what the guard returned
     assert (found.gate.hits, found.gate.outcome, found.gate.exit_code) == (0, "undecided", 3)
     shown = json.loads(json.dumps(found.to_json(), allow_nan=False))

@@ -13,7 +13,7 @@ from cryptomnesia.bench.mitigating import PACKET, bench_mitigations
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED, figures_of
 from cryptomnesia.bench.trials import MEMORIZED, Trial
 from cryptomnesia.detectors import default_detector
-from cryptomnesia.mitigations import GuidanceDelay, PartialCaptions, StabilityRule
+from cryptomnesia.mitigations import GuidanceDelay, PartialCaptions, Rephrasing, StabilityRule
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.settings import BenchAttackSettings, BenchMitigateSettings
 from cryptomnesia.testing.miniatures import stable_diffusion
@@ -91,15 +91,17 @@ def test_memorized_pictures_are_made_under_every_mitigation_and_others_where_run
 
 
 def test_flagged_pictures_of_other_captions_are_made_again(tmp_path):
-    packet = run(tmp_path, [GuidanceDelay()], fpr=0.99)
+    packet = run(tmp_path, [Rephrasing(), GuidanceDelay()], fpr=0.99)
     flagged = [row for row in packet.rows[3:] if row["pictures"][UNTOUCHED]["flagged"]]
     assert flagged
     for row in packet.rows[3:]:
-        assert ("guidance-delay" in row["pictures"]) == (row in flagged)
-    (found,) = packet.figures["false_alarms"]["guidance-delay"].values()
+        assert ("rephrasing" in row["pictures"]) == (row in flagged)
+    # a guard refuses delayed guidance beside this detector
+    assert list(packet.figures["false_alarms"]) == ["rephrasing"]
+    (found,) = packet.figures["false_alarms"]["rephrasing"].values()
     assert found["images"] == len(flagged)
-    assert found["evaluations"] == 3
-    assert found["returned"]["value"] == np.mean([not row["pictures"]["guidance-delay"]["flagged"] for row in flagged])
+    assert found["evaluations"] >= 3
+    assert found["returned"]["value"] == np.mean([not row["pictures"]["rephrasing"]["flagged"] for row in flagged])
     # a run that is corrected while it goes on is no second one
     assert "false_alarms" not in run(tmp_path / "own", [StabilityRule()], fpr=0.99).figures
 

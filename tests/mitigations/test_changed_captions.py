@@ -184,6 +184,23 @@ def test_the_whole_caption_is_taken_from_other_noise_if_that_is_unlike_the_flagg
     alone = method.prepare(flagged[:1], studio)
     made = [studio.make(alone.calls, correction)[0].images for correction in (alone.correction, None)]
     torch.testing.assert_close(*made)
+    # beside an image whose caption takes turns it is the same
+    mixed = PartialCaptions(usual=1e-9, most=1, alike=0.5)
+    likeness["a red circle"] = [0.9]
+    monkeypatch.setattr(
+        _Search,
+        "_likeness",
+        lambda _, calls, correction=None: (
+            likeness.get(calls[0]["prompt"][0], [0.2] * len(calls)) if correction is None else [0.2]
+        ),
+    )
+    both = mixed.prepare(flagged, studio)
+    assert both.notes[0] == "from other noise"
+    assert both.notes[1].startswith("in turn without ")
+    pictures = studio.make(both.calls, both.correction)[0].images
+    torch.testing.assert_close(pictures[:1], made[0], atol=1e-4, rtol=1e-4)
+    alone = PartialCaptions(usual=1e-9, most=1, alike=0.5, other_noise=False).prepare(flagged[1:], studio)
+    torch.testing.assert_close(pictures[1:], studio.make(alone.calls, alone.correction)[0].images, atol=1e-4, rtol=1e-4)
     # noise that the caller gave is kept, and so is what surrounds a mask
     given = replace(flagged[0], call={**flagged[0].call, "latents": torch.zeros(1)})
     assert _Search(method, given.call, studio)._from_other_noise() is None

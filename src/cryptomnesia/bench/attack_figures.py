@@ -25,7 +25,8 @@ def figures_of(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
         copy by pixels or edges; `returned`, those of which a guard with the policy `mitigate` returns one, None where a
         guard refuses the mitigation. `unseen`: attack → budget → detector → shares of the captions of which there is a
         copy that the detector does not flag at the rate of the bench: `alone`, and `beside` the detector of the bench,
-        where each of the two has half of the rate. The first detector is that of the bench.
+        where each of the two has half of the rate; only in packets whose rows say what other detectors find. The first
+        detector is that of the bench.
     """
     attacks: dict[str, Any] = {}
     unseen: dict[str, Any] = {}
@@ -37,10 +38,11 @@ def figures_of(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
                 row for row in of_attack if row["budget"] == budget or (attack == "wording" and row["budget"] < budget)
             ]
             attacks.setdefault(attack, {})[f"{budget}"] = {name: _of(tried, name) for name in names}
-            unseen.setdefault(attack, {})[f"{budget}"] = {
-                name: _unseen(tried, name) for name in rows[0].get("p_values", {})
-            }
-    return {"counts": {"concepts": len({row["cluster"] for row in rows})}, "attacks": attacks, "unseen": unseen}
+            if "p_values" in rows[0]:
+                found = {name: _unseen(tried, name) for name in rows[0]["p_values"]}
+                unseen.setdefault(attack, {})[f"{budget}"] = found
+    counts = {"concepts": len({row["cluster"] for row in rows})}
+    return {"counts": counts, "attacks": attacks, **({"unseen": unseen} if unseen else {})}
 
 
 def _unseen(rows: Rows, name: str) -> dict[str, Any]:

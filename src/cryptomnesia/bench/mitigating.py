@@ -143,7 +143,9 @@ def bench_mitigations(
                 parts = [(folder, positive), (folder / "others", [row for row in others if plain[row]["flagged"]])]
             for place, rows in parts:
                 chosen = [trials[row] for row in rows]
-                found = kept_pictures(telling, mitigation, setup, chosen, place, batch_size, report)
+                # of few pictures it is known what each of them takes
+                size = batch_size if place is folder else 1
+                found = kept_pictures(telling, mitigation, setup, chosen, place, size, report)
                 made.setdefault(mitigation.name, {}).update(zip(rows, found, strict=True))
                 for one in found:
                     one |= {"own_run": corrects, "blind": mitigation.blinds(detector)}

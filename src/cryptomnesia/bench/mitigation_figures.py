@@ -41,7 +41,8 @@ def figures_of(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
         same of its untouched pictures, where that can be said, and `changed`: mitigation that corrects runs → the share
         of its pictures that are changed, and by how much. `false_alarms`, only if there are any: mitigation → group
         without memorized captions → of its flagged pictures, which a guard makes again: `images`, the share that is
-        `returned`, and what those show (`shown`) and take (`evaluations`).
+        `returned`, what those show (`shown`) and take (`evaluations`), and what the flagged ones show
+        (`shown_untouched`).
     """
     memorized = [row for row in rows if row["group"] == MEMORIZED]
     groups = list(dict.fromkeys(row["group"] for row in rows if row["group"] != MEMORIZED))
@@ -66,12 +67,13 @@ def _false_alarms(rows: Rows, groups: Sequence[str], name: str) -> dict[str, Any
     found = {}
     for group in groups:
         of = [row for row in rows if row["group"] == group and name in row["pictures"] and name != UNTOUCHED]
-        of = [row for row in of if not row["pictures"][name]["own_run"]]
+        of = [row for row in of if not (row["pictures"][name]["own_run"] or row["pictures"][name]["blind"])]
         if of:
             found[group] = {
                 "images": len(of),
                 "returned": _rate(of, lambda row: float(not row["pictures"][name]["flagged"])),
                 "shown": _seen(of, name)["shown"],
+                "shown_untouched": _seen(of, UNTOUCHED)["shown"],
                 "evaluations": float(np.mean([row["pictures"][name]["evaluations"] for row in of])),
             }
     return found

@@ -124,7 +124,9 @@ class _Studio:
         output, verdicts = self._maker.make(calls, correction)
         for call, image, verdict in zip(calls, output.images, verdicts, strict=True):
             picture = (image.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-            self.newest[self._rows[call["generator"].initial_seed()]] = picture, verdict
+            # what a mitigation makes of noise of its own belongs to no image
+            if (row := self._rows.get(call["generator"].initial_seed())) is not None:
+                self.newest[row] = picture, verdict
         return output, verdicts
 
 

@@ -220,6 +220,10 @@ class Preparing(Mitigation, Protocol):
         """How the flagged images of one call, at least one, are made again."""
         ...
 
+    def from_same_noise(self) -> "Preparing":
+        """The mitigation as one that starts from the noise of the flagged images; itself by default."""
+        return self
+
     def remake(self, flagged: Sequence[Flagged], studio: Studio) -> list[Remade]:
         """Make the images again; those that are flagged then are withheld."""
         return made(self.prepare(flagged, studio), flagged, studio) if flagged else []

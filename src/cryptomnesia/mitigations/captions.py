@@ -102,7 +102,7 @@ def caption_ends(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> tuple[Tensor,
     return end_positions(pipe, known) if known else torch.zeros(0, dtype=torch.long), unknown
 
 
-def draws_for(call: Mapping[str, Any], purpose: str) -> torch.Generator:
+def draws_for(call: Mapping[str, Any], purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
     """Random numbers for one image: the same for the same noise, and others than its noise."""
     digest = hashlib.sha256(call["generator"].get_state().numpy().tobytes() + purpose.encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))

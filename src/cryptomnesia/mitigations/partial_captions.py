@@ -16,12 +16,18 @@ highest, has to be at most `alike`. The same is asked of a run in which the part
 the memory, the part that is most like it is left out.
 
 First the whole caption is tried, from other noise. A caption that has one picture only makes it again. One that does
-not was flagged by chance, or has many pictures of which one is a memory; then no word need be missing.
+not was flagged by chance, or has many pictures of which one is a memory; then no word need be missing. A caption whose
+pictures are all like one another makes a picture like the flagged one again, although there is no memory, and loses
+words.
 
 Else parts are the caption without one word. If none of these is ordinary and unlike the memory, one more word is
 left out: every part goes on from one of the few that came nearest. So several parts need not lack the same word. If the
 parts are unlike the memory only with more than `most` words left out, the image is not made again, because nothing
 else would stand between a copy and its user.
+
+The memory is the flagged image where its noise is known: where the call gave every image a generator or latents, or
+made one image with a generator. Else it is what the caption makes of other noise. Of many pictures, one of which is a
+memory, that may be another one.
 
 A word that all parts lack is lost; the verdict lists these words as `dropped`. Parts start from the same noise as
 the flagged image. The text of the prompt stays as the user wrote it.
@@ -137,9 +143,13 @@ class PartialCaptions(Preparing):
 
         The search takes the first evaluation without each of the words, and two fifths of the run for the memory, for
         every part that is compared with it, and for all parts in turn. Longer captions take more, and so do those of
-        which one word is not enough.
+        which one word is not enough. Other noise takes one evaluation where the memory comes back at once.
         """
-        return (1 + 5 * COMPARED) * setup.sampling.steps + 10.0
+        return (1 + 5 * COMPARED) * setup.sampling.steps + 11.0
+
+    def from_same_noise(self) -> "PartialCaptions":
+        """The mitigation without the trial of other noise."""
+        return replace(self, other_noise=False)
 
     def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
         """Find the parts of every caption."""
@@ -200,7 +210,9 @@ class _Search:
         """The whole caption from other noise, None if that is not ordinary and unlike the memory."""
         if not self._settings.other_noise or self._call.get("latents") is not None:
             return None
-        call = {**self._call, "generator": draws_for(self._call, self._settings.name)}
+        # on the device of the others: diffusers draws the noise of a batch on one
+        device = self._call["generator"].device
+        call = {**self._call, "generator": draws_for(self._call, self._settings.name, device)}
         (run,), scores = self._first([call])
         if not scores[0] <= self._most or not self._likeness([call])[0] <= self._settings.alike:
             return None

@@ -9,7 +9,7 @@ that evaluation, through the prediction that the solver is given, so that its hi
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,6 @@ from cryptomnesia.localizers import Localizer
 from cryptomnesia.localizers import localizer as localizer_of
 from cryptomnesia.localizers.mapping import maps_of
 from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Studio
-from cryptomnesia.mitigations.partial_captions import PartialCaptions
 from cryptomnesia.pipelines.inputs import Inputs, unpacked
 from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.registry import create
@@ -65,7 +64,7 @@ class RegionRestricted(Preparing):
         if not hasattr(made, "prepare"):
             raise UsageError(f"{self.name} needs a mitigation that makes an image again in one run, not {made.name}")
         # what surrounds the mask stays as it was, and with it the noise
-        return replace(made, other_noise=False) if isinstance(made, PartialCaptions) else made
+        return made.from_same_noise() if hasattr(made, "from_same_noise") else made
 
     def maps(self, setup: "Setup") -> list[Localizer]:
         """The localizer whose map is taken."""
@@ -113,6 +112,8 @@ class RegionRestricted(Preparing):
         batch = Batch(prompts, [image.call["generator"].initial_seed() for image in flagged], run.latents, run)
         masks = maps_of(setup, [localizer], batch)[localizer.name].values > reference.threshold(self.fpr)
         rows = [row for row in range(len(flagged)) if row not in inner.hopeless]
+        if not rows:
+            return inner
         notes = [f"{note or 'corrected'}, where the map is high" for note in inner.notes or [""] * len(flagged)]
         return inner._replace(correction=Restricted(inner.correction, run.rows(rows), masks[rows]), notes=notes)
 

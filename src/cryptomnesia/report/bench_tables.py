@@ -105,6 +105,8 @@ def print_attack_bench(packet: "Packet") -> None:
         ]
         table.add_row(name, *cells)
     _wide().print(table)
+    if "unseen" not in packet.figures:
+        return
     unseen = {
         f"{attack} {budget}": found
         for attack, budgets in packet.figures["unseen"].items()
