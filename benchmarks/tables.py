@@ -384,9 +384,10 @@ def mitigation_alarms(results: Results) -> str:
     for ground in ("scenes", "drawings"):
         for group, found in _mitigated(results, ground)["false_alarms"]["partial-captions"].items():
             words = NEGATIVES.get(group, group.replace("_", " "))
-            cells = [str(found["images"]), interval(found["returned"]), number(found["shown"])]
+            cells = [str(found["images"]), interval(found["returned"])]
+            cells += [number(found[what]) for what in ("shown_untouched", "shown")]
             rows.append([code(ground), words, *cells, f"{found['evaluations']:.0f}"])
-    return grid(["model", "captions", "flagged pictures", "returned", "shown", "evaluations"], rows)
+    return grid(["model", "captions", "flagged pictures", "returned", "shown before", "shown", "evaluations"], rows)
 
 
 @table("mitigation.unseen")

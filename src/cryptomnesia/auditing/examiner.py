@@ -80,8 +80,8 @@ class Examiner:
     ) -> list[dict[str, Any]]:
         """The columns on what a guard returned in place of every image; none without a guard.
 
-        What was made again is compared inside the mask of the first image: it began from the same noise, and is the
-        more likely to have its memorized region in the same place.
+        What was made again is compared inside the mask of the first image, where the memorized region is most likely to
+        be. A part of a memory that has moved is found only if the whole picture matches.
         """
         found = [finding.returned for finding in findings]
         remade = [row for row, one in enumerate(found) if one is not None and one.image is not None]

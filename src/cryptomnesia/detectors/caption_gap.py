@@ -4,7 +4,7 @@ The score is log σ_c(x; c) − log σ_c(x; ∅), where σ_c is the critical sca
 noise level from which the denoiser returns to it (`critical-scale`). Above 0 the unconditional branch knows the picture
 less well than the caption does. That is the condition of use of `curvature-difference`, `score-difference` and
 `guidance-map`, which are compared with it. Below 0 the condition is not met. A gap of 0 says nothing: both branches
-hold the picture equally, or neither does above the least noise level, at which every picture is held.
+hold the picture equally, or neither does above the least noise level, at which nearly every picture is held.
 """
 
 from dataclasses import dataclass, field
