@@ -7,7 +7,7 @@ scale σ_c (`critical-scale`) tells up to which noise level a branch holds a pic
 without it (the difference is the detector `caption-gap`), and with the caption in a checkpoint that was trained less,
 for about 100 pictures of planted captions, 100 of ordinary ones, and hard negatives:
 
-- `least`: log σ of the last evaluation, where there is hardly any noise left, so that being held there says nothing; some pictures are not.
+- `least`: log σ of the last evaluation, where there is hardly any noise left, so that being held there says nothing.
 - `median`: of log σ_c, by branch.
 - `held`: the share of pictures that the branch holds above that level.
 - `less`: the share of pictures that the baseline holds less firmly than the caption does, so that it may be used.
