@@ -82,8 +82,9 @@ def test_a_guard_lowers_the_rate_of_a_model_that_memorized(guarded):
     assert shares.done == {("mitigated", "mitigation"): 2}
     without, behind = shares.evaluations
     assert without == 51
-    # a flagged run ends after 10 of 51 evaluations, and the image is made again, after a search
-    assert 2 / 3 * (10 + 51 - 51) < behind - without < 2 / 3 * 250
+    # a flagged run ends after 10 of 51 evaluations; the search takes at least two fifths of a run for the memory and as
+    # much for one part; then the image is made again
+    assert 2 / 3 * (10 - 51 + 21 + 21 + 51) < behind - without < 2 / 3 * 200
     # the gate judges what the guard returned
     assert (found.gate.hits, found.gate.outcome, found.gate.exit_code) == (0, "undecided", 3)
     shown = json.loads(json.dumps(found.to_json(), allow_nan=False))

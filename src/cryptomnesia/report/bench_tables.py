@@ -85,48 +85,38 @@ def print_mitigation_bench(packet: "Packet") -> None:
 
 
 def print_attack_bench(packet: "Packet") -> None:
-    """One line per mitigation: the share of planted captions of which every attack has a copy returned."""
-    attacks = packet.figures["attacks"]
-    columns = {f"{attack} {budget}": found for attack, budgets in attacks.items() for budget, found in budgets.items()}
-    table = Table(
+    """Shares of planted captions of which attacks bring a copy back, by mitigation and by detector."""
+    _print_attacks(
+        "mitigation",
+        packet.figures["attacks"],
+        ("copies", "returned"),
         title=f"{packet.about['model']}: attacks on {packet.figures['counts']['concepts']} planted captions",
-        title_justify="left",
         caption="share of the captions of which the mitigation leaves a copy / of which a guard returns one; the "
         "number is the budget: steps of the search for an embedding, or wordings tried",
-        caption_justify="left",
     )
-    table.add_column("mitigation", no_wrap=True)
+    # older packets have no other detectors
+    if "unseen" in packet.figures:
+        _print_attacks(
+            "detector",
+            packet.figures["unseen"],
+            ("alone", "beside"),
+            title="copies that detectors do not flag, without a mitigation",
+            caption="share of the captions of which there is a copy that the detector does not flag / that neither it "
+            "nor the first detector flags, where each has half of the false-positive rate",
+        )
+
+
+def _print_attacks(
+    what: str, attacks: dict[str, dict[str, dict[str, Any]]], shares: tuple[str, str], *, title: str, caption: str
+) -> None:
+    """One line per method with two shares for every attack and budget: attack → budget → method → share → estimate."""
+    columns = {f"{attack} {budget}": found for attack, budgets in attacks.items() for budget, found in budgets.items()}
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    table.add_column(what, no_wrap=True)
     for heading in columns:
         table.add_column(heading, justify="right")
     for name in next(iter(columns.values())):
-        cells = [
-            " / ".join(_estimate(found[name][key], interval=False) for key in ("copies", "returned"))
-            for found in columns.values()
-        ]
-        table.add_row(name, *cells)
-    _wide().print(table)
-    if "unseen" not in packet.figures:
-        return
-    unseen = {
-        f"{attack} {budget}": found
-        for attack, budgets in packet.figures["unseen"].items()
-        for budget, found in budgets.items()
-    }
-    table = Table(
-        title="copies that detectors do not flag, without a mitigation",
-        title_justify="left",
-        caption="share of the captions of which there is a copy that the detector does not flag / that neither it nor "
-        "the first detector flags, where each has half of the false-positive rate",
-        caption_justify="left",
-    )
-    table.add_column("detector", no_wrap=True)
-    for heading in unseen:
-        table.add_column(heading, justify="right")
-    for name in next(iter(unseen.values())):
-        cells = [
-            " / ".join(_estimate(found[name][key], interval=False) for key in ("alone", "beside"))
-            for found in unseen.values()
-        ]
+        cells = [" / ".join(_estimate(found[name][key]) for key in shares) for found in columns.values()]
         table.add_row(name, *cells)
     _wide().print(table)
 
