@@ -23,7 +23,7 @@ def seen(monkeypatch):
     """Settings with which the command `audit` is called; it does nothing else."""
     calls = []
 
-    def record(model, prompts, output, *, workers, progress, **values):
+    def record(model, prompts, output, *, workers, engine, progress, **values):
         calls.append(AuditSettings(model=model, prompts=prompts, **values))
         raise UsageError("stop here")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import cryptomnesia
 from cryptomnesia.errors import UsageError
+from cryptomnesia.places import is_remote, local, make, place, upload
 
 _MAKE = {"calibration": "make one with `cryptomnesia calibrate`"}
 """Kind of a file → the way to make one, for messages."""
@@ -36,12 +37,18 @@ def replacing(path: Path) -> Iterator[Path]:
     So `path` is never half written, even if the process is killed or another one reads the file. Two threads or
     processes may write it at the same time; one of them wins. The file gets the permissions that the user's umask gives
     to new files. A link stays, and the file that it leads to is replaced. What is no file, `/dev/stdout` for instance,
-    stays as well, and gets the content when the block ends.
+    stays as well, and gets the content when the block ends, and so does a file in a store.
 
     Raises:
         OSError: with the path, if it cannot be written.
     """
     try:
+        if is_remote(path):
+            with TemporaryDirectory() as folder:
+                whole = Path(folder, path.name)
+                yield whole
+                upload(whole, path)
+            return
         if path.exists() and not path.is_file() and not path.is_dir():
             with TemporaryDirectory() as folder:
                 whole = Path(folder, path.name)
@@ -93,12 +100,14 @@ def claim(path: Path, settings: dict[str, Any], other: str) -> None:
     """
     text = json.dumps(settings, indent=2) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make(path.parent)
         if not path.exists():
             write_whole(path, text)
         found = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"cannot write a run to {path.parent}: {error.strerror}; give another folder") from None
+        raise UsageError(
+            f"cannot write a run to {path.parent}: {error.strerror or error}; give another folder"
+        ) from None
     if found == text:
         return
     try:
@@ -128,7 +137,7 @@ def save_checked(path: str | Path, kind: str, version: int, about: dict[str, Any
     Raises:
         UsageError: if the file cannot be written.
     """
-    path = Path(path)
+    path = place(path)
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the name of a file")
     tensors = {name: value.contiguous() for name, value in tensors.items()}
@@ -147,10 +156,11 @@ def load_checked(path: str | Path, kind: str, version: int) -> tuple[dict[str, A
     Raises:
         UsageError: for a file that is missing, of another kind or version, damaged, or edited.
     """
-    if Path(path).is_dir():
+    path = place(path)
+    if path.is_dir():
         raise UsageError(f"{path} is a folder; give the file of a {kind}")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(local(path), framework="pt") as file:
             about: dict[str, Any] = json.loads((file.metadata() or {})["about"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         content, found, written = about.pop("content"), about["kind"], about["format"]

@@ -7,6 +7,8 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 
 from cryptomnesia.auditing.examiner import Examiner
-from cryptomnesia.auditing.outcome import IMAGES, SCORES
+from cryptomnesia.auditing.outcome import IMAGES, SCORES, units_of
 from cryptomnesia.auditing.planning import Plan, Progress, Unit, plan
 from cryptomnesia.auditing.requests import Request
 from cryptomnesia.auditing.rows import columns, trajectory_of
@@ -22,14 +24,18 @@ from cryptomnesia.auditing.scoring import score
 from cryptomnesia.auditing.store import CALIBRATION, Store, batch_count
 from cryptomnesia.calibration.fitting import FIRST_SEED, fitted, recorded_for, warn_of_references
 from cryptomnesia.calibration.stored import Calibration
+from cryptomnesia.engine import LOCAL, OnRay, check_engine
 from cryptomnesia.errors import CryptomnesiaError, UsageError
+from cryptomnesia.localizers import Localizer
 from cryptomnesia.localizers.mapping import mapped
+from cryptomnesia.places import place
+from cryptomnesia.prompts import read_prompts
+from cryptomnesia.settings import AuditSettings
 
 logger = logging.getLogger("cryptomnesia")
 
-REFERENCES = "references"
-"""The stage before `IMAGES`, of a run that makes its own calibration."""
-
+BEGIN, REFERENCES, CALIBRATING = "begin", "references", "calibrating"
+"""Stages before `IMAGES`: the run directory is made, references are recorded, and the calibration is made from them."""
 
 _WORKERS, _WORKERS_PER_CORE = 16, 4
 """Workers that any machine may have, and those that it may have for every core; many more would take all its memory."""
@@ -40,7 +46,8 @@ def audit(
     prompts: Iterable[str] | str | Path,
     output: str | Path,
     *,
-    workers: int = 1,
+    workers: int | None = None,
+    engine: str = LOCAL,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Store:
@@ -52,10 +59,13 @@ def audit(
         model: a loaded pipeline, or the name of a model as `load_pipeline` takes it.
         prompts: the texts to audit, or a file or folder of them as `read_prompts` takes it. Repeated ones are audited
             once.
-        output: folder of the run; a run that was stopped goes on there.
-        workers: processes that share the work and the cores, this process among them. On CPUs a small network is faster
-            in several processes of few threads than in one of many. Each process loads the model, so it has to be given
-            by its name.
+        output: folder of the run, or a URL of fsspec such as `s3://bucket/run`; a run that was stopped goes on there.
+        workers: processes that share the work. Here they share the cores, this process among them; one by default, but
+            on CPUs a small network is faster in several processes of few threads than in one of many. On Ray there is
+            one for every GPU by default, or for every core if there is no GPU. Each process loads the model, so it has
+            to be given by its name.
+        engine: `local` for this machine, or the Ray cluster whose machines do the work: `ray` or `ray://HOST:10001`, as
+            `cryptomnesia.engine.OnRay` takes it. These machines read the model by its name and write to `output`.
         progress: called with the stage (`index`, `references` or `images`), how much of it is done, and how much there
             is.
         **settings: fields of `cryptomnesia.settings.AuditSettings` by name, for instance `references=`, `fpr=` or
@@ -77,14 +87,19 @@ def audit(
         run = audit("bundled", ["a red circle on a blue ground"], "run", images_per_prompt=2)
     """
     request = Request.of(model, prompts, settings)
-    if workers < 1:
+    check_engine(engine)
+    if workers is not None and workers < 1:
         raise UsageError(f"got {workers} workers; give at least 1")
+    if engine != LOCAL:
+        _check_shareable(request)
+        return _run_on_ray(request, place(output), engine, workers, progress or _silent)
+    workers = workers or 1
     cores = os.cpu_count() or 1
     if workers > (most := max(_WORKERS, _WORKERS_PER_CORE * cores)):
         raise UsageError(f"got {workers} workers, each a process, on {cores} cores; give at most {most}")
     if workers > 1:
         _check_shareable(request)
-    return _run(request, Path(output), workers, progress or _silent)
+    return _run(request, place(output), workers, progress or _silent)
 
 
 def _check_shareable(request: Request) -> None:
@@ -117,63 +132,158 @@ def _is_json(value: Any) -> bool:
 
 
 def _run(request: Request, folder: Path, workers: int, progress: Progress) -> Store:
-    """Work on a run until it is finished."""
-    planned = plan(request, folder, progress)
-    store = Store.create(folder, planned.about)
-    settings = planned.settings
+    """Work on a run in this process, and in further ones of this machine, until it is finished."""
+    work = Work(request, folder, progress)
+    store = work.store
     with _helped(request, folder, workers):
-        examiner = _examiner(planned, _calibration(planned, store, progress))
-        for number, units, report in _batches(store, IMAGES, planned.units, settings.batch_size, progress):
-            prompts, seeds = zip(*units, strict=True)
-            store.write(IMAGES, number, examiner(prompts, seeds, store.keep, progress=report))
-        for _ in store.work(SCORES, 1):
-            score(store)
-        with store.alone():
-            first = store.rows(SCORES)[0]
-            # `rescore` may have judged the run by another detector meanwhile
-            judged = first["made_by"], first.get("fdr"), first.get("fpr_given", first["fpr"])
-            if judged != (planned.about["made_by"]["detector"], settings.fdr, settings.fpr):
-                score(store)
+
+        def each(stage: str, count: int, units: int) -> None:
+            size = work.planned.settings.batch_size
+            progress(stage, min(store.done(stage) * size, units), units)
+            for number in store.work(stage, count):
+                before = min(store.done(stage) * size, units)
+                work((stage, number), lambda done, before=before: progress(stage, before + done, units))
+            progress(stage, units, units)
+
+        _in_stages(store, work, each)
     return store
 
 
-def _examiner(planned: Plan, calibration: Calibration) -> Examiner:
-    """What examines the images of the run."""
-    return Examiner(
-        examination=planned.examination(calibration),
-        reference=None if planned.localizer is None else calibration.map_reference(planned.localizer),
-        pixel_fpr=planned.settings.pixel_fpr,
-        index=planned.index,
-    )
+def _run_on_ray(request: Request, folder: Path, engine: str, workers: int | None, progress: Progress) -> Store:
+    """Have the processes of a Ray cluster work on a run until it is finished; this process loads no model."""
+    work = Work(_sent(request), folder)
+    gpu = None if request.settings.device is None else request.settings.device.startswith("cuda")
+    with OnRay(work, engine, workers=workers, gpu=gpu) as do:
+        list(do([(BEGIN, 0)]))
+        store = _begun(folder)
+        size = AuditSettings.resolve(store.about["settings"], environment={}).batch_size
+
+        def each(stage: str, count: int, units: int) -> None:
+            missing = store.missing(stage, count)
+            done = count - len(missing)
+            progress(stage, min(done * size, units), units)
+            for _ in do((stage, number) for number in missing):
+                done += 1
+                progress(stage, min(done * size, units), units)
+
+        _in_stages(store, lambda unit: list(do([unit])), each)
+    return store
 
 
-def _calibration(planned: Plan, store: Store, progress: Progress) -> Calibration:
-    """The calibration that was given or that is made from the references; the run keeps it in either case."""
-    path = store.folder / CALIBRATION
-    if not path.exists():
-        calibration = planned.calibration
-        if calibration is None:
-            calibration = _calibrated(planned, store, progress)
-            warn_of_references(calibration)
-        with store.alone():
-            if not path.exists():
-                calibration.save(path)
-    return Calibration.load(path)
+def _begun(folder: Path) -> Store:
+    """The run that a process of the cluster has begun.
+
+    Raises:
+        UsageError: if this machine does not see it.
+    """
+    try:
+        return Store(folder)
+    except UsageError:
+        raise UsageError(
+            f"a machine of the cluster has begun the run in {folder}, which this machine does not see; give a folder "
+            "that all machines share, or a URL such as s3://bucket/run"
+        ) from None
 
 
-def _calibrated(planned: Plan, store: Store, progress: Progress) -> Calibration:
-    """The calibration from one image of every reference prompt."""
-    captions = planned.references or []
-    localizers = [] if planned.localizer is None else [planned.localizer]
-    norms, signals = recorded_for([planned.detector])
-    units = [(caption, FIRST_SEED + number) for number, caption in enumerate(captions)]
-    for number, batch_units, report in _batches(store, REFERENCES, units, planned.settings.batch_size, progress):
-        prompts, seeds = zip(*batch_units, strict=True)
+def _in_stages(store: Store, once: Callable[[tuple[str, int]], Any], each: Callable[[str, int, int], None]) -> None:
+    """Have everything done that is left of a run.
+
+    Args:
+        store: the run.
+        once: called with a unit that is no batch; returns when it is done.
+        each: called with a stage, the number of its batches and of its images; returns when the stage is done.
+    """
+    settings = AuditSettings.resolve(store.about["settings"], environment={})
+    if not (store.folder / CALIBRATION).exists():
+        if (references := store.about["references"]) is not None:
+            each(REFERENCES, batch_count(len(references), settings.batch_size), len(references))
+        once((CALIBRATING, 0))
+    images = len(units_of(store.about["prompts"], settings))
+    each(IMAGES, batch_count(images, settings.batch_size), images)
+    for _ in store.work(SCORES, 1):
+        score(store)
+    with store.alone():
+        first = store.rows(SCORES)[0]
+        # `rescore` may have judged the run by another detector meanwhile
+        judged = first["made_by"], first.get("fdr"), first.get("fpr_given", first["fpr"])
+        if judged != (store.about["made_by"]["detector"], settings.fdr, settings.fpr):
+            score(store)
+
+
+@dataclass
+class Work:
+    """The work on a run, in one of the processes that share it.
+
+    Attributes:
+        request: the audit.
+        folder: of the run.
+        progress: called while an index is made.
+    """
+
+    request: Request
+    folder: Path
+    progress: Progress | None = None
+
+    def __call__(self, unit: tuple[str, int], report: Callable[[float], None] | None = None) -> None:
+        """Do a batch of a stage, and write it into the run directory.
+
+        Args:
+            unit: name of the stage, and the number of the batch.
+            report: called with the number of images that are done.
+        """
+        stage, number = unit
+        if stage == BEGIN:
+            _ = self.store
+        elif stage == REFERENCES:
+            self._record(number, report)
+        elif stage == CALIBRATING:
+            self._calibrate()
+        else:
+            prompts, seeds = self._batch(self.planned.units, number)
+            self.store.write(IMAGES, number, self._examiner(prompts, seeds, self.store.keep, progress=report))
+
+    @cached_property
+    def planned(self) -> Plan:
+        """What is to be done, with the loaded model."""
+        return plan(self.request, self.folder, self.progress)
+
+    @cached_property
+    def store(self) -> Store:
+        """The run, begun if it is not there."""
+        return Store.create(self.folder, self.planned.about)
+
+    @cached_property
+    def _examiner(self) -> Examiner:
+        """What examines the images of the run."""
+        planned, calibration = self.planned, Calibration.load(self.store.folder / CALIBRATION)
+        return Examiner(
+            examination=planned.examination(calibration),
+            reference=None if planned.localizer is None else calibration.map_reference(planned.localizer),
+            pixel_fpr=planned.settings.pixel_fpr,
+            index=planned.index,
+        )
+
+    def _batch(self, units: list[Unit], number: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Prompts and seeds of a batch."""
+        size = self.planned.settings.batch_size
+        prompts, seeds = zip(*units[number * size : (number + 1) * size], strict=True)
+        return prompts, seeds
+
+    @property
+    def _localizers(self) -> list[Localizer]:
+        return [] if self.planned.localizer is None else [self.planned.localizer]
+
+    def _record(self, number: int, report: Callable[[float], None] | None) -> None:
+        """Write what is recorded of a batch of references."""
+        captions = self.planned.references or []
+        units = [(caption, FIRST_SEED + place) for place, caption in enumerate(captions)]
+        prompts, seeds = self._batch(units, number)
+        norms, signals = recorded_for([self.planned.detector])
         ((batch, maps),) = mapped(
-            planned.setup,
+            self.planned.setup,
             prompts,
             seeds,
-            localizers,
+            self._localizers,
             batch_size=len(prompts),
             norms=norms,
             signals=signals,
@@ -181,45 +291,46 @@ def _calibrated(planned: Plan, store: Store, progress: Progress) -> Calibration:
             progress=report,
         )
         runs = batch.trajectory.bare()
-        store.write(
-            REFERENCES,
-            number,
-            [
-                {
-                    "prompt": prompt,
-                    "seed": seed,
-                    **columns(runs.rows([row])),
-                    **{f"map:{name}": heat.values[row].tolist() for name, heat in maps.items()},
-                }
-                for row, (prompt, seed) in enumerate(batch_units)
-            ],
-        )
-    rows = store.rows(REFERENCES)
-    return fitted(
-        planned.setup,
-        captions,
-        trajectory_of(rows),
-        {localizer.name: torch.tensor([row[f"map:{localizer.name}"] for row in rows]) for localizer in localizers},
-        norms=norms,
-        signals=signals,
-        localizers=localizers,
-    )
+        rows = [
+            {
+                "prompt": prompt,
+                "seed": seed,
+                **columns(runs.rows([row])),
+                **{f"map:{name}": heat.values[row].tolist() for name, heat in maps.items()},
+            }
+            for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        ]
+        self.store.write(REFERENCES, number, rows)
+
+    def _calibrate(self) -> None:
+        """Write the calibration that was given, or that is made from one image of every reference prompt."""
+        path = self.store.folder / CALIBRATION
+        calibration = self.planned.calibration
+        if calibration is None:
+            norms, signals = recorded_for([self.planned.detector])
+            rows = self.store.rows(REFERENCES)
+            calibration = fitted(
+                self.planned.setup,
+                self.planned.references or [],
+                trajectory_of(rows),
+                {found.name: torch.tensor([row[f"map:{found.name}"] for row in rows]) for found in self._localizers},
+                norms=norms,
+                signals=signals,
+                localizers=self._localizers,
+            )
+            warn_of_references(calibration)
+        with self.store.alone():
+            if not path.exists():
+                calibration.save(path)
 
 
-def _batches(
-    store: Store, stage: str, units: list[Unit], size: int, progress: Progress
-) -> Iterator[tuple[int, list[Unit], Callable[[float], None]]]:
-    """Number and units of every batch to be done here, and what is called with the number of them that are done."""
-    count = batch_count(len(units), size)
-    progress(stage, min(store.done(stage) * size, len(units)), len(units))
-    for number in store.work(stage, count):
-        before = min(store.done(stage) * size, len(units))
-
-        def report(done: float, before: int = before) -> None:
-            progress(stage, before + done, len(units))
-
-        yield number, units[number * size : (number + 1) * size], report
-    progress(stage, len(units), len(units))
+def _sent(request: Request) -> Request:
+    """The request with the content of its files, which other machines may not have."""
+    settings = request.settings
+    references = None if settings.references is None else tuple(read_prompts(settings.references))
+    given = settings.calibration
+    objects = {} if given is None else {"calibration": Calibration.load(given)}
+    return replace(request, prompts=request.texts(), references=references, objects=objects)
 
 
 @contextmanager

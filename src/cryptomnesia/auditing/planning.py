@@ -39,6 +39,7 @@ from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.loading import pipeline_of
 from cryptomnesia.pipelines.origins.options import SETTINGS
 from cryptomnesia.pipelines.setup import Method, Setup, describe
+from cryptomnesia.places import is_remote
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.settings import AuditSettings
 from cryptomnesia.statistics import needed_references, null_size
@@ -163,7 +164,9 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
     """
     settings = request.settings
     prompts = request.texts()
-    references = None if settings.references is None else read_prompts(settings.references)
+    references = None if request.references is None else list(request.references)
+    if references is None and settings.references is not None:
+        references = read_prompts(settings.references)
     policy = _policy(request)
     _check_training_images(settings, folder)
     if isinstance(request.model, str | Path):
@@ -300,7 +303,9 @@ def _check_training_images(settings: AuditSettings, folder: Path | None) -> None
     if settings.training_images is None:
         return
     check_source(settings.training_images)
-    if folder is not None and folder.resolve().is_relative_to(settings.training_images.resolve()):
+    if folder is None or is_remote(folder):
+        return
+    if folder.resolve().is_relative_to(settings.training_images.resolve()):
         raise UsageError(f"{folder} is among the training images, which would match it; give another folder")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.origins.options import parse_options
-from cryptomnesia.prompts import captions_of, read_prompts
+from cryptomnesia.places import is_remote, place
+from cryptomnesia.prompts import captions_of
 from cryptomnesia.settings import AuditSettings
 
 logger = logging.getLogger("cryptomnesia")
@@ -33,6 +34,7 @@ class Request:
         settings: the other settings; what is given as an object has its default here.
         objects: names of settings → methods, and the calibration, that were given as objects.
         call: further arguments of the pipeline's own call by name; whether it takes them is seen when it is loaded.
+        references: what the file of references holds, if it has been read already.
     """
 
     model: Any
@@ -40,6 +42,7 @@ class Request:
     settings: AuditSettings
     objects: Mapping[str, Any]
     call: Mapping[str, Any]
+    references: Sequence[str] | None = None
 
     @classmethod
     def of(cls, model: Any, prompts: Iterable[str] | str | Path, values: Mapping[str, Any]) -> "Request":
@@ -55,7 +58,11 @@ class Request:
             if name not in AuditSettings.model_fields and value is not None
         }
         values = {name: value for name, value in values.items() if name in AuditSettings.model_fields}
-        objects = {name: values[name] for name in OBJECTS if not isinstance(values.get(name), str | Path | None)}
+        objects = {
+            name: values[name]
+            for name in OBJECTS
+            if not (isinstance(values.get(name), str | Path | None) or is_remote(values[name]))
+        }
         named = {name: value for name, value in values.items() if name not in objects}
         if isinstance(model, str | Path):
             named["model"] = str(model)
@@ -64,8 +71,8 @@ class Request:
                 f"got {' and '.join(given)} with a loaded pipeline, which has its own; change the pipeline, or give "
                 "the model's name"
             )
-        if isinstance(prompts, str | Path):
-            prompts = Path(prompts)
+        if isinstance(prompts, str | Path) or is_remote(prompts):
+            prompts = place(prompts)
             named["prompts"] = prompts
         else:
             # an iterator is spent after it was read once
@@ -82,7 +89,7 @@ class Request:
         Raises:
             UsageError: for a file that cannot be read, or prompts that are no text.
         """
-        texts = read_prompts(self.prompts, self.settings.column) if isinstance(self.prompts, Path) else self.prompts
+        texts = captions_of(self.prompts, self.settings.column)
         if not texts:
             raise UsageError("got no prompts; give at least one")
         once = list(dict.fromkeys(texts))

@@ -3,7 +3,10 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from cryptomnesia.auditing.evidence import Level
 from cryptomnesia.auditing.outcome import IMAGES, SCORES, not_installed, units_of
 from cryptomnesia.auditing.repetition import repeated
 from cryptomnesia.auditing.rows import P_VALUE, SCORE, trajectory_of, verdict_columns, verdict_of
-from cryptomnesia.auditing.store import CALIBRATION, Store
+from cryptomnesia.auditing.store import CALIBRATION, READERS, Store
 from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.detectors import Detector, detector_names
@@ -25,6 +28,7 @@ from cryptomnesia.errors import CryptomnesiaError, UsageError
 from cryptomnesia.images import square
 from cryptomnesia.matching import Tiles
 from cryptomnesia.pipelines.fingerprint import differences
+from cryptomnesia.places import patiently
 from cryptomnesia.registry import entries
 from cryptomnesia.settings import AuditSettings
 from cryptomnesia.statistics import conformal_p_values, conformal_threshold, discovery_rate
@@ -207,7 +211,8 @@ def score(
         rate = max([most / images, *(v.p_value for v in verdicts if min(1.0, images * v.p_value) <= most)])
         verdicts = [_at_rate(verdict, rate) for verdict in verdicts]
     masks = {number: torch.tensor(row["mask"]) for number, row in enumerate(stored.rows) if row["mask"] is not None}
-    pictures = [_small(store.folder, row["image"]) for row in stored.rows]
+    with ThreadPoolExecutor(READERS) as pool:
+        pictures = list(pool.map(partial(_small, store.folder), [row["image"] for row in stored.rows]))
     again = repeated([row["prompt"] for row in stored.rows], pictures, masks, fpr=fpr)
     scored: list[dict[str, Any]] = []
     for number, (row, verdict) in enumerate(zip(stored.rows, verdicts, strict=True)):
@@ -311,7 +316,7 @@ def _small(folder: Path, name: str) -> Tensor:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"{folder} names the picture {name}, which is not its own; give a run that `audit` made")
     try:
-        with Image.open(path, formats=["PNG"]) as file:
+        with Image.open(BytesIO(patiently(path, path.read_bytes)), formats=["PNG"]) as file:
             return square(file, Tiles().side)
     # Pillow's decoders raise whatever a broken file leads them to
     except Exception as error:

@@ -11,6 +11,10 @@ When the run is created it is settled which images make a batch. So a batch does
 how often the run was interrupted. A batch is done when its file is there. A process that works on a batch holds its
 lock, which the operating system gives back when the process ends, however it ends. So nothing is lost or counted twice,
 and there are neither heartbeats nor claims that outlive their owner, both of which a database of work units would need.
+
+A run in an object store looks the same, but its locks are on the machine that works on it. Several machines share such
+a run through an engine (`cryptomnesia.engine`), which gives every batch to one process. If two processes make the same
+batch after all, because one was taken for dead, the second writes what the first has written.
 """
 
 import hashlib
@@ -18,17 +22,19 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from cryptomnesia.errors import CryptomnesiaError, UsageError, fix_of
 from cryptomnesia.files import replacing, write_whole
 from cryptomnesia.pipelines.fingerprint import flattened
+from cryptomnesia.places import is_remote, locked, make, names, patiently, place
 
 NOTES = frozenset({"skipped", "skipped_count", "unlike", "null"})
 """Parts of `Store.about` that are reported but change no result."""
@@ -42,6 +48,12 @@ CALIBRATION = "calibration.safetensors"
 _DIGEST = b"cryptomnesia.sha256"
 """The key of the checksum in the metadata of a table."""
 
+READERS = 16
+"""Files that are read at once; a store takes long to answer, and answers many at a time."""
+
+_COUNTING = 0.02
+"""Share of the time that may be spent on counting what is done."""
+
 Row = Mapping[str, Any]
 """Column name → value, for one image."""
 
@@ -54,18 +66,20 @@ class Store:
     """A run directory.
 
     Attributes:
-        folder: its path.
+        folder: its place.
         about: what the run depends on, as `create` was given it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Open the run in `folder`.
+    def __init__(self, folder: str | Path) -> None:
+        """Open the run in `folder`, a path or a URL.
 
         Raises:
             UsageError: if there is none, or it was made by another version.
         """
+        folder = place(folder)
+        file = folder / "run.json"
         try:
-            held: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            held: dict[str, Any] = json.loads(patiently(file, lambda: file.read_text(encoding="utf-8")))
             version, about = held["format"], held["about"]
             if not isinstance(about, dict):
                 raise TypeError(f"its `about` is a {type(about).__name__}")
@@ -80,6 +94,8 @@ class Store:
             raise UsageError(f"{folder} has run format {_short(version)}, this version reads {FORMAT}; {fix}")
         self.folder = folder
         self.about: dict[str, Any] = about
+        # stage → number of batches, and when they are counted again
+        self._counted: dict[str, tuple[int, float]] = {}
 
     @classmethod
     def create(cls, folder: Path, about: Mapping[str, Any]) -> "Store":
@@ -95,8 +111,8 @@ class Store:
         """
         about = json.loads(json.dumps(about))
         with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / ".lock"):
+            make(folder)
+            with locked(folder / ".lock"):
                 if not (folder / "run.json").exists():
                     if (folder / CALIBRATION).exists():
                         raise UsageError(f"{folder} holds a {CALIBRATION} that is of no run; give another folder")
@@ -132,24 +148,31 @@ class Store:
         """
         locks = self.folder / "locks"
         with _writing(self.folder):
-            locks.mkdir(exist_ok=True)
-        while missing := [number for number in range(batches) if not self.path(stage, number).exists()]:
+            make(locks)
+        while missing := self.missing(stage, batches):
             worked = False
             for number in missing:
-                lock = FileLock(locks / f"{stage}-{number:05}")
-                with _writing(self.folder):
-                    try:
-                        lock.acquire(timeout=0)
-                    except Timeout:
-                        continue
-                try:
+                with ExitStack() as stack:
+                    with _writing(self.folder):
+                        try:
+                            stack.enter_context(locked(locks / f"{stage}-{number:05}", wait=False))
+                        except Timeout:
+                            continue
                     if not self.path(stage, number).exists():
                         yield number
                         worked = True
-                finally:
-                    lock.release()
             if not worked:
                 time.sleep(0.2)
+
+    def missing(self, stage: str, batches: int) -> list[int]:
+        """The numbers of the batches of a stage that are not done.
+
+        Raises:
+            StoreError: if the folder cannot be read.
+        """
+        with _writing(self.folder):
+            done = names(self.folder / stage, ".parquet")
+        return [number for number in range(batches) if self.path(stage, number).name not in done]
 
     def write(self, stage: str, number: int, rows: Sequence[Row]) -> None:
         """Write the rows of a batch; the batch is then done.
@@ -159,9 +182,9 @@ class Store:
         """
         path = self.path(stage, number)
         with _writing(self.folder):
-            path.parent.mkdir(exist_ok=True)
+            make(path.parent)
             # files of processes that were killed; only the process that holds the batch's lock writes it
-            for abandoned in path.parent.glob(f"{path.name}.*.unfinished"):
+            for abandoned in () if is_remote(path) else path.parent.glob(f"{path.name}.*.unfinished"):
                 abandoned.unlink()
             with replacing(path) as unfinished:
                 pq.write_table(_with_digest(pa.Table.from_pylist([dict(row) for row in rows])), unfinished)
@@ -172,11 +195,25 @@ class Store:
         Raises:
             UsageError: for a file that cannot be read, or was damaged.
         """
-        return [row for file in sorted((self.folder / stage).glob("[0-9]*.parquet")) for row in _read(file)]
+        files = [(int(file.stem), file) for file in self._files(stage)]
+        with ThreadPoolExecutor(READERS) as pool:
+            return [row for rows in pool.map(_read, [file for _, file in sorted(files)]) for row in rows]
 
     def done(self, stage: str) -> int:
-        """The number of batches of a stage that are done."""
-        return len(list((self.folder / stage).glob("[0-9]*.parquet")))
+        """The number of batches of a stage that are done; of a run of many batches it may be some seconds old."""
+        count, due = self._counted.get(stage, (0, 0.0))
+        began = time.monotonic()
+        if began >= due:
+            count = len(self._files(stage))
+            took = time.monotonic() - began
+            self._counted[stage] = count, began + took / _COUNTING
+        return count
+
+    def _files(self, stage: str) -> list[Path]:
+        """The files of the batches of a stage that are done."""
+        with _writing(self.folder):
+            found = names(self.folder / stage, ".parquet")
+        return [file for file in found.values() if file.stem.isdecimal()]
 
     def path(self, stage: str, number: int) -> Path:
         """The file that holds the rows of a batch when it is done."""
@@ -185,13 +222,10 @@ class Store:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Let no other process that works on this run into such a block meanwhile."""
-        lock = FileLock(self.folder / ".lock")
-        with _writing(self.folder):
-            lock.acquire()
-        try:
+        with ExitStack() as stack:
+            with _writing(self.folder):
+                stack.enter_context(locked(self.folder / ".lock"))
             yield
-        finally:
-            lock.release()
 
     def keep(self, content: bytes, suffix: str) -> str:
         """Keep a file under the hash of its content.
@@ -206,8 +240,8 @@ class Store:
         name = f"assets/{digest[:2]}/{digest}{suffix}"
         path = self.folder / name
         with _writing(self.folder):
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
+            if not patiently(path, path.exists):
+                make(path.parent)
                 write_whole(path, content)
         return name
 
@@ -250,7 +284,7 @@ def _read(file: Path) -> list[dict[str, Any]]:
     """The rows of a batch."""
     try:
         # not `read_table`, which takes the names of folders for columns
-        table = pq.ParquetFile(file).read()
+        table = pq.ParquetFile(pa.BufferReader(patiently(file, file.read_bytes))).read()
         # runs of earlier versions have none
         wanted = (table.schema.metadata or {}).get(_DIGEST)
         if wanted is not None and wanted != _digest(table):

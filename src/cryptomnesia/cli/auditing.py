@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryptomnesia.cli.common import app, check_folder, check_writable, make_folder, print_skipped
-from cryptomnesia.cli.options import settings_flags
+from cryptomnesia.cli.common import Engine, app, check_folder, check_writable, make_folder, print_skipped
+from cryptomnesia.cli.options import path_or_url, settings_flags
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_comparison, print_outcome, progress_bar
 from cryptomnesia.settings import AuditSettings
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cryptomnesia.auditing.outcome import Outcome
     from cryptomnesia.auditing.store import Store
 
-Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+Run = Annotated[Path, typer.Argument(parser=path_or_url, help="Folder of a finished run, or its URL.")]
 
 
 @app.command()
@@ -27,11 +27,23 @@ Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 def audit(
     settings: AuditSettings,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder of the run. If it holds a stopped run, this run goes on.")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            parser=path_or_url,
+            help="Folder of the run, or a URL such as s3://bucket/run. If it holds a stopped run, this run goes on.",
+        ),
     ] = Path("audit-run"),
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that share the run and the cores; on CPUs one per core is fastest.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that share the run. Here they share the cores: 1 unless given, and on CPUs one per core is "
+            "fastest. On Ray there is one for every GPU, or every core without GPUs, unless given.",
+        ),
+    ] = None,
+    engine: Engine = "local",
     dry_run: Annotated[bool, typer.Option(help="Only say what the run would cost.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -53,7 +65,7 @@ def audit(
         return
     check_folder(output)
     with progress_bar() as report:
-        store = audited.audit(model, prompts, output, workers=workers, progress=report, **values)
+        store = audited.audit(model, prompts, output, workers=workers, engine=engine, progress=report, **values)
     print_skipped(store.about["skipped"], store.about["skipped_count"], settings.index or output / "index")
     found = outcome(store)
     if as_json:
@@ -79,7 +91,9 @@ def report(
             ".sarif, .md for the card), else table.",
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file, instead of standard output.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", parser=path_or_url, help="A file, instead of standard output.")
+    ] = None,
     fail_on: Annotated[
         str | None, typer.Option(help="Level of evidence that counts against the model; the run's own by default.")
     ] = None,
@@ -160,7 +174,7 @@ def rescore(
 @app.command()
 def compare(
     before: Run,
-    after: Annotated[Path, typer.Argument(help="Folder of another finished run.")],
+    after: Annotated[Path, typer.Argument(parser=path_or_url, help="Folder of another finished run, or its URL.")],
     fail_on: Annotated[str, typer.Option(help="Level of evidence that counts as a finding.")] = "corroborated",
 ) -> None:
     """Say which findings are new in a run, and which are gone; exit code 1 if any is new, also behind a guard."""

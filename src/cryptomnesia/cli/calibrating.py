@@ -7,7 +7,7 @@ import typer
 
 from cryptomnesia.cli.common import app, call_of, check_names, check_writable, counted, make_folder, pipeline_of
 from cryptomnesia.cli.maps import BASE_DIFFERENCE, check_base, checkpoint_of, localizers_for, named_localizers
-from cryptomnesia.cli.options import settings_flags
+from cryptomnesia.cli.options import path_or_url, settings_flags
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_changes, print_suspicious, progress_bar
 from cryptomnesia.settings import CalibrateSettings, MapSettings
@@ -25,7 +25,9 @@ def calibrate(
         typer.Option(
             "-o",
             "--output",
-            help="File to write; calibration.safetensors in the model's folder is found without being named.",
+            parser=path_or_url,
+            help="File to write, or its URL; calibration.safetensors in the model's folder is found without being "
+            "named.",
         ),
     ],
 ) -> None:
@@ -42,7 +44,7 @@ def calibrate(
     from cryptomnesia.prompts import read_prompts
     from cryptomnesia.tracing.generation import kept_prompts
 
-    captions = read_prompts(Path(str(settings.prompts)), settings.column)
+    captions = read_prompts(str(settings.prompts), settings.column)
     # whether the model takes captions, so that none may be repeated, is known when it is loaded
     fitting.check_references(captions, repeated=True, fpr=settings.fpr)
     check_exists(str(settings.model))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.places import is_remote, make
 from cryptomnesia.settings import CallSettings, GenerateSettings, ImageSettings, JudgeSettings
 
 if TYPE_CHECKING:
@@ -24,6 +25,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="Where the work is done: local; ray, on the Ray cluster of RAY_ADDRESS or of this machine; or "
+        "ray://HOST:10001, on the one at that address. Needs the extra `ray`."
+    ),
+]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -161,20 +170,23 @@ def make_folder(folder: Path) -> None:
         UsageError: if it cannot.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        make(folder)
+        if not is_remote(folder):
+            probe = folder / ".writable"
+            probe.touch()
+            probe.unlink()
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}; give another folder") from None
 
 
 def check_folder(folder: Path) -> None:
-    """See that `folder` could be made and written to, without making it.
+    """See that `folder` could be made and written to, without making it. Of a store only the first write can tell.
 
     Raises:
         UsageError: if not.
     """
+    if is_remote(folder):
+        return
     present = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not present.is_dir():
         raise UsageError(f"cannot write to {folder}: {present} is a file; give another folder")
@@ -183,11 +195,13 @@ def check_folder(folder: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """See that the file `path` could be written, without making anything.
+    """See that the file `path` could be written, without making anything. Of a store only the first write can tell.
 
     Raises:
         UsageError: if not.
     """
+    if is_remote(path):
+        return
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the name of a file")
     present = next(folder for folder in path.absolute().parents if folder.exists())

@@ -9,7 +9,7 @@ import typer
 
 from cryptomnesia import __version__
 from cryptomnesia.cli.common import AsJson, app, check_writable, counted, print_skipped
-from cryptomnesia.cli.options import settings_flags
+from cryptomnesia.cli.options import path_or_url, settings_flags
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_clusters, progress_bar
 from cryptomnesia.settings import BuildSettings, DuplicatesSettings
@@ -27,7 +27,13 @@ def build(
     settings: BuildSettings,
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", help="Folder of the index. If it holds a stopped build, this build goes on."),
+        typer.Option(
+            "-o",
+            "--output",
+            parser=path_or_url,
+            help="Folder of the index, or a URL such as s3://bucket/index. If it holds a stopped build, this build "
+            "goes on.",
+        ),
     ],
 ) -> None:
     """Make an index of training images, by which match and audit find the one that a picture reproduces.
@@ -77,7 +83,8 @@ def duplicates(
         if output.suffix.lower() != ".jsonl":
             raise UsageError(f"got {output}; give a file whose name ends in .jsonl, which --prompts takes")
         check_writable(output)
-    opened = ImageIndex(Path(str(settings.index)), descriptor_of(settings.sscd))
+    assert settings.index is not None
+    opened = ImageIndex(settings.index, descriptor_of(settings.sscd))
     with progress_bar() as report:
         found = opened.duplicates(progress=lambda done, total: report("pictures", done, total))
     rows = [row for number, cluster in enumerate(found, start=1) for row in cluster.rows(number)]

@@ -36,7 +36,9 @@ def match(settings: MatchSettings, as_json: AsJson = False) -> None:
     """
     from cryptomnesia.matching import ImageIndex
 
-    folder = Path(str(settings.index))
+    folder = settings.index
+    # `settings_flags` saw to it
+    assert folder is not None
     index = ImageIndex(folder, descriptor_of(settings.sscd, settings.device))
     given = _Given.of(settings.images)
     rows: list[Compared] = []

@@ -20,7 +20,9 @@ from pydantic.fields import FieldInfo
 from rich.markup import escape
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.places import only_local, place
 from cryptomnesia.settings import Settings, variable_name
+from cryptomnesia.settings.base import LocalPath, Location
 
 CONFIG = "config"
 """The parameter that holds the settings file."""
@@ -109,7 +111,8 @@ def refuse_empty_paths(command: Callable[..., Any]) -> None:
     """
     for parameter in inspect.signature(command).parameters.values():
         kind, *infos = get_args(parameter.annotation) if get_origin(parameter.annotation) is Annotated else (None,)
-        if any(one is Path or Path in get_args(one) for one in (kind, *get_args(kind))):
+        paths = any(one is Path or Path in get_args(one) for one in (kind, *get_args(kind)))
+        if paths and infos[0].parser is None:
             infos[0].parser = path
 
 
@@ -117,12 +120,28 @@ def path(text: str | Path) -> Path:
     """The path that a text names; the help calls its type by the name of this function.
 
     Raises:
-        typer.BadParameter: for an empty text.
+        typer.BadParameter: for an empty text, or a URL.
+    """
+    found = path_or_url(text)
+    try:
+        return only_local(found)
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}; give a path") from None
+
+
+def path_or_url(text: str | Path) -> Path:
+    """The place that a text names; the help calls its type by the name of this function.
+
+    Raises:
+        typer.BadParameter: for an empty text, or a URL of an unknown kind.
     """
     # Typer hands over defaults as well
     if not str(text).strip():
         raise typer.BadParameter("got an empty path; give the path of a file or folder, or . for this folder")
-    return Path(text)
+    try:
+        return place(text)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _is_settings(annotation: Any) -> bool:
@@ -150,6 +169,10 @@ def _parameter(name: str, info: FieldInfo, *, positional: bool, needed: bool, pa
     kind: Any = typer.Argument if positional else typer.Option
     option = kind(help=escape(" ".join(words)), min=least, max=most, show_default=False, rich_help_panel=panel)
     base: Any = info.annotation
+    if any(one in (Location, LocalPath) for one in (base, *get_args(base))):
+        several = get_origin(base) is list
+        parser = path_or_url if Location in (base, *get_args(base)) else path
+        option.parser, base = parser, list[Path] if several else Path
     annotation = base if NoneType in get_args(base) else base | None
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]

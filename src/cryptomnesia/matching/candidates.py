@@ -23,6 +23,7 @@ from torch import Tensor
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import replacing
 from cryptomnesia.matching.shards import Shards, spread
+from cryptomnesia.places import local
 
 FILE = "candidates.faiss"
 """Name of the file of codes in the folder of an index."""
@@ -151,8 +152,8 @@ def _learned(faiss: Any, shards: Shards) -> Any:
 def _read(faiss: Any, folder: Path, shape: tuple[int, int]) -> Any:
     path = folder / FILE
     try:
-        index = faiss.read_index(str(path))
-    except RuntimeError as error:
+        index = faiss.read_index(str(local(path)))
+    except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"{path} cannot be read ({reason}); delete it and run `cryptomnesia index build --faiss`"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from cryptomnesia.matching.reproduction import Matches, reproduction
 from cryptomnesia.matching.search import Neighbours, Search
 from cryptomnesia.matching.shards import Shards
 from cryptomnesia.matching.sources import source_of
+from cryptomnesia.places import is_remote, locked, make, place
 
 
 class ImageIndex:
@@ -43,7 +43,7 @@ class ImageIndex:
         """Open the index in `folder`.
 
         Args:
-            folder: folder of the index.
+            folder: folder of the index, or its URL; from a store this machine copies the index once.
             descriptor: the one that the index was built with. It may be left out for `Tiles`, whose settings are
                 read from the index.
 
@@ -51,7 +51,7 @@ class ImageIndex:
             UsageError: if there is no index, if it is unfinished, damaged or of another version, if it was built with
                 another descriptor, or if its candidates cannot be used.
         """
-        folder = Path(folder)
+        folder = place(folder)
         about = read_about(folder)
         self.descriptor = _tiles(folder, about["descriptor"]) if descriptor is None else descriptor
         check_descriptor(folder, about, self.descriptor)
@@ -94,7 +94,7 @@ class ImageIndex:
                 images, tensors (3, H, W) in [0, 1], arrays (H, W, 3) uint8, paths, tuples (name, picture) or (name,
                 picture, caption), or mappings with an `image`. A file is a picture if its content is one; its name does
                 not matter.
-            folder: folder of the index.
+            folder: folder of the index, or its URL.
             descriptor: what pictures will be compared by, tiles by default.
             readings: in which ways pictures with a rotation in EXIF or transparency are read; in all ways by default,
                 so that the one of the trainer is among them.
@@ -108,11 +108,11 @@ class ImageIndex:
             UsageError: if there are no pictures, if `folder` holds an index of another source, descriptor or readings,
                 if it cannot be written, or if candidates are asked for and faiss is not installed.
         """
-        folder, descriptor = Path(folder), descriptor or Tiles()
-        source = source_of(images, folder)
+        folder, descriptor = place(folder), descriptor or Tiles()
+        source = source_of(images, None if is_remote(folder) else folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / ".lock"):
+            make(folder)
+            with locked(folder / ".lock"):
                 wanted = faiss or _has_candidates(folder)
                 if wanted:
                     candidates.check_installed(folder)

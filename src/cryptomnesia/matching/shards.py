@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import replacing, write_whole
+from cryptomnesia.places import local
 
 HELD = 2**27
 """Numbers that may be held in memory, half a gigabyte. An index with more is read again by every search."""
@@ -172,7 +173,7 @@ def rewrite_shard(names: Path, rows: list[Row], kept: list[bool]) -> None:
     if all(kept):
         _write_rows(stem, rows)
         return
-    values = np.load(stem.with_suffix(".npy"))
+    values = np.load(local(stem.with_suffix(".npy")))
     # without this file the shard does not count as finished; a build that is stopped here describes its pictures again
     names.unlink()
     if any(kept):
@@ -217,7 +218,7 @@ def _read_shard(names: Path, shape: tuple[int, int]) -> tuple[list[str], dict[in
     """Paths, readings by row and descriptors (n, T, P) of one shard."""
     paths, readings = _read_names(names)
     try:
-        values = np.load(names.with_suffix(".npy"), mmap_mode="r")
+        values = np.load(local(names.with_suffix(".npy")), mmap_mode="r")
         if values.shape != (len(paths), *shape) or values.dtype.kind != "f":
             raise ValueError(f"{len(paths)} paths, descriptors of shape {values.shape}")
     # numpy raises whatever a damaged file leads it to: EOFError, ValueError, the errors of Python's tokenizer

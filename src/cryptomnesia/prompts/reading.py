@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.places import is_remote, local, place
 from cryptomnesia.prompts.folders import folder
 from cryptomnesia.prompts.formats import READERS
 
@@ -31,8 +32,9 @@ def read_prompts(path: Path | str, column: str | None = None) -> list[str]:
     Example:
         prompts = read_prompts("captions.parquet", column="description")
     """
-    path = Path(path)
     try:
+        # what reads prompts reads them from disks
+        path = local(place(path))
         is_folder = path.is_dir()
     except (OSError, ValueError):
         raise UsageError(f"no prompts file {reprlib.repr(str(path))}; check the path") from None
@@ -83,7 +85,7 @@ def captions_of(prompts: Any, column: str | None = None) -> list[str]:
     Raises:
         UsageError: for a file that cannot be read, or anything that is not a text.
     """
-    if isinstance(prompts, Path):
+    if isinstance(prompts, Path) or is_remote(prompts):
         return read_prompts(prompts, column)
     if isinstance(prompts, Mapping | Set) or hasattr(prompts, "columns"):
         raise UsageError(

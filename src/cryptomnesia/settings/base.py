@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -22,13 +22,14 @@ from pydantic_settings import (
 )
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.places import CACHE, only_local, place
 
 logger = logging.getLogger("cryptomnesia")
 
 PREFIX = "CRYPTOMNESIA_"
 """The first part of the name of an environment variable that holds a setting: `CRYPTOMNESIA_STEPS=25`."""
 
-OTHER_VARIABLES: frozenset[str] = frozenset({"CRYPTOMNESIA_PLUGINS"})
+OTHER_VARIABLES: frozenset[str] = frozenset({"CRYPTOMNESIA_PLUGINS", CACHE})
 """Environment variables with this prefix that are no settings of a command."""
 
 MOST_IMAGES = 100_000
@@ -178,8 +179,17 @@ def _as_list(value: Any) -> Any:
 Names = Annotated[list[str], NoDecode, BeforeValidator(_as_list)]
 """Several texts: in the environment and in a file a JSON list, or the only text as it is."""
 
-Paths = Annotated[list[Path], NoDecode, BeforeValidator(_as_list)]
-"""Several paths, written in the same way."""
+LocalPath = Annotated[Path, BeforeValidator(only_local)]
+"""A path on this machine."""
+
+Location = Annotated[Path, PlainValidator(place), PlainSerializer(str, when_used="json")]
+"""A path on this machine, or a URL of fsspec."""
+
+Paths = Annotated[list[LocalPath], NoDecode, BeforeValidator(_as_list)]
+"""Several paths on this machine: in the environment and in a file a JSON list, or the only path as it is."""
+
+Locations = Annotated[list[Location], NoDecode, BeforeValidator(_as_list)]
+"""Several paths or URLs, written in the same way."""
 
 
 def _as_options(value: Any) -> Any:

@@ -1,11 +1,21 @@
 """The settings of every command, in groups that the commands put together."""
 
-from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cryptomnesia.settings.base import MOST_IMAGES, BatchSize, Long, Names, Options, Paths, Settings
+from cryptomnesia.settings.base import (
+    MOST_IMAGES,
+    BatchSize,
+    LocalPath,
+    Location,
+    Locations,
+    Long,
+    Names,
+    Options,
+    Paths,
+    Settings,
+)
 
 
 class CallSettings(Settings):
@@ -37,9 +47,9 @@ class CallSettings(Settings):
     """Branch, tag or commit of the hub's repository."""
     lora: Names = Field(default_factory=list)
     """LoRA to switch on, PATH or PATH:SCALE; a file, a folder or a hub id; can be given several times."""
-    unet: Path | None = None
+    unet: LocalPath | None = None
     """UNet instead of the model's own: folder of a training checkpoint, or a single file."""
-    transformer: Path | None = None
+    transformer: LocalPath | None = None
     """Transformer instead of the model's own: folder of a training checkpoint, or a single file."""
     base: str | None = None
     """For a model in a single file: the diffusers folder, or the hub id, of the model that it was made from."""
@@ -64,7 +74,7 @@ class JudgeSettings(Settings):
 
     panel: ClassVar[str | None] = "Detection"
 
-    calibration: Path | None = None
+    calibration: Location | None = None
     """File that `calibrate` made, with scores and maps of reference images; the one in the model's folder unless
     given."""
     detector: str = "auto"
@@ -105,9 +115,9 @@ class IndexSettings(Settings):
 
     panel: ClassVar[str | None] = "Training images"
 
-    index: Path | None = None
+    index: Location | None = None
     """Index of the training images, made by `index build`."""
-    sscd: Path | None = None
+    sscd: LocalPath | None = None
     """TorchScript or ONNX file of the descriptor SSCD, if the index was built with it."""
 
 
@@ -119,14 +129,14 @@ class AuditSettings(IndexSettings, MaskSettings, FlaggedSettings, JudgeSettings,
 
     panel: ClassVar[str | None] = "Audit"
 
-    prompts: Path | None = None
+    prompts: Location | None = None
     """File of the prompts to audit: .txt, .csv, .tsv, .jsonl, .json or .parquet; or the folder of a data set."""
     column: str | None = None
     """Column or key of the file with the prompts; `prompt`, `caption` or `text` unless given."""
     long: Long = "truncate"
     """What is done about prompts that are longer than the text encoders read: cut off as diffusers does it, left out,
     or refused."""
-    references: Path | None = None
+    references: Location | None = None
     """File of reference prompts, which are not memorized, to make a calibration from instead of giving one; 150 are
     enough for a false-positive rate of 1%."""
     seed: int = Field(0, ge=0, le=2**62)
@@ -136,7 +146,7 @@ class AuditSettings(IndexSettings, MaskSettings, FlaggedSettings, JudgeSettings,
     """Map where flagged images are memorized."""
     mitigate: bool = True
     """Try the mitigation on flagged images."""
-    training_images: Path | None = None
+    training_images: LocalPath | None = None
     """Training images, of which the run makes an index: a folder, a tar shard or a Parquet file."""
     guard: Literal["block", "mitigate", "regenerate", "escalate"] | None = None
     """Policy of a guard: the audit also reports what is left behind that guard, and the gate judges that. The guard's
@@ -170,7 +180,7 @@ class PromptSettings(Settings):
 
     prompt: Names = Field(default_factory=list)
     """A prompt; can be given several times."""
-    prompts: Path | None = None
+    prompts: Location | None = None
     """File of prompts: .txt, .csv, .tsv, .jsonl, .json or .parquet; or the folder of a data set."""
     column: str | None = None
     """Column or key of the file with the prompts; `prompt`, `caption` or `text` unless given."""
@@ -247,7 +257,7 @@ class MapSettings(PlaceSettings):
 class LocalizeSettings(MaskSettings, MapSettings, GenerateSettings):
     """Everything that the result of `localize` depends on."""
 
-    calibration: Path | None = None
+    calibration: Location | None = None
     """File that `calibrate --localizer` made, which turns maps into masks; the one in the model's folder, if it fits,
     unless given."""
     smooth: float = Field(0.0, ge=0)
@@ -261,7 +271,7 @@ class CalibrateSettings(MapSettings, CallSettings):
 
     panel: ClassVar[str | None] = "Calibration"
 
-    prompts: Path | None = None
+    prompts: Location | None = None
     """File of reference prompts, which are not memorized: at least 100; 150 are enough for a false-positive rate of
     1%."""
     fpr: float | None = Field(None, gt=0, lt=1)
@@ -288,7 +298,7 @@ class GuardSettings(ComparedSettings, JudgeSettings, GenerateSettings):
 
     panel: ClassVar[str | None] = "Guard"
 
-    calibration: Paths = Field(default_factory=list)  # type: ignore[assignment]
+    calibration: Locations = Field(default_factory=list)  # type: ignore[assignment]
     """File that `calibrate` made, with scores of reference images; the one in the model's folder unless given. Of
     several, the one that was made with the settings of the call is used."""
     unknown: Literal["raise", "allow", "block"] = "raise"
@@ -312,13 +322,13 @@ class TrialSettings(CallSettings):
 
     ground: str | None = None
     """Proving ground whose model is judged; `proving-ground list` shows all."""
-    bundle: Path | None = None
+    bundle: LocalPath | None = None
     """RUN/bundle of a training of that ground in RUN; by default the model that comes with the package."""
-    labels: Path | None = None
+    labels: LocalPath | None = None
     """For a model of your own: a .csv or .jsonl file with the columns prompt and label, and perhaps cluster and mask.
     The label `memorized` marks positives, any other label names a group of negatives. A mask is a picture that is
     white where images are memorized."""
-    references: Path | None = None
+    references: LocalPath | None = None
     """For a model of your own: file of reference prompts, none of which is among the labelled ones."""
     images_per_prompt: int = Field(1, ge=1, le=MOST_IMAGES)
     """For a model of your own: images of every labelled prompt."""
@@ -429,7 +439,7 @@ class BuildSettings(Settings):
     """Whether the trainer applied the rotation in EXIF; `both` indexes both readings of a picture that has one."""
     alpha: Literal["all", "white", "black", "drop"] = "all"
     """What the trainer did with transparency: put it on white or black, or dropped it; `all` indexes all readings."""
-    sscd: Path | None = None
+    sscd: LocalPath | None = None
     """TorchScript or ONNX file of SSCD, to compare pictures by it instead of by tiles."""
     device: str = "cpu"
     """Device on which SSCD computes, for instance cuda. Tiles compute on the CPU."""
@@ -443,7 +453,7 @@ class BuildSettings(Settings):
 class DuplicatesSettings(Settings):
     """The index whose near-identical pictures are looked for."""
 
-    index: Path | None = None
+    index: Location | None = None
     """Index of the training images, made by `index build`."""
-    sscd: Path | None = None
+    sscd: LocalPath | None = None
     """TorchScript or ONNX file of the descriptor SSCD, if the index was built with it."""

@@ -1,0 +1,276 @@
+"""Where the units of a long command are done: in this process, or by processes on the machines of a Ray cluster.
+
+A unit is a few seconds to minutes of work with a result that does not depend on who does it, when, or how often. Ray
+starts the processes, gives each of them a GPU or a core, moves what they need to their machines, and notices when one
+dies. Every process holds one copy of the work, a model for instance, and gets one unit at a time, so nothing piles up.
+A unit whose process died goes to another one. Processes are added while the cluster has room for them.
+"""
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from cryptomnesia.errors import CryptomnesiaError, UsageError
+
+logger = logging.getLogger("cryptomnesia")
+
+LOCAL = "local"
+"""The engine that is this process."""
+
+DEATHS = 5
+"""Processes that may die over the same unit before the unit is held to be the cause."""
+
+_ROOM_EVERY = 10.0
+"""Seconds between two looks at how many processes the cluster has room for."""
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+
+
+def check_engine(engine: str) -> None:
+    """Refuse the name of an engine that does not exist, or that is not installed.
+
+    Raises:
+        UsageError: saying what to give or to install.
+    """
+    if engine == LOCAL:
+        return
+    if engine != "ray" and not engine.startswith("ray://"):
+        raise UsageError(f"got the engine {engine}; give local, ray, or the address of a cluster as ray://HOST:10001")
+    _ray()
+
+
+class Here(Generic[Unit, Result]):
+    """The engine that does all units in this process, in their order."""
+
+    def __init__(self, work: Callable[[Unit], Result]) -> None:
+        """Take the work: called with a unit, it returns the unit's result."""
+        self.work = work
+
+    def __call__(self, units: Iterable[Unit]) -> Iterator[Result]:
+        """Yield the result of every unit."""
+        return map(self.work, units)
+
+
+class OnRay(Generic[Unit, Result]):
+    """The engine that does units in the processes of a Ray cluster, as a context manager.
+
+    Attributes:
+        work: called in every process, with a unit.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Unit], Result],
+        engine: str = "ray",
+        *,
+        workers: int | None = None,
+        gpu: bool | None = None,
+    ) -> None:
+        """Describe the processes; they start in the `with` block.
+
+        Args:
+            work: that pickle can copy to another process, where it is called with one unit after the other.
+            engine: `ray` is the cluster that the environment variable RAY_ADDRESS or this machine has, and a new one of
+                this machine if there is none; `ray://HOST:10001` is the cluster at that address.
+            workers: processes; one for each GPU of the cluster unless given, or for each core if there is no GPU.
+            gpu: whether every process needs a GPU; if the cluster has one unless given.
+        """
+        self.work = work
+        self._engine, self._workers, self._gpu = engine, workers, gpu
+        self._ray: Any = None
+        self._begun = False
+        # a process that can take a unit
+        self._free: list[Any] = []
+        # what is awaited → the process, and its unit; None while it starts
+        self._awaited: dict[Any, tuple[Any, Unit | None]] = {}
+        self._said: set[str] = set()
+        self._looked = 0.0
+        self._failed = 0
+
+    def __enter__(self) -> "OnRay[Unit, Result]":
+        """Connect to the cluster, and start as many processes as it has room for.
+
+        Raises:
+            UsageError: if there is no cluster at the address, or it has no room for a process.
+        """
+        self._ray = ray = _ray()
+        self._begun = not ray.is_initialized()
+        if self._begun:
+            address = None if self._engine == "ray" else self._engine
+            # nobody who audits a model has agreed to send figures on its use to the makers of Ray
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            # every way of not being there has an error of its own
+            except Exception as error:
+                reason = str(error).strip().split("\n")[0]
+                raise UsageError(f"cannot reach a Ray cluster at {self._engine} ({reason}); start one") from None
+        if self._gpu is None:
+            self._gpu = ray.cluster_resources().get("GPU", 0) >= 1
+        self._held = ray.put(self.work)
+        try:
+            if not self._room():
+                needed = "GPU" if self._gpu else "core"
+                raise UsageError(f"the Ray cluster has no free {needed} for a process; add a machine, or give --device")
+            self._grow()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes, whatever they are doing."""
+        for actor in [*self._free, *(actor for actor, _ in self._awaited.values())]:
+            self._ray.kill(actor)
+        self._free.clear()
+        self._awaited.clear()
+        if self._begun:
+            self._ray.shutdown()
+
+    def __call__(self, units: Iterable[Unit]) -> Iterator[Result]:
+        """Yield the results of units in the order in which they are done.
+
+        Raises:
+            CryptomnesiaError: that the work raised.
+            UsageError: for a unit over which one process after the other dies, and if none can start.
+        """
+        left, again, deaths = iter(units), list[Unit](), Counter[str]()
+        coming = next(left, None)
+        while coming is not None or again or any(unit is not None for _, unit in self._awaited.values()):
+            while self._free and (again or coming is not None):
+                if again:
+                    unit = again.pop()
+                else:
+                    unit, coming = coming, next(left, None)
+                actor = self._free.pop()
+                self._awaited[actor.do.remote(unit)] = actor, unit
+            self._grow()
+            done, _ = self._ray.wait(list(self._awaited), num_returns=1, timeout=_ROOM_EVERY)
+            for reference in done:
+                actor, unit = self._awaited.pop(reference)
+                try:
+                    result, messages = self._ray.get(reference)
+                except self._deaths as error:
+                    self._bury(actor)
+                    if unit is None:
+                        self._not_started(error)
+                    else:
+                        again.append(unit)
+                        deaths[repr(unit)] += 1
+                        if deaths[repr(unit)] >= DEATHS:
+                            raise UsageError(
+                                f"{DEATHS} processes died, one after the other, over the same part of the work "
+                                f"({repr(unit)[:80]}); see whether they have enough memory"
+                            ) from None
+                    continue
+                self._failed = 0
+                self._free.append(actor)
+                self._say(messages)
+                if isinstance(result, CryptomnesiaError):
+                    raise result
+                if unit is not None:
+                    yield result
+
+    @property
+    def _deaths(self) -> tuple[type[Exception], ...]:
+        """The errors by which Ray says that a process, or the result that it held, is gone."""
+        errors = self._ray.exceptions
+        return errors.RayActorError, errors.ObjectLostError, errors.OutOfMemoryError, errors.NodeDiedError
+
+    def _bury(self, actor: Any) -> None:
+        """Give up a process that may still live behind a broken network, and let another one start at once."""
+        self._ray.kill(actor)
+        self._looked = 0.0
+
+    def _say(self, messages: list[tuple[int, str]]) -> None:
+        """Log what a process has logged, once, since all of them say the same."""
+        for level, text in messages:
+            if text not in self._said:
+                self._said.add(text)
+                logger.log(level, "%s", text)
+
+    def _room(self) -> int:
+        """The number of processes that the cluster has room for, those that are there included."""
+        found = int(self._ray.cluster_resources().get("GPU" if self._gpu else "CPU", 0))
+        return found if self._workers is None else min(found, self._workers)
+
+    def _grow(self) -> None:
+        """Start the processes for which there is room and that are not there, from time to time."""
+        if self._free or time.monotonic() - self._looked < _ROOM_EVERY:
+            return
+        self._looked = time.monotonic()
+        actor = self._ray.remote(num_cpus=1, num_gpus=int(bool(self._gpu)))(_Process)
+        for _ in range(self._room() - len(self._free) - len(self._awaited)):
+            made = actor.remote(self._held, str(Path.cwd()))
+            self._awaited[made.ready.remote()] = made, None
+
+    def _not_started(self, error: Exception) -> None:
+        """Count processes that did not start.
+
+        Raises:
+            UsageError: if that happens again and again.
+        """
+        self._failed += 1
+        if self._failed >= DEATHS:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise UsageError(
+                f"no process can start on the Ray cluster ({lines[-1] if lines else type(error).__name__}); "
+                "its machines need the same Python and the same version of cryptomnesia"
+            ) from None
+
+
+class _Process:
+    """What runs in a process of the cluster."""
+
+    def __init__(self, work: Callable[[Any], Any], folder: str) -> None:
+        """Take the work, and go to the folder of the command, which relative paths are relative to, if it is here."""
+        if Path(folder).is_dir():
+            os.chdir(folder)
+        self._work = work
+
+    def ready(self) -> tuple[None, list[tuple[int, str]]]:
+        """Answer as soon as the process runs."""
+        return None, []
+
+    def do(self, unit: Any) -> tuple[Any, list[tuple[int, str]]]:
+        """The result of a unit, or the error that this library raised on purpose, and what was logged meanwhile."""
+        with _collected() as messages:
+            try:
+                result = self._work(unit)
+            # Ray would wrap it into another one, with a traceback of another machine
+            except CryptomnesiaError as error:
+                result = error
+        return result, messages
+
+
+@contextmanager
+def _collected() -> Iterator[list[tuple[int, str]]]:
+    """Collect level and text of the warnings that this library logs in the block."""
+    found: list[tuple[int, str]] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append((record.levelno, record.getMessage()))
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+
+
+def _ray() -> Any:
+    """The package ray.
+
+    Raises:
+        UsageError: if it is not installed.
+    """
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError:
+        raise UsageError("the engine ray needs the package; pip install 'cryptomnesia[ray]'") from None
+    return ray
