@@ -32,7 +32,7 @@ from playwright.sync_api import Browser, sync_playwright
 from cryptomnesia import __version__
 from cryptomnesia.auditing.evidence import Level, gate
 from cryptomnesia.auditing.outcome import Judged, Outcome
-from cryptomnesia.auditing.rows import NORM
+from cryptomnesia.tracing.columns import NORM
 from cryptomnesia.auditing.store import CALIBRATION, Store
 from cryptomnesia.calibration import Calibration
 from cryptomnesia.detectors import Drift

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from cryptomnesia.calibration.fitting import fitted
 from cryptomnesia.calibration.judging import Judge
+from cryptomnesia.calibration.recording import fitted
 from cryptomnesia.detectors import default_detector
 from cryptomnesia.guarding.making import Maker
 from cryptomnesia.mitigations import Flagged

@@ -8,10 +8,11 @@ typed as `Path`. A file in a store is written whole or not at all, so no process
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -95,6 +96,21 @@ def make(folder: Path) -> None:
     """
     if not is_remote(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder with everything in it, if it is there.
+
+    Raises:
+        OSError: if it cannot be removed.
+    """
+    if not is_remote(folder):
+        shutil.rmtree(folder, ignore_errors=not folder.exists())
+        return
+    remote = cast(Any, folder)
+    # another process may have removed it
+    with suppress(FileNotFoundError):
+        patiently(folder, lambda: remote.fs.rm(remote.path, recursive=True))
 
 
 def names(folder: Path, suffix: str) -> dict[str, Path]:

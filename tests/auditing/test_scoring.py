@@ -9,13 +9,13 @@ from cryptomnesia import Calibration, Drift, Stability, UsageError, audit, calib
 from cryptomnesia.auditing.comparison import compare
 from cryptomnesia.auditing.evidence import Level
 from cryptomnesia.auditing.outcome import outcome
-from cryptomnesia.auditing.rows import trajectory_of
 from cryptomnesia.auditing.scoring import score
 from cryptomnesia.auditing.store import Store
 from cryptomnesia.report.html import html
 from cryptomnesia.report.markdown import answers, model_card
 from cryptomnesia.report.sarif import sarif
 from cryptomnesia.testing.miniatures import CALL, PROMPTS, stable_diffusion
+from cryptomnesia.tracing.columns import trajectory_of
 from foreign_methods import Acme, AcmeMap, AcmeRemedy
 from tiny_audit import settings
 

@@ -6,7 +6,8 @@ import torch
 
 from cryptomnesia import Collapse, Detector, Drift, ScoreDifference, UsageError, calibrate
 from cryptomnesia.calibration.captions import Captions
-from cryptomnesia.calibration.fitting import FIRST_SEED, check_references, fitted, recorded_for, warn_of_references
+from cryptomnesia.calibration.fitting import FIRST_SEED, check_references, warn_of_references
+from cryptomnesia.calibration.recording import fitted, recorded_for
 from cryptomnesia.calibration.stored import split
 from cryptomnesia.detectors import MapMean
 from cryptomnesia.detectors import detector as detector_of

@@ -17,17 +17,15 @@ import torch
 
 from cryptomnesia.auditing.examiner import Examiner
 from cryptomnesia.auditing.outcome import IMAGES, SCORES, units_of
-from cryptomnesia.auditing.planning import Plan, Progress, Unit, plan
+from cryptomnesia.auditing.planning import Plan, Progress, plan
 from cryptomnesia.auditing.requests import Request
-from cryptomnesia.auditing.rows import columns, trajectory_of
 from cryptomnesia.auditing.scoring import score
 from cryptomnesia.auditing.store import CALIBRATION, Store, batch_count
-from cryptomnesia.calibration.fitting import FIRST_SEED, fitted, recorded_for, warn_of_references
+from cryptomnesia.calibration.fitting import FIRST_SEED, warn_of_references
+from cryptomnesia.calibration.recording import Recording
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.engine import LOCAL, OnRay, check_engine
 from cryptomnesia.errors import CryptomnesiaError, UsageError
-from cryptomnesia.localizers import Localizer
-from cryptomnesia.localizers.mapping import mapped
 from cryptomnesia.places import place
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.settings import AuditSettings
@@ -235,11 +233,12 @@ class Work:
         if stage == BEGIN:
             _ = self.store
         elif stage == REFERENCES:
-            self._record(number, report)
+            self.store.write(REFERENCES, number, self._recording.batch(number, report))
         elif stage == CALIBRATING:
             self._calibrate()
         else:
-            prompts, seeds = self._batch(self.planned.units, number)
+            size = self.planned.settings.batch_size
+            prompts, seeds = zip(*self.planned.units[number * size : (number + 1) * size], strict=True)
             self.store.write(IMAGES, number, self._examiner(prompts, seeds, self.store.keep, progress=report))
 
     @cached_property
@@ -263,61 +262,20 @@ class Work:
             index=planned.index,
         )
 
-    def _batch(self, units: list[Unit], number: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Prompts and seeds of a batch."""
-        size = self.planned.settings.batch_size
-        prompts, seeds = zip(*units[number * size : (number + 1) * size], strict=True)
-        return prompts, seeds
-
-    @property
-    def _localizers(self) -> list[Localizer]:
-        return [] if self.planned.localizer is None else [self.planned.localizer]
-
-    def _record(self, number: int, report: Callable[[float], None] | None) -> None:
-        """Write what is recorded of a batch of references."""
-        captions = self.planned.references or []
-        units = [(caption, FIRST_SEED + place) for place, caption in enumerate(captions)]
-        prompts, seeds = self._batch(units, number)
-        norms, signals = recorded_for([self.planned.detector])
-        ((batch, maps),) = mapped(
-            self.planned.setup,
-            prompts,
-            seeds,
-            self._localizers,
-            batch_size=len(prompts),
-            norms=norms,
-            signals=signals,
-            decode=False,
-            progress=report,
-        )
-        runs = batch.trajectory.bare()
-        rows = [
-            {
-                "prompt": prompt,
-                "seed": seed,
-                **columns(runs.rows([row])),
-                **{f"map:{name}": heat.values[row].tolist() for name, heat in maps.items()},
-            }
-            for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
-        ]
-        self.store.write(REFERENCES, number, rows)
+    @cached_property
+    def _recording(self) -> Recording:
+        """What is recorded of the references."""
+        planned = self.planned
+        localizers = [] if planned.localizer is None else [planned.localizer]
+        references, size = planned.references or [], planned.settings.batch_size
+        return Recording(planned.setup, references, [planned.detector], localizers, FIRST_SEED, size)
 
     def _calibrate(self) -> None:
         """Write the calibration that was given, or that is made from one image of every reference prompt."""
         path = self.store.folder / CALIBRATION
         calibration = self.planned.calibration
         if calibration is None:
-            norms, signals = recorded_for([self.planned.detector])
-            rows = self.store.rows(REFERENCES)
-            calibration = fitted(
-                self.planned.setup,
-                self.planned.references or [],
-                trajectory_of(rows),
-                {found.name: torch.tensor([row[f"map:{found.name}"] for row in rows]) for found in self._localizers},
-                norms=norms,
-                signals=signals,
-                localizers=self._localizers,
-            )
+            calibration = self._recording.calibration(self.store.rows(REFERENCES))
             warn_of_references(calibration)
         with self.store.alone():
             if not path.exists():

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryptomnesia.auditing.rows import RETURNED, columns, verdict_columns
+from cryptomnesia.auditing.rows import RETURNED, verdict_columns
 from cryptomnesia.calibration.masks import Mask, ReferenceMaps
 from cryptomnesia.detection import Examination, Finding
 from cryptomnesia.errors import UsageError
 from cryptomnesia.images import png
 from cryptomnesia.matching import ImageIndex, Matches
 from cryptomnesia.matching.sources import as_text
+from cryptomnesia.tracing.columns import columns
 from cryptomnesia.tracing.generation import Progress
 
 Keep = Callable[[bytes, str], str]

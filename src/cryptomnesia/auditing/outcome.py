@@ -10,13 +10,13 @@ from typing import Any, Literal
 from cryptomnesia.auditing.as_json import finite
 from cryptomnesia.auditing.checking import check_about, check_rows
 from cryptomnesia.auditing.evidence import Gate, Level, gate
-from cryptomnesia.auditing.rows import NORM, SIGNAL
 from cryptomnesia.auditing.safeguard import Safeguard, is_same, level_behind, reaches, unsure_behind
 from cryptomnesia.auditing.store import Store, batch_count
 from cryptomnesia.calibration.likeness import scores_unlike
 from cryptomnesia.errors import UsageError
 from cryptomnesia.registry import OWN, Kind, entries, missing
 from cryptomnesia.settings import AuditSettings
+from cryptomnesia.tracing.columns import NORM, SIGNAL
 
 SCHEMA = 3
 """Version of `Outcome.to_json`, whose JSON schema is report/static/report.schema.json."""

@@ -300,7 +300,7 @@ def _kept_texts(
 
 def _check_training_images(settings: AuditSettings, folder: Path | None) -> None:
     """Refuse training images that are not there, or that the run would be written among."""
-    if settings.training_images is None:
+    if settings.training_images is None or _holds_index(folder):
         return
     check_source(settings.training_images)
     if folder is None or is_remote(folder):
@@ -410,6 +410,11 @@ def _held(settings: AuditSettings, folder: Path | None) -> Calibration | None:
     return Calibration.load(folder / CALIBRATION)
 
 
+def _holds_index(folder: Path | None) -> bool:
+    """Whether there is a run in `folder` with a finished index of its own, as it was when the run began."""
+    return folder is not None and (folder / "run.json").exists() and (folder / "index" / "index.json").exists()
+
+
 def _holds_calibration(folder: Path | None) -> bool:
     """Whether there is a run in `folder` that holds its calibration."""
     return folder is not None and (folder / "run.json").exists() and (folder / CALIBRATION).exists()
@@ -421,8 +426,11 @@ def _index(settings: AuditSettings, folder: Path | None, progress: Progress | No
     if settings.index is not None:
         index = ImageIndex(settings.index, descriptor)
     elif settings.training_images is not None and folder is not None:
-        report = None if progress is None else partial(progress, "index")
-        index = ImageIndex.build(settings.training_images, folder / "index", descriptor, progress=report)
+        place, report = folder / "index", None if progress is None else partial(progress, "index")
+        if _holds_index(folder):
+            index = ImageIndex(place, descriptor)
+        else:
+            index = ImageIndex.build(settings.training_images, place, descriptor, progress=report)
     else:
         return None
     check_size(len(index), settings.fpr)

@@ -18,7 +18,7 @@ from cryptomnesia.auditing.checking import check_about, check_rows
 from cryptomnesia.auditing.evidence import Level
 from cryptomnesia.auditing.outcome import IMAGES, SCORES, not_installed, units_of
 from cryptomnesia.auditing.repetition import repeated
-from cryptomnesia.auditing.rows import P_VALUE, SCORE, trajectory_of, verdict_columns, verdict_of
+from cryptomnesia.auditing.rows import P_VALUE, SCORE, verdict_columns, verdict_of
 from cryptomnesia.auditing.store import CALIBRATION, READERS, Store
 from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.calibration.stored import Calibration
@@ -32,6 +32,7 @@ from cryptomnesia.places import patiently
 from cryptomnesia.registry import entries
 from cryptomnesia.settings import AuditSettings
 from cryptomnesia.statistics import conformal_p_values, conformal_threshold, discovery_rate
+from cryptomnesia.tracing.columns import trajectory_of
 from cryptomnesia.tracing.trajectory import Trajectory
 from cryptomnesia.verdicts import Verdict
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from cryptomnesia.bench.figures import FPR, figures_of
 from cryptomnesia.bench.packet import Packet
 from cryptomnesia.bench.trials import MEMORIZED, Trial
-from cryptomnesia.calibration.fitting import calibrate, check_references, recorded_for
+from cryptomnesia.calibration.fitting import calibrate, check_references
+from cryptomnesia.calibration.recording import recorded_for
 from cryptomnesia.calibration.stored import Calibration, norm_in_words
 from cryptomnesia.detectors import Detector
 from cryptomnesia.errors import UsageError

@@ -5,17 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from cryptomnesia.calibration.captions import Captions
-from cryptomnesia.calibration.stored import Calibration, made_in_words, norm_in_words
-from cryptomnesia.detectors import Detector, detectors_of
+from cryptomnesia.calibration.recording import Recording
+from cryptomnesia.calibration.stored import Calibration
+from cryptomnesia.detectors import detectors_of
 from cryptomnesia.errors import UsageError
-from cryptomnesia.files import prompts_digest
-from cryptomnesia.localizers import Localizer, localizers_of
-from cryptomnesia.localizers.mapping import mapped
-from cryptomnesia.pipelines.fingerprint import weights_digest
+from cryptomnesia.localizers import localizers_of
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.settings import Long
 from cryptomnesia.statistics import check_rate, needed_references, null_size
@@ -27,7 +21,6 @@ from cryptomnesia.tracing.generation import (
     real_number,
     whole_number,
 )
-from cryptomnesia.tracing.trajectory import Norm, Signal, Trajectory, joined
 
 logger = logging.getLogger("cryptomnesia")
 
@@ -87,10 +80,45 @@ def calibrate(
             the pipeline does not take, or a model whose output is not finite.
     """
     captions = captions_of(Path(prompts) if isinstance(prompts, str) else prompts)
+    recording = recorded_by(
+        Setup.of(pipe, call, checkpoint),
+        captions,
+        detectors=detectors,
+        localizers=localizers,
+        fpr=fpr,
+        seed=seed,
+        long=long,
+        batch_size=batch_size,
+    )
+    rows: list[dict[str, Any]] = []
+    for number in range(recording.batches):
+        before = len(rows)
+        tell = None if progress is None else lambda done, before=before: progress(before + done)
+        rows += recording.batch(number, tell)
+    calibration = recording.calibration(rows)
+    warn_of_references(calibration)
+    return calibration
+
+
+def recorded_by(
+    setup: Setup,
+    captions: Sequence[str],
+    *,
+    detectors: str | Any | Sequence[str | Any],
+    localizers: str | Any | Sequence[str | Any],
+    fpr: float | None,
+    seed: int,
+    long: Long,
+    batch_size: int,
+) -> Recording:
+    """What `calibrate` records, arguments as there; everything is checked and nothing generated.
+
+    Raises:
+        UsageError: as `calibrate`.
+    """
     seed = whole_number("seed", seed)
     if seed < 0:
         raise UsageError(f"got the seed {seed}; give 0 or more")
-    setup = Setup.of(pipe, call, checkpoint)
     conditional = setup.family.conditional
     captions = kept_prompts(setup, captions, long)
     check_references(captions, repeated=not conditional, fpr=None if fpr is None else real_number("fpr", fpr))
@@ -100,33 +128,7 @@ def calibrate(
     check_call(setup)
     if fpr is None and len(captions) < needed_references(DEFAULT_FPR):
         logger.warning("%s", in_words(len(captions)))
-    norms, signals = recorded_for(judges)
-    seeds = range(seed, seed + len(captions))
-    runs, maps = [], []
-    for batch, found in mapped(
-        setup,
-        captions,
-        seeds,
-        mappers,
-        batch_size=batch_size,
-        norms=norms,
-        signals=signals,
-        decode=False,
-        progress=progress,
-    ):
-        runs.append(batch.trajectory.bare())
-        maps.append({name: heat.values for name, heat in found.items()})
-    calibration = fitted(
-        setup,
-        captions,
-        joined(runs),
-        {name: torch.cat([part[name] for part in maps]) for name in maps[0]},
-        norms=norms,
-        signals=signals,
-        localizers=mappers,
-    )
-    warn_of_references(calibration)
-    return calibration
+    return Recording(setup, captions, judges, mappers, seed, whole_number("batch_size", batch_size))
 
 
 def warn_of_references(calibration: Calibration) -> None:
@@ -143,73 +145,6 @@ def warn_of_references(calibration: Calibration) -> None:
             "leave them out by `Calibration.without` or take others in their place",
             ", ".join(str(row.number) for row in found),
         )
-
-
-def recorded_for(detectors: Sequence[Detector]) -> tuple[list[Norm], list[Signal]]:
-    """The norms and signals that `watch` has to record for detectors, without repetition.
-
-    Raises:
-        UsageError: if two detectors need different norms or signals of the same name.
-    """
-    norms: dict[str, Norm] = {}
-    signals: dict[str, Signal] = {}
-    for judge in detectors:
-        for norm in judge.norms:
-            _check_alike(norm.name, norm_in_words(norms.setdefault(norm.name, norm)), norm_in_words(norm))
-        for signal in judge.signals:
-            _check_alike(signal.name, signals.setdefault(signal.name, signal).describe(), signal.describe())
-    return list(norms.values()), list(signals.values())
-
-
-def _check_alike(name: str, first: str, second: str) -> None:
-    """Refuse two norms or signals that have one name and are described differently."""
-    if first != second:
-        raise UsageError(f"got two kinds of {name}: {first} and {second}; calibrate with one detector at a time")
-
-
-def fitted(
-    setup: Setup,
-    prompts: Sequence[str],
-    runs: Trajectory,
-    maps: dict[str, Tensor],
-    *,
-    norms: Sequence[Norm] = (),
-    signals: Sequence[Signal] = (),
-    localizers: Sequence[Localizer] = (),
-) -> Calibration:
-    """The calibration from the record of one image of every reference prompt.
-
-    Args:
-        setup: the set-up of the runs.
-        prompts: one per run.
-        runs: the reference runs.
-        maps: name of a localizer → its maps of the reference runs, (n, h, w).
-        norms: the further norms that were recorded.
-        signals: the signals that were computed.
-        localizers: the localizers that made `maps`.
-
-    Raises:
-        UsageError: for runs that ended early, or output that is not finite.
-    """
-    if not runs.complete:
-        raise UsageError("the reference runs ended before their last step; calibrate with options that let them end")
-    for name in ("delta", "z", "x0"):
-        if broken := int((~runs.norms[name].isfinite()).any(dim=1).sum()):
-            raise UsageError(
-                f"the model's output holds NaN or infinity on {broken} of {len(runs)} reference prompts; check its "
-                "weights and dtype"
-            )
-    for name, heat in maps.items():
-        if broken := int((~heat.isfinite()).flatten(1).any(dim=1).sum()):
-            raise UsageError(
-                f"{broken} of {len(heat)} reference maps of {name} are not finite; check the model's dtype"
-            )
-    checkpoint = "" if setup.checkpoint is None else weights_digest(setup.checkpoint)
-    made_by = {norm.name: norm_in_words(norm) for norm in norms}
-    made_by |= {signal.name: signal.describe() for signal in signals}
-    made_by |= {f"map {mapper.name}": made_in_words(mapper, checkpoint) for mapper in localizers}
-    captions = Captions.read_by(setup.family, prompts)
-    return Calibration(setup.fingerprint, runs, maps, made_by, prompts_digest(prompts), captions)
 
 
 def in_words(count: int) -> str:

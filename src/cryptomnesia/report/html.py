@@ -21,7 +21,7 @@ from PIL import Image
 from cryptomnesia.auditing.as_json import finite
 from cryptomnesia.auditing.evidence import Level, gate
 from cryptomnesia.auditing.outcome import Judged, Outcome
-from cryptomnesia.auditing.rows import RETURNED, trajectory_of
+from cryptomnesia.auditing.rows import RETURNED
 from cryptomnesia.auditing.safeguard import level_behind
 from cryptomnesia.auditing.scoring import calibration_in, installed
 from cryptomnesia.auditing.store import Store
@@ -32,6 +32,7 @@ from cryptomnesia.matching.sources import content_of
 from cryptomnesia.report.meanings import meanings, notes
 from cryptomnesia.report.safeguard import HEADINGS, sentences, table
 from cryptomnesia.statistics import conformal_threshold
+from cryptomnesia.tracing.columns import trajectory_of
 from cryptomnesia.words import spans
 
 SIDE = 256

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryptomnesia.calibration.fitting import fitted
 from cryptomnesia.calibration.judging import Judge
+from cryptomnesia.calibration.recording import fitted
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.detectors import Detector
 from cryptomnesia.detectors import detector as detector_of

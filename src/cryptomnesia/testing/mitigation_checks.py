@@ -9,8 +9,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from cryptomnesia.calibration.fitting import fitted
 from cryptomnesia.calibration.judging import Judge
+from cryptomnesia.calibration.recording import fitted
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.detectors import Detector, default_detector
 from cryptomnesia.guarding.making import Maker

@@ -1,6 +1,6 @@
 import torch
 
-from cryptomnesia.auditing.rows import columns, trajectory_of
+from cryptomnesia.tracing.columns import columns, trajectory_of
 from runs import trajectory
 
 

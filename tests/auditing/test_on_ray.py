@@ -1,0 +1,85 @@
+"""An audit whose batches are done by the processes of a Ray cluster."""
+
+import logging
+
+import pytest
+from faults import audit_under_fire
+from PIL import Image
+
+from cryptomnesia import UsageError, audit
+from cryptomnesia.auditing import audited as auditing
+from cryptomnesia.auditing.outcome import outcome
+from cryptomnesia.auditing.store import Store
+from tiny_audit import settings
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture
+def cluster():
+    """A cluster of this machine with two cores."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+def test_an_audit_on_ray_is_the_audit_of_one_process(cluster, audit_folder, tmp_path, monkeypatch):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(12):
+        Image.effect_noise((16, 16), number).save(images / f"{number}.png")
+    arguments = settings(audit_folder, images_per_prompt=2, batch_size=2, training_images=images)
+    alone = audit(**arguments, output=tmp_path / "alone")
+    told = []
+
+    def stop(stage, done, total):
+        told.append((stage, done, total))
+        if stage == "images" and done >= 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(**arguments, output=tmp_path / "run", engine="ray", progress=stop)
+    done = Store(tmp_path / "run").done("images")
+    assert 1 <= done < 3
+    # the command that goes on has no model
+    monkeypatch.setattr(auditing, "plan", None)
+    shared = audit(**arguments, output=tmp_path / "run", engine="ray", progress=lambda *one: told.append(one))
+    for stage in ("references", "images", "scores"):
+        assert str(shared.rows(stage)) == str(alone.rows(stage))
+    assert outcome(shared).to_json() == outcome(alone).to_json()
+    assert next(one for one in told if one[0] == "references") == ("references", 0, 102)
+    assert ("images", 2 * done, 6) in told
+    assert told[-1] == ("images", 6, 6)
+    # what a process refuses is refused here
+    with pytest.raises(UsageError, match="holds another run: seed is 7, there 0"):
+        audit(**arguments, seed=7, output=tmp_path / "run", engine="ray")
+
+
+def test_a_cluster_needs_names_of_methods(audit_folder, tmp_path, pipe):
+    given = settings(audit_folder) | {"model": pipe}
+    with pytest.raises(UsageError, match="got the model as an object, and several workers load everything by its name"):
+        audit(**given, output=tmp_path / "run", engine="ray")
+
+
+def test_a_folder_that_only_one_machine_sees_is_refused(cluster, audit_folder, tmp_path, monkeypatch):
+    run = tmp_path / "elsewhere"
+    monkeypatch.setattr(auditing, "Store", lambda folder: Store(run / "nothing"))
+    with pytest.raises(
+        UsageError, match=r"has begun the run in .*elsewhere, which this machine does not see; give a f"
+    ):
+        audit(**settings(audit_folder), output=run, engine="ray")
+
+
+@pytest.mark.slow
+def test_a_run_whose_processes_machines_and_commands_are_killed_has_every_image_once(audit_folder, tmp_path):
+    (audit_folder / "hundred.txt").write_text("\n".join(f"a blue star {number}" for number in range(100)))
+    arguments = settings(audit_folder, prompts=audit_folder / "hundred.txt", batch_size=2)
+    expected = audit(**arguments, output=tmp_path / "whole")
+    model = arguments.pop("model")
+    flags = [part for name, value in arguments.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    counts = audit_under_fire([model, *flags], tmp_path / "killed", faults=20)
+    assert sum(counts.values()) == 20
+    assert all(counts.values())
+    resumed = Store(tmp_path / "killed")
+    for stage in ("references", "images", "scores"):
+        assert str(resumed.rows(stage)) == str(expected.rows(stage))
