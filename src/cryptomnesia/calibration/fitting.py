@@ -128,7 +128,10 @@ def recorded_by(
     check_call(setup)
     if fpr is None and len(captions) < needed_references(DEFAULT_FPR):
         logger.warning("%s", in_words(len(captions)))
-    return Recording(setup, captions, judges, mappers, seed, whole_number("batch_size", batch_size))
+    batch_size = whole_number("batch_size", batch_size)
+    if batch_size < 1:
+        raise UsageError(f"got a batch size of {batch_size}; give at least 1")
+    return Recording(setup, captions, judges, mappers, seed, batch_size)
 
 
 def warn_of_references(calibration: Calibration) -> None:
