@@ -21,8 +21,10 @@ from cryptomnesia.mitigations import (
 )
 from cryptomnesia.mitigations.attention_reweighting import Reweighted
 from cryptomnesia.mitigations.captions import candidates, draws_for, embedded, embeddings, lacking
-from cryptomnesia.mitigations.partial_captions import Turns, _lost, _Parts, _Search, _together, edge_correlation
+from cryptomnesia.mitigations.partial_captions import _lost, _Parts, _Search, _together, edge_correlation
 from cryptomnesia.mitigations.random_tokens import _with
+from cryptomnesia.mitigations.side_by_side import side_by_side
+from cryptomnesia.mitigations.turns import Turns
 from cryptomnesia.pipelines.inputs import Inputs, Shared
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.registry import create
@@ -139,11 +141,12 @@ def test_a_part_that_is_ordinary_but_like_the_memory_takes_no_turn():
     method = PartialCaptions(other_noise=False, usual=1e-9, most=1)
     assert 0 in method.prepare(flagged, studio).hopeless
     search = _Search(method, call, studio)
-    memory = search._estimates([call])
+    (memory,) = side_by_side([search._estimates([call])], studio)
     words = candidates(call["prompt"][0], [])
 
     def alike(dropped):
-        return edge_correlation(search._estimates([lacking(call, dropped)]), memory).item()
+        (estimates,) = side_by_side([search._estimates([lacking(call, dropped)])], studio)
+        return edge_correlation(estimates, memory).item()
 
     one = {word: alike([word]) for word in words}
     assert min(one.values()) > method.alike
@@ -170,7 +173,9 @@ def test_the_whole_caption_is_taken_from_other_noise_if_that_is_unlike_the_flagg
     method = PartialCaptions(usual=1e-9, most=1)
     likeness = {"a small striped blue star": [0.2], "a red circle": [0.9]}
     monkeypatch.setattr(
-        _Search, "_likeness", lambda _, calls, __=None: likeness.get(calls[0]["prompt"][0], [0.9] * len(calls))
+        _Search,
+        "_likeness",
+        at_once(lambda _, calls, __=None: likeness.get(calls[0]["prompt"][0], [0.9] * len(calls))),
     )
     prepared = method.prepare(flagged, studio)
     assert prepared.notes[0] == "from other noise"
@@ -190,8 +195,10 @@ def test_the_whole_caption_is_taken_from_other_noise_if_that_is_unlike_the_flagg
     monkeypatch.setattr(
         _Search,
         "_likeness",
-        lambda _, calls, correction=None: (
-            likeness.get(calls[0]["prompt"][0], [0.2] * len(calls)) if correction is None else [0.2]
+        at_once(
+            lambda _, calls, parts=None: (
+                likeness.get(calls[0]["prompt"][0], [0.2] * len(calls)) if parts is None else [0.2]
+            )
         ),
     )
     both = mixed.prepare(flagged, studio)
@@ -203,8 +210,54 @@ def test_the_whole_caption_is_taken_from_other_noise_if_that_is_unlike_the_flagg
     torch.testing.assert_close(pictures[1:], studio.make(alone.calls, alone.correction)[0].images, atol=1e-4, rtol=1e-4)
     # noise that the caller gave is kept, and so is what surrounds a mask
     given = replace(flagged[0], call={**flagged[0].call, "latents": torch.zeros(1)})
-    assert _Search(method, given.call, studio)._from_other_noise() is None
+    assert side_by_side([_Search(method, given.call, studio)._from_other_noise()], studio) == [None]
     assert RegionRestricted().inner == PartialCaptions(other_noise=False)
+
+
+def at_once(compute):
+    """A step of a search that asks for no runs."""
+
+    def searching(*args):
+        yield from ()
+        return compute(*args)
+
+    return searching
+
+
+def test_searches_side_by_side_find_what_each_finds_alone():
+    setup = SETUPS["Stable Diffusion"]()
+    studio = studio_of(setup)
+    flagged = flagged_of(setup, "a small striped blue star", "star", "a red circle", "a green ring on a white ground")
+    # where the limit for parts is so low, the searches end after other numbers of words
+    method = PartialCaptions(usual=1e-9, alike=0.99)
+    counting = Counting(studio)
+    together = method.prepare(flagged, counting)
+    calls = counting.calls
+    alone = [method.prepare([image], counting) for image in flagged]
+    assert counting.calls - calls > calls
+    assert together.notes == [one.notes[0] for one in alone]
+    assert together.dropped == [one.dropped[0] for one in alone]
+    assert together.hopeless == {row: one.hopeless[0] for row, one in enumerate(alone) if one.hopeless}
+    assert max(counting.sizes) <= studio.batch
+
+
+class Counting:
+    """A studio that counts the calls of the pipeline."""
+
+    def __init__(self, studio):
+        self._studio = studio
+        self.sizes = []
+
+    @property
+    def calls(self):
+        return len(self.sizes)
+
+    def first(self, calls, *args, **more):
+        self.sizes.append(len(calls))
+        return self._studio.first(calls, *args, **more)
+
+    def __getattr__(self, name):
+        return getattr(self._studio, name)
 
 
 def test_parts_that_bring_the_memory_back_together_take_no_turns(monkeypatch):
@@ -216,16 +269,16 @@ def test_parts_that_bring_the_memory_back_together_take_no_turns(monkeypatch):
     likeness = dict(zip(words, (0.4, 0.1, 0.3, 0.2, 0.5), strict=True))
     together = []
 
-    def estimates(search, calls, correction=None):
-        if correction is not None:
-            together.append(len(correction.parts[0]))
+    def estimates(search, calls, parts=None):
+        if parts is not None:
+            together.append(len(parts))
             # three or more parts bring the picture back
             return picture if together[-1] > 2 else noise
         texts = [call["prompt"][0].split() for call in calls]
         weights = [likeness[next(word for word in words if word not in text)] if len(text) < 5 else 1 for text in texts]
         return torch.cat([weight * picture + (1 - weight) * noise for weight in weights])
 
-    monkeypatch.setattr(_Search, "_estimates", estimates)
+    monkeypatch.setattr(_Search, "_estimates", at_once(estimates))
     prepared = PartialCaptions(other_noise=False, usual=1e-9, alike=0.9, parts=5).prepare(flagged, studio_of(setup))
     assert together == [5, 4, 3, 2]
     assert len(prepared.correction.parts[0]) == 2

@@ -34,8 +34,7 @@ the flagged image. The text of the prompt stays as the user wrote it.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import reduce
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,12 +43,14 @@ from torch import Tensor
 from cryptomnesia.detectors.base import Moments
 from cryptomnesia.detectors.combined import LEAST_SPREAD, logarithm
 from cryptomnesia.errors import UsageError
-from cryptomnesia.mitigations.base import Correction, Flagged, Prepared, Preparing, Remade, Studio, made
+from cryptomnesia.mitigations.base import Flagged, Prepared, Preparing, Remade, Studio, made
 from cryptomnesia.mitigations.captions import candidates, draws_for, lacking, texts_of
-from cryptomnesia.pipelines.inputs import Inputs, input_rows, same, together, unpacked
+from cryptomnesia.mitigations.side_by_side import Asked, Searching, side_by_side
+from cryptomnesia.mitigations.turns import Turns
+from cryptomnesia.pipelines.inputs import Inputs, unpacked
 from cryptomnesia.pipelines.setup import Requirement
 from cryptomnesia.registry import create
-from cryptomnesia.tracing.trajectory import Trajectory, evaluation
+from cryptomnesia.tracing.trajectory import evaluation
 from cryptomnesia.tracing.watching import check_conditioned
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class PartialCaptions(Preparing):
 
     def prepare(self, flagged: Sequence[Flagged], studio: Studio) -> Prepared:
         """Find the parts of every caption."""
-        found = [_Search(self, image.call, studio).parts() for image in flagged]
+        found = side_by_side([_Search(self, image.call, studio).parts() for image in flagged], studio)
         parts = [one if isinstance(one, _Parts) else None for one in found]
         return Prepared(
             [image.call if one is None else one.call for image, one in zip(flagged, parts, strict=True)],
@@ -169,7 +170,7 @@ class PartialCaptions(Preparing):
             return []
         prepared = self.prepare(flagged, studio)
         turns: Any = prepared.correction
-        if len(flagged) > 1 and turns.parts and not turns.fits:
+        if len(flagged) > 1 and not turns.fits:
             return [self.remake([image], studio)[0] for image in flagged]
         return made(prepared, flagged, studio)
 
@@ -179,23 +180,24 @@ class _Search:
 
     def __init__(self, settings: PartialCaptions, call: Any, studio: Studio) -> None:
         """Take the call that makes the flagged image, and find out what is ordinary."""
-        self._settings, self._call, self._studio = settings, call, studio
+        self._settings, self._call = settings, call
         details = logarithm(studio.references.norms["detail"])
+        self._compared = evaluation(COMPARED, details.shape[1])
         self._usual = Moments.of(details, LEAST_SPREAD)
         self._most = self._usual.z_scores(details)[:, 0].quantile(1 - settings.usual).item()
         self._memory: Tensor | None = None
 
-    def parts(self) -> "_Parts | str":
+    def parts(self) -> "Searching[_Parts | str]":
         """The parts, or why there are none."""
         different = candidates(" ".join(dict.fromkeys(texts_of(self._call).values())), [])
         if not different:
             return "no words to leave out"
-        if (whole := self._from_other_noise()) is not None:
+        if (whole := (yield from self._from_other_noise())) is not None:
             return whole
         lacked: list[tuple[str, ...]] = [(word,) for word in different]
         # one word is left at least
         for _ in range(min(self._settings.most, len(different) - 1)):
-            found, nearest = self._lacking(lacked)
+            found, nearest = yield from self._lacking(lacked)
             if found is not None:
                 return found
             longer = ({*one, word} for one in nearest for word in different)
@@ -206,64 +208,68 @@ class _Search:
             )
         return "no part of the caption is ordinary and unlike the memory"
 
-    def _from_other_noise(self) -> "_Parts | None":
+    def _from_other_noise(self) -> "Searching[_Parts | None]":
         """The whole caption from other noise, None if that is not ordinary and unlike the memory."""
         if not self._settings.other_noise or self._call.get("latents") is not None:
             return None
         # on the device of the others: diffusers draws the noise of a batch on one
         device = self._call["generator"].device
         call = {**self._call, "generator": draws_for(self._call, self._settings.name, device)}
-        (run,), scores = self._first([call])
-        if not scores[0] <= self._most or not self._likeness([call])[0] <= self._settings.alike:
+        (inputs,), scores = yield from self._first([call])
+        if not scores[0] <= self._most or not (yield from self._likeness([call]))[0] <= self._settings.alike:
             return None
-        return _Parts(call, [input_rows(run.step(0).cond_inputs, [0])], [()])
+        return _Parts(call, [inputs], [()])
 
-    def _lacking(self, lacked: Sequence[tuple[str, ...]]) -> "tuple[_Parts | None, list[tuple[str, ...]]]":
+    def _lacking(self, lacked: Sequence[tuple[str, ...]]) -> "Searching[tuple[_Parts | None, list[tuple[str, ...]]]]":
         """The parts that are ordinary and unlike the memory, None if there are none, and the words of the nearest."""
         most, calls = self._settings.parts, [lacking(self._call, dropped) for dropped in lacked]
-        runs, scores = self._first(calls)
+        inputs, scores = yield from self._first(calls)
         order = scores.nan_to_num(nan=torch.inf).argsort(stable=True).tolist()
         ordinary = [place for place in order if scores[place] <= self._most][: TRIED * most]
         alike: dict[int, float] = {}
         good: list[int] = []
         while rest := ordinary[len(alike) :][:most]:
-            alike |= dict(zip(rest, self._likeness([calls[place] for place in rest]), strict=True))
+            alike |= dict(zip(rest, (yield from self._likeness([calls[place] for place in rest])), strict=True))
             unlike = [place for place, value in alike.items() if value <= self._settings.alike]
             good = _together(unlike, lacked, most)
             if len(good) == most and not _lost(lacked[place] for place in good):
                 break
-        size = self._studio.batch
-        kept = {place: input_rows(runs[place // size].step(0).cond_inputs, [place % size]) for place in good}
+        kept = {place: inputs[place] for place in good}
         # parts that are unlike the memory can bring it back together
-        while len(kept) > 1 and not self._likeness([self._call], Turns([[*kept.values()]]))[0] <= self._settings.alike:
+        while len(kept) > 1:
+            (likeness,) = yield from self._likeness([self._call], [*kept.values()])
+            if likeness <= self._settings.alike:
+                break
             del kept[max(kept, key=alike.__getitem__)]
         nearest = [*sorted(alike, key=alike.__getitem__), *(place for place in order if place not in alike)][:GO_ON]
         found = _Parts(self._call, [*kept.values()], [lacked[place] for place in kept]) if kept else None
         return found, [lacked[place] for place in nearest]
 
-    def _first(self, calls: Sequence[Any]) -> tuple[list[Trajectory], Tensor]:
-        """The first evaluation of calls in batches, and how much more detail than usual each has, (n,)."""
-        size = self._studio.batch
-        runs = [self._studio.first(calls[start : start + size], 1) for start in range(0, len(calls), size)]
-        return runs, torch.cat([self._usual.z_scores(logarithm(run.norms["detail"]))[:, 0] for run in runs])
+    def _first(self, calls: Sequence[Any]) -> Searching[tuple[list[Inputs], Tensor]]:
+        """The conditioning of calls, and how much more detail than usual each has at the first evaluation, (n,)."""
+        runs = yield Asked(calls, 0)
+        scores = [self._usual.z_scores(logarithm(run.norms["detail"]))[:, 0] for run in runs]
+        return [run.step(0).cond_inputs for run in runs], torch.cat(scores)
 
-    def _likeness(self, calls: Sequence[Any], correction: Correction | None = None) -> list[float]:
-        """How much the estimates x̂_0 of calls are like the memory when they are compared, 0 if nothing is compared."""
+    def _likeness(self, calls: Sequence[Any], parts: Sequence[Inputs] | None = None) -> Searching[list[float]]:
+        """How much the estimates x̂_0 of calls are like the memory when they are compared, 0 if nothing is compared.
+
+        Args:
+            calls: the calls.
+            parts: that take turns in each of them; None for the caption of the call.
+        """
         if self._settings.alike == 1:
             return [0.0] * len(calls)
         if self._memory is None:
-            self._memory = self._estimates([self._call])
-        return edge_correlation(self._estimates(calls, correction), self._memory).tolist()
+            self._memory, estimates = (yield from self._estimates([self._call, *calls])).split([1, len(calls)])
+        else:
+            estimates = yield from self._estimates(calls, parts)
+        return edge_correlation(estimates, self._memory).tolist()
 
-    def _estimates(self, calls: Sequence[Any], correction: Correction | None = None) -> Tensor:
+    def _estimates(self, calls: Sequence[Any], parts: Sequence[Inputs] | None = None) -> Searching[Tensor]:
         """The estimates x̂_0 of calls when they are compared with the memory, (n, C, h, w)."""
-        number = evaluation(COMPARED, self._studio.references.norms["detail"].shape[1])
-        found = []
-        for start in range(0, len(calls), self._studio.batch):
-            part = calls[start : start + self._studio.batch]
-            step = self._studio.first(part, number + 1, keep=(number,), correction=correction).step(number)
-            found.append(unpacked(step.cond.x0.float(), step.cond_inputs))
-        return torch.cat(found)
+        steps = [run.step(self._compared) for run in (yield Asked(calls, self._compared, parts))]
+        return torch.cat([unpacked(step.cond.x0.float(), step.cond_inputs) for step in steps])
 
 
 def edge_correlation(estimates: Tensor, memory: Tensor) -> Tensor:
@@ -334,34 +340,3 @@ class _Parts:
         others = [" and ".join(word for word in one if word not in self.lost) for one in self.lacking]
         turns = f"in turn without {' or '.join(others)}"
         return f"{turns}, always without {', '.join(self.lost)}" if self.lost else turns
-
-
-@dataclass
-class Turns(Correction):
-    """Gives every image another conditioning at every evaluation, one of several in turn.
-
-    Attributes:
-        parts: of every image, the conditioning of one image each, from the first evaluation of a run.
-    """
-
-    parts: list[list[Inputs]]
-    _names: frozenset[str] = field(default=frozenset(), init=False)
-
-    @property
-    def fits(self) -> bool:
-        """Whether the parts of all images fit into one batch, whatever their turn is."""
-        return reduce(together, [part for parts in self.parts for part in parts]) is not None
-
-    def condition(self, index: int, inputs: Inputs) -> Inputs:
-        """The conditioning of the parts whose turn it is."""
-        if index == 0:
-            # what the captions decide, masks of their padding for instance; the rest may depend on the evaluation
-            self._names = frozenset(
-                name
-                for row, parts in enumerate(self.parts)
-                for part in parts
-                for name, value in part.items()
-                if not name.startswith("_") and not same(value, input_rows(inputs, [row]).get(name))
-            )
-        new: Any = reduce(together, [parts[index % len(parts)] for parts in self.parts])
-        return {**inputs, **{name: new[name] for name in self._names}}
