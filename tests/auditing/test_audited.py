@@ -3,15 +3,18 @@ import logging
 import multiprocessing
 import random
 import time
+from threading import Thread
+from unittest.mock import Mock
 
 import pytest
 import torch
-from diffusers import DDIMPipeline
+from diffusers import DDIMPipeline, StableDiffusionPipeline
 from PIL import Image
 
 from cryptomnesia import Calibration, Drift, MapMean, Rephrasing, Stability, UsageError, audit, calibrate
 from cryptomnesia.auditing import audited as auditing
 from cryptomnesia.auditing.outcome import outcome
+from cryptomnesia.auditing.requests import Request
 from cryptomnesia.auditing.scoring import score
 from cryptomnesia.auditing.store import Store
 from cryptomnesia.localizers import Curvature, CurvatureDifference
@@ -224,6 +227,41 @@ def test_several_processes_share_a_run(audit_folder, tmp_path):
         assert str(shared.rows(stage)) == str(alone.rows(stage))
     assert alone.about["skipped"].keys() == {"broken.png"}
     assert "12 by tiles, 32 pixels, 4 across; 1 more files could not be used" in model_card(outcome(alone))
+
+
+def test_no_process_is_started_for_which_there_is_no_batch(audit_folder, audited, tmp_path, monkeypatch):
+    given = settings(audit_folder, references=None, calibration=audited.folder / "calibration.safetensors")
+    started = []
+
+    def record(request, folder, workers):
+        started.append(workers)
+        return helped(request, folder, 1)
+
+    helped = auditing._helped
+    monkeypatch.setattr(auditing, "_helped", record)
+    for size in (1, 2, 4):
+        audit(**given | {"batch_size": size}, output=tmp_path / f"by {size}", workers=16)
+    # three prompts
+    assert started == [3, 2, 1]
+    audit(**settings(audit_folder), output=tmp_path / "calibrating", workers=16)
+    # the references are work as well
+    assert started[3:] == [16]
+
+
+def test_processes_wait_until_the_first_has_begun_the_run(audit_folder, tmp_path, monkeypatch):
+    folder, begun = tmp_path / "run", multiprocessing.get_context("spawn").Event()
+    worked = []
+    monkeypatch.setattr(multiprocessing, "parent_process", multiprocessing.current_process)
+    monkeypatch.setattr(auditing, "Thread", lambda **_: Thread(target=begun.set))
+    monkeypatch.setattr(auditing, "signal", Mock())
+    monkeypatch.setattr(auditing, "_run", lambda request, *_: worked.append((request.model, begun.is_set())))
+    given = settings(audit_folder)
+    request = Request.of(given.pop("model"), given.pop("prompts"), given)
+    auditing._help(request, folder, torch.get_num_threads(), begun)
+    ((model, waited),) = worked
+    assert waited
+    assert isinstance(model, StableDiffusionPipeline)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(

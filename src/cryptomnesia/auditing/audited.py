@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -26,6 +27,7 @@ from cryptomnesia.calibration.recording import Recording
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.engine import LOCAL, OnRay, check_engine
 from cryptomnesia.errors import CryptomnesiaError, UsageError
+from cryptomnesia.pipelines.loading import pipeline_of
 from cryptomnesia.places import place
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.settings import AuditSettings
@@ -131,9 +133,16 @@ def _is_json(value: Any) -> bool:
 
 def _run(request: Request, folder: Path, workers: int, progress: Progress) -> Store:
     """Work on a run in this process, and in further ones of this machine, until it is finished."""
-    work = Work(request, folder, progress)
-    store = work.store
-    with _helped(request, folder, workers):
+    texts = request.texts()
+    request = replace(request, prompts=texts)
+    if request.settings.references is None:
+        # a process without a batch would only take a core from the others
+        images = len(texts) * request.settings.images_per_prompt
+        workers = min(workers, batch_count(images, request.settings.batch_size))
+    with _helped(request, folder, workers) as begin:
+        work = Work(request, folder, progress)
+        store = work.store
+        begin()
 
         def each(stage: str, count: int, units: int) -> None:
             size = work.planned.settings.batch_size
@@ -292,17 +301,23 @@ def _sent(request: Request) -> Request:
 
 
 @contextmanager
-def _helped(request: Request, folder: Path, workers: int) -> Iterator[None]:
-    """Have other processes work on the run during the block."""
+def _helped(request: Request, folder: Path, workers: int) -> Iterator[Callable[[], None]]:
+    """Have other processes work on the run during the block, from when the function is called that it is given.
+
+    They import and load the model before that, while the first process does the same.
+    """
     threads = torch.get_num_threads()
     share = max(1, threads // workers)
     context = multiprocessing.get_context("spawn")
-    helpers = [context.Process(target=_help, args=(request, folder, share), daemon=True) for _ in range(workers - 1)]
+    begun = context.Event()
+    helpers = [
+        context.Process(target=_help, args=(request, folder, share, begun), daemon=True) for _ in range(workers - 1)
+    ]
     for helper in helpers:
         helper.start()
     torch.set_num_threads(share)
     try:
-        yield
+        yield begun.set
     finally:
         torch.set_num_threads(threads)
         for helper in helpers:
@@ -310,7 +325,7 @@ def _helped(request: Request, folder: Path, workers: int) -> Iterator[None]:
             helper.join()
 
 
-def _help(request: Request, folder: Path, threads: int) -> None:
+def _help(request: Request, folder: Path, threads: int, begun: Event) -> None:
     """Work on a run until it is done or the first process, which reports errors, has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     first = multiprocessing.parent_process()
@@ -318,6 +333,8 @@ def _help(request: Request, folder: Path, threads: int) -> None:
     Thread(target=lambda: (first.join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(threads)
     try:
+        request = replace(request, model=pipeline_of(request.settings))
+        begun.wait()
         _run(request, folder, 1, _silent)
     except CryptomnesiaError:
         pass
