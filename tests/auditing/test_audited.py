@@ -318,7 +318,7 @@ def test_what_cannot_be_is_refused_before_anything_is_generated(audit_folder, tm
     (audit_folder / "few").mkdir(exist_ok=True)
     for number in range(3):
         Image.effect_noise((16, 16), number).save(audit_folder / "few" / f"{number}.png")
-    monkeypatch.setattr(auditing, "mapped", None)
+    monkeypatch.setattr(auditing, "Recording", None)
     paths = {
         name: audit_folder / value
         for name in ("prompts", "training_images", "calibration")

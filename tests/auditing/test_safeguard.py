@@ -281,7 +281,7 @@ class Mute(Policy):
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_generated(audit_folder, tmp_path, monkeypatch, more, message):
-    monkeypatch.setattr(auditing, "mapped", None)
+    monkeypatch.setattr(auditing, "Recording", None)
     monkeypatch.setattr(Examiner, "__call__", None)
     with pytest.raises(UsageError, match=message) as refused:
         audit(**settings(audit_folder, **more), output=tmp_path / "run")

@@ -60,10 +60,10 @@ def audit(
         prompts: the texts to audit, or a file or folder of them as `read_prompts` takes it. Repeated ones are audited
             once.
         output: folder of the run, or a URL of fsspec such as `s3://bucket/run`; a run that was stopped goes on there.
-        workers: processes that share the work. Here they share the cores, this process among them; one by default, but
-            on CPUs a small network is faster in several processes of few threads than in one of many. On Ray there is
-            one for every GPU by default, or for every core if there is no GPU. Each process loads the model, so it has
-            to be given by its name.
+        workers: processes that share the work. Here they share the cores, this process among them; one by default,
+            but on CPUs a small network is faster in several processes of few threads than in one of many, and fewer if
+            there are fewer batches. On Ray there is one for every GPU by default, or for every core if there is no GPU.
+            Each process loads the model, so it has to be given by its name.
         engine: `local` for this machine, or the Ray cluster whose machines do the work: `ray` or `ray://HOST:10001`, as
             `cryptomnesia.engine.OnRay` takes it. These machines read the model by its name and write to `output`.
         progress: called with the stage (`index`, `references` or `images`), how much of it is done, and how much there
