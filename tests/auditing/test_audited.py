@@ -230,7 +230,7 @@ def test_several_processes_share_a_run(audit_folder, tmp_path):
 
 
 def test_no_process_is_started_for_which_there_is_no_batch(audit_folder, audited, tmp_path, monkeypatch):
-    given = settings(audit_folder, references=None, calibration=audited.folder / "calibration.safetensors")
+    given = {"references": None, "calibration": audited.folder / "calibration.safetensors"}
     started = []
 
     def record(request, folder, workers):
@@ -240,7 +240,7 @@ def test_no_process_is_started_for_which_there_is_no_batch(audit_folder, audited
     helped = auditing._helped
     monkeypatch.setattr(auditing, "_helped", record)
     for size in (1, 2, 4):
-        audit(**given | {"batch_size": size}, output=tmp_path / f"by {size}", workers=16)
+        audit(**settings(audit_folder, **given, batch_size=size), output=tmp_path / f"by {size}", workers=16)
     # three prompts
     assert started == [3, 2, 1]
     audit(**settings(audit_folder), output=tmp_path / "calibrating", workers=16)
