@@ -94,11 +94,20 @@ def _batches(folder: Path) -> int:
 
 
 def _processes() -> list[int]:
-    """The processes of the audit that have a unit; Ray gives them the name of what they do."""
+    """The processes of the audit that have a unit: Ray gives them the name of what they do.
+
+    Their parent is the main process of a machine, which this process has started.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                if (entry / "cmdline").read_bytes().startswith(b"ray::_Process.do"):
+            with contextlib.suppress(OSError, IndexError):
+                named = (entry / "cmdline").read_bytes().startswith(b"ray::_Process.do")
+                if named and _parent(_parent(int(entry.name))) == os.getpid():
                     found.append(int(entry.name))
     return found
+
+
+def _parent(process: int) -> int:
+    """The parent of a process. What stands before it in the file, a name in brackets, may hold anything."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])

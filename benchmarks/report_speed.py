@@ -32,13 +32,13 @@ from playwright.sync_api import Browser, sync_playwright
 from cryptomnesia import __version__
 from cryptomnesia.auditing.evidence import Level, gate
 from cryptomnesia.auditing.outcome import Judged, Outcome
-from cryptomnesia.tracing.columns import NORM
 from cryptomnesia.auditing.store import CALIBRATION, Store
 from cryptomnesia.calibration import Calibration
 from cryptomnesia.detectors import Drift
 from cryptomnesia.proving_ground import BUNDLE
 from cryptomnesia.report.html import html
 from cryptomnesia.settings import AuditSettings
+from cryptomnesia.tracing.columns import NORM
 from cryptomnesia.tracing.trajectory import NORMS
 
 PROMPTS = 1000

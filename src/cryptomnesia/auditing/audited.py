@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from threading import Thread
@@ -164,17 +164,31 @@ def _run_on_ray(request: Request, folder: Path, engine: str, workers: int | None
         list(do([(BEGIN, 0)]))
         store = _begun(folder)
         size = AuditSettings.resolve(store.about["settings"], environment={}).batch_size
-
-        def each(stage: str, count: int, units: int) -> None:
-            missing = store.missing(stage, count)
-            done = count - len(missing)
-            progress(stage, min(done * size, units), units)
-            for _ in do((stage, number) for number in missing):
-                done += 1
-                progress(stage, min(done * size, units), units)
-
+        each = partial(spread, do, store, size=size, progress=progress)
         _in_stages(store, lambda unit: list(do([unit])), each)
     return store
+
+
+def spread(
+    do: OnRay[Any, Any], store: Store, stage: str, count: int, units: int, *, size: int, progress: Progress
+) -> None:
+    """Have the processes of a cluster do what is left of a stage.
+
+    Args:
+        do: the processes.
+        store: the run.
+        stage: name of the stage.
+        count: number of its batches.
+        units: number of its images.
+        size: images per batch.
+        progress: as for `audit`.
+    """
+    missing = store.missing(stage, count)
+    done = count - len(missing)
+    progress(stage, min(done * size, units), units)
+    for _ in do((stage, number) for number in missing):
+        done += 1
+        progress(stage, min(done * size, units), units)
 
 
 def _begun(folder: Path) -> Store:
