@@ -173,9 +173,10 @@ def outcome(store: Store, *, fail_on: str | None = None, max_rate: float | None 
     guard = store.about.get("guard")
     check_gate(settings, localized=store.about["methods"]["localizer"] is not None, guarded=guard is not None)
     batches = batch_count(len(store.about["prompts"]) * settings.images_per_prompt, settings.batch_size)
-    if store.done(IMAGES) < batches or not store.done(SCORES):
+    missing = len(store.missing(IMAGES, batches))
+    if missing or store.missing(SCORES, 1):
         raise UsageError(
-            f"{store.folder} is not finished: {store.done(IMAGES)} of {batches} batches; run `cryptomnesia audit` with "
+            f"{store.folder} is not finished: {batches - missing} of {batches} batches; run `cryptomnesia audit` with "
             "the same settings again to go on"
         )
     images, scores = store.rows(IMAGES), store.rows(SCORES)
