@@ -174,6 +174,8 @@ def where(call: Callable[[], None], guarding: Guard, calls: int) -> dict[str, fl
             finally:
                 seconds[part] += time.perf_counter() - begin
 
+        # the clock around the solver's step changes no picture, which the guard would otherwise not know
+        run.cryptomnesia_fingerprint = ""  # type: ignore[attr-defined]
         return run
 
     parts = {

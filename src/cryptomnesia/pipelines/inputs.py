@@ -84,12 +84,12 @@ def sorted_out(
         return Listed(tuple(value))
     if name in stacked and isinstance(value, Tensor):
         return Stacked(value)
+    if isinstance(value, Tensor):
+        return value if value.dim() > 0 and value.shape[0] == images else Shared(value)
     if isinstance(value, Mapping):
         return {key: sorted_out(item, images, name=key, shared=shared, listed=listed) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return _like(value, (sorted_out(item, images, shared=shared, listed=listed) for item in value))
-    if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == images:
-        return value
     return Shared(value)
 
 
@@ -174,6 +174,8 @@ def carried(inputs: Inputs, run: Inputs) -> Inputs:
 
 def _every(change: Callable[[Any], Any], value: Any) -> Any:
     """A conditioning in which every tensor and every wrapper is changed."""
+    if isinstance(value, Tensor):
+        return change(value)
     if isinstance(value, Mapping):
         return {name: _every(change, item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -5,6 +5,7 @@ solvers on Karras or other grids round the timesteps that they hand out. A `Sche
 the model was trained.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
+
+_LEAST_BAR = 1e-20
+"""What stands for the ᾱ = 0 at the end of a schedule with zero terminal signal-to-noise ratio."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Schedule(Protocol):
 
 def level_at(schedule: Schedule, t: Tensor | float) -> Level:
     """The level at a timestep on which the model was trained."""
+    if isinstance(schedule, VariancePreserving):
+        return schedule.level(float(t))
     alpha, sigma = schedule(t)
     return Level(float(t), alpha.item(), sigma.item())
 
@@ -65,11 +71,26 @@ class VariancePreserving:
         ratio = torch.lerp(self._log_ratio[low], self._log_ratio[high], at - low).exp()
         return preserving(ratio)
 
+    def level(self, t: float) -> Level:
+        """The level at one timestep; of the schedule only the values beside it are read, as every step needs one."""
+        at = min(max(t, 0.0), len(self.alphas_cumprod) - 1.0)
+        low = math.floor(at)
+        ratio = self._log_ratio_at(low)
+        if at > low:
+            ratio += (at - low) * (self._log_ratio_at(low + 1) - ratio)
+        ratio = math.exp(ratio)
+        alpha = 1 / math.sqrt(1 + ratio**2)
+        return Level(t, alpha, ratio * alpha)
+
+    def _log_ratio_at(self, t: int) -> float:
+        """log(σ/α) of a trained timestep."""
+        bar = max(float(self.alphas_cumprod[t]), _LEAST_BAR)
+        return 0.5 * math.log((1 - bar) / bar)
+
     @cached_property
     def _log_ratio(self) -> Tensor:
         """log(σ/α) of every trained timestep, (T,)."""
-        # a schedule with zero terminal signal-to-noise ratio has ᾱ = 0 at its end
-        bars = self.alphas_cumprod.detach().to("cpu", torch.float64).clamp_min(1e-20)
+        bars = self.alphas_cumprod.detach().to("cpu", torch.float64).clamp_min(_LEAST_BAR)
         return 0.5 * ((1 - bars) / bars).log()
 
 

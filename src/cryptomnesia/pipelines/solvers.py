@@ -5,6 +5,8 @@ and those of EDM count log(σ/α)/4. So every class of solver is known by name, 
 of another class is refused, because its σ cannot be told.
 """
 
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -75,8 +77,13 @@ def solver_of(scheduler: Any) -> str:
 
 
 def _known_name(scheduler: Any) -> str | None:
-    kinds = (kind for kind in type(scheduler).__mro__ if kind.__module__.startswith("diffusers."))
-    return next((kind.__name__ for kind in kinds if kind.__name__ in KNOWN), None)
+    return _known_name_of(type(scheduler))
+
+
+@cache
+def _known_name_of(kind: type) -> str | None:
+    kinds = (base for base in kind.__mro__ if base.__module__.startswith("diffusers."))
+    return next((base.__name__ for base in kinds if base.__name__ in KNOWN), None)
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -88,10 +95,11 @@ def is_flow(scheduler: Any) -> bool:
 
 def is_continuous(scheduler: Any) -> bool:
     """Whether a scheduler's timesteps are log(σ/α)/4."""
-    config = getattr(scheduler, "config", {})
-    continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
     name = _known_name(scheduler)
-    return name in EDM or (name == "EulerDiscreteScheduler" and continuous)
+    if name != "EulerDiscreteScheduler":
+        return name in EDM
+    config = getattr(scheduler, "config", {})
+    return config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
 
 
 def kind_of(scheduler: Any) -> Kind:
@@ -156,6 +164,18 @@ def level_of(scheduler: Any, t: Any) -> Level:
     if name in DISCRETE:
         return level_at(schedule_of(scheduler), t)
     return _level(scheduler, t, _sigma(scheduler, position(scheduler, t)))
+
+
+def levels_of(scheduler: Any, timesteps: Iterable[float]) -> Mapping[float, Level]:
+    """The noise levels of the steps at some timesteps as `level_of` gives them, as far as the timestep decides them.
+
+    Raises:
+        UsageError: for a scheduler of another class.
+    """
+    if solver_of(scheduler) not in DISCRETE:
+        return {}
+    schedule = schedule_of(scheduler)
+    return {t: level_at(schedule, t) for t in timesteps}
 
 
 def alpha_after(scheduler: Any, t: Any, following: float | None) -> float:

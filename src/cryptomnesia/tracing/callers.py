@@ -1,12 +1,16 @@
 """Which pipeline evaluates a network: what the functions that are running say."""
 
 import sys
+from functools import cache
 from typing import Any
 
 from torch import nn
 
 _PIPELINES = frozenset({"DiffusionPipeline", "ModularPipeline"})
 """The base classes of diffusers' pipelines."""
+
+_BETWEEN = frozenset({"cryptomnesia.guarding.gate", "torch.nn.modules.module"})
+"""The modules whose functions are between a network and the method that calls it."""
 
 
 def caller_of(network: nn.Module) -> Any | None:
@@ -16,7 +20,8 @@ def caller_of(network: nn.Module) -> Any | None:
     """
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_varnames[:1] == ("self",):
+        # reading the variables of a frame takes a while, and this runs at every evaluation
+        if frame.f_globals.get("__name__") not in _BETWEEN and frame.f_code.co_varnames[:1] == ("self",):
             running = frame.f_locals.get("self")
             if is_pipeline(running) or _generates_with(running, network):
                 return running
@@ -46,7 +51,12 @@ def captions_of(pipe: Any) -> list[str] | None:
 
 def is_pipeline(value: Any) -> bool:
     """Whether a value is a pipeline of diffusers."""
-    return any(base.__name__ in _PIPELINES for base in type(value).__mro__)
+    return _is_pipeline_class(type(value))
+
+
+@cache
+def _is_pipeline_class(kind: type) -> bool:
+    return any(base.__name__ in _PIPELINES for base in kind.__mro__)
 
 
 def bare(network: Any) -> Any:
@@ -65,5 +75,6 @@ def _generates_with(value: Any, network: nn.Module) -> bool:
     if not isinstance(held, dict) or isinstance(value, type):
         return False
     parts = [*held.values(), *(held["_modules"].values() if isinstance(value, nn.Module) else ())]
-    solves = any(hasattr(type(part), "set_timesteps") and hasattr(type(part), "step") for part in parts)
-    return solves and any(bare(part) is bare(network) for part in parts)
+    inner = bare(network)
+    holds = any(isinstance(part, nn.Module) and bare(part) is inner for part in parts)
+    return holds and any(hasattr(type(part), "set_timesteps") and hasattr(type(part), "step") for part in parts)

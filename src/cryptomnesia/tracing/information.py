@@ -42,15 +42,27 @@ def gained(before: tuple[float, Tensor] | None, here: tuple[float, Tensor]) -> T
         here: the same of the later evaluation.
     """
     level, squared = here
-    if level == -math.inf:
-        return 0 * squared
-    if before is None or before[0] == -math.inf:
+    first, second = shares(None if before is None else before[0], level)
+    return second * squared if before is None or first == 0 else first * before[1] + second * squared
+
+
+def shares(before: float | None, here: float) -> tuple[float, float]:
+    """By what the squared differences of two evaluations are multiplied, whose sum is the nats between them.
+
+    Args:
+        before: log snr of the earlier evaluation; None for the part before the first evaluation, where the difference
+            of the estimates is taken to be what it is at the later one.
+        here: log snr of the later evaluation.
+    """
+    if here == -math.inf:
+        return 0.0, 0.0
+    if before is None or before == -math.inf:
         # towards more noise snr falls to zero, and (ε_c − ε_u)² with it
-        return 0.5 * math.exp(min(0.0, -level)) * squared
-    first, squared_first = before
-    if first >= 0 or level <= first:
+        return 0.0, 0.5 * math.exp(min(0.0, -here))
+    if before >= 0 or here <= before:
         # a solver that looks twice at a noise level learns nothing in between
-        return 0 * squared
-    share = first / (first - level) if level > 0 else 1.0
+        return 0.0, 0.0
+    share = before / (before - here) if here > 0 else 1.0
     # the trapezoid up to the end of the integral
-    return 0.25 * (level - first) * share * ((2 - share) * squared_first + share * squared)
+    area = 0.25 * (here - before) * share
+    return area * (2 - share), area * share

@@ -11,7 +11,7 @@ Observing changes no tensor and only computes norms, so the image is bit-identic
 the network between two steps on tensors of its own; the image is bit-identical then as well.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.errors import UsageError
-from cryptomnesia.pipelines.denoiser import Prediction, detail, norms
+from cryptomnesia.pipelines.denoiser import Prediction
 from cryptomnesia.pipelines.families import Family, NetworkCall, family_of, vouch
 from cryptomnesia.pipelines.inputs import Inputs
-from cryptomnesia.pipelines.solvers import alpha_after, level_of
+from cryptomnesia.pipelines.schedule import Level
+from cryptomnesia.pipelines.solvers import alpha_after, level_of, levels_of
 from cryptomnesia.tracing.attaching import SolverCall, after_forward, attach, change_forward, detach
 from cryptomnesia.tracing.callers import caller_of, captions_of
-from cryptomnesia.tracing.information import gained, log_snr, noise_scale
+from cryptomnesia.tracing.recording import Norms
 from cryptomnesia.tracing.steering import SolverStep
 from cryptomnesia.tracing.trajectory import NORMS, Norm, Place, Signal, Step, Trajectory, evaluation
 
@@ -55,6 +56,7 @@ class _Call:
 
     Attributes:
         timesteps: of the evaluations that the call will make, as far as is known before the first one.
+        levels: timestep → noise level, where the timestep decides it.
         keep: numbers of the evaluations whose tensors are kept.
         pipe: the pipeline whose call it is.
         captions: one per image that the call was asked for, None where they were not given in words.
@@ -65,11 +67,9 @@ class _Call:
     captions: list[str] | None = None
     keep: frozenset[int] = frozenset()
     steps: dict[int, Step] = field(default_factory=dict)
-    norms: list[dict[str, Tensor]] = field(default_factory=list)
+    norms: Norms = field(default_factory=Norms)
+    levels: Mapping[float, Level] = field(default_factory=dict)
     latents: Tensor | None = None
-    estimate: Tensor | None = None
-    difference: tuple[float, Tensor] | None = None
-    previous: Step | None = None
     signals: dict[str, Tensor] = field(default_factory=dict)
     thread: int = field(default_factory=get_ident)
 
@@ -79,11 +79,10 @@ class _Call:
 
     def trajectory(self) -> Trajectory:
         assert self.latents is not None
-        columns = {name: torch.stack([row[name] for row in self.norms], dim=1).cpu() for name in self.norms[0]}
-        captions = self.captions if self.captions is not None and len(self.captions) == len(columns["z"]) else None
+        captions = self.captions if self.captions is not None and len(self.captions) == self.norms.images else None
         return Trajectory(
             self.timesteps,
-            columns,
+            self.norms.columns(),
             dict(self.steps),
             self.latents,
             self.complete,
@@ -165,7 +164,8 @@ class Watch:
             self.family.denoiser()
         self._pending = []
         captions = captions_of(caller) if getattr(self.family, "keeps_captions", True) else None
-        self._calls.append(_Call(tuple(float(t) for t in scheduler.timesteps), caller, captions))
+        timesteps = getattr(scheduler.timesteps, "tolist", lambda: scheduler.timesteps)()
+        self._calls.append(_Call(tuple(map(float, timesteps)), caller, captions, norms=Norms(self._norms)))
 
     def on_call(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """The arguments with which the network is called in place of these, None for the same."""
@@ -202,6 +202,8 @@ class Watch:
             first = places[-1] if places[-1] + (planned or 0) == len(call.timesteps) else places[0]
         last = first + planned if isinstance(planned, int) else None
         call.timesteps = call.timesteps[first:last]
+        # one by one they take longer
+        call.levels = levels_of(scheduler, call.timesteps)
         count = len(call.timesteps)
         wanted = range(count) if self._keep == "all" else self._keep
         needed = [place for signal in self._signals for place in signal.evaluations]
@@ -226,9 +228,11 @@ class Watch:
         if not call.norms:
             self._plan(call, scheduler, t)
         x, cond, uncond = seen.x, seen.cond, seen.uncond
-        level = level_of(scheduler, t)
+        level = call.levels.get(float(t)) or level_of(scheduler, t)
         # behind the prediction some models give the solver a variance, in further channels
-        value, variance = value[:, : sample.shape[1]], value[:, sample.shape[1] :]
+        channels, variance = sample.shape[1], None
+        if value.shape[1] > channels:
+            value, variance = value[:, :channels], value[:, channels:]
 
         def prediction(network_value: Tensor) -> Prediction:
             return Prediction(x, network_value, level.alpha, level.sigma, self.family.kind)
@@ -252,42 +256,17 @@ class Watch:
             )
             steered = self._steer(step, solver)
             value = value if steered is None else steered
-        given = torch.cat([value, variance], dim=1) if variance.shape[1] else value
+        given = value if variance is None else torch.cat([value, variance], dim=1)
         result = take(given, t, sample, *rest, **named)
         latents: Tensor = result[0]
         call.latents = latents
         if step.index in call.keep:
             call.steps[step.index] = step
-        self._record(call, step, latents, prediction(value))
+        call.norms.add(step, latents, prediction(value))
         self._compute_signals(call, step.index)
         if self._after_step is not None:
             self._after_step(len(call.norms))
         return result
-
-    def _record(self, call: _Call, step: Step, latents: Tensor, used: Prediction) -> None:
-        """Record the norms of a step that the solver took with the prediction `used` and that led to `latents`."""
-        estimate = step.cond.x0.detach()
-        recorded = {
-            "delta": norms(latents - step.sample),
-            "z": norms(latents),
-            "x0": norms(used.x0),
-        }
-        unknown = torch.full_like(recorded["z"], torch.nan)
-        recorded["guidance"] = unknown if step.uncond is None else norms(step.cond.value - step.uncond.value)
-        recorded["drift"] = unknown if call.estimate is None else norms(estimate - call.estimate)
-        call.estimate = estimate
-        difference = log_snr(step.cond), (noise_scale(step.cond) * recorded["guidance"]) ** 2
-        recorded["information"] = gained(call.difference, difference)
-        if call.difference is None or difference[0] > call.difference[0]:
-            # what a solver that goes back to more noise sees there has been counted
-            call.difference = difference
-        recorded["detail"] = detail(used.x0, step.cond_inputs)
-        if self._norms:
-            with torch.no_grad():
-                for norm in self._norms:
-                    recorded[norm.name] = _per_image(norm, norm(step, latents, call.previous), len(latents))
-            call.previous = step
-        call.norms.append(recorded)
 
     def _compute_signals(self, call: _Call, index: int) -> None:
         """Compute the signals for which evaluation number `index` is the last that they need."""
@@ -296,10 +275,10 @@ class Watch:
             for signal in self._signals:
                 if index == max(evaluation(place, len(call.timesteps)) for place in signal.evaluations):
                     values = signal(call.trajectory(), self.family.denoiser()).detach().cpu()
-                    if values.dim() == 0 or len(values) != call.norms[0]["z"].shape[0]:
+                    if values.dim() == 0 or len(values) != call.norms.images:
                         raise UsageError(
                             f"the signal {signal.name!r} gave values of shape {tuple(values.shape)} for "
-                            f"{len(call.norms[0]['z'])} images; the first dimension has to be the images"
+                            f"{call.norms.images} images; the first dimension has to be the images"
                         )
                     call.signals[signal.name] = values
         finally:
@@ -395,17 +374,3 @@ def _check_names(recorded: Sequence[Norm | Signal]) -> None:
         if item.name in taken:
             raise UsageError(f"got two norms or signals called {item.name!r}; give one of them another name")
         taken.add(item.name)
-
-
-def _per_image(norm: Norm, values: Tensor, images: int) -> Tensor:
-    """The values of a norm as (B,) float32.
-
-    Raises:
-        UsageError: for values of another shape.
-    """
-    if values.shape != (images,):
-        raise UsageError(
-            f"the norm {norm.name!r} gave values of shape {tuple(values.shape)} for {images} images; it has to give "
-            "one number per image"
-        )
-    return values.detach().float()

@@ -153,9 +153,15 @@ class NetworkFamily(ABC):
         if (size := self.grid(arguments, sample)) is not None:
             inputs[GRID] = Shared(size)
         # a learned variance lies behind the prediction, and so does what the network says about a context
-        given, value = given[:, :width], value[:, :width]
+        if given.shape[1] > width:
+            given = given[:, :width]
+        if value.shape[1] > width:
+            value = value[:, :width]
+        if batch == images:
+            return [(given, Branch(value, inputs))]
         parts = [slice(start, start + images) for start in range(0, batch, images)]
-        return [(given[part], Branch(value[part], input_rows(inputs, part))) for part in parts]
+        branches = zip(given.split(images), value.split(images), parts, strict=True)
+        return [(x, Branch(output, input_rows(inputs, part))) for x, output, part in branches]
 
     def _inputs(self, arguments: Mapping[str, Any], batch: int) -> dict[str, Any]:
         """The conditioning in the arguments of a call with `batch` samples, without samples and timestep."""
@@ -285,7 +291,7 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 def named_arguments(module: nn.Module, call: NetworkCall) -> dict[str, Any]:
     """The arguments of a call of a network by name, in their order."""
     # torch.compile wraps a network in another one
-    names = _parameters(type(getattr(module, "_orig_mod", module)))
+    names = _parameters(type(module._modules.get("_orig_mod") or module))
     return {**dict(zip(names, call.args, strict=False)), **call.kwargs}
 
 
