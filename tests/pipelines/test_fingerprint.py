@@ -259,13 +259,30 @@ def test_checksums_see_every_value_that_the_digest_reads(kind):
     value = ODD[kind]
     step = max(1, value.numel() // room._VALUES)
     assert torch.equal(room._sampled(value), value.flatten()[::step])
-    ((name, shape, dtype, number),) = room._checksums([("a", value)])
-    assert (name, shape, dtype) == ("a", tuple(value.shape), value.dtype)
-    assert room._checksums([("a", value.clone())]) == [(name, shape, dtype, number)]
+    about, number = room._checksums([("a", value)])
+    assert about == ("a", value.shape, value.dtype)
+    assert room._checksums([("a", value.clone())]) == [about, number]
     for place in {0, value.numel() // step // 2, (value.numel() - 1) // step} if value.numel() else ():
         changed = value.clone(memory_format=torch.contiguous_format).flatten()
         changed[place * step] = ~changed[place * step] if value.dtype == torch.bool else changed[place * step] + 1
-        assert room._checksums([("a", changed.view(value.shape))]) != [(name, shape, dtype, number)]
+        assert room._checksums([("a", changed.view(value.shape))])[1] != number
+
+
+def test_a_checksum_is_a_sum_with_odd_weights_on_every_device():
+    """CPUs compute it as a product of vectors, whose overflow must not be an error of its own."""
+    octets = torch.randint(0, 256, (8 * 1000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = sum(int(number) * (2 * place + 1) for place, number in enumerate(octets.view(torch.int64).tolist()))
+    assert (room._checksum(octets).item() - expected) % 2**64 == 0
+
+
+def test_tensors_that_share_a_checksum_are_told_apart():
+    one, other = torch.arange(6.0), torch.arange(6.0, 12)
+    together = room._checksums([("a", one), ("b", other)])
+    assert len(together) == 3
+    assert room._checksums([("a", other), ("b", one)]) != together
+    assert room._checksums([("a", one), ("b", other + torch.eye(6)[3])]) != together
+    assert room._checksums([("a", torch.arange(5.0)), ("b", torch.arange(5.0, 12))]) != together
+    assert room._checksums([("a", one.half()), ("b", other)]) != together
 
 
 def test_weights_that_are_not_in_memory_are_refused(model):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cryptomnesia.errors import UsageError
+from cryptomnesia.pipelines.contents.walk import Walk
 from cryptomnesia.pipelines.contents.weights import digest, weights_of
 from cryptomnesia.pipelines.origins.failures import explained
 from cryptomnesia.pipelines.origins.notices import heard
@@ -34,7 +35,7 @@ class ClipScore:
             processor: makes the network's input from pictures.
             batch_size: pictures that the network embeds at once.
         """
-        self.weights = digest("CLIP model", network, weights_of("CLIP model", network))
+        self.weights = digest("CLIP model", network, weights_of("CLIP model", Walk.through(network)))
         self._network, self._tokenizer, self._processor = network, tokenizer, processor
         self._batch_size = batch_size
 

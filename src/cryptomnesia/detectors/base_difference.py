@@ -23,6 +23,7 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers.baseline import check_checkpoint
 from cryptomnesia.localizers.collapse import wide_x0
 from cryptomnesia.pipelines.contents.adapters import adapters, without_adapters
+from cryptomnesia.pipelines.contents.walk import Walk
 from cryptomnesia.pipelines.contents.weights import digest, weights_of
 from cryptomnesia.pipelines.denoiser import Denoiser
 from cryptomnesia.pipelines.families import family_of
@@ -166,5 +167,6 @@ def _readers(pipe: Any) -> dict[str, tuple[str, str]]:
 
 def _contents(name: str, network: nn.Module) -> tuple[str, str]:
     """The digest of a network's weights, and its adapters in words."""
-    weights = weights_of(name, network)
-    return digest(name, network, without_adapters(network, weights)), str(adapters(name, network, weights))
+    walk = Walk.through(network)
+    weights = weights_of(name, walk)
+    return digest(name, network, without_adapters(walk, weights)), str(adapters(name, walk, weights))

@@ -26,6 +26,7 @@ from cryptomnesia.pipelines.contents.parts import (
     tokenizer_identity,
 )
 from cryptomnesia.pipelines.contents.tiling import tiles
+from cryptomnesia.pipelines.contents.walk import Walk
 from cryptomnesia.pipelines.contents.weights import digest, weights_of
 from cryptomnesia.pipelines.families import family_of
 from cryptomnesia.settings import Sampling
@@ -61,14 +62,15 @@ def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
     dtype = _name(getattr(family.module, "dtype", None))
     # verdicts and maps come before a safety checker looks at the finished pictures
     parts = {part: network for part, network in networks(pipe).items() if part != "safety_checker"}
-    sections: dict[str, Any] = {**_networks(parts, _known(pipe), tiled=tiles(pipe, settings))}
+    known = _known(pipe)
+    sections: dict[str, Any] = {**_networks(parts, known, tiled=tiles(pipe, settings))}
     sections["dtypes"] = {part: kinds for part, kinds in sections["dtypes"].items() if kinds != dtype}
-    sections["scheduler_altered"] = scheduler_alterations(pipe.scheduler, _known(pipe))
+    sections["scheduler_altered"] = scheduler_alterations(pipe.scheduler, known)
     sections["tokenizers"] = {
         name: tokenizer_identity(part) for name, part in pipe.components.items() if hasattr(part, "get_vocab")
     }
-    sections["pipe"] = pipeline_identity(pipe, _known(pipe))
-    sections["global"] = dict(global_patches(_known(pipe)))
+    sections["pipe"] = pipeline_identity(pipe, known)
+    sections["global"] = dict(global_patches(known))
     sections["autocast"] = _autocast(family.module)
     return {
         "version": VERSION,
@@ -125,7 +127,8 @@ def weights_digests(pipe: Any) -> dict[str, str]:
     """
     found = {}
     for part, network in networks(pipe).items():
-        found[part] = digest(part, network, without_adapters(network, weights_of(part, network)))
+        walk = Walk.through(network)
+        found[part] = digest(part, network, without_adapters(walk, weights_of(part, walk)))
     return found
 
 
@@ -152,14 +155,15 @@ def _networks(
     """What a fingerprint holds of networks: weights, configurations, dtypes, adapters, alterations."""
     found: dict[str, dict[str, Any]] = {"weights": {}, "config": {}, "dtypes": {}, "adapters": {}, "altered": {}}
     for part, network in parts.items():
-        weights = weights_of(part, network)
+        walk = Walk.through(network)
+        weights = weights_of(part, walk)
         config = _config(part, network)
-        base = without_adapters(network, weights)
+        base = without_adapters(walk, weights)
         found["weights"][part] = digest(part, network, base)
         found["config"][part] = config
         found["dtypes"][part] = _dtypes(base)
-        found["adapters"][part] = adapters(part, network, weights)
-        altered = alterations(part, network, config, known)
+        found["adapters"][part] = adapters(part, walk, weights)
+        altered = alterations(part, walk, config, known)
         if part not in tiled:
             altered = {name: value for name, value in altered.items() if not _about_tiles(name)}
         found["altered"][part] = altered
@@ -196,7 +200,8 @@ def _config(part: str, network: nn.Module) -> dict[str, Any]:
 
 def _dtypes(weights: Mapping[str, Tensor]) -> str:
     """The number formats of a network's weights."""
-    return "+".join(sorted({_name(value.dtype) for value in weights.values() if value.is_floating_point()}))
+    kinds = {value.dtype for value in weights.values()}
+    return "+".join(sorted(_name(kind) for kind in kinds if kind.is_floating_point))
 
 
 def _name(dtype: torch.dtype | None) -> str:
@@ -205,6 +210,9 @@ def _name(dtype: torch.dtype | None) -> str:
 
 def _autocast(module: nn.Module) -> str:
     """The number format into which `torch.autocast` turns computations, "" outside it."""
+    if not torch._C._is_any_autocast_enabled():
+        # diffusers looks through all modules for the device
+        return ""
     device: Any = getattr(module, "device", torch.device("cpu"))
     kind = device.type if device.type != "meta" else "cpu"
     return _name(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""

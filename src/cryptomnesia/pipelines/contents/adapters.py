@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cryptomnesia.pipelines.contents.walk import Walk
 from cryptomnesia.pipelines.contents.weights import digest
 
 
@@ -18,17 +19,24 @@ def is_adapted(module: nn.Module) -> bool:
     return tuners is not None and isinstance(module, tuners.BaseTunerLayer)
 
 
-def adapted_layers(network: nn.Module) -> dict[str, Any]:
+def has_adapters(walk: Walk) -> bool:
+    """Whether peft has put layers with adapters into a network."""
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    return tuners is not None and any(issubclass(kind, tuners.BaseTunerLayer) for kind in walk.kinds)
+
+
+def adapted_layers(walk: Walk) -> dict[str, Any]:
     """Name → layer, of all layers with adapters."""
-    if "peft.tuners.tuners_utils" not in sys.modules:
-        return {}
-    return {name: module for name, module in network.named_modules() if is_adapted(module)}
+    return {name: module for name, module in walk.modules if is_adapted(module)} if has_adapters(walk) else {}
 
 
-def without_adapters(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_adapters(walk: Walk, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The weights of a network under the names that they have without adapters, and none of an adapter."""
+    layers = adapted_layers(walk)
+    if not layers:
+        return weights
     plain = dict(weights)
-    for layer in adapted_layers(network):
+    for layer in layers:
         prefix = f"{layer}." if layer else ""
         for name in [name for name in plain if name.startswith(prefix)]:
             value = plain.pop(name)
@@ -37,21 +45,21 @@ def without_adapters(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[
     return plain
 
 
-def adapters(part: str, network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def adapters(part: str, walk: Walk, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Adapters by name, with the scale and a digest of the weights of each; those without an effect are left out.
 
     An adapter that is fused is part of the network's weights, so it is left out as well.
 
     Args:
         part: name of the network, for messages.
-        network: the network.
+        walk: through the network.
         weights: its weights, those of the adapters included.
     """
     scales: dict[str, dict[str, Any]] = {}
     tensors: dict[str, dict[str, Tensor]] = {}
     about: dict[str, dict[str, str]] = {}
     found: dict[str, Any] = {}
-    for place, layer in adapted_layers(network).items():
+    for place, layer in adapted_layers(walk).items():
         if layer.merged_adapters and layer.disable_adapters:
             # the layer takes them out at its next call
             found |= {name: {"scale": "fused, and then disabled"} for name in layer.merged_adapters}
@@ -66,7 +74,7 @@ def adapters(part: str, network: nn.Module, weights: Mapping[str, Tensor]) -> di
         values = set(by_layer.values())
         found[name] = {
             "scale": values.pop() if len(values) == 1 else f"by layer {_short_hash(by_layer)}",
-            "weights": digest(part, network, tensors[name], f"adapter {name}"),
+            "weights": digest(part, walk.network, tensors[name], f"adapter {name}"),
             "layers": _short_hash(about[name]),
         }
     return dict(sorted(found.items()))

@@ -9,17 +9,27 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from operator import is_, itemgetter
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
-from cryptomnesia.pipelines.contents.adapters import is_adapted
+from cryptomnesia.pipelines.contents.adapters import has_adapters, is_adapted
 from cryptomnesia.pipelines.contents.fresh import HARMLESS, fresh, same
 from cryptomnesia.pipelines.contents.hooks import around_calls, flat, is_own_method, patches
 from cryptomnesia.pipelines.contents.identity import code_of, identity, in_library, qualified
+from cryptomnesia.pipelines.contents.walk import Walk
 
 _OF_TORCH = frozenset({*vars(nn.Module()), "_compiled_call_impl", "_is_full_backward_hook"})
 """Attributes of every module; parameters and buffers are among the weights."""
+
+_HOLDING = ("_forward_hooks", "_forward_pre_hooks", "_non_persistent_buffers_set")
+"""Attributes of every module that hold what is compared."""
+
+_CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
+"""Types of values in which nothing can change."""
 
 _LIKE = {
     name: name.replace("2_0", "").replace("XFormers", "").replace("Sliced", "").replace("NPU", "").replace("XLA", "")
@@ -42,27 +52,35 @@ _ROUNDING = ("flash", "_flash", "native", "_native", "xformers", "flex", "aiter"
 """How the names of attention backends begin that compute the same up to rounding."""
 
 
-def alterations(part: str, network: nn.Module, config: Any, known: Mapping[int, str]) -> dict[str, str]:
+def alterations(part: str, walk: Walk, config: Any, known: Mapping[int, str]) -> dict[str, str]:
     """What is altered in a network → how and where, in words; empty for a network as it was loaded.
 
     Args:
         part: name of the network, for messages.
-        network: the network.
+        walk: through the network.
         config: its configuration as JSON values.
         known: `id` of objects that are described elsewhere → their names.
 
     Raises:
         UsageError: for an alteration whose effect cannot be told from that of another one.
     """
-    usual = fresh(network, config)
+    usual = fresh(walk.network, config)
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    unaltered = {} if usual is None else dict(_modules(usual))
-    present = dict(_modules(network))
-    kinds: dict[type, None] = {}
+    compared = _COMPARED.get(walk.network)
+    if compared is None or compared.usual is not usual:
+        compared = _COMPARED[walk.network] = _Compared(usual, {} if usual is None else dict(_modules(usual)), {})
+    unaltered, plain = compared.modules, compared.plain
+    present = dict(_modules(walk.network) if has_adapters(walk) else walk.modules)
+    kinds = dict.fromkeys(map(type, present.values()))
     for place, module in present.items():
-        kinds[type(module)] = None
-        for what, value in _altered(f"the {part}'s {place}{'.' if place else ''}", module, unaltered.get(place), known):
+        if (before := plain.get(place)) is not None and before.holds(module):
+            continue
+        differences = [
+            *_altered(f"the {part}'s {place}{'.' if place else ''}", module, unaltered.get(place), known),
+        ]
+        for what, value in differences:
             found[what].append((place, json.dumps(value, sort_keys=True) if not isinstance(value, str) else value))
+        plain[place] = None if differences else _Plain.of(module)
     for place in unaltered.keys() - present.keys():
         found["class"].append((place, "None"))
     for base in dict.fromkeys(base for kind in kinds for base in kind.__mro__):
@@ -72,6 +90,71 @@ def alterations(part: str, network: nn.Module, config: Any, known: Mapping[int, 
         about = json.dumps(sorted((what, sorted(places)) for what, places in found.items()))
         return {"structure": hashlib.sha256(about.encode()).hexdigest()}
     return {what: _in_words(places) for what, places in sorted(found.items())}
+
+
+class _Plain:
+    """A module that was compared, and in which nothing that counts can change unseen: its attributes are constants.
+
+    No module is compared again as long as it holds the very same constants under the same names. Weights and buffers
+    are looked at elsewhere, and so are the modules inside it.
+    """
+
+    def __init__(self, kind: type[nn.Module], names: list[str], constants: Mapping[str, Any]) -> None:
+        """Keep what a module holds."""
+        self._kind = kind
+        self._names = names
+        self._constants = itemgetter(*constants)
+        self._values = [*constants.values()]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "_Plain | None":
+        """A module in which nothing can change unseen, None for another one."""
+        held = vars(module)
+        if any(map(held.get, _HOLDING)) or "forward" in held:
+            return None
+        # a getter of one value would not return a sequence
+        constants = {name: held[name] for name in ("training", "_is_full_backward_hook")}
+        for name, value in held.items():
+            if name in _OF_TORCH or name in HARMLESS:
+                continue
+            if not _is_constant(value):
+                return None
+            constants[name] = value
+        return cls(type(module), [*held], constants)
+
+    def holds(self, module: nn.Module) -> bool:
+        """Whether this is still so."""
+        held = vars(module)
+        return (
+            type(module) is self._kind
+            and not any(map(held.get, _HOLDING))
+            and [*held] == self._names
+            and all(map(is_, self._values, self._constants(held)))
+        )
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether nothing can change within a value."""
+    if type(value) is tuple:
+        return all(map(_is_constant, value))
+    return type(value) in _CONSTANTS
+
+
+class _Compared(NamedTuple):
+    """What is kept of the comparisons of a network with a freshly made one.
+
+    Attributes:
+        usual: the freshly made network, None if its class cannot be made from a configuration.
+        modules: its modules by name.
+        plain: name of a module of the network → what it held, None where it has to be compared again.
+    """
+
+    usual: nn.Module | None
+    modules: dict[str, nn.Module]
+    plain: dict[str, _Plain | None]
+
+
+_COMPARED: WeakKeyDictionary[nn.Module, _Compared] = WeakKeyDictionary()
 
 
 def _in_words(places: list[tuple[str, str]]) -> str:

@@ -92,6 +92,8 @@ def same(value: Any, before: Any, depth: int = 3) -> bool:
     if isinstance(value, Tensor) and isinstance(before, Tensor):
         if value.shape != before.shape or before.is_meta != value.is_meta or value.is_complex() != before.is_complex():
             return False
+        if value.dtype == before.dtype and value.device == before.device and torch.equal(value, before):
+            return True
         # another processor may compute a constant with another rounding
         rounding = 2e-3 if 2 in (value.itemsize, before.itemsize) else 1e-5
         # rotary embeddings are complex

@@ -2,19 +2,28 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from cryptomnesia.pipelines.contents.fresh import same
 from cryptomnesia.pipelines.contents.identity import VOUCHED, identity, in_library
+from cryptomnesia.pipelines.contents.members import Members
 from cryptomnesia.pipelines.contents.observers import observes
 
 _OFFLOADING = ("GroupOffloadingHook", "LazyPrefetchGroupOffloadingHook", "LayerExecutionTrackerHook")
 _ALIGNING = ("AlignDevicesHook", "CpuOffload", "ModelHook", "SequentialHook")
 """Hooks that move weights and change no picture."""
+
+_UNPATCHED: WeakKeyDictionary[type | ModuleType, Members] = WeakKeyDictionary()
+"""Class or module → its members when none of them came from outside."""
+
+_FIXED = (classmethod, staticmethod, property, MethodType)
+"""Members that refer to the same function for as long as they exist."""
 
 
 def around_calls(
@@ -105,10 +114,27 @@ def patches(place: str, owner: type | ModuleType, known: Mapping[int, str]) -> I
     Raises:
         UsageError: for a function that cannot be told from another one.
     """
-    for name, member in list(vars(owner).items()):
+    members = dict(vars(owner))
+    if (before := _UNPATCHED.get(owner)) is not None and before.holds(members):
+        return
+    unpatched = True
+    for name, member in members.items():
         function = getattr(member, "__func__", getattr(member, "fget", member))
         if isinstance(function, FunctionType) and not in_library(function):
+            unpatched = False
             yield from flat(name, identity(f"{place}.{name}", function, known))
+        elif function is not member and not isinstance(member, _FIXED):
+            # it may refer to another function later
+            unpatched = False
+    if unpatched and _is_lasting(owner):
+        _UNPATCHED[owner] = Members(members)
+
+
+def _is_lasting(owner: type | ModuleType) -> bool:
+    """Whether a module or a class is there for as long as the process, so that its members may be kept."""
+    if isinstance(owner, ModuleType):
+        return sys.modules.get(owner.__name__) is owner
+    return getattr(sys.modules.get(owner.__module__), owner.__name__, None) is owner
 
 
 def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,7 @@ import dis
 import hashlib
 import inspect
 import json
+import marshal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -24,6 +25,9 @@ from cryptomnesia.pipelines.rehearsal import asked
 
 _VOCABULARIES: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
 """Tokenizer → what shows that it has changed, and the digest of its vocabulary."""
+
+_FRESH: WeakKeyDictionary[Any, tuple[type, bytes, Any]] = WeakKeyDictionary()
+"""Scheduler → its class, the bytes of its configuration, and one that was made from these."""
 
 _PROBES = ("A Red-Circle, 1984's", "naïve ÉCLAIR (3.5x)", "  two  spaces\n", "日本 😀", "<concept> #tag_x")
 """Texts in which tokenizers with the same vocabulary differ: case, accents, numbers, spaces, other scripts."""
@@ -73,7 +77,7 @@ def scheduler_alterations(scheduler: Any, known: Mapping[int, str]) -> dict[str,
     kind = type(scheduler)
     found: dict[str, Any] = {} if in_library(kind) else {"class": f"{qualified(kind)} {code_of(kind)[:12]}"}
     found |= _patched("the scheduler's", kind, known)
-    ours, fresh = copy.copy(scheduler), kind.from_config(scheduler.config)
+    ours = copy.copy(scheduler)
     for name, value in list(vars(ours).items()):
         # a watch puts wrappers around methods, which observe
         while (observed := getattr(value, "observed", None)) is not None and observed[0] is value:
@@ -82,12 +86,11 @@ def scheduler_alterations(scheduler: Any, known: Mapping[int, str]) -> dict[str,
             delattr(ours, name)
             if not is_own_method(value, kind, name):
                 found |= flat(name, identity(f"the scheduler's {name}", value, known))
-    if found:
-        # a patched scheduler need not take timesteps in the usual way
-        both = (ours, fresh)
-        if not all(map(_begun, both)):
+    fresh = _fresh(scheduler, patched=bool(found))
+    if fresh is None or not _begun(ours):
+        if found:
+            # a patched scheduler need not take timesteps in the usual way
             return found
-    elif not (_begun(ours) and _begun(fresh)):
         raise UsageError(f"the {qualified(kind)} cannot set its timesteps; check its configuration")
     of_a_run = _OF_A_RUN | _set_by_steps(kind)
     mine, usual = ({k: v for k, v in vars(one).items() if k not in of_a_run} for one in (ours, fresh))
@@ -96,6 +99,29 @@ def scheduler_alterations(scheduler: Any, known: Mapping[int, str]) -> dict[str,
         if not (value is before or same(_number(value), _number(before))):
             found |= flat(name, identity(f"the scheduler's {name}", value, known))
     return found
+
+
+def _fresh(scheduler: Any, *, patched: bool) -> Any:
+    """A scheduler that is made from the configuration of another one, with its timesteps set; None if it sets none.
+
+    It is kept as long as the other one is and has the same class and configuration, unless functions of the class come
+    from outside.
+    """
+    kind, config = type(scheduler), scheduler.config
+    try:
+        # an equal number of another type has other bytes; a format without references, which equal values may differ in
+        state = None if patched else marshal.dumps(dict(config), 2)
+    except ValueError:
+        state = None
+    known = _FRESH.get(scheduler)
+    if state is not None and known is not None and known[:2] == (kind, state):
+        return known[2]
+    made = kind.from_config(config)
+    if not _begun(made):
+        return None
+    if state is not None:
+        _FRESH[scheduler] = kind, state, made
+    return made
 
 
 def _number(value: Any) -> Any:
@@ -253,12 +279,18 @@ def _processor(place: str, processor: Any, known: Mapping[int, str]) -> dict[str
 
 def changed(configured: Any) -> dict[str, Any]:
     """What differs in the configuration of an object of diffusers from the defaults of its class."""
-    parameters = inspect.signature(type(configured).__init__).parameters
+    parameters = _parameters(type(configured).__init__)
     return {
         name: value
         for name, value in sorted(configured.config.items())
         if not name.startswith("_") and not (name in parameters and _listed(parameters[name].default) == _listed(value))
     }
+
+
+@cache
+def _parameters(constructor: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a constructor of diffusers, by name."""
+    return inspect.signature(constructor).parameters
 
 
 def _listed(value: Any) -> Any:

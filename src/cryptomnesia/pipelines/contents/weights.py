@@ -3,14 +3,17 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.pipelines.contents.identity import identity
+from cryptomnesia.pipelines.contents.walk import Walk
 
 Named = tuple[str, Tensor]
 """A tensor and its name."""
@@ -18,8 +21,24 @@ Named = tuple[str, Tensor]
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, str]]] = WeakKeyDictionary()
 """Network → what was read → checksums of its weights and the digest that belongs to them."""
 
+_STATE = frozenset({"state_dict", "_save_to_state_dict", "get_extra_state"})
+"""Methods that decide what the weights of a module are."""
+
+_ORDINARY = (Tensor, nn.Parameter)
+"""Classes of tensors that hold nothing but their values."""
+
 _VALUES = 65_536
 """About as many values of every tensor are read."""
+
+_ODD = 2 * _VALUES * 2
+"""One odd number for every 8 bytes of the largest sample of a tensor: a step is rounded down, so fewer than twice as many
+values are read, and a complex number has 16 bytes."""
+
+_SMALL = 16_384
+"""A tensor with as many values is small."""
+
+_JOINED = frozenset({torch.float32, torch.float16, torch.bfloat16})
+"""The number formats of which small tensors share a checksum."""
 
 
 def digest(part: str, network: nn.Module, weights: Mapping[str, Tensor], which: str = "") -> str:
@@ -42,33 +61,67 @@ def digest(part: str, network: nn.Module, weights: Mapping[str, Tensor], which: 
     Raises:
         UsageError: for weights that cannot be read.
     """
-    plain, notes = [], []
-    for name, value in sorted(weights.items()):
-        for inner in _plain(part, name, value):
-            (plain if isinstance(inner, tuple) else notes).append(inner)
-    state = notes, _checksums(plain)
+    plain: list[Named] = []
+    notes: list[str] = []
+    for item in weights.items():
+        if type(item[1]) in _ORDINARY:
+            plain.append(item)
+            continue
+        for inner in _plain(part, *item):
+            (plain if isinstance(inner, tuple) else notes).append(inner)  # type: ignore[arg-type]
+    plain.sort(key=itemgetter(0))
+    state = sorted(notes), _checksums(plain)
     known = _KNOWN.setdefault(network, {})
     if which not in known or known[which][0] != state:
         known[which] = state, _read(plain, notes)
     return known[which][1]
 
 
-def weights_of(part: str, network: nn.Module) -> dict[str, Tensor]:
+def weights_of(part: str, walk: Walk) -> dict[str, Tensor]:
     """The weights of a network by name; of a network that accelerate offloads, those that its hooks hold.
+
+    Args:
+        part: name of the network, for messages.
+        walk: through the network.
 
     Raises:
         UsageError: for weights that are neither in memory nor in accelerate's hooks.
     """
-    weights: dict[str, Tensor] = network.state_dict()
-    if _on_disk(network):
+    weights = _state(walk)
+    if _on_disk(walk):
         raise UsageError(
             f"the weights of the {part} are on disk, and cannot be read without loading all of them; use group "
             "offloading without offload_to_disk_path"
         )
     if not any(value.is_meta for value in weights.values()):
         return weights
-    hooks = {name: hook for name, module in network.named_modules() for hook in _offloading(module)}
+    hooks = {name: hook for name, module in walk.modules for hook in _offloading(module)}
     return {name: _onloaded(hooks, part, name) if value.is_meta else value for name, value in sorted(weights.items())}
+
+
+def _state(walk: Walk) -> dict[str, Tensor]:
+    """What `state_dict` of the network returns, which takes several times as long; parameters are not detached."""
+    plain = not walk.repeated and all(
+        kind.state_dict is nn.Module.state_dict
+        and kind._save_to_state_dict is nn.Module._save_to_state_dict
+        and kind.get_extra_state is nn.Module.get_extra_state
+        for kind in walk.kinds
+    )
+    state: dict[str, Tensor] = {}
+    for place, module in walk.modules:
+        held = vars(module)
+        if not plain or held["_state_dict_hooks"] or held["_state_dict_pre_hooks"] or not _STATE.isdisjoint(held):
+            # the network has another way of saying what its weights are
+            return walk.network.state_dict()
+        prefix = f"{place}." if place else ""
+        for name, value in held["_parameters"].items():
+            if value is not None:
+                # a tensor of another class may look different when it is detached
+                state[prefix + name] = value if type(value) is nn.Parameter else value.detach()
+        if buffers := held["_buffers"]:
+            lost = held["_non_persistent_buffers_set"]
+            state |= {prefix + name: b.detach() for name, b in buffers.items() if b is not None and name not in lost}
+    return state
 
 
 def _offloading(module: nn.Module) -> list[Any]:
@@ -93,10 +146,10 @@ def _onloaded(hooks: Mapping[str, Any], part: str, name: str) -> Tensor:
     )
 
 
-def _on_disk(network: nn.Module) -> bool:
+def _on_disk(walk: Walk) -> bool:
     """Whether diffusers' group offloading has put weights on disk and left empty tensors in their place."""
-    for module in network.modules():
-        registry = getattr(module, "_diffusers_hook", None)
+    for _, module in walk.modules:
+        registry = vars(module).get("_diffusers_hook")
         for hook in getattr(registry, "hooks", {}).values():
             if getattr(getattr(hook, "group", None), "offload_to_disk_path", None) is not None:
                 return True
@@ -105,7 +158,7 @@ def _on_disk(network: nn.Module) -> bool:
 
 def _plain(part: str, name: str, value: Tensor) -> Iterator[Named | str]:
     """The ordinary tensors that a tensor of any class consists of, and texts that say how it is made of them."""
-    if type(value) in (Tensor, nn.Parameter):
+    if type(value) in _ORDINARY:
         yield name, value
         return
     kind = type(value).__name__
@@ -135,30 +188,45 @@ def _read(weights: Iterable[Named], notes: Iterable[str] = ()) -> str:
 
 
 def _checksums(weights: Iterable[Named]) -> list[tuple[Any, ...]]:
-    """Name, shape, number format and checksum of every tensor.
+    """Name, shape and number format of every tensor, and behind them the checksums.
 
-    The bytes of the values that `_read` reads are taken as 64-bit integers. The checksum is their sum with the weights
+    The bytes of the values that `_read` reads are taken as 64-bit integers. A checksum is their sum with the weights
     1, 3, 5, … modulo 2⁶⁴. An odd weight times the change of one integer is never 0, so a change of one value is seen.
+    Small tensors of one number format share a checksum, for which they are joined: most tensors of a network are small,
+    and one by one they would take longer than all the others.
     """
-    tensors, sums = [], []
-    for name, value in weights:
-        octets = _sampled(value).contiguous().view(torch.uint8)
-        if octets.storage_offset() % 8 or len(octets) % 8:
-            # integers have to begin at a multiple of 8 bytes and to be complete
-            octets = torch.cat([octets, octets.new_zeros(-len(octets) % 8)])
-        integers = octets.view(torch.int64)
-        sums.append((integers * _odd_numbers(value.device)[: len(integers)]).sum())
-        tensors.append((name, tuple(value.shape), value.dtype))
-    # one transfer from each device instead of one per tensor
-    numbers = torch.stack([total.to(sums[0].device) for total in sums]).tolist() if sums else []
-    return [(*tensor, number) for tensor, number in zip(tensors, numbers, strict=True)]
+    about: list[tuple[Any, ...]] = []
+    small: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    sums = []
+    with torch.no_grad():
+        for name, value in weights:
+            kind = value.dtype
+            about.append((name, value.shape, kind))
+            if kind in _JOINED and value.numel() <= _SMALL:
+                small.setdefault((value.device, kind), []).append(value)
+            else:
+                sums.append(_checksum(_sampled(value).contiguous()))
+        sums += [_checksum(_flatten_dense_tensors(values)) for values in small.values()]
+    # one transfer from each device instead of one per checksum
+    return [*about, *torch.stack([total.to(sums[0].device) for total in sums]).tolist()] if sums else about
+
+
+def _checksum(values: Tensor) -> Tensor:
+    """The checksum of values (n,), which are contiguous."""
+    octets = values.detach().view(torch.uint8)
+    if octets.storage_offset() % 8 or len(octets) % 8:
+        # integers have to begin at a multiple of 8 bytes and to be complete
+        octets = torch.cat([octets, octets.new_zeros(-len(octets) % 8)])
+    integers = octets.view(torch.int64)
+    odd = _odd_numbers(values.device, max(_ODD, 1 << (len(integers) - 1).bit_length()))[: len(integers)]
+    # only on CPUs torch has products of integers
+    return torch.dot(integers, odd) if values.device.type == "cpu" else (integers * odd).sum()
 
 
 @cache
-def _odd_numbers(device: torch.device) -> Tensor:
-    """1, 3, 5, …, one for every 8 bytes of the largest sample of a tensor."""
-    # a step is rounded down, so fewer than twice as many values are read; a complex number has 16 bytes
-    return torch.arange(1, 2 * (2 * _VALUES * 2), 2, device=device)
+def _odd_numbers(device: torch.device, count: int) -> Tensor:
+    """The first odd numbers 1, 3, 5, …, (count,)."""
+    return torch.arange(1, 2 * count, 2, device=device)
 
 
 def _sampled(value: Tensor) -> Tensor:
