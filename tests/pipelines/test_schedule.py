@@ -3,7 +3,8 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from cryptomnesia import UsageError
-from cryptomnesia.pipelines.schedule import schedule_of
+from cryptomnesia.pipelines.schedule import VariancePreserving, level_at, schedule_of
+from cryptomnesia.pipelines.solvers import level_of, levels_of
 
 
 def test_trained_timesteps_are_exact():
@@ -19,6 +20,25 @@ def test_fractional_timesteps_agree_with_karras_sigmas():
     scheduler.set_timesteps(10)
     alpha, sigma = schedule_of(scheduler)(scheduler.timesteps)
     torch.testing.assert_close((sigma / alpha).float(), scheduler.sigmas[:-1].float(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("t", [0, 0.25, 499.9, 500, 998.5, 999, 1200.0, -3.0])
+def test_one_level_is_that_of_the_whole_schedule(t):
+    bars = DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True).alphas_cumprod
+    schedule = VariancePreserving(bars)
+    level = level_at(schedule, t)
+    assert (level.t, level.alpha, level.sigma) == pytest.approx(
+        (t, *(value.item() for value in schedule(t))), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler], ids=lambda kind: kind.__name__)
+def test_levels_that_the_timesteps_decide_are_known_before_the_steps(kind):
+    scheduler = kind(beta_schedule="scaled_linear")
+    scheduler.set_timesteps(5)
+    timesteps = scheduler.timesteps.tolist()
+    levels = levels_of(scheduler, timesteps)
+    assert levels == ({t: level_of(scheduler, t) for t in timesteps} if kind is DDIMScheduler else {})
 
 
 def test_a_scheduler_of_another_kind_is_refused():

@@ -233,6 +233,29 @@ def test_what_a_callback_asks_the_network_is_no_branch(guidance):
         assert torch.equal(values.nan_to_num(), asked.norms[name].nan_to_num()), name
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_conditioning_that_a_callback_changes_is_recorded_as_it_is_given(guidance):
+    pipe = stable_diffusion()
+    given = []
+    pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(kwargs["encoder_hidden_states"].clone()), with_kwargs=True
+    )
+
+    def change(pipe, index, t, values):
+        if index == 1:
+            return {"prompt_embeds": values["prompt_embeds"] + 1}
+        return {}
+
+    call = {"num_inference_steps": 4, "guidance_scale": guidance, "output_type": "latent"}
+    with watch(pipe, keep="all") as seen:
+        pipe("a red circle", **call, callback_on_step_end=change, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    for number, embeddings in enumerate(given):
+        step = seen.trajectory.step(number)
+        branches = [step.cond_inputs] if step.uncond_inputs is None else [step.uncond_inputs, step.cond_inputs]
+        assert torch.equal(torch.cat([inputs["encoder_hidden_states"] for inputs in branches]), embeddings)
+    assert not torch.equal(given[1], given[2])
+
+
 def test_a_run_without_a_step_is_explained():
     pipe = pictures.image_to_image()
     call = {"num_inference_steps": 3, "guidance_scale": 2.0, "strength": 0.0, "output_type": "latent"}

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from cryptomnesia.pipelines.call import canonical, defaults_of, own_class
-from cryptomnesia.pipelines.contents.adapters import adapters, without_adapters
+from cryptomnesia.pipelines.contents.adapters import adapters, has_adapters, without_adapters
 from cryptomnesia.pipelines.contents.alterations import alterations
 from cryptomnesia.pipelines.contents.hooks import global_patches
 from cryptomnesia.pipelines.contents.identity import identity
@@ -59,11 +60,11 @@ def fingerprint(pipe: Any, sampling: Sampling) -> Fingerprint:
     family = family_of(pipe)
     settings = family.sampling(family.arguments([""], sampling), defaults_of(pipe))
     config = scheduler_config(pipe.scheduler, settings.steps)
-    dtype = _name(getattr(family.module, "dtype", None))
     # verdicts and maps come before a safety checker looks at the finished pictures
-    parts = {part: network for part, network in networks(pipe).items() if part != "safety_checker"}
+    walks = {part: Walk.through(network) for part, network in networks(pipe).items() if part != "safety_checker"}
     known = _known(pipe)
-    sections: dict[str, Any] = {**_networks(parts, known, tiled=tiles(pipe, settings))}
+    sections: dict[str, Any] = {**_networks(walks, known, tiled=tiles(pipe, settings))}
+    dtype = _dtype(family.module, walks, sections["dtypes"])
     sections["dtypes"] = {part: kinds for part, kinds in sections["dtypes"].items() if kinds != dtype}
     sections["scheduler_altered"] = scheduler_alterations(pipe.scheduler, known)
     sections["tokenizers"] = {
@@ -107,10 +108,9 @@ def model_fingerprint(pipe: Any) -> Fingerprint:
 
 def weights_digest(pipe: Any) -> str:
     """One SHA-256 for the weights of all networks of the pipeline, its adapters and other alterations included."""
+    walks = {part: Walk.through(network) for part, network in networks(pipe).items()}
     found = {
-        name: section
-        for name, section in _networks(networks(pipe), _known(pipe)).items()
-        if name not in ("dtypes", "config")
+        name: section for name, section in _networks(walks, _known(pipe)).items() if name not in ("dtypes", "config")
     }
     # without alterations it is the digest of the weights alone
     altered = {name: {k: v for k, v in section.items() if "structure" not in v} for name, section in found.items()}
@@ -150,12 +150,12 @@ def _bare(network: nn.Module) -> nn.Module:
 
 
 def _networks(
-    parts: Mapping[str, nn.Module], known: Mapping[int, str], *, tiled: frozenset[str] = frozenset()
+    walks: Mapping[str, Walk], known: Mapping[int, str], *, tiled: frozenset[str] = frozenset()
 ) -> dict[str, dict[str, Any]]:
     """What a fingerprint holds of networks: weights, configurations, dtypes, adapters, alterations."""
     found: dict[str, dict[str, Any]] = {"weights": {}, "config": {}, "dtypes": {}, "adapters": {}, "altered": {}}
-    for part, network in parts.items():
-        walk = Walk.through(network)
+    for part, walk in walks.items():
+        network = walk.network
         weights = weights_of(part, walk)
         config = _config(part, network)
         base = without_adapters(walk, weights)
@@ -202,6 +202,18 @@ def _dtypes(weights: Mapping[str, Tensor]) -> str:
     """The number formats of a network's weights."""
     kinds = {value.dtype for value in weights.values()}
     return "+".join(sorted(_name(kind) for kind in kinds if kind.is_floating_point))
+
+
+def _dtype(module: nn.Module, walks: Mapping[str, Walk], dtypes: Mapping[str, str]) -> str:
+    """The number format in which a network computes, as it says itself."""
+    network, own = _bare(module), getattr(type(module), "dtype", None) is ModelMixin.dtype
+    for part, walk in walks.items():
+        kinds = dtypes.get(part, "")
+        alone = kinds and "+" not in kinds and not (walk.hooked or has_adapters(walk))
+        if own and alone and walk.network is network:
+            # it would look through all modules for the first weight that has one
+            return kinds
+    return _name(getattr(module, "dtype", None))
 
 
 def _name(dtype: torch.dtype | None) -> str:

@@ -6,7 +6,7 @@ evaluations are computed together: as soon as the copies take more than a little
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,12 +38,6 @@ class _Copy(NamedTuple):
     sigma: float
     kind: Kind
     inputs: Inputs
-
-    def estimates(self) -> tuple[Tensor, Tensor]:
-        """x̂_0 of the prediction that the solver was given, and of the conditional branch, both (B, …)."""
-        x, used, cond = (self.tensors[place] for place in (2, 3, 4))
-        predictions = [Prediction(x, value, self.alpha, self.sigma, self.kind) for value in (used, cond)]
-        return predictions[0].x0, predictions[1].x0
 
 
 class Norms:
@@ -108,12 +102,12 @@ class Norms:
         copies, self._copies, self._bytes = self._copies, [], 0
         first = self._length - len(copies)
         # what is not alike is one evaluation
-        latents, before, _, _, cond, *uncond = (
+        latents, before, x, used, cond, *uncond = (
             [value.unsqueeze(0) for value in copies[0].tensors]
             if len(copies) == 1
-            else torch.stack([copy.tensors for copy in copies]).unbind(1)
+            else torch.stack([copy.tensors for copy in copies]).unbind(1)  # type: ignore[arg-type]
         )
-        clean, estimates = (torch.stack(both) for both in zip(*(copy.estimates() for copy in copies), strict=True))
+        clean, estimates = (_estimates(copies, x, value) for value in (used, cond))
         found = [("delta", first, latents - before), ("z", first, latents), ("x0", first, clean)]
         if uncond:
             found.append(("guidance", first, cond - uncond[0]))
@@ -153,6 +147,23 @@ class Norms:
         first, second = torch.tensor(parts).unsqueeze(2).unbind(1)
         # an evaluation that has no share may be anything, infinite for instance
         return torch.where(first == 0, 0, first * squared[earlier]) + second * squared
+
+
+def _estimates(copies: Sequence[_Copy], x: Tensor, value: Tensor) -> Tensor:
+    """x̂_0 of the evaluations of copies with the inputs x and the outputs `value` of the network, both (n, B, …)."""
+    if len(copies) > 1 and x.dtype in (torch.float32, torch.float64):
+        alpha, sigma = (
+            torch.tensor([getattr(copy, name) for copy in copies], dtype=x.dtype, device=x.device)
+            for name in ("alpha", "sigma")
+        )
+        shape = (-1, *[1] * (x.dim() - 1))
+        # tensors in the place of numbers, one for every evaluation
+        levels: tuple[Any, Any] = alpha.view(shape), sigma.view(shape)
+        return Prediction(x, value, *levels, copies[0].kind).x0
+    # in half precision every operation rounds, as it did for the runs of a calibration
+    return torch.stack(
+        [Prediction(x[n], value[n], copy.alpha, copy.sigma, copy.kind).x0 for n, copy in enumerate(copies)]
+    )
 
 
 def _per_image(norm: Norm, values: Tensor, latents: Tensor) -> Tensor:

@@ -263,7 +263,8 @@ class Watch:
         if step.index in call.keep:
             call.steps[step.index] = step
         call.norms.add(step, latents, prediction(value))
-        self._compute_signals(call, step.index)
+        if self._signals:
+            self._compute_signals(call, step.index)
         if self._after_step is not None:
             self._after_step(len(call.norms))
         return result

@@ -37,12 +37,15 @@ class Walk:
             found.append((place, module))
             if children := module._modules:
                 prefix = f"{place}." if place else ""
-                waiting += [
-                    (prefix + name, child) for name, child in reversed(children.items()) if child is not None
-                ]
+                waiting += [(prefix + name, child) for name, child in reversed(children.items()) if child is not None]
         return cls(network, found, repeated)
 
     @cached_property
     def kinds(self) -> dict[type[nn.Module], None]:
         """The classes of the modules, in the order in which they are met."""
         return dict.fromkeys(type(module) for _, module in self.modules)
+
+    @cached_property
+    def hooked(self) -> bool:
+        """Whether diffusers has put hooks around modules."""
+        return any("_diffusers_hook" in vars(module) for _, module in self.modules)

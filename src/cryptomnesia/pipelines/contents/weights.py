@@ -31,8 +31,8 @@ _VALUES = 65_536
 """About as many values of every tensor are read."""
 
 _ODD = 2 * _VALUES * 2
-"""One odd number for every 8 bytes of the largest sample of a tensor: a step is rounded down, so fewer than twice as many
-values are read, and a complex number has 16 bytes."""
+"""One odd number for every 8 bytes of the largest sample of a tensor: a step is rounded down, so fewer than twice as
+many values are read, and a complex number has 16 bytes."""
 
 _SMALL = 16_384
 """A tensor with as many values is small."""
@@ -148,6 +148,8 @@ def _onloaded(hooks: Mapping[str, Any], part: str, name: str) -> Tensor:
 
 def _on_disk(walk: Walk) -> bool:
     """Whether diffusers' group offloading has put weights on disk and left empty tensors in their place."""
+    if not walk.hooked:
+        return False
     for _, module in walk.modules:
         registry = vars(module).get("_diffusers_hook")
         for hook in getattr(registry, "hooks", {}).values():
