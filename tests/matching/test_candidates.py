@@ -99,6 +99,21 @@ def test_candidates_give_the_same_match_as_the_exact_search(large):
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("count", [1, 60], ids=["one query", "many queries"])
+def test_codes_that_are_divided_among_threads_give_the_same_candidates(large, monkeypatch, count):
+    folder, masks = large[1], rectangles()[:count]
+    queries = near_copies(rectangles())[:count]
+    together = ImageIndex(folder, Tiles()).search(queries, masks=masks, k=51)
+    monkeypatch.setattr(candidates, "FEWEST", 2000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    index = ImageIndex(folder, Tiles())
+    assert [first for first, _ in index._search.candidates._parts] == [0, 2016, 4032]
+    divided = index.search(queries, masks=masks, k=51)
+    assert divided.positions.equal(together.positions)
+    assert divided.distances.equal(together.distances)
+
+
+@pytest.mark.usefixtures("few")
 def test_descriptors_of_a_single_tile_have_candidates_too(tmp_path):
     pytest.importorskip("faiss", reason="faiss is not installed")
     pictures = some_pictures(1500, 0)

@@ -1,7 +1,7 @@
 import torch
 
 from cryptomnesia.images import square
-from cryptomnesia.matching import ImageIndex, Tiles
+from cryptomnesia.matching import ImageIndex, Tiles, search, shards
 from picture_files import tensor
 
 
@@ -50,3 +50,21 @@ def test_an_empty_mask_matches_nothing(pictures, tmp_path):
     mask = torch.zeros(1, 64, 64)
     mask[0, :4, :4] = 1  # a sliver of one tile
     assert index.search(torch.rand(1, 3, 64, 64), masks=mask).distances.isinf().all()
+
+
+def test_descriptors_that_are_read_when_needed_are_those_in_memory(pictures, tmp_path, monkeypatch):
+    ImageIndex.build(pictures, tmp_path / "index", Tiles(), shard=7)
+    held = shards.Shards(tmp_path / "index", Tiles().shape)
+    places = torch.tensor([33, 2, 39, 2, 0, 14, 13])
+    wanted = held.at(places)
+    assert wanted.shape == (7, 16, 192)
+    weights = torch.rand(16, 192)
+    distances = search.Search(held, None).distances(wanted[1], places, weights)
+    assert distances[[1, 3]].tolist() == [0, 0]
+    monkeypatch.setattr(shards, "HELD", 0)
+    monkeypatch.setattr(search, "IN_CACHE", 2 * 16 * 192)
+    read = shards.Shards(tmp_path / "index", Tiles().shape)
+    assert read.at(places).equal(wanted)
+    assert read.at(places[:0]).shape == (0, 16, 192)
+    # every portion has two pictures
+    torch.testing.assert_close(search.Search(read, None).distances(wanted[1], places, weights), distances)

@@ -4,15 +4,19 @@ Every tile of a picture is cut into blocks, and a block is stored as the nearest
 learned from a sample (product quantization, Jégou et al., 2011): 64 bytes a picture instead of six thousand. A query is
 compared with the words once, under its own weights. The result is a table, and a picture's estimate is the sum of the
 entries that its codes name; faiss adds them up for all pictures in registers (André et al., 2017). Because the table is
-made here, the same codes serve whole pictures and every mask: blocks outside of the mask contribute nothing.
+made here, the same codes serve whole pictures and every mask: blocks outside of the mask contribute nothing. faiss
+divides the queries of a search among threads, but not the codes, so that one query would have one thread. So every
+thread has codes of its own.
 
 A distance is the largest over the tiles, but entries can only be added. So where there are several tiles the entry of a
 block is the square of its mean squared difference: one block that differs much weighs more than many that differ
 slightly.
 """
 
+import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,12 @@ WORDS = 16
 
 SAMPLE = 256 * WORDS
 """Pictures that words are learned from; faiss uses no more."""
+
+FEWEST = 2**18
+"""Fewest codes that get a thread of their own."""
+
+ONE_QUERY = 15
+"""Number (`IndexFastScan.implem`) of faiss's loop for one query. Its usual loop takes longer for one than for two."""
 
 SAVED_EVERY = 600.0
 """Seconds between two writes of codes while more are computed."""
@@ -71,7 +81,7 @@ class Candidates:
         units = self._faiss.ProductQuantizer(blocks * WORDS, blocks, 4)
         self._faiss.copy_array_to_vector(np.tile(np.eye(WORDS, dtype=np.float32).ravel(), blocks), units.centroids)
         index.pq, index.d, index.metric_type = units, units.d, self._faiss.METRIC_INNER_PRODUCT
-        self._index = index
+        self._parts = _divided(self._faiss, index, max(min(torch.get_num_threads(), pictures // FEWEST), 1))
 
     def nearest(self, described: Tensor, weights: Tensor, k: int) -> Tensor:
         """Estimate which pictures are nearest to queries.
@@ -89,9 +99,27 @@ class Candidates:
         blocks = (len(described), len(self._words), 1, -1)
         table = (shares.reshape(blocks) * (described.reshape(blocks) - self._words) ** 2).sum(dim=3)
         table = table**2 if self._tiles > 1 else table
-        self._faiss.omp_set_num_threads(torch.get_num_threads())
-        _, places = self._index.search(-table.flatten(1).numpy(), k)
-        return torch.from_numpy(places).clamp_min(0)
+        found = self._of_parts(-table.flatten(1).numpy(), k)
+        values, places = (torch.from_numpy(np.concatenate(parts, axis=1)) for parts in zip(*found, strict=True))
+        if len(found) > 1:
+            places = places.gather(1, values.topk(k, dim=1).indices)
+        return places.clamp_min(0)
+
+    def _of_parts(self, tables: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of every part of the codes the largest inner products with tables (B, ·), and their places, (B, ≤ k) each."""
+        threads = torch.get_num_threads() if len(self._parts) == 1 else 1
+
+        def largest(first: int, part: Any) -> tuple[np.ndarray, np.ndarray]:
+            # for the thread that this runs in
+            self._faiss.omp_set_num_threads(threads)
+            part.implem = ONE_QUERY if len(tables) == 1 else 0
+            values, places = part.search(tables, min(k, part.ntotal))
+            return values, places + first
+
+        if len(self._parts) == 1:
+            return [largest(*self._parts[0])]
+        with ThreadPoolExecutor(len(self._parts)) as pool:
+            return list(pool.map(largest, *zip(*self._parts, strict=True)))
 
 
 def extend(folder: Path, shards: Shards, progress: Callable[[int, int], None] | None) -> None:
@@ -147,6 +175,26 @@ def _learned(faiss: Any, shards: Shards) -> Any:
     index = faiss.IndexPQFastScan(tiles * numbers, tiles * cuts, 4)
     index.train(shards.at(spread(len(shards), SAMPLE)).flatten(1).numpy())
     return index
+
+
+def _divided(faiss: Any, index: Any, parts: int) -> list[tuple[int, Any]]:
+    """An index with codes as at most this many: (place of the first picture, index)."""
+    if parts == 1:
+        return [(0, index)]
+    # faiss stores the codes of `bbs` pictures together
+    size = math.ceil(index.ntotal / parts / index.bbs) * index.bbs
+    codes = faiss.rev_swig_ptr(index.codes.data(), index.codes.size())
+    codes = codes.reshape(index.ntotal2, -1)
+    divided = []
+    for first in range(0, index.ntotal, size):
+        own = codes[first : first + size]
+        part = faiss.IndexPQFastScan(index.d, index.pq.M, 4, index.metric_type, index.bbs)
+        part.pq, part.is_trained = index.pq, True
+        part.ntotal, part.ntotal2 = min(size, index.ntotal - first), len(own)
+        part.codes.resize(own.size)
+        faiss.rev_swig_ptr(part.codes.data(), own.size)[:] = own.ravel()
+        divided.append((first, part))
+    return divided
 
 
 def _read(faiss: Any, folder: Path, shape: tuple[int, int]) -> Any:

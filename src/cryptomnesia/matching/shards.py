@@ -130,14 +130,16 @@ class Shards:
         """Descriptors (n, T, P) of the pictures at `places` (n,)."""
         if self._held is not None:
             return self._held[places]
-        wanted = places.numpy()
-        shards = np.searchsorted(self._starts, wanted, side="right") - 1
-        described = torch.empty(len(wanted), *self.shape)
-        for shard in np.unique(shards):
-            rows = shards == shard
-            values = self._values[shard][wanted[rows] - self._starts[shard]]
-            described[torch.from_numpy(rows)] = torch.from_numpy(values).float()
-        return described
+        wanted, order = places.sort()
+        bounds = np.searchsorted(wanted.numpy(), self._starts)
+        stored = np.empty((len(wanted), *self.shape), np.float16)
+        for shard in np.flatnonzero(np.diff(bounds)):
+            rows = slice(bounds[shard], bounds[shard + 1])
+            within = wanted[rows].numpy() - self._starts[shard]
+            # with this mode numpy writes into `stored` without a copy
+            np.take(self._values[shard], within, axis=0, out=stored[rows], mode="clip")
+        described = torch.from_numpy(stored).float()
+        return described if order.equal(torch.arange(len(order))) else described[order.argsort()]
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield all descriptors in portions: (place of the first picture, descriptors (n, T, P))."""
@@ -219,12 +221,13 @@ def _read_shard(names: Path, shape: tuple[int, int]) -> tuple[list[str], dict[in
     paths, readings = _read_names(names)
     try:
         values = np.load(local(names.with_suffix(".npy")), mmap_mode="r")
-        if values.shape != (len(paths), *shape) or values.dtype.kind != "f":
-            raise ValueError(f"{len(paths)} paths, descriptors of shape {values.shape}")
+        if values.shape != (len(paths), *shape) or values.dtype != np.float16:
+            raise ValueError(f"{len(paths)} paths, descriptors of shape {values.shape}, {values.dtype}")
     # numpy raises whatever a damaged file leads it to: EOFError, ValueError, the errors of Python's tokenizer
     except Exception as error:
         raise _damaged(names, error) from None
-    return paths, readings, values
+    # a plain array is a view of the same memory, and several times as fast to take rows from
+    return paths, readings, np.asarray(values)
 
 
 def _read_names(names: Path) -> tuple[list[str], dict[int, str]]:
