@@ -1473,3 +1473,59 @@ def real_sizes_parameters(results: Results) -> str:
     """The networks of the model of the real sizes."""
     rows = [[code(name), f"{count:,}"] for name, count in results("real_sizes", "parameters").items()]
     return grid(["network", "parameters"], rows)
+
+
+MATCHING_METHODS = {
+    "codes": "`cryptomnesia`, codes under weights",
+    "pq": "faiss, the same codes",
+    "ivf-pq 1": "faiss, IVF-PQ, 1 list",
+    "ivf-pq 16": "faiss, IVF-PQ, 16 lists",
+    "ivf-pq 128": "faiss, IVF-PQ, 128 lists",
+    "flat": "faiss, flat",
+}
+"""First stages of a search, as matching.json names them, and as a page does."""
+
+
+@table("matching.methods")
+def matching_methods(results: Results) -> str:
+    """Time, size and recall of first stages of a search on the same pictures."""
+    found = results("matching", "methods")
+    rows = []
+    for key, name in MATCHING_METHODS.items():
+        one = found[key]
+        milliseconds = [f"{1000 * one[kind]['value']:,.1f}" for kind in ("one", "each_of_16")]
+        # the flat index compares everything, by another distance, and no recall was measured
+        shares = [
+            number(one[kind][what]) if kind in one else "–"
+            for kind in ("whole", "region")
+            for what in ("nearest", "next_fifty")
+        ]
+        built = f"{one['build_seconds']:,.0f}" if "build_seconds" in one else "–"
+        rows.append([name, *milliseconds, *shares, built, f"{one['bytes'] / 1e9:,.2f}"])
+    heads = ["ms, one query", "ms, each of 16", "nearest", "next fifty", "nearest, region", "next fifty, region"]
+    return grid(["first stage", *heads, "seconds to build", "GB"], rows)
+
+
+@table("matching.rate")
+def matching_rate(results: Results) -> str:
+    """A search of one query beside the sum of its codes."""
+    found = results("matching")
+    shares, first = found["of_sum_rate"], found["methods"]["codes"]["one"]["value"]
+    rows = [
+        ["sum of the codes", f"{1000 * found['sum']['value']:.1f}", "100%"],
+        ["first stage", f"{1000 * first:.1f}", f"{shares['first']:.0%}"],
+        ["both stages", f"{1000 * (first + found['compare']['value']):.1f}", f"{shares['both']:.0%}"],
+    ]
+    return grid(
+        [f"one query, {found['pictures']:,} pictures, threads: {found['threads']}", "ms", "of the sum's rate"], rows
+    )
+
+
+@table("matching.match")
+def matching_match(results: Results) -> str:
+    """Seconds of a match that needs a null."""
+    rows = []
+    for kind, what in (("whole", "whole picture"), ("region", "region")):
+        one = results("matching", "match", kind)
+        rows.append([what, *(number(one[part], 2) if one[part] else "–" for part in ("seconds", "again"))])
+    return grid(["match of one picture", "seconds", "seconds, matched before"], rows)
