@@ -27,9 +27,7 @@ def test_one_level_is_that_of_the_whole_schedule(t):
     bars = DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True).alphas_cumprod
     schedule = VariancePreserving(bars)
     level = level_at(schedule, t)
-    assert (level.t, level.alpha, level.sigma) == pytest.approx(
-        (t, *(value.item() for value in schedule(t))), rel=1e-6
-    )
+    assert (level.t, level.alpha, level.sigma) == pytest.approx((t, *(value.item() for value in schedule(t))), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler], ids=lambda kind: kind.__name__)
