@@ -27,7 +27,7 @@ from torch import Tensor
 
 from cryptomnesia import load_pipeline
 from cryptomnesia.bench.trials import MEMORIZED, of_ground
-from cryptomnesia.cli.benching import distance
+from cryptomnesia.cli.benches import distance
 from cryptomnesia.detectors.critical_scale import CriticalScale
 from cryptomnesia.localizers.baseline import Baseline, baseline_for, check_checkpoint
 from cryptomnesia.pipelines.denoiser import Denoiser

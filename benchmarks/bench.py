@@ -31,7 +31,7 @@ from common import CACHE, COMMIT, print_json, progress
 
 from cryptomnesia.bench.packet import Packet
 from cryptomnesia.bench.selection import left_out
-from cryptomnesia.cli.benching import detected, mapped
+from cryptomnesia.cli.benches import detected, mapped
 from cryptomnesia.proving_ground.fine_tune import FineTune
 from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.settings import BenchDetectSettings, BenchLocalizeSettings

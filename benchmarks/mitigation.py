@@ -31,8 +31,7 @@ from cryptomnesia.bench.mitigation_figures import UNTOUCHED
 from cryptomnesia.bench.mitigation_figures import figures_of as mitigation_figures
 from cryptomnesia.bench.packet import Packet
 from cryptomnesia.bench.trials import MEMORIZED
-from cryptomnesia.cli.attacking import attacked
-from cryptomnesia.cli.benching import mitigated
+from cryptomnesia.cli.benches import attacked, mitigated
 from cryptomnesia.settings import BenchAttackSettings, BenchMitigateSettings
 
 RESULTS, PACKETS = Path("docs/results/mitigation.json"), Path("docs/results/packets")

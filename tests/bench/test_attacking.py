@@ -6,10 +6,11 @@ import torch
 
 from cryptomnesia import UsageError
 from cryptomnesia.bench.attack_figures import figures_of
-from cryptomnesia.bench.attacking import CAPTION, PACKET, Descent, _embeddings, bench_attacks, other_wordings
+from cryptomnesia.bench.attacking import CAPTION, PACKET, AttackBench, Descent, _embeddings, other_wordings
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED
 from cryptomnesia.bench.packet import Packet
 from cryptomnesia.bench.remaking import call_of
+from cryptomnesia.bench.running import run as run_bench
 from cryptomnesia.bench.trials import MEMORIZED, Trial
 from cryptomnesia.calibration import calibrate
 from cryptomnesia.calibration.judging import Judge
@@ -50,11 +51,10 @@ def planted(setup):
 
 
 def attack(folder, setup, planted, **more):
-    settings = {"call": CALL, "about": {"model": "a miniature"}, "look": Look(), "budgets": (2,), "wordings": 2}
-    settings |= {"others": [Stability(), detector("guidance-mean")], **more}
-    mitigations = [Rephrasing(), GuidanceDelay()]
-    judging = default_detector(setup)
-    return bench_attacks(setup, TRIALS, planted, REFERENCES, mitigations, judging, folder, **settings)
+    given = {"call": CALL, "about": {"model": "a miniature"}, "look": Look(), "budgets": (2,), "wordings": 2}
+    given |= {"others": [Stability(), detector("guidance-mean")], "mitigations": [Rephrasing(), GuidanceDelay()]}
+    given |= {"trials": TRIALS, "references": REFERENCES, "folder": folder, "planted": planted, **more}
+    return run_bench(lambda: AttackBench(setup=setup, detector=default_detector(setup), **given), folder)
 
 
 def test_every_attack_meets_every_mitigation(tmp_path, setup, planted):
@@ -74,13 +74,12 @@ def test_every_attack_meets_every_mitigation(tmp_path, setup, planted):
     # the default detector reads the beginning of the run, which the delay makes ordinary
     assert figures["wording"]["1"]["guidance-delay"]["returned"] is None
     assert Packet.load(tmp_path / PACKET).figures == packet.figures
-    # what is made already is not made again; two evaluations find out how the network takes captions, and the other
-    # detectors judge the embeddings and the wordings
+    # what is made already is not made again; two evaluations find out how the network takes captions
     evaluated = []
     hook = setup.pipe.unet.register_forward_hook(lambda *_: evaluated.append(1))
     again = attack(tmp_path, setup, planted)
     hook.remove()
-    assert (again.rows, len(evaluated)) == (packet.rows, 2 + 2 * 5)
+    assert (again.rows, len(evaluated)) == (packet.rows, 2)
     with pytest.raises(UsageError, match="a bench with other settings"):
         attack(tmp_path, setup, planted, budgets=(3,))
 

@@ -9,9 +9,11 @@ from filelock import FileLock
 from jsonschema import Draft202012Validator
 
 from cryptomnesia import Drift, GuidanceMagnitude, Stability, UsageError
-from cryptomnesia.bench.detecting import CALIBRATION, PACKET, bench, part_of
+from cryptomnesia.bench.base import CALIBRATION
+from cryptomnesia.bench.detecting import PACKET, PARTS, DetectorBench
 from cryptomnesia.bench.figures import figures_of, parts_of
 from cryptomnesia.bench.packet import SCHEMA, Packet, differences
+from cryptomnesia.bench.running import run as run_bench
 from cryptomnesia.bench.trials import MEMORIZED, Trial, of_file, of_ground
 from cryptomnesia.detectors.one_step import OneStep
 from cryptomnesia.detectors.sharpness import Sharpness
@@ -31,10 +33,11 @@ REFERENCES = [f"a green star {number}" for number in range(148)]
 """As few as a false-positive rate of 1% takes."""
 
 
-def run(folder, trials=TRIALS, references=REFERENCES, detectors=DETECTORS, **more):
-    pipe = stable_diffusion()
-    given = {"call": CALL, "about": {"model": "a miniature"}, "batch_size": 2, **more}
-    return bench(Setup.of(pipe, CALL), trials, references, detectors, folder, **given)
+def run(folder, trials=TRIALS, references=REFERENCES, detectors=DETECTORS, progress=None, **more):
+    given = {"call": CALL, "about": {"model": "a miniature"}, "batch_size": 2, "folder": folder, **more}
+    given |= {"trials": trials, "references": references, "detectors": detectors}
+    setup = Setup.of(stable_diffusion(), CALL)
+    return run_bench(lambda: DetectorBench(setup=setup, **given), folder, progress=progress)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,7 @@ def test_a_packet_that_is_compressed_is_read_and_always_the_same(whole, tmp_path
 
 def test_a_bench_that_was_killed_goes_on(whole, tmp_path):
     """Killed in its second batch of three, of which nothing is left."""
-    for path in (whole / "bench.json", whole / CALIBRATION, part_of(whole, 0)):
+    for path in (whole / "bench.json", whole / CALIBRATION, whole / PARTS.format(0)):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     given = {"truth": lambda trial, image: float(trial.cluster == "bar"), "threshold": 0.5}
     made = []
@@ -123,7 +126,7 @@ def test_a_finished_bench_scores_further_detectors_that_read_what_it_recorded(wh
 def test_only_one_process_works_in_a_folder(tmp_path):
     with FileLock(tmp_path / ".lock"), pytest.raises(UsageError, match="another process works on the bench in"):
         run(tmp_path)
-    assert not part_of(tmp_path, 0).exists()
+    assert not (tmp_path / PARTS.format(0)).exists()
 
 
 def test_what_could_not_be_benched_leaves_no_folder(tmp_path):

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 from cryptomnesia import UsageError
-from cryptomnesia.bench.localizing import MAPS, bench_maps
+from cryptomnesia.bench.localizing import MAPS, MapBench
 from cryptomnesia.bench.map_figures import RATE, REFERENCE, map_figures
 from cryptomnesia.bench.map_packet import MapPacket
+from cryptomnesia.bench.running import run as run_bench
 from cryptomnesia.bench.trials import MEMORIZED, Trial, of_file
-from cryptomnesia.cli.benching import labelled
+from cryptomnesia.cli.benches import masked, masks_of
 from cryptomnesia.localizers import localizers_of
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import stable_diffusion
@@ -32,10 +33,11 @@ def truth(trial, image):
     return float(trial.cluster == "bar"), mask
 
 
-def run(folder, trials=TRIALS, references=REFERENCES, **more):
-    setup = Setup.of(stable_diffusion(), CALL)
+def run(folder, trials=TRIALS, references=REFERENCES, progress=None, **more):
     given = {"about": {"model": "a miniature"}, "truth": truth, "threshold": 0.5, "batch_size": 35, **more}
-    return bench_maps(setup, trials, references, localizers_of(NAMES, setup), folder, **given)
+    setup = Setup.of(stable_diffusion(), CALL)
+    given |= {"setup": setup, "trials": trials, "references": references, "folder": folder}
+    return run_bench(lambda: MapBench(localizers=localizers_of(NAMES, setup), **given), folder, progress=progress)
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +173,12 @@ def test_masks_of_labelled_prompts(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     path.write_text("prompt,label,mask\na,memorized,mask.png\nb,memorized,\nc,ordinary,\nd,memorized,text.png\n")
     half, whole, _, missing = of_file(path)
+    masks = masks_of([half, whole, missing])
     image = torch.zeros(3, 8, 8)
-    assert labelled(half, image)[1].mean(axis=1).tolist() == [1] * 4 + [0] * 4
-    assert labelled(whole, image)[1].all()
+    assert masked(masks, half, image)[1].mean(axis=1).tolist() == [1] * 4 + [0] * 4
+    assert masked(masks, whole, image)[1].all()
     with pytest.raises(UsageError, match=r"cannot read the mask .*text\.png"):
-        labelled(missing, image)
+        masked(masks, missing, image)
     path.write_text("prompt,label,mask\na,memorized,none.png\nc,ordinary,\n")
     with pytest.raises(UsageError, match=r"row 1: there is no mask .*none\.png"):
         of_file(path)

@@ -7,11 +7,13 @@ import pytest
 
 from clip_models import save
 from cryptomnesia import UsageError
-from cryptomnesia.bench import mitigating
+from cryptomnesia.bench import remaking
 from cryptomnesia.bench.clip_score import ClipScore
-from cryptomnesia.bench.mitigating import PACKET, bench_mitigations
+from cryptomnesia.bench.mitigating import PACKET, MitigationBench
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED, figures_of
+from cryptomnesia.bench.running import run as run_bench
 from cryptomnesia.bench.trials import MEMORIZED, Trial
+from cryptomnesia.cli import benches
 from cryptomnesia.detectors import default_detector
 from cryptomnesia.mitigations import GuidanceDelay, PartialCaptions, Rephrasing, StabilityRule
 from cryptomnesia.pipelines.setup import Setup
@@ -60,7 +62,8 @@ MITIGATIONS = [PartialCaptions(), GuidanceDelay(), StabilityRule()]
 def run(folder, mitigations=MITIGATIONS, **more):
     setup = Setup.of(stable_diffusion(), CALL)
     given = {"call": CALL, "about": {"model": "a miniature"}, "batch_size": 2, "look": Look(), **more}
-    return bench_mitigations(setup, TRIALS, REFERENCES, mitigations, default_detector(setup), folder, **given)
+    given |= {"trials": TRIALS, "references": REFERENCES, "folder": folder, "mitigations": mitigations}
+    return run_bench(lambda: MitigationBench(setup=setup, detector=default_detector(setup), **given), folder)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,7 @@ class Clip:
 def test_a_finished_bench_is_compared_by_clip_without_making_a_picture(whole, monkeypatch, cryptomnesia):
     folder, _ = whole
     packet = run(folder)
-    monkeypatch.setattr(mitigating.Maker, "make", None)
+    monkeypatch.setattr(remaking.Maker, "make", None)
     clip = Clip()
     compared = run(folder, clip=clip)
     assert compared.about == {**packet.about, "clip": "a digest"}
@@ -198,7 +201,7 @@ def test_clip_is_loaded_before_pictures_are_made(cryptomnesia, monkeypatch, tmp_
         given.append(clip)
         raise UsageError("stop here")
 
-    monkeypatch.setattr(mitigating, "bench_mitigations", record)
+    monkeypatch.setattr(benches, "MitigationBench", record)
     arguments = ("bench", "mitigate", "--ground", "scenes", "--mitigation", "guidance-delay", "-o", tmp_path / "bench")
     assert "stop here" in cryptomnesia(*arguments)[2]
     assert "stop here" in cryptomnesia(*arguments, "--clip", save(tmp_path / "clip"))[2]

@@ -16,10 +16,10 @@ of them notice an attack that hides from the detector of the guard.
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,25 +28,24 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from cryptomnesia.bench.attack_figures import figures_of
-from cryptomnesia.bench.detecting import Progress, alone, calibrated, made_with, settings_of
-from cryptomnesia.bench.mitigating import Look
+from cryptomnesia.bench.base import Report, Stage
+from cryptomnesia.bench.detecting import load_runs, save_runs
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED
 from cryptomnesia.bench.packet import Packet
-from cryptomnesia.bench.remaking import call_of, kept_pictures
+from cryptomnesia.bench.remaking import PictureBench, call_of
 from cryptomnesia.bench.trials import Trial
-from cryptomnesia.calibration.fitting import check_references
 from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.detectors import Detector
 from cryptomnesia.errors import UsageError
-from cryptomnesia.files import claim, load_checked, save_checked
+from cryptomnesia.files import load_checked, save_checked
 from cryptomnesia.guarding.black import latents_of
 from cryptomnesia.guarding.making import Maker
 from cryptomnesia.mitigations import Mitigation
 from cryptomnesia.mitigations.captions import embedded, embeddings, of_captions
 from cryptomnesia.pipelines.call import silent
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.places import make
 from cryptomnesia.proving_ground.concepts import Place
-from cryptomnesia.tracing.generation import check_call
 from cryptomnesia.tracing.reading import conditioning
 from cryptomnesia.words import words
 
@@ -55,6 +54,9 @@ PACKET = "attacks.json.xz"
 
 KIND = "attack"
 """Kind of the files of a bench's folder that hold the embeddings of a concept."""
+
+OTHERS = "other detectors"
+"""Name of the stages that record what the other detectors judge."""
 
 EARLY = 0.2
 """Share of the run in which the attack `hidden` looks ordinary."""
@@ -93,186 +95,188 @@ class Attempt:
     concept: int
 
 
-def bench_attacks(
-    setup: Setup,
-    trials: Sequence[Trial],
-    planted: Sequence[Place],
-    references: Sequence[str],
-    mitigations: Sequence[Mitigation],
-    detector: Detector,
-    folder: Path,
-    *,
-    call: dict[str, Any],
-    about: dict[str, Any],
-    look: Look,
-    others: Sequence[Detector] = (),
-    budgets: Sequence[int] = (25, 100),
-    wordings: int = 4,
-    descent: Descent = Descent(),
-    fpr: float = 0.01,
-    batch_size: int = 8,
-    progress: Progress | None = None,
-) -> Packet:
-    """Attack every mitigation, and write the packet to `folder`.
+@dataclass(kw_only=True)
+class AttackBench(PictureBench):
+    """Mitigations, each of which is attacked.
 
-    Args:
+    Attributes:
         setup: the pipeline and the settings of its calls; its calls take `prompt_embeds`.
         trials: one per planted caption.
         planted: the picture and the mask of each of them.
-        references: captions of the calibration, ordinary ones that are none of the trials.
-        mitigations: that work in the set-up.
-        detector: judges every picture.
-        folder: made if missing. If it holds a bench of the same kind that was stopped, that one goes on.
-        call: arguments of every call, with which `setup` was made.
-        about: what else the pictures depend on, as JSON values.
-        look: sees what is in pictures.
         others: detectors that read norms alone, and judge the untouched runs.
         budgets: numbers of steps of the descent; 0, the caption's own embedding, is always measured.
         wordings: number of other wordings of every caption.
         descent: how embeddings are looked for.
-        fpr: false-positive rate at which a picture is flagged.
-        batch_size: images per call of the pipeline.
-        progress: called while embeddings are looked for and images are made.
-
-    Raises:
-        UsageError: if the folder holds another bench, another process works in it, the set-up refuses a method or has
-            no guidance, one of `others` reads more than norms, or the network takes captions otherwise than as
-            `prompt_embeds` alone.
     """
-    report = progress or (lambda *_: None)
-    setup.check([detector, *others, *mitigations])
-    if reading := [other.name for other in others if other.norms or other.signals]:
-        raise UsageError(f"{', '.join(reading)} read more than norms; give other detectors")
-    check_call(setup)
-    if not setup.guided:
-        raise UsageError(
-            "got a set-up without guidance, whose runs have no unconditional branch; give guidance above 1"
-        )
-    taken = conditioning(setup.pipe, [trials[0].prompt], setup.sampling)
-    if list(embeddings(taken, conditioning(setup.pipe, [""], setup.sampling))) != [CAPTION]:
-        raise UsageError(
-            f"{type(setup.pipe).__name__} takes captions in other forms than prompt_embeds alone; give a ground with a "
-            "StableDiffusionPipeline"
-        )
-    check_references(references, repeated=False, fpr=fpr)
-    steps = sorted({0, *budgets})
-    settings = {
-        **settings_of(setup, about, references, trials, batch_size=batch_size, threshold=0.0),
-        "detector": detector.describe(),
-        "fpr": fpr,
-        "budgets": steps,
-        "wordings": wordings,
-        "descent": asdict(descent),
-    }
-    claim(folder / "bench.json", settings, "a bench with other settings")
-    localizers = {found.name: found for made in mitigations for found in made.maps(setup)}
-    with alone(folder), silent(setup.pipe):
-        calibration = calibrated(
-            setup,
-            references,
-            folder,
-            call=call,
-            batch_size=batch_size,
-            report=report,
-            detectors=[detector],
-            localizers=list(localizers.values()),
-        )
-        calibration.check_localizers(list(localizers.values()))
-        maker = Maker(setup.pipe, Judge(calibration, detector, fpr), batch=batch_size)
-        found: list[dict[str, Tensor]] = []
-        for start in range(0, len(trials), batch_size):
-            path = folder / f"embeddings-{start // batch_size:05d}.safetensors"
-            part = slice(start, start + batch_size)
-            if not path.exists():
-                save_checked(path, KIND, 1, {}, _embeddings(maker, setup, trials[part], planted[part], steps, descent))
-            tensors = load_checked(path, KIND, 1)[1]
-            found += [{name: values[[row]] for name, values in tensors.items()} for row in range(len(trials[part]))]
-            report("embeddings", len(found), len(trials))
-        descended = product(("embedding", "hidden"), steps[1:])
-        kinds = [("embedding", 0), *descended, *(("wording", 1 + number) for number in range(wordings))]
-        attempts = [
-            Attempt(attack, budget, concept) for (attack, budget), concept in product(kinds, range(len(trials)))
+
+    planted: Sequence[Place]
+    others: Sequence[Detector] = ()
+    budgets: Sequence[int] = (25, 100)
+    wordings: int = 4
+    descent: Descent = Descent()
+
+    def check(self) -> None:
+        """Refuse what does not fit together.
+
+        Raises:
+            UsageError: if the set-up refuses a method or has no guidance, one of `others` reads more than norms, or the
+                network takes captions otherwise than as `prompt_embeds` alone.
+        """
+        self.setup.check(self.others)
+        if reading := [other.name for other in self.others if other.norms or other.signals]:
+            raise UsageError(f"{', '.join(reading)} read more than norms; give other detectors")
+        super().check()
+        if not self.setup.guided:
+            raise UsageError(
+                "got a set-up without guidance, whose runs have no unconditional branch; give guidance above 1"
+            )
+        pipe, sampling = self.setup.pipe, self.setup.sampling
+        taken = conditioning(pipe, [self.trials[0].prompt], sampling)
+        if list(embeddings(taken, conditioning(pipe, [""], sampling))) != [CAPTION]:
+            raise UsageError(
+                f"{type(pipe).__name__} takes captions in other forms than prompt_embeds alone; give a ground with a "
+                "StableDiffusionPipeline"
+            )
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What a bench must not change when it goes on, as JSON values."""
+        return {
+            **super().settings,
+            "budgets": self._steps,
+            "wordings": self.wordings,
+            "descent": asdict(self.descent),
+        }
+
+    @property
+    def _steps(self) -> list[int]:
+        return sorted({0, *self.budgets})
+
+    @cached_property
+    def _attempts(self) -> list[Attempt]:
+        """All calls of the attacker."""
+        descended = product(("embedding", "hidden"), self._steps[1:])
+        kinds = [("embedding", 0), *descended, *(("wording", 1 + number) for number in range(self.wordings))]
+        concepts = range(len(self.trials))
+        return [Attempt(attack, budget, concept) for (attack, budget), concept in product(kinds, concepts)]
+
+    def _trial(self, row: int) -> Trial:
+        """The trial of an attempt, with a seed of its own."""
+        return replace(self.trials[self._attempts[row].concept], seed=self.trials[0].seed + row)
+
+    @property
+    def _looking(self) -> Stage:
+        """The stage that looks for embeddings."""
+        rows = range(len(self.trials))
+        return Stage("embeddings", "embeddings-{:05d}.safetensors", self.folder, rows, self.batch_size)
+
+    @cached_property
+    def _found(self) -> list[dict[str, Tensor]]:
+        """The embeddings of every concept, once they are found."""
+        parts = [load_checked(path, KIND, 1)[1] for path in self._looking.files]
+        return [
+            {name: values[[row]] for name, values in tensors.items()}
+            for number, tensors in enumerate(parts)
+            for row in range(len(self._looking.part(number)))
         ]
-        # a seed of its own for every attempt
-        made_of = [
-            replace(trials[attempt.concept], seed=trials[0].seed + number) for number, attempt in enumerate(attempts)
+
+    @property
+    def _divided(self) -> dict[str, list[int]]:
+        """Folder → its attempts: calls with embeddings and calls with words do not fit into one call."""
+        worded = [attempt.attack == "wording" for attempt in self._attempts]
+        return {
+            "embeddings/": [row for row, found in enumerate(worded) if not found],
+            "wordings/": [row for row, found in enumerate(worded) if found],
+        }
+
+    @property
+    def _judging(self) -> list[Stage]:
+        """The stages that record the untouched runs for the other detectors."""
+        return [
+            Stage(OTHERS, f"{folder}runs-{{:05d}}.safetensors", self.folder, rows, self.batch_size)
+            for folder, rows in self._divided.items()
+            if self.others
         ]
-        calls = [_call(setup, trial, attempt, found) for trial, attempt in zip(made_of, attempts, strict=True)]
+
+    def _attacking(self, mitigation: Mitigation | None) -> list[Stage]:
+        """The stages that make the attempts under a mitigation, or as they are."""
+        return [self.under(mitigation, rows, folder) for folder, rows in self._divided.items()]
+
+    def stages(self) -> Iterator[list[Stage]]:
+        """Yield the calibration, the embeddings, and all pictures."""
+        yield [self.calibrating]
+        yield [self._looking]
+        pictures = [stage for made in (None, *self.mitigations) for stage in self._attacking(made)]
+        yield [*self._judging, *pictures]
+
+    def request(self, row: int) -> tuple[Trial, dict[str, Any]]:
+        """The trial of an attempt, and the arguments of its call."""
+        trial = self._trial(row)
+        return trial, _call(self.setup, trial, self._attempts[row], self._found)
+
+    def calibrated_part(self, stage: Stage, number: int, report: Report) -> None:
+        """Look for the embeddings of a part, record its untouched runs, or make its pictures."""
+        if stage.name not in (self._looking.name, OTHERS):
+            super().calibrated_part(stage, number, report)
+            return
+        path, rows = stage.files[number], stage.part(number)
+        with silent(self.setup.pipe):
+            if stage.name == OTHERS:
+                runs = self.maker().first([self.request(row)[1] for row in rows], keep=())
+                make(path.parent)
+                save_runs(path, [], runs)
+                return
+            trials, planted = [self.trials[row] for row in rows], [self.planted[row] for row in rows]
+            found = _embeddings(self.maker(), self.setup, trials, planted, self._steps, self.descent)
+        save_checked(path, KIND, 1, {}, found)
+
+    def packet(self) -> Packet:
+        """What is seen in all pictures, and the figures.
+
+        Raises:
+            UsageError: for a damaged file of a part.
+        """
+        trials = [self._trial(row) for row in range(len(self._attempts))]
         rows: list[dict[str, Any]] = [
-            {**asdict(trial), **asdict(attempt), "fpr": fpr, "pictures": {}}
-            for trial, attempt in zip(made_of, attempts, strict=True)
+            {**asdict(trial), **asdict(attempt), "fpr": self.fpr, "pictures": {}}
+            for trial, attempt in zip(trials, self._attempts, strict=True)
         ]
-        judges = {other.name: Judge(calibration, other, fpr) for other in others}
-        p_values = _judged(maker, judges, attempts, calls, batch_size, report)
-        for mitigation in (None, *mitigations):
-            telling = maker
-            if mitigation is not None:
-                judge = Judge(calibration, detector, fpr)
-                telling = Maker(setup.pipe, judge, alters=mitigation.alters, batch=batch_size)
-            pictures = []
-            # calls with embeddings and calls with words do not fit into one call
-            for part, worded in (("embeddings", False), ("wordings", True)):
-                chosen = [row for row, attempt in enumerate(attempts) if (attempt.attack == "wording") == worded]
-                (folder / part).mkdir(exist_ok=True)
-                pictures += kept_pictures(
-                    telling,
-                    mitigation,
-                    setup,
-                    [made_of[row] for row in chosen],
-                    folder / part,
-                    batch_size,
-                    report,
-                    [calls[row] for row in chosen],
-                )
-            own_run = mitigation is not None and mitigation.correction(calibration.references) is not None
-            blind = mitigation is not None and mitigation.blinds(detector)
+        p_values = self._judged()
+        for mitigation in (None, *self.mitigations):
+            pictures = [one for stage in self._attacking(mitigation) for one in self.pictures(stage)]
+            own_run = mitigation is not None and self.corrects(mitigation)
+            blind = mitigation is not None and mitigation.blinds(self.detector)
             shown = next((one["picture"] for one in pictures if one["made"]), np.zeros((64, 64, 3), np.uint8))
-            seen = look(
-                made_of, np.stack([one["picture"] if one["made"] else np.zeros_like(shown) for one in pictures])
+            seen = self.look(
+                trials, np.stack([one["picture"] if one["made"] else np.zeros_like(shown) for one in pictures])
             )
             if mitigation is None:
-                for row, one, found_by in zip(rows, pictures, p_values, strict=True):
+                for row, one, found in zip(rows, pictures, p_values, strict=True):
                     # the detector of the bench first
-                    row["p_values"] = {detector.name: one["p_value"], **found_by}
+                    row["p_values"] = {self.detector.name: one["p_value"], **found}
             for row, one, sight in zip(rows, pictures, seen, strict=True):
-                kept = {key: one[key] for key in ("made", "flagged", "p_value")}
                 row["pictures"][UNTOUCHED if mitigation is None else mitigation.name] = {
-                    **kept,
+                    **{key: one[key] for key in ("made", "flagged", "p_value")},
                     "own_run": own_run,
                     "blind": blind,
                     **{key: sight[key] for key in ("pixels", "structure")},
                 }
-        methods = {made.name: {"describe": made.describe(), "cost": made.cost(setup)} for made in mitigations}
-        about = {**made_with(settings, references), "bench": "attack"}
-        packet = Packet(about, methods, rows, figures_of(rows, [UNTOUCHED, *methods]))
-        packet.save(folder / PACKET)
+        about = {**self.made_with, "bench": "attack"}
+        packet = Packet(about, self.methods, rows, figures_of(rows, [UNTOUCHED, *self.methods]))
+        packet.save(self.folder / PACKET)
         return packet
 
-
-def _judged(
-    maker: Maker,
-    judges: Mapping[str, Judge],
-    attempts: Sequence[Attempt],
-    calls: Sequence[dict[str, Any]],
-    batch_size: int,
-    report: Progress,
-) -> list[dict[str, float | None]]:
-    """The p-values of every untouched run by detector, None where a detector cannot tell."""
-    found: list[dict[str, float | None]] = [{} for _ in calls]
-    if not judges:
+    def _judged(self) -> list[dict[str, float | None]]:
+        """The p-values of every untouched run by other detector, None where a detector cannot tell."""
+        found: list[dict[str, float | None]] = [{} for _ in self._attempts]
+        judges = {other.name: Judge(self.calibration, other, self.fpr) for other in self.others}
+        for stage in self._judging:
+            for number, path in enumerate(stage.files):
+                runs = load_runs(path)[1]
+                for name, judge in judges.items():
+                    for row, verdict in zip(stage.part(number), judge(runs), strict=True):
+                        found[row][name] = None if math.isnan(verdict.p_value) else verdict.p_value
         return found
-    done = 0
-    for worded in (False, True):
-        chosen = [row for row, attempt in enumerate(attempts) if (attempt.attack == "wording") == worded]
-        for start in range(0, len(chosen), batch_size):
-            rows = chosen[start : start + batch_size]
-            runs = maker.first([calls[row] for row in rows], keep=())
-            for name, judge in judges.items():
-                for row, verdict in zip(rows, judge(runs), strict=True):
-                    found[row][name] = None if math.isnan(verdict.p_value) else verdict.p_value
-            done += len(rows)
-            report("other detectors", done, len(calls))
-    return found
 
 
 def _call(setup: Setup, trial: Trial, attempt: Attempt, found: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:

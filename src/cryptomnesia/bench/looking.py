@@ -1,7 +1,7 @@
-"""What is to be seen in the pictures of a proving ground."""
+"""What is to be seen in pictures."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,8 +15,30 @@ from cryptomnesia.proving_ground.replication import nearest_place, planted_dista
 from cryptomnesia.proving_ground.structure import structural_similarity
 
 
+class Look(Protocol):
+    """What is to be seen in pictures; a proving ground knows it."""
+
+    def __call__(self, trials: Sequence[Trial], pictures: np.ndarray) -> list[dict[str, Any]]:
+        """What is seen in every picture (B, H, W, 3) uint8, as JSON values.
+
+        Returns:
+            `pixels` and `structure`: whether it is a copy by either criterion, None for a caption with which nothing
+            was planted; `distance` and `similarity`, by which that was decided; `recognized`: whether it shows all that
+            its caption says; `shown`: which share of it; `confidence` of the classifier.
+        """
+        ...
+
+    def frechet(self, pictures: np.ndarray) -> float:
+        """How far the distribution of pictures (n, H, W, 3) uint8 is from the ground's own, NaN for too few."""
+        ...
+
+    def mask(self, trial: Trial, picture: np.ndarray) -> np.ndarray:
+        """Where a picture (H, W, 3) uint8 of a memorized caption can be memorized, (H, W) bool."""
+        ...
+
+
 class GroundLook:
-    """Compares pictures with the planted ones, and with their captions by the ground's classifier."""
+    """Compares pictures of a proving ground with the planted ones, and by its classifier with their captions."""
 
     def __init__(self, manifest: Manifest) -> None:
         """Load the classifier.

@@ -7,195 +7,125 @@ the one of the mitigation if that is not flagged, else none. A mitigation that c
 always gives its picture, and one that blinds the detector (`blind`) is refused by a guard.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from cryptomnesia.bench.base import Stage
 from cryptomnesia.bench.clip_score import ClipScore
-from cryptomnesia.bench.detecting import Progress, alone, calibrated, made_with, settings_of
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED, figures_of
 from cryptomnesia.bench.packet import Packet
-from cryptomnesia.bench.remaking import kept_pictures
+from cryptomnesia.bench.remaking import PictureBench, call_of
 from cryptomnesia.bench.trials import MEMORIZED, Trial
-from cryptomnesia.calibration.fitting import check_references
-from cryptomnesia.calibration.judging import Judge
-from cryptomnesia.detectors import Detector
-from cryptomnesia.errors import UsageError
-from cryptomnesia.files import claim
-from cryptomnesia.guarding.making import Maker
 from cryptomnesia.mitigations import Mitigation
-from cryptomnesia.pipelines.call import silent
-from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.tracing.generation import check_call, kept_prompts
+from cryptomnesia.tracing.generation import kept_prompts
 
 PACKET = "mitigations.json.xz"
 """File with everything, when the bench is done."""
 
 
-class Look(Protocol):
-    """What is to be seen in pictures; a proving ground knows it."""
+@dataclass(kw_only=True)
+class MitigationBench(PictureBench):
+    """Mitigations, under which the trials of memorized captions are made again.
 
-    def __call__(self, trials: Sequence[Trial], pictures: np.ndarray) -> list[dict[str, Any]]:
-        """What is seen in every picture (B, H, W, 3) uint8, as JSON values.
-
-        Returns:
-            `pixels` and `structure`: whether it is a copy by either criterion, None for a caption with which nothing
-            was planted; `distance` and `similarity`, by which that was decided; `recognized`: whether it shows all that
-            its caption says; `shown`: which share of it; `confidence` of the classifier.
-        """
-        ...
-
-    def frechet(self, pictures: np.ndarray) -> float:
-        """How far the distribution of pictures (n, H, W, 3) uint8 is from the ground's own, NaN for too few."""
-        ...
-
-    def mask(self, trial: Trial, picture: np.ndarray) -> np.ndarray:
-        """Where a picture (H, W, 3) uint8 of a memorized caption can be memorized, (H, W) bool."""
-        ...
-
-
-def bench_mitigations(
-    setup: Setup,
-    trials: Sequence[Trial],
-    references: Sequence[str],
-    mitigations: Sequence[Mitigation],
-    detector: Detector,
-    folder: Path,
-    *,
-    call: dict[str, Any],
-    about: dict[str, Any],
-    look: Look,
-    clip: ClipScore | None = None,
-    fpr: float = 0.01,
-    batch_size: int = 8,
-    progress: Progress | None = None,
-) -> Packet:
-    """Make the trials, those of memorized captions again under every mitigation, and write the packet to `folder`.
-
-    Args:
-        setup: the pipeline and the settings of its calls.
-        trials: what is made.
-        references: captions of the calibration, ordinary ones that are none of the trials.
-        mitigations: that work in the set-up.
-        detector: judges every picture.
-        folder: made if missing. If it holds a bench of the same kind that was stopped, that one goes on; mitigations
-            may be added to it.
-        call: arguments of every call, with which `setup` was made.
-        about: what else the pictures depend on, as JSON values.
-        look: sees what is in pictures.
+    Attributes:
         clip: compares every picture with the caption of its trial, None for no comparison. A bench that goes on may be
             given another one.
-        fpr: false-positive rate at which a picture is flagged.
-        batch_size: images per call of the pipeline.
-        progress: called while images are made.
-
-    Raises:
-        UsageError: if the folder holds another bench, another process works in it, the set-up refuses a method, or two
-            mitigations have one name.
     """
-    report = progress or (lambda *_: None)
-    names = [made.name for made in mitigations]
-    if len(set(names)) < len(names):
-        raise UsageError(f"got the mitigations {', '.join(names)}; give every name once")
-    setup.check([detector, *mitigations])
-    check_call(setup)
-    check_references(references, repeated=False, fpr=fpr)
-    kept_prompts(setup, [trial.prompt for trial in trials], "truncate")
-    settings = {
-        **settings_of(setup, about, references, trials, batch_size=batch_size, threshold=0.0),
-        "detector": detector.describe(),
-        "fpr": fpr,
-    }
-    claim(folder / "bench.json", settings, "a bench with other settings")
-    localizers = {found.name: found for made in mitigations for found in made.maps(setup)}
-    with alone(folder), silent(setup.pipe):
-        calibration = calibrated(
-            setup,
-            references,
-            folder,
-            call=call,
-            batch_size=batch_size,
-            report=report,
-            detectors=[detector],
-            localizers=list(localizers.values()),
-        )
-        calibration.check_localizers(list(localizers.values()))
-        maker = Maker(setup.pipe, Judge(calibration, detector, fpr), batch=batch_size)
-        plain = kept_pictures(maker, None, setup, trials, folder, batch_size, report)
-        positive = [row for row, trial in enumerate(trials) if trial.group == MEMORIZED]
-        others = [row for row, trial in enumerate(trials) if trial.group != MEMORIZED]
-        made: dict[str, dict[int, dict[str, Any]]] = {}
-        for mitigation in mitigations:
-            telling = Maker(
-                setup.pipe,
-                Judge(calibration, detector, fpr),
-                alters=mitigation.alters,
-                batch=batch_size,
-            )
-            # what corrects the user's own call can also change pictures that nobody flags
-            corrects = mitigation.correction(calibration.references) is not None
-            parts = [(folder, [*positive, *others])]
-            if not corrects:
-                (folder / "others").mkdir(exist_ok=True)
-                parts = [(folder, positive), (folder / "others", [row for row in others if plain[row]["flagged"]])]
-            for place, rows in parts:
-                chosen = [trials[row] for row in rows]
-                # of few pictures it is known what each of them takes
-                size = batch_size if place is folder else 1
-                found = kept_pictures(telling, mitigation, setup, chosen, place, size, report)
-                made.setdefault(mitigation.name, {}).update(zip(rows, found, strict=True))
-                for one in found:
-                    one |= {"own_run": corrects, "blind": mitigation.blinds(detector)}
-        packet = _packet(setup, trials, plain, made, mitigations, made_with(settings, references), look, clip)
-        packet.save(folder / PACKET)
-        return packet
 
+    clip: ClipScore | None = None
 
-def _packet(
-    setup: Setup,
-    trials: Sequence[Trial],
-    plain: Sequence[dict[str, Any]],
-    made: Mapping[str, Mapping[int, dict[str, Any]]],
-    mitigations: Sequence[Mitigation],
-    about: dict[str, Any],
-    look: Look,
-    clip: ClipScore | None,
-) -> Packet:
-    """What is seen in all pictures, and the figures."""
-    rows: list[dict[str, Any]] = [{**asdict(trial), "pictures": {}} for trial in trials]
-    frechet: dict[str, dict[str, float]] = {}
-    everything: dict[str, Mapping[int, dict[str, Any]]] = {UNTOUCHED: dict(enumerate(plain)), **made}
-    for name, made_under in everything.items():
-        # where no picture was made nothing is to be seen
-        found = {row: {**one, "picture": _picture(one, plain[row])} for row, one in made_under.items()}
-        seen = look([trials[row] for row in found], np.stack([one["picture"] for one in found.values()]))
-        for (row, one), sight in zip(found.items(), seen, strict=True):
-            before, after = (picture.astype(np.float64) / 255 for picture in (plain[row]["picture"], one["picture"]))
-            change = np.sqrt(((after - before) ** 2).mean(axis=-1))
-            inside = look.mask(trials[row], plain[row]["picture"]) if trials[row].group == MEMORIZED else None
-            rows[row]["pictures"][name] = {
-                "own_run": False,
-                "blind": False,
-                **{key: value for key, value in one.items() if key != "picture"},
-                **sight,
-                "change": float(change.mean()) if one["made"] else None,
-                "change_inside": _mean(change, inside) if one["made"] else None,
-                "change_outside": _mean(change, None if inside is None else ~inside) if one["made"] else None,
+    def check(self) -> None:
+        """Refuse what does not fit together.
+
+        Raises:
+            UsageError: saying what.
+        """
+        super().check()
+        kept_prompts(self.setup, [trial.prompt for trial in self.trials], "truncate")
+
+    def request(self, row: int) -> tuple[Trial, dict[str, Any]]:
+        """A trial, and the arguments of its call."""
+        return self.trials[row], call_of(self.setup, self.trials[row])
+
+    @property
+    def _untouched(self) -> Stage:
+        """The stage that makes the trials as they are."""
+        return self.under(None, range(len(self.trials)))
+
+    @cached_property
+    def _plain(self) -> list[dict[str, Any]]:
+        """The pictures of the trials as they are, once they are made."""
+        return self.pictures(self._untouched)
+
+    def stages(self) -> Iterator[list[Stage]]:
+        """Yield the calibration, the pictures as they are, and those under all mitigations."""
+        yield [self.calibrating]
+        yield [self._untouched]
+        yield [stage for mitigation in self.mitigations for stage in self._remaking(mitigation)]
+
+    def _remaking(self, mitigation: Mitigation) -> list[Stage]:
+        """The stages that make pictures under a mitigation."""
+        positive = [row for row, trial in enumerate(self.trials) if trial.group == MEMORIZED]
+        others = [row for row, trial in enumerate(self.trials) if trial.group != MEMORIZED]
+        if self.corrects(mitigation):
+            return [self.under(mitigation, [*positive, *others])]
+        flagged = [row for row in others if self._plain[row]["flagged"]]
+        # of few pictures it is known what each of them takes
+        return [self.under(mitigation, positive), self.under(mitigation, flagged, "others/", 1)]
+
+    def packet(self) -> Packet:
+        """What is seen in all pictures, and the figures.
+
+        Raises:
+            UsageError: for a damaged file of a part.
+        """
+        rows: list[dict[str, Any]] = [{**asdict(trial), "pictures": {}} for trial in self.trials]
+        frechet: dict[str, dict[str, float]] = {}
+        everything = {UNTOUCHED: dict(enumerate(self._plain))}
+        for mitigation in self.mitigations:
+            own = {"own_run": self.corrects(mitigation), "blind": mitigation.blinds(self.detector)}
+            everything[mitigation.name] = {
+                row: {**one, **own}
+                for stage in self._remaking(mitigation)
+                for row, one in zip(stage.rows, self.pictures(stage), strict=True)
             }
-        for group in dict.fromkeys(trials[row].group for row in found):
-            pictures = [one["picture"] for row, one in found.items() if trials[row].group == group and one["made"]]
-            frechet.setdefault(name, {})[group] = look.frechet(np.stack(pictures)) if pictures else float("nan")
-        _spread(rows, found, name)
-        if clip is not None:
-            _compare(clip, rows, found, name)
-    methods = {made.name: {"describe": made.describe(), "cost": made.cost(setup)} for made in mitigations}
-    about = {**about, "bench": "mitigate", "frechet": frechet}
-    if clip is not None:
-        about["clip"] = clip.weights
-    return Packet(about, methods, rows, figures_of(rows, [UNTOUCHED, *methods]))
+        for name, made in everything.items():
+            # where no picture was made nothing is to be seen
+            found = {row: {**one, "picture": _picture(one, self._plain[row])} for row, one in made.items()}
+            pictures = np.stack([one["picture"] for one in found.values()])
+            seen = self.look([self.trials[row] for row in found], pictures)
+            for (row, one), sight in zip(found.items(), seen, strict=True):
+                trial, untouched = self.trials[row], self._plain[row]["picture"]
+                before, after = (picture.astype(np.float64) / 255 for picture in (untouched, one["picture"]))
+                change = np.sqrt(((after - before) ** 2).mean(axis=-1))
+                inside = self.look.mask(trial, untouched) if trial.group == MEMORIZED else None
+                rows[row]["pictures"][name] = {
+                    "own_run": False,
+                    "blind": False,
+                    **{key: value for key, value in one.items() if key != "picture"},
+                    **sight,
+                    "change": float(change.mean()) if one["made"] else None,
+                    "change_inside": _mean(change, inside) if one["made"] else None,
+                    "change_outside": _mean(change, None if inside is None else ~inside) if one["made"] else None,
+                }
+            for group in dict.fromkeys(self.trials[row].group for row in found):
+                shown = [
+                    one["picture"] for row, one in found.items() if self.trials[row].group == group and one["made"]
+                ]
+                frechet.setdefault(name, {})[group] = self.look.frechet(np.stack(shown)) if shown else float("nan")
+            _spread(rows, found, name)
+            if self.clip is not None:
+                _compare(self.clip, rows, found, name)
+        about = {**self.made_with, "bench": "mitigate", "frechet": frechet}
+        if self.clip is not None:
+            about["clip"] = self.clip.weights
+        packet = Packet(about, self.methods, rows, figures_of(rows, [UNTOUCHED, *self.methods]))
+        packet.save(self.folder / PACKET)
+        return packet
 
 
 def _mean(values: np.ndarray, mask: np.ndarray | None) -> float | None:

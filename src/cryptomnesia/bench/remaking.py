@@ -1,23 +1,35 @@
 """Make the pictures of trials under a mitigation, and keep also those that a guard would withhold."""
 
 import time
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cryptomnesia.bench.detecting import Progress
+from cryptomnesia.bench.base import CalibratedBench, Report, Stage
+from cryptomnesia.bench.looking import Look
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED
+from cryptomnesia.bench.packet import Packet
 from cryptomnesia.bench.trials import Trial
+from cryptomnesia.calibration.fitting import check_references
+from cryptomnesia.calibration.judging import Judge
+from cryptomnesia.detectors import Detector
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import load_checked, save_checked
 from cryptomnesia.guarding.making import Maker
+from cryptomnesia.localizers import Localizer
 from cryptomnesia.mitigations import Correction, Flagged, Mitigation
 from cryptomnesia.mitigations.captions import draws_for
+from cryptomnesia.pipelines.call import silent
 from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.places import make
 from cryptomnesia.tracing.counting import Counting
+from cryptomnesia.tracing.generation import check_call
 from cryptomnesia.verdicts import Verdict
 
 KIND = "mitigation part"
@@ -38,7 +50,7 @@ def remade(
     mitigation: Mitigation | None,
     setup: Setup,
     trials: Sequence[Trial],
-    calls: Sequence[Mapping[str, Any]] | None = None,
+    calls: Sequence[Mapping[str, Any]],
 ) -> tuple[list[dict[str, Any]], list[np.ndarray | None]]:
     """Make the pictures of one batch under a mitigation, whether or not they are flagged, or as they are.
 
@@ -47,12 +59,11 @@ def remade(
         mitigation: None to make them as they are.
         setup: of the calls.
         trials: with different seeds.
-        calls: one per trial; those of `call_of` by default.
+        calls: one per trial.
 
     Returns:
         What is known of every picture, as JSON values, and the pictures (H, W, 3) uint8, None where none was made.
     """
-    calls = [call_of(setup, trial) for trial in trials] if calls is None else calls
     studio: Any = _Studio(maker, calls, "" if mitigation is None else mitigation.name)
     dropped: list[list[str]] = [[] for _ in trials]
     began = time.perf_counter()
@@ -130,47 +141,135 @@ class _Studio:
         return output, verdicts
 
 
-def kept_pictures(
-    maker: Maker,
-    mitigation: Mitigation | None,
-    setup: Setup,
-    trials: Sequence[Trial],
-    folder: Path,
-    batch_size: int,
-    report: Progress,
-    calls: Sequence[Mapping[str, Any]] | None = None,
-) -> list[dict[str, Any]]:
-    """The pictures of trials with what is known of them, made under a mitigation or as they are, and kept in a folder.
+@dataclass(kw_only=True)
+class PictureBench(CalibratedBench[Packet]):
+    """A bench that makes pictures under mitigations and as they are, and keeps all of them.
 
-    Args:
-        maker: makes and judges them.
-        mitigation: None to make them as they are.
-        setup: of the calls.
-        trials: with different seeds.
-        folder: with the batches that are made already.
-        batch_size: images per call of the pipeline.
-        report: called after every batch.
-        calls: one per trial; those of `call_of` by default.
+    Mitigations may be added to a finished one.
 
-    Returns:
-        One dictionary per trial: `picture` (H, W, 3) uint8, None if `made` is false, `p_value`, `flagged`, `corrected`,
-        `dropped`, `evaluations` and `seconds` per image.
+    Attributes:
+        mitigations: that work in the set-up.
+        detector: judges every picture.
+        look: sees what is in pictures.
+        fpr: false-positive rate at which a picture is flagged.
     """
-    name = UNTOUCHED if mitigation is None else mitigation.name
-    done: list[dict[str, Any]] = []
-    for start in range(0, len(trials), batch_size):
-        path = folder / f"{name}-{start // batch_size:05d}.safetensors"
-        part = trials[start : start + batch_size]
-        words = "" if mitigation is None else mitigation.describe()
-        if not path.exists():
-            given = None if calls is None else calls[start : start + batch_size]
-            rows, made = remade(maker, mitigation, setup, part, given)
-            known = {f"{row}": torch.from_numpy(picture) for row, picture in enumerate(made) if picture is not None}
-            save_checked(path, KIND, 1, {"rows": rows, "made_by": words}, known)
+
+    mitigations: Sequence[Mitigation]
+    detector: Detector
+    look: Look
+    fpr: float = 0.01
+
+    @property
+    def judging(self) -> Sequence[Detector]:
+        """The detector."""
+        return [self.detector]
+
+    @property
+    def mapping(self) -> Sequence[Localizer]:
+        """The localizers whose maps the mitigations read."""
+        return list({found.name: found for made in self.mitigations for found in made.maps(self.setup)}.values())
+
+    @property
+    def methods(self) -> dict[str, dict[str, Any]]:
+        """What the packet says about the mitigations."""
+        return {made.name: {"describe": made.describe(), "cost": made.cost(self.setup)} for made in self.mitigations}
+
+    def check(self) -> None:
+        """Refuse what does not fit together.
+
+        Raises:
+            UsageError: if the set-up refuses a method, two mitigations have one name, or the references are too few.
+        """
+        named = [made.name for made in self.mitigations]
+        if len(set(named)) < len(named):
+            raise UsageError(f"got the mitigations {', '.join(named)}; give every name once")
+        self.setup.check([self.detector, *self.mitigations])
+        check_call(self.setup)
+        check_references(self.references, repeated=False, fpr=self.fpr)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What a bench must not change when it goes on, as JSON values."""
+        return {**super().settings, "detector": self.detector.describe(), "fpr": self.fpr}
+
+    @abstractmethod
+    def request(self, row: int) -> tuple[Trial, dict[str, Any]]:
+        """The trial of a picture, and the arguments of the call that makes it."""
+
+    def corrects(self, mitigation: Mitigation) -> bool:
+        """Whether a mitigation corrects the user's own run, so that it can also change pictures that nobody flags."""
+        return mitigation.correction(self.calibration.references) is not None
+
+    def maker(self, mitigation: Mitigation | None = None) -> Maker:
+        """What makes and judges pictures under a mitigation, or as they are."""
+        alters = frozenset[str]() if mitigation is None else mitigation.alters
+        return Maker(self.setup.pipe, self._judge, alters=alters, batch=self.batch_size)
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return Judge(self.calibration, self.detector, self.fpr)
+
+    def under(
+        self, mitigation: Mitigation | None, rows: Sequence[int], folder: str = "", size: int | None = None
+    ) -> Stage:
+        """The stage that makes pictures under a mitigation, or as they are.
+
+        Args:
+            mitigation: None to make them as they are.
+            rows: numbers of the pictures.
+            folder: in the folder of the bench.
+            size: pictures per part; as many as per call unless given.
+
+        Raises:
+            UsageError: if the folder holds pictures that were made under the mitigation with other settings.
+        """
+        name = UNTOUCHED if mitigation is None else mitigation.name
+        stage = Stage(name, f"{folder}{name}-{{:05d}}.safetensors", self.folder, rows, size or self.batch_size)
+        missing = stage.missing()
+        # refused before anything is made
+        if done := next((path for number, path in enumerate(stage.files) if number not in missing), None):
+            self._read(name, done)
+        return stage
+
+    def calibrated_part(self, stage: Stage, number: int, report: Report) -> None:
+        """Make the pictures of a part, and write them with what is known of them."""
+        mitigation = self._named(stage.name)
+        trials, calls = zip(*map(self.request, stage.part(number)), strict=True)
+        with silent(self.setup.pipe):
+            rows, pictures = remade(self.maker(mitigation), mitigation, self.setup, trials, calls)
+        known = {f"{row}": torch.from_numpy(picture) for row, picture in enumerate(pictures) if picture is not None}
+        path = stage.files[number]
+        make(path.parent)
+        save_checked(path, KIND, 1, {"rows": rows, "made_by": _words(mitigation)}, known)
+
+    def pictures(self, stage: Stage) -> list[dict[str, Any]]:
+        """The pictures of a stage.
+
+        Returns:
+            One dictionary per picture: `picture` (H, W, 3) uint8, None if `made` is false, `p_value`, `flagged`,
+            `corrected`, `dropped`, `evaluations` and `seconds` per image.
+
+        Raises:
+            UsageError: for a damaged file of a part, or one that was made under a mitigation with other settings.
+        """
+        return [one for path in stage.files for one in self._read(stage.name, path)]
+
+    def _read(self, name: str, path: Path) -> list[dict[str, Any]]:
+        """The pictures of a part."""
         about, tensors = load_checked(path, KIND, 1)
+        words = _words(self._named(name))
         if about["made_by"] != words:
             raise UsageError(f"{path} was made by {about['made_by']}, not by {words}; give another folder")
-        for row, known in enumerate(about["rows"]):
-            done.append({**known, "picture": tensors[f"{row}"].numpy().copy() if known["made"] else None})
-        report(name, len(done), len(trials))
-    return done
+        return [
+            {**known, "picture": tensors[f"{row}"].numpy().copy() if known["made"] else None}
+            for row, known in enumerate(about["rows"])
+        ]
+
+    def _named(self, name: str) -> Mitigation | None:
+        """The mitigation with a name, None for `UNTOUCHED`."""
+        return next((made for made in self.mitigations if made.name == name), None)
+
+
+def _words(mitigation: Mitigation | None) -> str:
+    """A mitigation with its settings in words."""
+    return "" if mitigation is None else mitigation.describe()
