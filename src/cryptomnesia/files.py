@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfileobj
 from tempfile import TemporaryDirectory
-from threading import get_ident
 from typing import Any
+from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -68,8 +68,8 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def _renamed(path: Path) -> Iterator[Path]:
     """Write to another file beside `path`, which gets its name when the block ends without an error."""
-    # a name of the greatest length leaves no room for more
-    unfinished = path.with_name(f"{path.name[:_LONGEST_NAME]}.{os.getpid()}-{get_ident()}{_UNFINISHED}")
+    # a name of the greatest length leaves no room for more, and processes of two machines may have the same number
+    unfinished = path.with_name(f"{path.name[:_LONGEST_NAME]}.{uuid4().hex}{_UNFINISHED}")
     try:
         # the block may delete the file and make a new one with other permissions
         unfinished.touch()

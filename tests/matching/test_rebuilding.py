@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cryptomnesia import ImageIndex, UsageError
-from cryptomnesia.matching import Changes, Readings, building, candidates, reading
+from cryptomnesia.matching import Changes, Readings, candidates, describing, reading
 from cryptomnesia.matching.sources import tars
 from picture_files import encoded, picture, write_tar
 
@@ -65,7 +65,7 @@ def test_a_file_that_was_only_touched_is_not_decoded_again(images, tmp_path, mon
         patched.setattr(reading, "squares", decode)
         assert build(images, tmp_path).changes == Changes(unchanged=10)
     # the new times were stored, so the content is not even read now
-    monkeypatch.setattr(building, "read", decode)
+    monkeypatch.setattr(describing, "read", decode)
     assert build(images, tmp_path).changes == Changes(unchanged=10)
 
 

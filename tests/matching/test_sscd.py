@@ -1,4 +1,5 @@
 import io
+import pickle
 import sys
 import warnings
 
@@ -50,6 +51,28 @@ def test_pictures_are_matched_by_sscd(network, tmp_path):
     assert found.paths[0] == "7.png"
     assert found.reproduced.tolist() == [True, False]
     assert found.p_values[0] == 0.05
+
+
+def test_a_copy_in_another_process_loads_the_same_network(network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sscd = SSCD(network.name, side=32)
+    held = pickle.dumps(sscd)
+    pictures = torch.rand(2, 3, 32, 32)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    made = pickle.loads(held)
+    assert (made.name, made.shape, made.device) == (sscd.name, sscd.shape, "cpu")
+    torch.testing.assert_close(made.describe(pictures), sscd.describe(pictures))
+    # this machine need not have the device, and the file has to be the same
+    other = sscd.on("cuda:77")
+    assert other.name == sscd.name
+    with pytest.raises(UsageError, match="got device 'cuda:77', which cannot be used"):
+        other.describe(pictures)
+    network.write_bytes(scripted(nn.Sequential(nn.AdaptiveAvgPool2d((2, 2)), nn.Flatten())))
+    with pytest.raises(
+        UsageError, match=r"copies\.pt has changed, or is another file on another machine; share one file"
+    ):
+        pickle.loads(held).describe(pictures)
 
 
 def test_a_file_that_is_no_network_is_refused(tmp_path):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cryptomnesia import __version__
-from cryptomnesia.cli.common import AsJson, app, check_writable, counted, print_skipped
+from cryptomnesia.cli.common import AsJson, Engine, app, check_writable, counted, print_skipped
 from cryptomnesia.cli.options import path_or_url, settings_flags
+from cryptomnesia.engine import LOCAL, check_engine
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_clusters, progress_bar
 from cryptomnesia.settings import BuildSettings, DuplicatesSettings
@@ -35,14 +36,16 @@ def build(
             "goes on.",
         ),
     ],
+    engine: Engine = "local",
 ) -> None:
     """Make an index of training images, by which match and audit find the one that a picture reproduces.
 
     If the index exists, new and changed pictures are added, and those that are no longer there are removed.
     """
-    from cryptomnesia.matching import ImageIndex, Readings, Tiles
+    from cryptomnesia.matching import ImageIndex, Readings
 
-    descriptor = descriptor_of(settings.sscd, settings.device) or Tiles()
+    check_engine(engine)
+    descriptor = _descriptor_of(settings, engine)
     with progress_bar() as report:
         built = ImageIndex.build(
             [str(path) for path in settings.images],
@@ -51,6 +54,7 @@ def build(
             readings=Readings(settings.exif, settings.alpha),
             faiss=settings.faiss,
             workers=settings.workers,
+            engine=engine,
             progress=lambda done, total: report("pictures", done, total),
         )
     captions = f", {built.captioned} with captions" if built.captioned else ""
@@ -116,6 +120,15 @@ def descriptor_of(sscd: Path | None, device: str = "cpu") -> "Descriptor | None"
 
     checked_device(device)
     return None if sscd is None else SSCD(sscd, device=device)
+
+
+def _descriptor_of(settings: BuildSettings, engine: str) -> "Descriptor":
+    """The descriptor of an index that is built by an engine. The device has to be one of the machines that compute."""
+    from cryptomnesia.matching import SSCD, Tiles
+
+    if settings.sscd is not None and engine != LOCAL:
+        return SSCD(settings.sscd).on(settings.device)
+    return descriptor_of(settings.sscd, settings.device) or Tiles()
 
 
 def _changed(changes: "Changes | None") -> str:

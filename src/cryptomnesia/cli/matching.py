@@ -108,14 +108,14 @@ class _Given:
         Raises:
             UsageError: for a folder without pictures.
         """
-        from cryptomnesia.matching.sources import NOT_PICTURES, Item
+        from cryptomnesia.matching.sources import NOT_PICTURES, Item, unpacked
 
         seen = {path.resolve() for path in self.named}
         yield from (Item(str(path), path) for path in self.named)
         for source in self.folders:
             empty = True
-            for item in source.items({}):
-                if not isinstance(item, Item) or item.problem.startswith(NOT_PICTURES):
+            for item in unpacked(source.parts({})):
+                if item.problem.startswith(NOT_PICTURES):
                     continue
                 empty = False
                 name = str(Path(source.shown, item.name))

@@ -1,34 +1,35 @@
-"""Build an index: read the pictures of a source, describe them, write shards.
+"""Build an index: find what is new in a source, have it described, take out what is there no more.
 
 A build that is run again looks at every item of the source. A picture whose file has the size and times that the index
 knows is taken for unchanged. Otherwise its content decides: the same content is not described again, another one is,
 and what is in the source no more leaves the index.
+
+On a Ray cluster this process looks through the source and hands out units of what may have changed. Shards and tables
+are read by the processes of the cluster, so their content does not pass through here.
 """
 
-import json
-import os
+import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from PIL import Image
 
 from cryptomnesia.decoding import Readings
+from cryptomnesia.engine import LOCAL, OnRay
 from cryptomnesia.errors import UsageError
-from cryptomnesia.images import unit
-from cryptomnesia.matching import candidates
+from cryptomnesia.matching import candidates, describing
+from cryptomnesia.matching.about import FILE, FORMAT, check_descriptor, read_about
+from cryptomnesia.matching.describing import Describer, Found, Unit, can_read
 from cryptomnesia.matching.descriptors import Descriptor
-from cryptomnesia.matching.reading import Picture, read
-from cryptomnesia.matching.shards import Row, finished, read_rows, rewrite_shard, write_json, write_shard
-from cryptomnesia.matching.sources import NOT_PICTURES, Item, Source, Unchanged
-
-FORMAT = 2
-"""Version of the layout of an index."""
+from cryptomnesia.matching.shards import Row, finished, numbers, read_rows, rewrite_shard, write_json
+from cryptomnesia.matching.sources import AGAIN, NOT_PICTURES, Item, Packed, Source, Unchanged
 
 Progress = Callable[[int, int], None]
 """Called with the number of items done and the number of all that are known. With candidates every picture is done
@@ -37,8 +38,12 @@ twice."""
 _TOLD_EVERY = 0.5
 """Seconds between two calls of progress while nothing is read."""
 
-_PORTION = 256
-"""Pictures that are described at once."""
+_PICTURE = 2**15
+"""Usual bytes of a picture. A unit has the bytes of as many pictures as a shard, or more if its last part is large."""
+
+_THREADS, _THREADS_PER_GPU = 4, 16
+"""Threads of a process of a cluster that read and decode: on its core while others wait for the storage, and for a
+GPU, which a core could not keep busy."""
 
 
 @dataclass(frozen=True)
@@ -65,40 +70,37 @@ class _Build:
     Attributes:
         folder: of the index.
         about: what the index says of itself.
-        descriptor: of the index.
-        readings: of the index.
         before: what the index said of itself before.
-        known: name → what the index knows of that picture.
-        kept: names of pictures whose rows stay.
-        touched: names whose stamp or caption has changed → row with the new ones.
-        skipped: name → why it is left out.
-        rows: what has been described and is in no shard yet.
-        new: names of pictures that have been described.
+        old: names of the shards that were there before.
+        found: what has become of the pictures.
+        dropped: name of a new shard → names of pictures in it that do not count.
         begun: whether the index has been marked as incomplete.
     """
 
     folder: Path
     about: dict[str, Any]
-    descriptor: Descriptor
-    readings: Readings
     before: dict[str, Any]
-    known: dict[str, Row] = field(default_factory=dict)
-    kept: set[str] = field(default_factory=set)
-    touched: dict[str, Row] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    rows: list[tuple[np.ndarray, Row]] = field(default_factory=list)
-    new: set[str] = field(default_factory=set)
+    old: set[str]
+    found: Found
+    dropped: dict[str, set[str]] = field(default_factory=dict)
     begun: bool = False
 
     @cached_property
-    def known_by_shard(self) -> dict[str, list[str]]:
-        """Shard or table of the source → names of its pictures in the index."""
-        return _by_shard(self.known, self.before.get("stamps", {}))
+    def known_names(self) -> list[str]:
+        """Names of the pictures in the index, sorted."""
+        return sorted(self.found.known)
 
     @cached_property
-    def skipped_by_shard(self) -> dict[str, list[str]]:
-        """Shard or table of the source → names of what was left out of it."""
-        return _by_shard(self.before.get("skipped", {}), self.before.get("stamps", {}))
+    def skipped_names(self) -> list[str]:
+        """Names of what was left out before, sorted."""
+        return sorted(self.before.get("skipped", {}))
+
+    def begin(self) -> None:
+        """Mark the index as incomplete before anything in it changes."""
+        if not self.begun:
+            # without stamps, so that a build which continues this one looks into every shard of the source
+            write_json(self.folder / FILE, self.about)
+            self.begun = True
 
 
 def build(
@@ -110,12 +112,14 @@ def build(
     faiss: bool,
     shard: int,
     workers: int | None,
+    engine: str,
     progress: Progress | None,
 ) -> Changes:
     """Bring the index in `folder` up to date with a source; arguments as for `ImageIndex.build`.
 
     Raises:
-        UsageError: if there are no pictures, or `folder` holds an index of another source, descriptor or readings.
+        UsageError: if there are no pictures, `folder` holds an index of another source, descriptor or readings, or a
+            machine of the cluster does not see what it needs.
         OSError: if the index cannot be written.
     """
     about = {
@@ -127,82 +131,46 @@ def build(
         "complete": False,
     }
     before = _checked_before(folder, about, descriptor)
-    made = _Build(folder, about, descriptor, readings, before)
-    rows = [row for stem in finished(folder) for row in read_rows(stem)]
-    made.known |= {row.name: row for row in rows}
+    shards = list(finished(folder))
+    first = max((numbers(names)[0] for names in shards), default=-1) + 1
+    name = f"{first:05}-{secrets.randbelow(10**9):09}"
+    rows = [row for names in shards for row in read_rows(names)]
+    found = Found({row.name: row for row in rows})
+    made = _Build(folder, about | {"build": name}, before, {names.stem for names in shards}, found)
     if len(rows) != before.get("rows"):
         # a build was stopped, or a shard is lost: every shard of the source has to be looked into
         before["stamps"] = {}
-    done, last_report = 0, time.monotonic()
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for portion in _portions(source.items(before.get("stamps", {})), min(_PORTION, shard)):
-            described = _take(made, portion, pool)
-            done += len(portion)
+    parts = _parts(made, source)
+    if engine == LOCAL:
+        describer = Describer(folder, descriptor, readings, shard, workers, name)
+        steps = describer.described(parts, found, (f"{number:05}" for number in count(first)), made.begin)
+    else:
+        gpu = str(getattr(descriptor, "device", "cpu")).startswith("cuda")
+        threads = _THREADS_PER_GPU if gpu else _THREADS
+        describer = Describer(folder, descriptor, readings, shard, threads, name)
+        steps = _on_ray(made, describer, parts, engine, workers, gpu)
+    last_report = time.monotonic()
+    # an error ends the threads or processes at once
+    with closing(steps):
+        for described in steps:
             # what is unchanged goes by quickly
             if progress is not None and (described or time.monotonic() - last_report >= _TOLD_EVERY):
-                progress(done, max(done, source.total))
+                progress(found.done, max(found.done, source.total))
                 last_report = time.monotonic()
-            while len(made.rows) >= shard:
-                _flush(made, shard)
     if progress is not None:
-        progress(done, max(done, source.total))
-    if not made.kept and not made.new:
-        _refuse_empty(source, made.skipped)
-    if made.rows:
-        _flush(made, len(made.rows))
-    changes = _clean(made)
-    made.about |= {
-        "skipped": made.skipped,
-        "stamps": source.stamps,
-        "rows": sum(len(read_rows(stem)) for stem in finished(folder)),
-        "complete": True,
-    }
-    write_json(folder / "index.json", made.about)
-    return changes
-
-
-def read_about(folder: Path) -> dict[str, Any]:
-    """Read what an index says about itself: format, descriptor, source, readings, what was skipped, whether complete.
-
-    Raises:
-        UsageError: if there is no index, it is damaged, or it has the format of another version.
-    """
-    again = "make one with `cryptomnesia index build`"
-    try:
-        about: dict[str, Any] = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        version = about["format"]
-    except FileNotFoundError:
-        raise UsageError(f"no index in {folder}; {again}") from None
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-        raise UsageError(f"{folder} is not an index ({error}); {again}") from None
-    if version != FORMAT:
-        raise UsageError(f"{folder} has index format {version}, this version reads {FORMAT}; build it anew")
-    kinds = {
-        "descriptor": str,
-        "source": str,
-        "readings": dict,
-        "skipped": dict,
-        "complete": bool,
-        "stamps": dict,
-        "rows": int,
-    }
-    wrong = [name for name, kind in kinds.items() if not isinstance(about.get(name, kind()), kind)]
-    if missing := [name for name in ("descriptor", "source", "complete") if name not in about] + wrong:
-        raise UsageError(f"{folder} is not an index (its {missing[0]} is missing or damaged); build it anew")
-    return {"readings": {}, "skipped": {}, "stamps": {}, **about}
-
-
-def check_descriptor(folder: Path, about: dict[str, Any], descriptor: Descriptor) -> None:
-    """Check that the index in `folder`, which says `about` itself, was built with this descriptor.
-
-    Raises:
-        UsageError: if it was built with another one.
-    """
-    if about["descriptor"] != descriptor.name:
-        raise UsageError(
-            f"{folder} was built with the descriptor {about['descriptor']}, asked for was {descriptor.name}; "
-            "build another"
-        )
+        progress(found.done, max(found.done, source.total))
+    if not found.kept and not found.new:
+        _refuse_empty(source, found.skipped)
+    size = _clean(made)
+    made.about = about | {"skipped": found.skipped, "stamps": source.stamps, "rows": size, "complete": True}
+    write_json(folder / FILE, made.about)
+    known = found.known.keys()
+    return Changes(
+        added=len(found.new - known),
+        replaced=len(found.new & known),
+        removed=len(known - found.kept - found.new),
+        unchanged=len(found.kept),
+    )
 
 
 def _checked_before(folder: Path, about: dict[str, Any], descriptor: Descriptor) -> dict[str, Any]:
@@ -210,7 +178,7 @@ def _checked_before(folder: Path, about: dict[str, Any], descriptor: Descriptor)
     # a build that was killed may have left half a file
     for leftover in folder.glob("*.unfinished"):
         leftover.unlink()
-    if not (folder / "index.json").exists():
+    if not (folder / FILE).exists():
         (folder / candidates.FILE).unlink(missing_ok=True)
         return {}
     before = read_about(folder)
@@ -223,95 +191,153 @@ def _checked_before(folder: Path, about: dict[str, Any], descriptor: Descriptor)
     return before
 
 
-def _take(made: _Build, portion: list[Item | Unchanged], pool: ThreadPoolExecutor) -> bool:
-    """Take a portion of a source into the build; returns whether any picture of it had to be read."""
-    fresh: dict[str, Item] = {}
-    for item in portion:
-        row = made.known.get(item.name)
-        if isinstance(item, Unchanged):
-            made.kept.update(made.known_by_shard.get(item.name, ()))
-            for name in made.skipped_by_shard.get(item.name, ()):
-                made.skipped[name] = made.before["skipped"][name]
-        elif item.problem:
-            made.skipped[item.name] = item.problem
-        elif item.name in made.kept or item.name in made.new or item.name in fresh:
-            made.skipped[f"{item.name} (again)"] = "a second picture of the same name"
-        elif row is not None and row.stamp and (row.stamp, row.caption) == (item.stamp, item.caption):
-            made.kept.add(item.name)
-        else:
-            fresh[item.name] = item
-    if fresh:
-        _begin(made)
-        digests = [made.known[name].digest if name in made.known else "" for name in fresh]
-        side = made.descriptor.side
-        found = pool.map(lambda item, digest: read(item, side, made.readings, digest), fresh.values(), digests)
-        _describe(made, list(zip(fresh.values(), found, strict=True)))
-    return bool(fresh)
-
-
-def _describe(made: _Build, found: list[tuple[Item, Picture]]) -> None:
-    """Describe pictures that were read, and note those that cannot be or have not changed."""
-    pictures, rows = [], []
-    for item, one in found:
-        if one.problem:
-            made.skipped[item.name] = one.problem
-        elif not one.squares:
-            made.kept.add(item.name)
-            made.touched[item.name] = Row(item.name, "", item.caption, item.stamp, one.digest)
-        else:
-            made.new.add(item.name)
-            for reading, array in one.squares.items():
-                pictures.append(unit(array))
-                rows.append(Row(item.name, reading, item.caption, item.stamp, one.digest))
-    if pictures:
-        described = made.descriptor.describe(torch.stack(pictures)).half().numpy()
-        made.rows += zip(described, rows, strict=True)
-
-
-def _begin(made: _Build) -> None:
-    """Mark the index as incomplete before anything in it changes."""
-    if not made.begun:
-        # without stamps, so that a build which continues this one looks into every shard of the source
-        write_json(made.folder / "index.json", made.about)
-        made.begun = True
-
-
-def _flush(made: _Build, count: int) -> None:
-    """Write the first `count` rows as a shard; the readings of a picture stay together."""
-    while count < len(made.rows) and made.rows[count][1].name == made.rows[count - 1][1].name:
-        count += 1
-    number = max((int(names.stem) for names in finished(made.folder)), default=-1) + 1
-    values, rows = zip(*made.rows[:count], strict=True)
-    write_shard(made.folder / f"{number:05}", np.stack(values), list(rows))
-    del made.rows[:count]
-
-
-def _clean(made: _Build) -> Changes:
-    """Take rows that count no more out of the shards, and write new stamps and captions."""
-    last: dict[str, Path] = {}
-    stems = list(finished(made.folder))
-    for stem in stems:
-        last |= {row.name: stem for row in read_rows(stem)}
-    current = made.kept | made.new
-    for stem in stems:
-        rows = read_rows(stem)
-        kept = [row.name in current and last[row.name] == stem for row in rows]
-        changed = [row.name in made.touched for row in rows]
-        if all(kept) and not any(changed):
+def _parts(made: _Build, source: Source) -> Iterator[Item | Packed]:
+    """The parts of a source but for unchanged shards and tables, whose pictures stay as they are."""
+    found = made.found
+    for part in source.parts(made.before.get("stamps", {})):
+        if not isinstance(part, Unchanged):
+            yield part
             continue
-        _begin(made)
+        found.kept.update(name for name in _within(made.known_names, part.name) if name not in found.new)
+        found.skipped |= {name: made.before["skipped"][name] for name in _within(made.skipped_names, part.name)}
+        found.done += 1
+
+
+def _on_ray(
+    made: _Build,
+    describer: Describer,
+    parts: Iterable[Item | Packed],
+    engine: str,
+    workers: int | None,
+    gpu: bool,
+) -> Generator[bool, None, None]:
+    """Have the processes of a Ray cluster describe what may have changed; yields after every unit."""
+    units = _units(made, parts, describer.shard)
+    # no process is started for an index that is up to date
+    if (first := next(units, None)) is None:
+        return
+    with OnRay(describer, engine, workers=workers, gpu=gpu) as do:
+        for found in do(chain([first], units)):
+            _join(made, found)
+            yield True
+
+
+def _units(made: _Build, parts: Iterable[Item | Packed], shard: int) -> Iterator[Unit]:
+    """Units of about a shard's pictures of what may have changed. What need not be read is noted."""
+    held: list[Item | Packed] = []
+    number, size = 0, 0
+    # the end, None, hands out what is held
+    for part in chain(parts, [None]):
+        if isinstance(part, Item) and made.found.settles(part):
+            made.found.done += 1
+            continue
+        if part is not None:
+            held.append(part)
+            size += _size(part)
+        if held and (part is None or size >= shard * _PICTURE):
+            made.begin()
+            yield Unit(number, held, _known(made, held))
+            held, number, size = [], number + 1, 0
+
+
+def _size(part: Item | Packed) -> int:
+    """Bytes of a part, by which units are made. A picture in a file of its own has the usual number."""
+    if isinstance(part, Packed):
+        return part.size
+    content = part.content
+    held = len(content) if isinstance(content, bytes) else 0
+    if isinstance(content, Image.Image):
+        held = content.width * content.height * len(content.getbands())
+    return max(held, _PICTURE)
+
+
+def _known(made: _Build, parts: list[Item | Packed]) -> dict[str, Row]:
+    """What the index knows of the pictures of some parts."""
+    within = (_within(made.known_names, part.name) if isinstance(part, Packed) else [part.name] for part in parts)
+    known = made.found.known
+    return {name: known[name] for name in chain.from_iterable(within) if name in known}
+
+
+def _within(names: list[str], shard: str) -> Iterator[str]:
+    """Those of some sorted names that are a shard's or table's own, or lie in it."""
+    for first, after in ((shard, f"{shard}\0"), (f"{shard}#", f"{shard}$"), (f"{shard}/", f"{shard}0")):
+        yield from names[bisect_left(names, first) : bisect_left(names, after)]
+
+
+def _join(made: _Build, unit: Found) -> None:
+    """Take what has become of the pictures of a unit into the build.
+
+    Raises:
+        UsageError: if the process could not read a file that this one can, so that pictures would be missing.
+    """
+    if unseen := next(filter(can_read, unit.unseen), None):
+        raise UsageError(
+            f"a machine of the cluster cannot read {unseen}, which this machine can; give pictures that all machines "
+            "share, under the same path"
+        )
+    found = made.found
+    # a name that two parts have: the row of a table, and a file that is called so
+    again = {name for name in unit.kept | unit.new if found.has(name)}
+    if again:
+        made.dropped |= dict.fromkeys(unit.shards, again)
+    found.kept |= unit.kept - again
+    found.new |= unit.new - again
+    found.touched |= {name: row for name, row in unit.touched.items() if name not in again}
+    found.skipped |= unit.skipped | {f"{name} (again)": AGAIN for name in again}
+    found.shards |= unit.shards
+    found.done += unit.done
+
+
+def _clean(made: _Build) -> int:
+    """Take rows that count no more out of the shards, and write new stamps and captions; returns how many rows stay."""
+    found, size = made.found, 0
+    shards = _all_shards(made)
+    last: dict[str, str] = {}
+    for names in shards:
+        if names.stem in made.old:
+            last |= {row.name: names.stem for row in read_rows(names)}
+    for names in shards:
+        name = names.stem
+        if name in found.shards and name not in made.dropped:
+            size += found.shards[name]
+            continue
+        rows = read_rows(names)
+        if name in made.dropped:
+            kept = [row.name not in made.dropped[name] for row in rows]
+        else:
+            # a shard that is neither old nor of this build was left by a process that died, and no row of it counts
+            kept = [row.name in found.kept and last.get(row.name) == name for row in rows]
+        size += sum(kept)
+        if all(kept) and not any(row.name in found.touched for row in rows):
+            continue
+        made.begin()
         if not all(kept):
             # positions move, so the codes of candidates are made anew
             (made.folder / candidates.FILE).unlink(missing_ok=True)
-        wanted = [made.touched[row.name].read_as(row.reading) if row.name in made.touched else row for row in rows]
-        rewrite_shard(stem, wanted, kept)
-    known = set(made.known)
-    return Changes(
-        added=len(made.new - known),
-        replaced=len(made.new & known),
-        removed=len(known - current),
-        unchanged=len(made.kept),
-    )
+        touched = found.touched
+        wanted = [touched[row.name].read_as(row.reading) if row.name in touched else row for row in rows]
+        rewrite_shard(names, wanted, kept)
+    return size
+
+
+def _all_shards(made: _Build) -> list[Path]:
+    """The finished shards in their order, those that other machines have written among them.
+
+    Raises:
+        UsageError: if one of them does not appear here.
+    """
+    until = time.monotonic() + describing.PATIENCE
+    while True:
+        shards = list(finished(made.folder))
+        missing = made.found.shards.keys() - {names.stem for names in shards}
+        if not missing:
+            return shards
+        if time.monotonic() > until:
+            raise UsageError(
+                f"a machine of the cluster has written the shard {made.folder / min(missing)}, which this machine does "
+                "not see; give a folder that all machines share, or a URL such as s3://bucket/index"
+            )
+        time.sleep(1)
 
 
 def _refuse_empty(source: Source, skipped: dict[str, str]) -> None:
@@ -325,25 +351,3 @@ def _refuse_empty(source: Source, skipped: dict[str, str]) -> None:
     raise UsageError(
         f"none of {len(pictures)} pictures in {source.root} can be read, {name} for one ({pictures[name]}); give others"
     )
-
-
-def _by_shard(names: Iterable[str], shards: Mapping[str, str]) -> dict[str, list[str]]:
-    """Shard → those of some names that are the shard's own or lie in it."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        for cut in (*(place for place, letter in enumerate(name) if letter in "/#"), len(name)):
-            if name[:cut] in shards:
-                found.setdefault(name[:cut], []).append(name)
-                break
-    return found
-
-
-def _portions(items: Iterator[Item | Unchanged], size: int) -> Iterator[list[Item | Unchanged]]:
-    portion: list[Item | Unchanged] = []
-    for item in items:
-        portion.append(item)
-        if len(portion) == size:
-            yield portion
-            portion = []
-    if portion:
-        yield portion

@@ -12,10 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from cryptomnesia.decoding import Readings
-from cryptomnesia.errors import UsageError, fix_of
+from cryptomnesia.engine import LOCAL, check_engine
+from cryptomnesia.errors import UsageError
 from cryptomnesia.images import middle, square
 from cryptomnesia.matching import candidates
-from cryptomnesia.matching.building import Changes, Progress, build, check_descriptor, read_about
+from cryptomnesia.matching.about import FILE, check_descriptor, read_about
+from cryptomnesia.matching.building import Changes, Progress, build
+from cryptomnesia.matching.describing import unwritable
 from cryptomnesia.matching.descriptors import Descriptor, Tiles
 from cryptomnesia.matching.distances import counted
 from cryptomnesia.matching.duplicates import Cluster, duplicates
@@ -23,7 +26,7 @@ from cryptomnesia.matching.reproduction import Matches, reproduction
 from cryptomnesia.matching.search import Neighbours, Search
 from cryptomnesia.matching.shards import Shards
 from cryptomnesia.matching.sources import source_of
-from cryptomnesia.places import is_remote, locked, make, place
+from cryptomnesia.places import absolute, is_remote, locked, make, place
 
 
 class ImageIndex:
@@ -80,6 +83,7 @@ class ImageIndex:
         shard: int = 16_384,
         faiss: bool = False,
         workers: int | None = None,
+        engine: str = LOCAL,
         progress: Progress | None = None,
     ) -> "ImageIndex":
         """Bring the index in `folder` up to date with training pictures, and open it.
@@ -101,13 +105,21 @@ class ImageIndex:
             shard: readings per shard.
             faiss: whether searches compare candidates only (`cryptomnesia.matching.candidates`), which is meant for
                 more than ten million pictures. An index that has candidates keeps them up to date.
-            workers: threads that decode pictures; as many as there are cores by default.
+            workers: threads that decode pictures, as many as there are cores by default. On Ray it is the number of
+                processes: one for every core by default, or for every GPU if the descriptor computes on GPUs.
+            engine: `local` for this machine, or the Ray cluster that describes the pictures: `ray` or
+                `ray://HOST:10001`, as `cryptomnesia.engine.OnRay` takes it. Its machines read the pictures, and SSCD's
+                file, under the same paths as this one, and write to `folder`.
             progress: see `cryptomnesia.matching.building.Progress`.
 
         Raises:
             UsageError: if there are no pictures, if `folder` holds an index of another source, descriptor or readings,
-                if it cannot be written, or if candidates are asked for and faiss is not installed.
+                if it cannot be written, if candidates are asked for and faiss is not installed, or if a machine of the
+                cluster does not see the pictures or the folder.
         """
+        check_engine(engine)
+        if workers is not None and workers < 1:
+            raise UsageError(f"got {workers} workers; give at least 1")
         folder, descriptor = place(folder), descriptor or Tiles()
         source = source_of(images, None if is_remote(folder) else folder)
         try:
@@ -118,12 +130,13 @@ class ImageIndex:
                     candidates.check_installed(folder)
                 made = build(
                     source,
-                    folder,
+                    absolute(folder),
                     descriptor,
                     readings or Readings(),
                     faiss=wanted,
                     shard=shard,
                     workers=workers,
+                    engine=engine,
                     progress=progress,
                 )
                 shards = Shards(folder, descriptor.shape)
@@ -132,7 +145,7 @@ class ImageIndex:
                     candidates.extend(folder, shards, progress)
                 index = cls(folder, descriptor)
         except OSError as error:
-            raise UsageError(f"cannot write the index {folder}: {error.strerror or error}; {fix_of(error)}") from None
+            raise unwritable(folder, error) from None
         index.changes = made
         return index
 
@@ -216,7 +229,7 @@ def _has_candidates(folder: Path) -> bool:
     """Whether an index in `folder` has candidates, or had them before positions moved."""
     if (folder / candidates.FILE).exists():
         return True
-    return (folder / "index.json").exists() and read_about(folder).get("faiss") is True
+    return (folder / FILE).exists() and read_about(folder).get("faiss") is True
 
 
 def _tiles(folder: Path, name: str) -> Tiles:

@@ -3,10 +3,15 @@
 A shard is three files: descriptors in half precision, which are read through memory mapping, captions and digests of
 the pictures, and a JSON file with their paths. The JSON file is written last, so a shard counts as finished when it
 exists. Every reading of a picture is a row; the readings of one picture follow each other.
+
+The name of a shard is its number. What a cluster wrote has four numbers: that of the first shard of the build, a random
+one, so that a process which a stopped build has left behind writes no shard of the next build, that of the unit of
+work, and that of the shard in its unit.
 """
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +31,11 @@ HELD = 2**27
 """Numbers that may be held in memory, half a gigabyte. An index with more is read again by every search."""
 
 
-@dataclass(frozen=True)
+_NUMBERS = re.compile(r"[0-9]+(-[0-9]+)*")
+"""What names of shards look like."""
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One reading of a picture.
 
@@ -159,7 +168,12 @@ def spread(total: int, wanted: int) -> Tensor:
 
 def finished(folder: Path) -> Iterator[Path]:
     """Yield the JSON files of the finished shards, in their order."""
-    yield from sorted(folder.glob("[0-9][0-9][0-9][0-9][0-9].json"))
+    yield from sorted((path for path in folder.glob("*.json") if _NUMBERS.fullmatch(path.stem)), key=numbers)
+
+
+def numbers(names: Path) -> tuple[int, ...]:
+    """The numbers in the name of a shard."""
+    return tuple(map(int, names.stem.split("-")))
 
 
 def write_shard(stem: Path, values: np.ndarray, rows: list[Row]) -> None:

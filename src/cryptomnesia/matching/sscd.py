@@ -8,6 +8,7 @@ deviation. Embeddings have length 1 and are stored times √P, so that the dista
 difference, is √(2 − 2·cosine).
 """
 
+import copy
 import hashlib
 import io
 import warnings
@@ -30,10 +31,13 @@ Network = Callable[[Tensor], Tensor]
 class SSCD:
     """A copy-detection network as `Descriptor`. Its numbers belong to no place in the picture, so it takes no masks.
 
+    A process that gets a copy by pickle loads the network from the same path.
+
     Attributes:
         name: `sscd`, a hash of the file and the side.
         side: side of the square pictures that the network takes, in pixels.
         shape: (1, P), with P the width of the embedding.
+        device: where the network computes.
     """
 
     def __init__(
@@ -51,21 +55,11 @@ class SSCD:
             UsageError: if there is no such device, if the file is missing or holds no network that embeds pictures, or
                 if it is an ONNX file and the extra `onnx` is not installed.
         """
-        path, self._device = Path(path), checked_device(device)
-        form, load = ("ONNX", _onnx) if path.suffix.lower() == ".onnx" else ("TorchScript", _torchscript)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise UsageError(f"no file {path} ({error.strerror}); give the one of SSCD's authors") from None
-        try:
-            self._network = load(content, self._device)
-        except UsageError:
-            raise
-        # the exceptions of onnxruntime have no base class of their own
-        except Exception as error:
-            raise UsageError(f"{path} is no {form} file ({_short(error)}); give the one of SSCD's authors") from None
+        self._path, self.device = Path(path), device
         self.side = side
+        self.name = ""
         self._batch_size = batch_size
+        self._network: Network | None = self._loaded()
         try:
             rows, width = self._embed(torch.zeros(2, 3, side, side)).shape
             if rows != 2:
@@ -73,7 +67,16 @@ class SSCD:
         except Exception as error:
             raise UsageError(f"{path} embeds no pictures ({_short(error)}); give the file of SSCD's authors") from None
         self.shape = (1, width)
-        self.name = f"sscd {hashlib.sha256(content).hexdigest()[:12]}, {side} pixels"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the network."""
+        return {**self.__dict__, "_path": self._path.absolute(), "_network": None}
+
+    def on(self, device: str | torch.device) -> "SSCD":
+        """The same network for another device, which this machine need not have: it is loaded when it computes."""
+        made = copy.copy(self)
+        made.device = device
+        return made
 
     def describe(self, pictures: Tensor) -> Tensor:
         """The embeddings, (B, 1, P), of length √P."""
@@ -92,10 +95,32 @@ class SSCD:
         """1 for every picture, (n,): an embedding does not tell how much is to be seen."""
         return described.new_ones(len(described))
 
+    def _loaded(self) -> Network:
+        """The network in the file, whose name is set, or has to be the one that it was."""
+        path, device = self._path, checked_device(self.device)
+        form, load = ("ONNX", _onnx) if path.suffix.lower() == ".onnx" else ("TorchScript", _torchscript)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UsageError(f"no file {path} ({error.strerror}); give the one of SSCD's authors") from None
+        name = f"sscd {hashlib.sha256(content).hexdigest()[:12]}, {self.side} pixels"
+        if self.name not in ("", name):
+            raise UsageError(f"{path} has changed, or is another file on another machine; share one file of SSCD")
+        self.name = name
+        try:
+            return load(content, device)
+        except UsageError:
+            raise
+        # the exceptions of onnxruntime have no base class of their own
+        except Exception as error:
+            raise UsageError(f"{path} is no {form} file ({_short(error)}); give the one of SSCD's authors") from None
+
     @torch.no_grad()
     def _embed(self, pictures: Tensor) -> Tensor:
+        if self._network is None:
+            self._network = self._loaded()
         mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _DEVIATION))
-        return self._network(((pictures - mean) / deviation).to(self._device)).float().cpu()
+        return self._network(((pictures - mean) / deviation).to(self.device)).float().cpu()
 
 
 def checked_device(device: str | torch.device) -> torch.device:

@@ -447,7 +447,8 @@ class BuildSettings(Settings):
     """Make an index for more than ten million pictures, which compares a picture with candidates only. Needs the extra
     `faiss`."""
     workers: int | None = Field(None, ge=1)
-    """Threads that decode pictures; one per core unless given."""
+    """Threads that decode pictures; one per core unless given. On Ray it is the number of processes; one per core, or
+    one per GPU if SSCD computes on cuda, unless given."""
 
 
 class DuplicatesSettings(Settings):

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +13,7 @@ from cryptomnesia.matching.sources.items import (
     PICTURE_SUFFIXES,
     SYSTEM_FILE,
     Item,
+    Packed,
     Unchanged,
     is_system_file,
     looks_like_picture,
@@ -28,7 +29,7 @@ class FileSource:
         root: the folder that names are relative to.
         shown: the folder as it was given, for messages.
         total: number of items, as far as it is known yet.
-        stamps: name → stamp of the shards and tables that have been read as a whole.
+        stamps: name → stamp of the shards and tables among the parts.
     """
 
     def __init__(self, given: Sequence[Path], exclude: Path | None = None, shown: str | Path | None = None) -> None:
@@ -59,8 +60,8 @@ class FileSource:
         self._names = sorted(names - self._beside)
         self.total = len(self._names) + len(self._problems)
 
-    def items(self, known: Mapping[str, str]) -> Iterator[Item | Unchanged]:
-        """Yield the items; shards whose stamp is that in `known` are not read again."""
+    def parts(self, known: Mapping[str, str]) -> Iterator[Item | Packed | Unchanged]:
+        """Yield the parts; a shard whose stamp is that in `known` is unchanged."""
         for name, problem in sorted(self._problems.items()):
             yield Item(name, problem=problem)
         for name in self._names:
@@ -75,29 +76,25 @@ class FileSource:
             except OSError as error:
                 yield Item(name, problem=f"cannot be read: {error.strerror}")
 
-    def _by_content(self, name: str, path: Path, known: Mapping[str, str]) -> Iterator[Item | Unchanged]:
-        """The items of a file whose name does not say that it is a picture."""
+    def _by_content(self, name: str, path: Path, known: Mapping[str, str]) -> Iterator[Item | Packed | Unchanged]:
+        """The parts of a file whose name does not say that it is a picture."""
         with path.open("rb") as file:
             head = file.read(HEAD)
         if tars.is_tar(name, head):
-            yield from self._shard(name, path, tars.items(path, name), known)
+            yield self._shard(name, path, known, is_tar=True)
         elif tables.is_table(name, head):
             self.total += max(0, tables.row_count(path) - 1)
-            yield from self._shard(name, path, tables.items(path, name, self._root), known)
+            yield self._shard(name, path, known, is_tar=False)
         elif looks_like_picture(head):
             yield from self._picture(name, path)
         else:
             yield Item(name, problem=why_no_picture(head))
 
-    def _shard(
-        self, name: str, path: Path, found: Iterator[Item], known: Mapping[str, str]
-    ) -> Iterator[Item | Unchanged]:
-        stamp = stamp_of(path)
-        if known.get(name) == stamp:
-            yield Unchanged(name)
-        else:
-            yield from found
-        self.stamps[name] = stamp
+    def _shard(self, name: str, path: Path, known: Mapping[str, str], *, is_tar: bool) -> Packed | Unchanged:
+        stamp = self.stamps[name] = stamp_of(path)
+        return (
+            Unchanged(name) if known.get(name) == stamp else Packed(name, path, path.stat().st_size, self._root, is_tar)
+        )
 
     def _picture(self, name: str, path: Path) -> Iterator[Item]:
         """A picture in a file of its own, with the caption beside it."""
@@ -149,6 +146,17 @@ class FileSource:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
+
+
+def unpacked(parts: Iterable[Item | Packed | Unchanged]) -> Iterator[Item]:
+    """Yield the items of some parts; none of what is unchanged."""
+    for part in parts:
+        if isinstance(part, Item):
+            yield part
+        elif isinstance(part, Packed) and part.is_tar:
+            yield from tars.items(part.path, part.name)
+        elif isinstance(part, Packed):
+            yield from tables.items(part.path, part.name, part.root)
 
 
 def check_source(images: str | Path) -> list[Path]:

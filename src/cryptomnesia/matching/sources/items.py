@@ -24,6 +24,8 @@ SYSTEM_FILE = "a file of the operating system"
 NOT_PICTURES = (NOT_A_PICTURE, SYSTEM_FILE)
 """Reasons why a file is left out that is none of the pictures."""
 
+AGAIN = "a second picture of the same name"
+
 CAPTIONS = ("caption", "text", "prompt")
 """Names of the column or key that holds a caption, in the order in which they are looked for."""
 
@@ -95,6 +97,25 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A shard or table that has to be read.
+
+    Attributes:
+        name: of the file in its source.
+        path: of the file.
+        size: of the file in bytes.
+        root: folder of the source.
+        is_tar: whether it is a tar shard; else it is a table.
+    """
+
+    name: str
+    path: Path
+    size: int
+    root: Path
+    is_tar: bool
+
+
+@dataclass(frozen=True)
 class Unchanged:
     """A shard or table all of whose pictures are in the index, by the stamp of its file."""
 
@@ -107,15 +128,15 @@ class Source(Protocol):
     Attributes:
         root: the folder that names are relative to, as text, by which an index knows its source.
         total: number of items, as far as it is known yet.
-        stamps: name → stamp of the shards and tables that have been read as a whole.
+        stamps: name → stamp of the shards and tables among the parts.
     """
 
     root: str
     total: int
     stamps: dict[str, str]
 
-    def items(self, known: Mapping[str, str]) -> Iterator[Item | Unchanged]:
-        """Yield the items; shards whose stamp is that in `known` (name → stamp) are not read again."""
+    def parts(self, known: Mapping[str, str]) -> Iterator[Item | Packed | Unchanged]:
+        """Yield the parts; a shard whose stamp is that in `known` (name → stamp) is unchanged."""
         ...
 
 

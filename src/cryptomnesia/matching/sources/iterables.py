@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cryptomnesia.errors import UsageError
 from cryptomnesia.matching.sources.files import FileSource, check_source
-from cryptomnesia.matching.sources.items import Item, Source, Unchanged, caption_in, clean, stamp_of
+from cryptomnesia.matching.sources.items import AGAIN, Item, Packed, Source, Unchanged, caption_in, clean, stamp_of
 
 IN_MEMORY = "pictures from Python"
 """The source of an index whose pictures came from an iterable."""
@@ -37,8 +37,9 @@ class IterableSource:
         self.stamps: dict[str, str] = {}
         self._given = given
 
-    def items(self, known: Mapping[str, str]) -> Iterator[Item | Unchanged]:
+    def parts(self, known: Mapping[str, str]) -> Iterator[Item | Packed | Unchanged]:
         """Yield the pictures of the iterable one after the other, with names and captions."""
+        names = set[str]()
         for number, one in enumerate(self._given):
             self.total = max(self.total, number + 1)
             name, content, caption = _parts(one)
@@ -46,7 +47,13 @@ class IterableSource:
                 content = Path(content)
             if isinstance(content, Path) and name is None:
                 name = content.as_posix()
-            yield _checked(f"{number:08}" if name is None else str(name), content, caption)
+            item = _checked(f"{number:08}" if name is None else str(name), content, caption)
+            if item.name in names:
+                yield Item(f"{item.name} (again)", problem=AGAIN)
+                continue
+            if not item.problem:
+                names.add(item.name)
+            yield item
 
 
 def source_of(images: str | Path | Iterable[Any], exclude: Path | None = None) -> Source:

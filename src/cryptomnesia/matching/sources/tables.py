@@ -150,11 +150,14 @@ def _item(name: str, cell: Any, stamp: str, caption: str, path: Path, root: Path
     found = _content(cell, path, root)
     if isinstance(found, str):
         return Item(name, problem=found)
-    return Item(name, found, "" if isinstance(found, Path) else stamp, caption)
+    if isinstance(found, Path):
+        missing = "" if found.is_file() else f"a cell that names a file that is missing: {cell['path']}"
+        return Item(name, found, "", caption, missing)
+    return Item(name, found, stamp, caption)
 
 
 def _content(cell: Any, path: Path, root: Path) -> bytes | Path | str:
-    """The bytes in a cell, the file that it names, or why there is neither."""
+    """The bytes in a cell, the file that it names, which may be missing, or why there is neither."""
     content, place = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
     if content:
         return content
@@ -163,4 +166,4 @@ def _content(cell: Any, path: Path, root: Path) -> bytes | Path | str:
     named = (path.parent / place).resolve()
     if not named.is_relative_to(root.resolve()):
         return f"a cell that names a file outside of the source: {place}"
-    return named if named.is_file() else f"a cell that names a file that is missing: {place}"
+    return named
