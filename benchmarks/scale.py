@@ -41,9 +41,9 @@ from cryptomnesia.engine import OnRay
 PROMPTS = 100
 FAULTS = 24
 UNITS = 1_000_000
-BATCH = 16
+BATCH = 32
 EARLY = 10_000
-SLEEPERS = 96
+SLEEPERS = 40
 SHORT = 1_600
 EVALUATIONS = 51
 

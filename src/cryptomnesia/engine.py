@@ -8,6 +8,7 @@ A unit whose process died goes to another one. Processes are added while the clu
 
 import logging
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -219,9 +220,11 @@ class OnRay(Generic[Unit, Result]):
         self._failed += 1
         if self._failed >= DEATHS:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            # a traceback ends with the error, everything else begins with what happened
+            reason = next((line for line in reversed(lines) if re.match(r"\w+(Error|Exception): ", line)), lines[0])
             raise UsageError(
-                f"no process can start on the Ray cluster ({lines[-1] if lines else type(error).__name__}); "
-                "its machines need the same Python and the same version of cryptomnesia"
+                f"no process can start on the Ray cluster ({reason[:200]}); its machines need the same Python, the same "
+                "version of cryptomnesia, and memory"
             ) from None
 
 
