@@ -231,6 +231,9 @@ class Describer:
 def can_read(file: Path) -> bool:
     """Whether this machine can read a file."""
     try:
+        # a pipe would wait for its writer
+        if not file.is_file():
+            return False
         file.open("rb").close()
     except OSError:
         return False
