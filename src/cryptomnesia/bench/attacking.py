@@ -182,25 +182,25 @@ class AttackBench(PictureBench):
 
     @property
     def _divided(self) -> dict[str, list[int]]:
-        """Folder → its attempts: calls with embeddings and calls with words do not fit into one call."""
+        """Kind → its attempts: calls with embeddings and calls with words do not fit into one call."""
         worded = [attempt.attack == "wording" for attempt in self._attempts]
         return {
-            "embeddings/": [row for row, found in enumerate(worded) if not found],
-            "wordings/": [row for row, found in enumerate(worded) if found],
+            "embeddings": [row for row, found in enumerate(worded) if not found],
+            "wordings": [row for row, found in enumerate(worded) if found],
         }
 
     @property
     def _judging(self) -> list[Stage]:
         """The stages that record the untouched runs for the other detectors."""
         return [
-            Stage(OTHERS, f"{folder}runs-{{:05d}}.safetensors", self.folder, rows, self.batch_size)
-            for folder, rows in self._divided.items()
+            Stage(OTHERS, f"runs/{kind}-{{:05d}}.safetensors", self.folder, rows, self.batch_size)
+            for kind, rows in self._divided.items()
             if self.others
         ]
 
     def _attacking(self, mitigation: Mitigation | None) -> list[Stage]:
         """The stages that make the attempts under a mitigation, or as they are."""
-        return [self.under(mitigation, rows, folder) for folder, rows in self._divided.items()]
+        return [self.under(mitigation, rows, f"{kind}/") for kind, rows in self._divided.items()]
 
     def stages(self) -> Iterator[list[Stage]]:
         """Yield the calibration, the embeddings, and all pictures."""

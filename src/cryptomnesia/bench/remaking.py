@@ -210,21 +210,21 @@ class PictureBench(CalibratedBench[Packet]):
         return Judge(self.calibration, self.detector, self.fpr)
 
     def under(
-        self, mitigation: Mitigation | None, rows: Sequence[int], folder: str = "", size: int | None = None
+        self, mitigation: Mitigation | None, rows: Sequence[int], prefix: str = "", size: int | None = None
     ) -> Stage:
         """The stage that makes pictures under a mitigation, or as they are.
 
         Args:
             mitigation: None to make them as they are.
             rows: numbers of the pictures.
-            folder: in the folder of the bench.
+            prefix: of the names of the files, for instance `others/` for a folder of their own.
             size: pictures per part; as many as per call unless given.
 
         Raises:
             UsageError: if the folder holds pictures that were made under the mitigation with other settings.
         """
         name = UNTOUCHED if mitigation is None else mitigation.name
-        stage = Stage(name, f"{folder}{name}-{{:05d}}.safetensors", self.folder, rows, size or self.batch_size)
+        stage = Stage(name, f"{prefix}{name}-{{:05d}}.safetensors", self.folder, rows, size or self.batch_size)
         missing = stage.missing()
         # refused before anything is made
         if done := next((path for number, path in enumerate(stage.files) if number not in missing), None):
@@ -266,8 +266,18 @@ class PictureBench(CalibratedBench[Packet]):
         ]
 
     def _named(self, name: str) -> Mitigation | None:
-        """The mitigation with a name, None for `UNTOUCHED`."""
-        return next((made for made in self.mitigations if made.name == name), None)
+        """The mitigation with a name, None for `UNTOUCHED`.
+
+        Raises:
+            UsageError: if this machine does not have it.
+        """
+        named = {UNTOUCHED: None, **{made.name: made for made in self.mitigations}}
+        if name not in named:
+            raise UsageError(
+                f"a machine of the cluster has no mitigation {name}; install the same packages on all, or name the "
+                "mitigations (--mitigation)"
+            )
+        return named[name]
 
 
 def _words(mitigation: Mitigation | None) -> str:
