@@ -58,7 +58,7 @@ LARGE_PROBES = 8
 SHARE = 0.33
 """The part of the released procedure's memory that an evaluation of this library may take."""
 CURVES = {
-    **{f"finite, orthogonal in {group}": {"engine": "finite", "group": group} for group in (4, 8, 16)},
+    **{f"finite, orthogonal in {group}": {"engine": "finite", "group": group} for group in (4, 7, 8, 16)},
     "finite, random": {"engine": "finite", "design": "random"},
     "reverse, orthogonal in 8": {"engine": "reverse", "group": 8},
     "reverse, random": {"engine": "reverse", "design": "random"},
@@ -66,7 +66,8 @@ CURVES = {
     "forward, random": {"engine": "forward", "design": "random"},
 }
 """Every engine with either design."""
-PROBES = (8, 16, 32)
+PROBES = (7, 8, 14, 16, 28, 32)
+"""Of these a curve has the multiples of its group, and random probes those of eight."""
 
 
 def main() -> None:
@@ -98,7 +99,7 @@ def measure(pipe: Any, start: Start) -> dict[str, Any]:
         (name, str(probes)): DiagonalEstimator(probes=probes, memory=memory, **settings)
         for name, settings in CURVES.items()
         for probes in PROBES
-        if probes % settings.get("group", 1) == 0
+        if probes % settings.get("group", 8) == 0
     }
     curves: dict[str, dict[str, Any]] = {}
     tell = start("curves", len(estimators))

@@ -223,8 +223,8 @@ class OnRay(Generic[Unit, Result]):
             # a traceback ends with the error, everything else begins with what happened
             reason = next((line for line in reversed(lines) if re.match(r"\w+(Error|Exception): ", line)), lines[0])
             raise UsageError(
-                f"no process can start on the Ray cluster ({reason[:200]}); its machines need the same Python, the same "
-                "version of cryptomnesia, and memory"
+                f"no process can start on the Ray cluster ({reason[:200]}); its machines need the same Python, the "
+                "same version of cryptomnesia, and memory"
             ) from None
 
 

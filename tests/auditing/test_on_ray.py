@@ -18,7 +18,7 @@ ray = pytest.importorskip("ray")
 @pytest.fixture
 def cluster():
     """A cluster of this machine with two cores."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
 

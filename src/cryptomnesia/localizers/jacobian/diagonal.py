@@ -4,10 +4,12 @@ Every probe v with entries ±1 gives v ⊙ (J·v), whose entries are J_ii + Σ_{
 random signs, the sum vanishes at the rate 1/√K (Hutchinson). Orthogonal probes are better. The entries of x are
 coloured. A probe is a row of a Hadamard matrix, which gives all entries of one colour the same sign, times a random
 sign for every entry. Over a whole set of probes the contributions of entries of different colours cancel exactly, and
-only those between entries of the same colour remain. Entries of the same colour lie on a lattice over channels and
-positions whose points are as far from one another as possible, where the Jacobian of a network is small. (The usual
-colouring has a block of positions for every channel. Its error is larger: all entries of one colour are in one channel,
-one block's width from one another, while in other channels there are places farther away.)
+only those between entries of the same colour remain. If the number of colours is no power of two, a probe has the
+entries of one colour alone, times random signs: over a set that leaves the same contributions. Entries of the same
+colour lie on a lattice over channels and positions whose points are as far from one another as possible, where the
+Jacobian of a network is small. (The usual colouring has a block of positions for every channel. Its error is larger:
+all entries of one colour are in one channel, one block's width from one another, while in other channels there are
+places farther away.)
 
 The errors of the entries of one diagonal are correlated, so the error of their sum cannot be computed from their
 errors. If an affine function of the diagonal is wanted, for instance a sum over channels, the function is applied to
@@ -71,7 +73,7 @@ class DiagonalEstimator:
         engine: how products with the Jacobian are computed; `auto` is `finite` in fp32 and fp64, else `reverse`.
         design: `orthogonal` or `random` probes.
         probes: the most products per image.
-        group: probes of one orthogonal set, a power of two. The error is estimated from the spread between sets, so
+        group: probes of one orthogonal set, and colours. The error is estimated from the spread between sets, so
             there should be two sets or more.
         wanted: relative error at which to stop early; it takes at least three sets of probes. None takes all probes.
         step: length of the finite difference, in units of `scale`.
@@ -109,8 +111,8 @@ class DiagonalEstimator:
             )
         if self.memory < 1 or self.step <= 0:
             raise UsageError(f"got memory={self.memory} and step={self.step:g}; give positive numbers")
-        if not 1 <= self.group <= LARGEST or self.group & (self.group - 1):
-            raise UsageError(f"got a group of {self.group} probes; give a power of two, {LARGEST} at most")
+        if not 1 <= self.group <= LARGEST:
+            raise UsageError(f"got a group of {self.group} probes; give 1 … {LARGEST}")
         if self.design == "orthogonal" and self.probes % self.group:
             raise UsageError(f"got {self.probes} orthogonal probes in groups of {self.group}; give a multiple")
 
@@ -209,11 +211,13 @@ class DiagonalEstimator:
         # with the image's seed alone the probes would repeat the noise that the image was made from
         rngs = [np.random.default_rng([self.seed % 2**64, seed % 2**64]) for seed in seeds]
         signs = self._signs(x.shape[1:])
+        # in how many probes of a set an entry takes part, the same for all entries
+        parts = signs.count_nonzero(dim=0).max().item()
         for start in range(0, self.probes, self._portion):
             count = 1 if self.design == "orthogonal" else min(self._portion, self.probes - start)
             probes = torch.stack([signs * rademacher(x.shape[1:], count, rngs[row]) for row in left])
             products = jacobian.products(images[left], probes, points=points)
-            means = products.unflatten(1, (-1, size)).mean(dim=2, dtype=_wide(x)).cpu().double()
+            means = products.unflatten(1, (-1, size)).sum(dim=2, dtype=_wide(x)).cpu().double() / parts
             means = reduce(means.flatten(0, 1)).unflatten(0, means.shape[:2])
             total[left] += means.sum(dim=1)
             squares[left] += means.square().sum(dim=1)
@@ -232,10 +236,15 @@ class DiagonalEstimator:
         return self.group if self.design == "orthogonal" else min(16, self.probes)
 
     def _signs(self, shape: torch.Size) -> Tensor:
-        """The factors of the random signs: for every probe of an orthogonal set those of all entries, (group, …)."""
+        """The factors of the random signs: for every probe of an orthogonal set those of all entries, (group, …).
+
+        An entry that takes no part in a probe has the factor 0.
+        """
         if self.design == "random":
             return torch.ones(1)
-        return torch.from_numpy(hadamard(self.group)).float()[:, coloured(shape, self.group)]
+        size = self.group
+        signs = torch.eye(size) if size & (size - 1) else torch.from_numpy(hadamard(size)).float()
+        return signs[:, coloured(shape, size)]
 
 
 def _exact(jacobian: Jacobian, images: Tensor, reduce: Callable[[Tensor], Tensor]) -> Diagonal:
@@ -276,7 +285,7 @@ def coloured(shape: torch.Size, colours: int) -> Tensor:
     Args:
         shape: (C, h, w), or (tokens, channels) of packed latents. Their tokens count as one row of the picture, so
             neighbours in neighbouring rows may have the same colour.
-        colours: a power of two.
+        colours: how many there are.
     """
     if len(shape) == 2:
         return coloured(torch.Size((shape[1], 1, shape[0])), colours)[:, 0].T.contiguous()
@@ -297,7 +306,7 @@ def lattice(channels: int, height: int, width: int, colours: int) -> tuple[int, 
         channels: of the latents.
         height: of the latents.
         width: of the latents.
-        colours: a power of two.
+        colours: how many there are.
     """
     # positions farther away hardly count, and have the same colours in any case
     reach = 2 + math.isqrt(colours // channels)
@@ -305,10 +314,10 @@ def lattice(channels: int, height: int, width: int, colours: int) -> tuple[int, 
     channel, y, x = (grid.ravel() for grid in np.meshgrid(*distances, indexing="ij"))
     weight = (channels - abs(channel)) / (1 + y**2 + x**2 + (channel != 0)) ** 2
     weight[(channel == 0) & (y == 0) & (x == 0)] = 0
-    # mirrored lattices are as good, and so are multiples by odd numbers, which permute the colours
+    # mirrored lattices are as good, and so are multiples by numbers that share no divisor with that of the colours
     steps = np.arange(colours // 2 + 1)
     found = []
-    for deep in (0, *(1 << bit for bit in range(colours.bit_length() - 1))):
+    for deep in (0, *(step for step in range(1, colours) if colours % step == 0)):
         for down in steps.tolist():
             like = (deep * channel + down * y + steps[:, None] * x) % colours == 0
             # mirror images cost the same, and rounding must not decide between them
