@@ -9,10 +9,11 @@ A unit whose process died goes to another one. Processes are added while the clu
 import logging
 import os
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -86,6 +87,7 @@ class OnRay(Generic[Unit, Result]):
         self._engine, self._workers, self._gpu = engine, workers, gpu
         self._ray: Any = None
         self._begun = False
+        self._printing = ExitStack()
         # a process that can take a unit
         self._free: list[Any] = []
         # what is awaited → the process, and its unit; None while it starts
@@ -101,6 +103,8 @@ class OnRay(Generic[Unit, Result]):
             UsageError: if there is no cluster at the address, or it has no room for a process.
         """
         self._ray = ray = _ray()
+        # Ray prints what happens to its processes where a command prints its JSON
+        self._printing.enter_context(redirect_stdout(sys.stderr))
         self._begun = not ray.is_initialized()
         if self._begun:
             address = None if self._engine == "ray" else self._engine
@@ -110,6 +114,7 @@ class OnRay(Generic[Unit, Result]):
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
             # every way of not being there has an error of its own
             except Exception as error:
+                self._printing.close()
                 reason = str(error).strip().split("\n")[0]
                 raise UsageError(f"cannot reach a Ray cluster at {self._engine} ({reason}); start one") from None
         if self._gpu is None:
@@ -133,6 +138,7 @@ class OnRay(Generic[Unit, Result]):
         self._awaited.clear()
         if self._begun:
             self._ray.shutdown()
+        self._printing.close()
 
     def __call__(self, units: Iterable[Unit]) -> Iterator[Result]:
         """Yield the results of units in the order in which they are done.
