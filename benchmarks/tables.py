@@ -893,6 +893,45 @@ def audit_throughput(results: Results) -> str:
     return grid(["compared", "times as fast"], rows)
 
 
+# Many machines (scale.json)
+
+
+@table("scale.faults")
+def scale_faults(results: Results) -> str:
+    """What is left of an audit whose parts are killed."""
+    kinds = {"process": "processes", "machine": "machines", "command": "the command itself"}
+    rows = [
+        *([f"kills: {kinds[name]}", count(kills)] for name, kills in results("scale", "faults_by_kind").items()),
+        ["images of the run", count(results("scale", "units"))],
+        ["of these, missing in the end", count(results("scale", "units_lost"))],
+        ["there twice", count(results("scale", "units_doubled"))],
+        ["with other figures than in one process without kills", count(results("scale", "units_differing"))],
+    ]
+    return grid(["", "number"], rows)
+
+
+@table("scale.driver")
+def scale_driver(results: Results) -> str:
+    """What the command takes while the processes of a cluster work."""
+    early, last = (results("scale", "memory_mib", when) for when in ("early", "last"))
+    first, end = (results("scale", "seconds_per_100000", when) for when in ("first", "last"))
+    processes, batches = results("scale", "processes"), results("scale", "prompts") / results("scale", "batch")
+    per_batch = results("scale", "driver_share") * processes / 16 * results("scale", "seconds") / batches
+    rows = [
+        ["prompts", count(results("scale", "prompts"))],
+        ["prompts in a batch, which takes a second", count(results("scale", "batch"))],
+        ["processes", count(processes)],
+        ["seconds", count(results("scale", "seconds"))],
+        ["seconds per 100,000 prompts: first tenth, last tenth", f"{first:.0f}, {end:.0f}"],
+        ["MiB of the command after 10,000 prompts, and in the end", f"{early:.0f}, {last:.0f}"],
+        ["the second divided by the first", number(results("scale", "memory_ratio"), 3)],
+        ["share of a core that the command takes, per 16 processes", number(results("scale", "driver_share"), 4)],
+        ["the same with 16 processes alone", number(results("scale", "driver_share_of_16"), 4)],
+        ["milliseconds of a core per batch", number(1000 * per_batch, 2)],
+    ]
+    return grid(["", "number"], rows)
+
+
 # Proving grounds (grounds.json)
 
 _MEANINGS = {
