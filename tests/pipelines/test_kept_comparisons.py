@@ -128,6 +128,15 @@ def a_weight_through_data(pipe):
     pipe.unet.conv_in.bias.data[0] += 1.0
 
 
+def a_column_of_weights_negated(pipe):
+    pipe.unet.mid_block.attentions[0].proj_in.weight.data[:, 5].neg_()
+
+
+def biases_negated_in_two_modules(pipe):
+    for number in (0, 1):
+        pipe.unet.mid_block.resnets[number].conv1.bias.data[1].neg_()
+
+
 def a_weight_of_another_name(pipe):
     held = pipe.unet.conv_in._parameters
     held["offset"] = held.pop("bias")

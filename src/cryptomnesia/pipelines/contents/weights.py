@@ -192,8 +192,9 @@ def _read(weights: Iterable[Named], notes: Iterable[str] = ()) -> str:
 def _checksums(weights: Iterable[Named]) -> list[tuple[Any, ...]]:
     """Name, shape and number format of every tensor, and behind them the checksums.
 
-    The bytes of the values that `_read` reads are taken as 64-bit integers. A checksum is their sum with the weights
-    1, 3, 5, … modulo 2⁶⁴. An odd weight times the change of one integer is never 0, so a change of one value is seen.
+    The bytes of the values that `_read` reads are taken as 64-bit integers, whose bits are mixed. A checksum is their
+    sum with the weights 1, 3, 5, … modulo 2⁶⁴. An odd weight times the change of one integer is never 0, so a change of
+    one value is seen.
     Small tensors of one number format share a checksum, for which they are joined: most tensors of a network are small,
     and one by one they would take longer than all the others.
     """
@@ -220,6 +221,9 @@ def _checksum(values: Tensor) -> Tensor:
         # integers have to begin at a multiple of 8 bytes and to be complete
         octets = torch.cat([octets, octets.new_zeros(-len(octets) % 8)])
     integers = octets.view(torch.int64)
+    # the highest bit, which is the sign of a value, counts the same under every odd weight, so that two changes of sign
+    # would cancel; so it goes into lower bits, too
+    integers = integers ^ (integers >> 29)
     odd = _odd_numbers(values.device, max(_ODD, 1 << (len(integers) - 1).bit_length()))[: len(integers)]
     # only on CPUs torch has products of integers
     return torch.dot(integers, odd) if values.device.type == "cpu" else (integers * odd).sum()
