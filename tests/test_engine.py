@@ -154,3 +154,30 @@ class Slow:
     def __call__(self, number):
         time.sleep(0.1)
         return number, os.getpid()
+
+
+def test_work_waits_for_room(cluster, monkeypatch, caplog):
+    monkeypatch.setattr(engine, "_ROOM_EVERY", 0.1)
+    monkeypatch.setattr(engine, "_PATIENCE", 0.2)
+    with OnRay(Doubling({})) as do:
+        room = type(do)._room
+        for actor in [*do._free, *(actor for actor, _ in do._awaited.values())]:
+            ray.kill(actor)
+        do._awaited.clear()
+        began = time.monotonic()
+        monkeypatch.setattr(type(do), "_room", lambda here: room(here) if time.monotonic() - began > 2 else 0)
+        assert list(do([4])) == [8]
+    assert [text for text in caplog.messages if text.startswith("no process of the Ray cluster runs")]
+
+
+def test_a_connection_that_is_lost_is_an_error_of_one_line(cluster, monkeypatch):
+    def lost(*_, **__):
+        raise ConnectionError("ray client has been disconnected\nfor ever")
+
+    with OnRay(Doubling({})) as do:
+        with monkeypatch.context() as patch:
+            patch.setattr(ray, "wait", lost)
+            with pytest.raises(
+                UsageError, match=r"the connection to the Ray cluster is lost \(ray client has been disc"
+            ):
+                list(do([4]))

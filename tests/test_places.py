@@ -1,13 +1,15 @@
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from cryptomnesia import Calibration, ImageIndex, UsageError, audit, places
 from cryptomnesia.auditing.outcome import outcome
-from cryptomnesia.auditing.store import Store, StoreError
+from cryptomnesia.auditing.store import Store, StoreError, _read
+from cryptomnesia.errors import UnreachableError
 from cryptomnesia.files import replacing, write_whole
-from cryptomnesia.places import local, locked, names, place
+from cryptomnesia.places import exists, local, locked, names, place
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.settings import AuditSettings, BuildSettings
 from object_store import VARIABLES, ObjectStore
@@ -41,6 +43,12 @@ def test_a_path_stays_a_path(tmp_path):
         ("foo://bucket/run", r"got foo://bucket/run \(.*foo.*\); give a path, or a URL that fsspec knows"),
         ("gs://bucket/run", r"gs://bucket/run needs gcsfs; pip install gcsfs"),
         ("s3://", r"got s3://, which names no folder; give s3://BUCKET/FOLDER"),
+        (
+            Path("s3://bucket/run"),
+            r"got the Path s3:/bucket/run, in which a URL has lost a slash; give the URL as a text",
+        ),
+        ("https://me:secret@host/p.txt", r"^got a URL with a name or password, which would be written into runs; give"),
+        ("simplecache::s3://bucket/run", r"got a URL with a chain"),
     ],
 )
 def test_urls_that_lead_nowhere_are_refused(url, message):
@@ -105,10 +113,18 @@ def test_a_store_that_can_be_reached_again_is_waited_for(server):
 def test_a_store_that_stays_away_is_an_error_of_one_line(server, monkeypatch):
     monkeypatch.setattr(places, "_WAITS", (0.01,))
     store = Store.create(place("s3://bucket/away"), ABOUT)
+    store.write("scores", 1, [{"unit": 1}])
     server.kill()
     try:
-        with pytest.raises(StoreError, match=r"cannot write to s3://bucket/away: .*Error.*; what is there is intact"):
+        with pytest.raises(
+            UnreachableError, match=r"^cannot reach s3://bucket/away/scores/00000.parquet \(.*\); check the"
+        ):
             store.write("scores", 0, [{"unit": 1}])
+        # neither damaged nor missing
+        with pytest.raises(UnreachableError, match=r"cannot reach s3://bucket/away/scores/00001.parquet \(.*\); check"):
+            _read(store.path("scores", 1))
+        with pytest.raises(UnreachableError, match=r"cannot reach s3://bucket/away/run.json"):
+            exists(store.folder / "run.json")
     finally:
         server.start()
 

@@ -7,13 +7,14 @@ A unit whose process died goes to another one. Processes are added while the clu
 """
 
 import logging
+import math
 import os
 import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +30,9 @@ DEATHS = 5
 
 _ROOM_EVERY = 10.0
 """Seconds between two looks at how many processes the cluster has room for."""
+
+_PATIENCE = 60.0
+"""Seconds without a process until a warning says so."""
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
@@ -93,7 +97,7 @@ class OnRay(Generic[Unit, Result]):
         # what is awaited → the process, and its unit; None while it starts
         self._awaited: dict[Any, tuple[Any, Unit | None]] = {}
         self._said: set[str] = set()
-        self._looked = 0.0
+        self._looked, self._lived = 0.0, time.monotonic()
         self._failed = 0
 
     def __enter__(self) -> "OnRay[Unit, Result]":
@@ -132,13 +136,18 @@ class OnRay(Generic[Unit, Result]):
 
     def __exit__(self, *_: object) -> None:
         """End the processes, whatever they are doing."""
-        for actor in [*self._free, *(actor for actor, _ in self._awaited.values())]:
-            self._ray.kill(actor)
-        self._free.clear()
-        self._awaited.clear()
-        if self._begun:
-            self._ray.shutdown()
-        self._printing.close()
+        try:
+            for actor in [*self._free, *(actor for actor, _ in self._awaited.values())]:
+                # without a connection Ray raises what it likes, and ends the processes of a lost driver itself
+                with suppress(Exception):
+                    self._ray.kill(actor)
+            self._free.clear()
+            self._awaited.clear()
+            if self._begun:
+                with suppress(Exception):
+                    self._ray.shutdown()
+        finally:
+            self._printing.close()
 
     def __call__(self, units: Iterable[Unit]) -> Iterator[Result]:
         """Yield the results of units in the order in which they are done.
@@ -157,17 +166,19 @@ class OnRay(Generic[Unit, Result]):
                     unit, coming = coming, next(left, None)
                 actor = self._free.pop()
                 self._awaited[actor.do.remote(unit)] = actor, unit
-            self._grow()
-            done, _ = self._ray.wait(list(self._awaited), num_returns=1, timeout=_ROOM_EVERY)
-            for reference in done:
+            for reference in self._next():
                 actor, unit = self._awaited.pop(reference)
                 try:
                     result, messages = self._ray.get(reference)
                 except self._deaths as error:
-                    self._bury(actor)
+                    with suppress(Exception):
+                        # it may still live behind a broken network
+                        self._ray.kill(actor)
                     if unit is None:
                         self._not_started(error)
                     else:
+                        # another one may start at once
+                        self._looked = 0.0
                         again.append(unit)
                         deaths[repr(unit)] += 1
                         if deaths[repr(unit)] >= DEATHS:
@@ -190,10 +201,36 @@ class OnRay(Generic[Unit, Result]):
         errors = self._ray.exceptions
         return errors.RayActorError, errors.ObjectLostError, errors.OutOfMemoryError, errors.NodeDiedError
 
-    def _bury(self, actor: Any) -> None:
-        """Give up a process that may still live behind a broken network, and let another one start at once."""
-        self._ray.kill(actor)
-        self._looked = 0.0
+    def _next(self) -> list[Any]:
+        """What is done, after some seconds at most; processes are started before.
+
+        Raises:
+            UsageError: if the connection to the cluster is lost.
+        """
+        try:
+            self._grow()
+            if not self._living() and time.monotonic() - self._lived >= _PATIENCE:
+                self._lived = math.inf
+                logger.warning(
+                    "no process of the Ray cluster runs, and none can start; waiting for room (`ray status` says what "
+                    "its machines are busy with)"
+                )
+            if not self._awaited:
+                time.sleep(1)
+                return []
+            return self._ray.wait(list(self._awaited), num_returns=1, timeout=_ROOM_EVERY)[0]
+        except ConnectionError as error:
+            raise UsageError(
+                f"the connection to the Ray cluster is lost ({str(error).splitlines()[0]}); what is done is kept, and "
+                "the same command goes on with it"
+            ) from None
+
+    def _living(self) -> bool:
+        """Whether a process is there that has started."""
+        living = bool(self._free) or any(unit is not None for _, unit in self._awaited.values())
+        if living:
+            self._lived = time.monotonic()
+        return living
 
     def _say(self, messages: list[tuple[int, str]]) -> None:
         """Log what a process has logged, once, since all of them say the same."""
@@ -221,10 +258,10 @@ class OnRay(Generic[Unit, Result]):
         """Count processes that did not start.
 
         Raises:
-            UsageError: if that happens again and again.
+            UsageError: if that happens again and again, and no other process runs.
         """
         self._failed += 1
-        if self._failed >= DEATHS:
+        if self._failed >= DEATHS and not self._living():
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             # a traceback ends with the error, everything else begins with what happened
             reason = next((line for line in reversed(lines) if re.match(r"\w+(Error|Exception): ", line)), lines[0])

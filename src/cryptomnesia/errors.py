@@ -35,6 +35,14 @@ class UsageError(CryptomnesiaError, ValueError):
     """An argument, file or model that cannot be used as given."""
 
 
+class UnreachableError(CryptomnesiaError, OSError):
+    """A store cannot be reached; what was written before is intact."""
+
+    def __str__(self) -> str:
+        """The message alone; `OSError` would put the name of a file in its place."""
+        return str(self.args[0])
+
+
 class NotFiniteError(UsageError):
     """The model's output holds NaN or infinity."""
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import cryptomnesia
-from cryptomnesia.errors import UsageError
-from cryptomnesia.places import is_remote, local, make, place, upload
+from cryptomnesia.errors import UnreachableError, UsageError
+from cryptomnesia.places import exists, is_remote, local, make, place, read_text, upload
 
 _MAKE = {"calibration": "make one with `cryptomnesia calibrate`"}
 """Kind of a file → the way to make one, for messages."""
@@ -101,9 +101,9 @@ def claim(path: Path, settings: dict[str, Any], other: str) -> None:
     text = json.dumps(settings, indent=2) + "\n"
     try:
         make(path.parent)
-        if not path.exists():
+        if not exists(path):
             write_whole(path, text)
-        found = path.read_text(encoding="utf-8")
+        found = read_text(path)
     except OSError as error:
         raise UsageError(
             f"cannot write a run to {path.parent}: {error.strerror or error}; give another folder"
@@ -167,6 +167,8 @@ def load_checked(path: str | Path, kind: str, version: int) -> tuple[dict[str, A
         unchanged = content == _content(about, tensors)
     except FileNotFoundError:
         raise UsageError(f"no {kind} file {path}; {_how_made(kind)}") from None
+    except UnreachableError:
+        raise
     # whatever a damaged file leads the readers to; the metadata may be any JSON, nested too deeply for instance
     except Exception as error:
         raise UsageError(f"{path} is not a {kind} ({_short(error)}); {_how_made(kind)}") from None

@@ -5,9 +5,9 @@ typed as `Path`. A file in a store is written whole or not at all, so no process
 `cryptomnesia.files.replacing`. What only reads from disks gets a copy by `local`.
 """
 
-import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 from filelock import FileLock
 
-from cryptomnesia.errors import UsageError
+from cryptomnesia.errors import UnreachableError, UsageError
 
 CACHE = "CRYPTOMNESIA_CACHE"
 """The environment variable with the folder for copies of files that lie in a store."""
@@ -31,6 +33,9 @@ _WAITS = (1, 2, 4, 8, 16, 32)
 
 _NAMED = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
 """Protocol → the package that reads it, where their names differ."""
+
+_COLLAPSED = re.compile(r"[a-z][a-z0-9+.-]+:/[^/]")
+"""What `pathlib` makes of a URL."""
 
 T = TypeVar("T")
 
@@ -46,8 +51,15 @@ def place(given: Any) -> Path:
         UsageError: for a URL of an unknown kind, or one whose package is missing.
     """
     text = str(given)
+    if isinstance(given, Path) and _COLLAPSED.match(text):
+        raise UsageError(f"got the Path {text}, in which a URL has lost a slash; give the URL as a text")
     if "://" not in text:
         return Path(text)
+    if "::" in text or urlsplit(text).username is not None:
+        raise UsageError(
+            f"got a URL with {'a chain' if '::' in text else 'a name or password'}, which would be written into runs; "
+            "give PROTOCOL://BUCKET/FOLDER, and keys in environment variables"
+        )
     from upath import UPath
 
     protocol, _, rest = text.partition("://")
@@ -62,7 +74,8 @@ def place(given: Any) -> Path:
     except ImportError:
         package = _NAMED.get(protocol, f"fsspec's package for {protocol}")
         raise UsageError(f"{text} needs {package}; pip install {package}") from None
-    except (ValueError, TypeError) as error:
+    # every package has errors of its own
+    except Exception as error:
         raise UsageError(f"got {text} ({error}); give a path, or a URL that fsspec knows") from None
     return cast(Path, found)
 
@@ -98,6 +111,33 @@ def make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def exists(where: Path) -> bool:
+    """Whether there is a file or folder; a store that does not answer is no answer.
+
+    Raises:
+        UnreachableError: if a store cannot be reached.
+    """
+    if not is_remote(where):
+        return where.exists()
+    remote = cast(Any, where)
+    try:
+        patiently(where, lambda: remote.fs.info(remote.path))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read_text(where: Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        UnreachableError: if a store cannot be reached.
+        OSError: if it cannot be read.
+        ValueError: if it is no UTF-8.
+    """
+    return patiently(where, where.read_bytes).decode()
+
+
 def remove(folder: Path) -> None:
     """Remove a folder with everything in it, if it is there.
 
@@ -131,7 +171,8 @@ def patiently(where: Path, call: Callable[[], T]) -> T:
     """What a call returns that reads or writes `where`; tried again for a minute where a store cannot be reached.
 
     Raises:
-        OSError: if it still cannot be reached then, or if the path or the permission is wrong.
+        UnreachableError: if it still cannot be reached then.
+        OSError: if the path or the permission is wrong.
     """
     if not is_remote(where):
         return call()
@@ -144,7 +185,10 @@ def patiently(where: Path, call: Callable[[], T]) -> T:
         # each package has errors of its own for a server that does not answer
         except Exception as error:
             if seconds is None:
-                raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
+                reason = f"{type(error).__name__}: {error}"
+                raise UnreachableError(
+                    f"cannot reach {where} ({reason[:200]}); check the network and the keys; what is done is kept"
+                ) from error
             time.sleep(seconds)
     raise AssertionError("the loop returns or raises")
 
@@ -159,7 +203,8 @@ def upload(source: Path, where: Path) -> None:
     if remote.protocol in WHOLE:
         patiently(where, lambda: remote.fs.put_file(str(source), remote.path))
         return
-    unfinished = f"{remote.path}.{os.getpid()}.unfinished"
+    # two machines can have the same process number
+    unfinished = f"{remote.path}.{uuid4().hex}.unfinished"
     patiently(where, lambda: remote.fs.put_file(str(source), unfinished))
     patiently(where, lambda: remote.fs.mv(unfinished, remote.path))
 
@@ -178,7 +223,10 @@ def local(where: Path) -> Path:
         return where
     remote = cast(Any, where)
     # size, time and hash of the content, as far as the store tells them
-    version = patiently(where, lambda: remote.fs.ukey(remote.path))
+    version = patiently(where, lambda: remote.fs.info(remote.path))
+    if not version.keys() & {"ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "md5Hash", "created"}:
+        # it may have changed, and nobody would know
+        version = uuid4()
     folder = _cache() / hashlib.sha256(str(where).encode()).hexdigest()[:32]
     copy = folder / f"{hashlib.sha256(str(version).encode()).hexdigest()[:16]}-{where.name}"
     if not copy.exists():

@@ -8,8 +8,9 @@ from PIL import Image
 
 from cryptomnesia import UsageError, audit
 from cryptomnesia.auditing import audited as auditing
+from cryptomnesia.auditing import store as storing
 from cryptomnesia.auditing.outcome import outcome
-from cryptomnesia.auditing.store import Store
+from cryptomnesia.auditing.store import Store, StoreError
 from tiny_audit import settings
 
 ray = pytest.importorskip("ray")
@@ -59,6 +60,24 @@ def test_a_cluster_needs_names_of_methods(audit_folder, tmp_path, pipe):
     given = settings(audit_folder) | {"model": pipe}
     with pytest.raises(UsageError, match="got the model as an object, and several workers load everything by its name"):
         audit(**given, output=tmp_path / "run", engine="ray")
+
+
+def test_a_machine_that_does_not_see_the_run_refuses_its_units(audited, tmp_path, monkeypatch):
+    monkeypatch.setattr(auditing, "PATIENCE", 0.0)
+    auditing.check_seen(audited.folder, audited.run)
+    for folder, run in ((tmp_path / "elsewhere", audited.run), (audited.folder, "another")):
+        with pytest.raises(
+            UsageError, match=r"the machine .* of the cluster does not see the run in .*; give a folder"
+        ):
+            auditing.check_seen(folder, run)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_batches_that_are_not_to_be_seen_are_an_error(audited, monkeypatch):
+    monkeypatch.setattr(storing, "PATIENCE", 0.0)
+    audited.wait("images", 2)
+    with pytest.raises(StoreError, match=r"1 of 3 batches of images are not to be seen in .*; give a folder that all"):
+        audited.wait("images", 3)
 
 
 def test_a_folder_that_only_one_machine_sees_is_refused(cluster, audit_folder, tmp_path, monkeypatch):

@@ -5,8 +5,10 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from multiprocessing.synchronize import Event
@@ -21,14 +23,14 @@ from cryptomnesia.auditing.outcome import IMAGES, SCORES, units_of
 from cryptomnesia.auditing.planning import Plan, Progress, plan
 from cryptomnesia.auditing.requests import Request
 from cryptomnesia.auditing.scoring import score
-from cryptomnesia.auditing.store import CALIBRATION, Store, batch_count
+from cryptomnesia.auditing.store import CALIBRATION, PATIENCE, Store, batch_count
 from cryptomnesia.calibration.fitting import FIRST_SEED, warn_of_references
 from cryptomnesia.calibration.recording import Recording
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.engine import LOCAL, OnRay, check_engine
 from cryptomnesia.errors import CryptomnesiaError, UsageError
 from cryptomnesia.pipelines.loading import pipeline_of
-from cryptomnesia.places import place
+from cryptomnesia.places import exists, place
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.settings import AuditSettings
 
@@ -113,12 +115,13 @@ def _check_shareable(request: Request) -> None:
     if given:
         raise UsageError(
             f"got {' and '.join(given)} as an object, and several workers load everything by its name; give names, or "
-            "workers=1"
+            "work in one process"
         )
     if odd := sorted(name for name, value in request.call.items() if not _is_json(value)):
         raise UsageError(
             f"got {' and '.join(odd)} with a value that is no JSON value, and several workers share numbers, texts, "
-            "lists and dictionaries of them only; give such a value, or workers=1"
+            "lists and dictionaries of them only; give such a value, or "
+            "work in one process"
         )
 
 
@@ -162,10 +165,10 @@ def _run_on_ray(request: Request, folder: Path, engine: str, workers: int | None
     gpu = None if request.settings.device is None else request.settings.device.startswith("cuda")
     with OnRay(work, engine, workers=workers, gpu=gpu) as do:
         list(do([(BEGIN, 0)]))
-        store = _begun(folder)
+        store = begun(folder)
         size = AuditSettings.resolve(store.about["settings"], environment={}).batch_size
         each = partial(spread, do, store, size=size, progress=progress)
-        _in_stages(store, lambda unit: list(do([unit])), each)
+        _in_stages(store, lambda unit: list(do([(*unit, store.run)])), each)
     return store
 
 
@@ -186,12 +189,36 @@ def spread(
     missing = store.missing(stage, count)
     done = count - len(missing)
     progress(stage, min(done * size, units), units)
-    for _ in do((stage, number) for number in missing):
+    for _ in do((stage, number, store.run) for number in missing):
         done += 1
         progress(stage, min(done * size, units), units)
+    store.wait(stage, count)
 
 
-def _begun(folder: Path) -> Store:
+def check_seen(folder: Path, run: str) -> None:
+    """Check that this machine sees a run that another one has begun.
+
+    Args:
+        folder: of the run.
+        run: its `Store.run`.
+
+    Raises:
+        UsageError: if it does not, or sees another one.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        with suppress(UsageError):
+            if Store(folder).run == run:
+                return
+        if time.monotonic() > until:
+            raise UsageError(
+                f"the machine {socket.gethostname()} of the cluster does not see the run in {folder}; give a folder "
+                "that all machines share, or a URL such as s3://bucket/run"
+            )
+        time.sleep(1)
+
+
+def begun(folder: Path) -> Store:
     """The run that a process of the cluster has begun.
 
     Raises:
@@ -215,7 +242,7 @@ def _in_stages(store: Store, once: Callable[[tuple[str, int]], Any], each: Calla
         each: called with a stage, the number of its batches and of its images; returns when the stage is done.
     """
     settings = AuditSettings.resolve(store.about["settings"], environment={})
-    if not (store.folder / CALIBRATION).exists():
+    if not exists(store.folder / CALIBRATION):
         if (references := store.about["references"]) is not None:
             each(REFERENCES, batch_count(len(references), settings.batch_size), len(references))
         once((CALIBRATING, 0))
@@ -244,15 +271,24 @@ class Work:
     request: Request
     folder: Path
     progress: Progress | None = None
+    _seen: bool = False
 
-    def __call__(self, unit: tuple[str, int], report: Callable[[float], None] | None = None) -> None:
+    def __call__(
+        self, unit: tuple[str, int] | tuple[str, int, str], report: Callable[[float], None] | None = None
+    ) -> None:
         """Do a batch of a stage, and write it into the run directory.
 
         Args:
-            unit: name of the stage, and the number of the batch.
+            unit: name of the stage, and the number of the batch; on a cluster also `Store.run`.
             report: called with the number of images that are done.
+
+        Raises:
+            UsageError: if this machine does not see the run.
         """
-        stage, number = unit
+        stage, number, *run = unit
+        if run and not self._seen:
+            check_seen(self.folder, run[0])
+            self._seen = True
         if stage == BEGIN:
             _ = self.store
         elif stage == REFERENCES:
@@ -298,10 +334,11 @@ class Work:
         path = self.store.folder / CALIBRATION
         calibration = self.planned.calibration
         if calibration is None:
+            self.store.wait(REFERENCES, self._recording.batches)
             calibration = self._recording.calibration(self.store.rows(REFERENCES))
             warn_of_references(calibration)
         with self.store.alone():
-            if not path.exists():
+            if not exists(path):
                 calibration.save(path)
 
 

@@ -39,7 +39,7 @@ from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.loading import pipeline_of
 from cryptomnesia.pipelines.origins.options import SETTINGS
 from cryptomnesia.pipelines.setup import Method, Setup, describe
-from cryptomnesia.places import is_remote
+from cryptomnesia.places import exists, is_remote
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.settings import AuditSettings
 from cryptomnesia.statistics import needed_references, null_size
@@ -412,12 +412,12 @@ def _held(settings: AuditSettings, folder: Path | None) -> Calibration | None:
 
 def _holds_index(folder: Path | None) -> bool:
     """Whether there is a run in `folder` with a finished index of its own, as it was when the run began."""
-    return folder is not None and (folder / "run.json").exists() and (folder / "index" / "index.json").exists()
+    return folder is not None and exists(folder / "run.json") and exists(folder / "index" / "index.json")
 
 
 def _holds_calibration(folder: Path | None) -> bool:
     """Whether there is a run in `folder` that holds its calibration."""
-    return folder is not None and (folder / "run.json").exists() and (folder / CALIBRATION).exists()
+    return folder is not None and exists(folder / "run.json") and exists(folder / CALIBRATION)
 
 
 def _index(settings: AuditSettings, folder: Path | None, progress: Progress | None) -> ImageIndex | None:

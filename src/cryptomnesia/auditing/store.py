@@ -26,15 +26,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import Timeout
 
-from cryptomnesia.errors import CryptomnesiaError, UsageError, fix_of
+from cryptomnesia.errors import CryptomnesiaError, UnreachableError, UsageError, fix_of
 from cryptomnesia.files import replacing, write_whole
 from cryptomnesia.pipelines.fingerprint import flattened
-from cryptomnesia.places import is_remote, locked, make, names, patiently, place
+from cryptomnesia.places import exists, is_remote, locked, make, names, patiently, place, read_text
 
 NOTES = frozenset({"skipped", "skipped_count", "unlike", "null"})
 """Parts of `Store.about` that are reported but change no result."""
@@ -50,6 +51,9 @@ _DIGEST = b"cryptomnesia.sha256"
 
 READERS = 16
 """Files that are read at once; a store takes long to answer, and answers many at a time."""
+
+PATIENCE = 60.0
+"""Seconds until what another machine has written has to be seen."""
 
 _COUNTING = 0.02
 """Share of the time that may be spent on counting what is done."""
@@ -68,6 +72,7 @@ class Store:
     Attributes:
         folder: its place.
         about: what the run depends on, as `create` was given it.
+        run: a random name, by which a machine knows that it sees this run.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -79,7 +84,7 @@ class Store:
         folder = place(folder)
         file = folder / "run.json"
         try:
-            held: dict[str, Any] = json.loads(patiently(file, lambda: file.read_text(encoding="utf-8")))
+            held: dict[str, Any] = json.loads(read_text(file))
             version, about = held["format"], held["about"]
             if not isinstance(about, dict):
                 raise TypeError(f"its `about` is a {type(about).__name__}")
@@ -94,6 +99,8 @@ class Store:
             raise UsageError(f"{folder} has run format {_short(version)}, this version reads {FORMAT}; {fix}")
         self.folder = folder
         self.about: dict[str, Any] = about
+        # runs of earlier versions have none
+        self.run: str = str(held.get("run", ""))
         # stage → number of batches, and when they are counted again
         self._counted: dict[str, tuple[int, float]] = {}
 
@@ -113,10 +120,13 @@ class Store:
         with _writing(folder):
             make(folder)
             with locked(folder / ".lock"):
-                if not (folder / "run.json").exists():
-                    if (folder / CALIBRATION).exists():
+                if not exists(folder / "run.json"):
+                    if exists(folder / CALIBRATION):
                         raise UsageError(f"{folder} holds a {CALIBRATION} that is of no run; give another folder")
-                    write_whole(folder / "run.json", json.dumps({"format": FORMAT, "about": about}, indent=2))
+                    write_whole(
+                        folder / "run.json",
+                        json.dumps({"format": FORMAT, "run": uuid4().hex, "about": about}, indent=2),
+                    )
         store = cls(folder)
         if differences := store.differences(about):
             raise UsageError(f"{folder} holds another run: {'; '.join(differences)}; give another folder")
@@ -158,7 +168,7 @@ class Store:
                             stack.enter_context(locked(locks / f"{stage}-{number:05}", wait=False))
                         except Timeout:
                             continue
-                    if not self.path(stage, number).exists():
+                    if not exists(self.path(stage, number)):
                         yield number
                         worked = True
             if not worked:
@@ -173,6 +183,21 @@ class Store:
         with _writing(self.folder):
             done = names(self.folder / stage, ".parquet")
         return [number for number in range(batches) if self.path(stage, number).name not in done]
+
+    def wait(self, stage: str, batches: int) -> None:
+        """Wait until this machine sees what others have written; shared file systems show it some seconds later.
+
+        Raises:
+            StoreError: if batches are missing after a minute.
+        """
+        until = time.monotonic() + PATIENCE
+        while missing := self.missing(stage, batches):
+            if time.monotonic() > until:
+                raise StoreError(
+                    f"{len(missing)} of {batches} batches of {stage} are not to be seen in {self.folder}; give a "
+                    "folder that all machines share, or a URL, and the same command goes on"
+                )
+            time.sleep(1)
 
     def write(self, stage: str, number: int, rows: Sequence[Row]) -> None:
         """Write the rows of a batch; the batch is then done.
@@ -240,7 +265,7 @@ class Store:
         name = f"assets/{digest[:2]}/{digest}{suffix}"
         path = self.folder / name
         with _writing(self.folder):
-            if not patiently(path, path.exists):
+            if not exists(path):
                 make(path.parent)
                 write_whole(path, content)
         return name
@@ -256,6 +281,8 @@ def _writing(folder: Path) -> Iterator[None]:
     """Turn a failure to write into one line that says how to go on."""
     try:
         yield
+    except UnreachableError:
+        raise
     except OSError as error:
         raise StoreError(
             f"cannot write to {folder}: {error.strerror or error}; {fix_of(error)}; what is there is intact, and the "
@@ -290,6 +317,8 @@ def _read(file: Path) -> list[dict[str, Any]]:
         if wanted is not None and wanted != _digest(table):
             raise ValueError("its checksum is wrong")
         return table.to_pylist()
+    except UnreachableError:
+        raise
     # pyarrow raises whatever a broken file leads it to; MemoryError for an absurd size, for instance
     except Exception as error:
         raise UsageError(

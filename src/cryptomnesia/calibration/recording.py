@@ -78,8 +78,13 @@ class Recording:
         """The calibration from the rows of all batches, in their order.
 
         Raises:
-            UsageError: for runs that ended early, or output that is not finite.
+            UsageError: for runs that are missing or ended early, or output that is not finite.
         """
+        wanted = [(caption, self.seed + place) for place, caption in enumerate(self.captions)]
+        if [(row["prompt"], row["seed"]) for row in rows] != wanted:
+            raise UsageError(
+                f"got {len(rows)} recorded runs that are not those of the {len(wanted)} references; record them again"
+            )
         norms, signals = recorded_for(self.detectors)
         return fitted(
             self.setup,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,7 +115,7 @@ def _calibrated(
     work: "_Calibrating", engine: str, workers: int | None, report: "Callable[[float, int], None]"
 ) -> "tuple[Calibration, list[str], str | None]":
     """The calibration, the captions that it was made from, and the name of the detector that is the model's default."""
-    from cryptomnesia.auditing.store import Store
+    from cryptomnesia.auditing.audited import begun
     from cryptomnesia.engine import LOCAL, OnRay, check_engine
 
     check_engine(engine)
@@ -130,10 +131,12 @@ def _calibrated(
         device = work.settings.device
         with OnRay(work, engine, workers=workers, gpu=None if device is None else device.startswith("cuda")) as do:
             [(captions, judge, count)] = do([(BEGIN, 0)])
-            total, missing = len(captions), Store(work.folder).missing(REFERENCES, count)
-            for done, _ in enumerate(do((REFERENCES, number) for number in missing), start=count - len(missing) + 1):
+            total, store = len(captions), begun(work.folder)
+            missing = store.missing(REFERENCES, count)
+            units = ((REFERENCES, number, store.run) for number in missing)
+            for done, _ in enumerate(do(units), start=count - len(missing) + 1):
                 report(min(done * work.settings.batch_size, total), total)
-            [calibration] = do([(CALIBRATING, 0)])
+            [calibration] = do([(CALIBRATING, 0, store.run)])
     return calibration, captions, judge
 
 
@@ -151,23 +154,29 @@ class _Calibrating:
     captions: list[str]
     folder: Path
 
-    def __call__(self, unit: tuple[str, int], report: "Callable[[float], None] | None" = None) -> Any:
+    def __call__(
+        self, unit: tuple[str, int] | tuple[str, int, str], report: "Callable[[float], None] | None" = None
+    ) -> Any:
         """Do a batch of a stage, and return what the command needs of it.
 
         Args:
-            unit: name of the stage, and the number of the batch.
+            unit: name of the stage, and the number of the batch; on a cluster also `Store.run`.
             report: called with the number of images that are done.
         """
+        from cryptomnesia.auditing.audited import check_seen
         from cryptomnesia.calibration.fitting import warn_of_references
         from cryptomnesia.detectors import DEFAULTS
 
-        stage, number = unit
+        stage, number, *run = unit
+        if run:
+            check_seen(self.folder, run[0])
         if stage == BEGIN:
             _ = self.store
             judge = self._recording.setup.first_accepted("detector", DEFAULTS)
             return list(self._recording.captions), None if judge is None else judge.name, self._recording.batches
         if stage == REFERENCES:
             return self.store.write(REFERENCES, number, self._recording.batch(number, report))
+        self.store.wait(REFERENCES, self._recording.batches)
         calibration = self._recording.calibration(self.store.rows(REFERENCES))
         warn_of_references(calibration)
         return calibration
@@ -176,10 +185,14 @@ class _Calibrating:
     def store(self) -> "Store":
         """The folder of what is recorded, begun if it is not there."""
         from cryptomnesia.auditing.store import Store
+        from cryptomnesia.pipelines.fingerprint import weights_digest
 
         recording = self._recording
         about = {
-            "settings": self.settings.model_dump(mode="json", exclude={"device"}),
+            # what is left out is left out in the end
+            "settings": self.settings.model_dump(mode="json", exclude={"device", "leave_out"}),
+            "checkpoint": None if recording.setup.checkpoint is None else weights_digest(recording.setup.checkpoint),
+            "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")},
             "fingerprint": recording.setup.fingerprint,
             "prompts": list(recording.captions),
             "localizers": [made.describe() for made in recording.localizers],

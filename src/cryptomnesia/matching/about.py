@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cryptomnesia.errors import UsageError
+from cryptomnesia.errors import UnreachableError, UsageError
 from cryptomnesia.matching.descriptors import Descriptor
+from cryptomnesia.places import read_text
 
 FILE = "index.json"
 """Name of the file."""
@@ -22,10 +23,12 @@ def read_about(folder: Path) -> dict[str, Any]:
     """
     again = "make one with `cryptomnesia index build`"
     try:
-        about: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        about: dict[str, Any] = json.loads(read_text(folder / FILE))
         version = about["format"]
     except FileNotFoundError:
         raise UsageError(f"no index in {folder}; {again}") from None
+    except UnreachableError:
+        raise
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise UsageError(f"{folder} is not an index ({error}); {again}") from None
     if version != FORMAT:

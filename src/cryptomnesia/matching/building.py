@@ -30,6 +30,7 @@ from cryptomnesia.matching.describing import Describer, Found, Unit, can_read
 from cryptomnesia.matching.descriptors import Descriptor
 from cryptomnesia.matching.shards import Row, finished, numbers, read_rows, rewrite_shard, write_json
 from cryptomnesia.matching.sources import AGAIN, NOT_PICTURES, Item, Packed, Source, Unchanged
+from cryptomnesia.places import exists
 
 Progress = Callable[[int, int], None]
 """Called with the number of items done and the number of all that are known. With candidates every picture is done
@@ -178,7 +179,7 @@ def _checked_before(folder: Path, about: dict[str, Any], descriptor: Descriptor)
     # a build that was killed may have left half a file
     for leftover in folder.glob("*.unfinished"):
         leftover.unlink()
-    if not (folder / FILE).exists():
+    if not exists(folder / FILE):
         (folder / candidates.FILE).unlink(missing_ok=True)
         return {}
     before = read_about(folder)

@@ -27,7 +27,7 @@ from torch import Tensor
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import replacing
 from cryptomnesia.matching.shards import Shards, spread
-from cryptomnesia.places import local
+from cryptomnesia.places import exists, local
 
 FILE = "candidates.faiss"
 """Name of the file of codes in the folder of an index."""
@@ -139,7 +139,7 @@ def extend(folder: Path, shards: Shards, progress: Callable[[int, int], None] | 
         OSError: if the codes cannot be written.
     """
     faiss = check_installed(folder)
-    index = _read(faiss, folder, shards.shape) if (folder / FILE).exists() else _learned(faiss, shards)
+    index = _read(faiss, folder, shards.shape) if exists(folder / FILE) else _learned(faiss, shards)
     faiss.omp_set_num_threads(torch.get_num_threads())
     saved = time.monotonic()
     for start in range(index.ntotal, len(shards), 2048):

@@ -26,7 +26,7 @@ from cryptomnesia.matching.reproduction import Matches, reproduction
 from cryptomnesia.matching.search import Neighbours, Search
 from cryptomnesia.matching.shards import Shards
 from cryptomnesia.matching.sources import source_of
-from cryptomnesia.places import absolute, is_remote, locked, make, place
+from cryptomnesia.places import absolute, exists, is_remote, locked, make, place
 
 
 class ImageIndex:
@@ -69,7 +69,7 @@ class ImageIndex:
             raise UsageError(f"the index {folder} has lost a shard; run `cryptomnesia index build` again")
         self.paths = shards.paths
         self.changes: Changes | None = None
-        coded = (folder / candidates.FILE).exists()
+        coded = exists(folder / candidates.FILE)
         self._search = Search(shards, candidates.Candidates(folder, shape, len(shards)) if coded else None)
 
     @classmethod
@@ -227,9 +227,9 @@ class ImageIndex:
 
 def _has_candidates(folder: Path) -> bool:
     """Whether an index in `folder` has candidates, or had them before positions moved."""
-    if (folder / candidates.FILE).exists():
+    if exists(folder / candidates.FILE):
         return True
-    return (folder / FILE).exists() and read_about(folder).get("faiss") is True
+    return exists(folder / FILE) and read_about(folder).get("faiss") is True
 
 
 def _tiles(folder: Path, name: str) -> Tiles:

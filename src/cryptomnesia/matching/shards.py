@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryptomnesia.errors import UsageError
+from cryptomnesia.errors import UnreachableError, UsageError
 from cryptomnesia.files import replacing, write_whole
-from cryptomnesia.places import local
+from cryptomnesia.places import local, read_text
 
 HELD = 2**27
 """Numbers that may be held in memory, half a gigabyte. An index with more is read again by every search."""
@@ -237,6 +237,8 @@ def _read_shard(names: Path, shape: tuple[int, int]) -> tuple[list[str], dict[in
         values = np.load(local(names.with_suffix(".npy")), mmap_mode="r")
         if values.shape != (len(paths), *shape) or values.dtype != np.float16:
             raise ValueError(f"{len(paths)} paths, descriptors of shape {values.shape}, {values.dtype}")
+    except UnreachableError:
+        raise
     # numpy raises whatever a damaged file leads it to: EOFError, ValueError, the errors of Python's tokenizer
     except Exception as error:
         raise _damaged(names, error) from None
@@ -247,11 +249,13 @@ def _read_shard(names: Path, shape: tuple[int, int]) -> tuple[list[str], dict[in
 def _read_names(names: Path) -> tuple[list[str], dict[int, str]]:
     """Paths and readings by row of one shard."""
     try:
-        found = json.loads(names.read_text(encoding="utf-8"))
+        found = json.loads(read_text(names))
         paths = found["paths"]
         readings = {int(row): reading for row, reading in found["readings"].items()}
         if not isinstance(paths, list) or not all(isinstance(text, str) for text in [*paths, *readings.values()]):
             raise ValueError("its names are no texts")
+    except UnreachableError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _damaged(names, error) from None
     return paths, readings
@@ -260,12 +264,14 @@ def _read_names(names: Path) -> tuple[list[str], dict[int, str]]:
 def _read_more(names: Path, size: int) -> tuple[list[str], list[str], list[str]]:
     """Captions, stamps and digests of the rows of one shard."""
     try:
-        found = json.loads(_more(names.with_suffix("")).read_text(encoding="utf-8"))
+        found = json.loads(read_text(_more(names.with_suffix(""))))
         columns = tuple(found[name] for name in ("caption", "stamp", "digest"))
         if any(not isinstance(column, list) or len(column) != size for column in columns):
             raise ValueError(f"{size} paths, other numbers of captions")
         if not all(isinstance(text, str) for column in columns for text in column):
             raise ValueError("its captions are no texts")
+    except UnreachableError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(names, error) from None
     return columns
