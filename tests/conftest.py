@@ -4,6 +4,8 @@ import os
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Ray would replace `print` in the whole process
+os.environ["RAY_TQDM_PATCH_PRINT"] = "0"
 
 import pytest
 import torch

@@ -314,6 +314,8 @@ def _ray() -> Any:
     Raises:
         UsageError: if it is not installed.
     """
+    # a `print` that Ray has replaced would look like one that somebody has altered
+    os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
     try:
         import ray
         import ray.exceptions

@@ -271,7 +271,8 @@ def test_checksums_see_every_value_that_the_digest_reads(kind):
 def test_a_checksum_is_a_sum_with_odd_weights_on_every_device():
     """CPUs compute it as a product of vectors, whose overflow must not be an error of its own."""
     octets = torch.randint(0, 256, (8 * 1000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    expected = sum(int(number) * (2 * place + 1) for place, number in enumerate(octets.view(torch.int64).tolist()))
+    mixed = [number ^ (number >> 29) for number in octets.view(torch.int64).tolist()]
+    expected = sum(number * (2 * place + 1) for place, number in enumerate(mixed))
     assert (room._checksum(octets).item() - expected) % 2**64 == 0
 
 
