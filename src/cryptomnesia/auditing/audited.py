@@ -147,7 +147,7 @@ def _run(request: Request, folder: Path, workers: int, progress: Progress) -> St
         store = work.store
         begin()
 
-        def each(stage: str, count: int, units: int) -> None:
+        def finish(stage: str, count: int, units: int) -> None:
             size = work.planned.settings.batch_size
             progress(stage, min(store.done(stage) * size, units), units)
             for number in store.work(stage, count):
@@ -155,7 +155,7 @@ def _run(request: Request, folder: Path, workers: int, progress: Progress) -> St
                 work((stage, number), lambda done, before=before: progress(stage, before + done, units))
             progress(stage, units, units)
 
-        _in_stages(store, work, each)
+        _in_stages(store, work, finish)
     return store
 
 
@@ -167,8 +167,8 @@ def _run_on_ray(request: Request, folder: Path, engine: str, workers: int | None
         list(do([(BEGIN, 0)]))
         store = begun(folder)
         size = AuditSettings.resolve(store.about["settings"], environment={}).batch_size
-        each = partial(spread, do, store, size=size, progress=progress)
-        _in_stages(store, lambda unit: list(do([(*unit, store.run)])), each)
+        finish = partial(spread, do, store, size=size, progress=progress)
+        _in_stages(store, lambda unit: list(do([(*unit, store.run)])), finish)
     return store
 
 
@@ -233,21 +233,21 @@ def begun(folder: Path) -> Store:
         ) from None
 
 
-def _in_stages(store: Store, once: Callable[[tuple[str, int]], Any], each: Callable[[str, int, int], None]) -> None:
+def _in_stages(store: Store, once: Callable[[tuple[str, int]], Any], finish: Callable[[str, int, int], None]) -> None:
     """Have everything done that is left of a run.
 
     Args:
         store: the run.
         once: called with a unit that is no batch; returns when it is done.
-        each: called with a stage, the number of its batches and of its images; returns when the stage is done.
+        finish: called with a stage, the number of its batches and of its images; returns when the stage is done.
     """
     settings = AuditSettings.resolve(store.about["settings"], environment={})
     if not exists(store.folder / CALIBRATION):
         if (references := store.about["references"]) is not None:
-            each(REFERENCES, batch_count(len(references), settings.batch_size), len(references))
+            finish(REFERENCES, batch_count(len(references), settings.batch_size), len(references))
         once((CALIBRATING, 0))
     images = len(units_of(store.about["prompts"], settings))
-    each(IMAGES, batch_count(images, settings.batch_size), images)
+    finish(IMAGES, batch_count(images, settings.batch_size), images)
     for _ in store.work(SCORES, 1):
         score(store)
     with store.alone():

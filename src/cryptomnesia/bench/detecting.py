@@ -55,7 +55,7 @@ class DetectorBench(CalibratedBench[Packet]):
 
     @property
     def judging(self) -> Sequence[Detector]:
-        """All detectors."""
+        """The detectors that are compared, for which the calibration is made."""
         return self.detectors
 
     def check(self) -> None:

@@ -84,7 +84,7 @@ class MapBench(Bench[MapPacket]):
         return Stage("images", PARTS, self.folder, range(len(self._everything)), self.batch_size)
 
     def stages(self) -> Iterator[list[Stage]]:
-        """Yield the images."""
+        """Yield the only stage, in which images are generated and mapped."""
         yield [self._images]
 
     def part(self, stage: Stage, number: int, report: Report) -> None:

@@ -87,9 +87,9 @@ class MitigationBench(PictureBench):
         frechet: dict[str, dict[str, float]] = {}
         everything = {UNTOUCHED: dict(enumerate(self._plain))}
         for mitigation in self.mitigations:
-            own = {"own_run": self.corrects(mitigation), "blind": mitigation.blinds(self.detector)}
+            how = {"own_run": self.corrects(mitigation), "blind": mitigation.blinds(self.detector)}
             everything[mitigation.name] = {
-                row: {**one, **own}
+                row: {**one, **how}
                 for stage in self._remaking(mitigation)
                 for row, one in zip(stage.rows, self.pictures(stage), strict=True)
             }

@@ -161,7 +161,7 @@ class PictureBench(CalibratedBench[Packet]):
 
     @property
     def judging(self) -> Sequence[Detector]:
-        """The detector."""
+        """The detector that judges every picture, for which the calibration is made."""
         return [self.detector]
 
     @property
