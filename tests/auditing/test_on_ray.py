@@ -92,7 +92,7 @@ def test_a_folder_that_only_one_machine_sees_is_refused(cluster, audit_folder, t
 @pytest.mark.slow
 def test_a_run_whose_processes_machines_and_commands_are_killed_has_every_image_once(audit_folder, tmp_path):
     (audit_folder / "hundred.txt").write_text("\n".join(f"a blue star {number}" for number in range(100)))
-    arguments = settings(audit_folder, prompts=audit_folder / "hundred.txt", batch_size=2)
+    arguments = settings(audit_folder, prompts=audit_folder / "hundred.txt", batch_size=1)
     expected = audit(**arguments, output=tmp_path / "whole")
     model = arguments.pop("model")
     flags = [part for name, value in arguments.items() for part in (f"--{name.replace('_', '-')}", str(value))]
