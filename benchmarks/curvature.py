@@ -1,7 +1,6 @@
 """Maps on the bundled model, judged by its exact masks: docs/results/curvature.json.
 
-    python benchmarks/curvature_speed.py > speed.json
-    python benchmarks/curvature.py --speed speed.json > docs/results/curvature.json
+    python benchmarks/curvature.py > docs/results/curvature.json
 
 Reported pictures: every wording of the top rung's concepts, two seeds each, those that reproduce the planted pixels;
 and never-planted captions. Truth: the mask of a template, all ones for verbatim concepts, all zeros for never-planted
@@ -42,12 +41,9 @@ orthogonal set; and the pixel AUC of `collapse` by number of probes.
 What is generated is kept in .benchmarks-cache, so an interrupted run goes on where it was.
 """
 
-import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import compress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -180,15 +176,10 @@ class Pictures:
 
 def main() -> None:
     """Measure and print JSON."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--speed", type=Path, help="what curvature_speed.py printed")
-    path = parser.parse_args().speed
-    speed = {} if path is None else json.loads(path.read_text())
-    headline = {key: speed.pop(key) for key in ("speedup_estimator", "speedup_procedure", "memory_ratio") if speed}
     pipe = load_pipeline("bundled", device="cpu")
     with progress() as start:
         figures = measure(pipe, start)
-    print_json({**figures, **headline, "speed": speed}, scheduler=type(pipe.scheduler).__name__)
+    print_json(figures, scheduler=type(pipe.scheduler).__name__)
 
 
 def measure(pipe: Any, start: Start) -> dict[str, Any]:

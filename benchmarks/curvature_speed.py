@@ -1,6 +1,4 @@
-"""What a curvature map costs, compared with the released procedure; part of docs/results/curvature.json, and a picture.
-
-    python benchmarks/curvature_speed.py > speed.json
+"""What a curvature map costs: the part `curvature` of docs/results/speed.json, which speed.py makes, and a picture.
 
 The released procedure, implemented plainly: one image at a time; both branches in one batch as the pipeline evaluates
 them, 16 random probes in reverse mode through both of them, the graph kept throughout; the trajectory run again for
@@ -33,11 +31,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import Start, print_json, progress
+from common import Start
 from overhead import EMBEDS, median, sd14_size
 from torch import Tensor
 
-from cryptomnesia import CurvatureDifference, DiagonalEstimator, ScoreDifference, load_pipeline, watch
+from cryptomnesia import CurvatureDifference, DiagonalEstimator, ScoreDifference, watch
 from cryptomnesia.localizers import Watched
 from cryptomnesia.localizers.jacobian.memory import peak_bytes
 from cryptomnesia.pipelines.families import family_of
@@ -68,17 +66,6 @@ CURVES = {
 """Every engine with either design."""
 PROBES = (7, 8, 14, 16, 28, 32)
 """Of these a curve has the multiples of its group, and random probes those of eight."""
-
-
-def main() -> None:
-    """Measure and print JSON."""
-    if sys.argv[1:] == ["large"]:
-        sys.stdout.write(json.dumps(large()))
-        return
-    pipe = load_pipeline("bundled", device="cpu")
-    with progress() as start:
-        figures = measure(pipe, start)
-    print_json(figures, scheduler=type(pipe.scheduler).__name__, output="speed.json")
 
 
 def measure(pipe: Any, start: Start) -> dict[str, Any]:
@@ -274,4 +261,5 @@ def draw(curves: dict[str, dict[str, Any]], of_released: dict[str, float]) -> No
 
 
 if __name__ == "__main__":
-    main()
+    # `peak_bytes` of the large network is that of a process that does nothing else
+    sys.stdout.write(json.dumps(large()))

@@ -1,6 +1,4 @@
-"""What guarding costs: docs/results/overhead.json.
-
-    python benchmarks/overhead.py > docs/results/overhead.json
+"""What guarding costs: the part `guard` of docs/results/speed.json, which speed.py makes.
 
 Unguarded and guarded calls of the same pipeline alternate, so that whatever else the machine does affects both alike.
 Every figure is a median over rounds with the 95% bootstrap interval of that median.
@@ -30,10 +28,10 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from common import Start, Tell, print_json, progress
+from common import Start, Tell
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from cryptomnesia import Calibration, Guard, StabilityRule, Trajectory, Verdict, load_pipeline
+from cryptomnesia import Calibration, Guard, StabilityRule, Trajectory, Verdict
 from cryptomnesia.calibration import Judge
 from cryptomnesia.guarding.judges import Judges
 from cryptomnesia.localizers.jacobian.memory import peak_bytes
@@ -52,14 +50,6 @@ EMBEDS = torch.zeros(1, 77, 768)
 """What the large model reads; it has no text encoder."""
 PROFILED_CALLS = 10
 LARGE_PROFILED_CALLS = 2
-
-
-def main() -> None:
-    """Measure and print JSON."""
-    pipe = load_pipeline("bundled", device="cpu")
-    with progress() as start:
-        figures = measure(pipe, start)
-    print_json(figures, scheduler=type(pipe.scheduler).__name__)
 
 
 def measure(pipe: Any, start: Start) -> dict[str, Any]:
@@ -239,7 +229,3 @@ def permissive(setup: Setup) -> Calibration:
     norms = {name: 10 ** (20 * torch.rand(150, len(timesteps), generator=rng) - 10) for name in NORMS}
     runs = Trajectory(timesteps, norms, {}, torch.empty(150, 0), complete=True)
     return Calibration(setup.fingerprint, runs, maps={}, made_by={}, prompts_sha256="")
-
-
-if __name__ == "__main__":
-    main()

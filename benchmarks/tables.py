@@ -75,7 +75,7 @@ def _commit(made_by: dict[str, Any], ground: str) -> str:
 VERBS = ("watch", "detect", "localize", "mitigate", "audit")
 """The verbs of `check_family`, in the order of the tables."""
 
-SCHEDULERS_OF_0_1 = dict.fromkeys(("audit", "curvature", "overhead"), "DDIMScheduler")
+SCHEDULERS_OF_0_1 = dict.fromkeys(("audit", "curvature"), "DDIMScheduler")
 """Results file → scheduler, if the file does not name it: the programs of version 0.1 used this one."""
 
 
@@ -554,7 +554,7 @@ def stability_by_evaluation(results: Results) -> str:
     return grid([f"evaluations ({main_scheduler(results)})", *map(code, DETECTORS)], rows)
 
 
-# The cost of a guard (overhead.json)
+# The cost of a guard (speed.json)
 
 
 @table("overhead.time")
@@ -563,25 +563,56 @@ def overhead_time(results: Results) -> str:
     rows = [
         [
             "observed, by difference",
-            interval(results("overhead", "overhead_observe"), 4),
-            interval(results("overhead", "overhead_sd14_size"), 4),
+            interval(results("speed", "guard", "overhead_observe"), 4),
+            interval(results("speed", "guard", "overhead_sd14_size"), 4),
         ],
         [
             "observed, by the guard's own time",
-            number(results("overhead", "where", "share"), 4),
-            number(results("overhead", "where_sd14_size", "share"), 5),
+            number(results("speed", "guard", "where", "share"), 4),
+            number(results("speed", "guard", "where_sd14_size", "share"), 5),
         ],
-        ["`stability` (correction), ordinary caption", interval(results("overhead", "overhead_mitigate"), 4), ""],
-        ["`rephrasing`, ordinary caption", interval(results("overhead", "overhead_rephrase"), 4), ""],
+        ["`stability` (correction), ordinary caption", interval(results("speed", "guard", "overhead_mitigate"), 4), ""],
+        ["`rephrasing`, ordinary caption", interval(results("speed", "guard", "overhead_rephrase"), 4), ""],
     ]
     return grid(["share of the unguarded call", "bundled model", "UNet of SD 1.4's size"], rows)
+
+
+@table("overhead.where")
+def overhead_where(results: Results) -> str:
+    """Where a guard's own time goes."""
+    words = {
+        "settings": "comparing the set-up with the calibration",
+        "hook": "telling the branches apart",
+        "step": "norms of all evaluations",
+        "judging": "score, p-value and verdict",
+    }
+    parts = ("where", "where_sd14_size")
+    rows = [
+        [text, *(f"{1000 * results('speed', 'guard', part, key):.1f}" for part in parts)] for key, text in words.items()
+    ]
+    return grid(
+        ["milliseconds of a call", "bundled model, 51 evaluations", "UNet of SD 1.4's size, 3 evaluations"], rows
+    )
 
 
 @table("overhead.memory")
 def overhead_memory(results: Results) -> str:
     """Memory beyond that of an unguarded call."""
-    rows = [[steps, count(size)] for steps, size in results("overhead", "peak_extra_bytes").items()]
-    return grid(["steps", "bytes beyond the unguarded call"], rows)
+    rows = [[steps, f"{size / 2**20:.1f}"] for steps, size in results("speed", "guard", "peak_extra_bytes").items()]
+    return grid(["steps", "MiB beyond the unguarded call"], rows)
+
+
+@table("speed.loading")
+def speed_loading(results: Results) -> str:
+    """What processes that load one model have in common."""
+    figures = results("speed", "loading")
+    rows = [
+        ["weights of the model in MiB", f"{figures['weights'] / 2**20:.0f}"],
+        ["processes that load it at the same time", count(figures["processes"])],
+        ["seconds until each has the pipeline", number(figures["seconds"], 2)],
+        ["MiB that a process has for itself after it has read all weights", f"{figures['private'] / 2**20:.0f}"],
+    ]
+    return grid(["", "number"], rows)
 
 
 # The example service (service.json)
@@ -811,12 +842,12 @@ def curvature_by_design(results: Results) -> str:
 def curvature_speed(results: Results) -> str:
     """The engine against the released procedure."""
     rows = [
-        ["estimate of Δh, times as fast", interval(results("curvature", "speedup_estimator"), 1)],
-        ["generation with Δh and Δs, times as fast", interval(results("curvature", "speedup_procedure"), 1)],
-        ["memory, share of the released procedure's", number(results("curvature", "memory_ratio"), 2)],
+        ["estimate of Δh, times as fast", interval(results("speed", "curvature", "speedup_estimator"), 1)],
+        ["generation with Δh and Δs, times as fast", interval(results("speed", "curvature", "speedup_procedure"), 1)],
+        ["memory, share of the released procedure's", number(results("speed", "curvature", "memory_ratio"), 2)],
         [
             "cost of one probe on a UNet of SD 1.4's size, in evaluations of both branches",
-            number(results("curvature", "speed", "large", "evaluations_per_probe"), 2),
+            number(results("speed", "curvature", "large", "evaluations_per_probe"), 2),
         ],
     ]
     return grid(["measure", "value"], rows)

@@ -1,4 +1,4 @@
-"""Where the units of a long command are done: in this process, or by processes on the machines of a Ray cluster.
+"""Where the units of a long command are done: in this process, in several, or on the machines of a Ray cluster.
 
 A unit is a few seconds to minutes of work with a result that does not depend on who does it, when, or how often. Ray
 starts the processes, gives each of them a GPU or a core, moves what they need to their machines, and notices when one
@@ -8,14 +8,20 @@ A unit whose process died goes to another one. Processes are added while the clu
 
 import logging
 import math
+import multiprocessing
 import os
 import re
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any, Generic, TypeVar
 
 from cryptomnesia.errors import CryptomnesiaError, UsageError
@@ -27,6 +33,9 @@ LOCAL = "local"
 
 DEATHS = 5
 """Processes that may die over the same unit before the unit is held to be the cause."""
+
+WORKERS, WORKERS_PER_CORE = 16, 4
+"""Processes that any machine may have, and those that it may have per core; many more would take all its memory."""
 
 _ROOM_EVERY = 10.0
 """Seconds between two looks at how many processes the cluster has room for."""
@@ -61,6 +70,96 @@ class Here(Generic[Unit, Result]):
     def __call__(self, units: Iterable[Unit]) -> Iterator[Result]:
         """Yield the result of every unit."""
         return map(self.work, units)
+
+
+class Processes(Generic[Unit, Result]):
+    """The engine that does units in processes of this machine, which share its cores, as a context manager."""
+
+    def __init__(self, work: Callable[[Unit], Result], workers: int) -> None:
+        """Describe the processes; they start in the `with` block.
+
+        Args:
+            work: that pickle can copy to another process, where it is called with one unit after the other.
+            workers: processes.
+
+        Raises:
+            UsageError: for no process, or so many that the machine would have no memory left.
+        """
+        cores = os.cpu_count() or 1
+        if not 1 <= workers <= (most := max(WORKERS, WORKERS_PER_CORE * cores)):
+            raise UsageError(f"got {workers} workers, each a process, on {cores} cores; give 1 to {most}")
+        self._work, self._workers = work, workers
+        self._said: set[str] = set()
+
+    def __enter__(self) -> "Processes[Unit, Result]":
+        """Start the processes."""
+        import torch
+
+        self._pool = ProcessPoolExecutor(
+            self._workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=(self._work, max(1, torch.get_num_threads() // self._workers)),
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes, whatever they are doing."""
+        running = list((getattr(self._pool, "_processes", None) or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join()
+
+    def __call__(self, units: Iterable[Unit]) -> Iterator[Result]:
+        """Yield the results of units in the order in which they are done.
+
+        Raises:
+            CryptomnesiaError: that the work raised.
+            UsageError: if a process dies.
+        """
+        left, awaited = iter(units), set[Future[Any]]()
+        try:
+            while True:
+                awaited |= {self._pool.submit(_do, unit) for unit in islice(left, self._workers - len(awaited))}
+                if not awaited:
+                    return
+                done, awaited = wait(awaited, return_when=FIRST_COMPLETED)
+                for future in done:
+                    result, messages = future.result()
+                    say(messages, self._said)
+                    if isinstance(result, CryptomnesiaError):
+                        raise result
+                    yield result
+        except BrokenProcessPool:
+            raise UsageError(
+                "a process of this machine died over its part of the work; see whether there is enough memory, or give "
+                "fewer workers; the same command goes on"
+            ) from None
+
+
+_process: "_Process | None" = None
+"""What runs in a process that `Processes` has started."""
+
+
+def _start(work: Callable[[Any], Any], threads: int) -> None:
+    """Make this process one that takes units; it ends with the process that has started it."""
+    global _process
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    torch.set_num_threads(threads)
+    _process = _Process(work, str(Path.cwd()))
+
+
+def _do(unit: Any) -> tuple[Any, list[tuple[int, str]]]:
+    """What `_Process.do` returns for a unit."""
+    assert _process is not None
+    return _process.do(unit)
 
 
 class OnRay(Generic[Unit, Result]):
@@ -189,7 +288,7 @@ class OnRay(Generic[Unit, Result]):
                     continue
                 self._failed = 0
                 self._free.append(actor)
-                self._say(messages)
+                say(messages, self._said)
                 if isinstance(result, CryptomnesiaError):
                     raise result
                 if unit is not None:
@@ -231,13 +330,6 @@ class OnRay(Generic[Unit, Result]):
         if living:
             self._lived = time.monotonic()
         return living
-
-    def _say(self, messages: list[tuple[int, str]]) -> None:
-        """Log what a process has logged, once, since all of them say the same."""
-        for level, text in messages:
-            if text not in self._said:
-                self._said.add(text)
-                logger.log(level, "%s", text)
 
     def _room(self) -> int:
         """The number of processes that the cluster has room for, those that are there included."""
@@ -293,6 +385,14 @@ class _Process:
             except CryptomnesiaError as error:
                 result = error
         return result, messages
+
+
+def say(messages: list[tuple[int, str]], said: set[str]) -> None:
+    """Log what a process has logged, once, since all of them say the same; `said` is added to."""
+    for level, text in messages:
+        if text not in said:
+            said.add(text)
+            logger.log(level, "%s", text)
 
 
 @contextmanager

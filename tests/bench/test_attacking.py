@@ -10,7 +10,6 @@ from cryptomnesia.bench.attacking import CAPTION, PACKET, AttackBench, Descent, 
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED
 from cryptomnesia.bench.packet import Packet
 from cryptomnesia.bench.remaking import call_of
-from cryptomnesia.bench.running import run as run_bench
 from cryptomnesia.bench.trials import MEMORIZED, Trial
 from cryptomnesia.calibration import calibrate
 from cryptomnesia.calibration.judging import Judge
@@ -19,6 +18,7 @@ from cryptomnesia.guarding.black import latents_of
 from cryptomnesia.guarding.making import Maker
 from cryptomnesia.mitigations import GuidanceDelay, Rephrasing
 from cryptomnesia.mitigations.captions import embedded, of_captions
+from cryptomnesia.parts import run as run_bench
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.concepts import Place
 from cryptomnesia.testing.miniatures import stable_diffusion, stable_diffusion_3

@@ -13,10 +13,10 @@ from cryptomnesia.bench.base import CALIBRATION
 from cryptomnesia.bench.detecting import PACKET, PARTS, DetectorBench
 from cryptomnesia.bench.figures import figures_of, parts_of
 from cryptomnesia.bench.packet import SCHEMA, Packet, differences
-from cryptomnesia.bench.running import run as run_bench
 from cryptomnesia.bench.trials import MEMORIZED, Trial, of_file, of_ground
 from cryptomnesia.detectors.one_step import OneStep
 from cryptomnesia.detectors.sharpness import Sharpness
+from cryptomnesia.parts import run as run_bench
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.ground import ground_of
 from cryptomnesia.proving_ground.manifest import Manifest

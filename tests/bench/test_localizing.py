@@ -11,10 +11,10 @@ from cryptomnesia import UsageError
 from cryptomnesia.bench.localizing import MAPS, MapBench
 from cryptomnesia.bench.map_figures import RATE, REFERENCE, map_figures
 from cryptomnesia.bench.map_packet import MapPacket
-from cryptomnesia.bench.running import run as run_bench
 from cryptomnesia.bench.trials import MEMORIZED, Trial, of_file
 from cryptomnesia.cli.benches import masked, masks_of
 from cryptomnesia.localizers import localizers_of
+from cryptomnesia.parts import run as run_bench
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import stable_diffusion
 

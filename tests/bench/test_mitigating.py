@@ -11,11 +11,11 @@ from cryptomnesia.bench import remaking
 from cryptomnesia.bench.clip_score import ClipScore
 from cryptomnesia.bench.mitigating import PACKET, MitigationBench
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED, figures_of
-from cryptomnesia.bench.running import run as run_bench
 from cryptomnesia.bench.trials import MEMORIZED, Trial
 from cryptomnesia.cli import benches
 from cryptomnesia.detectors import default_detector
 from cryptomnesia.mitigations import GuidanceDelay, PartialCaptions, Rephrasing, StabilityRule
+from cryptomnesia.parts import run as run_bench
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.settings import BenchAttackSettings, BenchMitigateSettings
 from cryptomnesia.testing.miniatures import stable_diffusion

@@ -16,12 +16,12 @@ from cryptomnesia.bench.detecting import PACKET, DetectorBench
 from cryptomnesia.bench.localizing import MapBench
 from cryptomnesia.bench.mitigating import MitigationBench
 from cryptomnesia.bench.packet import Packet
-from cryptomnesia.bench.running import run
 from cryptomnesia.bench.trials import MEMORIZED, Trial
 from cryptomnesia.cli import benches
 from cryptomnesia.detectors import Drift, Stability, default_detector
 from cryptomnesia.localizers import localizers_of
 from cryptomnesia.mitigations import GuidanceDelay, Rephrasing
+from cryptomnesia.parts import run
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.places import names, place
 from cryptomnesia.proving_ground.concepts import Place

@@ -27,7 +27,7 @@ from cryptomnesia.auditing.store import CALIBRATION, PATIENCE, Store, batch_coun
 from cryptomnesia.calibration.fitting import FIRST_SEED, warn_of_references
 from cryptomnesia.calibration.recording import Recording
 from cryptomnesia.calibration.stored import Calibration
-from cryptomnesia.engine import LOCAL, OnRay, check_engine
+from cryptomnesia.engine import LOCAL, WORKERS, WORKERS_PER_CORE, OnRay, check_engine
 from cryptomnesia.errors import CryptomnesiaError, UsageError
 from cryptomnesia.pipelines.loading import pipeline_of
 from cryptomnesia.places import exists, place
@@ -38,9 +38,6 @@ logger = logging.getLogger("cryptomnesia")
 
 BEGIN, REFERENCES, CALIBRATING = "begin", "references", "calibrating"
 """Stages before `IMAGES`: the run directory is made, references are recorded, and the calibration is made from them."""
-
-_WORKERS, _WORKERS_PER_CORE = 16, 4
-"""Workers that any machine may have, and those that it may have for every core; many more would take all its memory."""
 
 
 def audit(
@@ -97,7 +94,7 @@ def audit(
         return _run_on_ray(request, place(output), engine, workers, progress or _silent)
     workers = workers or 1
     cores = os.cpu_count() or 1
-    if workers > (most := max(_WORKERS, _WORKERS_PER_CORE * cores)):
+    if workers > (most := max(WORKERS, WORKERS_PER_CORE * cores)):
         raise UsageError(f"got {workers} workers, each a process, on {cores} cores; give at most {most}")
     if workers > 1:
         _check_shareable(request)

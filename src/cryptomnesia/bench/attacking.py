@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from cryptomnesia.bench.attack_figures import figures_of
-from cryptomnesia.bench.base import Report, Stage
 from cryptomnesia.bench.detecting import load_runs, save_runs
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED
 from cryptomnesia.bench.packet import Packet
@@ -42,6 +41,7 @@ from cryptomnesia.guarding.black import latents_of
 from cryptomnesia.guarding.making import Maker
 from cryptomnesia.mitigations import Mitigation
 from cryptomnesia.mitigations.captions import embedded, embeddings, of_captions
+from cryptomnesia.parts import Report, Stage
 from cryptomnesia.pipelines.call import silent
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.places import make
@@ -230,7 +230,7 @@ class AttackBench(PictureBench):
             found = _embeddings(self.maker(), self.setup, trials, planted, self._steps, self.descent)
         save_checked(path, KIND, 1, {}, found)
 
-    def packet(self) -> Packet:
+    def result(self) -> Packet:
         """What is seen in all pictures, and the figures.
 
         Raises:

@@ -1,26 +1,21 @@
-"""What all benches have in common: they are made in parts, and any process can make a part.
+"""What all benches have in common: methods are compared on the same images, of which the truth is known."""
 
-A part is a file in the folder of the bench, which is written whole. A bench that was stopped lacks some of these files,
-and goes on by making them. A part does not depend on who makes it, when, or how often.
-"""
-
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from cryptomnesia.bench.trials import Trial
 from cryptomnesia.calibration.fitting import calibrate
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.detectors import Detector
-from cryptomnesia.files import claim, prompts_digest
+from cryptomnesia.files import prompts_digest
 from cryptomnesia.localizers import Localizer
+from cryptomnesia.parts import InParts, Report, Stage
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.places import names
 
 BENCH = "bench.json"
 """File of a bench's folder with the settings."""
@@ -31,82 +26,29 @@ CALIBRATION = "calibration.safetensors"
 REFERENCES = "references"
 """Name of the stage that makes the calibration."""
 
-Report = Callable[[float], None]
-"""Called with the number of images of a part that are done."""
-
 Made = TypeVar("Made")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Parts of a bench in which the same is done with different images.
-
-    Attributes:
-        name: what is made, as the progress bar calls it.
-        pattern: path of the file of a part in the folder, with a place for the number of the part.
-        folder: of the bench.
-        rows: numbers of the images.
-        size: images per part.
-    """
-
-    name: str
-    pattern: str
-    folder: Path = field(repr=False)
-    rows: Sequence[int] = field(repr=False)
-    size: int = field(repr=False)
-
-    @property
-    def files(self) -> list[Path]:
-        """The file of every part."""
-        return [self.folder / self.pattern.format(number) for number in range(-(-len(self.rows) // self.size))]
-
-    def part(self, number: int) -> Sequence[int]:
-        """The numbers of the images of a part."""
-        return self.rows[number * self.size : (number + 1) * self.size]
-
-    def missing(self) -> list[int]:
-        """The numbers of the parts that are not done."""
-        files = self.files
-        found = names(files[0].parent, files[0].suffix) if files else {}
-        return [number for number, file in enumerate(files) if file.name not in found]
-
-
 @dataclass(kw_only=True)
-class Bench(ABC, Generic[Made]):
+class Bench(InParts[Made]):
     """Methods that are compared on the same images, of which the truth is known.
 
     Attributes:
         setup: the pipeline and the settings of its calls.
         trials: what is generated.
         references: captions of reference images, ordinary ones that are none of the trials.
-        folder: made if missing. If it holds a bench of the same kind that was stopped, that one goes on.
         about: what else the result depends on, as JSON values.
         batch_size: images per call of the pipeline.
     """
 
+    claimed: ClassVar[str] = BENCH
+    what: ClassVar[str] = "a bench"
+
     setup: Setup
     trials: Sequence[Trial]
     references: Sequence[str]
-    folder: Path
     about: dict[str, Any]
     batch_size: int = 8
-
-    @abstractmethod
-    def check(self) -> None:
-        """Refuse what does not fit together.
-
-        Raises:
-            UsageError: saying what.
-        """
-
-    def begin(self) -> None:
-        """Make the folder the folder of this bench, or see that it is.
-
-        Raises:
-            UsageError: if the folder holds another bench, or for what `check` refuses, which leaves no folder.
-        """
-        self.check()
-        claim(self.folder / BENCH, self.settings, "a bench with other settings")
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -131,18 +73,6 @@ class Bench(ABC, Generic[Made]):
             "references": len(self.references),
             "references_sha256": prompts_digest(self.references),
         }
-
-    @abstractmethod
-    def stages(self) -> Iterator[list[Stage]]:
-        """Yield stages that can be made at the same time, once all that were yielded before are done."""
-
-    @abstractmethod
-    def part(self, stage: Stage, number: int, report: Report) -> None:
-        """Make a part of a stage, and write its file."""
-
-    @abstractmethod
-    def packet(self) -> Made:
-        """Make the packet from the files of all parts, and write it."""
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryptomnesia.bench.base import BENCH, CalibratedBench, Report, Stage
+from cryptomnesia.bench.base import BENCH, CalibratedBench
 from cryptomnesia.bench.figures import FPR, figures_of
 from cryptomnesia.bench.packet import Packet
 from cryptomnesia.bench.trials import MEMORIZED, Trial
@@ -20,6 +20,7 @@ from cryptomnesia.calibration.recording import recorded_for
 from cryptomnesia.calibration.stored import norm_in_words
 from cryptomnesia.detectors import Detector
 from cryptomnesia.files import load_checked, save_checked
+from cryptomnesia.parts import Report, Stage
 from cryptomnesia.statistics import conformal_p_values
 from cryptomnesia.tracing.generation import check_call, generate, kept_prompts
 from cryptomnesia.tracing.trajectory import Trajectory, joined
@@ -120,7 +121,7 @@ class DetectorBench(CalibratedBench[Packet]):
             rows.append({**asdict(trial), "distance": distance, "reproduced": reproduced})
         save_runs(stage.files[number], rows, batch.trajectory)
 
-    def packet(self) -> Packet:
+    def result(self) -> Packet:
         """The scores of all detectors, and their figures.
 
         Raises:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryptomnesia.bench.base import Bench, Report, Stage
+from cryptomnesia.bench.base import Bench
 from cryptomnesia.bench.detecting import KIND, PARTS
 from cryptomnesia.bench.map_figures import REFERENCE
 from cryptomnesia.bench.map_packet import MapPacket
@@ -19,6 +19,7 @@ from cryptomnesia.calibration.fitting import check_references
 from cryptomnesia.files import load_checked, save_checked
 from cryptomnesia.localizers import Localizer
 from cryptomnesia.localizers.mapping import maps_of, places
+from cryptomnesia.parts import Report, Stage
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.tracing.generation import check_call, generate, kept_prompts
 from cryptomnesia.tracing.trajectory import joined_maps
@@ -116,7 +117,7 @@ class MapBench(Bench[MapPacket]):
         tensors["picture"] = (batch.images * 255).round().to(torch.uint8)
         save_checked(stage.files[number], KIND, 1, {"rows": rows}, tensors)
 
-    def packet(self) -> MapPacket:
+    def result(self) -> MapPacket:
         """All maps, and their figures.
 
         Raises:

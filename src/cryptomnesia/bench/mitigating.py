@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from cryptomnesia.bench.base import Stage
 from cryptomnesia.bench.clip_score import ClipScore
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED, figures_of
 from cryptomnesia.bench.packet import Packet
 from cryptomnesia.bench.remaking import PictureBench, call_of
 from cryptomnesia.bench.trials import MEMORIZED, Trial
 from cryptomnesia.mitigations import Mitigation
+from cryptomnesia.parts import Stage
 from cryptomnesia.tracing.generation import kept_prompts
 
 PACKET = "mitigations.json.xz"
@@ -77,7 +77,7 @@ class MitigationBench(PictureBench):
         # of few pictures it is known what each of them takes
         return [self.under(mitigation, positive), self.under(mitigation, flagged, "others/", 1)]
 
-    def packet(self) -> Packet:
+    def result(self) -> Packet:
         """What is seen in all pictures, and the figures.
 
         Raises:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cryptomnesia.bench.base import CalibratedBench, Report, Stage
+from cryptomnesia.bench.base import CalibratedBench
 from cryptomnesia.bench.looking import Look
 from cryptomnesia.bench.mitigation_figures import UNTOUCHED
 from cryptomnesia.bench.packet import Packet
@@ -25,6 +25,7 @@ from cryptomnesia.guarding.making import Maker
 from cryptomnesia.localizers import Localizer
 from cryptomnesia.mitigations import Correction, Flagged, Mitigation
 from cryptomnesia.mitigations.captions import draws_for
+from cryptomnesia.parts import Report, Stage
 from cryptomnesia.pipelines.call import silent
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.places import make

@@ -24,7 +24,6 @@ from cryptomnesia.bench.looking import GroundLook
 from cryptomnesia.bench.map_packet import MapPacket
 from cryptomnesia.bench.mitigating import MitigationBench
 from cryptomnesia.bench.packet import Packet
-from cryptomnesia.bench.running import Progress, run
 from cryptomnesia.bench.trials import MEMORIZED, Trial, of_file, of_ground
 from cryptomnesia.cli.common import call_of, check_folder, check_names, pipeline_of
 from cryptomnesia.cli.maps import localizers_for
@@ -32,6 +31,7 @@ from cryptomnesia.detectors import Detector, detector, free_detectors
 from cryptomnesia.engine import LOCAL
 from cryptomnesia.errors import UsageError
 from cryptomnesia.mitigations import Mitigation, mitigation
+from cryptomnesia.parts import Progress, run
 from cryptomnesia.pipelines.loading import chosen_device
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.prompts import read_prompts
