@@ -14,11 +14,11 @@ from cryptomnesia.bench.trials import MEMORIZED, Trial
 from cryptomnesia.calibration import calibrate
 from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.detectors import Stability, default_detector, detector
-from cryptomnesia.guarding.black import latents_of
 from cryptomnesia.guarding.making import Maker
 from cryptomnesia.mitigations import GuidanceDelay, Rephrasing
 from cryptomnesia.mitigations.captions import embedded, of_captions
 from cryptomnesia.parts import run as run_bench
+from cryptomnesia.pipelines.encoding import latents_of
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.concepts import Place
 from cryptomnesia.testing.miniatures import stable_diffusion, stable_diffusion_3

@@ -37,12 +37,12 @@ from cryptomnesia.calibration.judging import Judge
 from cryptomnesia.detectors import Detector
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import load_checked, save_checked
-from cryptomnesia.guarding.black import latents_of
 from cryptomnesia.guarding.making import Maker
 from cryptomnesia.mitigations import Mitigation
 from cryptomnesia.mitigations.captions import embedded, embeddings, of_captions
 from cryptomnesia.parts import Report, Stage
 from cryptomnesia.pipelines.call import silent
+from cryptomnesia.pipelines.encoding import latents_of
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.places import make
 from cryptomnesia.proving_ground.concepts import Place
