@@ -1,7 +1,7 @@
 """Find, map and stop memorized training images in diffusion models.
 
-Six verbs: `detect`, `localize`, `guard`, `audit`, `calibrate` and `match`; below them is `watch`. Names are loaded when
-they are first used, so importing the package loads neither torch nor diffusers. They are written once, in
+Seven verbs: `detect`, `localize`, `guard`, `audit`, `calibrate`, `match` and `find`; below them is `watch`. Names are
+loaded when they are first used, so importing the package loads neither torch nor diffusers. They are written once, in
 `__init__.pyi`.
 """
 

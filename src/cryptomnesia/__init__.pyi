@@ -21,6 +21,9 @@ from .detectors.stability import Stability as Stability
 from .detectors.stability_or_drift import StabilityOrDrift as StabilityOrDrift
 from .errors import CryptomnesiaError as CryptomnesiaError
 from .errors import UsageError as UsageError
+from .finding.answers import Answer as Answer
+from .finding.answers import Found as Found
+from .finding.verb import find as find
 from .guarding.guarded import Guard as Guard
 from .guarding.guarded import guard as guard
 from .guarding.policies import (

@@ -80,10 +80,10 @@ class InParts(ABC, Generic[Made]):
     what: ClassVar[str]
     """What the work is called in messages, "a bench" for instance."""
 
-    @property
-    @abstractmethod
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """What must not change when the work goes on, as JSON values."""
+        raise NotImplementedError
 
     @abstractmethod
     def check(self) -> None:

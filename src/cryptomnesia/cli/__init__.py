@@ -26,6 +26,7 @@ from cryptomnesia.cli import (  # noqa: F401
     benching,
     calibrating,
     detecting,
+    finding,
     guarding,
     indexing,
     listing,
@@ -39,7 +40,7 @@ from cryptomnesia.cli.options import refuse_empty_paths
 from cryptomnesia.cli.streams import discard, flush_streams, prepare_streams, say
 from cryptomnesia.errors import CryptomnesiaError
 
-VERBS = ("detect", "localize", "guard", "audit", "calibrate", "match")
+VERBS = ("detect", "localize", "guard", "audit", "calibrate", "match", "find")
 """The commands that the help shows first."""
 
 _CommandLineError: type[Exception] = next(

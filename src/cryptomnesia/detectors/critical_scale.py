@@ -9,6 +9,7 @@ numbers. Simple pictures are retained from anywhere, so references have to be as
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,20 +66,32 @@ class CriticalScale(Measured):
             inputs: its conditioning for every picture.
         """
         numbers = sorted({evaluation(place, len(run.timesteps)) for place in self.places})
-        # at pure noise nothing of the picture would be left in what the network reads
-        known = [run.steps[number].level for number in numbers if run.steps[number].level.alpha > 1e-3]
         last = run.step(-1)
+        levels = [run.steps[number].level for number in numbers[::-1]]
         picture = wide(last.guided.x0)
+        return self.of(picture, levels, denoiser, inputs, last.cond.x.dtype)
+
+    def of(
+        self, picture: Tensor, levels: Sequence[Level], denoiser: Denoiser, inputs: Inputs, dtype: torch.dtype
+    ) -> Tensor:
+        """Log σ_c of any pictures, (B,); NaN for one that is not finite.
+
+        Args:
+            picture: latents (B, …).
+            levels: noise levels among which the largest is searched, from the least noise on.
+            denoiser: the network.
+            inputs: its conditioning for every picture.
+            dtype: number format of what the network is given.
+        """
+        # at pure noise nothing of the picture would be left in what the network reads
+        levels = [level for level in levels if level.alpha > 1e-3]
         # of the first `low[i]` levels, counted from the least noise, image i is known to be retained at the last
-        levels = known[::-1]
         low, high = [0] * len(picture), [len(levels)] * len(picture)
         while any(a < b for a, b in zip(low, high, strict=True)):
             middle = [(a + b + 1) // 2 for a, b in zip(low, high, strict=True)]
             for tried in sorted({m for m, a, b in zip(middle, low, high, strict=True) if a < b}):
                 rows = [i for i, (m, a, b) in enumerate(zip(middle, low, high, strict=True)) if m == tried and a < b]
-                kept = self._retained(
-                    picture[rows], levels[tried - 1], denoiser, input_rows(inputs, rows), last.cond.x.dtype
-                )
+                kept = self._retained(picture[rows], levels[tried - 1], denoiser, input_rows(inputs, rows), dtype)
                 for row, retained in zip(rows, kept.tolist(), strict=True):
                     if retained:
                         low[row] = tried

@@ -50,6 +50,24 @@ def level_at(schedule: Schedule, t: Tensor | float) -> Level:
     return Level(float(t), alpha.item(), sigma.item())
 
 
+def level_of_ratio(schedule: Schedule, ratio: float) -> Level:
+    """The level of a schedule on which a model was trained at which σ/α is nearest to `ratio`, > 0.
+
+    Only a `VariancePreserving` schedule has a largest and a smallest ratio; its timesteps are whole numbers.
+    """
+    if isinstance(schedule, VariancePreserving):
+        return schedule.level(float(schedule.nearest(ratio)))
+    if isinstance(schedule, Continuous):
+        return level_at(schedule, math.log(ratio) / 4)
+    low, high = 0.0, float(getattr(schedule, "timesteps", 1000))
+    # σ/α grows with t
+    for _ in range(60):
+        middle = (low + high) / 2
+        alpha, sigma = schedule(middle)
+        low, high = (middle, high) if sigma < ratio * alpha else (low, middle)
+    return level_at(schedule, low)
+
+
 @dataclass(frozen=True)
 class VariancePreserving:
     """α = √ᾱ_t, σ = √(1 − ᾱ_t) of a discrete schedule.
@@ -81,6 +99,10 @@ class VariancePreserving:
         ratio = math.exp(ratio)
         alpha = 1 / math.sqrt(1 + ratio**2)
         return Level(t, alpha, ratio * alpha)
+
+    def nearest(self, ratio: float) -> int:
+        """The trained timestep at which σ/α is nearest to `ratio`, on a logarithmic scale."""
+        return int((self._log_ratio - math.log(ratio)).abs().argmin())
 
     def _log_ratio_at(self, t: int) -> float:
         """log(σ/α) of a trained timestep."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cryptomnesia.auditing.evidence import Gate
     from cryptomnesia.auditing.outcome import Outcome
     from cryptomnesia.calibration.outliers import Change, Suspicious
+    from cryptomnesia.finding.answers import Found
     from cryptomnesia.matching import Cluster
 
 
@@ -48,6 +49,33 @@ def print_verdicts(rows: Sequence[Judged]) -> None:
             *([plain(what_was_done(verdict))] if done else []),
         )
     print_wide(table)
+
+
+def print_found(found: "Found") -> None:
+    """One line per picture that was looked for, and what the answers mean."""
+    table = Table(title=f"{found.controls} controls, rate {found.alpha:g}", title_justify="left")
+    table.add_column("picture", overflow="fold")
+    table.add_column("answer", no_wrap=True)
+    for heading in ("p", "held by", "masked", "from pure noise"):
+        table.add_column(heading, justify="right")
+    for answer in found.answers:
+        last = answer.restorations[-1] if answer.restorations else None
+        held = answer.verdict in ("retained", "reproducible")
+        table.add_row(
+            plain(answer.name),
+            Text(answer.verdict, style="bold red" if held else ""),
+            "–" if isnan(answer.p_value) else f"{answer.p_value:.3g}",
+            answer.held_by,
+            f"{answer.share:.0%}" if held else "",
+            "" if last is None else f"{last.copies} of {last.seeds}",
+        )
+    print_wide(table)
+    meanings = found.to_json()["meanings"]
+    for verdict, meaning in meanings.items():
+        print_wide(Text(f"{verdict}: {meaning}"))
+    for answer in found.answers:
+        for note in answer.notes:
+            print_wide(Text.assemble(plain(answer.name), f": {note}"))
 
 
 def plain(text: str) -> Text:

@@ -22,6 +22,7 @@ from cryptomnesia.settings.commands import CallSettings as CallSettings
 from cryptomnesia.settings.commands import DemoSettings as DemoSettings
 from cryptomnesia.settings.commands import DetectSettings as DetectSettings
 from cryptomnesia.settings.commands import DuplicatesSettings as DuplicatesSettings
+from cryptomnesia.settings.commands import FindSettings as FindSettings
 from cryptomnesia.settings.commands import FlaggedSettings as FlaggedSettings
 from cryptomnesia.settings.commands import GenerateSettings as GenerateSettings
 from cryptomnesia.settings.commands import GuardSettings as GuardSettings

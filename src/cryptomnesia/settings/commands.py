@@ -429,6 +429,35 @@ class MatchSettings(IndexSettings):
     """Device on which SSCD computes, for instance cuda. Tiles compute on the CPU."""
 
 
+class FindSettings(CallSettings):
+    """Everything that the result of `find` depends on."""
+
+    panel: ClassVar[str | None] = "Pictures"
+
+    images: Paths = Field(default_factory=list)
+    """Pictures to look for: files, folders, tar shards or tables of pictures. Captions that lie beside them are read: a
+    text file of the same name, or metadata.csv, .jsonl or .parquet in their folder."""
+    captions: LocalPath | None = None
+    """File with the captions of the pictures: .csv, .jsonl or .parquet with the columns file_name and text."""
+    controls: Paths = Field(default_factory=list)
+    """Pictures of the same kind that the model was not trained on, with captions likewise; can be given several times.
+    A rate of 5% needs 19 at least."""
+    control_captions: LocalPath | None = None
+    """File with the captions of the controls."""
+    alpha: float = Field(0.05, gt=0, lt=1)
+    """Error rate: a picture that the model was not trained on is called retained with this probability at most."""
+    fdr: float | None = Field(None, gt=0, lt=1)
+    """False-discovery rate: of the pictures that are called retained, the share that is expected not to be, at most.
+    For many pictures, of which some would be called retained by chance."""
+    seed: int = Field(0, ge=0, le=2**31)
+    """Seed of the noises, which are the same for all pictures and controls."""
+    checkpoint: str | None = None
+    """Base model that the model was trained further from: a local folder or a hub id. Then the curvature is compared
+    with it, and the page says whether it holds the picture, too."""
+    thumbnails: bool = False
+    """Keep the pictures and what comes back of them, and show them on the pages. They may be what was memorized."""
+
+
 class BuildSettings(Settings):
     """How an index of training images is built."""
 

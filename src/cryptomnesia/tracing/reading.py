@@ -48,7 +48,12 @@ class Embedded:
 
 def conditioning(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Inputs:
     """The conditioning that the pipeline computes from the captions; its call ends after one evaluation."""
-    return _conditioning(pipe, prompts, sampling, pipe, None)
+    return _first_step(pipe, prompts, sampling, pipe, None).cond_inputs
+
+
+def first_step(pipe: Any, prompts: Sequence[str], sampling: Sampling) -> Step:
+    """The first evaluation of a call with these captions, with the conditioning of its branches; the call ends then."""
+    return _first_step(pipe, prompts, sampling, pipe, None)
 
 
 def differentiable(pipe: Any, prompt: str, sampling: Sampling) -> tuple[Inputs, list[Embedded]]:
@@ -61,14 +66,14 @@ def differentiable(pipe: Any, prompt: str, sampling: Sampling) -> tuple[Inputs, 
         return step.guided.value.detach()
 
     with torch.enable_grad(), _without_gradients(pipe), _collected(pipe) as found:
-        inputs = _conditioning(pipe, [prompt], sampling, partial(call, pipe), cut)
+        inputs = _first_step(pipe, [prompt], sampling, partial(call, pipe), cut).cond_inputs
     return inputs, found
 
 
-def _conditioning(
+def _first_step(
     pipe: Any, prompts: Sequence[str], sampling: Sampling, call: Callable[..., Any], steer: Steer | None
-) -> Inputs:
-    """The conditioning that `call`, the pipeline's own with or without gradients, computes from the captions."""
+) -> Step:
+    """The first evaluation of `call`, the pipeline's own with or without gradients."""
 
     def stop(_: int) -> None:
         pipe._interrupt = True
@@ -85,7 +90,7 @@ def _conditioning(
             )
     finally:
         pipe._interrupt = False
-    return seen.trajectory.step(0).cond_inputs
+    return seen.trajectory.step(0)
 
 
 @contextmanager

@@ -1,0 +1,180 @@
+"""What is said of a picture, and no more than what was measured."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+Verdict = Literal["reproducible", "retained", "not evidenced", "undecided"]
+
+MEANINGS: Mapping[Verdict, str] = {
+    "reproducible": "Under its caption the model makes the picture, or the part that is named, from nothing but noise; "
+    "and it restores the picture better than all but a small share of comparable pictures that it was not trained on.",
+    "retained": "The model restores the picture, or a part of it, from noise better than all but a small share of "
+    "comparable pictures that it was not trained on. It was not seen to make the picture from nothing but noise.",
+    "not evidenced": "The model treats the picture like comparable pictures that it was not trained on. That does not "
+    "show that it was not trained on the picture: most training pictures leave no such trace.",
+    "undecided": "Nothing is said, because there are no controls to compare the picture with, or because it could not "
+    "be measured.",
+}
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What comes back of a picture from one noise level.
+
+    Attributes:
+        ratio: σ/α, the noise in units of the picture; ∞ for pure noise.
+        seeds: how often it was tried.
+        copies: how often a copy came back.
+        distance: of the nearest one, relative to the usual distance of other pictures; a copy by pixels at 0.5.
+        similarity: of its edges, beyond that of the most similar other picture; a copy by edges above 0.
+        controls: share of the controls that come back as near from there, by pixels or by edges.
+    """
+
+    ratio: float
+    seeds: int
+    copies: int
+    distance: float
+    similarity: float
+    controls: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found of a picture.
+
+    Attributes:
+        name: of the picture.
+        sha256: of its file.
+        caption: under which it was looked for, "" if there is none.
+        verdict: see `MEANINGS`.
+        p_value: how often a picture like the controls would be restored as well, by caption or without.
+        p_values: condition → the p-value under that condition alone: under its `own` caption, with `none`, and under
+            the caption of an `other` picture; with a base model also `base`, for what the base does not know.
+        held_by: `caption` if it is held under its caption, `model` if it is held without one, `training` if it is held
+            beyond what the base model knows, or several of them; "" where it is not evidenced.
+        part: `whole` or `window`: whether the whole picture stands out, or a part of it.
+        caption_gap: log error under another caption minus that under its own, in nats; high if the two belong together.
+        caption_gap_p: how often controls have as high a gap.
+        share: of the picture that the mask holds; on average 5% of a control.
+        map: how much better every place is restored than places as detailed, in nats, (h, w).
+        mask: where that is more than at 95% of the controls' places, (h, w) bool.
+        curve: condition → mean denoising error at every noise level.
+        restorations: from the least noise on; empty where the first answer was clear.
+        scale: condition → log σ_c of arXiv:2609.39648, NaN where it was not measured.
+        scale_p: condition → how often controls have as high a one.
+        curvature: mean of the curvature difference at the noised picture (arXiv:2605.26756), NaN likewise.
+        curvature_p: how often controls have as high a one.
+        notes: what to know about the picture, in sentences.
+        evaluations: of both branches of the network, for this picture alone.
+    """
+
+    name: str
+    sha256: str
+    caption: str
+    verdict: Verdict
+    p_value: float
+    p_values: Mapping[str, float]
+    held_by: str
+    part: str
+    caption_gap: float
+    caption_gap_p: float
+    share: float
+    map: np.ndarray = field(repr=False)
+    mask: np.ndarray = field(repr=False)
+    curve: Mapping[str, Sequence[float]] = field(repr=False)
+    restorations: Sequence[Restoration] = ()
+    scale: Mapping[str, float] = field(default_factory=dict)
+    scale_p: Mapping[str, float] = field(default_factory=dict)
+    curvature: float = float("nan")
+    curvature_p: float = float("nan")
+    notes: Sequence[str] = ()
+    evaluations: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as JSON values; the caption as its length alone, because it may be private, too."""
+        values = {**vars(self), "restorations": [asdict(one) for one in self.restorations]}
+        values |= {"map": np.round(self.map, 3).tolist(), "mask": self.mask.astype(int).tolist()}
+        return plain({**values, "caption": len(self.caption)})
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answers about some pictures.
+
+    Attributes:
+        about: what they depend on, as JSON values.
+        answers: one per picture.
+        ratios: σ/α of the noise levels of the curves.
+        controls: number of controls.
+        controls_curve: condition → (low, median, high) of the controls' errors at every level: 5%, 50% and 95%.
+        alpha: the rate: a picture that the model was not trained on is called retained with this probability at most.
+        thumbnails: number of a picture → its restorations as PNG files, the picture itself first.
+    """
+
+    about: Mapping[str, Any]
+    answers: Sequence[Answer]
+    ratios: Sequence[float]
+    controls: int
+    controls_curve: Mapping[str, Sequence[Sequence[float]]]
+    alpha: float
+    thumbnails: Mapping[int, Sequence[bytes]] = field(default_factory=dict, repr=False)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Verdict → number of pictures."""
+        found = Counter(answer.verdict for answer in self.answers)
+        return {verdict: found[verdict] for verdict in MEANINGS}
+
+    @property
+    def exit_code(self) -> int:
+        """1 if a picture is retained or reproducible, else 3 if one is undecided, else 0."""
+        if self.counts["retained"] or self.counts["reproducible"]:
+            return 1
+        return 3 if self.counts["undecided"] else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The answers as JSON values; no picture is in them."""
+        return plain(
+            {
+                "about": self.about,
+                "alpha": self.alpha,
+                "controls": self.controls,
+                "expected_by_chance": self.alpha * len(self.answers),
+                "counts": self.counts,
+                "meanings": {verdict: meaning for verdict, meaning in MEANINGS.items() if self.counts[verdict]},
+                "ratios": self.ratios,
+                "controls_curve": self.controls_curve,
+                "pictures": [answer.to_json() for answer in self.answers],
+            }
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write `found.json`, and an HTML page of every picture."""
+        from cryptomnesia.files import write_whole
+        from cryptomnesia.report.found import pages
+
+        write_whole(folder / "found.json", json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+        for name, text in pages(self).items():
+            write_whole(folder / name, text)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON holds it: None for numbers that are not finite, and the others with six digits."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}") if np.isfinite(value) else None
+    return value
+
+
+def page_names(answers: Iterable[Answer]) -> list[str]:
+    """The name of the HTML page of every picture: after the first letters of its digest."""
+    return [f"picture-{answer.sha256[:12]}.html" for answer in answers]

@@ -1,0 +1,172 @@
+"""From the first answer and the closer look to what is said of a picture."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from cryptomnesia.finding.answers import Restoration
+from cryptomnesia.finding.judging import Judged, first_p_value, restored_scores
+from cryptomnesia.finding.restoring import HALF, SEEDS, Start
+from cryptomnesia.statistics import needed_null
+
+NOISY = 2.0
+"""σ/α from which a restoration counts: from less noise everything comes back."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the closer look has measured.
+
+    Attributes:
+        pictures: name → values of the pictures that were looked at.
+        controls: name → values of all controls.
+        starts: where restorations began.
+    """
+
+    pictures: Mapping[str, Tensor]
+    controls: Mapping[str, Tensor]
+    starts: Sequence[Start]
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the network for the restorations of a picture."""
+        return sum(start.evaluations for start in self.starts[:-1]) + SEEDS * self.starts[-1].evaluations
+
+    def near(self, place: int, rows: Sequence[int] | np.ndarray, at: int) -> np.ndarray:
+        """How near a picture and its controls come back from one noise level, (n, 2, seeds, 2).
+
+        Args:
+            place: number of the picture among those that were looked at.
+            rows: numbers of the controls.
+            at: number of the level.
+
+        Returns:
+            As a whole and within the mask, for every seed: distance, and similarity of edges. Masks of controls are
+            those that they have beside this picture.
+        """
+        name = f"near/{at}"
+        own = self.pictures[name][place].numpy()[None]
+        return np.concatenate([own, self.controls[name].numpy()[np.asarray(rows)][:, [0, 1 + place]]])
+
+    def restored(self, place: int, rows: Sequence[int] | np.ndarray) -> float:
+        """The p-value of how near a picture comes back from much noise."""
+        levels = [at for at, start in enumerate(self.starts) if start.ratio >= NOISY]
+        every = [self.near(place, rows, at) for at in levels]
+        nearest = [np.stack([one[..., 0].min(axis=2), one[..., 1].max(axis=2)], axis=-1) for one in every]
+        return first_p_value(restored_scores(np.stack(nearest, axis=1)))
+
+    def pngs(self, place: int) -> list[bytes]:
+        """The picture and what came back of it, as PNG files; nothing if they were not kept."""
+        if "pictures" not in self.pictures:
+            return []
+        return [_png(picture) for picture in self.pictures["pictures"][place].numpy()]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Everything that was measured of a picture.
+
+    Attributes:
+        judged: the first answer.
+        look: the closer look, None if no picture was looked at more closely.
+        place: number of the picture among those; None if it is none of them.
+        alpha: the rate of the search.
+    """
+
+    judged: Judged
+    look: Look | None
+    place: int | None
+    alpha: float
+
+    @property
+    def _tests(self) -> int:
+        """How many p-values there can be: two if the controls are enough for half of the rate each."""
+        return 2 if len(self.judged.rows) >= needed_null(self.alpha / 2) else 1
+
+    @cached_property
+    def p_value(self) -> float:
+        """How often a picture like the controls would be restored as well; NaN without controls."""
+        smallest = min(self.judged.p_value, self.p_values.get("restored", 1.0)) if self._tests == 2 else None
+        return self.judged.p_value if smallest is None else min(1.0, 2 * smallest)
+
+    @cached_property
+    def p_values(self) -> dict[str, float]:
+        """Condition → p-value; with the closer look also `restored`."""
+        found = dict(self.judged.p_values)
+        if self.look is not None and self.place is not None:
+            found["restored"] = self.look.restored(self.place, self.judged.rows)
+        return found
+
+    @property
+    def evaluations(self) -> float:
+        """Evaluations of the network for the closer look, without those of the critical scale and the curvature."""
+        return 0.0 if self.look is None or self.place is None else float(self.look.evaluations)
+
+    @cached_property
+    def restorations(self) -> list[Restoration]:
+        """What comes back from every noise level, of the part that stands out most."""
+        look, place = self.look, self.place
+        if look is None or place is None:
+            return []
+        part = int(self.judged.part == "window")
+        found = []
+        for at, start in enumerate(look.starts):
+            near = look.near(place, self.judged.rows, at)[:, part]
+            distances, similarities = near[..., 0], near[..., 1]
+            copies = (distances[0] <= HALF) | (similarities[0] > 0)
+            as_near = distances[1:].min(axis=1) <= distances[0].min()
+            as_near |= similarities[1:].max(axis=1) >= similarities[0].max()
+            found.append(
+                Restoration(
+                    ratio=start.ratio,
+                    seeds=len(copies),
+                    copies=int(copies.sum()),
+                    distance=float(distances[0].min()),
+                    similarity=float(similarities[0].max()),
+                    controls=float(as_near.mean()),
+                )
+            )
+        return found
+
+    @property
+    def made(self) -> bool:
+        """Whether the model makes a copy from pure noise, nearer than all but a share `alpha` of the controls."""
+        last = self.restorations[-1] if self.restorations else None
+        return last is not None and last.copies > 0 and last.controls <= self.alpha
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """The critical scale and the curvature, as `Answer` has them."""
+        look, place = self.look, self.place
+        if look is None or place is None:
+            return {}
+        names = [name for name in look.pictures if name.startswith("scale/") or name == "curvature"]
+        values = {name: look.pictures[name][place].item() for name in names}
+        p_values = {name: self._p(value, look.controls[name]) for name, value in values.items()}
+        found: dict[str, Any] = {"scale": {}, "scale_p": {}}
+        for name, value in values.items():
+            if name == "curvature":
+                found |= {"curvature": value, "curvature_p": p_values[name]}
+            else:
+                found["scale"][name.removeprefix("scale/")] = value
+                found["scale_p"][name.removeprefix("scale/")] = p_values[name]
+        return found
+
+    def _p(self, value: float, controls: Tensor) -> float:
+        """The p-value of a value against those of the controls, NaN where it is not known."""
+        known = controls[np.asarray(self.judged.rows)].numpy()
+        known = known[np.isfinite(known)]
+        return math.nan if math.isnan(value) or not len(known) else first_p_value(np.append(value, known))
+
+
+def _png(picture: np.ndarray) -> bytes:
+    made = io.BytesIO()
+    Image.fromarray(picture).save(made, format="PNG")
+    return made.getvalue()

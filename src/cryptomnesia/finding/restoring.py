@@ -1,0 +1,202 @@
+"""From how much noise a picture comes back, by the solver of the user's own pipeline.
+
+From a noise level of the solver's run a picture is restored by diffusers' image-to-image pipeline of the same model,
+with the same solver, steps and guidance. From pure noise it is the pipeline's own call. Whether what comes back is a
+copy is judged twice, by pixels and by edges, against how near other pictures come to the picture.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cryptomnesia.finding.measuring import LEAST
+from cryptomnesia.matching.distances import counted, cut, distances_from
+from cryptomnesia.matching.edges import correlation, edges
+from cryptomnesia.pipelines.call import silent
+from cryptomnesia.pipelines.origins.notices import quiet
+from cryptomnesia.pipelines.rehearsal import asked
+from cryptomnesia.pipelines.schedule import level_at
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.tracing.generation import generate
+
+SEEDS = 3
+"""Calls from pure noise under a picture's caption."""
+
+STARTS = 4
+"""Noise levels from which a picture is restored, besides pure noise."""
+
+SIDE = 64
+"""Pixels of a side at which what comes back is compared."""
+
+ACROSS = 4
+"""Tiles in a row."""
+
+HALF = 0.5
+"""Share of the usual distance within which a picture is a copy by pixels (α of Carlini et al., 2023)."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where in a run a restoration begins.
+
+    Attributes:
+        strength: of the image-to-image call; 1 for pure noise.
+        ratio: σ/α there, ∞ for pure noise.
+        evaluations: of the network from there.
+    """
+
+    strength: float
+    ratio: float
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class Restoring:
+    """Restores pictures.
+
+    Attributes:
+        setup: the pipeline and the settings of its calls.
+        seed: of the noise, the same for every picture.
+    """
+
+    setup: Setup
+    seed: int = 0
+
+    @cached_property
+    def pipe(self) -> Any:
+        """The image-to-image pipeline of the same model, None if diffusers has none."""
+        try:
+            with quiet():
+                # it imports every pipeline, and some of them say which packages are not installed
+                from diffusers.pipelines.auto_pipeline import AutoPipelineForImage2Image
+
+                return AutoPipelineForImage2Image.from_pipe(self.setup.pipe)
+        # a class without such a pipeline, or one that lacks parts
+        except (ValueError, TypeError):
+            return None
+
+    @cached_property
+    def starts(self) -> list[Start]:
+        """Where restorations begin, from the least noise on; pure noise comes last."""
+        steps, scheduler = self.setup.sampling.steps, self.setup.pipe.scheduler
+        found = []
+        if self.pipe is not None:
+            times = asked(scheduler, steps).timesteps[:: getattr(scheduler, "order", 1)][:steps]
+            levels = [level_at(self.setup.family.schedule, float(t)) for t in times]
+            ratios = [level.sigma / max(level.alpha, 1e-9) for level in levels]
+            # the first step of a run would be pure noise
+            last = math.log(min(ratios[1:2] or ratios))
+            for wanted in torch.linspace(math.log(LEAST), last, STARTS).exp().tolist():
+                number = min(range(1, len(ratios)), key=lambda place: abs(math.log(ratios[place] / wanted)), default=0)
+                if number:
+                    left = len(ratios) - number
+                    # half a step more, so that rounding does not lose one
+                    found.append(Start((left + 0.5) / steps, ratios[number], left))
+        found = list({start.evaluations: start for start in found}.values())
+        return [*found, Start(1.0, math.inf, steps)]
+
+    def restored(
+        self, pictures: Sequence[np.ndarray], captions: Sequence[str], start: Start, number: int = 0
+    ) -> Tensor:
+        """What comes back of pictures, (B, 3, H, W) in [0, 1] on the CPU.
+
+        Args:
+            pictures: (H, W, 3) uint8 each, of the size that the model makes.
+            captions: one per picture.
+            start: where to begin.
+            number: of the noise.
+        """
+        seed = self.seed + number
+        if start.strength == 1:
+            (batch,) = generate(self.setup, captions, [seed] * len(captions), batch_size=len(captions))
+            return batch.images
+        sampling = self.setup.sampling
+        with silent(self.pipe):
+            made = self.pipe(
+                prompt=list(captions),
+                image=[Image.fromarray(picture) for picture in pictures],
+                strength=start.strength,
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.guidance,
+                generator=[torch.Generator().manual_seed(seed) for _ in captions],
+                output_type="pt",
+                **sampling.options,
+            )
+        return made.images.float().cpu()
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How near pictures are to one picture.
+
+    Attributes:
+        picture: (H, W, 3) uint8.
+        others: pictures (n, H, W, 3) uint8 that are no copies of it, at least one.
+        mask: where they are compared, (h, w) bool at any size; everywhere if None.
+    """
+
+    picture: np.ndarray
+    others: np.ndarray
+    mask: np.ndarray | None = None
+
+    def to(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How near pictures (B, H, W, 3) are by pixels and by edges.
+
+        Returns:
+            The distance, relative to the median distance of the others, (B,) ≥ 0; and the similarity of edges minus the
+            largest one of the others, (B,).
+        """
+        return self._distances(pictures) / self._usual, self._similarities(pictures) - self._most_similar
+
+    def copies(self, pictures: np.ndarray) -> np.ndarray:
+        """Whether pictures (B, H, W, 3) are copies by pixels or by edges, (B,) bool."""
+        distance, similarity = self.to(pictures)
+        return (distance <= HALF) | (similarity > 0)
+
+    @cached_property
+    def _usual(self) -> float:
+        return float(np.median(self._distances(self.others)))
+
+    @cached_property
+    def _most_similar(self) -> float:
+        return float(self._similarities(self.others).max())
+
+    @cached_property
+    def _small(self) -> np.ndarray:
+        return small(self.picture[None])[0]
+
+    @cached_property
+    def _within(self) -> np.ndarray:
+        whole = np.ones((SIDE, SIDE), dtype=bool)
+        if self.mask is None:
+            return whole
+        mask = np.asarray(Image.fromarray(self.mask.astype(np.uint8) * 255).resize((SIDE, SIDE))) > 127
+        # a mask that holds half of no tile leaves too little to compare
+        tiles = mask.reshape(ACROSS, SIDE // ACROSS, ACROSS, SIDE // ACROSS).mean(axis=(1, 3))
+        return mask if (tiles >= 0.5).any() else whole
+
+    def _distances(self, pictures: np.ndarray) -> np.ndarray:
+        weights = counted(_tiles(np.repeat(self._within[None, :, :, None], 3, axis=3)))[0]
+        return distances_from(_tiles(self._small[None])[0] / 255, _tiles(small(pictures)) / 255, weights).numpy()
+
+    def _similarities(self, pictures: np.ndarray) -> np.ndarray:
+        return correlation(edges(small(pictures)), edges(self._small[None])[0], self._within)
+
+
+def small(pictures: np.ndarray) -> np.ndarray:
+    """Pictures (B, H, W, 3) uint8 at `SIDE` × `SIDE` pixels."""
+    if pictures.shape[1:3] == (SIDE, SIDE):
+        return pictures
+    return np.stack([np.asarray(Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BOX)) for one in pictures])
+
+
+def _tiles(pictures: np.ndarray) -> Tensor:
+    """Pictures (B, H, W, 3) as tiles (B, T, P), float32."""
+    return cut(torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float(), ACROSS)

@@ -1,0 +1,402 @@
+"""The work of `find`, in parts: measure controls and pictures, then look closer where it is close, then judge.
+
+The first answer takes denoising errors alone. Pictures whose p-value is at most `CLOSE` times the rate, and then all
+controls, are also restored by the solver, and get a critical scale and a curvature. How near they come back gives a
+second p-value. With controls enough for half of the rate, the p-value of a picture is twice the smaller of both
+(Bonferroni), which is valid whatever the first has selected; with fewer controls it is the first.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cryptomnesia.detectors.critical_scale import CriticalScale
+from cryptomnesia.files import load_checked, save_checked
+from cryptomnesia.finding.answers import Answer, Found, Verdict
+from cryptomnesia.finding.concluding import Judgement, Look
+from cryptomnesia.finding.judging import Compared, Judged, Measured, check_controls
+from cryptomnesia.finding.measuring import NOISES, Measure, check_findable, levels_of
+from cryptomnesia.finding.pictures import Picture
+from cryptomnesia.finding.restoring import SEEDS, Likeness, Restoring
+from cryptomnesia.images import pixels
+from cryptomnesia.localizers.base import Watched
+from cryptomnesia.localizers.baseline import Baseline
+from cryptomnesia.localizers.curvature import CurvatureDifference
+from cryptomnesia.localizers.settled_detail import local_detail
+from cryptomnesia.parts import InParts, Report, Stage
+from cryptomnesia.pipelines.fingerprint import weights_digest
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.statistics import discovery_rate
+from cryptomnesia.tracing.generation import check_call
+from cryptomnesia.tracing.trajectory import Step, Trajectory
+
+CLOSE = 4.0
+"""Pictures are looked at more closely up to this many times the rate."""
+
+CONTROLS, PICTURES = "controls", "pictures"
+CLOSER_CONTROLS, CLOSER = "controls, closer", "pictures, closer"
+
+SCALE = CriticalScale()
+
+LEAST_SCALE = 0.02
+"""σ/α of the lowest level among which the critical scale is searched."""
+
+KIND = "find part"
+"""Kind of the files of parts."""
+
+
+@dataclass(kw_only=True)
+class Finding(InParts[Found]):
+    """Pictures that are looked for in a model.
+
+    Attributes:
+        setup: the pipeline, the settings of its calls, and perhaps a base model to compare with.
+        pictures: to look for, each once.
+        controls: pictures like them that the model was not trained on; without any, nothing is decided.
+        model: its name.
+        alpha: the rate at which pictures are judged.
+        fdr: the false-discovery rate of all pictures together, None for the rate of each.
+        seed: of the noises.
+        thumbnails: whether pictures, and what comes back of them, are kept.
+        batch_size: pictures per call of the network.
+    """
+
+    claimed: ClassVar[str] = "find.json"
+    what: ClassVar[str] = "a search"
+
+    setup: Setup
+    pictures: Sequence[Picture]
+    controls: Sequence[Picture] = ()
+    model: str = ""
+    alpha: float = 0.05
+    fdr: float | None = None
+    seed: int = 0
+    thumbnails: bool = False
+    batch_size: int = 8
+
+    def check(self) -> None:
+        """Refuse what does not fit together.
+
+        Raises:
+            UsageError: for a model that cannot be asked about pictures, or controls that are too few.
+        """
+        check_call(self.setup)
+        check_findable(self.setup)
+        if self.controls:
+            check_controls(len(self.controls), self.alpha)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What the answers depend on, as JSON values: of pictures and captions the digests."""
+        checkpoint = self.setup.checkpoint
+        return {
+            "model": self.model,
+            "weights": weights_digest(self.setup.pipe),
+            "base": None if checkpoint is None else weights_digest(checkpoint),
+            "fingerprint": {name: str(value) for name, value in self.setup.fingerprint.items()},
+            "alpha": self.alpha,
+            "fdr": self.fdr,
+            "seed": self.seed,
+            "thumbnails": self.thumbnails,
+            "batch_size": self.batch_size,
+            "pictures": [picture.identity for picture in self.pictures],
+            "controls": [picture.identity for picture in self.controls],
+            "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")},
+        }
+
+    def stages(self) -> Iterator[list[Stage]]:
+        """Yield the first answer, and then the closer look."""
+        yield [stage for stage in (self._stage(CONTROLS), self._stage(PICTURES)) if stage.rows]
+        if self._close:
+            yield [self._stage(CLOSER_CONTROLS), self._stage(CLOSER)]
+
+    def _stage(self, name: str) -> Stage:
+        rows: Sequence[int] = range(len(self.controls))
+        if name == PICTURES:
+            rows = range(len(self.pictures))
+        elif name == CLOSER:
+            rows = self._close
+        return Stage(name, f"{name.replace(', ', '-')}-{{:05d}}.safetensors", self.folder, rows, self.batch_size)
+
+    def part(self, stage: Stage, number: int, report: Report) -> None:
+        """Measure some pictures or controls, and write what was measured."""
+        of_controls = stage.name in (CONTROLS, CLOSER_CONTROLS)
+        rows = list(stage.part(number))
+        chosen = [(self.controls if of_controls else self.pictures)[row] for row in rows]
+        if stage.name in (CONTROLS, PICTURES):
+            others = [self._other(of_controls, row) for row in rows]
+            tensors = self._first(chosen, others)
+        else:
+            tensors = self._closer(chosen, None if of_controls else rows, report)
+        save_checked(stage.files[number], KIND, 1, {"rows": rows}, tensors)
+
+    # measuring
+
+    @cached_property
+    def _measure(self) -> Measure:
+        return Measure(self.setup, self.seed)
+
+    @cached_property
+    def _restoring(self) -> Restoring:
+        return Restoring(self.setup, self.seed)
+
+    def _fitted(self, pictures: Sequence[Picture]) -> np.ndarray:
+        """Pictures at the size that the model makes, (B, H, W, 3) uint8."""
+        return np.stack([picture.fitted(*self._measure.size) for picture in pictures])
+
+    def _clean(self, pictures: Sequence[Picture]) -> Tensor:
+        """Pictures as the network sees them without noise, (B, …)."""
+        return self._measure.encoded(torch.from_numpy(self._fitted(pictures)).permute(0, 3, 1, 2).float() / 255)
+
+    @property
+    def _captioned(self) -> bool:
+        """Whether the model reads captions."""
+        return self.setup.family.conditional
+
+    def _other(self, of_controls: bool, row: int) -> str:
+        """The caption of another picture, or control, than the one in a row; "" where all have the same."""
+        pictures = self.controls if of_controls else self.pictures
+        own = pictures[row].caption
+        # those of the same kind come first: what is compared then differs in the caption alone
+        every = [*pictures[row + 1 :], *pictures[:row], *self.controls, *self.pictures]
+        return next((other.caption for other in every if other.caption not in ("", own)), "")
+
+    def _first(self, pictures: Sequence[Picture], others: Sequence[str]) -> dict[str, Tensor]:
+        """The denoising errors of pictures under every condition, NaN without a caption, and their detail."""
+        measure, clean = self._measure, self._clean(pictures)
+        uncaptioned = measure.uncaptioned(len(pictures))
+        tensors = {"detail": local_detail(clean.float(), uncaptioned).float().cpu()}
+        tensors["error/none"] = measure.errors(clean, uncaptioned)
+        if self._captioned:
+            captions = [picture.caption for picture in pictures]
+            tensors["error/own"] = self._under(clean, captions)
+            tensors["error/other"] = self._under(clean, others)
+        if self.setup.checkpoint is not None:
+            captions = [picture.caption for picture in pictures]
+            inputs = measure.inputs(captions, of=self.setup.checkpoint)
+            tensors["error/base"] = measure.errors(clean, inputs, denoiser=measure.base_denoiser())
+        return tensors
+
+    def _under(self, clean: Tensor, captions: Sequence[str]) -> Tensor:
+        """The denoising errors of pictures under captions; NaN where there is none."""
+        errors = self._measure.errors(clean, self._measure.inputs(captions))
+        errors[[not caption for caption in captions]] = torch.nan
+        return errors
+
+    def _closer(self, pictures: Sequence[Picture], rows: Sequence[int] | None, report: Report) -> dict[str, Tensor]:
+        """Restorations, critical scale and curvature of pictures.
+
+        Args:
+            pictures: to look at.
+            rows: their numbers among the pictures; None for controls, which are looked at under every picture's mask.
+            report: called with the number of pictures that are done.
+        """
+        fitted = self._fitted(pictures)
+        captions = [picture.caption for picture in pictures]
+        if rows is None:
+            likenesses = [self._control_likenesses(one, control) for one, control in zip(fitted, pictures, strict=True)]
+        else:
+            likenesses = [self._likenesses(one, row) for one, row in zip(fitted, rows, strict=True)]
+        tensors: dict[str, Tensor] = {}
+        starts = self._restoring.starts
+        kept: list[np.ndarray] = []
+        for place, start in enumerate(starts):
+            tries = SEEDS if math.isinf(start.ratio) else 1
+            near = []
+            for number in range(tries):
+                made = self._restoring.restored(list(fitted), captions, start, number)
+                back = np.stack([pixels(one) for one in made])
+                near.append([[like.to(back[row][None]) for like in found] for row, found in enumerate(likenesses)])
+                if number == 0:
+                    kept.append(back)
+            # (B, masks, tries, 2)
+            tensors[f"near/{place}"] = torch.tensor(
+                np.array(near, dtype=np.float32).squeeze(-1).transpose(1, 2, 0, 3).copy()
+            )
+            report(len(pictures) * (place + 1) / (len(starts) + 1))
+        if self.thumbnails and rows is not None:
+            tensors["pictures"] = torch.from_numpy(np.stack([fitted, *kept], axis=1))
+        return tensors | self._scale_and_curvature(pictures)
+
+    def _scale_and_curvature(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """The critical scale with and without the caption, and the mean curvature difference, of pictures."""
+        measure, clean = self._measure, self._clean(pictures)
+        denoiser = self.setup.family.denoiser()
+        none = measure.uncaptioned(len(pictures))
+        conditions = {"none": none}
+        if self._captioned:
+            conditions["own"] = measure.inputs([picture.caption for picture in pictures])
+        tensors = {}
+        levels = levels_of(self.setup, SCALE.levels, LEAST_SCALE)
+        with torch.no_grad():
+            for name, inputs in conditions.items():
+                found = SCALE.of(clean.float(), levels, denoiser, inputs, clean.dtype)
+                tensors[f"scale/{name}"] = found.float().cpu()
+            if "own" in conditions or self.setup.checkpoint is not None:
+                tensors["curvature"] = self._curvature(clean, conditions.get("own", none), none, pictures)
+        return tensors
+
+    def _curvature(self, clean: Tensor, own: Any, none: Any, pictures: Sequence[Picture]) -> Tensor:
+        """The mean curvature difference at pictures with the least noise, (B,)."""
+        measure, denoiser, level = self._measure, self.setup.family.denoiser(), self._measure.levels[0]
+        noise = measure.noises(0, clean)[0]
+        x = (level.alpha * clean + level.sigma * noise).to(clean.dtype)
+        cond, uncond = denoiser(x, level, own), denoiser(x, level, none)
+        step = Step(0, 1, level.t, cond, uncond, cond, x, own, none, {})
+        nothing = {"z": torch.zeros(len(clean), 1)}
+        run = Trajectory((level.t,), nothing, {0: step}, x, complete=True)
+        baseline = None
+        if self.setup.checkpoint is not None:
+            inputs = measure.inputs([picture.caption for picture in pictures], of=self.setup.checkpoint)
+            baseline = Baseline(measure.base_denoiser(), inputs).at(step)
+        watched = Watched(run, denoiser, baseline)
+        found = CurvatureDifference(step=0).map(watched).values
+        return found.flatten(1).mean(dim=1).float().cpu()
+
+    # likeness
+
+    @cached_property
+    def _fitted_controls(self) -> np.ndarray:
+        return self._fitted(self.controls)
+
+    def _likenesses(self, picture: np.ndarray, row: int) -> list[Likeness]:
+        """How near something is to a picture: as a whole, and within its mask."""
+        mask = self._judged[row].mask
+        return [Likeness(picture, self._fitted_controls), Likeness(picture, self._fitted_controls, mask)]
+
+    def _control_likenesses(self, fitted: np.ndarray, control: Picture) -> list[Likeness]:
+        """How near something is to a control: as a whole, and within its masks beside every picture that is close."""
+        number = self.controls.index(control)
+        others = np.delete(self._fitted_controls, number, axis=0)
+        judged = [self._judged[row] for row in self._close]
+        # the picture is the first of those that are compared
+        masks = [one.masks[1 + list(one.rows).index(number)] if number in one.rows else None for one in judged]
+        return [Likeness(fitted, others, mask) for mask in (None, *masks)]
+
+    # judging
+
+    @cached_property
+    def _first_tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {name: self._read(self._stage(name)) for name in (CONTROLS, PICTURES)}
+
+    def _read(self, stage: Stage) -> dict[str, Tensor]:
+        """What was measured in all parts of a stage."""
+        parts = [load_checked(file, KIND, 1)[1] for file in stage.files]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+    @cached_property
+    def _judged(self) -> list[Judged]:
+        """The first answer about every picture."""
+        controls, pictures = (self._first_tensors[name] for name in (CONTROLS, PICTURES))
+        return [self._judge(pictures, controls, row) for row in range(len(self.pictures))]
+
+    def _judge(self, pictures: dict[str, Tensor], controls: dict[str, Tensor], row: int) -> Judged:
+        """The first answer about a picture."""
+        own = {name: tensor[row : row + 1] for name, tensor in pictures.items()}
+        if not self.controls:
+            return Judged(None, ["none"], self.alpha)
+        # without a caption, or controls with captions, only what needs none is compared
+        conditions, notes = ["none"], []
+        if self.setup.checkpoint is not None:
+            conditions.append("base")
+        rows = np.arange(len(self.controls))
+        if self.pictures[row].caption and self._captioned:
+            captioned = np.array([bool(control.caption) for control in self.controls])
+            if captioned.sum() >= math.ceil(1 / self.alpha - 1e-9) - 1:
+                rows, conditions = np.flatnonzero(captioned), ["own", *conditions]
+            else:
+                notes.append(
+                    f"{captioned.sum()} controls have captions, too few for a comparison under its caption at a rate "
+                    f"of {self.alpha:g}"
+                )
+        elif self._captioned:
+            notes.append("it has no caption, so it was looked for without one alone")
+        measured = _measured(own) + _measured({name: tensor[rows] for name, tensor in controls.items()})
+        known = {name: values for name, values in measured.errors.items() if np.isfinite(values).all()}
+        if "own" not in conditions:
+            known.pop("own", None)
+        return Judged(Compared(Measured(known, measured.detail)), conditions, self.alpha, rows, notes)
+
+    @cached_property
+    def _close(self) -> list[int]:
+        """The numbers of the pictures that are looked at more closely."""
+        return [row for row, judged in enumerate(self._judged) if judged.p_value <= CLOSE * self.alpha]
+
+    def result(self) -> Found:
+        """The answers, which are also written to the folder."""
+        look = None
+        if self._close:
+            pictures, controls = (self._read(self._stage(name)) for name in (CLOSER, CLOSER_CONTROLS))
+            look = Look(pictures, controls, self._restoring.starts)
+        places = {row: place for place, row in enumerate(self._close)}
+        judgements = [Judgement(judged, look, places.get(row), self.alpha) for row, judged in enumerate(self._judged)]
+        rate = self.alpha
+        if self.fdr is not None:
+            rate = discovery_rate([one.p_value for one in judgements], self.fdr, fpr=self.alpha)
+        first = self._first_tensors
+        curves = {
+            name.removeprefix("error/"): np.nanquantile(tensor.mean(dim=(2, 3)).numpy(), [0.05, 0.5, 0.95], axis=0).T
+            for name, tensor in first[CONTROLS].items()
+            if name.startswith("error/") and not tensor.isnan().all()
+        }
+        found = Found(
+            about={name: value for name, value in self.settings.items() if name not in ("pictures", "controls")},
+            answers=[self._answer(row, judgement, rate) for row, judgement in enumerate(judgements)],
+            ratios=[level.sigma / level.alpha for level in self._measure.levels],
+            controls=len(self.controls),
+            controls_curve={name: curve.tolist() for name, curve in curves.items()},
+            alpha=self.alpha,
+            thumbnails={} if look is None else {row: look.pngs(place) for row, place in places.items()},
+        )
+        found.save(self.folder)
+        return found
+
+    def _answer(self, row: int, judgement: Judgement, rate: float) -> Answer:
+        """What is said of a picture at a rate."""
+        picture, judged = self.pictures[row], judgement.judged
+        errors = {
+            name.removeprefix("error/"): tensor[row].mean(dim=(1, 2)).tolist()
+            for name, tensor in self._first_tensors[PICTURES].items()
+            if name.startswith("error/") and not tensor[row].isnan().any()
+        }
+        # a call with both branches is one evaluation
+        evaluations = len(self._measure.levels) * NOISES * len(errors) / (2 if self.setup.guided else 1)
+        held = judgement.p_value <= rate
+        verdict: Verdict = "undecided" if judged.compared is None else "retained" if held else "not evidenced"
+        # a model without captions makes whatever it makes without being asked
+        if held and judgement.made and (picture.caption or not self._captioned):
+            verdict = "reproducible"
+        return Answer(
+            name=picture.name,
+            sha256=picture.digest,
+            caption=picture.caption,
+            verdict=verdict,
+            p_value=judgement.p_value,
+            p_values=judgement.p_values,
+            held_by=judged.held_by(rate) if held else "",
+            part=judged.part if held else "",
+            caption_gap=judged.gap,
+            caption_gap_p=judged.gap_p,
+            share=float(judged.mask.mean()),
+            map=judged.map,
+            mask=judged.mask,
+            curve=errors,
+            restorations=judgement.restorations,
+            notes=[*judged.notes, *picture.notes(*self._measure.size), *judged.doubts],
+            evaluations=evaluations + judgement.evaluations,
+            **judgement.further,
+        )
+
+
+def _measured(tensors: dict[str, Tensor]) -> Measured:
+    errors = {name.removeprefix("error/"): value for name, value in tensors.items() if name.startswith("error/")}
+    return Measured(
+        {name: value.double().numpy() for name, value in errors.items()}, tensors["detail"].double().numpy()
+    )
