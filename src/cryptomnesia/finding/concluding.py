@@ -121,8 +121,9 @@ class Judgement:
             near = look.near(place, self.judged.rows, at)[:, part]
             distances, similarities = near[..., 0], near[..., 1]
             copies = (distances[0] <= HALF) | (similarities[0] > 0)
-            as_near = distances[1:].min(axis=1) <= distances[0].min()
-            as_near |= similarities[1:].max(axis=1) >= similarities[0].max()
+            scores = restored_scores(
+                np.stack([distances.min(axis=1), similarities.max(axis=1)], axis=-1)[:, None, None]
+            )
             found.append(
                 Restoration(
                     ratio=start.ratio,
@@ -130,7 +131,7 @@ class Judgement:
                     copies=int(copies.sum()),
                     distance=float(distances[0].min()),
                     similarity=float(similarities[0].max()),
-                    controls=float(as_near.mean()),
+                    controls=float((scores[1:] >= scores[0]).mean()),
                 )
             )
         return found

@@ -242,9 +242,7 @@ class Judged:
         return ["another caption fits the picture better than its own compared with the controls; is it the right one?"]
 
     def held_by(self, rate: float) -> str:
-        """`caption`, `model`, `training` or several of them; "" if the picture is not evidenced."""
-        if not self.p_value <= rate:
-            return ""
+        """`caption`, `model`, `training` or several of them: under what the picture stands out at a rate, or most."""
         words = {"own": "caption", "caption": "caption", "none": "model", "base": "training"}
         under = [words[name] for name in self.conditions if self.p_values[name] <= rate] or [words[self.strongest[1]]]
         return ", ".join(under)
@@ -282,8 +280,8 @@ def restored_scores(near: np.ndarray) -> np.ndarray:
     """How near pictures come back from noise, the largest of several statistics, (n,).
 
     Args:
-        near: distances, and similarities of edges, of what came back from several noise levels, as a whole and within
-            the picture's mask, (n, levels, 2, 2).
+        near: distances, and similarities of edges, of what came back from several noise levels, of one or more parts
+            of the picture, (n, levels, parts, 2).
     """
     distances = -np.log(near[..., 0] + _LEAST).mean(axis=1)
     similarities = near[..., 1].mean(axis=1)
