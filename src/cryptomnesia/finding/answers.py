@@ -56,6 +56,8 @@ class Answer:
         p_value: how often a picture like the controls would be restored as well, by caption or without.
         p_values: condition → the p-value under that condition alone: under its `own` caption, with `none`, and under
             the caption of an `other` picture; with a base model also `base`, for what the base does not know.
+        statistics: name → how much better the picture is restored than controls by a statistic of
+            `cryptomnesia.finding.judging`, 1 at about their ninth decile.
         held_by: `caption` if it is held under its caption, `model` if it is held without one, `training` if it is held
             beyond what the base model knows, or several of them; "" where it is not evidenced.
         part: `whole` or `window`: whether the whole picture stands out, or a part of it.
@@ -80,6 +82,7 @@ class Answer:
     verdict: Verdict
     p_value: float
     p_values: Mapping[str, float]
+    statistics: Mapping[str, float]
     held_by: str
     part: str
     caption_gap: float

@@ -188,6 +188,12 @@ class Judged:
         return {name: compared.p_value([name]) for name in compared.conditions}
 
     @property
+    def statistics(self) -> dict[str, float]:
+        """Name → the picture's statistic."""
+        found = {} if self.compared is None else self.compared.statistics
+        return {name: float(values[0]) for name, values in found.items()}
+
+    @property
     def strongest(self) -> tuple[str, str]:
         """Whether the whole picture or a window stands out most, and by which statistic."""
         if self.compared is None:

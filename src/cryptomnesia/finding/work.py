@@ -380,6 +380,7 @@ class Finding(InParts[Found]):
             verdict=verdict,
             p_value=judgement.p_value,
             p_values=judgement.p_values,
+            statistics=judged.statistics,
             held_by=judged.held_by(rate) if held else "",
             part=judged.part if held else "",
             caption_gap=judged.gap,
