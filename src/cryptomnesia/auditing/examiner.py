@@ -55,7 +55,10 @@ class Examiner:
         findings = list(self.examination.findings(prompts, seeds, progress=progress))
         maps = [self._map(finding) for finding in findings]
         masks = [None if heat is None else self._mask(heat) for heat in maps]
-        places = [None if mask is None else mask.pixels for mask in masks]
+        places = [
+            None if heat is None or mask is None else core(heat, mask.pixels)
+            for heat, mask in zip(maps, masks, strict=True)
+        ]
         matches = self._matches(torch.stack([finding.image for finding in findings]), places)
         returned = self._returned(findings, places, matches)
         return [
@@ -81,7 +84,7 @@ class Examiner:
     ) -> list[dict[str, Any]]:
         """The columns on what a guard returned in place of every image; none without a guard.
 
-        What was made again is compared inside the mask of the first image, where the memorized region is most likely to
+        What was made again is compared inside the core of the first image's mask, where the memorized region is most likely to
         be. A part of a memory that has moved is found only if the whole picture matches.
         """
         found = [finding.returned for finding in findings]
@@ -118,7 +121,7 @@ class Examiner:
         return None if self.reference is None else self.reference.mask(heat[None], fpr=self.pixel_fpr).image(0)
 
     def _matches(self, images: Tensor, masks: Sequence[Tensor | None]) -> list[dict[str, Any]]:
-        """The training images nearest to B images (B, 3, H, W); inside its mask for an image that matches none."""
+        """The training images nearest to B images (B, 3, H, W); inside its core for an image that matches none."""
         if self.index is None:
             return [NO_MATCH for _ in masks]
         fpr = self.examination.judge.fpr
@@ -134,6 +137,15 @@ class Examiner:
             for number, row in enumerate(open_masks):
                 rows[row] |= _match("region", inside, number)
         return rows
+
+
+def core(heat: Tensor, mask: Tensor) -> Tensor:
+    """The half of a mask (h, w) bool in which its map (h, w) is highest, (h, w) bool.
+
+    Training images are compared inside of it. A mask may spill over the edge of what is memorized, and a few pixels of
+    a surrounding that is different every time make a copy unlike its training image.
+    """
+    return mask & (heat >= heat[mask].median()) if mask.any() else mask
 
 
 def _has_places(index: ImageIndex) -> bool:
