@@ -84,7 +84,7 @@ class Examiner:
     ) -> list[dict[str, Any]]:
         """The columns on what a guard returned in place of every image; none without a guard.
 
-        What was made again is compared inside the core of the first image's mask, where the memorized region is most likely to
+        What was made again is compared inside the core of the first image's mask, where the memory is most likely to
         be. A part of a memory that has moved is found only if the whole picture matches.
         """
         found = [finding.returned for finding in findings]
