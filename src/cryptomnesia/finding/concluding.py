@@ -63,9 +63,7 @@ class Look:
         return first_p_value(restored_scores(np.stack(nearest, axis=1)))
 
     def pngs(self, place: int) -> list[bytes]:
-        """The picture and what came back of it, as PNG files; nothing if they were not kept."""
-        if "pictures" not in self.pictures:
-            return []
+        """The picture and what came back of it, as PNG files, if they were kept."""
         return [_png(picture) for picture in self.pictures["pictures"][place].numpy()]
 
 

@@ -133,44 +133,61 @@ class Restoring:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Pictures at `SIDE` × `SIDE` pixels, with what is needed to compare them.
+
+    Attributes:
+        tiles: (n, T, P) in [0, 1].
+        edges: (n, SIDE, SIDE).
+    """
+
+    tiles: Tensor
+    edges: Tensor
+
+    @classmethod
+    def of(cls, pictures: np.ndarray) -> "Gallery":
+        """The gallery of pictures (n, H, W, 3) uint8."""
+        small = pictures
+        if pictures.shape[1:3] != (SIDE, SIDE):
+            images = (Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BOX) for one in pictures)
+            small = np.stack([np.asarray(image) for image in images])
+        return cls(_tiles(small) / 255, edges(small))
+
+    def rows(self, rows: Sequence[int]) -> "Gallery":
+        """The gallery of some of the pictures."""
+        return Gallery(self.tiles[list(rows)], self.edges[list(rows)])
+
+
+@dataclass(frozen=True)
 class Likeness:
     """How near pictures are to one picture.
 
     Attributes:
-        picture: (H, W, 3) uint8.
-        others: pictures (n, H, W, 3) uint8 that are no copies of it, at least one.
+        picture: a gallery of the one.
+        others: pictures that are no copies of it, at least one.
         mask: where they are compared, (h, w) bool at any size; everywhere if None.
     """
 
-    picture: np.ndarray
-    others: np.ndarray
+    picture: Gallery
+    others: Gallery
     mask: np.ndarray | None = None
 
-    def to(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How near pictures (B, H, W, 3) are by pixels and by edges.
+    def to(self, pictures: Gallery) -> np.ndarray:
+        """How near n pictures are by pixels and by edges, (n, 2).
 
-        Returns:
-            The distance, relative to the median distance of the others, (B,) ≥ 0; and the similarity of edges minus the
-            largest one of the others, (B,).
+        The distance is relative to the median distance of the others, ≥ 0, and of the similarity of edges the largest
+        one of the others is subtracted.
         """
-        return self._distances(pictures) / self._usual, self._similarities(pictures) - self._most_similar
-
-    def copies(self, pictures: np.ndarray) -> np.ndarray:
-        """Whether pictures (B, H, W, 3) are copies by pixels or by edges, (B,) bool."""
-        distance, similarity = self.to(pictures)
-        return (distance <= HALF) | (similarity > 0)
+        distances = self._distances(pictures) / self._usual
+        return np.stack([distances, self._similarities(pictures) - self._most_similar], axis=1)
 
     @cached_property
     def _usual(self) -> float:
-        return float(np.median(self._distances(self.others)))
+        return max(float(np.median(self._distances(self.others))), 1e-9)
 
     @cached_property
     def _most_similar(self) -> float:
         return float(self._similarities(self.others).max())
-
-    @cached_property
-    def _small(self) -> np.ndarray:
-        return small(self.picture[None])[0]
 
     @cached_property
     def _within(self) -> np.ndarray:
@@ -182,19 +199,15 @@ class Likeness:
         tiles = mask.reshape(ACROSS, SIDE // ACROSS, ACROSS, SIDE // ACROSS).mean(axis=(1, 3))
         return mask if (tiles >= 0.5).any() else whole
 
-    def _distances(self, pictures: np.ndarray) -> np.ndarray:
-        weights = counted(_tiles(np.repeat(self._within[None, :, :, None], 3, axis=3)))[0]
-        return distances_from(_tiles(self._small[None])[0] / 255, _tiles(small(pictures)) / 255, weights).numpy()
+    @cached_property
+    def _weights(self) -> Tensor:
+        return counted(_tiles(np.repeat(self._within[None, :, :, None], 3, axis=3)))[0]
 
-    def _similarities(self, pictures: np.ndarray) -> np.ndarray:
-        return correlation(edges(small(pictures)), edges(self._small[None])[0], self._within)
+    def _distances(self, pictures: Gallery) -> np.ndarray:
+        return distances_from(self.picture.tiles[0], pictures.tiles, self._weights).numpy()
 
-
-def small(pictures: np.ndarray) -> np.ndarray:
-    """Pictures (B, H, W, 3) uint8 at `SIDE` × `SIDE` pixels."""
-    if pictures.shape[1:3] == (SIDE, SIDE):
-        return pictures
-    return np.stack([np.asarray(Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BOX)) for one in pictures])
+    def _similarities(self, pictures: Gallery) -> np.ndarray:
+        return correlation(pictures.edges, self.picture.edges[0], self._within)
 
 
 def _tiles(pictures: np.ndarray) -> Tensor:

@@ -24,7 +24,7 @@ from cryptomnesia.finding.concluding import Judgement, Look
 from cryptomnesia.finding.judging import Compared, Judged, Measured, check_controls
 from cryptomnesia.finding.measuring import NOISES, Measure, check_findable, levels_of
 from cryptomnesia.finding.pictures import Picture
-from cryptomnesia.finding.restoring import SEEDS, Likeness, Restoring
+from cryptomnesia.finding.restoring import SEEDS, Gallery, Likeness, Restoring
 from cryptomnesia.images import pixels
 from cryptomnesia.localizers.base import Watched
 from cryptomnesia.localizers.baseline import Baseline
@@ -134,7 +134,7 @@ class Finding(InParts[Found]):
             others = [self._other(of_controls, row) for row in rows]
             tensors = self._first(chosen, others)
         else:
-            tensors = self._closer(chosen, None if of_controls else rows, report)
+            tensors = self._closer(chosen, rows, report, of_controls=of_controls)
         save_checked(stage.files[number], KIND, 1, {"rows": rows}, tensors)
 
     # measuring
@@ -190,18 +190,21 @@ class Finding(InParts[Found]):
         errors[[not caption for caption in captions]] = torch.nan
         return errors
 
-    def _closer(self, pictures: Sequence[Picture], rows: Sequence[int] | None, report: Report) -> dict[str, Tensor]:
+    def _closer(
+        self, pictures: Sequence[Picture], rows: Sequence[int], report: Report, *, of_controls: bool
+    ) -> dict[str, Tensor]:
         """Restorations, critical scale and curvature of pictures.
 
         Args:
             pictures: to look at.
-            rows: their numbers among the pictures; None for controls, which are looked at under every picture's mask.
+            rows: their numbers among the pictures, or the controls.
+            of_controls: whether they are controls, which are compared under masks beside every picture.
             report: called with the number of pictures that are done.
         """
         fitted = self._fitted(pictures)
         captions = [picture.caption for picture in pictures]
-        if rows is None:
-            likenesses = [self._control_likenesses(one, control) for one, control in zip(fitted, pictures, strict=True)]
+        if of_controls:
+            likenesses = [self._control_likenesses(row) for row in rows]
         else:
             likenesses = [self._likenesses(one, row) for one, row in zip(fitted, rows, strict=True)]
         tensors: dict[str, Tensor] = {}
@@ -213,15 +216,17 @@ class Finding(InParts[Found]):
             for number in range(tries):
                 made = self._restoring.restored(list(fitted), captions, start, number)
                 back = np.stack([pixels(one) for one in made])
-                near.append([[like.to(back[row][None]) for like in found] for row, found in enumerate(likenesses)])
+                gallery = Gallery.of(back)
+                singles = [gallery.rows([row]) for row in range(len(back))]
+                near.append(
+                    [[like.to(one)[0] for like in found] for one, found in zip(singles, likenesses, strict=True)]
+                )
                 if number == 0:
                     kept.append(back)
             # (B, masks, tries, 2)
-            tensors[f"near/{place}"] = torch.tensor(
-                np.array(near, dtype=np.float32).squeeze(-1).transpose(1, 2, 0, 3).copy()
-            )
+            tensors[f"near/{place}"] = torch.tensor(np.array(near, dtype=np.float32).transpose(1, 2, 0, 3).copy())
             report(len(pictures) * (place + 1) / (len(starts) + 1))
-        if self.thumbnails and rows is not None:
+        if self.thumbnails and not of_controls:
             tensors["pictures"] = torch.from_numpy(np.stack([fitted, *kept], axis=1))
         return tensors | self._scale_and_curvature(pictures)
 
@@ -263,22 +268,23 @@ class Finding(InParts[Found]):
     # likeness
 
     @cached_property
-    def _fitted_controls(self) -> np.ndarray:
-        return self._fitted(self.controls)
+    def _gallery(self) -> Gallery:
+        """The gallery of the controls."""
+        return Gallery.of(self._fitted(self.controls))
 
     def _likenesses(self, picture: np.ndarray, row: int) -> list[Likeness]:
         """How near something is to a picture: as a whole, and within its mask."""
-        mask = self._judged[row].mask
-        return [Likeness(picture, self._fitted_controls), Likeness(picture, self._fitted_controls, mask)]
+        own = Gallery.of(picture[None])
+        return [Likeness(own, self._gallery, mask) for mask in (None, self._judged[row].mask)]
 
-    def _control_likenesses(self, fitted: np.ndarray, control: Picture) -> list[Likeness]:
+    def _control_likenesses(self, number: int) -> list[Likeness]:
         """How near something is to a control: as a whole, and within its masks beside every picture that is close."""
-        number = self.controls.index(control)
-        others = np.delete(self._fitted_controls, number, axis=0)
+        own = self._gallery.rows([number])
+        others = self._gallery.rows([row for row in range(len(self.controls)) if row != number])
         judged = [self._judged[row] for row in self._close]
         # the picture is the first of those that are compared
         masks = [one.masks[1 + list(one.rows).index(number)] if number in one.rows else None for one in judged]
-        return [Likeness(fitted, others, mask) for mask in (None, *masks)]
+        return [Likeness(own, others, mask) for mask in (None, *masks)]
 
     # judging
 
@@ -353,7 +359,7 @@ class Finding(InParts[Found]):
             controls=len(self.controls),
             controls_curve={name: curve.tolist() for name, curve in curves.items()},
             alpha=self.alpha,
-            thumbnails={} if look is None else {row: look.pngs(place) for row, place in places.items()},
+            thumbnails={row: look.pngs(place) for row, place in places.items() if look is not None and self.thumbnails},
         )
         found.save(self.folder)
         return found
