@@ -75,17 +75,16 @@ def _commit(made_by: dict[str, Any], ground: str) -> str:
 VERBS = ("watch", "detect", "localize", "mitigate", "audit")
 """The verbs of `check_family`, in the order of the tables."""
 
-SCHEDULERS_OF_0_1 = dict.fromkeys(("audit", "curvature"), "DDIMScheduler")
-"""Results file → scheduler, if the file does not name it: the programs of version 0.1 used this one."""
-
 
 def _origin(name: str, made_by: dict[str, Any]) -> str:
     parts = [f"Numbers: `docs/results/{name}.json`"]
     if "command" in made_by:
         parts.append(f"made by `{made_by['command']}`")
     if "commit" in made_by:
-        parts.append(f"commit `{made_by['commit']}`")
-    if scheduler := made_by.get("scheduler", SCHEDULERS_OF_0_1.get(name)):
+        parts.append(
+            f"commit `{made_by['commit']}`" + (f" (times: `{made_by['times']}`)" if "times" in made_by else "")
+        )
+    if scheduler := made_by.get("scheduler"):
         parts.append(f"scheduler `{scheduler}`")
     return ", ".join(parts) + "."
 
