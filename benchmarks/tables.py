@@ -1598,3 +1598,111 @@ def matching_match(results: Results) -> str:
         one = results("matching", "match", kind)
         rows.append([what, *(number(one[part], 2) if one[part] else "–" for part in ("seconds", "again"))])
     return grid(["match of one picture", "seconds", "seconds, matched before"], rows)
+
+
+# Given pictures (find.json)
+
+
+@table("find.answers")
+def find_answers(results: Results) -> str:
+    """How many pictures got which answer."""
+    verdicts = ("reproducible", "retained", "not evidenced", "undecided")
+    grounds = results("find", "grounds")
+    rows = [
+        [f"`{ground}`", rung, *(str(counts.get(verdict, 0)) for verdict in verdicts)]
+        for ground, figures in grounds.items()
+        for rung, counts in figures["answers"].items()
+    ]
+    header = ["ground", "pictures: kind, exposures", *(f"`{verdict}`" for verdict in verdicts[:2]), *verdicts[2:]]
+    return grid(header, rows)
+
+
+@table("find.retained")
+def find_retained(results: Results) -> str:
+    """The share of planted pictures that are retained."""
+    rows = [
+        [f"`{ground}`", kind, *(interval(shares[rung]) if rung in shares else "" for rung in _rungs(results))]
+        for ground, figures in results("find", "grounds").items()
+        for kind, shares in figures["retained"].items()
+    ]
+    return grid(["ground", "kind", *(f"{rung} exposures" for rung in _rungs(results))], rows)
+
+
+def _rungs(results: Results) -> list[str]:
+    """The rungs of all grounds, the highest first."""
+    grounds = results("find", "grounds").values()
+    found = {rung for figures in grounds for shares in figures["retained"].values() for rung in shares}
+    return sorted(found, key=int, reverse=True)
+
+
+@table("find.statistics")
+def find_statistics(results: Results) -> str:
+    """How well each statistic separates pictures of the top rung from pictures that were never planted."""
+    words = {
+        "score": "**the largest of those that decide**",
+        "own/whole": "error under the caption",
+        "caption/whole": "what the caption adds",
+        "caption/window": "what the caption adds, in a window",
+        "none/whole": "error without a caption",
+        "none/window": "error without a caption, in a window",
+        "other/whole": "error under the caption of another picture",
+        "caption gap": "error under another caption against that under its own",
+        "scale/own": "critical scale under the caption (arXiv:2609.39648)",
+        "scale/none": "critical scale without a caption",
+        "curvature": "curvature difference (arXiv:2605.26756), mean",
+    }
+    grounds = results("find", "grounds")
+    columns = [(ground, kind) for ground, figures in grounds.items() for kind in figures["auc"]["score"]]
+
+    def cell(name: str, ground: str, kind: str) -> str:
+        found = grounds[ground]["auc"].get(name, {})
+        return number(found[kind]) if kind in found else ""
+
+    rows = [[text, *(cell(name, ground, kind) for ground, kind in columns)] for name, text in words.items()]
+    return grid(["AUC", *(f"`{ground}`, {kind}" for ground, kind in columns)], rows)
+
+
+@table("find.controls")
+def find_controls(results: Results) -> str:
+    """How often pictures that were never planted are called retained."""
+    grounds = results("find", "grounds")
+
+    def row(words: str, of: Callable[[dict[str, Any]], Any]) -> list[str]:
+        return [words, *(interval(of(figures)) for figures in grounds.values())]
+
+    rows = [
+        row("never-planted pictures, alike in kind and complexity", lambda figures: figures["controls"]),
+        row(
+            "the same by the first answer, over draws of the controls (least–largest)",
+            lambda figures: figures["splits"],
+        ),
+        row("ordinary pictures, which are of another kind than the controls", lambda figures: figures["ordinary"]),
+        row("top rung, p ≤ 5% under its caption", lambda figures: figures["swap"]["own"]),
+        row("top rung, p ≤ 5% under the caption of another picture", lambda figures: figures["swap"]["other"]),
+        row("top rung, p ≤ 5% without a caption", lambda figures: figures["swap"]["none"]),
+    ]
+    return grid(["share", *(f"`{ground}`" for ground in grounds)], rows)
+
+
+@table("find.localization")
+def find_localization(results: Results) -> str:
+    """Masks against what is planted."""
+    rows = [
+        [f"`{ground}`", kind, str(found["pictures"]), number(found["iou"]), number(found["beside"])]
+        for ground, figures in results("find", "grounds").items()
+        for kind, found in figures["localization"].items()
+    ]
+    return grid(["ground", "kind", "pictures", "IoU", "share of the rest that is marked"], rows)
+
+
+@table("find.cost")
+def find_cost(results: Results) -> str:
+    """What a picture costs."""
+    rows = []
+    for ground, figures in results("find", "grounds").items():
+        cells = [f"`{ground}`"]
+        for part in ("first", "closer"):
+            cells += [f"{figures['evaluations'][part]:.0f}", number(figures["seconds_per_picture"][part], 2)]
+        rows.append(cells)
+    header = ["evaluations, first answer", "seconds", "evaluations with the closer look", "seconds of the closer look"]
+    return grid(["ground", *header], rows)
