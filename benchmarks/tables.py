@@ -900,7 +900,7 @@ def audit_levels(results: Results) -> str:
     levels = ("none", "suspected", "corroborated", "confirmed", "unknown")
     words = {**NEGATIVES, "ordinary": "ordinary captions"}
     rows = [
-        [words.get(kind, kind.replace(", 1 exposures", ", 1 exposure"))] + [count(found.get(x, 0)) for x in levels]
+        [str(words.get(kind, kind.replace(", 1 exposures", ", 1 exposure"))), *(count(found.get(x, 0)) for x in levels)]
         for kind, found in results("audit", "levels").items()
     ]
     return grid(["images of", *map(code, levels)], rows)
