@@ -115,9 +115,11 @@ class Compared:
         """The p-value of the picture under some conditions."""
         return first_p_value(self.scores(conditions))
 
-    def strongest(self, conditions: Sequence[str]) -> str:
-        """The name of the picture's largest statistic under some conditions."""
-        return max((values[0], name) for name, values in self._under(conditions).items())[1]
+    def strongest(self, conditions: Sequence[str]) -> list[str]:
+        """The name of the largest statistic of every picture under some conditions."""
+        under = self._under(conditions)
+        names = sorted(under)
+        return [names[place] for place in np.argmax([under[name] for name in names], axis=0)]
 
     def _under(self, conditions: Sequence[str]) -> dict[str, np.ndarray]:
         """The statistics under some conditions; what the caption adds belongs to its own condition."""
@@ -193,31 +195,33 @@ class Judged:
         found = {} if self.compared is None else self.compared.statistics
         return {name: float(values[0]) for name, values in found.items()}
 
-    @property
-    def strongest(self) -> tuple[str, str]:
-        """Whether the whole picture or a window stands out most, and by which statistic."""
+    @cached_property
+    def _strongest(self) -> list[tuple[str, str]]:
+        """By which statistic each picture stands out most, and whether as a whole or in a window."""
         if self.compared is None:
-            return "whole", "none"
-        name, _, part = self.compared.strongest(self.conditions).partition("/")
+            return [("none", "whole")]
+        found = [name.split("/") for name in self.compared.strongest(self.conditions)]
         # where something is known is seen best in what the caption adds
-        return part, "caption" if name == "own" else name
+        return [("caption" if name == "own" else name, part) for name, part in found]
 
     @property
     def part(self) -> str:
-        """`whole` or `window`."""
-        return self.strongest[0]
+        """`whole` or `window`: whether the picture stands out most as a whole or in a window."""
+        return self._strongest[0][1]
 
     @cached_property
     def map(self) -> np.ndarray:
         """How much better every place is restored than places as detailed, (h, w)."""
-        return np.zeros((1, 1)) if self.compared is None else self.compared.maps(self.strongest[1])[0]
+        return np.zeros((1, 1)) if self.compared is None else self.compared.maps(self._strongest[0][0])[0]
 
     @cached_property
     def masks(self) -> np.ndarray:
-        """Where that stands out, of the picture and of every control, (n, h, w) bool."""
+        """Where the picture, and every control, stands out by its own strongest statistic, (n, h, w) bool."""
         if self.compared is None:
             return np.zeros((1, 1, 1), dtype=bool)
-        return self.compared.masks(self.strongest[1])
+        names = [name for name, _ in self._strongest]
+        every = {name: self.compared.masks(name) for name in set(names)}
+        return np.stack([every[name][row] for row, name in enumerate(names)])
 
     @property
     def mask(self) -> np.ndarray:
@@ -250,7 +254,9 @@ class Judged:
     def held_by(self, rate: float) -> str:
         """`caption`, `model`, `training` or several of them: under what the picture stands out at a rate, or most."""
         words = {"own": "caption", "caption": "caption", "none": "model", "base": "training"}
-        under = [words[name] for name in self.conditions if self.p_values[name] <= rate] or [words[self.strongest[1]]]
+        under = [words[name] for name in self.conditions if self.p_values[name] <= rate] or [
+            words[self._strongest[0][0]]
+        ]
         return ", ".join(under)
 
 

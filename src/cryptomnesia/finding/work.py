@@ -161,11 +161,13 @@ class Finding(InParts[Found]):
         return self.setup.family.conditional
 
     def _other(self, of_controls: bool, row: int) -> str:
-        """The caption of another picture, or control, than the one in a row; "" where all have the same."""
-        pictures = self.controls if of_controls else self.pictures
-        own = pictures[row].caption
-        # those of the same kind come first: what is compared then differs in the caption alone
-        every = [*pictures[row + 1 :], *pictures[:row], *self.controls, *self.pictures]
+        """The caption of another control for the picture, or control, in a row; "" where there is none.
+
+        Pictures and controls get captions of controls alike, of which none is memorized.
+        """
+        own = (self.controls if of_controls else self.pictures)[row].caption
+        first = (row + of_controls) % max(1, len(self.controls))
+        every = [*self.controls[first:], *self.controls[:first], *self.pictures]
         return next((other.caption for other in every if other.caption not in ("", own)), "")
 
     def _first(self, pictures: Sequence[Picture], others: Sequence[str]) -> dict[str, Tensor]:
