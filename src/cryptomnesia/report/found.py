@@ -92,7 +92,7 @@ def strip(answer: "Answer", thumbnails: Sequence[bytes] | None) -> list[dict[str
         }
         for one in answer.restorations
     ]
-    if thumbnails is None:
+    if not thumbnails:
         return steps
     for step, png in zip(steps, thumbnails[1:], strict=True):
         step["picture"] = _uri(png)
