@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cryptomnesia.errors import NotFiniteError, UsageError
 from cryptomnesia.localizers.base import over_channels, wide
+from cryptomnesia.pipelines.call import defaults_of
 from cryptomnesia.pipelines.denoiser import Denoiser
 from cryptomnesia.pipelines.encoding import check_encodable, encoded
 from cryptomnesia.pipelines.families import family_of, pictures_of
@@ -56,9 +57,13 @@ def check_findable(setup: Setup) -> None:
     Raises:
         UsageError: saying why.
     """
-    kind = type(setup.pipe).__name__
-    if pictures_of(setup.pipe):
-        raise UsageError(f"a {kind} begins from a picture; give the pipeline of the same model that begins from noise")
+    # families whose pipelines may take pictures have pipelines that take none, and some that need none
+    given = {name for name in setup.sampling.options if "image" in name or name in pictures_of(setup.pipe)}
+    if given or getattr(setup.family, "needed", ()) or "strength" in defaults_of(setup.pipe):
+        raise UsageError(
+            f"a {type(setup.pipe).__name__} begins from a picture, or is given one; give the pipeline of the same model "
+            "that begins from noise alone"
+        )
     setup.family.denoiser()
     check_encodable(setup.pipe)
     if setup.checkpoint is not None:

@@ -5,6 +5,7 @@ with the same solver, steps and guidance. From pure noise it is the pipeline's o
 copy is judged twice, by pixels and by edges, against how near other pictures come to the picture.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 from cryptomnesia.finding.measuring import LEAST
 from cryptomnesia.matching.distances import counted, cut, distances_from
 from cryptomnesia.matching.edges import correlation, edges
-from cryptomnesia.pipelines.call import silent
+from cryptomnesia.pipelines.call import defaults_of, silent
 from cryptomnesia.pipelines.origins.notices import quiet
 from cryptomnesia.pipelines.rehearsal import asked
 from cryptomnesia.pipelines.schedule import level_at
@@ -71,16 +72,22 @@ class Restoring:
 
     @cached_property
     def pipe(self) -> Any:
-        """The image-to-image pipeline of the same model, None if diffusers has none."""
+        """The image-to-image pipeline of the same model, None if diffusers has none that follows the same settings."""
+        # a latent consistency model has other steps with every strength
+        strengths = "strength" in inspect.signature(self.setup.pipe.scheduler.set_timesteps).parameters
+        if strengths or not self.setup.complete:
+            return None
         try:
             with quiet():
                 # it imports every pipeline, and some of them say which packages are not installed
                 from diffusers.pipelines.auto_pipeline import AutoPipelineForImage2Image
 
-                return AutoPipelineForImage2Image.from_pipe(self.setup.pipe)
+                pipe = AutoPipelineForImage2Image.from_pipe(self.setup.pipe)
         # a class without such a pipeline, or one that lacks parts
         except (ValueError, TypeError):
             return None
+        # some are given pictures as examples, and begin from pure noise
+        return pipe if {"strength", *self.setup.sampling.options} <= defaults_of(pipe).keys() else None
 
     @cached_property
     def starts(self) -> list[Start]:
@@ -93,12 +100,11 @@ class Restoring:
             ratios = [level.sigma / max(level.alpha, 1e-9) for level in levels]
             # the first step of a run would be pure noise
             last = math.log(min(ratios[1:2] or ratios))
-            for wanted in torch.linspace(math.log(LEAST), last, STARTS).exp().tolist():
-                number = min(range(1, len(ratios)), key=lambda place: abs(math.log(ratios[place] / wanted)), default=0)
-                if number:
-                    left = len(ratios) - number
-                    # half a step more, so that rounding does not lose one
-                    found.append(Start((left + 0.5) / steps, ratios[number], left))
+            shares = {number: share_of(len(ratios) - number, steps) for number in range(1, len(ratios))}
+            possible = {number: share for number, share in shares.items() if share is not None}
+            for wanted in torch.linspace(math.log(LEAST), last, STARTS).exp().tolist() if possible else ():
+                number = min(possible, key=lambda place: abs(math.log(ratios[place] / wanted)))
+                found.append(Start(possible[number], ratios[number], len(ratios) - number))
         found = list({start.evaluations: start for start in found}.values())
         return [*found, Start(1.0, math.inf, steps)]
 
@@ -117,17 +123,17 @@ class Restoring:
         if start.strength == 1:
             (batch,) = generate(self.setup, captions, [seed] * len(captions), batch_size=len(captions))
             return batch.images
-        sampling = self.setup.sampling
+        arguments = self.setup.family.arguments(list(captions), self.setup.sampling)
+        # some make pictures of their default size, whatever the size of those that they are given
+        sizes = dict(zip(("height", "width"), pictures[0].shape[:2], strict=True))
+        arguments = {name: value for name, value in {**arguments, **sizes}.items() if name in defaults_of(self.pipe)}
         with silent(self.pipe):
             made = self.pipe(
-                prompt=list(captions),
+                **arguments,
                 image=[Image.fromarray(picture) for picture in pictures],
                 strength=start.strength,
-                num_inference_steps=sampling.steps,
-                guidance_scale=sampling.guidance,
                 generator=[torch.Generator().manual_seed(seed) for _ in captions],
                 output_type="pt",
-                **sampling.options,
             )
         return made.images.float().cpu()
 
@@ -208,6 +214,17 @@ class Likeness:
 
     def _similarities(self, pictures: Gallery) -> np.ndarray:
         return correlation(pictures.edges, self.picture.edges[0], self._within)
+
+
+def share_of(steps: int, every: int) -> float | None:
+    """The `strength` of an image-to-image call of `every` steps that makes exactly so many of them.
+
+    Some pipelines cut off fractions of the steps that are made, and others fractions of those that are left out. So the
+    product has to be a whole number, and for some numbers of steps there is no such share, which gives None.
+    """
+    share = steps / every
+    near = (share, math.nextafter(share, 0), math.nextafter(share, 1))
+    return next((value for value in near if value * every == steps), None)
 
 
 def _tiles(pictures: np.ndarray) -> Tensor:
