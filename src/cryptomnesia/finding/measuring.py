@@ -61,8 +61,8 @@ def check_findable(setup: Setup) -> None:
     given = {name for name in setup.sampling.options if "image" in name or name in pictures_of(setup.pipe)}
     if given or getattr(setup.family, "needed", ()) or "strength" in defaults_of(setup.pipe):
         raise UsageError(
-            f"a {type(setup.pipe).__name__} begins from a picture, or is given one; give the pipeline of the same model "
-            "that begins from noise alone"
+            f"a {type(setup.pipe).__name__} begins from a picture, or is given one; give the pipeline of the same "
+            "model that begins from noise alone"
         )
     setup.family.denoiser()
     check_encodable(setup.pipe)
