@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from scipy.ndimage import uniform_filter
 
-from cryptomnesia.statistics import conformal_p_values, flagged_ranks
+from cryptomnesia.errors import UsageError
+from cryptomnesia.statistics import conformal_p_values, needed_null, rounded_up
 
 WINDOW = 0.5
 """Side of the windows in which pictures are compared, as a share of the shorter side of the latents."""
@@ -313,4 +314,8 @@ def check_controls(count: int, rate: float) -> None:
     Raises:
         UsageError: with the number that is needed.
     """
-    flagged_ranks(count, rate)
+    if count < (needed := needed_null(rate)):
+        raise UsageError(
+            f"got {count} controls, and a rate of {rate:g} needs at least {needed}; give more, or an alpha of "
+            f"{rounded_up(1 / (count + 1))}"
+        )
