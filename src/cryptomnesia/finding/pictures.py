@@ -93,7 +93,10 @@ def read_pictures(
     if not found:
         raise UsageError(f"got no {what}; give at least one")
     found = _captioned(found, captions, what)
-    unique = list({picture.digest: picture for picture in reversed(found)}.values())[::-1]
+    first: dict[str, Picture] = {}
+    for picture in found:
+        first.setdefault(picture.digest, picture)
+    unique = list(first.values())
     if len(unique) < len(found):
         logger.warning("of %d %s some were given more than once; %d are left", len(found), what, len(unique))
     return unique
