@@ -22,8 +22,6 @@ from cryptomnesia.matching.distances import counted, cut, distances_from
 from cryptomnesia.matching.edges import correlation, edges
 from cryptomnesia.pipelines.call import defaults_of, silent
 from cryptomnesia.pipelines.origins.notices import quiet
-from cryptomnesia.pipelines.rehearsal import asked
-from cryptomnesia.pipelines.schedule import level_at
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.tracing.generation import generate
 
@@ -92,19 +90,19 @@ class Restoring:
     @cached_property
     def starts(self) -> list[Start]:
         """Where restorations begin, from the least noise on; pure noise comes last."""
-        steps, scheduler = self.setup.sampling.steps, self.setup.pipe.scheduler
-        found = []
-        if self.pipe is not None:
-            times = asked(scheduler, steps).timesteps[:: getattr(scheduler, "order", 1)][:steps]
-            levels = [level_at(self.setup.family.schedule, float(t)) for t in times]
-            ratios = [level.sigma / max(level.alpha, 1e-9) for level in levels]
+        steps, found = self.setup.sampling.steps, []
+        if self.pipe is not None and steps > 1:
+            # a run of one picture shows the levels, which some solvers shift with the size
+            (run,) = generate(self.setup, [""], [0], keep="all", decode=False)
+            ratios = [step.level.sigma / max(step.level.alpha, 1e-9) for _, step in sorted(run.trajectory.steps.items())]
+            order = getattr(self.setup.pipe.scheduler, "order", 1)
             # the first step of a run would be pure noise
-            last = math.log(min(ratios[1:2] or ratios))
-            shares = {number: share_of(len(ratios) - number, steps) for number in range(1, len(ratios))}
+            last = math.log(ratios[order])
+            shares = {number: share_of(steps - number, steps) for number in range(1, steps)}
             possible = {number: share for number, share in shares.items() if share is not None}
             for wanted in torch.linspace(math.log(LEAST), last, STARTS).exp().tolist() if possible else ():
-                number = min(possible, key=lambda place: abs(math.log(ratios[place] / wanted)))
-                found.append(Start(possible[number], ratios[number], len(ratios) - number))
+                number = min(possible, key=lambda place: abs(math.log(ratios[order * place] / wanted)))
+                found.append(Start(possible[number], ratios[order * number], len(ratios) - order * number))
         found = list({start.evaluations: start for start in found}.values())
         return [*found, Start(1.0, math.inf, steps)]
 
