@@ -169,7 +169,9 @@ def test_the_unit_is_from_the_median_to_the_ninth_decile():
 def test_windows_are_means_over_squares(window, reach):
     values = np.random.default_rng(9).normal(size=(2, 8, 8))
     padded = np.pad(values, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
-    wanted = [[padded[:, y : y + 2 * reach + 1, x : x + 2 * reach + 1].mean((1, 2)) for x in range(8)] for y in range(8)]
+    wanted = [
+        [padded[:, y : y + 2 * reach + 1, x : x + 2 * reach + 1].mean((1, 2)) for x in range(8)] for y in range(8)
+    ]
     np.testing.assert_allclose(pooled(values, window), np.moveaxis(np.array(wanted), -1, 0), atol=1e-12)
 
 
@@ -202,7 +204,9 @@ def test_too_few_controls_are_refused():
 def look(controls, near):
     """A look from one noise level, with how near the picture comes back; the controls come back at about 1."""
     rng = np.random.default_rng(11)
-    others = torch.from_numpy(np.stack([rng.uniform(0.9, 1.1, (controls, 2, 1)), -rng.uniform(0.1, 0.2, (controls, 2, 1))], -1))
+    others = torch.from_numpy(
+        np.stack([rng.uniform(0.9, 1.1, (controls, 2, 1)), -rng.uniform(0.1, 0.2, (controls, 2, 1))], -1)
+    )
     own = torch.tensor(near).expand(1, 2, 1, 2)
     return Look({"near/0": own}, {"near/0": others}, [Start(1.0, math.inf, 5)])
 

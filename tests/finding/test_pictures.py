@@ -79,7 +79,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(folder, monkeypatch, given, 
     "given", [np.zeros((4, 4)), torch.zeros(4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8), 7, b"", None]
 )
 def test_objects_that_are_no_pictures_are_refused(given):
-    with pytest.raises(UsageError, match=r"^got \w+ as picture 0; give a path, a picture of PIL, or an array \(H, W, 3"):
+    with pytest.raises(
+        UsageError, match=r"^got \w+ as picture 0; give a path, a picture of PIL, or an array \(H, W, 3"
+    ):
         read_pictures([given])
 
 
@@ -107,7 +109,9 @@ def test_pictures_in_memory_are_those_of_the_files(folder):
     array = np.asarray(shown)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
     given = [shown, array, array / 255, tensor]
-    found = [read_pictures(one)[0].fitted(16, 16) for one in given] + [read_pictures(folder / "a.png")[0].fitted(16, 16)]
+    found = [read_pictures(one)[0].fitted(16, 16) for one in given] + [
+        read_pictures(folder / "a.png")[0].fitted(16, 16)
+    ]
     for one in found:
         np.testing.assert_array_equal(one, array)
     assert [one.name for one in read_pictures([shown, picture(1)])] == ["picture 0", "picture 1"]

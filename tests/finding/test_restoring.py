@@ -10,7 +10,13 @@ from diffusers import DDPMPipeline, PNDMScheduler
 from cryptomnesia.finding.measuring import LEAST
 from cryptomnesia.finding.restoring import Likeness, Restoring, share_of
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.testing.miniatures import flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl, unconditional
+from cryptomnesia.testing.miniatures import (
+    flux,
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+    unconditional,
+)
 from cryptomnesia.testing.miniatures.packed import flux2, qwen_image
 from cryptomnesia.testing.miniatures.unets import latent_consistency
 from looked_for import picture, pictures

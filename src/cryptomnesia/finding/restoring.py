@@ -94,7 +94,8 @@ class Restoring:
         if self.pipe is not None and steps > 1:
             # a run of one picture shows the levels, which some solvers shift with the size
             (run,) = generate(self.setup, [""], [0], keep="all", decode=False)
-            ratios = [step.level.sigma / max(step.level.alpha, 1e-9) for _, step in sorted(run.trajectory.steps.items())]
+            levels = [step.level for _, step in sorted(run.trajectory.steps.items())]
+            ratios = [level.sigma / max(level.alpha, 1e-9) for level in levels]
             order = getattr(self.setup.pipe.scheduler, "order", 1)
             # the first step of a run would be pure noise
             last = math.log(ratios[order])
