@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMPipeline, PNDMScheduler
 
 from cryptomnesia.finding.measuring import LEAST
-from cryptomnesia.finding.restoring import Likeness, Restoring, share_of
+from cryptomnesia.finding.restoring import HALF, Gallery, Likeness, Restoring, share_of
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import (
     flux,
@@ -131,21 +131,27 @@ OTHERS = np.stack([np.asarray(one) for one in pictures(100, 12)])
 SHOWN = np.asarray(picture(0))
 
 
+def near(pictures, mask=None):
+    """Distances and similarities of pictures to the one that is shown, (n,) each."""
+    found = Likeness(Gallery.of(SHOWN[None]), Gallery.of(OTHERS), mask).to(Gallery.of(pictures))
+    return found[:, 0], found[:, 1]
+
+
 def test_a_picture_is_its_own_copy_and_others_are_none():
-    like = Likeness(SHOWN, OTHERS)
-    distance, similarity = like.to(SHOWN[None])
+    distance, similarity = near(SHOWN[None])
     assert distance == 0
     assert similarity > 0
-    assert like.copies(SHOWN[None]).all()
-    assert not like.copies(np.stack([np.asarray(one) for one in pictures(200, 5)])).any()
-    distance, similarity = like.to(OTHERS)
+    distance, similarity = near(np.stack([np.asarray(one) for one in pictures(200, 5)]))
+    assert (distance > HALF).all()
+    assert (similarity <= 0).all()
+    distance, similarity = near(OTHERS)
     assert np.median(distance) == pytest.approx(1)
     assert similarity.max() == pytest.approx(0, abs=1e-9)
 
 
 def test_a_negative_is_a_copy_by_edges_alone():
-    distance, similarity = Likeness(SHOWN, OTHERS).to(255 - SHOWN[None])
-    assert distance > 0.5
+    distance, similarity = near(255 - SHOWN[None])
+    assert distance > HALF
     assert similarity > 0
 
 
@@ -154,15 +160,19 @@ def test_within_a_mask_only_that_part_counts():
     half[:, 8:] = OTHERS[0][:, 8:]
     left = np.zeros((8, 8), dtype=bool)
     left[:, :4] = True
-    [within] = Likeness(SHOWN, OTHERS, left).to(half[None])[0]
-    [outside] = Likeness(SHOWN, OTHERS, ~left).to(half[None])[0]
-    assert within < 0.1
-    assert outside > 0.5
+    assert near(half[None], left)[0] < 0.1
+    assert near(half[None], ~left)[0] > HALF
 
 
 def test_a_mask_too_small_to_compare_is_the_whole_picture():
     dot = np.zeros((8, 8), dtype=bool)
     dot[0, 0] = True
-    one, other = Likeness(SHOWN, OTHERS, dot), Likeness(SHOWN, OTHERS)
-    for found, wanted in zip(one.to(OTHERS), other.to(OTHERS), strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(near(OTHERS, dot), near(OTHERS))
+
+
+def test_pictures_of_any_size_are_compared_at_one_size():
+    large = np.asarray(picture(3).resize((200, 120)))[None]
+    gallery = Gallery.of(np.repeat(large, 2, axis=0))
+    assert gallery.tiles.shape[0] == gallery.edges.shape[0] == 2
+    assert gallery.edges.shape[1:] == (64, 64)
+    np.testing.assert_array_equal(gallery.rows([1]).tiles, Gallery.of(large).tiles)
