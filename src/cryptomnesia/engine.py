@@ -86,7 +86,8 @@ class Processes(Generic[Unit, Result]):
             UsageError: for no process, or so many that the machine would have no memory left.
         """
         cores = os.cpu_count() or 1
-        if not 1 <= workers <= (most := max(WORKERS, WORKERS_PER_CORE * cores)):
+        most = max(WORKERS, WORKERS_PER_CORE * cores)
+        if not 1 <= workers <= most:
             raise UsageError(f"got {workers} workers, each a process, on {cores} cores; give 1 to {most}")
         self._work, self._workers = work, workers
         self._said: set[str] = set()
