@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryptomnesia.errors import UsageError
+from cryptomnesia.errors import NotFiniteError, UsageError
 
 AUTOENCODERS = frozenset(
     {
@@ -49,7 +49,8 @@ def encoded(pipe: Any, pictures: Tensor, like: Tensor) -> Tensor:
         (B, C, h, w) or (B, tokens, channels), with number format and device of `like`.
 
     Raises:
-        UsageError: if they come out in another shape than those of `like`, or are not finite.
+        UsageError: if they come out in another shape than those of `like`.
+        NotFiniteError: if they are not finite.
     """
     found = 2 * pictures - 1
     if getattr(pipe, "vae", None) is not None:
@@ -58,7 +59,9 @@ def encoded(pipe: Any, pictures: Tensor, like: Tensor) -> Tensor:
         pipe.maybe_free_model_hooks()
     if like.dim() == 3:
         found = packed(pipe, found)
-    if found.shape[1:] != like.shape[1:] or not found.isfinite().all():
+    if not found.isfinite().all():
+        raise NotFiniteError("pictures become latents that are not finite; check the autoencoder's weights and dtype")
+    if found.shape[1:] != like.shape[1:]:
         raise UsageError(
             f"pictures become latents of shape {tuple(found.shape[1:])}, and the network of the {type(pipe).__name__} "
             f"takes {tuple(like.shape[1:])}; give the height and width of the model's own pictures"
