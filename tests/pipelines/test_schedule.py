@@ -3,7 +3,14 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from cryptomnesia import UsageError
-from cryptomnesia.pipelines.schedule import VariancePreserving, level_at, schedule_of
+from cryptomnesia.pipelines.schedule import (
+    Continuous,
+    RectifiedFlow,
+    VariancePreserving,
+    level_at,
+    level_of_ratio,
+    schedule_of,
+)
 from cryptomnesia.pipelines.solvers import level_of, levels_of
 
 
@@ -42,3 +49,25 @@ def test_levels_that_the_timesteps_decide_are_known_before_the_steps(kind):
 def test_a_scheduler_of_another_kind_is_refused():
     with pytest.raises(UsageError, match="no alphas_cumprod"):
         schedule_of(object())
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.5, 3.0, 12.0])
+@pytest.mark.parametrize(
+    ("schedule", "near"),
+    [
+        (VariancePreserving(DDIMScheduler(beta_schedule="scaled_linear").alphas_cumprod), 0.05),
+        (RectifiedFlow(), 1e-6),
+        (Continuous(), 1e-6),
+    ],
+    ids=["variance-preserving", "flow", "continuous"],
+)
+def test_a_level_is_found_by_its_noise(schedule, near, ratio):
+    level = level_of_ratio(schedule, ratio)
+    assert level.sigma / level.alpha == pytest.approx(ratio, rel=near)
+    assert level == level_at(schedule, level.t)
+
+
+def test_a_ratio_beyond_the_schedule_is_its_last_level():
+    schedule = VariancePreserving(DDIMScheduler(beta_schedule="scaled_linear").alphas_cumprod)
+    assert level_of_ratio(schedule, 1e6).t == 999
+    assert level_of_ratio(schedule, 1e-6).t == 0
