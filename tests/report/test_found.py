@@ -1,0 +1,135 @@
+"""The pages of `find`: complete, without scripts and network, and safe against names of pictures."""
+
+import html.parser
+import math
+import re
+
+import numpy as np
+import pytest
+
+from cryptomnesia import Answer, Found
+from cryptomnesia.finding.answers import Restoration
+from cryptomnesia.report.found import _png, number, pages
+
+NAME = '<script>alert("a")</script>&.png'
+PNG = _png(np.zeros((4, 4, 3), dtype=np.uint8))
+
+
+def answer(name=NAME, verdict="reproducible", digest="a", **more):
+    given = {
+        "p_value": 0.05,
+        "p_values": {"own": 0.025, "none": 0.5, "restored": 0.05},
+        "held_by": "caption",
+        "part": "window",
+        "caption_gap": 1.5,
+        "caption_gap_p": 0.025,
+        "share": 0.25,
+        "map": np.arange(4.0).reshape(2, 2),
+        "mask": np.arange(4).reshape(2, 2) == 3,
+        "curve": {"own": [0.1, 0.2, 0.9], "none": [0.5, 0.7, 1.1], "other": [0.5, 0.7, 1.0]},
+        "restorations": [Restoration(2.5, 1, 1, 0.1, 0.2, 0.0), Restoration(math.inf, 3, 2, 0.2, 0.1, 0.05)],
+        "scale": {"own": 1.0},
+        "scale_p": {"own": 0.025},
+        "notes": [f"a note about {name}"],
+        **more,
+    }
+    return Answer(name, digest * 64, f"a caption {name}", verdict, **given)
+
+
+def found(*answers, **more):
+    given = {
+        "about": {"model": "<b>model</b>", "versions": {"cryptomnesia": "1.0"}},
+        "ratios": [0.5, 5.0, 50.0],
+        "controls": 39,
+        "controls_curve": {name: [[0.4, 0.6, 0.8], [0.6, 0.8, 1.0], [0.9, 1.0, 1.2]] for name in ("own", "none")},
+        "alpha": 0.05,
+        **more,
+    }
+    return Found(answers=answers, **given)
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects tags with attributes, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.mark.parametrize("thumbnails", [{}, {0: [PNG] * 3}])
+def test_pages_ask_nobody_for_anything_and_names_are_text(thumbnails):
+    made = pages(found(answer(), answer("b.png", "not evidenced", "b"), thumbnails=thumbnails))
+    assert list(made) == ["index.html", "picture-aaaaaaaaaaaa.html", "picture-bbbbbbbbbbbb.html"]
+    for text in made.values():
+        read = Reader(text)
+        assert {tag for tag, _ in read.tags} & {"script", "link", "iframe", "object", "b"} == set()
+        for tag, attributes in read.tags:
+            assert not [name for name in attributes if name.startswith("on")]
+            if tag == "img":
+                assert attributes["src"].startswith("data:image/png;base64,")
+            if tag == "a":
+                assert re.fullmatch(r"[\w-]+\.html", attributes["href"])
+        assert "http" not in re.sub(r'http-equiv="Content-Security-Policy"', "", text)
+        policy = next(one["content"] for tag, one in read.tags if one.get("http-equiv"))
+        assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+        assert "<b>model</b>" in read.text
+    assert NAME in Reader(made["index.html"]).text
+    assert f"a note about {NAME}" in Reader(made["picture-aaaaaaaaaaaa.html"]).text
+
+
+def test_a_page_says_what_was_measured_and_no_caption():
+    made = pages(found(answer(), thumbnails={0: [PNG] * 3}))
+    text = " ".join(Reader(made["picture-aaaaaaaaaaaa.html"]).text.split())
+    for part in (
+        "reproducible (p = 0.05 against 39 controls)",
+        "It is held together with its caption.",
+        "A part of the picture stands out most: see the mask.",
+        "noise 2.5: copy (1 of 1)distance 0.1, edges +0.20controls as near: 0%",
+        "pure noise: copy (2 of 3)",
+        "under its caption (p = 0.025)",
+        "the mask: 25% of the picture",
+    ):
+        assert part in text
+    assert "a caption <" not in text
+    assert made["picture-aaaaaaaaaaaa.html"].count("<img") == 5
+
+
+def test_without_thumbnails_only_map_and_mask_are_pictures():
+    page = pages(found(answer()))["picture-aaaaaaaaaaaa.html"]
+    assert page.count("<img") == 2
+    assert page.count("not kept") == 2
+    assert "--thumbnails" in page
+
+
+def test_an_undecided_picture_has_a_page():
+    nothing = {"p_value": math.nan, "p_values": {}, "held_by": "", "part": "whole", "caption_gap": math.nan}
+    nothing |= {"caption_gap_p": math.nan, "restorations": (), "scale": {}, "map": np.zeros((1, 1)), "share": 0.0}
+    nothing |= {"mask": np.zeros((1, 1), dtype=bool), "curve": {"none": [0.5, 0.5, 0.5]}}
+    made = pages(found(answer(verdict="undecided", **nothing), controls=0, controls_curve={}))
+    text = " ".join(Reader(made["picture-aaaaaaaaaaaa.html"]).text.split())
+    assert "undecided. Nothing is said, because there are no controls" in text
+    assert "the mask" not in text
+    assert "nan" not in text.lower()
+
+
+def test_lines_and_bands_lie_within_the_drawing():
+    page = pages(found(answer()))["picture-aaaaaaaaaaaa.html"]
+    points = re.findall(r'points="([^"]+)"', page)
+    # two bands and three lines
+    assert len(points) == 5
+    for point in " ".join(points).split():
+        x, y = map(float, point.split(","))
+        assert 44 <= x <= 452
+        assert 8 <= y <= 176
+
+
+@pytest.mark.parametrize(("value", "shown"), [(math.nan, "–"), (None, "–"), (math.inf, "∞"), (0.12345, "0.123")])
+def test_numbers_are_short(value, shown):
+    assert number(value) == shown
