@@ -50,7 +50,7 @@ def test_dir_shows_no_more_after_modules_were_imported():
 
 
 @pytest.mark.parametrize(
-    "verb", ["detect", "localize", "guard", "audit", "calibrate", "match", "watch", "methods", "load_pipeline"]
+    "verb", ["detect", "localize", "guard", "audit", "calibrate", "match", "find", "watch", "methods", "load_pipeline"]
 )
 def test_the_verbs_are_public_functions(verb):
     assert callable(getattr(cryptomnesia, verb))
@@ -79,7 +79,7 @@ def test_importing_loads_neither_torch_nor_diffusers(code):
 
 def test_no_file_has_the_name_of_a_public_function():
     functions = {name for name in PUBLIC if not isinstance(getattr(cryptomnesia, name), type)}
-    assert {"detect", "localize", "guard", "audit", "calibrate", "match", "watch"} <= functions
+    assert {"detect", "localize", "guard", "audit", "calibrate", "match", "find", "watch"} <= functions
     files = {path.stem for path in SOURCE.rglob("*.py")} | {path.name for path in SOURCE.rglob("*") if path.is_dir()}
     assert files & functions == set()
     # nor does a file at the top, whose name would be an attribute of the package, have the name of a class
@@ -87,13 +87,23 @@ def test_no_file_has_the_name_of_a_public_function():
     assert top & set(PUBLIC) == set()
 
 
-ROOMS = ("detection", "localization", "guarding", "auditing", "calibration", "matching", "registry", "tracing")
+ROOMS = (
+    "detection",
+    "localization",
+    "guarding",
+    "auditing",
+    "calibration",
+    "matching",
+    "finding",
+    "registry",
+    "tracing",
+)
 
 
 @pytest.mark.parametrize("rooms", [ROOMS, ROOMS[::-1]])
 def test_no_order_of_imports_hides_a_function(rooms):
     modules = ", ".join(f"cryptomnesia.{room}" for room in rooms)
-    verbs = ["detect", "localize", "guard", "audit", "calibrate", "match", "watch", "methods", "load_pipeline"]
+    verbs = ["detect", "localize", "guard", "audit", "calibrate", "match", "find", "watch", "methods", "load_pipeline"]
     found = fresh(f"import {modules}\nprint(*(type(getattr(cryptomnesia, verb)).__name__ for verb in {verbs}))")
     assert found == ["function"] * len(verbs)
     # of a module that was imported by its own path, too

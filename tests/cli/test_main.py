@@ -10,7 +10,7 @@ import pytest
 
 from cryptomnesia import __version__, cli
 
-VERBS = ["detect", "localize", "guard", "audit", "calibrate", "match"]
+VERBS = ["detect", "localize", "guard", "audit", "calibrate", "match", "find"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["detect", "--help"], ["guard", "--help"]])
