@@ -104,8 +104,11 @@ class Processes(Generic[Unit, Result]):
         )
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """End the processes, whatever they are doing."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the processes; after an error also those that still do something."""
+        if kind is None:
+            self._pool.shutdown(cancel_futures=True)
+            return
         running = list((getattr(self._pool, "_processes", None) or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in running:
@@ -136,7 +139,8 @@ class Processes(Generic[Unit, Result]):
         except BrokenProcessPool:
             raise UsageError(
                 "a process of this machine died over its part of the work; see whether there is enough memory, or give "
-                "fewer workers; the same command goes on"
+                "fewer workers (a script that gives workers needs `if __name__ == '__main__':`); the same command goes "
+                "on"
             ) from None
 
 

@@ -1,6 +1,7 @@
 """What is said of a picture, and no more than what was measured."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,14 +13,13 @@ import numpy as np
 Verdict = Literal["reproducible", "retained", "not evidenced", "undecided"]
 
 MEANINGS: Mapping[Verdict, str] = {
-    "reproducible": "Under its caption the model makes the picture, or the part that is named, from nothing but noise; "
-    "and it restores the picture better than all but a small share of comparable pictures that it was not trained on.",
-    "retained": "The model restores the picture, or a part of it, from noise better than all but a small share of "
-    "comparable pictures that it was not trained on. It was not seen to make the picture from nothing but noise.",
-    "not evidenced": "The model treats the picture like comparable pictures that it was not trained on. That does not "
-    "show that it was not trained on the picture: most training pictures leave no such trace.",
-    "undecided": "Nothing is said, because there are no controls to compare the picture with, or because it could not "
-    "be measured.",
+    "reproducible": "Under its caption the model makes the picture, or the part that the mask shows, from nothing but "
+    "noise; and it tells the picture from noise better than all but a small share of the controls.",
+    "retained": "The model tells the picture, or a part of it, from noise better than all but a small share of the "
+    "controls. It was not seen to make the picture from nothing but noise.",
+    "not evidenced": "The model treats the picture like the controls. That does not show that it was not trained on "
+    "the picture: most training pictures leave no such trace.",
+    "undecided": "Nothing is said; a note says why.",
 }
 
 
@@ -73,7 +73,7 @@ class Answer:
         curvature: mean of the curvature difference at the noised picture (arXiv:2605.26756), NaN likewise.
         curvature_p: how often controls have as high a one.
         notes: what to know about the picture, in sentences.
-        evaluations: of both branches of the network, for this picture alone.
+        evaluations: of both branches of the network for errors and restorations of this picture alone.
     """
 
     name: str
@@ -99,9 +99,14 @@ class Answer:
     notes: Sequence[str] = ()
     evaluations: float = 0.0
 
+    @property
+    def highest(self) -> float:
+        """σ/α of the largest noise from which a copy comes back, ∞ for pure noise; NaN if none does."""
+        return max((one.ratio for one in self.restorations if one.copies), default=math.nan)
+
     def to_json(self) -> dict[str, Any]:
         """The answer as JSON values; the caption as its length alone, because it may be private, too."""
-        values = {**vars(self), "restorations": [asdict(one) for one in self.restorations]}
+        values = {**vars(self), "restorations": [asdict(one) for one in self.restorations], "highest": self.highest}
         values |= {"map": np.round(self.map, 3).tolist(), "mask": self.mask.astype(int).tolist()}
         return plain({**values, "caption": len(self.caption)})
 
@@ -116,7 +121,10 @@ class Found:
         ratios: σ/α of the noise levels of the curves.
         controls: number of controls.
         controls_curve: condition → (low, median, high) of the controls' errors at every level: 5%, 50% and 95%.
-        alpha: the rate: a picture that the model was not trained on is called retained with this probability at most.
+        alpha: the rate: a picture that the model was not trained on, and that is like the controls, is called retained
+            with this probability at most.
+        rate: the largest p-value that is called retained: alpha, or less at a false-discovery rate.
+        smallest: the smallest p-value that so many controls allow.
         thumbnails: number of a picture → its restorations as PNG files, the picture itself first.
     """
 
@@ -126,6 +134,8 @@ class Found:
     controls: int
     controls_curve: Mapping[str, Sequence[Sequence[float]]]
     alpha: float
+    rate: float
+    smallest: float
     thumbnails: Mapping[int, Sequence[bytes]] = field(default_factory=dict, repr=False)
 
     @property
@@ -142,11 +152,13 @@ class Found:
         return 3 if self.counts["undecided"] else 0
 
     def to_json(self) -> dict[str, Any]:
-        """The answers as JSON values; no picture is in them."""
+        """The answers as JSON values; of the pictures they hold maps and masks alone."""
         return plain(
             {
                 "about": self.about,
                 "alpha": self.alpha,
+                "rate": self.rate,
+                "smallest_p": self.smallest,
                 "controls": self.controls,
                 "expected_by_chance": self.alpha * len(self.answers),
                 "counts": self.counts,
@@ -168,11 +180,13 @@ class Found:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON holds it: None for numbers that are not finite, and the others with six digits."""
+    """A value as JSON holds it: numbers with six digits, None for NaN, and "pure noise" for an infinite σ/α."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, float | np.floating) and np.isposinf(value):
+        return "pure noise"
     if isinstance(value, float | np.floating):
         return float(f"{value:.6g}") if np.isfinite(value) else None
     return value

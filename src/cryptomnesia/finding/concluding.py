@@ -76,30 +76,54 @@ class Judgement:
         look: the closer look, None if no picture was looked at more closely.
         place: number of the picture among those; None if it is none of them.
         alpha: the rate of the search.
+        alike: whether the closer look has treated the picture and its controls alike.
     """
 
     judged: Judged
     look: Look | None
     place: int | None
     alpha: float
+    alike: bool = True
 
     @property
-    def _tests(self) -> int:
+    def tests(self) -> int:
         """How many p-values there can be: two if the controls are enough for half of the rate each."""
-        return 2 if len(self.judged.rows) >= needed_null(self.alpha / 2) else 1
+        enough = len(self.judged.rows) >= needed_null(self.alpha / 2)
+        from_noise = self.look is None or len(self.look.starts) > 1
+        return 2 if enough and self.alike and from_noise else 1
+
+    @property
+    def smallest(self) -> float:
+        """The smallest p-value that so many controls allow."""
+        return self.tests / (1 + len(self.judged.rows))
 
     @cached_property
     def p_value(self) -> float:
-        """How often a picture like the controls would be restored as well; NaN without controls."""
-        smallest = min(self.judged.p_value, self.p_values.get("restored", 1.0)) if self._tests == 2 else None
-        return self.judged.p_value if smallest is None else min(1.0, 2 * smallest)
+        """How often a picture like the controls would be restored as well; NaN where nothing is said."""
+        first = self.judged.p_value
+        if math.isnan(first) or self.tests == 1:
+            return first
+        return min(1.0, 2 * min(first, self.p_values.get("restored", 1.0)))
 
     @cached_property
     def p_values(self) -> dict[str, float]:
         """Condition → p-value; with the closer look also `restored`."""
         found = dict(self.judged.p_values)
-        if self.look is not None and self.place is not None:
+        if self.look is not None and self.place is not None and self.alike:
             found["restored"] = self.look.restored(self.place, self.judged.rows)
+        return found
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know about the closer look, in sentences."""
+        if self.look is None or self.place is None:
+            return []
+        found = []
+        if len(self.look.starts) == 1:
+            found.append("diffusers has no image-to-image pipeline for the model, so it was made from pure noise alone")
+        elif self.tests == 1 and self.alike:
+            needed = needed_null(self.alpha / 2)
+            found.append(f"what comes back from noise decides nothing here; that takes {needed} controls")
         return found
 
     @property
@@ -111,7 +135,7 @@ class Judgement:
     def restorations(self) -> list[Restoration]:
         """What comes back from every noise level, of the part that stands out most."""
         look, place = self.look, self.place
-        if look is None or place is None:
+        if look is None or place is None or not self.alike:
             return []
         part = int(self.judged.part == "window")
         found = []
@@ -136,15 +160,18 @@ class Judgement:
 
     @property
     def made(self) -> bool:
-        """Whether the model makes a copy from pure noise, nearer than all but a share `alpha` of the controls."""
-        last = self.restorations[-1] if self.restorations else None
-        return last is not None and last.copies > 0 and last.controls <= self.alpha
+        """Whether most calls from pure noise make a copy, nearer than all but a share `alpha` of the controls come."""
+        if not self.restorations:
+            return False
+        last, count = self.restorations[-1], len(self.judged.rows)
+        # the p-value of the nearest one
+        return 2 * last.copies > last.seeds and (1 + last.controls * count) / (1 + count) <= self.alpha
 
     @property
     def further(self) -> dict[str, Any]:
         """The critical scale and the curvature, as `Answer` has them."""
         look, place = self.look, self.place
-        if look is None or place is None:
+        if look is None or place is None or not self.alike:
             return {}
         names = [name for name in look.pictures if name.startswith("scale/") or name == "curvature"]
         values = {name: look.pictures[name][place].item() for name in names}

@@ -18,7 +18,7 @@ the first, of the window in which it stands out most from windows as detailed. T
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -90,10 +90,9 @@ class Compared:
 
         A name is one of `own`, `caption`, `none`, `other` and `base`, and `whole` or `window`.
         """
-        detail = np.log(self.measured.detail.mean(axis=(1, 2)) + _LEAST)
         found = {}
         for name in self._known:
-            found[f"{name}/whole"] = standardized(freed(self._held(name, None), detail))
+            found[f"{name}/whole"] = standardized(freed(self._held(name, None), self._detail))
             if name not in ("own", "other"):
                 found[f"{name}/window"] = standardized(self.maps(name, WINDOW).max(axis=(1, 2)))
         return found
@@ -131,6 +130,26 @@ class Compared:
         """By how much the own caption lowers the log error compared with another one, (n,)."""
         return self._held("own", None) - self._held("other", None)
 
+    def gap_scores(self) -> np.ndarray:
+        """The gaps, freed of what complexity explains, (n,)."""
+        return freed(self.gap(), self._detail)
+
+    @property
+    def unlike(self) -> str:
+        """How the picture's complexity lies outside that of its controls, in words; "" if it lies within.
+
+        Outside, the fit follows the picture, so that no error of it would be unusual.
+        """
+        own, others = self._detail[0], self._detail[1:]
+        slack = others.std() / 2
+        if own < others.min() - slack:
+            return "plainer"
+        return "richer in detail" if own > others.max() + slack else ""
+
+    @cached_property
+    def _detail(self) -> np.ndarray:
+        return np.log(self.measured.detail.mean(axis=(1, 2)) + _LEAST)
+
     def maps(self, name: str, window: float = FINE) -> np.ndarray:
         """How much better every place is restored than places as detailed, in nats, (n, h, w)."""
         detail = np.log(pooled(self.measured.detail, WINDOW) + _LEAST)
@@ -164,101 +183,79 @@ class Judged:
     """The first answer about a picture.
 
     Attributes:
-        compared: the picture and its controls; None without controls.
-        conditions: under which it is compared.
-        rate: of the comparison.
+        p_value: how often a picture like the controls would have as low errors; NaN where nothing is said.
+        p_values: condition → the p-value under that condition alone.
+        statistics: name → the picture's statistic.
+        conditions: under which it is judged.
+        strongest: by which statistic the picture stands out most. That of the caption itself is shown by what the
+            caption adds.
+        part: `whole` or `window`: whether it does so as a whole or in a window.
+        map: how much better every place is restored than places as detailed, by that statistic, (h, w).
+        masks: where the picture, and every control, stands out, each by its own strongest statistic, (n, h, w) bool.
+        gap: by how much the own caption lowers the log error compared with another one; NaN without captions.
+        gap_p: how often controls have as high a gap.
         rows: numbers of the controls that it is compared with.
         notes: what to know about it, in sentences.
     """
 
-    compared: Compared | None
-    conditions: Sequence[str]
-    rate: float
-    rows: np.ndarray | Sequence[int] = ()
+    p_value: float = math.nan
+    p_values: Mapping[str, float] = field(default_factory=dict)
+    statistics: Mapping[str, float] = field(default_factory=dict)
+    conditions: Sequence[str] = ()
+    strongest: str = "none"
+    part: str = "whole"
+    map: np.ndarray = field(default_factory=lambda: np.zeros((1, 1)), repr=False)
+    masks: np.ndarray = field(default_factory=lambda: np.zeros((1, 1, 1), dtype=bool), repr=False)
+    gap: float = math.nan
+    gap_p: float = math.nan
+    rows: Sequence[int] = ()
     notes: Sequence[str] = ()
 
-    @cached_property
-    def p_value(self) -> float:
-        """How often a picture like the controls would have as low errors; NaN without controls."""
-        return math.nan if self.compared is None else self.compared.p_value(self.conditions)
-
-    @cached_property
-    def p_values(self) -> dict[str, float]:
-        """Condition → the p-value under that condition alone."""
-        compared = self.compared
-        if compared is None:
-            return {}
-        return {name: compared.p_value([name]) for name in compared.conditions}
-
-    @property
-    def statistics(self) -> dict[str, float]:
-        """Name → the picture's statistic."""
-        found = {} if self.compared is None else self.compared.statistics
-        return {name: float(values[0]) for name, values in found.items()}
-
-    @cached_property
-    def _strongest(self) -> list[tuple[str, str]]:
-        """By which statistic each picture stands out most, and whether as a whole or in a window."""
-        if self.compared is None:
-            return [("none", "whole")]
-        found = [name.split("/") for name in self.compared.strongest(self.conditions)]
-        # where something is known is seen best in what the caption adds
-        return [("caption" if name == "own" else name, part) for name, part in found]
-
-    @property
-    def part(self) -> str:
-        """`whole` or `window`: whether the picture stands out most as a whole or in a window."""
-        return self._strongest[0][1]
-
-    @cached_property
-    def map(self) -> np.ndarray:
-        """How much better every place is restored than places as detailed, (h, w)."""
-        return np.zeros((1, 1)) if self.compared is None else self.compared.maps(self._strongest[0][0])[0]
-
-    @cached_property
-    def masks(self) -> np.ndarray:
-        """Where the picture, and every control, stands out by its own strongest statistic, (n, h, w) bool."""
-        if self.compared is None:
-            return np.zeros((1, 1, 1), dtype=bool)
-        names = [name for name, _ in self._strongest]
-        every = {name: self.compared.masks(name) for name in set(names)}
-        return np.stack([every[name][row] for row, name in enumerate(names)])
+    @classmethod
+    def of(
+        cls, compared: Compared, conditions: Sequence[str], rate: float, rows: Sequence[int], notes: Sequence[str]
+    ) -> "Judged":
+        """The first answer from a comparison at a rate, which need not be kept."""
+        names = [name.split("/") for name in compared.strongest(conditions)]
+        shown = ["caption" if name == "own" else name for name, _ in names]
+        every = {name: compared.masks(name) for name in set(shown)}
+        notes = list(notes)
+        gap, gap_p = math.nan, math.nan
+        if "own" in conditions and "other" in compared.measured.errors:
+            gap, gap_p = float(compared.gap()[0]), first_p_value(compared.gap_scores())
+            if first_p_value(-compared.gap_scores()) <= rate:
+                notes.append(
+                    "another caption fits the picture better than its own compared with the controls; is it the right "
+                    "one?"
+                )
+        p_value = compared.p_value(conditions)
+        if compared.unlike:
+            p_value = math.nan
+            notes.append(f"it is {compared.unlike} than all controls, so it cannot be compared with them; give others")
+        return cls(
+            p_value=p_value,
+            p_values={name: compared.p_value([name]) for name in compared.conditions},
+            statistics={name: float(values[0]) for name, values in compared.statistics.items()},
+            conditions=conditions,
+            strongest=shown[0],
+            part=names[0][1],
+            map=compared.maps(shown[0])[0],
+            masks=np.stack([every[name][row] for row, name in enumerate(shown)]),
+            gap=gap,
+            gap_p=gap_p,
+            rows=rows,
+            notes=notes,
+        )
 
     @property
     def mask(self) -> np.ndarray:
-        """Where that stands out, (h, w) bool."""
+        """Where the picture stands out, (h, w) bool."""
         return self.masks[0]
 
-    @cached_property
-    def _gaps(self) -> np.ndarray | None:
-        compared = self.compared
-        both = compared is not None and {"own", "other"} <= compared.measured.errors.keys()
-        return compared.gap() if compared is not None and both and "own" in self.conditions else None
-
-    @property
-    def gap(self) -> float:
-        """By how much the own caption lowers the log error compared with another one; NaN without captions."""
-        return math.nan if self._gaps is None else float(self._gaps[0])
-
-    @property
-    def gap_p(self) -> float:
-        """How often controls have as high a gap."""
-        return math.nan if self._gaps is None else first_p_value(self._gaps)
-
-    @property
-    def doubts(self) -> list[str]:
-        """What speaks against the caption, in sentences."""
-        if self._gaps is None or first_p_value(-self._gaps) > self.rate:
-            return []
-        return ["another caption fits the picture better than its own compared with the controls; is it the right one?"]
-
     def held_by(self, rate: float) -> str:
-        """`caption`, `model`, `training` or several of them: under what the picture stands out at a rate, or most."""
-        words = {"own": "caption", "caption": "caption", "none": "model", "base": "training"}
-        under = [words[name] for name in self.conditions if self.p_values[name] <= rate] or [
-            words[self._strongest[0][0]]
-        ]
-        return ", ".join(under)
+        """`caption`, `model`, `training` or several of them: under what the picture stands out at a rate."""
+        words = {"own": "caption", "none": "model", "base": "training"}
+        return ", ".join(words[name] for name in self.conditions if self.p_values[name] <= rate)
 
 
 def freed(statistic: np.ndarray, covariate: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryptomnesia.errors import NotFiniteError, UsageError
+from cryptomnesia.errors import UsageError
 from cryptomnesia.localizers.base import over_channels, wide
 from cryptomnesia.pipelines.call import defaults_of
 from cryptomnesia.pipelines.denoiser import Denoiser
@@ -63,6 +63,11 @@ def check_findable(setup: Setup) -> None:
         raise UsageError(
             f"a {type(setup.pipe).__name__} begins from a picture, or is given one; give the pipeline of the same "
             "model that begins from noise alone"
+        )
+    if getattr(setup.pipe, "safety_checker", None) is not None:
+        raise UsageError(
+            f"the {type(setup.pipe).__name__} has a safety checker, which may blacken what comes back; leave it out "
+            "(--without safety_checker)"
         )
     setup.family.denoiser()
     check_encodable(setup.pipe)
@@ -121,15 +126,12 @@ class Measure:
 
     @torch.no_grad()
     def errors(self, clean: Tensor, inputs: Inputs, *, denoiser: Denoiser | None = None) -> Tensor:
-        """The denoising errors of pictures at every place and level, (B, levels, h, w) float32 on the CPU.
+        """The denoising errors of pictures at every place and level, (B, levels, h, w) float32 on the CPU; may be NaN.
 
         Args:
             clean: pictures as `encoded` gives them.
             inputs: conditioning of the network.
             denoiser: another network than that of the pipeline.
-
-        Raises:
-            NotFiniteError: if the network's output is not finite.
         """
         denoiser = denoiser or self.setup.family.denoiser()
         found = []
@@ -140,10 +142,7 @@ class Measure:
                 total = total + over_channels((wide(x0) - wide(clean)) ** 2, inputs)
             found.append(total)
         errors = torch.stack(found, dim=1).float().cpu() / NOISES  # type: ignore[arg-type]
-        errors = errors * errors[0, 0].numel() / clean[0].numel()
-        if not errors.isfinite().all():
-            raise NotFiniteError("the model's output on a picture is not finite; check its weights and dtype")
-        return errors
+        return errors * errors[0, 0].numel() / clean[0].numel()
 
     def noises(self, level: int, like: Tensor) -> list[Tensor]:
         """The noises of a level, the same for every picture, each shaped like one picture of `like`."""

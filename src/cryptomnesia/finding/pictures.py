@@ -2,6 +2,7 @@
 
 import io
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from cryptomnesia.decoding import opened, shown_as
@@ -142,6 +143,8 @@ def _of_item(item: Item) -> tuple[Picture | None, str]:
             content = content.read_bytes()  # pyright: ignore[reportOptionalMemberAccess]
         picture = Picture(item.name, content, item.caption)
         picture.shown()
+    except UnidentifiedImageError:
+        return None, "no picture of a format that is read"
     # a broken file can make Pillow's decoders raise anything
     except Exception as error:
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -196,9 +199,13 @@ def _captioned(
         if len(captions) != len(found):
             raise UsageError(f"got {len(captions)} captions for {len(found)} {what}; give one for each")
         return [replace(picture, caption=text.strip()) for picture, text in zip(found, captions, strict=True)]
-    named = {Path(name).name: text.strip() for name, text in captions.items()}
-    if not any(Path(picture.name).name in named for picture in found):
+    named = {Path(name).as_posix(): text.strip() for name, text in captions.items()}
+    alone = Counter(Path(picture.name).name for picture in found)
+    short = {Path(name).name: text for name, text in named.items() if alone[Path(name).name] == 1}
+    named = {**short, **named}
+    if not any({picture.name, Path(picture.name).name} & named.keys() for picture in found):
         raise UsageError(
             f"the captions name none of the {what}, {found[0].name} for one; give the names of the files in file_name"
         )
-    return [replace(picture, caption=named.get(Path(picture.name).name, picture.caption)) for picture in found]
+    found_for = {picture.name: short.get(Path(picture.name).name, picture.caption) for picture in found}
+    return [replace(picture, caption=named.get(picture.name, found_for[picture.name])) for picture in found]

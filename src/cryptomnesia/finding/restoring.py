@@ -37,6 +37,12 @@ SIDE = 64
 ACROSS = 4
 """Tiles in a row."""
 
+FEWEST = 2
+"""Tiles of which a mask has to hold half."""
+
+PLAIN = 0.05
+"""Standard deviation of the picture, of values in [0, 1], below which a mask holds next to nothing to see."""
+
 HALF = 0.5
 """Share of the usual distance within which a picture is a copy by pixels (α of Carlini et al., 2023)."""
 
@@ -200,9 +206,14 @@ class Likeness:
         if self.mask is None:
             return whole
         mask = np.asarray(Image.fromarray(self.mask.astype(np.uint8) * 255).resize((SIDE, SIDE))) > 127
-        # a mask that holds half of no tile leaves too little to compare
-        tiles = mask.reshape(ACROSS, SIDE // ACROSS, ACROSS, SIDE // ACROSS).mean(axis=(1, 3))
-        return mask if (tiles >= 0.5).any() else whole
+        # of few tiles, or of plain ground alone, a copy says nothing
+        tiles = mask.reshape(ACROSS, SIDE // ACROSS, ACROSS, SIDE // ACROSS).mean(axis=(1, 3)) >= 0.5
+        return mask if tiles.sum() >= FEWEST and self._contrast(mask) >= PLAIN else whole
+
+    def _contrast(self, mask: np.ndarray) -> float:
+        """The standard deviation of the picture within a mask (SIDE, SIDE) bool, of values in [0, 1]."""
+        place = _tiles(np.repeat(mask[None, :, :, None], 3, axis=3))[0] > 0
+        return float(self.picture.tiles[0][place].std())
 
     @cached_property
     def _weights(self) -> Tensor:

@@ -33,7 +33,7 @@ from cryptomnesia.localizers.settled_detail import local_detail
 from cryptomnesia.parts import InParts, Report, Stage
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.statistics import discovery_rate
+from cryptomnesia.statistics import discovery_rate, needed_null
 from cryptomnesia.tracing.generation import check_call
 from cryptomnesia.tracing.trajectory import Step, Trajectory
 
@@ -181,9 +181,12 @@ class Finding(InParts[Found]):
             tensors["error/own"] = self._under(clean, captions)
             tensors["error/other"] = self._under(clean, others)
         if self.setup.checkpoint is not None:
-            captions = [picture.caption for picture in pictures]
-            inputs = measure.inputs(captions, of=self.setup.checkpoint)
-            tensors["error/base"] = measure.errors(clean, inputs, denoiser=measure.base_denoiser())
+            base = measure.base_denoiser()
+            empty = measure.inputs([""] * len(pictures), of=self.setup.checkpoint)
+            tensors["error/base without"] = measure.errors(clean, empty, denoiser=base)
+            if self._captioned:
+                inputs = measure.inputs([picture.caption for picture in pictures], of=self.setup.checkpoint)
+                tensors["error/base"] = measure.errors(clean, inputs, denoiser=base)
         return tensors
 
     def _under(self, clean: Tensor, captions: Sequence[str]) -> Tensor:
@@ -307,30 +310,40 @@ class Finding(InParts[Found]):
 
     def _judge(self, pictures: dict[str, Tensor], controls: dict[str, Tensor], row: int) -> Judged:
         """The first answer about a picture."""
-        own = {name: tensor[row : row + 1] for name, tensor in pictures.items()}
+        own = _measured({name: tensor[row : row + 1] for name, tensor in pictures.items()})
         if not self.controls:
-            return Judged(None, ["none"], self.alpha)
+            return Judged(notes=["there are no controls"])
+        if not np.isfinite(own.errors["none"]).all():
+            return Judged(notes=["the model's output on it is not finite; check the weights and the dtype"])
         # without a caption, or controls with captions, only what needs none is compared
         conditions, notes = ["none"], []
-        if self.setup.checkpoint is not None:
-            conditions.append("base")
-        rows = np.arange(len(self.controls))
-        if self.pictures[row].caption and self._captioned:
-            captioned = np.array([bool(control.caption) for control in self.controls])
-            if captioned.sum() >= math.ceil(1 / self.alpha - 1e-9) - 1:
-                rows, conditions = np.flatnonzero(captioned), ["own", *conditions]
+        every = _measured(controls)
+        rows = _finite_rows(every, "none")
+        if self._captioned and not self.pictures[row].caption:
+            notes.append("it has no caption, so it was looked for without one alone")
+        elif self._captioned:
+            captioned = _finite_rows(every, "own")
+            if len(captioned) >= needed_null(self.alpha):
+                rows, conditions = captioned, ["own", "none"]
             else:
                 notes.append(
-                    f"{captioned.sum()} controls have captions, too few for a comparison under its caption at a rate "
-                    f"of {self.alpha:g}"
+                    f"{len(captioned)} controls have captions, too few for a comparison under its caption at a rate of "
+                    f"{self.alpha:g}, so it was looked for without one alone"
                 )
-        elif self._captioned:
-            notes.append("it has no caption, so it was looked for without one alone")
-        measured = _measured(own) + _measured({name: tensor[rows] for name, tensor in controls.items()})
+        if len(rows) < needed_null(self.alpha):
+            return Judged(notes=["the model's output on too many controls is not finite"])
+        measured = own + every.rows(rows)
         known = {name: values for name, values in measured.errors.items() if np.isfinite(values).all()}
+        without = known.pop("base without", None)
         if "own" not in conditions:
-            known.pop("own", None)
-        return Judged(Compared(Measured(known, measured.detail)), conditions, self.alpha, rows, notes)
+            for name in ("own", "other", "base"):
+                known.pop(name, None)
+            if without is not None:
+                known["base"] = without
+        if "base" in known:
+            conditions.append("base")
+        compared = Compared(Measured(known, measured.detail))
+        return Judged.of(compared, conditions, self.alpha, rows.tolist(), notes)
 
     @cached_property
     def _close(self) -> list[int]:
@@ -361,10 +374,16 @@ class Finding(InParts[Found]):
             controls=len(self.controls),
             controls_curve={name: curve.tolist() for name, curve in curves.items()},
             alpha=self.alpha,
+            rate=rate,
+            smallest=max([one.smallest for one in judgements], default=math.nan),
             thumbnails={row: look.pngs(place) for row, place in places.items() if look is not None and self.thumbnails},
         )
         found.save(self.folder)
         return found
+
+    def _alike(self, judged: Judged) -> bool:
+        """Whether the closer look has treated a picture and its controls alike: all of them under captions, or none."""
+        return "own" in judged.conditions or not self._captioned
 
     def _answer(self, row: int, judgement: Judgement, rate: float) -> Answer:
         """What is said of a picture at a rate."""
@@ -377,10 +396,11 @@ class Finding(InParts[Found]):
         # a call with both branches is one evaluation
         evaluations = len(self._measure.levels) * NOISES * len(errors) / (2 if self.setup.guided else 1)
         held = judgement.p_value <= rate
-        verdict: Verdict = "undecided" if judged.compared is None else "retained" if held else "not evidenced"
-        # a model without captions makes whatever it makes without being asked
-        if held and judgement.made and (picture.caption or not self._captioned):
-            verdict = "reproducible"
+        verdict: Verdict = "not evidenced"
+        if math.isnan(judgement.p_value):
+            verdict = "undecided"
+        elif held:
+            verdict = "reproducible" if judgement.made else "retained"
         return Answer(
             name=picture.name,
             sha256=picture.digest,
@@ -389,7 +409,7 @@ class Finding(InParts[Found]):
             p_value=judgement.p_value,
             p_values=judgement.p_values,
             statistics=judged.statistics,
-            held_by=judged.held_by(rate) if held else "",
+            held_by=judged.held_by(rate / judgement.tests) if held else "",
             part=judged.part if held else "",
             caption_gap=judged.gap,
             caption_gap_p=judged.gap_p,
@@ -398,7 +418,7 @@ class Finding(InParts[Found]):
             mask=judged.mask,
             curve=errors,
             restorations=judgement.restorations,
-            notes=[*judged.notes, *picture.notes(*self._measure.size), *judged.doubts],
+            notes=[*judged.notes, *judgement.notes, *picture.notes(*self._measure.size)],
             evaluations=evaluations + judgement.evaluations,
             **judgement.further,
         )
@@ -409,3 +429,9 @@ def _measured(tensors: dict[str, Tensor]) -> Measured:
     return Measured(
         {name: value.double().numpy() for name, value in errors.items()}, tensors["detail"].double().numpy()
     )
+
+
+def _finite_rows(measured: Measured, condition: str) -> np.ndarray:
+    """The numbers of the pictures whose errors under a condition, and without a caption, are finite."""
+    finite = [np.isfinite(measured.errors[name]).all(axis=(1, 2, 3)) for name in (condition, "none")]
+    return np.flatnonzero(np.logical_and(*finite))

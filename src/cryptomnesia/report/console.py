@@ -53,7 +53,10 @@ def print_verdicts(rows: Sequence[Judged]) -> None:
 
 def print_found(found: "Found") -> None:
     """One line per picture that was looked for, and what the answers mean."""
-    table = Table(title=f"{found.controls} controls, rate {found.alpha:g}", title_justify="left")
+    table = Table(
+        title=f"{found.controls} controls, retained at p ≤ {found.rate:.3g}, smallest p {found.smallest:.2g}",
+        title_justify="left",
+    )
     table.add_column("picture", overflow="fold")
     table.add_column("answer", no_wrap=True)
     for heading in ("p", "held by", "masked", "from pure noise"):

@@ -29,8 +29,8 @@ _CONDITIONS = {
 }
 
 _HELD = {
-    "caption": "It is held together with its caption.",
-    "model": "It is held without its caption: the unconditional branch alone restores it.",
+    "caption": "Its error is low under its caption.",
+    "model": "Its error is low without a caption, too: the unconditional branch alone knows it.",
     "training": "The model knows it better than the base model does.",
 }
 

@@ -441,11 +441,12 @@ class FindSettings(CallSettings):
     """File with the captions of the pictures: .csv, .jsonl or .parquet with the columns file_name and text."""
     controls: Paths = Field(default_factory=list)
     """Pictures of the same kind that the model was not trained on, with captions likewise; can be given several times.
-    A rate of 5% needs 19 at least."""
+    A rate of 5% needs 19 at least, and 39 if what comes back from noise is to count as well."""
     control_captions: LocalPath | None = None
     """File with the captions of the controls."""
     alpha: float = Field(0.05, gt=0, lt=1)
-    """Error rate: a picture that the model was not trained on is called retained with this probability at most."""
+    """Error rate: a picture that the model was not trained on, and that is like the controls, is called retained with
+    this probability at most."""
     fdr: float | None = Field(None, gt=0, lt=1)
     """False-discovery rate: of the pictures that are called retained, the share that is expected not to be, at most.
     For many pictures, of which some would be called retained by chance."""
