@@ -433,5 +433,5 @@ def _measured(tensors: dict[str, Tensor]) -> Measured:
 
 def _finite_rows(measured: Measured, condition: str) -> np.ndarray:
     """The numbers of the pictures whose errors under a condition, and without a caption, are finite."""
-    finite = [np.isfinite(measured.errors[name]).all(axis=(1, 2, 3)) for name in (condition, "none")]
-    return np.flatnonzero(np.logical_and(*finite))
+    finite = [np.isfinite(measured.errors[name]).all(axis=(1, 2, 3)) for name in {condition, "none"}]
+    return np.flatnonzero(np.all(finite, axis=0))
