@@ -1,6 +1,5 @@
 """Units in several processes of this machine."""
 
-import logging
 import os
 import time
 
@@ -8,29 +7,7 @@ import pytest
 
 from cryptomnesia import UsageError
 from cryptomnesia.engine import Processes
-
-
-class Doubling:
-    """Doubles numbers, and does as the number says that are in `odd`."""
-
-    def __init__(self, odd=None):
-        self.odd = odd or {}
-
-    def __call__(self, number):
-        match self.odd.get(number):
-            case "dies":
-                os._exit(1)
-            case "raises":
-                raise UsageError("got what is wrong; give another")
-            case "fails":
-                raise ZeroDivisionError("no")
-            case "warns":
-                logging.getLogger("cryptomnesia").warning("%d images are odd", 3)
-            case "names":
-                return os.getpid()
-            case "sleeps":
-                time.sleep(60)
-        return 2 * number
+from parted import Doubling
 
 
 def test_every_unit_is_done_and_a_warning_is_logged_once(caplog):

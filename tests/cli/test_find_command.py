@@ -38,9 +38,9 @@ def test_the_answers_are_printed_and_written(find, folder):
     code, out, err = find("-o", "found")
     assert code in (0, 1)
     assert err == ""
-    assert out.startswith("4 controls, rate 0.2")
+    assert out.startswith("4 controls, retained at p ≤ 0.2, smallest p 0.2")
     assert "0.png" in out
-    assert "not evidenced: The model treats the picture like comparable pictures" in " ".join(out.split())
+    assert "not evidenced: The model treats the picture like the controls" in " ".join(out.split())
     assert out.splitlines()[-1] == "found/index.html: a page for every picture"
     read = json.loads((folder / "found" / "found.json").read_text())
     assert code == int(read["counts"]["retained"] + read["counts"]["reproducible"] > 0)
@@ -71,7 +71,7 @@ def test_without_controls_the_exit_code_is_3(find):
 
 def answer(verdict):
     empty = np.zeros((2, 2))
-    return Answer("a.png", "0" * 64, "", verdict, 0.5, {}, "", "whole", 0.0, 1.0, 0.0, empty, empty > 0, {})
+    return Answer("a.png", "0" * 64, "", verdict, 0.5, {}, {}, "", "whole", 0.0, 1.0, 0.0, empty, empty > 0, {})
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def answer(verdict):
     ],
 )
 def test_exit_codes_say_what_was_found(find, monkeypatch, verdicts, code):
-    found = Found({"model": "m", "versions": {}}, [answer(one) for one in verdicts], [1.0], 4, {}, 0.2)
+    found = Found({"model": "m", "versions": {}}, [answer(one) for one in verdicts], [1.0], 4, {}, 0.2, 0.2, 0.2)
     monkeypatch.setattr(verb, "find", lambda *_, **__: found)
     assert find("--json")[0] == code
     found_code, out, _ = find()
@@ -118,7 +118,7 @@ def test_a_file_that_cannot_be_read_is_skipped(find, folder):
     (folder / "controls" / "broken.png").write_text("no picture")
     code, _, err = find("--json")
     assert code in (0, 1)
-    assert err.startswith("warning: skipped controls/broken.png: UnidentifiedImageError")
+    assert err.startswith("warning: skipped controls/broken.png: no picture of a format that is read")
     assert err.count("\n") == 1
 
 

@@ -73,7 +73,7 @@ def test_the_picture_is_treated_as_its_controls_are():
 @pytest.mark.parametrize(("name", "held"), [("own", "caption"), ("none", "model")])
 def test_a_picture_with_far_lower_errors_has_the_smallest_p_value(name, held):
     measured = changed(drawn(np.random.default_rng(3), count=20), name, 0.01)
-    judged = Judged(Compared(measured), CONDITIONS, 0.05, range(19))
+    judged = Judged.of(Compared(measured), CONDITIONS, 0.05, range(19), [])
     assert judged.p_value == judged.p_values[name] == 1 / 20
     assert held in judged.held_by(0.05)
 
@@ -102,7 +102,8 @@ def test_the_mask_is_the_window_that_is_known():
     measured = drawn(np.random.default_rng(5), count=40, side=16, spread=0.3)
     factor = np.ones((16, 16))
     factor[2:8, 8:14] = 0.02
-    judged = Judged(Compared(changed(measured, "own", factor)), CONDITIONS, 0.05, range(39))
+    compared = Compared(changed(measured, "own", factor))
+    judged = Judged.of(compared, CONDITIONS, 0.05, range(39), [])
     planted = factor < 1
     # windows of a map are three places wide, so that the nearest places beside it look known, too
     around = ndimage.binary_dilation(planted, np.ones((3, 3)))
@@ -113,20 +114,20 @@ def test_the_mask_is_the_window_that_is_known():
     assert judged.map[planted].min() > judged.map[~planted].mean()
     # every control has the mask of what it stands out by itself
     assert judged.masks[1:].mean() < 2 * PIXEL_RATE
-    assert judged.compared.masks("caption").mean() == pytest.approx(PIXEL_RATE, abs=0.001)
+    assert compared.masks("caption").mean() == pytest.approx(PIXEL_RATE, abs=0.001)
 
 
 def test_a_caption_of_another_picture_is_doubted():
     measured = drawn(np.random.default_rng(6))
     right, wrong = (
-        Judged(Compared(changed(measured, name, 0.05)), CONDITIONS, 0.05, range(19)) for name in ("own", "other")
+        Judged.of(Compared(changed(measured, name, 0.05)), CONDITIONS, 0.05, range(19), []) for name in ("own", "other")
     )
     assert right.gap > 2.5
     assert right.gap_p == 1 / 20
-    assert right.doubts == []
+    assert list(right.notes) == []
     assert wrong.gap < -2.5
     assert wrong.gap_p == 1
-    [doubt] = wrong.doubts
+    [doubt] = wrong.notes
     assert doubt.endswith("is it the right one?")
 
 
@@ -136,16 +137,16 @@ def test_what_only_the_fine_tune_knows_is_held_by_training():
     base = measured.errors["own"] * np.exp(0.05 * rng.normal(size=measured.errors["own"].shape))
     base[0] *= 1.8
     compared = Compared(Measured({**measured.errors, "base": base}, measured.detail))
-    judged = Judged(compared, [*CONDITIONS, "base"], 0.05, range(19))
+    judged = Judged.of(compared, [*CONDITIONS, "base"], 0.05, range(19), [])
     assert judged.p_values["base"] == 1 / 20
     assert "training" in judged.held_by(0.05)
 
 
 def test_without_controls_nothing_is_known():
-    judged = Judged(None, ["none"], 0.05)
+    judged = Judged(notes=["there are no controls"])
     assert math.isnan(judged.p_value)
     assert math.isnan(judged.gap)
-    assert (judged.p_values, judged.doubts, judged.part) == ({}, [], "whole")
+    assert (judged.p_values, judged.held_by(1.0), judged.part) == ({}, "", "whole")
     assert not judged.mask.any()
 
 
@@ -209,11 +210,14 @@ def look(controls, near):
         np.stack([rng.uniform(0.9, 1.1, (controls, 2, 1)), -rng.uniform(0.1, 0.2, (controls, 2, 1))], -1)
     )
     own = torch.tensor(near).expand(1, 2, 1, 2)
-    return Look({"near/0": own}, {"near/0": others}, [Start(1.0, math.inf, 5)])
+    starts = [Start(0.5, 3.0, 2), Start(1.0, math.inf, 5)]
+    return Look({"near/0": own, "near/1": own}, {"near/0": others, "near/1": others}, starts)
 
 
 def judged(controls):
-    return Judged(Compared(drawn(np.random.default_rng(12), count=controls + 1)), CONDITIONS, 0.05, range(controls))
+    return Judged.of(
+        Compared(drawn(np.random.default_rng(12), count=controls + 1)), CONDITIONS, 0.05, range(controls), []
+    )
 
 
 def test_two_p_values_share_the_rate():
@@ -242,14 +246,14 @@ def test_with_few_controls_the_first_p_value_is_the_only_one():
 def test_twice_a_p_value_is_at_most_1():
     plain = changed(drawn(np.random.default_rng(13), count=40), "own", 30.0)
     plain = changed(plain, "none", 30.0)
-    first = Judged(Compared(plain), CONDITIONS, 0.05, range(39))
+    first = Judged.of(Compared(plain), CONDITIONS, 0.05, range(39), [])
     assert first.p_value > 0.5
     assert Judgement(first, None, None, 0.05).p_value == 1
 
 
 def test_a_restoration_says_how_many_controls_come_back_as_near():
-    [restoration] = Judgement(judged(39), look(39, [0.4, -0.15]), 0, 0.05).restorations
+    _, restoration = Judgement(judged(39), look(39, [0.4, -0.15]), 0, 0.05).restorations
     assert (restoration.seeds, restoration.copies, restoration.controls) == (1, 1, 0.0)
     assert restoration.distance == pytest.approx(0.4)
-    [restoration] = Judgement(judged(39), look(39, [1.2, -0.5]), 0, 0.05).restorations
+    _, restoration = Judgement(judged(39), look(39, [1.2, -0.5]), 0, 0.05).restorations
     assert (restoration.copies, restoration.controls) == (0, 1.0)

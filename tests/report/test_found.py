@@ -19,6 +19,7 @@ def answer(name=NAME, verdict="reproducible", digest="a", **more):
     given = {
         "p_value": 0.05,
         "p_values": {"own": 0.025, "none": 0.5, "restored": 0.05},
+        "statistics": {"own/whole": 2.0},
         "held_by": "caption",
         "part": "window",
         "caption_gap": 1.5,
@@ -43,6 +44,8 @@ def found(*answers, **more):
         "controls": 39,
         "controls_curve": {name: [[0.4, 0.6, 0.8], [0.6, 0.8, 1.0], [0.9, 1.0, 1.2]] for name in ("own", "none")},
         "alpha": 0.05,
+        "rate": 0.05,
+        "smallest": 0.05,
         **more,
     }
     return Found(answers=answers, **given)
@@ -89,7 +92,7 @@ def test_a_page_says_what_was_measured_and_no_caption():
     text = " ".join(Reader(made["picture-aaaaaaaaaaaa.html"]).text.split())
     for part in (
         "reproducible (p = 0.05 against 39 controls)",
-        "It is held together with its caption.",
+        "Its error is low under its caption.",
         "A part of the picture stands out most: see the mask.",
         "noise 2.5: copy (1 of 1)distance 0.1, edges +0.20controls as near: 0%",
         "pure noise: copy (2 of 3)",
@@ -109,12 +112,19 @@ def test_without_thumbnails_only_map_and_mask_are_pictures():
 
 
 def test_an_undecided_picture_has_a_page():
-    nothing = {"p_value": math.nan, "p_values": {}, "held_by": "", "part": "whole", "caption_gap": math.nan}
+    nothing = {
+        "p_value": math.nan,
+        "p_values": {},
+        "statistics": {},
+        "held_by": "",
+        "part": "whole",
+        "caption_gap": math.nan,
+    }
     nothing |= {"caption_gap_p": math.nan, "restorations": (), "scale": {}, "map": np.zeros((1, 1)), "share": 0.0}
     nothing |= {"mask": np.zeros((1, 1), dtype=bool), "curve": {"none": [0.5, 0.5, 0.5]}}
     made = pages(found(answer(verdict="undecided", **nothing), controls=0, controls_curve={}))
     text = " ".join(Reader(made["picture-aaaaaaaaaaaa.html"]).text.split())
-    assert "undecided. Nothing is said, because there are no controls" in text
+    assert "undecided. Nothing is said; a note says why." in text
     assert "the mask" not in text
     assert "nan" not in text.lower()
 

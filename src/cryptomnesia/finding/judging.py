@@ -121,6 +121,11 @@ class Compared:
         names = sorted(under)
         return [names[place] for place in np.argmax([under[name] for name in names], axis=0)]
 
+    def shown_by(self, row: int) -> str:
+        """What shows best where a picture is held under its caption: what the caption adds, or the error without it."""
+        added, without = (self.statistics[f"{name}/whole"][row] for name in ("caption", "none"))
+        return "caption" if added >= without else "none"
+
     def _under(self, conditions: Sequence[str]) -> dict[str, np.ndarray]:
         """The statistics under some conditions; what the caption adds belongs to its own condition."""
         wanted = {*conditions, *(["caption"] if "own" in conditions else [])}
@@ -141,7 +146,7 @@ class Compared:
         Outside, the fit follows the picture, so that no error of it would be unusual.
         """
         own, others = self._detail[0], self._detail[1:]
-        slack = others.std() / 2
+        slack = others.std()
         if own < others.min() - slack:
             return "plainer"
         return "richer in detail" if own > others.max() + slack else ""
@@ -187,8 +192,8 @@ class Judged:
         p_values: condition → the p-value under that condition alone.
         statistics: name → the picture's statistic.
         conditions: under which it is judged.
-        strongest: by which statistic the picture stands out most. That of the caption itself is shown by what the
-            caption adds.
+        strongest: by which statistic the picture stands out most. That of the caption has no map: it is shown by what
+            the caption adds, or by the error without it.
         part: `whole` or `window`: whether it does so as a whole or in a window.
         map: how much better every place is restored than places as detailed, by that statistic, (h, w).
         masks: where the picture, and every control, stands out, each by its own strongest statistic, (n, h, w) bool.
@@ -217,7 +222,7 @@ class Judged:
     ) -> "Judged":
         """The first answer from a comparison at a rate, which need not be kept."""
         names = [name.split("/") for name in compared.strongest(conditions)]
-        shown = ["caption" if name == "own" else name for name, _ in names]
+        shown = [name if name != "own" else compared.shown_by(row) for row, (name, _) in enumerate(names)]
         every = {name: compared.masks(name) for name in set(shown)}
         notes = list(notes)
         gap, gap_p = math.nan, math.nan

@@ -43,6 +43,9 @@ CLOSE = 4.0
 CONTROLS, PICTURES = "controls", "pictures"
 CLOSER_CONTROLS, CLOSER = "controls, closer", "pictures, closer"
 
+WITHOUT = "error/base without"
+"""Name of the base model's errors without a caption, which count where the caption does not."""
+
 SCALE = CriticalScale()
 
 LEAST_SCALE = 0.02
@@ -183,7 +186,7 @@ class Finding(InParts[Found]):
         if self.setup.checkpoint is not None:
             base = measure.base_denoiser()
             empty = measure.inputs([""] * len(pictures), of=self.setup.checkpoint)
-            tensors["error/base without"] = measure.errors(clean, empty, denoiser=base)
+            tensors[WITHOUT] = measure.errors(clean, empty, denoiser=base)
             if self._captioned:
                 inputs = measure.inputs([picture.caption for picture in pictures], of=self.setup.checkpoint)
                 tensors["error/base"] = measure.errors(clean, inputs, denoiser=base)
@@ -334,7 +337,7 @@ class Finding(InParts[Found]):
             return Judged(notes=["the model's output on too many controls is not finite"])
         measured = own + every.rows(rows)
         known = {name: values for name, values in measured.errors.items() if np.isfinite(values).all()}
-        without = known.pop("base without", None)
+        without = known.pop(WITHOUT.removeprefix("error/"), None)
         if "own" not in conditions:
             for name in ("own", "other", "base"):
                 known.pop(name, None)
@@ -365,7 +368,7 @@ class Finding(InParts[Found]):
         curves = {
             name.removeprefix("error/"): np.nanquantile(tensor.mean(dim=(2, 3)).numpy(), [0.05, 0.5, 0.95], axis=0).T
             for name, tensor in first[CONTROLS].items()
-            if name.startswith("error/") and not tensor.isnan().all()
+            if name.startswith("error/") and name != WITHOUT and not tensor.isnan().all()
         }
         found = Found(
             about={name: value for name, value in self.settings.items() if name not in ("pictures", "controls")},
@@ -391,7 +394,7 @@ class Finding(InParts[Found]):
         errors = {
             name.removeprefix("error/"): tensor[row].mean(dim=(1, 2)).tolist()
             for name, tensor in self._first_tensors[PICTURES].items()
-            if name.startswith("error/") and not tensor[row].isnan().any()
+            if name.startswith("error/") and name != WITHOUT and not tensor[row].isnan().any()
         }
         # a call with both branches is one evaluation
         evaluations = len(self._measure.levels) * NOISES * len(errors) / (2 if self.setup.guided else 1)

@@ -103,7 +103,7 @@ def curve(found: "Found", answer: "Answer") -> str:
     """The denoising error over the noise levels as SVG: the picture's lines over the bands of the controls."""
     every = [value for values in answer.curve.values() for value in values]
     every += [value for bands in found.controls_curve.values() for band in bands for value in band]
-    low, high = (math.log10(max(bound(every), 1e-9)) for bound in (min, max))
+    low, high = (math.log10(max(bound(every, default=1.0), 1e-9)) for bound in (min, max))
     ratios = [math.log10(ratio) for ratio in found.ratios]
 
     def place(ratio: float, error: float) -> str:
