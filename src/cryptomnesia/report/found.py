@@ -75,7 +75,10 @@ def number(value: float, digits: int = 3) -> str:
     """A number with some digits, a dash for none, ∞ for pure noise."""
     if value is None or math.isnan(value):
         return "–"
-    return "∞" if math.isinf(value) else f"{value:.{digits}g}"
+    if math.isinf(value):
+        return "∞"
+    # rounded first, because `g` alone writes 104 with two digits as 1e+02
+    return f"{float(f'{value:.{digits}g}'):g}"
 
 
 def strip(answer: "Answer", thumbnails: Sequence[bytes] | None) -> list[dict[str, Any]]:
