@@ -3,21 +3,22 @@
 import os
 import re
 import subprocess
+import sys
 import sysconfig
 
 import pytest
 
-TUTORIALS = ("auditor",)
+TUTORIALS = ("auditor", "pictures")
 
 
-def blocks(page):
-    return re.findall(r"^```sh\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+def blocks(page, language="sh"):
+    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
 
 
-def run(block, folder):
+def run(block, folder, *program):
     path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", "-c", block],
+        [*(program or ("bash", "-c")), block],
         cwd=folder,
         env={**os.environ, "PATH": path},
         capture_output=True,
@@ -58,7 +59,31 @@ def test_the_audit_says_what_the_page_says(audited):
 
 def test_the_audit_behind_a_guard_prints_what_the_page_says(audited, request):
     page = (request.config.rootpath / "docs" / "tutorials" / "auditor.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"^```text\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    (shown,) = blocks(page, "text")
     behind = audited[1][-1]
     assert behind.returncode == 0
     assert [line.rstrip() for line in behind.stdout.splitlines()][-len(shown.splitlines()) :] == shown.splitlines()
+
+
+@pytest.fixture(scope="module")
+def looked_for(request, tmp_path_factory):
+    """The page about pictures, and what its commands and then its Python block print in an empty folder."""
+    folder = tmp_path_factory.mktemp("pictures")
+    page = (request.config.rootpath / "docs" / "tutorials" / "pictures.md").read_text(encoding="utf-8")
+    done = [run(block, folder) for block in blocks(page)]
+    return page, folder, [*done, *(run(block, folder, sys.executable, "-c") for block in blocks(page, "python"))]
+
+
+def test_the_search_for_pictures_prints_what_the_page_says(looked_for):
+    page, folder, (made, searched, _) = looked_for
+    assert made.returncode == 0, made.stderr
+    assert searched.returncode == 1, searched.stderr
+    shown = blocks(page, "text")[0].splitlines()
+    assert [line.rstrip() for line in searched.stdout.splitlines()][: len(shown)] == shown
+    assert len(list(folder.glob("found/picture-*.html"))) == 5
+
+
+def test_the_same_search_in_python_prints_what_the_page_says(looked_for):
+    page, _, (*_, read) = looked_for
+    assert read.returncode == 0, read.stderr
+    assert read.stdout == blocks(page, "text")[1]
