@@ -31,7 +31,7 @@ def test_errors_of_the_work_are_those_of_the_caller():
 def test_a_process_that_dies_is_an_error_of_one_line():
     message = (
         r"^a process of this machine died over its part of the work; see whether there is enough memory, or give fewer "
-        r"workers; the same command goes on$"
+        r"workers \(and call it under `if __name__ == '__main__'` in a script\); the same command goes on$"
     )
     with Processes(Doubling({3: "dies"}), 2) as do, pytest.raises(UsageError, match=message):
         list(do(range(6)))

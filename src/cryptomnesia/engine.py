@@ -139,8 +139,7 @@ class Processes(Generic[Unit, Result]):
         except BrokenProcessPool:
             raise UsageError(
                 "a process of this machine died over its part of the work; see whether there is enough memory, or give "
-                "fewer workers (a script that gives workers needs `if __name__ == '__main__':`); the same command goes "
-                "on"
+                "fewer workers (and call it under `if __name__ == '__main__'` in a script); the same command goes on"
             ) from None
 
 

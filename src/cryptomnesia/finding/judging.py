@@ -229,10 +229,7 @@ class Judged:
         if "own" in conditions and "other" in compared.measured.errors:
             gap, gap_p = float(compared.gap()[0]), first_p_value(compared.gap_scores())
             if first_p_value(-compared.gap_scores()) <= rate:
-                notes.append(
-                    "another caption fits the picture better than its own compared with the controls; is it the right "
-                    "one?"
-                )
+                notes.append("its caption helps the model less than captions help the controls; is it the right one?")
         p_value = compared.p_value(conditions)
         if compared.unlike:
             p_value = math.nan

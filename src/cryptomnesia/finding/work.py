@@ -360,7 +360,10 @@ class Finding(InParts[Found]):
             pictures, controls = (self._read(self._stage(name)) for name in (CLOSER, CLOSER_CONTROLS))
             look = Look(pictures, controls, self._restoring.starts)
         places = {row: place for place, row in enumerate(self._close)}
-        judgements = [Judgement(judged, look, places.get(row), self.alpha) for row, judged in enumerate(self._judged)]
+        judgements = [
+            Judgement(judged, look, places.get(row), self.alpha, alike=self._alike(judged))
+            for row, judged in enumerate(self._judged)
+        ]
         rate = self.alpha
         if self.fdr is not None:
             rate = discovery_rate([one.p_value for one in judgements], self.fdr, fpr=self.alpha)
