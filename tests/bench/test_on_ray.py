@@ -204,17 +204,14 @@ def test_what_the_users_files_say_is_sent(audit_folder, tmp_path):
     assert mask[:, 0].all()
 
 
-def test_workers_are_for_ray(cryptomnesia, tmp_path):
-    code, _, err = cryptomnesia("bench", "detect", "--ground", "scenes", "-o", tmp_path, "--workers", 2)
-    assert code == 2
-    assert "got 2 workers, and a bench is one process on this machine; give the engine ray, too" in err
+def test_an_unknown_engine_is_refused(cryptomnesia, tmp_path):
     code, _, err = cryptomnesia("bench", "attack", "--ground", "scenes", "-o", tmp_path, "--engine", "spark")
     assert code == 2
     assert "got the engine spark; give local, ray" in err
 
 
 def test_a_folder_that_this_machine_does_not_see_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"has begun the bench in .*here, which this machine does not see; give a fol"):
+    with pytest.raises(UsageError, match=r"has begun to work in .*here, which this machine does not see; give a fol"):
         run(partial(made, "localize", tmp_path / "there"), tmp_path / "here")
     assert [path.name for path in (tmp_path / "there").iterdir()] == [BENCH]
 
