@@ -124,7 +124,7 @@ def test_a_finished_bench_scores_further_detectors_that_read_what_it_recorded(wh
 
 
 def test_only_one_process_works_in_a_folder(tmp_path):
-    with FileLock(tmp_path / ".lock"), pytest.raises(UsageError, match="another process works on the bench in"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(UsageError, match="another process works in"):
         run(tmp_path)
     assert not (tmp_path / PARTS.format(0)).exists()
 
