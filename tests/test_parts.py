@@ -17,7 +17,7 @@ def test_the_result_is_that_of_all_parts_and_progress_reaches_the_end(tmp_path):
     }
     for name, count in (("squares", 5), ("cubes", 2), ("sums", 3)):
         done = [made for what, made, every in seen if what == name and every == count]
-        assert done[0] == 0
+        assert done[0] > 0
         assert done[-1] == count
         assert done == sorted(done)
 
@@ -35,8 +35,9 @@ def test_work_that_was_stopped_makes_what_is_missing(tmp_path):
     seen = []
     assert run(Making(tmp_path), tmp_path, progress=lambda *step: seen.append(step)) == 30
     assert (tmp_path / "cubes-000.txt").read_text() == "kept"
-    assert min(done for what, done, _ in seen if what == "squares") == 3
-    assert {done for what, done, _ in seen if what == "cubes"} == {2}
+    # what was done counts as done from the beginning
+    assert min(done for what, done, _ in seen if what == "squares") == 4
+    assert not [done for what, done, _ in seen if what == "cubes"]
 
 
 def test_several_processes_make_the_same(tmp_path):

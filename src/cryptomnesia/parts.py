@@ -170,8 +170,6 @@ def run(
                     total[stage.name] += len(stage.rows)
                 for stage, part in parts:
                     left[stage.name] += len(stage.part(part))
-                for stage in found:
-                    tell(stage.name)
                 for name, made in do(parts):
                     left[name] -= made
                     tell(name)
