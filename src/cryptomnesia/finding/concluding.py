@@ -52,8 +52,8 @@ class Look:
             those that they have beside this picture.
         """
         name = f"near/{at}"
-        own = self.pictures[name][place].numpy()[None]
-        return np.concatenate([own, self.controls[name].numpy()[np.asarray(rows)][:, [0, 1 + place]]])
+        picture = self.pictures[name][place].numpy()[None]
+        return np.concatenate([picture, self.controls[name].numpy()[np.asarray(rows)][:, [0, 1 + place]]])
 
     def restored(self, place: int, rows: Sequence[int] | np.ndarray) -> float:
         """The p-value of how near a picture comes back from much noise."""

@@ -162,7 +162,7 @@ class Compared:
         return freed(held.ravel(), detail.ravel()).reshape(held.shape)
 
     def masks(self, name: str) -> np.ndarray:
-        """Where every picture is restored better than `PIXEL_RATE` of the places of all pictures, (n, h, w) bool."""
+        """Where every picture is restored better than at all but a share `PIXEL_RATE` of all places, (n, h, w) bool."""
         maps = self.maps(name)
         return maps > np.quantile(maps, 1 - PIXEL_RATE)
 

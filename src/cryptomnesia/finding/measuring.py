@@ -37,10 +37,6 @@ LEAST, MOST = 0.5, 100.0
 NOISES = 2
 """Noises at every level."""
 
-CONDITIONS = ("own", "none", "other", "base")
-"""Under what a picture is denoised: its own caption, no caption, the caption of another picture, and by the base model
-with its own caption."""
-
 
 def levels_of(setup: Setup, count: int = LEVELS, least: float = LEAST) -> list[Level]:
     """Noise levels, from the least noise on, evenly spread over log σ/α from `least` to `MOST`."""

@@ -168,10 +168,10 @@ class Finding(InParts[Found]):
 
         Pictures and controls get captions of controls alike, of which none is memorized.
         """
-        own = (self.controls if of_controls else self.pictures)[row].caption
+        caption = (self.controls if of_controls else self.pictures)[row].caption
         first = (row + of_controls) % max(1, len(self.controls))
         every = [*self.controls[first:], *self.controls[:first], *self.pictures]
-        return next((other.caption for other in every if other.caption not in ("", own)), "")
+        return next((other.caption for other in every if other.caption not in ("", caption)), "")
 
     def _first(self, pictures: Sequence[Picture], others: Sequence[str]) -> dict[str, Tensor]:
         """The denoising errors of pictures under every condition, NaN without a caption, and their detail."""
