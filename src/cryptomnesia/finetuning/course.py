@@ -1,0 +1,195 @@
+"""What a training does over its checkpoints, and no more than what was measured."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptomnesia.statistics import Estimate, covering_exact
+
+MOSTLY = 0.5
+"""Share of the images under a picture's caption from which on the picture counts as copied."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a checkpoint makes under the caption of a training picture.
+
+    Attributes:
+        images: number of images that were made.
+        copies: how many of them are copies of the picture, whole or in part.
+        score: of the nearest one; a copy is above 0. See `cryptomnesia.finetuning.comparing`.
+        by: what shows best that the nearest one is a copy, or would show it: `pixels` or `edges`.
+        part: where it is nearest to the picture: (top, left, bottom, right) as shares of the picture.
+        learnt: by how much the checkpoint restores the picture from noise better than the base does: the mean over
+            noise levels of the logarithm of the denoising error, in nats.
+        p_value: how often a held-out picture would be learnt as well; NaN without held-out pictures.
+        seed: of the nearest image.
+        file: the nearest image in the folder of the run, "" if it is not kept.
+        map_file: the curvature difference of this image from the base model, likewise.
+    """
+
+    images: int
+    copies: int
+    score: float
+    by: str
+    part: tuple[float, float, float, float]
+    learnt: float
+    p_value: float = math.nan
+    seed: int = 0
+    file: str = ""
+    map_file: str = ""
+
+    @property
+    def copied(self) -> bool:
+        """Whether most images under the caption are copies of the picture."""
+        return self.images > 0 and self.copies >= MOSTLY * self.images
+
+    @property
+    def whole(self) -> bool:
+        """Whether the nearest image is compared with the picture as a whole."""
+        return tuple(self.part) == (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is measured of one checkpoint.
+
+    Attributes:
+        name: of the checkpoint.
+        step: of the training; 0 for the base model.
+        scale: of the LoRA; 1 as it was trained.
+        digest: SHA-256 of its files, "" for the base model.
+        seen: for every training picture that was asked about, in their order.
+        others: number of images that were made under held-out captions.
+        elsewhere: how many of them are copies of any training picture.
+        diversity: how far images of one caption from different noise lie apart, relative to those of the base model.
+        flagged: share of the training captions that the detector flags at the rate of the run; NaN where it was not
+            asked, or there are too few held-out captions.
+    """
+
+    name: str
+    step: int
+    scale: float
+    digest: str
+    seen: Sequence[Seen] = field(repr=False)
+    others: int = 0
+    elsewhere: int = 0
+    diversity: float = math.nan
+    flagged: float = math.nan
+
+    @property
+    def copied(self) -> list[int]:
+        """The numbers of the pictures that are copied."""
+        return [number for number, seen in enumerate(self.seen) if seen.copied]
+
+    def held(self, alpha: float) -> list[int]:
+        """The numbers of the pictures that the checkpoint restores from noise better than held-out ones, at a rate."""
+        return [number for number, seen in enumerate(self.seen) if seen.p_value <= alpha]
+
+    @property
+    def share(self) -> Estimate:
+        """The share of the pictures that are copied, with its exact 95% interval (Clopper–Pearson)."""
+        found = len(self.copied) / max(1, len(self.seen))
+        return covering_exact(Estimate(found, found, found), len(self.seen))
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a training does over its checkpoints.
+
+    Attributes:
+        about: what it depends on, as JSON values.
+        pictures: names of the training pictures that were asked about.
+        digests: SHA-256 of their files.
+        points: one per checkpoint, the base model first, by step.
+        scales: of the LoRA of the last checkpoint, one per scale, by scale; empty if it was not asked for.
+        alpha: rate at which pictures are held and captions are flagged.
+        duplicates: groups of names of pictures that are nearly the same.
+        notes: what to know about the run, in sentences.
+    """
+
+    about: Mapping[str, Any]
+    pictures: Sequence[str]
+    digests: Sequence[str]
+    points: Sequence[Point]
+    scales: Sequence[Point] = ()
+    alpha: float = 0.05
+    duplicates: Sequence[Sequence[str]] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def start(self) -> Point | None:
+        """The first checkpoint that copies a picture which the base model does not copy; None if there is none."""
+        return next((point for point in self.points[1:] if self.newly(point)), None)
+
+    @property
+    def before(self) -> Point | None:
+        """The checkpoint before copying starts: the last one to keep; the last of all if none copies."""
+        start = self.start
+        return self.points[-1 if start is None else self.points.index(start) - 1] if self.points else None
+
+    def newly(self, point: Point) -> list[int]:
+        """The numbers of the pictures that a checkpoint copies, and the base model does not."""
+        base = set(self.points[0].copied)
+        return [number for number in point.copied if number not in base]
+
+    @property
+    def highest_scale(self) -> Point | None:
+        """The largest scale of the LoRA, of those that were asked, below all at which it copies a picture."""
+        fine = None
+        for point in self.scales:
+            if self.newly(point):
+                break
+            fine = point
+        return fine
+
+    @property
+    def exit_code(self) -> int:
+        """1 if a checkpoint copies a picture, else 3 if nothing was measured but the base model, else 0."""
+        if self.start is not None:
+            return 1
+        return 0 if len(self.points) > 1 else 3
+
+    def to_json(self) -> dict[str, Any]:
+        """The course as JSON values."""
+        start, before, scale = self.start, self.before, self.highest_scale
+        return _plain(
+            {
+                "about": self.about,
+                "alpha": self.alpha,
+                "start": None if start is None else start.step,
+                "after": None if start is None or before is None else before.step,
+                "keep": None if before is None else before.name,
+                "highest_scale": None if scale is None else scale.scale,
+                "pictures": self.pictures,
+                "sha256": self.digests,
+                "duplicates": self.duplicates,
+                "notes": self.notes,
+                "points": [self._values(point) for point in self.points],
+                "scales": [self._values(point) for point in self.scales],
+            }
+        )
+
+    def _values(self, point: Point) -> dict[str, Any]:
+        found = {"copied": len(point.copied), "share": vars(point.share), "held": len(point.held(self.alpha))}
+        return {**vars(point), **found, "seen": [vars(seen) for seen in point.seen]}
+
+    def save(self, folder: Path) -> None:
+        """Write `finetune.json`, and the page `index.html`."""
+        from cryptomnesia.files import write_whole
+        from cryptomnesia.report.course import page
+
+        write_whole(folder / "finetune.json", json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+        write_whole(folder / "index.html", page(self))
+
+
+def _plain(value: Any) -> Any:
+    """JSON values, in which numbers that are not finite are null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(one) for one in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else None
