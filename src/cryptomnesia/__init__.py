@@ -1,8 +1,8 @@
 """Find, map and stop memorized training images in diffusion models.
 
-Seven verbs: `detect`, `localize`, `guard`, `audit`, `calibrate`, `match` and `find`; below them is `watch`. Names are
-loaded when they are first used, so importing the package loads neither torch nor diffusers. They are written once, in
-`__init__.pyi`.
+Eight verbs: `detect`, `localize`, `guard`, `audit`, `calibrate`, `match`, `find` and `finetune`; below them is `watch`.
+Names are loaded when they are first used, so importing the package loads neither torch nor diffusers. They are written
+once, in `__init__.pyi`.
 """
 
 import lazy_loader

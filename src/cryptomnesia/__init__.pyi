@@ -24,6 +24,8 @@ from .errors import UsageError as UsageError
 from .finding.answers import Answer as Answer
 from .finding.answers import Found as Found
 from .finding.verb import find as find
+from .finetuning.course import Course as Course
+from .finetuning.verb import finetune as finetune
 from .guarding.guarded import Guard as Guard
 from .guarding.guarded import guard as guard
 from .guarding.policies import (

@@ -27,6 +27,7 @@ from cryptomnesia.cli import (  # noqa: F401
     calibrating,
     detecting,
     finding,
+    finetuning,
     guarding,
     indexing,
     listing,
@@ -40,7 +41,7 @@ from cryptomnesia.cli.options import refuse_empty_paths
 from cryptomnesia.cli.streams import discard, flush_streams, prepare_streams, say
 from cryptomnesia.errors import CryptomnesiaError
 
-VERBS = ("detect", "localize", "guard", "audit", "calibrate", "match", "find")
+VERBS = ("detect", "localize", "guard", "audit", "calibrate", "match", "find", "finetune")
 """The commands that the help shows first."""
 
 _CommandLineError: type[Exception] = next(

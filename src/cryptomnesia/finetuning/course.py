@@ -9,9 +9,6 @@ from typing import Any
 
 from cryptomnesia.statistics import Estimate, covering_exact
 
-MOSTLY = 0.5
-"""Share of the images under a picture's caption from which on the picture counts as copied."""
-
 
 @dataclass(frozen=True)
 class Seen:
@@ -20,6 +17,8 @@ class Seen:
     Attributes:
         images: number of images that were made.
         copies: how many of them are copies of the picture, whole or in part.
+        copied: whether the picture counts as copied: at least half of the images are copies of it; where several
+            pictures share the caption, or the model reads none, at least two are, and a share of half divided by them.
         score: of the nearest one; a copy is above 0. See `cryptomnesia.finetuning.comparing`.
         by: what shows best that the nearest one is a copy, or would show it: `pixels` or `edges`.
         part: where it is nearest to the picture: (top, left, bottom, right) as shares of the picture.
@@ -27,12 +26,14 @@ class Seen:
             noise levels of the logarithm of the denoising error, in nats.
         p_value: how often a held-out picture would be learnt as well; NaN without held-out pictures.
         seed: of the nearest image.
-        file: the nearest image in the folder of the run, "" if it is not kept.
-        map_file: the curvature difference of this image from the base model, likewise.
+        file: the nearest image in the folder of the run, `NAME.png`, "" if it is not kept. Beside it are the training
+            picture, `NAME.training.png`, and where they work the maps against the base model, `NAME.curvature.png`
+            and `NAME.score.png`.
     """
 
     images: int
     copies: int
+    copied: bool
     score: float
     by: str
     part: tuple[float, float, float, float]
@@ -40,12 +41,6 @@ class Seen:
     p_value: float = math.nan
     seed: int = 0
     file: str = ""
-    map_file: str = ""
-
-    @property
-    def copied(self) -> bool:
-        """Whether most images under the caption are copies of the picture."""
-        return self.images > 0 and self.copies >= MOSTLY * self.images
 
     @property
     def whole(self) -> bool:

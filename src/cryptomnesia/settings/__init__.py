@@ -23,6 +23,7 @@ from cryptomnesia.settings.commands import DemoSettings as DemoSettings
 from cryptomnesia.settings.commands import DetectSettings as DetectSettings
 from cryptomnesia.settings.commands import DuplicatesSettings as DuplicatesSettings
 from cryptomnesia.settings.commands import FindSettings as FindSettings
+from cryptomnesia.settings.commands import FinetuneSettings as FinetuneSettings
 from cryptomnesia.settings.commands import FlaggedSettings as FlaggedSettings
 from cryptomnesia.settings.commands import GenerateSettings as GenerateSettings
 from cryptomnesia.settings.commands import GuardSettings as GuardSettings
@@ -36,4 +37,5 @@ from cryptomnesia.settings.commands import MatchSettings as MatchSettings
 from cryptomnesia.settings.commands import MitigationSettings as MitigationSettings
 from cryptomnesia.settings.commands import PlaceSettings as PlaceSettings
 from cryptomnesia.settings.commands import PromptSettings as PromptSettings
+from cryptomnesia.settings.commands import RunSettings as RunSettings
 from cryptomnesia.settings.commands import TrialSettings as TrialSettings

@@ -165,7 +165,7 @@ class Settings(BaseSettings):
         return f"; known are {', '.join(cls.model_fields)}"
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
     """A list from a text: a JSON list, or the text itself as the only item."""
     if not isinstance(value, str):
         return value
@@ -176,7 +176,7 @@ def _as_list(value: Any) -> Any:
     return items if isinstance(items, list) else [value]
 
 
-Names = Annotated[list[str], NoDecode, BeforeValidator(_as_list)]
+Names = Annotated[list[str], NoDecode, BeforeValidator(as_list)]
 """Several texts: in the environment and in a file a JSON list, or the only text as it is."""
 
 LocalPath = Annotated[Path, BeforeValidator(only_local)]
@@ -185,10 +185,10 @@ LocalPath = Annotated[Path, BeforeValidator(only_local)]
 Location = Annotated[Path, PlainValidator(place), PlainSerializer(str, when_used="json")]
 """A path on this machine, or a URL of fsspec."""
 
-Paths = Annotated[list[LocalPath], NoDecode, BeforeValidator(_as_list)]
+Paths = Annotated[list[LocalPath], NoDecode, BeforeValidator(as_list)]
 """Several paths on this machine: in the environment and in a file a JSON list, or the only path as it is."""
 
-Locations = Annotated[list[Location], NoDecode, BeforeValidator(_as_list)]
+Locations = Annotated[list[Location], NoDecode, BeforeValidator(as_list)]
 """Several paths or URLs, written in the same way."""
 
 
@@ -197,7 +197,7 @@ def _as_options(value: Any) -> Any:
     if isinstance(value, Mapping):
         # a date of TOML is no value of JSON
         return [f"{name}={json.dumps(one, default=str)}" for name, one in value.items()]
-    return _as_list(value)
+    return as_list(value)
 
 
 Options = Annotated[list[str], NoDecode, BeforeValidator(_as_options)]

@@ -1,8 +1,9 @@
 """The settings of every command, in groups that the commands put together."""
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import NoDecode
 
 from cryptomnesia.settings.base import (
     MOST_IMAGES,
@@ -15,16 +16,15 @@ from cryptomnesia.settings.base import (
     Options,
     Paths,
     Settings,
+    as_list,
 )
 
 
-class CallSettings(Settings):
-    """The model and the arguments of its calls, for every command that generates images."""
+class RunSettings(Settings):
+    """The arguments of the calls of a model, and how it is loaded, for every command that generates images."""
 
     panel: ClassVar[str | None] = "Generation"
 
-    model: str | None = None
-    """A local diffusers folder, a hub id such as org/name, a single file of weights, or `bundled`."""
     steps: int | None = Field(None, ge=1)
     """Solver steps; the default of the pipeline's own call unless given."""
     guidance: float | None = None
@@ -45,6 +45,20 @@ class CallSettings(Settings):
     """Variant of the weights to load, for instance fp16; it is a part of the names of their files."""
     revision: str | None = None
     """Branch, tag or commit of the hub's repository."""
+    without: Names = Field(default_factory=list)
+    """Part of the pipeline to leave out, for instance text_encoder_3; can be given several times."""
+    device: str | None = None
+    """Device that computes: cpu, cuda, cuda:1 or mps. By default a GPU if there is one, else the CPU."""
+    batch_size: BatchSize = 8
+
+
+class CallSettings(RunSettings):
+    """The model and the arguments of its calls."""
+
+    panel: ClassVar[str | None] = "Generation"
+
+    model: str | None = None
+    """A local diffusers folder, a hub id such as org/name, a single file of weights, or `bundled`."""
     lora: Names = Field(default_factory=list)
     """LoRA to switch on, PATH or PATH:SCALE; a file, a folder or a hub id; can be given several times."""
     unet: LocalPath | None = None
@@ -53,11 +67,6 @@ class CallSettings(Settings):
     """Transformer instead of the model's own: folder of a training checkpoint, or a single file."""
     base: str | None = None
     """For a model in a single file: the diffusers folder, or the hub id, of the model that it was made from."""
-    without: Names = Field(default_factory=list)
-    """Part of the pipeline to leave out, for instance text_encoder_3; can be given several times."""
-    device: str | None = None
-    """Device that computes: cpu, cuda, cuda:1 or mps. By default a GPU if there is one, else the CPU."""
-    batch_size: BatchSize = 8
 
 
 class ImageSettings(CallSettings):
@@ -457,6 +466,45 @@ class FindSettings(CallSettings):
     with it, and the page says whether it holds the picture, too."""
     thumbnails: bool = False
     """Keep the pictures and what comes back of them, and show them on the pages. They may be what was memorized."""
+
+
+class FinetuneSettings(RunSettings):
+    """Everything that the result of `finetune` depends on."""
+
+    panel: ClassVar[str | None] = "Training"
+
+    checkpoints: LocalPath | None = None
+    """Folder of the training's checkpoints, as diffusers' scripts, kohya's or SimpleTuner write them."""
+    base: str | None = None
+    """The model that the training began from: a local diffusers folder, a hub id, a single file, or `bundled`."""
+    base_config: str | None = None
+    """For a base in a single file: the diffusers folder, or the hub id, with its configuration."""
+    data: Paths = Field(default_factory=list)
+    """The pictures of the training: folders, tar shards or tables, with their captions beside them."""
+    captions: LocalPath | None = None
+    """File with the captions of the pictures: .csv, .jsonl or .parquet with the columns file_name and text."""
+    held_out: Paths = Field(default_factory=list)
+    """Pictures like those of the training, with captions likewise, that the training does not see. Then it is known how
+    near images come to pictures by chance, and what the training has learnt beyond them."""
+    held_out_captions: LocalPath | None = None
+    """File with the captions of the held-out pictures."""
+    other_captions: LocalPath | None = None
+    """Further captions that the training does not see: a text file with one per line, or a table. What they return of
+    the training comes back whatever the caption is."""
+    images: int = Field(2, ge=1, le=100)
+    """Images under every caption; where one of them is a copy, twice as many more are made."""
+    most: int = Field(100, ge=1)
+    """Training pictures that are asked about, at most; those that the folder holds more than once come first."""
+    scale: Annotated[list[float], NoDecode, BeforeValidator(as_list)] = Field(default_factory=list)
+    """Scale at which the LoRA of the last checkpoint is measured as well, for instance 0.6; can be given several
+    times."""
+    alpha: float = Field(0.05, gt=0, lt=1)
+    """Rate at which pictures are said to be held, and captions flagged; it needs held-out pictures or captions, at
+    least 1/alpha - 1 of them."""
+    seed: int = Field(0, ge=0, le=2**31)
+    """Seed of the first image of every caption, and of the noises."""
+    thumbnails: bool = True
+    """Keep the images that are copies, with the pictures that they copy, and show them on the page."""
 
 
 class BuildSettings(Settings):

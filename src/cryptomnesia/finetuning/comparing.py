@@ -1,0 +1,182 @@
+"""Which images are copies of a training picture, given what the base model makes of the same captions.
+
+The base model was not trained on the pictures, so nothing that it makes is a copy. A caption may fix much of a
+picture, though. Therefore an image is compared with a picture *relative to references*: what the base makes under the
+captions of the training, and the other training pictures. Pictures and images are compared at 64 × 64 pixels, as a
+whole and in nine overlapping quarters, because often a part alone is copied.
+
+By pixels the distance d is the tiled one of Carlini et al. (2023), `cryptomnesia.matching.distances`. With u the usual
+distance, the median of the references or of those under the picture's own caption, whichever is smaller, and r the
+smallest distance of a reference, the score is log(min(u/2, r)/d). So a copy is within half the usual distance, as in
+`cryptomnesia.matching.reproduction`, and nearer than every reference.
+
+By edges the similarity e is the correlation of `cryptomnesia.matching.edges`, which recolouring and fading do not fool.
+With m the largest similarity of a reference, the score is (e − m)/(1 − m) − 1/3. So a copy closes a third of the gap
+between the most similar reference and the picture itself.
+
+The score of an image is the largest of all parts, by pixels and edges; a copy is above 0. Parts of the picture in which
+next to nothing is to be seen do not count.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cryptomnesia.finding.restoring import ACROSS, HALF, PLAIN, SIDE, Gallery
+from cryptomnesia.matching.edges import correlation
+
+GAP = 1 / 3
+"""Share of the gap between the most similar reference and the picture itself that a copy by edges closes."""
+
+SAME = 0.25
+"""Share of the median distance below which another picture is a copy of the picture, and no reference."""
+
+_HALF = ACROSS // 2
+
+PARTS = ((0, 0, ACROSS), *((row, column, _HALF) for row in range(_HALF + 1) for column in range(_HALF + 1)))
+"""The whole picture and its overlapping quarters: first row and column of tiles, and tiles along a side."""
+
+_LEAST = 1e-6
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """How near images are to a picture.
+
+    Attributes:
+        scores: (n,); a copy is above 0.
+        by: n times `pixels` or `edges`, whichever score is larger.
+        parts: the part of the score, n times (top, left, bottom, right) as shares of the picture.
+    """
+
+    scores: np.ndarray
+    by: Sequence[str]
+    parts: Sequence[tuple[float, float, float, float]]
+
+
+@dataclass(frozen=True)
+class Original:
+    """A picture that images are compared with.
+
+    Attributes:
+        picture: a gallery of the one.
+        references: images that are no copies of it, at least one.
+        alike: which references were made under the picture's own caption, (n,) bool.
+    """
+
+    picture: Gallery
+    references: Gallery
+    alike: np.ndarray
+
+    def without_alike(self) -> "Original":
+        """The picture without the references that were made under its own caption."""
+        others = np.flatnonzero(~self.alike)
+        return Original(self.picture, self.references.rows(others.tolist()), np.zeros(len(others), dtype=bool))
+
+    def nearness(self, images: Gallery) -> Nearness:
+        """How near images are."""
+        both = np.stack([self._by_pixels(images), self._by_edges(images)])
+        both[:, :, ~self._seen] = -np.inf
+        # where the whole picture is a copy, its parts say nothing new
+        whole = both[:, :, :1].max(axis=0) > 0
+        both[:, :, 1:] = np.where(whole, -np.inf, both[:, :, 1:])
+        places = both.transpose(1, 0, 2).reshape(len(whole), -1).argmax(axis=1)
+        kinds, parts = np.divmod(places, len(PARTS))
+        return Nearness(
+            scores=both[kinds, np.arange(len(whole)), parts],
+            by=[("pixels", "edges")[kind] for kind in kinds],
+            parts=[_shares(PARTS[part]) for part in parts],
+        )
+
+    def _by_pixels(self, images: Gallery) -> np.ndarray:
+        return np.log(self._near / np.maximum(distances(self.picture, images), _LEAST))
+
+    def _by_edges(self, images: Gallery) -> np.ndarray:
+        found = similarities(self.picture, images)
+        return (found - self._similar) / np.maximum(1 - self._similar, _LEAST) - GAP
+
+    @cached_property
+    def _near(self) -> np.ndarray:
+        """The largest distance of a copy, for every part."""
+        found = distances(self.picture, self.references)
+        usual = np.median(found, axis=0)
+        if self.alike.any():
+            usual = np.minimum(usual, np.median(found[self.alike], axis=0))
+        return np.maximum(np.minimum(HALF * usual, found.min(axis=0)), _LEAST)
+
+    @cached_property
+    def _similar(self) -> np.ndarray:
+        """The similarity of the most similar reference, for every part."""
+        return similarities(self.picture, self.references).max(axis=0)
+
+    @cached_property
+    def _seen(self) -> np.ndarray:
+        """Whether something is to be seen in a part of the picture."""
+        tiles = self.picture.tiles[0]
+        seen = np.array([float(tiles[torch.from_numpy(inside)].std()) >= PLAIN for inside in _TILES])
+        # a plain picture is compared as a whole all the same
+        seen[0] = True
+        return seen
+
+
+def distances(picture: Gallery, images: Gallery) -> np.ndarray:
+    """The distances of images from a picture in every part, (n, parts), of values in [0, 1]."""
+    tiles = (images.tiles - picture.tiles[0]).square_().mean(dim=2).sqrt_().numpy()
+    return np.stack([tiles[:, inside].max(axis=1) for inside in _TILES], axis=1)
+
+
+def similarities(picture: Gallery, images: Gallery) -> np.ndarray:
+    """The similarities of the edges of images to those of a picture in every part, (n, parts), in [-1, 1]."""
+    return np.stack([correlation(images.edges, picture.edges[0], inside) for inside in _PIXELS], axis=1)
+
+
+def originals(
+    pictures: Gallery, captions: Sequence[str], others: Gallery, made: Gallery, made_under: Sequence[str]
+) -> list[Original]:
+    """Pictures with their references.
+
+    Args:
+        pictures: that images are compared with.
+        captions: one per picture.
+        others: further pictures of the same kind; those that are copies of a picture are left out of its references.
+        made: images that the base model made.
+        made_under: their captions.
+    """
+    found = []
+    for row, caption in enumerate(captions):
+        picture = pictures.rows([row])
+        every = joined([pictures, others])
+        whole = distances(picture, joined([every, made]))[:, 0]
+        different = whole[: len(every.tiles)] > SAME * np.median(whole)
+        different[row] = False
+        references = joined([every.rows(np.flatnonzero(different).tolist()), made])
+        alike = np.array([False] * int(different.sum()) + [other == caption for other in made_under])
+        found.append(Original(picture, references, alike))
+    return found
+
+
+def joined(galleries: Sequence[Gallery]) -> Gallery:
+    """Several galleries as one."""
+    tiles: list[Tensor] = [gallery.tiles for gallery in galleries]
+    return Gallery(torch.cat(tiles), torch.cat([gallery.edges for gallery in galleries]))
+
+
+def _tiles_of(part: tuple[int, int, int]) -> np.ndarray:
+    """Which tiles lie in a part, (tiles,) bool."""
+    row, column, side = part
+    inside = np.zeros((ACROSS, ACROSS), dtype=bool)
+    inside[row : row + side, column : column + side] = True
+    return inside.ravel()
+
+
+def _shares(part: tuple[int, int, int]) -> tuple[float, float, float, float]:
+    row, column, side = part
+    return row / ACROSS, column / ACROSS, (row + side) / ACROSS, (column + side) / ACROSS
+
+
+_TILES = [_tiles_of(part) for part in PARTS]
+_PIXELS = [np.kron(inside.reshape(ACROSS, ACROSS), np.ones((SIDE // ACROSS,) * 2)) > 0 for inside in _TILES]

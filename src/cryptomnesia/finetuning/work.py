@@ -1,0 +1,645 @@
+"""The work of `finetune`, in parts: what the base makes of the captions, then what every checkpoint makes of them.
+
+Every caption gets a few images, from the same noise at every checkpoint. Where one is a copy, twice as many are made
+from other noise, so that a picture counts as copied only if it comes back again and again. For the same pictures the
+denoising error is measured with the same noises for base and checkpoint (common random numbers). Held-out pictures, if
+there are any, are asked about in the same way; what the checkpoint makes of them is no copy, so an image of a training
+picture has to come nearer to it than any of theirs to them.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cryptomnesia.detectors.base_difference import BaseDifference
+from cryptomnesia.errors import UsageError
+from cryptomnesia.files import load_checked, save_checked, write_whole
+from cryptomnesia.finding.measuring import Measure, check_findable
+from cryptomnesia.finding.pictures import Picture
+from cryptomnesia.finding.restoring import SIDE, Gallery
+from cryptomnesia.finetuning.bases import check_same_base
+from cryptomnesia.finetuning.checkpoints import Checkpoint
+from cryptomnesia.finetuning.comparing import Nearness, Original, distances, originals
+from cryptomnesia.finetuning.course import Course, Point, Seen
+from cryptomnesia.images import pixels
+from cryptomnesia.localizers.base import Localizer
+from cryptomnesia.localizers.curvature import CurvatureDifference
+from cryptomnesia.localizers.mapping import mapped
+from cryptomnesia.localizers.score_difference import ScoreDifference
+from cryptomnesia.parts import InParts, Report, Stage
+from cryptomnesia.pipelines.fingerprint import weights_digest
+from cryptomnesia.pipelines.setup import Setup
+from cryptomnesia.places import read_text
+from cryptomnesia.statistics import conformal_p_values, needed_null
+from cryptomnesia.tracing.generation import check_call, generate
+
+BASE = "base model"
+"""Name of the first stage, and of the first point."""
+
+MORE = 2
+"""How many times as many images are made again under a caption that gave a copy."""
+
+SHARED = 32
+"""Pictures of one caption, or without any, up to which there are more images the more pictures there are."""
+
+REFERENCES = 500
+"""Further training pictures, at most, that images are compared with."""
+
+MAPS: Mapping[Localizer, str] = {
+    CurvatureDifference(baseline="checkpoint"): "curvature",
+    ScoreDifference(baseline="checkpoint"): "score",
+}
+"""The maps of copies against the base as the less-trained model (arXiv:2605.26756) → parts of their files' names."""
+
+KIND = "finetune part"
+"""Kind of the files of parts of the base."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A caption and the pictures that have it.
+
+    Attributes:
+        caption: "" for a model without captions.
+        rows: numbers of the pictures, among those of the training or those that were held out.
+        trained: whether they are pictures of the training.
+    """
+
+    caption: str
+    rows: Sequence[int]
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is measured: a checkpoint, and the scale of its LoRA."""
+
+    checkpoint: Checkpoint
+    scale: float = 1.0
+
+    @property
+    def key(self) -> str:
+        """The beginning of the names of its files."""
+        return sha256(f"{self.checkpoint.digest} {self.scale}".encode()).hexdigest()[:16]
+
+    @property
+    def name(self) -> str:
+        """As the progress bar calls it."""
+        return self.checkpoint.name if self.scale == 1 else f"{self.checkpoint.name} at scale {self.scale:g}"
+
+
+@dataclass(kw_only=True)
+class Finetuning(InParts[Course]):
+    """A training whose checkpoints are measured.
+
+    Attributes:
+        base: the pipeline of the base model, and the settings of its calls.
+        model: name of the base model, as checkpoints need it to be loaded.
+        loading: further arguments with which checkpoints are loaded.
+        checkpoints: by step.
+        pictures: of the training.
+        held_out: pictures like them that were not trained on.
+        further: captions that were not trained on, without pictures.
+        duplicates: groups of names of training pictures that are nearly the same.
+        images: number of images under every caption at first.
+        most: number of training pictures that are asked about, at most.
+        scales: of the LoRA of the last checkpoint, besides 1.
+        alpha: rate at which pictures are held and captions are flagged.
+        seed: of the first image of every caption, and of the noises.
+        thumbnails: whether copies are kept.
+        batch_size: images per call of the network.
+    """
+
+    claimed: ClassVar[str] = "settings.json"
+    what: ClassVar[str] = "a finetune run"
+
+    base: Setup
+    model: str
+    checkpoints: Sequence[Checkpoint]
+    pictures: Sequence[Picture]
+    held_out: Sequence[Picture] = ()
+    further: Sequence[str] = ()
+    duplicates: Sequence[Sequence[str]] = ()
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    images: int = 2
+    most: int = 100
+    scales: Sequence[float] = ()
+    alpha: float = 0.05
+    seed: int = 0
+    thumbnails: bool = True
+    batch_size: int = 8
+
+    def check(self) -> None:
+        """Refuse what does not fit together.
+
+        Raises:
+            UsageError: for a model that cannot be asked about pictures, or captions that are missing.
+        """
+        check_call(self.base)
+        check_findable(self.base)
+        if self._captioned:
+            for pictures, what in ((self.pictures, "training pictures"), (self.held_out, "held-out pictures")):
+                if pictures and not any(picture.caption for picture in pictures):
+                    raise UsageError(
+                        f"none of the {what} has a caption, and the model reads captions; put a text file of the same "
+                        "name beside every picture, or a metadata.jsonl or .csv with file_name and text in the folder"
+                    )
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What the measurements depend on, as JSON values: of pictures and captions the digests.
+
+        Checkpoints and scales are not among them: a run goes on with more of them.
+        """
+        return {
+            "base": self.model,
+            "weights": weights_digest(self.base.pipe),
+            "fingerprint": {name: str(value) for name, value in self.base.fingerprint.items()},
+            "images": self.images,
+            "most": self.most,
+            "alpha": self.alpha,
+            "seed": self.seed,
+            "thumbnails": self.thumbnails,
+            "batch_size": self.batch_size,
+            "pictures": [picture.identity for picture in self.pictures],
+            "held_out": [picture.identity for picture in self.held_out],
+            "further": sha256("\n".join(self.further).encode()).hexdigest(),
+            "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")},
+        }
+
+    def stages(self) -> Iterator[list[Stage]]:
+        """Yield the base model, and then the checkpoints."""
+        yield [self._stage(None)]
+        yield [self._stage(variant) for variant in self._variants]
+
+    def part(self, stage: Stage, number: int, report: Report) -> None:
+        """Measure some captions, and write what was measured."""
+        groups = [self._groups[row] for row in stage.part(number)]
+        if stage.name == BASE:
+            self._part_of_base(stage.files[number], groups, report)
+        else:
+            variant = next(one for one in self._variants if one.name == stage.name)
+            write_whole(stage.files[number], json.dumps(self._part_of(variant, groups, report)) + "\n")
+
+    def result(self) -> Course:
+        """The course of the training, which is also written to the folder."""
+        points = [self._point(variant) for variant in self._variants if variant.scale == 1]
+        scales = [self._point(variant) for variant in self._variants if variant.scale != 1]
+        if scales:
+            scales = sorted([*scales, points[-1]], key=lambda point: point.scale)
+        names = [self.pictures[row].name for row in self._asked]
+        found = Course(
+            about={key: value for key, value in self.settings.items() if key not in ("pictures", "held_out")},
+            pictures=names,
+            digests=[self.pictures[row].digest for row in self._asked],
+            points=[self._base_point, *points],
+            scales=scales,
+            alpha=self.alpha,
+            duplicates=self.duplicates,
+            notes=self._notes,
+        )
+        found.save(self.folder)
+        return found
+
+    # what is asked
+
+    @property
+    def _captioned(self) -> bool:
+        """Whether the model reads captions."""
+        return self.base.family.conditional
+
+    @cached_property
+    def _asked(self) -> list[int]:
+        """The numbers of the training pictures that are asked about: those with duplicates first, the others drawn."""
+        rows = [row for row, picture in enumerate(self.pictures) if picture.caption or not self._captioned]
+        order = np.random.default_rng(self.seed).permutation(len(rows)).tolist()
+        repeated = {name for names in self.duplicates for name in names}
+        order.sort(key=lambda place: self.pictures[rows[place]].name not in repeated)
+        return sorted(rows[place] for place in order[: self.most])
+
+    @cached_property
+    def _controls(self) -> list[Picture]:
+        """The held-out pictures that are asked about."""
+        kept = [picture for picture in self.held_out if picture.caption or not self._captioned]
+        return kept[: self.most]
+
+    @cached_property
+    def _groups(self) -> list[Group]:
+        """The captions, first those of the training."""
+        trained = _grouped([self._caption(self.pictures[row]) for row in self._asked], trained=True)
+        others = _grouped([self._caption(picture) for picture in self._controls], trained=False)
+        known = {group.caption for group in (*trained, *others)}
+        if not self._captioned:
+            # the images of a model without captions are the same for all pictures
+            return trained + others
+        others = [group for group in others if group.caption not in {one.caption for one in trained}]
+        return [*trained, *others, *(Group(caption, (), False) for caption in self.further if caption not in known)]
+
+    def _caption(self, picture: Picture) -> str:
+        return picture.caption if self._captioned else ""
+
+    @cached_property
+    def _variants(self) -> list[Variant]:
+        """What is measured, by step, and then by scale."""
+        found = [Variant(checkpoint) for checkpoint in self.checkpoints]
+        if found and found[-1].checkpoint.scalable:
+            found += [replace(found[-1], scale=scale) for scale in self.scales if scale != 1]
+        return found
+
+    def _stage(self, variant: Variant | None) -> Stage:
+        pattern = "base-{:05d}.safetensors" if variant is None else f"point-{variant.key}-{{:05d}}.json"
+        name = BASE if variant is None else variant.name
+        return Stage(name, pattern, self.folder, range(len(self._groups)), self.batch_size)
+
+    # measuring
+
+    def _images(self, group: Group) -> int:
+        """The number of images that are made at first under the caption of a group."""
+        return self.images * min(max(1, len(group.rows)), SHARED)
+
+    def _part_of_base(self, file: Path, groups: Sequence[Group], report: Report) -> None:
+        """Write the images that the base makes, the captions' numbers of images, and the denoising errors."""
+        made, _ = self._made(self.base, groups, range(len(groups)), 0, report)
+        tensors = {"images": torch.from_numpy(np.concatenate([small(images) for images in made]))}
+        rows = [self._picture(group, row) for group in groups for row in group.rows]
+        if rows:
+            tensors["errors"] = self._errors(self.base, rows)
+        save_checked(file, KIND, 1, {"images": [len(images) for images in made]}, tensors)
+
+    def _picture(self, group: Group, row: int) -> Picture:
+        """A picture of a group."""
+        return self.pictures[self._asked[row]] if group.trained else self._controls[row]
+
+    def _errors(self, setup: Setup, pictures: Sequence[Picture]) -> Tensor:
+        """The denoising errors of pictures under their captions, (n, levels)."""
+        measure, found = Measure(setup, self.seed), []
+        for start in range(0, len(pictures), self.batch_size):
+            batch = pictures[start : start + self.batch_size]
+            fitted = torch.from_numpy(np.stack([picture.fitted(*measure.size) for picture in batch]))
+            clean = measure.encoded(fitted.permute(0, 3, 1, 2).float() / 255)
+            captions = [picture.caption for picture in batch]
+            inputs = measure.inputs(captions) if self._captioned else measure.uncaptioned(len(batch))
+            found.append(measure.errors(clean, inputs).mean(dim=(2, 3)))
+        return torch.cat(found)
+
+    def _made(
+        self, setup: Setup, groups: Sequence[Group], which: Sequence[int], again: int, report: Report | None = None
+    ) -> tuple[list[np.ndarray], list[list[float]]]:
+        """Images under the captions of some groups, each (n, H, W, 3) uint8, and the detector's scores of them.
+
+        Args:
+            setup: of the model.
+            groups: captions.
+            which: numbers of the groups.
+            again: 0 for the first images, 1 for those that are made again.
+            report: called with the number of groups that are done.
+        """
+        counts = [self._images(groups[number]) * (MORE if again else 1) for number in which]
+        first = [self._images(groups[number]) * again for number in which]
+        captions = [groups[number].caption for number, count in zip(which, counts, strict=True) for _ in range(count)]
+        seeds = [self.seed + start + one for start, count in zip(first, counts, strict=True) for one in range(count)]
+        detector = None if again or setup is self.base else self._detector(setup)
+        images: list[np.ndarray] = []
+        scores: list[float] = []
+        for batch in generate(
+            setup,
+            captions,
+            seeds,
+            batch_size=self.batch_size,
+            keep=() if detector is None else detector.places,
+            signals=() if detector is None else detector.signals,
+            progress=None if report is None else lambda done: report(len(groups) * done / len(captions)),
+        ):
+            images += [pixels(image) for image in batch.images]
+            if detector is not None:
+                scores += batch.trajectory.signals[detector.name].double().tolist()
+        ends = np.cumsum(counts).tolist()
+        spans = [(end - count, end) for end, count in zip(ends, counts, strict=True)]
+        return [np.stack(images[start:end]) for start, end in spans], [scores[start:end] for start, end in spans]
+
+    def _detector(self, setup: Setup) -> BaseDifference | None:
+        """The detector, where it works and there are held-out captions enough."""
+        if sum(not group.trained for group in self._groups) < needed_null(self.alpha):
+            return None
+        detector = BaseDifference(self.base.pipe)
+        # not with models whose text encoder was trained as well
+        return detector if setup.accepts(detector) else None
+
+    def _part_of(self, variant: Variant, groups: Sequence[Group], report: Report) -> dict[str, Any]:
+        """What a checkpoint makes of some captions, as JSON values."""
+        setup = self._setup(variant)
+        made, scores = self._made(setup, groups, range(len(groups)), 0, report)
+        spreads = [spread(images) for images in made]
+        found = [self._nearness(group, images) for group, images in zip(groups, made, strict=True)]
+        suspected = [
+            number
+            for number, nearness in enumerate(found)
+            if groups[number].trained and any((one.scores > 0).any() for one in nearness)
+        ]
+        if suspected:
+            again, _ = self._made(setup, groups, suspected, 1)
+            for number, images in zip(suspected, again, strict=True):
+                made[number] = np.concatenate([made[number], images])
+                found[number] = self._nearness(groups[number], made[number])
+        pictures = [self._picture(group, row) for group in groups for row in group.rows]
+        errors = iter(self._errors(setup, pictures).tolist() if pictures else ())
+        values = []
+        for group, images, nearness, one, score in zip(groups, made, found, spreads, scores, strict=True):
+            values.append(
+                {
+                    "pictures": [
+                        self._values(variant, group, row, images, near, next(errors))
+                        for row, near in zip(group.rows, nearness, strict=True)
+                    ],
+                    "elsewhere": 0 if group.trained else self._copies_of_any(images),
+                    "images": len(images),
+                    "spread": one,
+                    "score": float(np.mean(score)) if score else None,
+                }
+            )
+        kept = [
+            (group.caption, picture["seed"], picture["file"])
+            for group, value in zip(groups, values, strict=True)
+            for picture in value["pictures"]
+            if picture["file"]
+        ]
+        self._map(setup, kept)
+        return {"groups": values}
+
+    def _nearness(self, group: Group, images: np.ndarray) -> list[Nearness]:
+        """How near images are to every picture of a group."""
+        gallery = Gallery.of(images)
+        every = self._originals if group.trained else self._control_originals
+        return [every[row].nearness(gallery) for row in group.rows]
+
+    def _copies_of_any(self, images: np.ndarray) -> int:
+        """The number of images that are copies of any training picture."""
+        gallery = Gallery.of(images)
+        return int(np.any([original.nearness(gallery).scores > 0 for original in self._originals], axis=0).sum())
+
+    def _values(
+        self, variant: Variant, group: Group, row: int, images: np.ndarray, near: Nearness, errors: Sequence[float]
+    ) -> dict[str, Any]:
+        """What is kept of a picture, as JSON values."""
+        nearest = int(near.scores.argmax())
+        base = (self._base_errors if group.trained else self._control_errors)[row]
+        from cryptomnesia.report.course import png_of
+
+        values = {
+            "row": row,
+            "trained": group.trained,
+            "images": len(images),
+            "scores": [round(float(score), 4) for score in near.scores],
+            "by": near.by[nearest],
+            "part": near.parts[nearest],
+            "learnt": float(np.log(base / np.maximum(errors, 1e-12)).mean()),
+            "seed": self.seed + nearest,
+            "file": "",
+        }
+        if group.trained and self.thumbnails and near.scores[nearest] > 0:
+            values["file"] = f"copy-{variant.key}-{row:04d}.png"
+            picture = self._picture(group, row).fitted(*images.shape[1:3])
+            write_whole(self.folder / values["file"], png_of(images[nearest]))
+            write_whole(self._beside(values["file"], "training"), png_of(picture))
+        return values
+
+    def _map(self, setup: Setup, kept: Sequence[tuple[str, int, str]]) -> None:
+        """Write the maps of images: their captions, seeds and files."""
+        from cryptomnesia.report.course import heat
+
+        localizers = [localizer for localizer in MAPS if setup.accepts(localizer)]
+        if not kept or not localizers:
+            return
+        captions, seeds, files = (list(values) for values in zip(*kept, strict=True))
+        batches = mapped(setup, captions, seeds, localizers, batch_size=self.batch_size, decode=False)
+        for number, (_, maps) in enumerate(batches):
+            for localizer in localizers:
+                for row, values in enumerate(maps[localizer.name].values):
+                    file = files[number * self.batch_size + row]
+                    write_whole(self._beside(file, MAPS[localizer]), heat(values.numpy()))
+
+    def _beside(self, file: str, what: str) -> Path:
+        """The file of something that belongs to an image."""
+        return self.folder / f"{file.removesuffix('.png')}.{what}.png"
+
+    def _setup(self, variant: Variant) -> Setup:
+        """The set-up of a checkpoint; the last one is kept."""
+        if self._loaded is None or self._loaded[0] != variant.key:
+            self._loaded = None
+            pipe = variant.checkpoint.load(self.model, scale=variant.scale, **self.loading)
+            check_same_base(self.base.pipe, pipe)
+            self._loaded = variant.key, replace(self.base, pipe=pipe, checkpoint=self.base.pipe)
+        return self._loaded[1]
+
+    _loaded: tuple[str, Setup] | None = field(default=None, init=False, repr=False)
+
+    # what the base makes
+
+    @cached_property
+    def _base_parts(self) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
+        return [load_checked(file, KIND, 1) for file in self._stage(None).files]
+
+    @cached_property
+    def _base_images(self) -> list[np.ndarray]:
+        """The images of the base model for every group, each (n, SIDE, SIDE, 3) uint8."""
+        found: list[np.ndarray] = []
+        for about, tensors in self._base_parts:
+            found += np.split(tensors["images"].numpy(), np.cumsum(about["images"])[:-1])
+        return found
+
+    @cached_property
+    def _every_error(self) -> dict[tuple[bool, int], np.ndarray]:
+        """(trained, number of the picture) → the base's denoising errors, (levels,)."""
+        errors = torch.cat([tensors["errors"] for _, tensors in self._base_parts if "errors" in tensors]).numpy()
+        rows = [(group.trained, row) for group in self._groups for row in group.rows]
+        return dict(zip(rows, errors, strict=True))
+
+    @cached_property
+    def _base_errors(self) -> dict[int, np.ndarray]:
+        return {row: errors for (trained, row), errors in self._every_error.items() if trained}
+
+    @cached_property
+    def _control_errors(self) -> dict[int, np.ndarray]:
+        return {row: errors for (trained, row), errors in self._every_error.items() if not trained}
+
+    @cached_property
+    def _base_gallery(self) -> Gallery:
+        return Gallery.of(np.concatenate(self._base_images))
+
+    @cached_property
+    def _made_under(self) -> list[str]:
+        """The captions of the base's images."""
+        return [group.caption for group, images in zip(self._groups, self._base_images, strict=True) for _ in images]
+
+    @cached_property
+    def _originals(self) -> list[Original]:
+        """The training pictures that are asked about."""
+        asked = [self.pictures[row] for row in self._asked]
+        rest = [picture for row, picture in enumerate(self.pictures) if row not in set(self._asked)][:REFERENCES]
+        captions = [self._caption(picture) for picture in asked]
+        others = _gallery(rest) if rest else _gallery(asked).rows([])
+        return originals(_gallery(asked), captions, others, self._base_gallery, self._made_under)
+
+    @cached_property
+    def _control_originals(self) -> list[Original]:
+        """The held-out pictures, compared as those of the training are."""
+        if not self._controls:
+            return []
+        captions = [self._caption(picture) for picture in self._controls]
+        asked = _gallery([self.pictures[row] for row in self._asked])
+        return originals(_gallery(self._controls), captions, asked, self._base_gallery, self._made_under)
+
+    # the result
+
+    def _point(self, variant: Variant) -> Point:
+        """What was measured of a checkpoint."""
+        parts = [json.loads(read_text(file)) for file in self._stage(variant).files]
+        groups = [group for part in parts for group in part["groups"]]
+        pictures = [picture for group in groups for picture in group["pictures"]]
+        controls = [picture for picture in pictures if not picture["trained"]]
+        # an image of a held-out picture is no copy, so nothing up to its score is one
+        least = max([0.0, *(max(picture["scores"]) for picture in controls)])
+        learnt = torch.tensor([picture["learnt"] for picture in controls], dtype=torch.float64)
+        known = {picture["row"]: picture for picture in pictures if picture["trained"]}
+        shared = {row: len(group.rows) for group in self._groups if group.trained for row in group.rows}
+        seen = [self._seen(known[row], least, learnt, shared[row], variant) for row in range(len(self._asked))]
+        ratios = [
+            group["spread"] / before
+            for group, before in zip(groups, self._base_spreads, strict=True)
+            if before is not None and before > 0 and group["spread"] is not None
+        ]
+        return Point(
+            name=variant.checkpoint.name,
+            step=variant.checkpoint.step,
+            scale=variant.scale,
+            digest=variant.checkpoint.digest,
+            seen=seen,
+            others=sum(group["images"] for one, group in zip(self._groups, groups, strict=True) if not one.trained),
+            elsewhere=sum(group["elsewhere"] for group in groups),
+            diversity=float(np.mean(ratios)) if ratios else math.nan,
+            flagged=self._flagged(groups),
+        )
+
+    def _seen(self, found: dict[str, Any], least: float, learnt: Tensor, shared: int, variant: Variant) -> Seen:
+        """What was seen of a picture, with images above a score as copies.
+
+        Args:
+            found: what is kept of it.
+            least: the largest score that no copy has.
+            learnt: by how much held-out pictures were learnt.
+            shared: number of pictures with its caption.
+            variant: the checkpoint.
+        """
+        copies = sum(score > least for score in found["scores"])
+        # of several pictures under one caption each comes back now and then
+        needed = max(2, math.ceil(found["images"] / (2 * shared))) if shared > 1 else max(1, found["images"] / 2)
+        p_value = math.nan
+        if len(learnt):
+            p_value = float(conformal_p_values(torch.tensor([found["learnt"]], dtype=torch.float64), learnt)[0])
+        name = found["file"] if copies else ""
+        return Seen(
+            images=found["images"],
+            copies=copies,
+            copied=copies >= needed,
+            score=max(found["scores"]) - least,
+            by=found["by"],
+            part=tuple(found["part"]),
+            learnt=found["learnt"],
+            p_value=p_value,
+            seed=found["seed"],
+            file=name,
+        )
+
+    def _flagged(self, groups: Sequence[dict[str, Any]]) -> float:
+        """The share of the training captions that the detector flags, NaN where it was not asked."""
+        scores = {trained: [] for trained in (True, False)}
+        for one, group in zip(self._groups, groups, strict=True):
+            if group["score"] is not None:
+                scores[one.trained].append(group["score"])
+        if not scores[True] or not scores[False]:
+            return math.nan
+        mine, others = (torch.tensor(scores[trained], dtype=torch.float64) for trained in (True, False))
+        return float((conformal_p_values(mine, others) <= self.alpha).double().mean())
+
+    @cached_property
+    def _base_spreads(self) -> list[float | None]:
+        return [spread(images) for images in self._base_images]
+
+    @cached_property
+    def _base_point(self) -> Point:
+        """What the base model itself makes: of what it holds already, copies are not new."""
+        seen = []
+        for row, original in enumerate(self._originals):
+            caption = self._caption(self.pictures[self._asked[row]])
+            under = [place for place, other in enumerate(self._made_under) if other == caption]
+            near = original.without_alike().nearness(self._base_gallery.rows(under))
+            nearest, copies = int(near.scores.argmax()), int((near.scores > 0).sum())
+            copied = copies >= max(2, len(near.scores) / 2)
+            seen.append(
+                Seen(
+                    images=len(near.scores),
+                    copies=copies,
+                    copied=copied,
+                    score=float(near.scores[nearest]),
+                    by=near.by[nearest],
+                    part=near.parts[nearest],
+                    learnt=0.0,
+                    seed=self.seed + nearest,
+                )
+            )
+        return Point(BASE, 0, 1.0, "", seen)
+
+    @property
+    def _notes(self) -> list[str]:
+        notes = []
+        uncaptioned = sum(not picture.caption for picture in self.pictures) if self._captioned else 0
+        if uncaptioned:
+            notes.append(f"{uncaptioned} training pictures have no caption and were not asked about")
+        if len(self._asked) < len(self.pictures) - uncaptioned:
+            notes.append(f"{len(self._asked)} of {len(self.pictures)} training pictures were asked about")
+        if not self._controls:
+            notes.append(
+                "without held-out pictures it is not known how near images come to pictures that were not trained on"
+            )
+        return notes
+
+
+def _grouped(captions: Sequence[str], *, trained: bool) -> list[Group]:
+    """The captions with the numbers of the pictures that have them."""
+    rows: dict[str, list[int]] = {}
+    for row, caption in enumerate(captions):
+        rows.setdefault(caption, []).append(row)
+    return [Group(caption, numbers, trained) for caption, numbers in rows.items()]
+
+
+def _gallery(pictures: Sequence[Picture]) -> Gallery:
+    """The gallery of pictures."""
+    return Gallery.of(np.stack([picture.fitted(SIDE, SIDE) for picture in pictures]))
+
+
+def small(images: np.ndarray) -> np.ndarray:
+    """Images (n, H, W, 3) uint8 at the size at which they are compared, (n, SIDE, SIDE, 3) uint8."""
+    from PIL import Image
+
+    if images.shape[1:3] == (SIDE, SIDE):
+        return images
+    return np.stack([np.asarray(Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BOX)) for one in images])
+
+
+def spread(images: np.ndarray) -> float | None:
+    """The mean distance between images (n, H, W, 3) uint8 of one caption, None for fewer than two."""
+    if len(images) < 2:
+        return None
+    gallery = Gallery.of(images)
+    found = [distances(gallery.rows([row]), gallery)[row + 1 :, 0] for row in range(len(images) - 1)]
+    return float(np.concatenate(found).mean())
