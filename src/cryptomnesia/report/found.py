@@ -1,25 +1,23 @@
 """The answers of `find` as HTML pages: an overview, and one page for every picture, without scripts or network."""
 
 import base64
-import hashlib
 import io
 import math
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib import colormaps
 from PIL import Image
+
+from cryptomnesia.report.drawing import Axes
+from cryptomnesia.report.pages import number, template
 
 if TYPE_CHECKING:
     from cryptomnesia.finding.answers import Answer, Found
 
 OVERVIEW = "index.html"
-
-_WIDTH, _HEIGHT, _MARGIN = 460, 220, 44
 
 _CONDITIONS = {
     "own": "under its caption",
@@ -39,25 +37,17 @@ def pages(found: "Found") -> dict[str, str]:
     """Name of a file → its content: the overview, and the page of every picture."""
     from cryptomnesia.finding.answers import MEANINGS, page_names
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    static = files("cryptomnesia.report") / "static"
-    style = static.joinpath("page.css").read_text(encoding="utf-8") + static.joinpath("found.css").read_text(
-        encoding="utf-8"
-    )
     shared = {
-        "style": Markup(style),
-        "style_hash": base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         "found": found,
         "model": found.about["model"],
         "version": found.about["versions"]["cryptomnesia"],
         "meanings": MEANINGS,
-        "number": number,
     }
-    template = environment.from_string(static.joinpath("found.html.j2").read_text(encoding="utf-8"))
+    page = template("found.html.j2", "page.css", "found.css")
     names = page_names(found.answers)
-    made = {OVERVIEW: template.render(**shared, answer=None, rows=list(zip(found.answers, names, strict=True)))}
+    made = {OVERVIEW: page.render(**shared, answer=None, rows=list(zip(found.answers, names, strict=True)))}
     for place, (answer, name) in enumerate(zip(found.answers, names, strict=True)):
-        made[name] = template.render(
+        made[name] = page.render(
             **shared,
             answer=answer,
             rows=[],
@@ -69,16 +59,6 @@ def pages(found: "Found") -> dict[str, str]:
             strip=strip(answer, found.thumbnails.get(place)),
         )
     return made
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A number with some digits, a dash for none, ∞ for pure noise."""
-    if value is None or math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞"
-    # rounded first, because `g` alone writes 104 with two digits as 1e+02
-    return f"{float(f'{value:.{digits}g}'):g}"
 
 
 def strip(answer: "Answer", thumbnails: Sequence[bytes] | None) -> list[dict[str, Any]]:
@@ -106,36 +86,26 @@ def curve(found: "Found", answer: "Answer") -> str:
     """The denoising error over the noise levels as SVG: the picture's lines over the bands of the controls."""
     every = [value for values in answer.curve.values() for value in values]
     every += [value for bands in found.controls_curve.values() for band in bands for value in band]
-    low, high = (math.log10(max(bound(every, default=1.0), 1e-9)) for bound in (min, max))
+    low, high = (_log(bound(every, default=1.0)) for bound in (min, max))
     ratios = [math.log10(ratio) for ratio in found.ratios]
-
-    def place(ratio: float, error: float) -> str:
-        x = _MARGIN + (ratio - ratios[0]) / max(ratios[-1] - ratios[0], 1e-9) * (_WIDTH - _MARGIN - 8)
-        y = 8 + (high - math.log10(max(error, 1e-9))) / max(high - low, 1e-9) * (_HEIGHT - _MARGIN - 8)
-        return f"{x:.1f},{y:.1f}"
-
+    axes = Axes(ratios[0], ratios[-1], low, high)
     parts = []
     for condition, bands in found.controls_curve.items():
         if condition not in answer.curve or condition in ("other", "base"):
             continue
-        below = [place(ratio, band[0]) for ratio, band in zip(ratios, bands, strict=True)]
-        above = [place(ratio, band[2]) for ratio, band in zip(ratios, bands, strict=True)]
-        parts.append(f'<polygon class="band {condition}" points="{" ".join([*above, *below[::-1]])}"/>')
+        below, above = ([_log(band[place]) for band in bands] for place in (0, 2))
+        parts.append(axes.band(condition, ratios, below, above))
     for condition, errors in answer.curve.items():
-        points = " ".join(place(ratio, error) for ratio, error in zip(ratios, errors, strict=True))
-        parts.append(f'<polyline class="{condition}" points="{points}"/>')
-    bottom = _HEIGHT - _MARGIN
-    for tick in range(math.ceil(ratios[0]), math.floor(ratios[-1]) + 1):
-        x = place(tick, 1).split(",")[0]
-        parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{10**tick:g}</text>')
-    for tick in range(math.ceil(low), math.floor(high) + 1):
-        y = place(ratios[0], 10**tick).split(",")[1]
-        parts.append(f'<text x="{_MARGIN - 6}" y="{y}" text-anchor="end">{10**tick:g}</text>')
-        parts.append(f'<line class="grid" x1="{_MARGIN}" x2="{_WIDTH - 8}" y1="{y}" y2="{y}"/>')
-    middle = (_MARGIN + _WIDTH) / 2
-    parts.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">noise, σ/α</text>')
-    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="denoising error over noise"'
-    return f"<svg {box}>{''.join(parts)}</svg>"
+        parts.append(axes.line(condition, ratios, [_log(error) for error in errors]))
+    across, up = (
+        [(tick, f"{10**tick:g}") for tick in range(math.ceil(first), math.floor(last) + 1)]
+        for first, last in ((ratios[0], ratios[-1]), (low, high))
+    )
+    return axes.svg([*parts, axes.labels(across, up)], "denoising error over noise", "noise, σ/α")
+
+
+def _log(error: float) -> float:
+    return math.log10(max(error, 1e-9))
 
 
 def _heat(values: np.ndarray) -> bytes:
