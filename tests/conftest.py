@@ -1,6 +1,7 @@
 """Settings of the whole suite."""
 
 import os
+import shutil
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -68,3 +69,48 @@ def found(audited):
     from cryptomnesia.auditing.outcome import outcome
 
     return outcome(audited)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Debian's Chromium, without a window; without it the test is skipped."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright; the test extra brings it")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("no chromium; `apt-get install chromium` brings it")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(chromium, tmp_path):
+    """Opens a report, and sees in the end that it said nothing to the console and asked for nothing but itself.
+
+    Files of its folder that it may ask for are named by their paths in `beside`.
+    """
+    file = tmp_path / "report.html"
+    heard, contexts, allowed = [], [], set()
+
+    def asked(request):
+        if not request.url.startswith("data:") and request.url not in allowed:
+            heard.append(request.url)
+
+    def opened(text, fragment="", beside=(), **options):
+        file.write_text(text, encoding="utf-8")
+        allowed.update(path.as_uri() for path in beside)
+        contexts.append(chromium.new_context(**options))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: heard.append(str(error)))
+        page.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", asked)
+        page.goto(file.as_uri() + fragment)
+        assert heard.pop(0).partition("#")[0] == file.as_uri()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert heard == []

@@ -1,12 +1,12 @@
 """The HTML report in a real browser: Debian's Chromium, without a window."""
 
 import math
-import shutil
 from dataclasses import replace
 
 import pytest
 from PIL import Image
 
+from browsing import CONTRAST
 from cryptomnesia.auditing.evidence import Level
 from cryptomnesia.auditing.outcome import Judged
 from cryptomnesia.report.html import html
@@ -14,8 +14,6 @@ from tiny_audit import EVIL
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright; the test extra brings it")
 expect = playwright.expect
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium; `apt-get install chromium` brings it")
 
 # prompt, level, p, share of the picture in the mask
 VALUES = [
@@ -26,38 +24,6 @@ VALUES = [
     ("quince", "none", 0.9, None),
 ]
 WORST_FIRST = [prompt for prompt, *_ in VALUES]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def show(chromium, tmp_path):
-    """Opens a report, and sees in the end that it said nothing to the console and asked for nothing but itself."""
-    file = tmp_path / "report.html"
-    heard, contexts = [], []
-
-    def opened(text, fragment="", **options):
-        file.write_text(text, encoding="utf-8")
-        contexts.append(chromium.new_context(**options))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: heard.append(str(error)))
-        page.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda request: request.url.startswith("data:") or heard.append(request.url))
-        page.goto(file.as_uri() + fragment)
-        assert heard.pop(0).partition("#")[0] == file.as_uri()
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert heard == []
 
 
 @pytest.fixture
@@ -282,33 +248,6 @@ def test_a_run_whose_detector_is_not_installed_is_shown_without_charts(show, aud
     part = page.get_by_role("region", name="Seed 1")
     assert part.locator("polyline").count() == 0
     expect(part.get_by_role("img", name="Map, seed 1")).to_be_visible()
-
-
-# Text on its ground, as WCAG 2 counts: the lowest ratio of luminances, and where it is.
-CONTRAST = """() => {
-  const light = ([r, g, b]) => {
-    const [x, y, z] = [r, g, b].map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-  };
-  const rgba = text => text.match(/[\\d.]+/g).map(Number);
-  const ground = node => {
-    for (let at = node; at; at = at.parentElement) {
-      const colour = rgba(getComputedStyle(at).backgroundColor);
-      if (colour.length === 3 || colour[3] === 1) return colour;
-    }
-    return [255, 255, 255];
-  };
-  let lowest = [Infinity, ""];
-  for (const node of document.body.querySelectorAll("*")) {
-    const hasText = [...node.childNodes].some(child => child.nodeType === 3 && child.data.trim());
-    if (!hasText || !node.checkVisibility() || node.closest("script, noscript")) continue;
-    const style = getComputedStyle(node);
-    const [a, b] = [light(rgba(node instanceof SVGElement ? style.fill : style.color)), light(ground(node))];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < lowest[0]) lowest = [ratio, `${node.tagName} ${node.textContent}`];
-  }
-  return [...lowest, rgba(getComputedStyle(document.body).backgroundColor)];
-}"""
 
 
 @pytest.mark.parametrize(

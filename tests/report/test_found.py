@@ -1,12 +1,12 @@
 """The pages of `find`: complete, without scripts and network, and safe against names of pictures."""
 
-import html.parser
 import math
 import re
 
 import numpy as np
 import pytest
 
+from browsing import Reader
 from cryptomnesia import Answer, Found
 from cryptomnesia.finding.answers import Restoration
 from cryptomnesia.report.found import _png, number, pages
@@ -49,21 +49,6 @@ def found(*answers, **more):
         **more,
     }
     return Found(answers=answers, **given)
-
-
-class Reader(html.parser.HTMLParser):
-    """Collects tags with attributes, and the text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.mark.parametrize("thumbnails", [{}, {0: [PNG] * 3}])
