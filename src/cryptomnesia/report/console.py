@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from cryptomnesia.report import copies
 from cryptomnesia.report.rows import Compared, Judged, Listed, Region, what_was_done
 from cryptomnesia.report.safeguard import HEADINGS, sentences
 from cryptomnesia.report.safeguard import table as safeguard_table
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cryptomnesia.auditing.outcome import Outcome
     from cryptomnesia.calibration.outliers import Change, Suspicious
     from cryptomnesia.finding.answers import Found
+    from cryptomnesia.finetuning.course import Course
     from cryptomnesia.matching import Cluster
 
 
@@ -79,6 +81,43 @@ def print_found(found: "Found") -> None:
     for answer in found.answers:
         for note in answer.notes:
             print_wide(Text.assemble(plain(answer.name), f": {note}"))
+
+
+def print_course(course: "Course", *, rows: int = 10) -> None:
+    """When a training begins to copy, one line per checkpoint, and the first `rows` pictures that come back."""
+    print_wide(plain(copies.verdict(course)))
+    for points, first in ((course.points, copies.STEPS), (course.scales, copies.SCALES)):
+        if points:
+            _print_points(course, *copies.table(course, points, first), [bool(course.newly(one)) for one in points])
+    for sentence in copies.what_helps(course):
+        print_wide(plain(sentence))
+    for group in course.duplicates:
+        print_wide(plain(f"in the folder more than once: {', '.join(group)}"))
+    copied = copies.copied_pictures(course)
+    for number, point in copied[:rows]:
+        seen = point.seen[number]
+        since = "of the base model already" if point is course.points[0] else f"from step {point.step:,}"
+        print_wide(plain(f"{course.pictures[number]}: {since}, {seen.copies} of {seen.images} images"))
+    if len(copied) > rows:
+        print_wide(Text(f"and {len(copied) - rows} pictures more"))
+    for note in course.notes:
+        print_wide(plain(note))
+
+
+def _print_points(course: "Course", headings: list[str], lines: list[list[str]], red: Sequence[bool]) -> None:
+    """The table of checkpoints or of scales; `red` are those that copy."""
+    table = Table()
+    for heading in headings:
+        table.add_column(
+            heading, justify="left" if heading == "checkpoint" else "right", overflow="fold", no_wrap=False
+        )
+    copied = headings.index("copied")
+    for line, is_red in zip(lines, red, strict=True):
+        cells = map(plain, line)
+        table.add_row(
+            *(Text(cell.plain, "bold red" if is_red and at == copied else "") for at, cell in enumerate(cells))
+        )
+    print_wide(table)
 
 
 def plain(text: str) -> Text:

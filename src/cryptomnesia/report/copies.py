@@ -1,0 +1,155 @@
+"""What a course says, in words and tables: the same on the page and in a terminal.
+
+Importing this module loads nothing heavy.
+"""
+
+from collections.abc import Callable, Sequence
+from math import isnan
+from typing import TYPE_CHECKING
+
+from cryptomnesia.report.pages import number
+
+if TYPE_CHECKING:
+    from cryptomnesia.finetuning.course import Course, Point
+
+REPEATED = "These pictures are in your folder more than once; repeated pictures are memorized first:"
+
+Column = tuple[str, Callable[["Point"], str]]
+"""Heading of a column, and what it holds of a checkpoint."""
+
+
+def verdict(course: "Course") -> str:
+    """From which step on the training copies, in a sentence, and which checkpoint to keep."""
+    if not course.points:
+        return "Nothing was measured."
+    base, last = course.points[0], course.points[-1]
+    asked = len(course.pictures)
+    if last is base:
+        copied = f"{len(base.copied)} of {asked} pictures"
+        return f"No checkpoint was measured, only the base model: it copies {copied} ({interval(course, base)})."
+    start, before, others, asked = course.start, course.before, _others(course), asked - len(base.copied)
+    if start is None:
+        found = f"No checkpoint up to step {last.step:,} copies a picture{others}"
+        return f"{found}: 0 of {asked} ({interval(course, last)})."
+    count = len(course.newly(start))
+    come = "comes" if count == 1 else "come"
+    found = f"Copying starts at step {start.step:,}: {count} of {asked} pictures{others} {come} back"
+    if before is None or before is base:
+        keep = "no earlier checkpoint was measured, so there is none to keep."
+    else:
+        keep = f"at step {before.step:,} none does. Keep the checkpoint {before.name}."
+    return f"{found} ({interval(course, start)}); {keep}"
+
+
+def interval(course: "Course", point: "Point") -> str:
+    """The exact interval of the share of pictures that a checkpoint copies and the base model does not, in words.
+
+    For the base model it is that of the share which the base model copies.
+    """
+    low, high = limits(course, point)
+    return f"95% interval {percent(low)} to {percent(high)}"
+
+
+def limits(course: "Course", point: "Point") -> tuple[float, float]:
+    """The exact 95% interval of the share that `interval` puts into words, both ends in [0, 1]."""
+    from cryptomnesia.statistics import Estimate, covering_exact
+
+    base = course.points[0]
+    if point is base:
+        return point.share.low, point.share.high
+    asked = len(course.pictures) - len(base.copied)
+    share = len(course.newly(point)) / max(1, asked)
+    found = covering_exact(Estimate(share, share, share), asked)
+    return found.low, found.high
+
+
+def what_helps(course: "Course") -> list[str]:
+    """What was measured to help against copying, in sentences; none if no checkpoint copies."""
+    if course.start is None:
+        return []
+    helps, before, scale, others = [], course.before, course.highest_scale, _others(course)
+    if before is not None and before is not course.points[0]:
+        helps.append(f"Fewer steps: {before.name} (step {before.step:,}) copies no picture{others}.")
+    if scale is not None and scale.scale > 0:
+        last = course.points[-1].name
+        helps.append(f"A lower LoRA scale: at {number(scale.scale)}, {last} copies no picture{others}.")
+    elif tried := [point.scale for point in course.scales if point.scale > 0]:
+        lowest = f"the last checkpoint still copies at {number(tried[0])}, the lowest that was tried"
+        helps.append(f"A lower LoRA scale does not help: {lowest}.")
+    return helps
+
+
+def copied_pictures(course: "Course") -> list[tuple[int, "Point"]]:
+    """The number of every picture that comes back, with the first checkpoint that copies it.
+
+    The earliest are first, of these the most alike; pictures that the base model copies already are last.
+    """
+    first: dict[int, Point] = {}
+    for point in course.points:
+        for copied in point.copied:
+            first.setdefault(copied, point)
+    base = course.points[0] if course.points else None
+    return sorted(first.items(), key=lambda item: (item[1] is base, item[1].step, -item[1].seen[item[0]].score))
+
+
+def table(course: "Course", points: Sequence["Point"], first: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines, one per point; columns that nothing was measured for are left out.
+
+    Args:
+        course: the course.
+        points: of it, its checkpoints or its scales.
+        first: columns to begin with, see `STEPS` and `SCALES`.
+    """
+    asked = len(course.pictures)
+    columns: list[Column] = [
+        *first,
+        ("copied", lambda point: f"{len(point.copied)} of {asked}"),
+        ("95% interval", lambda point: f"{percent(point.share.low)} to {percent(point.share.high)}"),
+    ]
+    if held_measured(points):
+        columns.append(("held", lambda point: f"{len(point.held(course.alpha))} of {asked}" if held(point) else "–"))
+    if any(point.others for point in points):
+        columns.append(
+            ("elsewhere", lambda point: f"{point.elsewhere} of {point.others} images" if point.others else "–")
+        )
+    if not all(isnan(point.flagged) for point in points):
+        columns.append(("flagged", lambda point: percent(point.flagged)))
+    if not all(isnan(point.diversity) for point in points):
+        columns.append(("diversity", lambda point: percent(point.diversity)))
+    return [heading for heading, _ in columns], [[write(point) for _, write in columns] for point in points]
+
+
+STEPS: Sequence[Column] = (("step", lambda point: f"{point.step:,}"), ("checkpoint", lambda point: point.name))
+SCALES: Sequence[Column] = (("LoRA scale", lambda point: number(point.scale)),)
+
+
+def meanings(course: "Course") -> dict[str, str]:
+    """Heading of a column of `table` → what it means."""
+    rate = percent(course.alpha)
+    return {
+        "copied": "pictures of which most images under their caption are copies",
+        "held": f"pictures that are restored from noise better than held-out pictures: {rate} of them by chance",
+        "elsewhere": "images under captions of held-out pictures that are copies of a training picture",
+        "flagged": f"training captions that the detector flags: {rate} of them by chance",
+        "diversity": "how far images of one caption lie apart, relative to those of the base model",
+    }
+
+
+def held(point: "Point") -> bool:
+    """Whether the pictures were compared with held-out ones at this checkpoint."""
+    return not all(isnan(seen.p_value) for seen in point.seen)
+
+
+def held_measured(points: Sequence["Point"]) -> bool:
+    """Whether the pictures were compared with held-out ones at any checkpoint."""
+    return any(map(held, points))
+
+
+def percent(share: float) -> str:
+    """A share with two digits, a dash for NaN."""
+    return "–" if isnan(share) else f"{number(100 * share, 2)}%"
+
+
+def _others(course: "Course") -> str:
+    """Which pictures count, where the base model copies pictures already."""
+    return " that the base model does not copy" if course.points[0].copied else ""
