@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,9 +107,10 @@ class Measure:
         family: Any = self.setup.family
         return family.native()
 
-    def encoded(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] as the network sees them without noise, (B, …)."""
-        return encoded(self.setup.pipe, pictures, self._empty.sample)
+    def encoded(self, pictures: np.ndarray) -> Tensor:
+        """Pictures (B, H, W, 3) uint8 as the network sees them without noise, (B, …)."""
+        values = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+        return encoded(self.setup.pipe, values, self._empty.sample)
 
     def inputs(self, captions: Sequence[str], *, of: Any = None) -> Inputs:
         """The conditioning of captions, by the pipeline's text encoders or those of another one."""

@@ -17,25 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryptomnesia.detectors.critical_scale import CriticalScale
 from cryptomnesia.files import load_checked, save_checked
 from cryptomnesia.finding.answers import Answer, Found, Verdict
+from cryptomnesia.finding.closer import Closer
 from cryptomnesia.finding.concluding import Judgement, Look
 from cryptomnesia.finding.judging import Compared, Judged, Measured, check_controls
-from cryptomnesia.finding.measuring import NOISES, Measure, check_findable, levels_of
+from cryptomnesia.finding.measuring import NOISES, Measure, check_findable
 from cryptomnesia.finding.pictures import Picture
-from cryptomnesia.finding.restoring import SEEDS, Gallery, Likeness, Restoring
-from cryptomnesia.images import pixels
-from cryptomnesia.localizers.base import Watched
-from cryptomnesia.localizers.baseline import Baseline
-from cryptomnesia.localizers.curvature import CurvatureDifference
+from cryptomnesia.finding.restoring import Gallery, Restoring
 from cryptomnesia.localizers.settled_detail import local_detail
 from cryptomnesia.parts import InParts, Report, Stage
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.statistics import discovery_rate, needed_null
 from cryptomnesia.tracing.generation import check_call
-from cryptomnesia.tracing.trajectory import Step, Trajectory
 
 CLOSE = 4.0
 """Pictures are looked at more closely up to this many times the rate."""
@@ -45,11 +40,6 @@ CLOSER_CONTROLS, CLOSER = "controls, closer", "pictures, closer"
 
 WITHOUT = "error/base without"
 """Name of the base model's errors without a caption, which count where the caption does not."""
-
-SCALE = CriticalScale()
-
-LEAST_SCALE = 0.02
-"""σ/α of the lowest level among which the critical scale is searched."""
 
 KIND = "find part"
 """Kind of the files of parts."""
@@ -156,7 +146,7 @@ class Finding(InParts[Found]):
 
     def _clean(self, pictures: Sequence[Picture]) -> Tensor:
         """Pictures as the network sees them without noise, (B, …)."""
-        return self._measure.encoded(torch.from_numpy(self._fitted(pictures)).permute(0, 3, 1, 2).float() / 255)
+        return self._measure.encoded(self._fitted(pictures))
 
     @property
     def _captioned(self) -> bool:
@@ -201,98 +191,20 @@ class Finding(InParts[Found]):
     def _closer(
         self, pictures: Sequence[Picture], rows: Sequence[int], report: Report, *, of_controls: bool
     ) -> dict[str, Tensor]:
-        """Restorations, critical scale and curvature of pictures.
-
-        Args:
-            pictures: to look at.
-            rows: their numbers among the pictures, or the controls.
-            of_controls: whether they are controls, which are compared under masks beside every picture.
-            report: called with the number of pictures that are done.
-        """
-        fitted = self._fitted(pictures)
-        captions = [picture.caption for picture in pictures]
+        """What a closer look shows of pictures, or controls, in some rows."""
+        fitted, closer = self._fitted(pictures), self._closely
         if of_controls:
-            likenesses = [self._control_likenesses(row) for row in rows]
+            likenesses = [closer.to_control(row) for row in rows]
         else:
-            likenesses = [self._likenesses(one, row) for one, row in zip(fitted, rows, strict=True)]
-        tensors: dict[str, Tensor] = {}
-        starts = self._restoring.starts
-        kept: list[np.ndarray] = []
-        for place, start in enumerate(starts):
-            tries = SEEDS if math.isinf(start.ratio) else 1
-            near = []
-            for number in range(tries):
-                made = self._restoring.restored(list(fitted), captions, start, number)
-                back = np.stack([pixels(one) for one in made])
-                gallery = Gallery.of(back)
-                singles = [gallery.rows([row]) for row in range(len(back))]
-                near.append(
-                    [[like.to(one)[0] for like in found] for one, found in zip(singles, likenesses, strict=True)]
-                )
-                if number == 0:
-                    kept.append(back)
-            # (B, masks, tries, 2)
-            tensors[f"near/{place}"] = torch.tensor(np.array(near, dtype=np.float32).transpose(1, 2, 0, 3).copy())
-            report(len(pictures) * (place + 1) / (len(starts) + 1))
-        if self.thumbnails and not of_controls:
-            tensors["pictures"] = torch.from_numpy(np.stack([fitted, *kept], axis=1))
-        return tensors | self._scale_and_curvature(pictures)
-
-    def _scale_and_curvature(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-        """The critical scale with and without the caption, and the mean curvature difference, of pictures."""
-        measure, clean = self._measure, self._clean(pictures)
-        denoiser = self.setup.family.denoiser()
-        none = measure.uncaptioned(len(pictures))
-        conditions = {"none": none}
-        if self._captioned:
-            conditions["own"] = measure.inputs([picture.caption for picture in pictures])
-        tensors = {}
-        levels = levels_of(self.setup, SCALE.levels, LEAST_SCALE)
-        with torch.no_grad():
-            for name, inputs in conditions.items():
-                found = SCALE.of(clean.float(), levels, denoiser, inputs, clean.dtype)
-                tensors[f"scale/{name}"] = found.float().cpu()
-            if "own" in conditions or self.setup.checkpoint is not None:
-                tensors["curvature"] = self._curvature(clean, conditions.get("own", none), none, pictures)
-        return tensors
-
-    def _curvature(self, clean: Tensor, own: Any, none: Any, pictures: Sequence[Picture]) -> Tensor:
-        """The mean curvature difference at pictures with the least noise, (B,)."""
-        measure, denoiser, level = self._measure, self.setup.family.denoiser(), self._measure.levels[0]
-        noise = measure.noises(0, clean)[0]
-        x = (level.alpha * clean + level.sigma * noise).to(clean.dtype)
-        cond, uncond = denoiser(x, level, own), denoiser(x, level, none)
-        step = Step(0, 1, level.t, cond, uncond, cond, x, own, none, {})
-        nothing = {"z": torch.zeros(len(clean), 1)}
-        run = Trajectory((level.t,), nothing, {0: step}, x, complete=True)
-        baseline = None
-        if self.setup.checkpoint is not None:
-            inputs = measure.inputs([picture.caption for picture in pictures], of=self.setup.checkpoint)
-            baseline = Baseline(measure.base_denoiser(), inputs).at(step)
-        watched = Watched(run, denoiser, baseline)
-        found = CurvatureDifference(step=0).map(watched).values
-        return found.flatten(1).mean(dim=1).float().cpu()
-
-    # likeness
+            likenesses = [closer.to_picture(one, self._judged[row]) for one, row in zip(fitted, rows, strict=True)]
+        captions = [picture.caption for picture in pictures]
+        keep = self.thumbnails and not of_controls
+        return closer.look(fitted, captions, likenesses, report, keep=keep)
 
     @cached_property
-    def _gallery(self) -> Gallery:
-        """The gallery of the controls."""
-        return Gallery.of(self._fitted(self.controls))
-
-    def _likenesses(self, picture: np.ndarray, row: int) -> list[Likeness]:
-        """How near something is to a picture: as a whole, and within its mask."""
-        own = Gallery.of(picture[None])
-        return [Likeness(own, self._gallery, mask) for mask in (None, self._judged[row].mask)]
-
-    def _control_likenesses(self, number: int) -> list[Likeness]:
-        """How near something is to a control: as a whole, and within its masks beside every picture that is close."""
-        own = self._gallery.rows([number])
-        others = self._gallery.rows([row for row in range(len(self.controls)) if row != number])
-        judged = [self._judged[row] for row in self._close]
-        # the picture is the first of those that are compared
-        masks = [one.masks[1 + list(one.rows).index(number)] if number in one.rows else None for one in judged]
-        return [Likeness(own, others, mask) for mask in (None, *masks)]
+    def _closely(self) -> Closer:
+        close = [self._judged[row] for row in self._close]
+        return Closer(self._measure, self._restoring, Gallery.of(self._fitted(self.controls)), close)
 
     # judging
 
