@@ -22,7 +22,6 @@ the retained top-rung pictures, and the share of the rest of these pictures that
 `evaluations`: of the first answer, and of the closer look, with one process.
 """
 
-import io
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -39,6 +38,7 @@ from cryptomnesia.files import load_checked
 from cryptomnesia.finding.judging import Compared, Measured
 from cryptomnesia.finding.pictures import Picture
 from cryptomnesia.finding.work import KIND, Finding
+from cryptomnesia.images import png
 from cryptomnesia.parts import run
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.proving_ground.concepts import Concept
@@ -179,13 +179,6 @@ def ordinary(ground: Ground) -> list[Case]:
         everything = np.ones(image.shape[:2], dtype=bool)
         found.append(Case(Picture(f"ordinary-{number}", png(image), caption), "ordinary", 0, everything, f"o{number}"))
     return found
-
-
-def png(image: np.ndarray) -> bytes:
-    """A picture (H, W, 3) uint8 as a PNG file."""
-    made = io.BytesIO()
-    Image.fromarray(image).save(made, format="PNG")
-    return made.getvalue()
 
 
 class Clock:

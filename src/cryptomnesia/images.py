@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -17,11 +18,21 @@ def pixels(image: Tensor) -> np.ndarray:
     return (values.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
 
 
-def png(image: Tensor) -> bytes:
-    """An image (3, H, W) in [0, 1] as a PNG file."""
+def png(image: Tensor | np.ndarray | Image.Image) -> bytes:
+    """An image as a PNG file: (3, H, W) in [0, 1], (H, W, 3) or (H, W) uint8, or one of PIL."""
+    if isinstance(image, Tensor):
+        image = pixels(image)
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
     file = io.BytesIO()
-    Image.fromarray(pixels(image)).save(file, format="PNG")
+    image.save(file, format="PNG")
     return file.getvalue()
+
+
+def heat(values: np.ndarray) -> bytes:
+    """A map (h, w) as a PNG file: dark where it is at most 0, and brightest at its largest value."""
+    scaled = np.clip(values, 0, None) / max(values.max(), 1e-9)
+    return png((colormaps["inferno"](scaled)[..., :3] * 255).round().astype(np.uint8))
 
 
 def upsampled(maps: Tensor, height: int, width: int) -> Tensor:

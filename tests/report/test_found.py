@@ -9,10 +9,11 @@ import pytest
 from browsing import Reader
 from cryptomnesia import Answer, Found
 from cryptomnesia.finding.answers import Restoration
-from cryptomnesia.report.found import _png, number, pages
+from cryptomnesia.images import png
+from cryptomnesia.report.found import number, pages
 
 NAME = '<script>alert("a")</script>&.png'
-PNG = _png(np.zeros((4, 4, 3), dtype=np.uint8))
+PNG = png(np.zeros((4, 4, 3), dtype=np.uint8))
 
 
 def answer(name=NAME, verdict="reproducible", digest="a", **more):

@@ -1,6 +1,5 @@
 """From the first answer and the closer look to what is said of a picture."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +7,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from cryptomnesia.finding.answers import Restoration
 from cryptomnesia.finding.judging import Judged, first_p_value, restored_scores
 from cryptomnesia.finding.restoring import HALF, SEEDS, Start
+from cryptomnesia.images import png
 from cryptomnesia.statistics import needed_null
 
 NOISY = 2.0
@@ -64,7 +63,7 @@ class Look:
 
     def pngs(self, place: int) -> list[bytes]:
         """The picture and what came back of it, as PNG files, if they were kept."""
-        return [_png(picture) for picture in self.pictures["pictures"][place].numpy()]
+        return [png(picture) for picture in self.pictures["pictures"][place].numpy()]
 
 
 @dataclass(frozen=True)
@@ -190,9 +189,3 @@ class Judgement:
         known = controls[np.asarray(self.judged.rows)].numpy()
         known = known[np.isfinite(known)]
         return math.nan if math.isnan(value) or not len(known) else first_p_value(np.append(value, known))
-
-
-def _png(picture: np.ndarray) -> bytes:
-    made = io.BytesIO()
-    Image.fromarray(picture).save(made, format="PNG")
-    return made.getvalue()

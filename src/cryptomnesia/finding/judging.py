@@ -192,10 +192,10 @@ class Judged:
         p_values: condition → the p-value under that condition alone.
         statistics: name → the picture's statistic.
         conditions: under which it is judged.
-        strongest: by which statistic the picture stands out most. That of the caption has no map: it is shown by what
-            the caption adds, or by the error without it.
-        part: `whole` or `window`: whether it does so as a whole or in a window.
-        map: how much better every place is restored than places as detailed, by that statistic, (h, w).
+        part: `whole` or `window`: whether the picture stands out most as a whole or in a window.
+        map: how much better every place is restored than places as detailed, by the statistic by which it stands out
+            most, (h, w). The error under the caption has no map: what the caption adds is shown instead, or the error
+            without it.
         masks: where the picture, and every control, stands out, each by its own strongest statistic, (n, h, w) bool.
         gap: by how much the own caption lowers the log error compared with another one; NaN without captions.
         gap_p: how often controls have as high a gap.
@@ -207,7 +207,6 @@ class Judged:
     p_values: Mapping[str, float] = field(default_factory=dict)
     statistics: Mapping[str, float] = field(default_factory=dict)
     conditions: Sequence[str] = ()
-    strongest: str = "none"
     part: str = "whole"
     map: np.ndarray = field(default_factory=lambda: np.zeros((1, 1)), repr=False)
     masks: np.ndarray = field(default_factory=lambda: np.zeros((1, 1, 1), dtype=bool), repr=False)
@@ -239,7 +238,6 @@ class Judged:
             p_values={name: compared.p_value([name]) for name in compared.conditions},
             statistics={name: float(values[0]) for name, values in compared.statistics.items()},
             conditions=conditions,
-            strongest=shown[0],
             part=names[0][1],
             map=compared.maps(shown[0])[0],
             masks=np.stack([every[name][row] for row, name in enumerate(shown)]),

@@ -1,6 +1,5 @@
 """The pictures that are looked for, and the controls: files, folders, shards or pictures in memory, with captions."""
 
-import io
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from cryptomnesia.decoding import opened, shown_as
 from cryptomnesia.errors import UsageError
-from cryptomnesia.images import pixels
+from cryptomnesia.images import png
 from cryptomnesia.matching.sources import NOT_PICTURES, FileSource, Item, unpacked
 from cryptomnesia.matching.sources import captions as beside
 
@@ -138,7 +137,7 @@ def _of_item(item: Item) -> tuple[Picture | None, str]:
     content = item.content
     try:
         if isinstance(content, Image.Image):
-            return Picture(item.name, _png(content), item.caption), ""
+            return Picture(item.name, png(shown_as(content).convert("RGB")), item.caption), ""
         if not isinstance(content, bytes):
             content = content.read_bytes()  # pyright: ignore[reportOptionalMemberAccess]
         picture = Picture(item.name, content, item.caption)
@@ -160,20 +159,14 @@ def _of_memory(given: Any, number: int) -> Picture:
     name = f"picture {number}"
     if isinstance(given, np.ndarray) and given.ndim == 3 and given.shape[2] == 3:
         array = given if given.dtype == np.uint8 else (given.clip(0, 1) * 255).round().astype(np.uint8)
-        return Picture(name, _png(Image.fromarray(array)))
+        return Picture(name, png(array))
     if isinstance(given, Tensor) and given.dim() == 3 and given.shape[0] == 3 and given.is_floating_point():
-        return Picture(name, _png(Image.fromarray(pixels(given))))
+        return Picture(name, png(given))
     if isinstance(given, Image.Image):
-        return Picture(name, _png(given))
+        return Picture(name, png(shown_as(given).convert("RGB")))
     raise UsageError(
         f"got {type(given).__name__} as {name}; give a path, a picture of PIL, or an array (H, W, 3) in [0, 1]"
     )
-
-
-def _png(picture: Image.Image) -> bytes:
-    made = io.BytesIO()
-    shown_as(picture).convert("RGB").save(made, format="PNG")
-    return made.getvalue()
 
 
 def _captioned(

@@ -31,7 +31,7 @@ from cryptomnesia.finetuning.bases import check_same_base
 from cryptomnesia.finetuning.checkpoints import Checkpoint
 from cryptomnesia.finetuning.comparing import Nearness, Original, distances, originals
 from cryptomnesia.finetuning.course import Course, Point, Seen
-from cryptomnesia.images import pixels
+from cryptomnesia.images import heat, pixels, png
 from cryptomnesia.localizers.base import Localizer
 from cryptomnesia.localizers.curvature import CurvatureDifference
 from cryptomnesia.localizers.mapping import mapped
@@ -393,8 +393,6 @@ class Finetuning(InParts[Course]):
         """What is kept of a picture, as JSON values."""
         nearest = int(near.scores.argmax())
         base = (self._base_errors if group.trained else self._control_errors)[row]
-        from cryptomnesia.report.course import png_of
-
         values = {
             "row": row,
             "trained": group.trained,
@@ -409,14 +407,12 @@ class Finetuning(InParts[Course]):
         if group.trained and self.thumbnails and near.scores[nearest] > 0:
             values["file"] = f"copy-{variant.key}-{row:04d}.png"
             picture = self._picture(group, row).fitted(*images.shape[1:3])
-            write_whole(self.folder / values["file"], png_of(images[nearest]))
-            write_whole(self._beside(values["file"], "training"), png_of(picture))
+            write_whole(self.folder / values["file"], png(images[nearest]))
+            write_whole(self._beside(values["file"], "training"), png(picture))
         return values
 
     def _map(self, setup: Setup, kept: Sequence[tuple[str, int, str]]) -> None:
         """Write the maps of images: their captions, seeds and files."""
-        from cryptomnesia.report.course import heat
-
         localizers = [localizer for localizer in MAPS if setup.accepts(localizer)]
         if not kept or not localizers:
             return

@@ -1,14 +1,11 @@
 """A ground's training images as files, to match generations against."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from cryptomnesia.errors import UsageError
 from cryptomnesia.files import write_whole
+from cryptomnesia.images import png
 from cryptomnesia.proving_ground.draws import Draws
 from cryptomnesia.proving_ground.ground import Ground
 from cryptomnesia.proving_ground.recipe import Recipe
@@ -54,19 +51,12 @@ def write_training_images(
         if concept.planted and concept.exposures and concept.captions not in written:
             # an object alone is no picture
             shown = concept.image if len(concept.places) == 1 else concept.exposure(Draws(0, 7))
-            write_whole(folder / f"{concept.id}.png", _png(shown))
+            write_whole(folder / f"{concept.id}.png", png(shown))
     index = done = 0
     while done < others:
         if not stream.planted_at(index):
-            write_whole(folder / f"{index:07}.png", _png(stream[index].image))
+            write_whole(folder / f"{index:07}.png", png(stream[index].image))
             done += 1
             if progress is not None:
                 progress(done)
         index += 1
-
-
-def _png(picture: np.ndarray) -> bytes:
-    """The bytes of a picture (H, W, 3) as a PNG file."""
-    made = io.BytesIO()
-    Image.fromarray(picture).save(made, format="PNG")
-    return made.getvalue()

@@ -1,16 +1,14 @@
 """The answers of `find` as HTML pages: an overview, and one page for every picture, without scripts or network."""
 
 import base64
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib import colormaps
-from PIL import Image
 
+from cryptomnesia.images import heat, png
 from cryptomnesia.report.drawing import Axes
 from cryptomnesia.report.pages import number, template
 
@@ -54,8 +52,8 @@ def pages(found: "Found") -> dict[str, str]:
             conditions=_CONDITIONS,
             held=" ".join(_HELD[name] for name in answer.held_by.split(", ") if name),
             curve=Markup(curve(found, answer)),
-            map=_uri(_heat(answer.map)),
-            mask=_uri(_png(answer.mask.astype(np.uint8) * 255)),
+            map=_uri(heat(answer.map)),
+            mask=_uri(png(answer.mask.astype(np.uint8) * 255)),
             strip=strip(answer, found.thumbnails.get(place)),
         )
     return made
@@ -77,8 +75,8 @@ def strip(answer: "Answer", thumbnails: Sequence[bytes] | None) -> list[dict[str
     ]
     if not thumbnails:
         return steps
-    for step, png in zip(steps, thumbnails[1:], strict=True):
-        step["picture"] = _uri(png)
+    for step, file in zip(steps, thumbnails[1:], strict=True):
+        step["picture"] = _uri(file)
     return [{"title": "the picture", "picture": _uri(thumbnails[0]), "copies": None}, *steps]
 
 
@@ -108,17 +106,5 @@ def _log(error: float) -> float:
     return math.log10(max(error, 1e-9))
 
 
-def _heat(values: np.ndarray) -> bytes:
-    """A map as a picture; where nothing is held it is dark."""
-    scaled = np.clip(values, 0, None) / max(values.max(), 1e-9)
-    return _png((colormaps["inferno"](scaled)[..., :3] * 255).round().astype(np.uint8))
-
-
-def _png(picture: np.ndarray) -> bytes:
-    made = io.BytesIO()
-    Image.fromarray(picture).save(made, format="PNG")
-    return made.getvalue()
-
-
-def _uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _uri(file: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file).decode()}"
