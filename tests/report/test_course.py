@@ -20,16 +20,17 @@ NAMES = [EVIL, *(f"my photographs of last summer/picture number {number}.jpg" fo
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
-def seen(copies=0, *, part=WHOLE, p_value=math.nan, file="", map_file=""):
+def seen(copies=0, *, part=WHOLE, p_value=math.nan, file="", maps=()):
     score = 0.2 if copies else -0.3
-    return Seen(4, copies, score, "edges", part, 0.1 + copies / 4, p_value, seed=5, file=file, map_file=map_file)
+    learnt = 0.1 + copies / 4
+    return Seen(4, copies, copies >= 2, score, "edges", part, learnt, p_value, seed=5, file=file, maps=dict(maps))
 
 
 def point(step, copied=(), *, scale=1.0, held=0.5, known=(), kept=False, **more):
     """A checkpoint that copies these of the 24 pictures, one of two of them only in part, and knows others well."""
     pictures = []
     for number in range(len(NAMES)):
-        files = {"file": f"images/{step} #{number}.png", "map_file": f"images/{step} #{number}.map.png"}
+        files = {"file": f"images/{step} #{number}.png", "maps": {"curvature": f"images/{step} #{number}.map.png"}}
         part = (0.25, 0.5, 0.75, 1.0) if number % 2 else WHOLE
         pictures.append(
             seen(3, part=part, p_value=held / 10, **files if kept else {})
@@ -180,9 +181,7 @@ def test_the_page_asks_nobody_for_anything_and_names_are_text(state, request):
 
 
 def test_the_page_without_pictures_has_no_images(copying):
-    bare = [
-        replace(point, seen=[replace(seen, file="", map_file="") for seen in point.seen]) for point in copying.points
-    ]
+    bare = [replace(point, seen=[replace(seen, file="", maps={}) for seen in point.seen]) for point in copying.points]
     text = page(replace(copying, points=bare))
     assert "<img" not in text
     assert text.count("<article") == 12

@@ -27,8 +27,8 @@ class Seen:
         p_value: how often a held-out picture would be learnt as well; NaN without held-out pictures.
         seed: of the nearest image.
         file: the nearest image in the folder of the run, `NAME.png`, "" if it is not kept. Beside it are the training
-            picture, `NAME.training.png`, and where they work the maps against the base model, `NAME.curvature.png`
-            and `NAME.score.png`.
+            picture, `NAME.training.png`.
+        maps: `curvature` and `score`, its differences from the base model (arXiv:2605.26756) → files in the folder.
     """
 
     images: int
@@ -41,6 +41,7 @@ class Seen:
     p_value: float = math.nan
     seed: int = 0
     file: str = ""
+    maps: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:

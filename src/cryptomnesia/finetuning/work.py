@@ -368,12 +368,12 @@ class Finetuning(InParts[Course]):
                 }
             )
         kept = [
-            (group.caption, picture["seed"], picture["file"])
+            (group.caption, picture)
             for group, value in zip(groups, values, strict=True)
             for picture in value["pictures"]
             if picture["file"]
         ]
-        self._map(setup, kept)
+        self._map(variant, kept)
         return {"groups": values}
 
     def _nearness(self, group: Group, images: np.ndarray) -> list[Nearness]:
@@ -403,30 +403,32 @@ class Finetuning(InParts[Course]):
             "learnt": float(np.log(base / np.maximum(errors, 1e-12)).mean()),
             "seed": self.seed + nearest,
             "file": "",
+            "maps": {},
         }
         if group.trained and self.thumbnails and near.scores[nearest] > 0:
             values["file"] = f"copy-{variant.key}-{row:04d}.png"
+            values["maps"] = {what: _beside(values["file"], what) for what in self._localizers(variant).values()}
             picture = self._picture(group, row).fitted(*images.shape[1:3])
             write_whole(self.folder / values["file"], png(images[nearest]))
-            write_whole(self._beside(values["file"], "training"), png(picture))
+            write_whole(self.folder / _beside(values["file"], "training"), png(picture))
         return values
 
-    def _map(self, setup: Setup, kept: Sequence[tuple[str, int, str]]) -> None:
-        """Write the maps of images: their captions, seeds and files."""
-        localizers = [localizer for localizer in MAPS if setup.accepts(localizer)]
+    def _map(self, variant: Variant, kept: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Write the maps of the nearest images of pictures: captions and what is kept of the pictures."""
+        localizers = self._localizers(variant)
         if not kept or not localizers:
             return
-        captions, seeds, files = (list(values) for values in zip(*kept, strict=True))
-        batches = mapped(setup, captions, seeds, localizers, batch_size=self.batch_size, decode=False)
-        for number, (_, maps) in enumerate(batches):
-            for localizer in localizers:
-                for row, values in enumerate(maps[localizer.name].values):
-                    file = files[number * self.batch_size + row]
-                    write_whole(self._beside(file, MAPS[localizer]), heat(values.numpy()))
+        captions, seeds = [caption for caption, _ in kept], [values["seed"] for _, values in kept]
+        batches = mapped(self._setup(variant), captions, seeds, [*localizers], batch_size=self.batch_size, decode=False)
+        rows = ((maps, row) for batch, maps in batches for row in range(len(batch.seeds)))
+        for (_, values), (maps, row) in zip(kept, rows, strict=True):
+            for localizer, what in localizers.items():
+                write_whole(self.folder / values["maps"][what], heat(maps[localizer.name].values[row].numpy()))
 
-    def _beside(self, file: str, what: str) -> Path:
-        """The file of something that belongs to an image."""
-        return self.folder / f"{file.removesuffix('.png')}.{what}.png"
+    def _localizers(self, variant: Variant) -> dict[Localizer, str]:
+        """The maps that work for a checkpoint → parts of the names of their files."""
+        setup = self._setup(variant)
+        return {localizer: what for localizer, what in MAPS.items() if setup.accepts(localizer)}
 
     def _setup(self, variant: Variant) -> Setup:
         """The set-up of a checkpoint; the last one is kept."""
@@ -542,7 +544,6 @@ class Finetuning(InParts[Course]):
         p_value = math.nan
         if len(learnt):
             p_value = float(conformal_p_values(torch.tensor([found["learnt"]], dtype=torch.float64), learnt)[0])
-        name = found["file"] if copies else ""
         return Seen(
             images=found["images"],
             copies=copies,
@@ -553,7 +554,8 @@ class Finetuning(InParts[Course]):
             learnt=found["learnt"],
             p_value=p_value,
             seed=found["seed"],
-            file=name,
+            file=found["file"] if copies else "",
+            maps=found["maps"] if copies else {},
         )
 
     def _flagged(self, groups: Sequence[dict[str, Any]]) -> float:
@@ -608,6 +610,11 @@ class Finetuning(InParts[Course]):
                 "without held-out pictures it is not known how near images come to pictures that were not trained on"
             )
         return notes
+
+
+def _beside(file: str, what: str) -> str:
+    """The name of the file of something that belongs to an image."""
+    return f"{file.removesuffix('.png')}.{what}.png"
 
 
 def _grouped(captions: Sequence[str], *, trained: bool) -> list[Group]:

@@ -1,6 +1,6 @@
 """The course of a training as an HTML page, without scripts or network.
 
-Pictures are not put into the page: it shows the files of the run's folder that `Seen.file` and `Seen.map_file` name,
+Pictures are not put into the page: it shows the files of the run's folder that `Seen.file` and `Seen.maps` name,
 relative to itself. Beside an image `NAME.png` lies the training picture in the same size, `NAME.training.png`.
 """
 
@@ -155,9 +155,9 @@ def _figures(seen: "Seen", name: str, point: "Point") -> list[dict[str, Any]]:
                 "frame": frame,
             },
         ]
-    if seen.map_file:
-        says = "where its curvature differs from the base model's"
-        figures.append({"src": _url(seen.map_file), "alt": f"map of {name}: {says}", "says": says, "frame": None})
+    for what, file in seen.maps.items():
+        says = f"where its {what} differs from the base model's"
+        figures.append({"src": _url(file), "alt": f"map of {name}: {says}", "says": says, "frame": None})
     return figures
 
 
