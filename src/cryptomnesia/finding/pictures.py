@@ -77,6 +77,26 @@ def read_pictures(
     """Read pictures; each one once, whatever its name.
 
     Args:
+        given: see `every_picture`.
+        captions: see `every_picture`.
+        what: what they are, for messages.
+
+    Raises:
+        UsageError: for no picture, a file that was given by itself and is none, or captions that fit no picture.
+    """
+    found = every_picture(given, captions, what=what)
+    unique = distinct(found)
+    if len(unique) < len(found):
+        logger.warning("of %d %s some were given more than once; %d are left", len(found), what, len(unique))
+    return unique
+
+
+def every_picture(
+    given: Any, captions: Sequence[str] | Mapping[str, str] | str | Path | None = None, *, what: str = "pictures"
+) -> list[Picture]:
+    """Read pictures; one that is there several times is returned as often.
+
+    Args:
         given: a path of a picture, a folder, a tar shard or a table of pictures; a picture of PIL; a tensor (3, H, W)
             or array (H, W, 3) in [0, 1]; or a list of any of these.
         captions: one text for every picture that was given, name of a file → text, or a file that says so: CSV, JSON
@@ -92,14 +112,15 @@ def read_pictures(
         found += _of_path(Path(part)) if isinstance(part, str | Path) else [_of_memory(part, number)]
     if not found:
         raise UsageError(f"got no {what}; give at least one")
-    found = _captioned(found, captions, what)
+    return _captioned(found, captions, what)
+
+
+def distinct(pictures: Sequence[Picture]) -> list[Picture]:
+    """The first of all pictures with the same content."""
     first: dict[str, Picture] = {}
-    for picture in found:
+    for picture in pictures:
         first.setdefault(picture.digest, picture)
-    unique = list(first.values())
-    if len(unique) < len(found):
-        logger.warning("of %d %s some were given more than once; %d are left", len(found), what, len(unique))
-    return unique
+    return list(first.values())
 
 
 def _of_path(path: Path) -> list[Picture]:
