@@ -6,13 +6,18 @@ import os
 import shutil
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from cryptomnesia import UsageError, load_pipeline
 from cryptomnesia.finetuning.checkpoints import check_same_base, checkpoints_in, unfinished_in, watching
+from cryptomnesia.finetuning.weight_files import UnfinishedError, header_of
 from cryptomnesia.testing.miniatures import stable_diffusion, stable_diffusion_3, stable_diffusion_xl, unconditional
 from lora_files import layers, write_lora
 from single_files import write_single_file
@@ -107,6 +112,17 @@ def test_a_lora_is_loaded_at_a_scale(made, tmp_path):
     check_same_base(load_pipeline(made / "base", device="cpu"), pipe)
 
 
+def test_a_lora_of_the_bundled_model(tmp_path):
+    base = load_pipeline("bundled", device="cpu")
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path / "checkpoint-5", unet_lora_layers=layers(load_pipeline("bundled", device="cpu").unet, "to_q", seed=1)
+    )
+    (one,) = checkpoints_in(tmp_path)
+    pipe = one.load("bundled", scale=0.5, device="cpu")
+    check_same_base(base, pipe)
+    assert pipe.get_active_adapters() == ["lora_0"]
+
+
 def test_networks_of_diffusers_scripts(made, tmp_path):
     put(made, tmp_path, **{"checkpoint-10__unet": "unet", "checkpoint-20__unet": "unet"})
     put(made, tmp_path, **{"checkpoint-20__unet_ema": "averaged", "checkpoint-10__text_encoder": "text_encoder"})
@@ -183,6 +199,21 @@ def test_kohya_whole_models(made, tmp_path):
     check_same_base(stable_diffusion(), pipe)
 
 
+def test_networks_in_single_files(made, tmp_path):
+    put(made, tmp_path, **{"dog-000001.safetensors": "unet/diffusion_pytorch_model.safetensors"})
+    assert steps(tmp_path) == [("dog-000001.safetensors", 1, "network", False)]
+    assert same(checkpoints_in(tmp_path)[0].load(made / "base", device="cpu").unet, trained(1).unet)
+
+
+def test_transformers_and_unconditional_models(tmp_path):
+    for name, pipe in (("transformer", stable_diffusion_3()), ("unet", unconditional())):
+        pipe.save_pretrained(tmp_path / f"base of {name}")
+        getattr(pipe, name).save_pretrained(tmp_path / name / "checkpoint-7" / name)
+        (one,) = checkpoints_in(tmp_path / name)
+        assert (one.step, one.kind) == (7, "network")
+        check_same_base(pipe, one.load(tmp_path / f"base of {name}", device="cpu"))
+
+
 def test_simple_tuner(made, tmp_path):
     put(made, tmp_path, **{"checkpoint-100": "lora", "checkpoint-200": "lora", "checkpoint-200__ema": "later"})
     (tmp_path / "checkpoint-100" / "training_state.json").write_text("{}")
@@ -254,6 +285,19 @@ def test_a_file_that_is_cut_off(made, tmp_path, length):
     ((name, reason),) = unfinished_in(tmp_path)
     assert name == "checkpoint-1000"
     assert reason.startswith(LORA)
+
+
+@given(content=st.binary(max_size=80) | st.binary(max_size=60).map(lambda rest: (30).to_bytes(8, "little") + rest))
+@example(content=(2).to_bytes(8, "little") + b"[]")
+@example(content=(21).to_bytes(8, "little") + b'{"__metadata__": "x"}')
+@example(content=(30).to_bytes(8, "little") + b'{"a": {"data_offsets": [0,[]]}}')
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_file_is_refused_or_empty(tmp_path, content):
+    file = tmp_path / "any.safetensors"
+    file.write_bytes(content)
+    # nothing else is ever raised
+    with suppress(UnfinishedError):
+        assert header_of(file).names == frozenset()
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,8 @@ def watching(
     The folder need not be there yet. Checkpoints that the trainer has removed are missing from later lists. It is over
     when the end of the training is there, written later than every checkpoint, and nothing is being written any more;
     or when `stop` says so, which is asked at least once a second. An end that is older than a checkpoint belongs to an
-    earlier run in the same folder, and is no reason to stop. Nothing is held open, so an interrupt is safe at any time.
+    earlier run in the same folder, and is no reason to stop. A training that is killed writes no end. Nothing is held
+    open, so an interrupt is safe at any time.
 
     Args:
         folder: into which the trainer writes.
@@ -293,6 +294,8 @@ def _survey(folder: Path, settled: float = 0.0) -> _Survey:
         # a trainer removes old checkpoints while this looks at them
         except FileNotFoundError:
             continue
+        except OSError as error:
+            survey.unfinished.append((name, f"it cannot be read ({error.strerror or error})"))
         else:
             candidates.append(named(folder, name, place, kind, header, changed))
     if candidates:

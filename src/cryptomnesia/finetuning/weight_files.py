@@ -59,15 +59,15 @@ def header_of(file: Path) -> Header:
             if size < 8 or not 2 <= length <= min(LONGEST, size - 8):
                 raise UnfinishedError(f"{file.name} has no whole header")
             found = json.loads(opened.read(length))
-        metadata = found.pop("__metadata__", None) or {}
-        end = max((tensor["data_offsets"][1] for tensor in found.values()), default=0)
+        metadata = {str(name): str(value) for name, value in found.pop("__metadata__", {}).items()}
+        end = max((int(tensor["data_offsets"][1]) for tensor in found.values()), default=0)
     except OSError as error:
         raise UnfinishedError(f"{file.name} cannot be read ({error.strerror or error})") from None
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise UnfinishedError(f"{file.name} has no header that can be read") from None
     if size < 8 + length + end:
         raise UnfinishedError(f"{file.name} is shorter than its header says")
-    return Header(frozenset(found), {str(name): str(value) for name, value in metadata.items()})
+    return Header(frozenset(found), metadata)
 
 
 def json_of(file: Path) -> dict[str, Any]:
