@@ -3,11 +3,16 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cryptomnesia.errors import UsageError
+from cryptomnesia.places import place, read_text
 from cryptomnesia.statistics import Estimate, covering_exact
+
+FILE = "finetune.json"
+"""Name of the file of a course in the folder of its run."""
 
 
 @dataclass(frozen=True)
@@ -173,13 +178,46 @@ class Course:
         found = {"copied": len(point.copied), "share": vars(point.share), "held": len(point.held(self.alpha))}
         return {**vars(point), **found, "seen": [vars(seen) for seen in point.seen]}
 
+    @classmethod
+    def load(cls, folder: str | Path) -> "Course":
+        """The course that a run has written to its folder so far.
+
+        Raises:
+            UsageError: if there is none.
+        """
+        try:
+            found = json.loads(read_text(place(folder) / FILE))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"no course in {folder} ({error}); give the folder of a finetune run") from None
+        return cls(
+            about=found["about"],
+            pictures=found["pictures"],
+            digests=found["sha256"],
+            points=[_point_of(values) for values in found["points"]],
+            scales=[_point_of(values) for values in found["scales"]],
+            alpha=found["alpha"],
+            duplicates=found["duplicates"],
+            notes=found["notes"],
+        )
+
     def save(self, folder: Path) -> None:
         """Write `finetune.json`, and the page `index.html`."""
         from cryptomnesia.files import write_whole
         from cryptomnesia.report.course import page
 
-        write_whole(folder / "finetune.json", json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+        write_whole(folder / FILE, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
         write_whole(folder / "index.html", page(self))
+
+
+def _point_of(values: Mapping[str, Any]) -> Point:
+    """The point of JSON values, in which NaN is null."""
+
+    def known(kind: type[Point] | type[Seen], given: Mapping[str, Any]) -> dict[str, Any]:
+        names = {one.name for one in fields(kind)}
+        return {name: math.nan if value is None else value for name, value in given.items() if name in names}
+
+    seen = [Seen(**{**known(Seen, one), "part": tuple(one["part"])}) for one in values["seen"]]
+    return Point(**{**known(Point, values), "seen": seen})
 
 
 def _plain(value: Any) -> Any:

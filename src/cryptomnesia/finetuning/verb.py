@@ -9,11 +9,11 @@ from typing import Any
 
 from cryptomnesia.engine import LOCAL, check_engine
 from cryptomnesia.errors import UsageError
-from cryptomnesia.finding.pictures import Picture
+from cryptomnesia.finding.pictures import Picture, distinct
 from cryptomnesia.finding.verb import Captions, without_copies
 from cryptomnesia.finetuning.checkpoints import Checkpoint, checkpoints_in, watching
 from cryptomnesia.finetuning.course import Course
-from cryptomnesia.finetuning.data import duplicates_of, training_pictures
+from cryptomnesia.finetuning.data import duplicates_of, notes_on, training_pictures
 from cryptomnesia.finetuning.work import Finetuning
 from cryptomnesia.parts import Progress, run
 from cryptomnesia.pipelines.loading import load_pipeline
@@ -84,8 +84,13 @@ def finetune(
     known = {name: value for name, value in settings.items() if name in FinetuneSettings.model_fields}
     call = {name: value for name, value in settings.items() if name not in known and value is not None}
     given = FinetuneSettings.resolve({**known, "base": str(base)}, environment={})
-    pictures = training_pictures(data, captions)
-    controls = [] if held_out is None else training_pictures(held_out, held_out_captions)
+    files = training_pictures(data, captions)
+    duplicates = duplicates_of(files)
+    notes = notes_on(duplicates, files)
+    for note in notes:
+        logger.warning(note)
+    pictures = distinct(files)
+    controls = [] if held_out is None else distinct(training_pictures(held_out, held_out_captions))
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) if output is None else place(output)
         making = Making(
@@ -94,7 +99,8 @@ def finetune(
             pictures,
             without_copies(controls, pictures),
             captions_of(other_captions) if other_captions else [],
-            duplicates_of(pictures),
+            duplicates,
+            notes,
             folder,
         )
         gpu = None if given.device is None else given.device.startswith("cuda")
@@ -126,6 +132,7 @@ class Making:
         held_out: pictures that the training does not see.
         further: captions that it does not see.
         duplicates: groups of names of training pictures that are nearly the same.
+        notes: on them, in sentences.
         folder: of the run.
         checkpoints: by step.
     """
@@ -136,6 +143,7 @@ class Making:
     held_out: Sequence[Picture]
     further: Sequence[str]
     duplicates: Sequence[Sequence[str]]
+    notes: Sequence[str]
     folder: Path
     checkpoints: Sequence[Checkpoint] = ()
 
@@ -167,6 +175,7 @@ class Making:
             held_out=self.held_out,
             further=self.further,
             duplicates=self.duplicates,
+            notes=self.notes,
             folder=self.folder,
             images=settings.images,
             most=settings.most,

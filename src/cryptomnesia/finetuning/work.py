@@ -30,7 +30,7 @@ from cryptomnesia.finding.restoring import SIDE, Gallery
 from cryptomnesia.finetuning.bases import check_same_base
 from cryptomnesia.finetuning.checkpoints import Checkpoint
 from cryptomnesia.finetuning.comparing import Nearness, Original, distances, originals
-from cryptomnesia.finetuning.course import Course, Point, Seen
+from cryptomnesia.finetuning.course import FILE, Course, Point, Seen
 from cryptomnesia.images import heat, pixels, png
 from cryptomnesia.localizers.base import Localizer
 from cryptomnesia.localizers.curvature import CurvatureDifference
@@ -39,7 +39,7 @@ from cryptomnesia.localizers.score_difference import ScoreDifference
 from cryptomnesia.parts import InParts, Report, Stage
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.places import read_text
+from cryptomnesia.places import exists, read_text
 from cryptomnesia.statistics import conformal_p_values, needed_null
 from cryptomnesia.tracing.generation import check_call, generate
 
@@ -111,6 +111,7 @@ class Finetuning(InParts[Course]):
         held_out: pictures like them that were not trained on.
         further: captions that were not trained on, without pictures.
         duplicates: groups of names of training pictures that are nearly the same.
+        notes: what to know about the pictures, in sentences.
         images: number of images under every caption at first.
         most: number of training pictures that are asked about, at most.
         scales: of the LoRA of the last checkpoint, besides 1.
@@ -130,6 +131,7 @@ class Finetuning(InParts[Course]):
     held_out: Sequence[Picture] = ()
     further: Sequence[str] = ()
     duplicates: Sequence[Sequence[str]] = ()
+    notes: Sequence[str] = ()
     loading: Mapping[str, Any] = field(default_factory=dict)
     images: int = 2
     most: int = 100
@@ -194,9 +196,15 @@ class Finetuning(InParts[Course]):
     def result(self) -> Course:
         """The course of the training, which is also written to the folder."""
         points = [self._point(variant) for variant in self._variants if variant.scale == 1]
+        # trainers remove checkpoints; what was measured of them stays
+        measured = {(point.name, point.step) for point in points}
+        earlier = Course.load(self.folder).points[1:] if exists(self.folder / FILE) else ()
+        points += [point for point in earlier if (point.name, point.step) not in measured]
+        points.sort(key=lambda point: point.step)
         scales = [self._point(variant) for variant in self._variants if variant.scale != 1]
         if scales:
-            scales = sorted([*scales, points[-1]], key=lambda point: point.scale)
+            full = next(point for point in points if point.name == scales[0].name)
+            scales = sorted([*scales, full], key=lambda point: point.scale)
         names = [self.pictures[row].name for row in self._asked]
         found = Course(
             about={key: value for key, value in self.settings.items() if key not in ("pictures", "held_out")},
@@ -285,8 +293,7 @@ class Finetuning(InParts[Course]):
         measure, found = Measure(setup, self.seed), []
         for start in range(0, len(pictures), self.batch_size):
             batch = pictures[start : start + self.batch_size]
-            fitted = torch.from_numpy(np.stack([picture.fitted(*measure.size) for picture in batch]))
-            clean = measure.encoded(fitted.permute(0, 3, 1, 2).float() / 255)
+            clean = measure.encoded(np.stack([picture.fitted(*measure.size) for picture in batch]))
             captions = [picture.caption for picture in batch]
             inputs = measure.inputs(captions) if self._captioned else measure.uncaptioned(len(batch))
             found.append(measure.errors(clean, inputs).mean(dim=(2, 3)))
@@ -599,7 +606,7 @@ class Finetuning(InParts[Course]):
 
     @property
     def _notes(self) -> list[str]:
-        notes = []
+        notes = [*self.notes]
         uncaptioned = sum(not picture.caption for picture in self.pictures) if self._captioned else 0
         if uncaptioned:
             notes.append(f"{uncaptioned} training pictures have no caption and were not asked about")
