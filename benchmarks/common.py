@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -68,8 +69,8 @@ def _commit() -> str:
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
-COMMIT = _commit()
-"""As it was when the benchmark began."""
+COMMIT = os.environ.get("COMMIT") or _commit()
+"""As it was when the benchmark began. In a copy without git, the environment variable `COMMIT` names it."""
 
 
 def place(name: str, **decides: Any) -> Path:

@@ -199,15 +199,27 @@ def peak_extra_bytes(call: Callable[[], None], guarding: Guard) -> int:
     return peaks[1] - peaks[0]
 
 
-def sd14_size() -> tuple[Any, Calibration]:
-    """A pipeline around a random UNet of SD 1.4's size, and a calibration under which nothing is flagged."""
+def sd14_size(
+    steps: int = LARGE_STEPS, device: str = "cpu", dtype: torch.dtype = torch.float32, **unet: Any
+) -> tuple[Any, Calibration]:
+    """A pipeline around a random UNet of SD 1.4's size, and a calibration under which nothing is flagged.
+
+    Args:
+        steps: of the calls that the calibration is for.
+        device: of the networks.
+        dtype: of their weights.
+        **unet: what of the UNet's configuration differs.
+    """
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64)
+    with torch.device(device):  # a GPU draws so many weights faster than a CPU
+        network = UNet2DConditionModel(
+            **{"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64} | unet
+        )
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL(block_out_channels=(32, 32, 32, 32)),
         text_encoder=None,  # pyright: ignore[reportArgumentType]
         tokenizer=None,  # pyright: ignore[reportArgumentType]
-        unet=unet.eval(),
+        unet=network.eval(),
         scheduler=DDIMScheduler(  # pyright: ignore[reportArgumentType]
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
         ),
@@ -216,7 +228,9 @@ def sd14_size() -> tuple[Any, Calibration]:
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
-    return pipe, permissive(Setup.of(pipe, {"num_inference_steps": LARGE_STEPS, "negative_prompt_embeds": EMBEDS}))
+    pipe.to(device, dtype)
+    negative = EMBEDS.to(device, dtype)
+    return pipe, permissive(Setup.of(pipe, {"num_inference_steps": steps, "negative_prompt_embeds": negative}))
 
 
 def permissive(setup: Setup) -> Calibration:

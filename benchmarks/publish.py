@@ -10,7 +10,7 @@ A page says where a table stands with one marker at its begin and one at its end
 
 Everything between the two is generated from `docs/results/*.json` by the function of that name in `tables.py`, followed
 by the command and the commit that made the results file. A table whose figures are in no file says "Not measured yet."
-`tests/test_readme.py` checks that every page is up to date.
+or "Not measured on a GPU." `tests/test_readme.py` checks that every page is up to date.
 """
 
 import argparse
@@ -81,8 +81,8 @@ def filled(text: str, folder: Path) -> str:
         results = Results(folder)
         try:
             body = f"{TABLES[name](results)}\n\n{results.origin()}"
-        except NotMeasured:
-            body = "Not measured yet."
+        except NotMeasured as missing:
+            body = missing.words
         return f"{found['begin']}\n{body}\n\n{found['end']}"
 
     return BLOCK.sub(block, text)

@@ -20,6 +20,15 @@ Value = Any
 class NotMeasured(LookupError):
     """The figures of a table are in no results file yet."""
 
+    words = "Not measured yet."
+    """What the page says instead."""
+
+
+class NotMeasuredOnGPU(NotMeasured):
+    """The figures of a table need a GPU, and nobody has measured them on one."""
+
+    words = "Not measured on a GPU."
+
 
 class Results:
     """The results files, loaded when they are first asked for.
@@ -612,6 +621,68 @@ def speed_loading(results: Results) -> str:
         ["MiB that a process has for itself after it has read all weights", f"{figures['private'] / 2**20:.0f}"],
     ]
     return grid(["", "number"], rows)
+
+
+# On a GPU (gpu.json)
+
+
+def _on_gpu(results: Results, *path: str) -> Value:
+    """A part of gpu.json."""
+    try:
+        return results("gpu", *path)
+    except NotMeasured as missing:
+        raise NotMeasuredOnGPU(*missing.args) from None
+
+
+def _unless_failed(row: Value, cells: Callable[[Value], list[str]], columns: int) -> list[str]:
+    """The cells of a row, or why there are none."""
+    return [f"not measured: {row['error']}", *[""] * (columns - 1)] if "error" in row else cells(row)
+
+
+@table("gpu.card")
+def gpu_card(results: Results) -> str:
+    """Where the figures were measured."""
+    card = _on_gpu(results, "card")
+    versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
+    return f"Measured on one {card['name']}, driver {card['driver']}, with {versions}."
+
+
+@table("gpu.overhead")
+def gpu_overhead(results: Results) -> str:
+    """A guard and a watch beside plain calls, at SD 1.4's size."""
+    rows = []
+    for row in _on_gpu(results, "overhead"):
+        cells = _unless_failed(
+            row,
+            lambda row: [
+                number(row["seconds"], 2),
+                interval(row, 4),
+                number(row["share"], 4) if "share" in row else "",
+                number(row["peak_gib"], 1),
+            ],
+            4,
+        )
+        rows.append([row["what"], row["dtype"], "compiled" if row["compiled"] else "as it is", *cells])
+    header = ["", "weights", "UNet", "seconds of a plain call", "extra share", "by its own time", "GiB at most"]
+    return grid(header, rows)
+
+
+@table("gpu.rates")
+def gpu_rates(results: Results) -> str:
+    """Images per second of `detect`, and seconds of a curvature map, on the bundled model."""
+    rows = [
+        [f"`detect`, {row['batch']} at once, images per second", row["dtype"], *_rate(row, 1)]
+        for row in _on_gpu(results, "detect")
+    ]
+    rows += [
+        [f"Δh, {row['batch']} at once, seconds per image", row["dtype"], *_rate(row, 4)]
+        for row in _on_gpu(results, "curvature")
+    ]
+    return grid(["bundled model", "weights", "median (least–most)", "GiB at most"], rows)
+
+
+def _rate(row: Value, digits: int) -> list[str]:
+    return _unless_failed(row, lambda row: [interval(row, digits), number(row["peak_gib"], 2)], 2)
 
 
 # The example service (service.json)
