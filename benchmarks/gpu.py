@@ -12,8 +12,8 @@ waiting for the GPU included, divided by the seconds of the call.
 `detect`: images per second of the verb on the bundled model, with its calibration, in batches of `batch`.
 `curvature`: seconds per image of Δh with the estimator's usual probes, on `batch` images of the bundled model.
 
-Rows are measured in order of importance, until `--seconds` are over. Compiling takes most of the time. So
-`--prepare DTYPE` compiles and measures nothing: PyTorch keeps the code on disk, and the measurement finds it there.
+Rows are measured in order of importance, until `--seconds` are over; Ctrl-C ends a row. Compiling takes most of the
+time. So `--prepare DTYPE` compiles and measures nothing: PyTorch keeps the code on disk, and the measurement finds it.
 `--device cpu --small` tries the program out: all sizes are miniature, and the figures mean nothing.
 """
 
@@ -166,7 +166,7 @@ def row_of(function: Callable[..., dict[str, Any]], device: str, **row: Any) -> 
         torch.cuda.reset_peak_memory_stats()
     try:
         found = function(**row)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500].replace("|", "/")}
     finally:
         torch.compiler.reset()
