@@ -153,11 +153,11 @@ def main() -> None:
     # long runs and those of both kinds come early, so that the last ones are short
     chosen = [run for run in sorted(COPYING + VARIED, key=lambda run: -run.steps) if arguments.only in run.name]
     with progress() as start:
-        tell = start("draw pictures", len(chosen))
-        for number, run in enumerate(chosen, start=1):
-            draw(run)
-            tell(number)
         if arguments.draw:
+            tell = start("draw pictures", len(chosen))
+            for number, run in enumerate(chosen, start=1):
+                draw(run)
+                tell(number)
             return
         missing = [run for run in chosen if not (run.folder / "result.json").is_file()]
         tell = start("fine-tunes", len(chosen))
@@ -176,6 +176,7 @@ def _made(task: tuple[Run, str]) -> None:
     """Make a run, in a process of its own."""
     run, device = task
     torch.set_num_threads(1)
+    draw(run)
     learn(run, device)
     course = judged(run, device)
     truth = reproduced(run, course, device)

@@ -36,13 +36,16 @@ def nearness(image, row=0, **changed):
 
 def test_the_picture_itself_is_a_copy_as_a_whole_by_pixels_and_another_picture_is_none():
     same, other = nearness(TRAINED[0]), nearness(picture(500))
-    assert same.scores[0] > 1 and same.by == ["pixels"] and same.parts == [(0, 0, 1, 1)]
+    assert same.scores[0] > 1
+    assert same.by == ["pixels"]
+    assert same.parts == [(0, 0, 1, 1)]
     assert other.scores[0] < 0
 
 
 def test_a_recoloured_picture_is_a_copy_by_its_edges():
     inverted = nearness(255 - TRAINED[0])
-    assert inverted.scores[0] > 0 and inverted.by == ["edges"]
+    assert inverted.scores[0] > 0
+    assert inverted.by == ["edges"]
 
 
 @pytest.mark.parametrize(("rows", "columns", "part"), [(slice(0, 32), slice(0, 32), (0, 0, 0.5, 0.5))])
@@ -50,7 +53,8 @@ def test_a_part_that_is_copied_is_named(rows, columns, part):
     image = picture(500)
     image[rows, columns] = TRAINED[0][rows, columns]
     found = nearness(image)
-    assert found.scores[0] > 0 and found.parts == [part]
+    assert found.scores[0] > 0
+    assert found.parts == [part]
 
 
 def test_the_score_by_pixels_is_the_logarithm_of_the_largest_distance_of_a_copy_over_the_distance():
@@ -79,7 +83,8 @@ def test_a_copy_of_the_picture_in_the_training_set_is_no_reference():
     twice = np.concatenate([TRAINED, TRAINED[:1]])
     captions, nothing = [*CAPTIONS, "a ring again"], Gallery.of(TRAINED).rows([])
     found = originals(Gallery.of(twice), captions, nothing, Gallery.of(OTHERS), ["a tree"] * 30)
-    assert len(found[0].references.tiles) == 33 and len(found[1].references.tiles) == 34
+    assert len(found[0].references.tiles) == 33
+    assert len(found[1].references.tiles) == 34
     assert found[0].nearness(Gallery.of(TRAINED[:1])).scores[0] > 1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.looked_for import CALL, autoencoder, latents, picture, pictures
 
 from cryptomnesia import Course
 from cryptomnesia.errors import UsageError
@@ -18,7 +19,6 @@ from cryptomnesia.parts import run
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import KeywordEncoder, oracle_pipeline
 from cryptomnesia.testing.oracles import FiniteSet
-from tests.looked_for import CALL, autoencoder, latents, picture, pictures
 
 CAPTIONS = ["a ring", "a ball", "a cup", "a hat"]
 TRAINED = [picture(seed) for seed in range(4)]
@@ -101,9 +101,11 @@ def test_copying_starts_at_the_first_checkpoint_that_returns_a_picture(tmp_path)
 def test_the_images_and_maps_that_the_course_names_are_in_the_folder(tmp_path):
     ring = course(tmp_path, COPIES).points[1].seen[0]
     files = [ring.file, ring.file.replace(".png", ".training.png"), *ring.maps.values()]
-    assert len(files) == 4 and all((tmp_path / file).is_file() for file in files)
+    assert len(files) == 4
+    assert all((tmp_path / file).is_file() for file in files)
     without = course(tmp_path / "hashes", COPIES, thumbnails=False).points[1].seen[0]
-    assert (without.file, dict(without.maps)) == ("", {}) and not list((tmp_path / "hashes").glob("*.png"))
+    assert (without.file, dict(without.maps)) == ("", {})
+    assert not list((tmp_path / "hashes").glob("*.png"))
 
 
 def test_a_course_is_read_from_its_folder_as_it_was(tmp_path):
@@ -119,7 +121,8 @@ def test_a_run_goes_on_with_the_parts_that_are_missing_and_with_new_checkpoints(
     made = {file: file.stat().st_mtime_ns for file in tmp_path.glob("point-*.json")}
     both = course(tmp_path, NONE, COPIES)
     assert {file: file.stat().st_mtime_ns for file in made} == made
-    assert both.points[:2] == first.points and both.start.step == 200
+    assert both.points[:2] == first.points
+    assert both.start.step == 200
     # a trainer removes old checkpoints; what was measured of them stays
     later = course(tmp_path, replace(COPIES, name="checkpoint-300", step=300))
     assert [point.step for point in later.points] == [0, 100, 200, 300]
@@ -135,7 +138,9 @@ def test_several_processes_and_other_batches_give_the_same_course(tmp_path):
     alone = course(tmp_path / "alone", NONE, COPIES)
     several = course(tmp_path / "several", NONE, COPIES, workers=2)
     small = course(tmp_path / "small", NONE, COPIES, batch_size=1)
-    assert json.dumps(several.to_json()) == json.dumps(alone.to_json())
+    # the autoencoder that nothing uses has other random weights in every process
+    found, expected = ({**one.to_json(), "about": None} for one in (several, alone))
+    assert found == expected
     assert [point.copied for point in small.points] == [point.copied for point in alone.points]
 
 
@@ -149,7 +154,8 @@ def test_held_out_pictures_say_how_well_pictures_are_learnt_by_chance(tmp_path):
     held_out = read_pictures(pictures(50, 9), [f"a box {number}" for number in range(9)])
     found = course(tmp_path, COPIES, held_out=held_out, alpha=0.1)
     point = found.points[1]
-    assert point.held(0.1) == [0] and point.seen[0].p_value == pytest.approx(0.1)
+    assert point.held(0.1) == [0]
+    assert point.seen[0].p_value == pytest.approx(0.1)
     assert (point.others, point.elsewhere) == (18, 0)
 
 
@@ -178,13 +184,15 @@ def test_pictures_of_one_caption_share_its_images(tmp_path):
     found = course(tmp_path, COPIES, pictures=read_pictures(TRAINED, ["a ring"] * 4))
     seen = found.points[1].seen
     assert [one.images for one in seen] == [24] * 4
-    assert found.points[1].copied == [0] and seen[0].copies == 24
+    assert found.points[1].copied == [0]
+    assert seen[0].copies == 24
 
 
 def test_pictures_that_the_folder_holds_more_than_once_are_asked_about_first(tmp_path):
     names = [one.name for one in read_pictures(TRAINED, CAPTIONS)]
     found = course(tmp_path, NONE, most=2, duplicates=[[names[2], names[3]]])
-    assert found.pictures == names[2:] and "2 of 4 training pictures were asked about" in found.notes
+    assert found.pictures == names[2:]
+    assert "2 of 4 training pictures were asked about" in found.notes
 
 
 def test_captions_are_flagged_whose_scores_few_held_out_captions_reach(tmp_path):
