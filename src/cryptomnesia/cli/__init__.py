@@ -25,6 +25,7 @@ from cryptomnesia.cli import (  # noqa: F401
     auditing,
     benching,
     calibrating,
+    canaries,
     detecting,
     finding,
     finetuning,

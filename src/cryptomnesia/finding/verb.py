@@ -20,7 +20,7 @@ from cryptomnesia.pipelines.loading import pipeline_of
 from cryptomnesia.pipelines.origins.options import SETTINGS, parse_options
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.places import place
-from cryptomnesia.settings import FindSettings
+from cryptomnesia.settings import FindSettings, MeasureCanariesSettings
 
 logger = logging.getLogger("cryptomnesia")
 
@@ -123,25 +123,38 @@ class Making:
     def __call__(self) -> Finding:
         """The work, with the loaded model."""
         settings = self.settings
-        pipe = self.objects.get("model")
-        pipe = pipeline_of(settings) if pipe is None else pipe
-        checkpoint = self.objects.get("checkpoint")
-        if checkpoint is None and settings.checkpoint is not None:
-            checkpoint = pipeline_of(settings, settings.checkpoint)
-        given = {name: getattr(settings, setting) for name, setting in SETTINGS.items()}
-        call = {name: value for name, value in given.items() if value is not None}
+        setup = setup_of(settings, self.call, self.objects)
         return Finding(
-            setup=Setup.of(pipe, {**call, **parse_options(settings.option), **self.call}, checkpoint),
+            setup=setup,
             pictures=self.pictures,
             controls=self.controls,
             folder=self.folder,
-            model=settings.model or type(pipe).__name__,
+            model=settings.model or type(setup.pipe).__name__,
             alpha=settings.alpha,
             fdr=settings.fdr,
             seed=settings.seed,
             thumbnails=settings.thumbnails,
             batch_size=settings.batch_size,
         )
+
+
+def setup_of(
+    settings: FindSettings | MeasureCanariesSettings, call: Mapping[str, Any], objects: Mapping[str, Any]
+) -> Setup:
+    """The loaded model, perhaps with its base, and the settings of its calls.
+
+    Args:
+        settings: which model, and how it is loaded and called.
+        call: further arguments of the pipeline's call.
+        objects: `model` and `checkpoint` where they are loaded already.
+    """
+    pipe, checkpoint = objects.get("model"), objects.get("checkpoint")
+    pipe = pipeline_of(settings) if pipe is None else pipe
+    if checkpoint is None and settings.checkpoint is not None:
+        checkpoint = pipeline_of(settings, settings.checkpoint)
+    given = {name: getattr(settings, setting) for name, setting in SETTINGS.items()}
+    known = {name: value for name, value in given.items() if value is not None}
+    return Setup.of(pipe, {**known, **parse_options(settings.option), **call}, checkpoint)
 
 
 def without_copies(controls: Sequence[Picture], pictures: Sequence[Picture]) -> list[Picture]:

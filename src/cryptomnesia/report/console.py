@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cryptomnesia.auditing.outcome import Outcome
     from cryptomnesia.calibration.outliers import Change, Suspicious
     from cryptomnesia.finding.answers import Found
+    from cryptomnesia.finetuning.canaries.result import DoseResponse
     from cryptomnesia.finetuning.course import Course
     from cryptomnesia.matching import Cluster
 
@@ -118,6 +119,31 @@ def _print_points(course: "Course", headings: list[str], lines: list[list[str]],
             *(Text(cell.plain, "bold red" if is_red and at == copied else "") for at, cell in enumerate(cells))
         )
     print_wide(table)
+
+
+def print_exposures(measured: "DoseResponse") -> None:
+    """One line per number of repetitions, and what follows."""
+    table = Table(
+        title=f"{measured.reserve} pictures that were never shown, exposure at most {measured.limit:.1f} bits",
+        title_justify="left",
+    )
+    for heading in ("repetitions", "canaries", "exposure (95%)", "extrapolated", "single", "p"):
+        table.add_column(heading, justify="right")
+    table.add_column("answer", no_wrap=True)
+    for dose in measured.doses:
+        middle = dose.exposure
+        table.add_row(
+            str(dose.repetitions),
+            str(len(dose.canaries)),
+            "–" if isnan(middle.value) else f"{middle.value:.1f} ({middle.low:.1f} to {middle.high:.1f})",
+            "–" if isnan(dose.extrapolated) else f"{dose.extrapolated:.1f}",
+            str(dose.single),
+            "–" if isnan(dose.p_value) else f"{dose.p_value:.2g}",
+            Text("stands out", style="bold red") if dose.stands_out else Text(""),
+        )
+    print_wide(table)
+    for sentence in (*measured.conclusion, *measured.notes):
+        print_wide(Text(sentence))
 
 
 def plain(text: str) -> Text:

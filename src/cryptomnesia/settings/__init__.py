@@ -31,9 +31,11 @@ from cryptomnesia.settings.commands import ImageSettings as ImageSettings
 from cryptomnesia.settings.commands import IndexSettings as IndexSettings
 from cryptomnesia.settings.commands import JudgeSettings as JudgeSettings
 from cryptomnesia.settings.commands import LocalizeSettings as LocalizeSettings
+from cryptomnesia.settings.commands import MakeCanariesSettings as MakeCanariesSettings
 from cryptomnesia.settings.commands import MapSettings as MapSettings
 from cryptomnesia.settings.commands import MaskSettings as MaskSettings
 from cryptomnesia.settings.commands import MatchSettings as MatchSettings
+from cryptomnesia.settings.commands import MeasureCanariesSettings as MeasureCanariesSettings
 from cryptomnesia.settings.commands import MitigationSettings as MitigationSettings
 from cryptomnesia.settings.commands import PlaceSettings as PlaceSettings
 from cryptomnesia.settings.commands import PromptSettings as PromptSettings

@@ -507,6 +507,59 @@ class FinetuneSettings(RunSettings):
     """Keep the images that are copies, with the pictures that they copy, and show them on the page."""
 
 
+class MakeCanariesSettings(Settings):
+    """Everything that the result of `canaries make` depends on."""
+
+    panel: ClassVar[str | None] = "Canaries"
+
+    data: LocalPath | None = None
+    """Folder of the training set."""
+    repetitions: str = "1,4,16,64"
+    """How often an epoch shows a canary: one number for every group of canaries, with commas between them."""
+    each: int = Field(6, ge=1, le=1_000)
+    """Canaries of every group; a median has an interval from 6 on."""
+    reserve: int = Field(200, ge=1, le=100_000)
+    """Pictures of the same kind that are never added, with which canaries are compared; a rate of 5% needs 19."""
+    seed: int | None = Field(None, ge=0, le=2**62)
+    """Seed that draws pictures and names. It is a secret until the training is over; a random one unless given."""
+    size: int = Field(512, ge=8, le=4096)
+    """Width and height of the canaries in pixels: those of the training."""
+    layout: Literal["auto", "sidecar", "metadata", "kohya"] = "auto"
+    """Where the training reads captions: text files beside pictures, rows of metadata.jsonl or metadata.csv, or kohya's
+    folders N_NAME, which also repeat pictures; auto takes what the training set has."""
+
+    @model_validator(mode="after")
+    def _check_repetitions(self) -> Self:
+        if not self.numbers or not 1 <= min(self.numbers) <= max(self.numbers) <= 10_000:
+            raise ValueError(
+                f"got the repetitions {self.repetitions!r}; give whole numbers from 1 to 10000, such as 1,4,16,64"
+            )
+        return self
+
+    @property
+    def numbers(self) -> list[int]:
+        """The repetitions in ascending order, each once; none if one of them is no whole number."""
+        texts = [text.strip() for text in self.repetitions.split(",")]
+        return sorted({int(text) for text in texts}) if all(map(str.isdecimal, texts)) else []
+
+
+class MeasureCanariesSettings(CallSettings):
+    """Everything that the result of `canaries measure` depends on."""
+
+    panel: ClassVar[str | None] = "Canaries"
+
+    manifest: LocalPath | None = None
+    """The file canaries.json that `canaries make` wrote, or the folder that has it."""
+    alpha: float = Field(0.05, gt=0, lt=1)
+    """Error rate: if the model has learnt no canary, some repetitions are said to stand out with this probability at
+    most."""
+    seed: int = Field(0, ge=0, le=2**31)
+    """Seed of the noises, which are the same for all pictures."""
+    checkpoint: str | None = None
+    """Base model that the training began from: a local folder or a hub id. What the base restores as well then does not
+    count, so that less is learnt by chance."""
+
+
 class BuildSettings(Settings):
     """How an index of training images is built."""
 
