@@ -186,7 +186,8 @@ def doses(canaries: Sequence[Exposed], scores: np.ndarray, null: np.ndarray, alp
     for number in sorted({canary.repetitions for canary in canaries}, reverse=True):
         rows = [row for row, canary in enumerate(canaries) if canary.repetitions == number and finite[row]]
         p_value = rank_sum_p_value(scores[rows], null)
-        before = before and p_value <= alpha
-        chosen = [canaries[row] for row in rows]
-        found.append(Dose(number, chosen, p_value, before, math.log2(len(null) + 1), alpha))
+        # repetitions of which no canary could be measured are passed over
+        before = before and not p_value > alpha
+        out = before and bool(rows)
+        found.append(Dose(number, [canaries[row] for row in rows], p_value, out, math.log2(len(null) + 1), alpha))
     return found[::-1]

@@ -36,8 +36,13 @@ class DoseResponse:
 
     @property
     def tolerated(self) -> int:
-        """The largest repetitions below all that stand out; 0 if the fewest of all do."""
-        return max((dose.repetitions for dose in self.doses if not dose.stands_out), default=0)
+        """The most repetitions that were measured and do not stand out; 0 if there are none."""
+        return max((dose.repetitions for dose in self._quiet), default=0)
+
+    @property
+    def _quiet(self) -> list[Dose]:
+        """The doses that were measured and do not stand out: those below all that do."""
+        return [dose for dose in self.doses if dose.canaries and not dose.stands_out]
 
     @property
     def exit_code(self) -> int:
@@ -50,28 +55,28 @@ class DoseResponse:
     def conclusion(self) -> list[str]:
         """What follows, and what does not, in sentences."""
         out = [dose for dose in self.doses if dose.stands_out]
-        quiet = [dose for dose in self.doses if not dose.stands_out]
         found = []
         if out:
             found.append(
                 f"Canaries of {_times(out[0].repetitions)}{' and more' if len(out) > 1 else ''} are restored better "
                 f"than pictures that were never shown (error rate {self.alpha:g})."
             )
-        if not quiet:
+        found += [
+            f"No canary of {_times(dose.repetitions)} could be measured." for dose in self.doses if not dose.canaries
+        ]
+        if not self._quiet:
             return found
-        last = quiet[-1]
-        if not last.canaries:
-            return [*found, f"No canary of {_times(last.repetitions)} could be measured."]
+        *others, last = self._quiet
         found.append(
             f"Up to {_times(last.repetitions)} canaries are not told from pictures that were never shown (error rate "
             f"{self.alpha:g})."
         )
         found.append(
             f"That does not show that nothing is learnt: {last.single} of {len(last.canaries)} canaries of "
-            f"{_times(last.repetitions)} stand{'s' if last.single == 1 else ''} out by itself, so up to "
-            f"{last.share.high:.0%} of pictures that are shown as often may."
+            f"{_times(last.repetitions)} stand out by themselves, so up to {last.share.high:.0%} of pictures that are "
+            "shown as often may."
         )
-        lower = [dose for dose in quiet[:-1] if dose.p_value <= self.alpha / len(self.doses)]
+        lower = [dose for dose in others if dose.p_value <= self.alpha / len(self.doses)]
         if lower:
             found.append(
                 f"Canaries of {_times(lower[-1].repetitions)} have p = {lower[-1].p_value:.2g}, although those of "

@@ -56,7 +56,7 @@ class Rows:
         """
         try:
             first = next((line for line in _lines(path) if line.strip()), "").removeprefix("\ufeff")
-            columns = next(csv.reader([first]), []) if path.suffix == ".csv" else list(json.loads(first or "{}"))
+            columns = next(csv.reader([first]), []) if path.suffix == ".csv" else [*dict(json.loads(first or "{}"))]
         except (OSError, ValueError, TypeError, csv.Error) as error:
             raise UsageError(f"cannot read {path} ({error}); repair it") from None
         if path.suffix == ".jsonl" and not columns:
