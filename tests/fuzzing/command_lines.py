@@ -19,6 +19,7 @@ LONG = {
     ("proving-ground", "show"): ["--bundle", "nosuch"],
     ("proving-ground", "images"): ["--others", "-1"],
     ("demo",): ["--output", "/dev/null"],
+    ("canaries", "make"): ["--size", "8", "--each", "1"],
 }
 """Commands that work for minutes, with the option that stops them."""
 

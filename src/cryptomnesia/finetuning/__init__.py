@@ -2,4 +2,5 @@
 
 `checkpoints` finds the checkpoints of a training, `comparing` says which images are copies of training pictures,
 `work` measures every checkpoint in parts, `course` is what comes out, and `verb` is the function.
+`canaries` says how many repetitions a training tolerates.
 """
