@@ -106,6 +106,12 @@ def test_a_picture_shows_the_same_at_every_size_and_is_no_noise():
     assert np.abs(np.diff(values, axis=0)).mean() < 0.1 * values.std()
 
 
+@pytest.mark.parametrize("size", [8, 9, 64, 200])
+def test_a_picture_has_the_size_that_was_asked_for(size):
+    shown = [drawing.picture(4, "canary", number, size) for number in range(20)]
+    assert {one.size for one in shown} == {(size, size)}
+
+
 def test_canaries_are_read_with_their_captions_as_often_as_their_repetitions_say(training_set):
     before = contents(training_set)
     made = make_canaries(training_set, **SMALL)

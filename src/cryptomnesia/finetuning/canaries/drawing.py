@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 
 Kind = Literal["canary", "reserve"]
 
-_FINER = 2
-"""A picture is drawn so many times larger, and then reduced, so that edges are smooth."""
+_SIDE = 256
+"""A picture is drawn at least so many pixels wide, and at least twice as wide as it will be: edges become smooth."""
 
 _SHAPES = (5, 9)
 """Least and largest number of shapes of a picture."""
@@ -31,13 +31,14 @@ _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "
 def picture(seed: int, kind: Kind, number: int, size: int) -> Image.Image:
     """A picture of `size` × `size` pixels as RGB; what it shows does not depend on the size."""
     rng = _generator(seed, kind, number, "picture")
-    side = _FINER * size
+    finer = max(2, -(-_SIDE // size))
+    side = finer * size
     shown = Image.blend(_clouds(rng, 4, side), _clouds(rng, 24, side), 0.3)
     for _ in range(rng.integers(*_SHAPES, endpoint=True)):
         mask = Image.new("L", (side, side))
         ImageDraw.Draw(mask).polygon(_outline(rng, side), fill=255)
         shown.paste(_filling(rng, side), mask=mask)
-    return shown.reduce(_FINER)
+    return shown.reduce(finer)
 
 
 def caption(seed: int, kind: Kind, number: int) -> str:
