@@ -14,8 +14,9 @@ By edges the similarity e is the correlation of `cryptomnesia.matching.edges`, w
 With m the largest similarity of a reference, the score is (e − m)/(1 − m) − 1/3. So a copy closes a third of the gap
 between the most similar reference and the picture itself.
 
-The score of an image is the largest of all parts, by pixels and edges; a copy is above 0. Parts of the picture in which
-next to nothing is to be seen do not count.
+The score of an image as a whole is the larger of both. A quarter shows little, and two pictures have similar ones by
+chance: its score is the smaller of both, and quarters in which next to nothing is to be seen do not count. The score of
+an image is the largest of all parts; a copy is above 0.
 """
 
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ class Nearness:
 
     Attributes:
         scores: (n,); a copy is above 0.
-        by: n times `pixels` or `edges`, whichever score is larger.
+        by: n times `pixels` or `edges`, by which the whole is nearer, or `both` for a quarter.
         parts: the part of the score, n times (top, left, bottom, right) as shares of the picture.
     """
 
@@ -80,15 +81,17 @@ class Original:
     def nearness(self, images: Gallery) -> Nearness:
         """How near images are."""
         both = np.stack([self._by_pixels(images), self._by_edges(images)])
+        # a quarter is a copy by both
+        both[:, :, 1:] = both[:, :, 1:].min(axis=0)
         both[:, :, ~self._seen] = -np.inf
-        # where the whole picture is a copy, its parts say nothing new
+        # where the whole picture is a copy, its quarters say nothing new
         whole = both[:, :, :1].max(axis=0) > 0
         both[:, :, 1:] = np.where(whole, -np.inf, both[:, :, 1:])
         places = both.transpose(1, 0, 2).reshape(len(whole), -1).argmax(axis=1)
         kinds, parts = np.divmod(places, len(PARTS))
         return Nearness(
             scores=both[kinds, np.arange(len(whole)), parts],
-            by=[("pixels", "edges")[kind] for kind in kinds],
+            by=["both" if part else ("pixels", "edges")[kind] for kind, part in zip(kinds, parts, strict=True)],
             parts=[_shares(PARTS[part]) for part in parts],
         )
 

@@ -25,7 +25,7 @@ class Seen:
         copied: whether the picture counts as copied: at least half of the images are copies of it; where several
             pictures share the caption, or the model reads none, at least two are, and a share of half divided by them.
         score: of the nearest one; a copy is above 0. See `cryptomnesia.finetuning.comparing`.
-        by: what shows best that the nearest one is a copy, or would show it: `pixels` or `edges`.
+        by: what shows best that the nearest one is a copy, or would show it: `pixels` or `edges`, or `both` of a part.
         part: where it is nearest to the picture: (top, left, bottom, right) as shares of the picture.
         learnt: by how much the checkpoint restores the picture from noise better than the base does: the mean over
             noise levels of the logarithm of the denoising error, in nats.

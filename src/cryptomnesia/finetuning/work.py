@@ -49,6 +49,9 @@ BASE = "base model"
 MORE = 2
 """How many times as many images are made again under a caption that gave a copy."""
 
+REFERENCES_EACH = 4
+"""How many times as many images the base makes of a caption as a checkpoint does: what it comes to by chance."""
+
 SHARED = 32
 """Pictures of one caption, or without any, up to which there are more images the more pictures there are."""
 
@@ -277,7 +280,7 @@ class Finetuning(InParts[Course]):
 
     def _part_of_base(self, file: Path, groups: Sequence[Group], report: Report) -> None:
         """Write the images that the base makes, the captions' numbers of images, and the denoising errors."""
-        made, _ = self._made(self.base, groups, range(len(groups)), 0, report)
+        made, _ = self._made(self.base, groups, range(len(groups)), report=report, times=REFERENCES_EACH)
         tensors = {"images": torch.from_numpy(np.concatenate([small(images) for images in made]))}
         rows = [self._picture(group, row) for group in groups for row in group.rows]
         if rows:
@@ -300,7 +303,14 @@ class Finetuning(InParts[Course]):
         return torch.cat(found)
 
     def _made(
-        self, setup: Setup, groups: Sequence[Group], which: Sequence[int], again: int, report: Report | None = None
+        self,
+        setup: Setup,
+        groups: Sequence[Group],
+        which: Sequence[int],
+        *,
+        times: int = 1,
+        after: int = 0,
+        report: Report | None = None,
     ) -> tuple[list[np.ndarray], list[list[float]]]:
         """Images under the captions of some groups, each (n, H, W, 3) uint8, and the detector's scores of them.
 
@@ -308,14 +318,15 @@ class Finetuning(InParts[Course]):
             setup: of the model.
             groups: captions.
             which: numbers of the groups.
-            again: 0 for the first images, 1 for those that are made again.
+            times: how many times as many images as at first.
+            after: how many times as many images were made before.
             report: called with the number of groups that are done.
         """
-        counts = [self._images(groups[number]) * (MORE if again else 1) for number in which]
-        first = [self._images(groups[number]) * again for number in which]
+        counts = [self._images(groups[number]) * times for number in which]
+        first = [self._images(groups[number]) * after for number in which]
         captions = [groups[number].caption for number, count in zip(which, counts, strict=True) for _ in range(count)]
         seeds = [self.seed + start + one for start, count in zip(first, counts, strict=True) for one in range(count)]
-        detector = None if again or setup is self.base else self._detector(setup)
+        detector = None if after or setup is self.base else self._detector(setup)
         images: list[np.ndarray] = []
         scores: list[float] = []
         for batch in generate(
@@ -345,7 +356,7 @@ class Finetuning(InParts[Course]):
     def _part_of(self, variant: Variant, groups: Sequence[Group], report: Report) -> dict[str, Any]:
         """What a checkpoint makes of some captions, as JSON values."""
         setup = self._setup(variant)
-        made, scores = self._made(setup, groups, range(len(groups)), 0, report)
+        made, scores = self._made(setup, groups, range(len(groups)), report=report)
         spreads = [spread(images) for images in made]
         found = [self._nearness(group, images) for group, images in zip(groups, made, strict=True)]
         suspected = [
@@ -354,7 +365,7 @@ class Finetuning(InParts[Course]):
             if groups[number].trained and any((one.scores > 0).any() for one in nearness)
         ]
         if suspected:
-            again, _ = self._made(setup, groups, suspected, 1)
+            again, _ = self._made(setup, groups, suspected, times=MORE, after=1)
             for number, images in zip(suspected, again, strict=True):
                 made[number] = np.concatenate([made[number], images])
                 found[number] = self._nearness(groups[number], made[number])
