@@ -1,4 +1,5 @@
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -284,6 +285,28 @@ def test_tensors_that_share_a_checksum_are_told_apart():
     assert room._checksums([("a", one), ("b", other + torch.eye(6)[3])]) != together
     assert room._checksums([("a", torch.arange(5.0)), ("b", torch.arange(5.0, 12))]) != together
     assert room._checksums([("a", one.half()), ("b", other)]) != together
+
+
+def test_many_small_tensors_share_several_checksums():
+    """No checksum takes more values than one of a large tensor does, and a change of any of them is seen."""
+    count = room._VALUES // room._SMALL
+    weights = [(f"{number}", torch.randn(room._SMALL)) for number in range(2 * count + 1)]
+    found = room._checksums(weights)
+    sums = found[len(weights) :]
+    assert len(sums) == 3
+    for number, (_, value) in enumerate(weights):
+        value[number] += 1
+        changed = room._checksums(weights)[len(weights) :]
+        assert [place for place in range(3) if changed[place] != sums[place]] == [number // count]
+        sums = changed
+
+
+def test_threads_compute_checksums_at_the_same_time():
+    values = [torch.randn(count) for count in (200, 70_000, 131_000)]
+    alone = [room._checksums([("a", value)]) for value in values]
+    with ThreadPoolExecutor(len(values)) as threads:
+        for _ in range(50):
+            assert [*threads.map(lambda value: room._checksums([("a", value)]), values)] == alone
 
 
 def test_weights_that_are_not_in_memory_are_refused(model):

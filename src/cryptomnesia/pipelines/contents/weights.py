@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from operator import itemgetter
+from threading import local
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -195,20 +196,27 @@ def _checksums(weights: Iterable[Named]) -> list[tuple[Any, ...]]:
     The bytes of the values that `_read` reads are taken as 64-bit integers, whose bits are mixed. A checksum is their
     sum with the weights 1, 3, 5, … modulo 2⁶⁴. An odd weight times the change of one integer is never 0, so a change of
     one value is seen.
-    Small tensors of one number format share a checksum, for which they are joined: most tensors of a network are small,
-    and one by one they would take longer than all the others.
+    Small tensors of one number format share checksums, for which some are joined: most tensors of a network are small,
+    and one by one they would take longer than all the others. All of them together would take memory that the system
+    has to provide anew at every call, which takes longer still.
     """
     about: list[tuple[Any, ...]] = []
     small: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    joined: dict[tuple[torch.device, torch.dtype], int] = {}
     sums = []
     with torch.no_grad():
         for name, value in weights:
-            kind = value.dtype
+            kind, count = value.dtype, value.numel()
             about.append((name, value.shape, kind))
-            if kind in _JOINED and value.numel() <= _SMALL:
-                small.setdefault((value.device, kind), []).append(value)
-            else:
+            if kind not in _JOINED or count > _SMALL:
                 sums.append(_checksum(_sampled(value).contiguous()))
+                continue
+            key = value.device, kind
+            joined[key] = joined.get(key, 0) + count
+            if joined[key] > _VALUES:
+                sums.append(_checksum(_flatten_dense_tensors(small.pop(key))))
+                joined[key] = count
+            small.setdefault(key, []).append(value)
         sums += [_checksum(_flatten_dense_tensors(values)) for values in small.values()]
     # one transfer from each device instead of one per checksum
     return [*about, *torch.stack([total.to(sums[0].device) for total in sums]).tolist()] if sums else about
@@ -223,10 +231,29 @@ def _checksum(values: Tensor) -> Tensor:
     integers = octets.view(torch.int64)
     # the highest bit, which is the sign of a value, counts the same under every odd weight, so that two changes of sign
     # would cancel; so it goes into lower bits, too
-    integers = integers ^ (integers >> 29)
-    odd = _odd_numbers(values.device, max(_ODD, 1 << (len(integers) - 1).bit_length()))[: len(integers)]
+    mixed = torch.bitwise_right_shift(integers, 29, out=_MEMORY.of(integers)).bitwise_xor_(integers)
+    odd = _odd_numbers(values.device, max(_ODD, 1 << (len(mixed) - 1).bit_length()))[: len(mixed)]
     # only on CPUs torch has products of integers
-    return torch.dot(integers, odd) if values.device.type == "cpu" else (integers * odd).sum()
+    return torch.dot(mixed, odd) if values.device.type == "cpu" else (mixed * odd).sum()
+
+
+class _Memory(local):
+    """Memory of a thread that is used again: the system provides new memory more slowly than a checksum is computed."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._values = torch.empty(0, dtype=torch.int64)
+
+    def of(self, integers: Tensor) -> Tensor | None:
+        """Memory for as many integers on the CPU; None on another device, where torch uses memory again itself."""
+        if integers.device.type != "cpu":
+            return None
+        if len(self._values) < len(integers):
+            self._values = torch.empty_like(integers)
+        return self._values[: len(integers)]
+
+
+_MEMORY = _Memory()
 
 
 @cache
