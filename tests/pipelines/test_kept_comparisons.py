@@ -12,7 +12,9 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from cryptomnesia.pipelines.contents import parts
 from cryptomnesia.pipelines.contents.alterations import _COMPARED
+from cryptomnesia.pipelines.contents.parts import same_vocabulary, tokenizer_identity
 from cryptomnesia.pipelines.contents.walk import Walk
 from cryptomnesia.pipelines.contents.weights import _state
 from cryptomnesia.pipelines.fingerprint import fingerprint
@@ -227,6 +229,23 @@ def test_what_was_altered_is_compared_again(model):
     assert altered[0] == altered[1] != usual
     block(model).output_scale_factor = 1
     assert fingerprint(model, SAMPLING) == usual
+
+
+def test_the_vocabulary_of_a_copy_is_read_once(model, monkeypatch):
+    usual = tokenizer_identity(model.tokenizer)
+    copied = copy.deepcopy(model.tokenizer)
+    same_vocabulary(model.tokenizer, copied)
+    monkeypatch.setattr(parts, "_probed", lambda tokenizer: pytest.fail("the vocabulary was read again"))
+    assert tokenizer_identity(copied) == usual
+    monkeypatch.undo()
+    copied.add_tokens(["<concept>"])
+    changed = tokenizer_identity(copied)
+    assert changed["vocabulary"] != usual["vocabulary"]
+    assert tokenizer_identity(copy.deepcopy(copied)) == changed
+    # of a tokenizer that nobody looked at, nothing is taken as known
+    fresh = copy.deepcopy(copied)
+    same_vocabulary(copy.deepcopy(copied), fresh)
+    assert tokenizer_identity(fresh) == changed
 
 
 def test_kept_comparisons_keep_no_network():

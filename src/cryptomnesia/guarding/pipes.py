@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from cryptomnesia.pipelines.call import own_class
+from cryptomnesia.pipelines.contents.parts import same_vocabulary
 from cryptomnesia.pipelines.tokenizers import added_tokens, copied_tokenizers
 
 Call = Callable[[type[Any], Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -85,6 +86,7 @@ class Pipes:
             for name, private in copied_tokenizers(pipe).items()
         }
         for name, swap in swapped.items():
+            same_vocabulary(getattr(pipe, name), swap.private)
             setattr(pipe, name, swap.private)
         with self._lock:
             self._tokenizers[pipe] = swapped

@@ -168,6 +168,17 @@ def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
     return {**found, "added": names} if names else found
 
 
+def same_vocabulary(tokenizer: Any, copied: Any) -> None:
+    """Take the vocabulary of a fresh copy of a tokenizer as known if that of the tokenizer is.
+
+    What shows that a vocabulary has changed is compared for the copy, too.
+    """
+    with suppress(TypeError):
+        # some pipelines have a processor in the place of a tokenizer, which need not be hashable
+        if (known := _VOCABULARIES.get(tokenizer)) is not None:
+            _VOCABULARIES[copied] = known
+
+
 def _stages(tokenizer: Any) -> list[bytes]:
     """What a tokenizer does to a text beside looking it up, which may be changed in place."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
