@@ -262,7 +262,7 @@ class Watch:
         call.latents = latents
         if step.index in call.keep:
             call.steps[step.index] = step
-        call.norms.add(step, latents, prediction(value))
+        call.norms.add(step, latents, step.guided if value is step.guided.value else prediction(value))
         if self._signals:
             self._compute_signals(call, step.index)
         if self._after_step is not None:
