@@ -11,6 +11,7 @@ from cryptomnesia.auditing import audited as auditing
 from cryptomnesia.auditing import store as storing
 from cryptomnesia.auditing.outcome import outcome
 from cryptomnesia.auditing.store import Store, StoreError
+from cryptomnesia.matching import ImageIndex
 from tiny_audit import settings
 
 ray = pytest.importorskip("ray")
@@ -38,8 +39,16 @@ def test_an_audit_on_ray_is_the_audit_of_one_process(cluster, audit_folder, tmp_
         if stage == "images" and done >= 2:
             raise KeyboardInterrupt
 
+    # what does not fit shows before a picture is described
+    with pytest.raises(UsageError, match="give more steps, or another detector"):
+        audit(**arguments | {"steps": 1}, output=tmp_path / "run", engine="ray")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(KeyboardInterrupt):
         audit(**arguments, output=tmp_path / "run", engine="ray", progress=stop)
+    # the processes of the cluster have made the index, and the one that began the run has made none
+    assert told[0][0] == "index"
+    assert [one for one in told if one[0] == "index"][-1] == ("index", 12, 12)
+    assert len(ImageIndex(tmp_path / "run" / "index")) == 12
     done = Store(tmp_path / "run").done("images")
     assert 1 <= done < 3
     # the command that goes on has no model

@@ -20,7 +20,7 @@ import torch
 
 from cryptomnesia.auditing.examiner import Examiner
 from cryptomnesia.auditing.outcome import IMAGES, SCORES, units_of
-from cryptomnesia.auditing.planning import Plan, Progress, plan
+from cryptomnesia.auditing.planning import Plan, Progress, checked, make_index, needs_index, plan
 from cryptomnesia.auditing.requests import Request
 from cryptomnesia.auditing.scoring import score
 from cryptomnesia.auditing.store import CALIBRATION, PATIENCE, Store, batch_count
@@ -36,7 +36,7 @@ from cryptomnesia.settings import AuditSettings
 
 logger = logging.getLogger("cryptomnesia")
 
-BEGIN, REFERENCES, CALIBRATING = "begin", "references", "calibrating"
+CHECKING, BEGIN, REFERENCES, CALIBRATING = "checking", "begin", "references", "calibrating"
 """Stages before `IMAGES`: the run directory is made, references are recorded, and the calibration is made from them."""
 
 
@@ -160,6 +160,12 @@ def _run_on_ray(request: Request, folder: Path, engine: str, workers: int | None
     """Have the processes of a Ray cluster work on a run until it is finished; this process loads no model."""
     work = Work(_sent(request), folder)
     gpu = None if request.settings.device is None else request.settings.device.startswith("cuda")
+    if needs_index(request.settings, folder):
+        # what does not fit shows before many pictures are described
+        with OnRay(work, engine, workers=1, gpu=gpu) as do:
+            list(do([(CHECKING, 0)]))
+        make_index(request.settings, folder, progress, engine=engine, workers=workers)
+        work = replace(work, indexed=True)
     with OnRay(work, engine, workers=workers, gpu=gpu) as do:
         list(do([(BEGIN, 0)]))
         store = begun(folder)
@@ -263,11 +269,13 @@ class Work:
         request: the audit.
         folder: of the run.
         progress: called while an index is made.
+        indexed: whether the index of training images was just made by the processes of a cluster.
     """
 
     request: Request
     folder: Path
     progress: Progress | None = None
+    indexed: bool = False
     _seen: bool = False
 
     def __call__(
@@ -286,7 +294,9 @@ class Work:
         if run and not self._seen:
             check_seen(self.folder, run[0])
             self._seen = True
-        if stage == BEGIN:
+        if stage == CHECKING:
+            checked(self.request, self.folder)
+        elif stage == BEGIN:
             _ = self.store
         elif stage == REFERENCES:
             self.store.write(REFERENCES, number, self._recording.batch(number, report))
@@ -300,7 +310,7 @@ class Work:
     @cached_property
     def planned(self) -> Plan:
         """What is to be done, with the loaded model."""
-        return plan(self.request, self.folder, self.progress)
+        return plan(self.request, self.folder, self.progress, indexed=self.indexed)
 
     @cached_property
     def store(self) -> Store:

@@ -23,11 +23,12 @@ from cryptomnesia.calibration.stored import Calibration, calibration_of
 from cryptomnesia.detection import Examination
 from cryptomnesia.detectors import Detector
 from cryptomnesia.detectors import detector as detector_of
+from cryptomnesia.engine import LOCAL
 from cryptomnesia.errors import UsageError
 from cryptomnesia.guarding.policies import Policy, policy_of
 from cryptomnesia.localizers import Localizer
 from cryptomnesia.localizers import localizer as localizer_of
-from cryptomnesia.matching import SSCD, ImageIndex, Tiles
+from cryptomnesia.matching import SSCD, Descriptor, ImageIndex, Tiles
 from cryptomnesia.matching.reproduction import check_size
 from cryptomnesia.matching.sources import as_text, check_source, ordered
 from cryptomnesia.mitigations import Mitigation
@@ -151,13 +152,26 @@ class Plan:
         return examination
 
 
-def plan(request: Request, folder: Path | None = None, progress: Progress | None = None) -> Plan:
+def plan(
+    request: Request, folder: Path | None = None, progress: Progress | None = None, *, indexed: bool = False
+) -> Plan:
     """Load what a request names, and see that everything fits together.
 
     Args:
         request: the audit.
         folder: of the run, where an index of `settings.training_images` is made; without one no index is made.
         progress: called while an index is made.
+        indexed: whether the index of `settings.training_images` was just made, by `make_index`.
+
+    Raises:
+        UsageError: for what is missing or does not fit.
+    """
+    found = checked(request, folder)
+    return replace(found, index=_index(found.settings, folder, progress, indexed=indexed))
+
+
+def checked(request: Request, folder: Path | None = None) -> Plan:
+    """A plan without an index; arguments as for `plan`.
 
     Raises:
         UsageError: for what is missing or does not fit.
@@ -226,8 +240,7 @@ def plan(request: Request, folder: Path | None = None, progress: Progress | None
         logger.warning("%s", reason)
     if found.calibration is not None:
         found.examination(found.calibration)
-    index = _index(settings, folder, progress)
-    return replace(found, index=index)
+    return found
 
 
 def _too_few(found: Plan) -> list[str]:
@@ -420,18 +433,48 @@ def _holds_calibration(folder: Path | None) -> bool:
     return folder is not None and exists(folder / "run.json") and exists(folder / CALIBRATION)
 
 
-def _index(settings: AuditSettings, folder: Path | None, progress: Progress | None) -> ImageIndex | None:
+def needs_index(settings: AuditSettings, folder: Path) -> bool:
+    """Whether an index of training images has to be made before the run in `folder` can begin."""
+    return settings.training_images is not None and not _holds_index(folder)
+
+
+def make_index(
+    settings: AuditSettings,
+    folder: Path,
+    progress: Progress | None,
+    *,
+    engine: str = LOCAL,
+    workers: int | None = None,
+) -> ImageIndex:
+    """Make the index of `settings.training_images` in the folder of the run.
+
+    Raises:
+        UsageError: as `ImageIndex.build` does.
+    """
+    assert settings.training_images is not None
+    report = None if progress is None else partial(progress, "index")
+    place, descriptor = folder / "index", _descriptor(settings)
+    return ImageIndex.build(
+        settings.training_images, place, descriptor, engine=engine, workers=workers, progress=report
+    )
+
+
+def _index(
+    settings: AuditSettings, folder: Path | None, progress: Progress | None, *, indexed: bool
+) -> ImageIndex | None:
     """The index of training images, made in the run's folder if only their folder is given."""
-    descriptor = Tiles() if settings.sscd is None else SSCD(settings.sscd)
     if settings.index is not None:
-        index = ImageIndex(settings.index, descriptor)
-    elif settings.training_images is not None and folder is not None:
-        place, report = folder / "index", None if progress is None else partial(progress, "index")
-        if _holds_index(folder):
-            index = ImageIndex(place, descriptor)
-        else:
-            index = ImageIndex.build(settings.training_images, place, descriptor, progress=report)
-    else:
+        index = ImageIndex(settings.index, _descriptor(settings))
+    elif settings.training_images is None or folder is None:
         return None
+    elif indexed or not needs_index(settings, folder):
+        index = ImageIndex(folder / "index", _descriptor(settings))
+    else:
+        index = make_index(settings, folder, progress)
     check_size(len(index), settings.fpr)
     return index
+
+
+def _descriptor(settings: AuditSettings) -> Descriptor:
+    """The descriptor of the training images."""
+    return Tiles() if settings.sscd is None else SSCD(settings.sscd)
