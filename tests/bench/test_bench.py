@@ -1,6 +1,7 @@
 """The bench on a random miniature, and its figures on scores that were made up."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -91,6 +92,25 @@ def test_a_packet_that_is_compressed_is_read_and_always_the_same(whole, tmp_path
     (tmp_path / "two.json.xz").write_bytes(b"nothing compressed")
     with pytest.raises(UsageError, match="is no compressed file"):
         Packet.load(tmp_path / "two.json.xz")
+
+
+def test_a_calibration_that_was_stopped_goes_on_to_the_same_packet(whole, tmp_path):
+    """Its first two batches of references are kept."""
+    kept = [whole / "bench.json", *sorted(whole.glob("references-*"))[:2]]
+    for path in kept:
+        shutil.copy2(path, tmp_path)
+    times = {path.name: path.stat().st_mtime_ns for path in kept}
+    made = []
+    given = {"truth": lambda trial, image: float(trial.cluster == "bar"), "threshold": 0.5}
+    run(tmp_path, progress=lambda *step: made.append(step), **given)
+    assert (tmp_path / PACKET).read_bytes() == (whole / PACKET).read_bytes()
+    assert {path.name: (tmp_path / path.name).stat().st_mtime_ns for path in kept} == times
+    assert min(done for what, done, _ in made if what == "references") > 2
+    # what is damaged is named before a calibration is made of it
+    (tmp_path / CALIBRATION).unlink()
+    (tmp_path / kept[1].name).write_bytes(b"no table")
+    with pytest.raises(UsageError, match=f"{kept[1].name} is not a record of references"):
+        run(tmp_path, **given)
 
 
 def test_a_bench_that_was_killed_goes_on(whole, tmp_path):

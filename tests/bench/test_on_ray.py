@@ -127,7 +127,7 @@ def cluster():
 @pytest.mark.parametrize(
     ("kind", "kept"),
     [
-        ("detect", [BENCH, CALIBRATION, "part-00001.safetensors"]),
+        ("detect", [BENCH, "references-00001.safetensors", "part-00001.safetensors"]),
         ("localize", [BENCH, "part-00000.safetensors"]),
         ("mitigate", [BENCH, CALIBRATION, "none-00001.safetensors", "rephrasing-00000.safetensors"]),
         ("attack", []),
@@ -141,6 +141,9 @@ def test_a_bench_on_ray_goes_on_to_the_packet_of_one_process(kind, kept, cluster
     shared.mkdir()
     for name in kept:
         shutil.copy(alone / name, shared)
+    # a finished calibration has them
+    for file in alone.glob("references-*") if CALIBRATION in kept else ():
+        shutil.copy(file, shared)
     before, told = files_of(shared), []
     packet = run(partial(made, kind, shared), shared, progress=lambda *step: told.append(step), **ON_RAY)
     check_same(packet, expected)

@@ -204,7 +204,7 @@ class AttackBench(PictureBench):
 
     def stages(self) -> Iterator[list[Stage]]:
         """Yield the calibration, the embeddings, and all pictures."""
-        yield [self.calibrating]
+        yield from self.calibrating()
         yield [self._looking]
         pictures = [stage for made in (None, *self.mitigations) for stage in self._attacking(made)]
         yield [*self._judging, *pictures]

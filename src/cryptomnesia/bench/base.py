@@ -1,17 +1,18 @@
 """What all benches have in common: methods are compared on the same images, of which the truth is known."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, ClassVar, TypeVar
 
 from cryptomnesia.bench.trials import Trial
-from cryptomnesia.calibration.fitting import calibrate
+from cryptomnesia.calibration.fitting import FIRST_SEED, recorded_by, warn_of_references
+from cryptomnesia.calibration.recording import Recording
 from cryptomnesia.calibration.stored import Calibration
 from cryptomnesia.detectors import Detector
-from cryptomnesia.files import prompts_digest
+from cryptomnesia.files import load_checked, prompts_digest, save_checked
 from cryptomnesia.localizers import Localizer
 from cryptomnesia.parts import InParts, Report, Stage
 from cryptomnesia.pipelines.fingerprint import weights_digest
@@ -23,8 +24,11 @@ BENCH = "bench.json"
 CALIBRATION = "calibration.safetensors"
 """File of a bench's folder with the reference runs."""
 
-REFERENCES = "references"
-"""Name of the stage that makes the calibration."""
+REFERENCES, FITTING = "references", "calibration"
+"""Names of the stages that record reference runs, and that make the calibration from them."""
+
+KIND = "record of references"
+"""What a file of reference runs is called in messages."""
 
 Made = TypeVar("Made")
 
@@ -95,11 +99,31 @@ class CalibratedBench(Bench[Made]):
         """The localizers that the calibration is for."""
         return ()
 
+    def calibrating(self) -> Iterator[list[Stage]]:
+        """Yield the stage that records the reference runs, if there is no calibration, and the one that makes it."""
+        fitting = Stage(FITTING, CALIBRATION, self.folder, range(1), 1)
+        yield [self._references] if fitting.missing() else []
+        yield [fitting]
+
     @property
-    def calibrating(self) -> Stage:
-        """The stage that makes the calibration, in one part."""
-        count = len(self.references)
-        return Stage(REFERENCES, CALIBRATION, self.folder, range(count), count)
+    def _references(self) -> Stage:
+        """The stage that records the reference runs batch by batch."""
+        rows = range(len(self.references))
+        return Stage(REFERENCES, f"{REFERENCES}-{{:05d}}.safetensors", self.folder, rows, self.batch_size)
+
+    @cached_property
+    def _recording(self) -> Recording:
+        """What is recorded of the references."""
+        return recorded_by(
+            Setup.of(self.setup.pipe, self.call),
+            self.references,
+            detectors=self.judging,
+            localizers=self.mapping,
+            fpr=None,
+            seed=FIRST_SEED,
+            long="truncate",
+            batch_size=self.batch_size,
+        )
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -110,19 +134,21 @@ class CalibratedBench(Bench[Made]):
         return found
 
     def part(self, stage: Stage, number: int, report: Report) -> None:
-        """Make the calibration, or a part of another stage."""
-        if stage.name != REFERENCES:
+        """Make a part of the calibration, or of another stage.
+
+        Raises:
+            UsageError: for a damaged file of recorded runs, or runs of which no calibration can be made.
+        """
+        if stage.name == REFERENCES:
+            rows = self._recording.batch(number, report)
+            save_checked(stage.files[number], KIND, 1, {"rows": rows}, {})
+        elif stage.name == FITTING:
+            parts = [load_checked(path, KIND, 1)[0]["rows"] for path in self._references.files]
+            calibration = self._recording.calibration([row for rows in parts for row in rows])
+            warn_of_references(calibration)
+            calibration.save(stage.files[number])
+        else:
             self.calibrated_part(stage, number, report)
-            return
-        calibrate(
-            self.setup.pipe,
-            self.references,
-            detectors=self.judging,
-            localizers=self.mapping,
-            batch_size=self.batch_size,
-            progress=report,
-            **self.call,
-        ).save(self.folder / CALIBRATION)
 
     @abstractmethod
     def calibrated_part(self, stage: Stage, number: int, report: Report) -> None:

@@ -94,7 +94,7 @@ class DetectorBench(CalibratedBench[Packet]):
 
     def stages(self) -> Iterator[list[Stage]]:
         """Yield the calibration, and then the images."""
-        yield [self.calibrating]
+        yield from self.calibrating()
         for made in self.detectors:
             # one that gives no score to some reference is refused before the images are generated
             self.calibration.null(made)

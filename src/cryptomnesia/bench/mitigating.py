@@ -63,7 +63,7 @@ class MitigationBench(PictureBench):
 
     def stages(self) -> Iterator[list[Stage]]:
         """Yield the calibration, the pictures as they are, and those under all mitigations."""
-        yield [self.calibrating]
+        yield from self.calibrating()
         yield [self._untouched]
         yield [stage for mitigation in self.mitigations for stage in self._remaking(mitigation)]
 
