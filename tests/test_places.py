@@ -1,14 +1,21 @@
+import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from cryptomnesia import Calibration, ImageIndex, UsageError, audit, places
+from cryptomnesia.auditing import store as storing
 from cryptomnesia.auditing.outcome import outcome
 from cryptomnesia.auditing.store import Store, StoreError, _read
 from cryptomnesia.errors import UnreachableError
 from cryptomnesia.files import replacing, write_whole
+from cryptomnesia.matching import describing
+from cryptomnesia.matching import index as index_of
 from cryptomnesia.places import exists, local, locked, names, place
 from cryptomnesia.prompts import read_prompts
 from cryptomnesia.settings import AuditSettings, BuildSettings
@@ -116,9 +123,7 @@ def test_a_store_that_stays_away_is_an_error_of_one_line(server, monkeypatch):
     store.write("scores", 1, [{"unit": 1}])
     server.kill()
     try:
-        with pytest.raises(
-            UnreachableError, match=r"^cannot reach s3://bucket/away/scores/00000.parquet \(.*\); check the"
-        ):
+        with pytest.raises(UnreachableError, match=r"^cannot reach s3://bucket/away/run.json \(.*\); check the"):
             store.write("scores", 0, [{"unit": 1}])
         # neither damaged nor missing
         with pytest.raises(UnreachableError, match=r"cannot reach s3://bucket/away/scores/00001.parquet \(.*\); check"):
@@ -167,6 +172,92 @@ def test_a_damaged_batch_in_a_store_is_named(server):
     write_whole(store.path("scores", 0), b"no table")
     with pytest.raises(UsageError, match=r"s3://bucket/damaged/scores/00000.parquet is damaged"):
         store.rows("scores")
+
+
+def test_of_two_machines_that_begin_runs_at_the_same_moment_one_is_refused(server, monkeypatch):
+    """Locks of a store are those of one machine, so another one is played by a thread without locks."""
+    folder, other = place("s3://bucket/twice"), {"model": "tiny", "steps": 4}
+    monkeypatch.setattr(storing, "locked", lambda *_, **__: nullcontext())
+    with ThreadPoolExecutor(2) as machines:
+        runs = [machines.submit(Store.create, folder, about) for about in (ABOUT, other)]
+    errors = [run.exception() for run in runs]
+    assert sorted(error is None for error in errors) == [False, True]
+    assert any("holds another run: steps is" in str(error) for error in errors)
+    # the same run is one run, whoever begins it
+    with ThreadPoolExecutor(2) as machines:
+        both = [machines.submit(Store.create, place("s3://bucket/once"), ABOUT).result() for _ in range(2)]
+    for number, run in enumerate(both):
+        run.write("images", 0, [{"unit": number}])
+    assert both[0].rows("images") == [{"unit": 1}]
+
+
+def test_a_run_that_another_machine_has_replaced_is_not_written_to(server):
+    folder = place("s3://bucket/replaced")
+    run = Store.create(folder, ABOUT)
+    run.write("images", 0, [{"unit": 0}])
+    held = json.loads((folder / "run.json").read_text())
+    write_whole(folder / "run.json", json.dumps({**held, "run": "2", "about": {"model": "tiny", "steps": 4}}))
+    with pytest.raises(UsageError, match=r"another machine has begun another run in s3://bucket/replaced: steps is 3"):
+        run.write("images", 1, [{"unit": 1}])
+    assert run.missing("images", 2) == [1]
+    # one with the same settings is the same run
+    write_whole(folder / "run.json", json.dumps({**held, "run": "2"}))
+    run.write("images", 1, [{"unit": 1}])
+    assert run.missing("images", 2) == []
+
+
+def test_two_machines_that_build_an_index_at_the_same_moment_leave_one(server, tmp_path, monkeypatch):
+    """The one that began first stops, and the other one takes over what it has written."""
+    (tmp_path / "images").mkdir()
+    for number in range(12):
+        picture(number).save(tmp_path / "images" / f"{number:02}.png")
+    monkeypatch.setattr(index_of, "locked", lambda *_, **__: nullcontext())
+    begun, going_on = threading.Event(), threading.Event()
+
+    def wait(done, total):
+        if done >= 8:
+            begun.set()
+            going_on.wait(60)
+
+    def first():
+        return ImageIndex.build(tmp_path / "images", "s3://bucket/both", shard=4, workers=1, progress=wait)
+
+    monkeypatch.setattr(describing, "_PORTION", 4)
+    with ThreadPoolExecutor(1) as machine:
+        stopped = machine.submit(first)
+        assert begun.wait(60)
+        # of a picture that the other machine sees otherwise, each has described its own
+        picture(99).save(tmp_path / "images" / "01.png")
+        built = ImageIndex.build(tmp_path / "images", "s3://bucket/both", shard=3)
+        going_on.set()
+        with pytest.raises(UsageError, match=r"another machine has begun to build the index s3://bucket/both; wait"):
+            stopped.result()
+    assert sorted(built.paths) == [f"{number:02}.png" for number in range(12)]
+    opened = ImageIndex("s3://bucket/both")
+    assert sorted(opened.paths) == sorted(built.paths)
+    nearest = opened.search([picture(number) for number in (99, *range(2, 12))])
+    assert [opened.paths[row[0]] for row in nearest.positions.tolist()] == [f"{n:02}.png" for n in range(1, 12)]
+    assert nearest.distances.max() < 0.01
+
+
+def test_no_listing_that_a_package_remembers_is_believed(monkeypatch):
+    """Some packages ignore `use_listings_cache`; here that of the protocol `memory` does."""
+    listings, look = {}, MemoryFileSystem.ls
+
+    def remembered(system, path, detail=True, **kwargs):
+        found = listings.setdefault(path, look(system, path, detail=True, **kwargs))
+        return found if detail else [one["name"] for one in found]
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", remembered)
+    monkeypatch.setattr(MemoryFileSystem, "invalidate_cache", lambda system, path=None: listings.clear())
+    folder = place("memory://bucket/remembered")
+    write_whole(folder / "1.json", "{}")
+    assert {*names(folder, ".json")} == {"1.json"}
+    # another machine writes, of which this one's file system does not know
+    MemoryFileSystem().pipe_file("/bucket/remembered/2.json", b"{}")
+    assert [path.name for path in folder.iterdir()] == ["1.json"]
+    assert {*names(folder, ".json")} == {"1.json", "2.json"}
+    assert exists(folder / "2.json")
 
 
 def test_an_index_in_a_store_is_searched_as_one_on_disk(server, tmp_path):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import cryptomnesia
 from cryptomnesia.errors import UnreachableError, UsageError
-from cryptomnesia.places import exists, is_remote, local, make, place, read_text, upload
+from cryptomnesia.places import exists, is_remote, local, make, place, read_text, settle, upload
 
 _MAKE = {"calibration": "make one with `cryptomnesia calibrate`"}
 """Kind of a file → the way to make one, for messages."""
@@ -103,6 +103,7 @@ def claim(path: Path, settings: dict[str, Any], other: str) -> None:
         make(path.parent)
         if not exists(path):
             write_whole(path, text)
+            settle(path)
         found = read_text(path)
     except OSError as error:
         raise UsageError(

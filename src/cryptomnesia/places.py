@@ -37,6 +37,10 @@ _NAMED = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adl
 _COLLAPSED = re.compile(r"[a-z][a-z0-9+.-]+:/[^/]")
 """What `pathlib` makes of a URL."""
 
+_SETTLED = 2.0
+"""Seconds after which a file that was written to a store is that of the last of several machines that wrote it at the
+same moment."""
+
 T = TypeVar("T")
 
 
@@ -101,6 +105,22 @@ def absolute(where: Path) -> Path:
     return where if is_remote(where) else where.absolute()
 
 
+def fresh(where: Path) -> Any:
+    """The file system of a place in a store, without what it remembers of listings.
+
+    Other machines write there, too. Not every package of fsspec heeds `use_listings_cache`.
+    """
+    system = cast(Any, where).fs
+    system.invalidate_cache()
+    return system
+
+
+def settle(where: Path) -> None:
+    """Wait until other machines that write the file `where` at this moment have written it, if it lies in a store."""
+    if is_remote(where):
+        time.sleep(_SETTLED)
+
+
 def make(folder: Path) -> None:
     """Make a folder; a store needs none.
 
@@ -121,7 +141,7 @@ def exists(where: Path) -> bool:
         return where.exists()
     remote = cast(Any, where)
     try:
-        patiently(where, lambda: remote.fs.info(remote.path))
+        patiently(where, lambda: fresh(where).info(remote.path))
     except FileNotFoundError:
         return False
     return True
@@ -150,7 +170,7 @@ def remove(folder: Path) -> None:
     remote = cast(Any, folder)
     # another process may have removed it
     with suppress(FileNotFoundError):
-        patiently(folder, lambda: remote.fs.rm(remote.path, recursive=True))
+        patiently(folder, lambda: fresh(folder).rm(remote.path, recursive=True))
 
 
 def names(folder: Path, suffix: str) -> dict[str, Path]:
@@ -158,7 +178,7 @@ def names(folder: Path, suffix: str) -> dict[str, Path]:
     try:
         if is_remote(folder):
             remote = cast(Any, folder)
-            paths = patiently(folder, lambda: remote.fs.ls(remote.path, detail=False))
+            paths = patiently(folder, lambda: fresh(folder).ls(remote.path, detail=False))
             found = [path.rstrip("/").rpartition("/")[2] for path in paths]
         else:
             found = [path.name for path in folder.iterdir()]
@@ -222,13 +242,9 @@ def local(where: Path) -> Path:
     if not is_remote(where):
         return where
     remote = cast(Any, where)
-    # size, time and hash of the content, as far as the store tells them
-    version = patiently(where, lambda: remote.fs.info(remote.path))
-    if not version.keys() & {"ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "md5Hash", "created"}:
-        # it may have changed, and nobody would know
-        version = uuid4()
+    version = version_of(where)
     folder = _cache() / hashlib.sha256(str(where).encode()).hexdigest()[:32]
-    copy = folder / f"{hashlib.sha256(str(version).encode()).hexdigest()[:16]}-{where.name}"
+    copy = folder / f"{hashlib.sha256(version.encode()).hexdigest()[:16]}-{where.name}"
     if not copy.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
@@ -239,6 +255,21 @@ def local(where: Path) -> Path:
                 patiently(where, lambda: remote.fs.get_file(remote.path, str(unfinished)))
                 unfinished.replace(copy)
     return copy
+
+
+def version_of(where: Path) -> str:
+    """A text that is another one as soon as a file in a store has changed.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        UnreachableError: if the store cannot be reached.
+    """
+    # size, time and hash of the content, as far as the store tells them
+    found = patiently(where, lambda: fresh(where).info(cast(Any, where).path))
+    if not found.keys() & {"ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "md5Hash", "created"}:
+        # it may have changed, and nobody would know
+        return uuid4().hex
+    return str(found)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from filelock import Timeout
 from cryptomnesia.errors import CryptomnesiaError, UnreachableError, UsageError, fix_of
 from cryptomnesia.files import replacing, write_whole
 from cryptomnesia.pipelines.fingerprint import flattened
-from cryptomnesia.places import exists, is_remote, locked, make, names, patiently, place, read_text
+from cryptomnesia.places import exists, is_remote, locked, make, names, patiently, place, read_text, settle, version_of
 
 NOTES = frozenset({"skipped", "skipped_count", "unlike", "null"})
 """Parts of `Store.about` that are reported but change no result."""
@@ -90,6 +90,8 @@ class Store:
                 raise TypeError(f"its `about` is a {type(about).__name__}")
         except FileNotFoundError:
             raise UsageError(f"no run in {folder}; make one with `cryptomnesia audit`") from None
+        except UnreachableError:
+            raise
         # JSON that is nested too deeply raises the last one
         except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise UsageError(f"{folder} is no run directory ({error}); give one that `audit` made") from None
@@ -103,6 +105,8 @@ class Store:
         self.run: str = str(held.get("run", ""))
         # stage → number of batches, and when they are counted again
         self._counted: dict[str, tuple[int, float]] = {}
+        # the version of a store's file that is known to be of this run
+        self._version = ""
 
     @classmethod
     def create(cls, folder: Path, about: Mapping[str, Any]) -> "Store":
@@ -127,6 +131,7 @@ class Store:
                         folder / "run.json",
                         json.dumps({"format": FORMAT, "run": uuid4().hex, "about": about}, indent=2),
                     )
+                    settle(folder / "run.json")
         store = cls(folder)
         if differences := store.differences(about):
             raise UsageError(f"{folder} holds another run: {'; '.join(differences)}; give another folder")
@@ -204,7 +209,9 @@ class Store:
 
         Raises:
             StoreError: if there is no room.
+            UsageError: if another machine has begun another run in the same folder of a store.
         """
+        self._check_only()
         path = self.path(stage, number)
         with _writing(self.folder):
             make(path.parent)
@@ -213,6 +220,22 @@ class Store:
                 abandoned.unlink()
             with replacing(path) as unfinished:
                 pq.write_table(_with_digest(pa.Table.from_pylist([dict(row) for row in rows])), unfinished)
+
+    def _check_only(self) -> None:
+        """See that a folder in a store holds this run; machines do not see each other's locks there.
+
+        Raises:
+            UsageError: if another machine has begun another run there.
+        """
+        # the file may be large, of a million prompts, so it is read again only if it has changed
+        if not is_remote(self.folder) or (version := version_of(self.folder / "run.json")) == self._version:
+            return
+        present = Store(self.folder)
+        if present.run != self.run and (differences := present.differences(self.about)):
+            raise UsageError(
+                f"another machine has begun another run in {self.folder}: {'; '.join(differences)}; give another folder"
+            )
+        self._version = version
 
     def rows(self, stage: str) -> list[dict[str, Any]]:
         """The rows of all batches of a stage that are done, in order.

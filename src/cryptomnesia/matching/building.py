@@ -26,11 +26,11 @@ from cryptomnesia.engine import LOCAL, OnRay
 from cryptomnesia.errors import UsageError
 from cryptomnesia.matching import candidates, describing
 from cryptomnesia.matching.about import FILE, FORMAT, check_descriptor, read_about
-from cryptomnesia.matching.describing import Describer, Found, Unit, can_read
+from cryptomnesia.matching.describing import Describer, Found, Unit, can_read, check_only
 from cryptomnesia.matching.descriptors import Descriptor
 from cryptomnesia.matching.shards import Row, finished, numbers, read_rows, rewrite_shard, write_json
 from cryptomnesia.matching.sources import AGAIN, NOT_PICTURES, Item, Packed, Source, Unchanged
-from cryptomnesia.places import exists
+from cryptomnesia.places import exists, is_remote
 
 Progress = Callable[[int, int], None]
 """Called with the number of items done and the number of all that are known. With candidates every picture is done
@@ -144,7 +144,8 @@ def build(
     parts = _parts(made, source)
     if engine == LOCAL:
         describer = Describer(folder, descriptor, readings, shard, workers, name)
-        steps = describer.described(parts, found, (f"{number:05}" for number in count(first)), made.begin)
+        names = describer.names(0) if is_remote(folder) else (f"{number:05}" for number in count(first))
+        steps = describer.described(parts, found, names, made.begin)
     else:
         gpu = str(getattr(descriptor, "device", "cpu")).startswith("cuda")
         threads = _THREADS_PER_GPU if gpu else _THREADS
@@ -162,7 +163,11 @@ def build(
         progress(found.done, max(found.done, source.total))
     if not found.kept and not found.new:
         _refuse_empty(source, found.skipped)
+    if made.begun:
+        check_only(folder, name)
     size = _clean(made)
+    if made.begun:
+        check_only(folder, name)
     made.about = about | {"skipped": found.skipped, "stamps": source.stamps, "rows": size, "complete": True}
     write_json(folder / FILE, made.about)
     known = found.known.keys()

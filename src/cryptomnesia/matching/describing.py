@@ -18,14 +18,14 @@ import numpy as np
 import torch
 
 from cryptomnesia.decoding import Readings
-from cryptomnesia.errors import UsageError, fix_of
+from cryptomnesia.errors import UnreachableError, UsageError, fix_of
 from cryptomnesia.images import unit as scaled
 from cryptomnesia.matching import about
 from cryptomnesia.matching.descriptors import Descriptor
 from cryptomnesia.matching.reading import Picture, read
 from cryptomnesia.matching.shards import Row, write_shard
 from cryptomnesia.matching.sources import AGAIN, Item, Packed, Span, as_text, unpacked
-from cryptomnesia.places import patiently
+from cryptomnesia.places import is_remote, patiently
 
 PATIENCE = 60.0
 """Seconds after which a machine sees what another one has written to a shared folder."""
@@ -130,7 +130,7 @@ class Describer:
         """
         found = Found(unit.known)
         found.unseen += [part.path for part in unit.parts if isinstance(part, Packed) and not can_read(part.path)]
-        names = (f"{self.build}-{unit.number:06}-{number:03}" for number in count())
+        names = self.names(unit.number)
         try:
             self._check_seen()
             for _ in self.described(unit.parts, found, names):
@@ -140,6 +140,10 @@ class Describer:
         # the driver knows it
         found.known = {}
         return found
+
+    def names(self, unit: int) -> Iterator[str]:
+        """Names of the shards of a unit, which those of no other build have."""
+        return (f"{self.build}-{unit:06}-{number:03}" for number in count())
 
     def described(
         self,
@@ -208,6 +212,7 @@ class Describer:
         while size < len(described) and described[size][1].name == described[size - 1][1].name:
             size += 1
         values, rows = zip(*described[:size], strict=True)
+        check_only(self.folder, self.build)
         write_shard(self.folder / name, np.stack(values), list(rows))
         found.shards[name] = size
         del described[:size]
@@ -226,6 +231,20 @@ class Describer:
                     f"{self.folder}; give a folder that all machines share, or a URL such as s3://bucket/index"
                 )
             time.sleep(1)
+
+
+def check_only(folder: Path, build: str) -> None:
+    """Refuse to go on with a build of an index in a store where another machine has begun one after it.
+
+    Machines do not see each other's locks there. What the build has written belongs to the other one by now.
+
+    Raises:
+        UsageError: saying so.
+    """
+    if is_remote(folder) and _build_in(folder) != build:
+        raise UsageError(
+            f"another machine has begun to build the index {folder}; wait until it ends, and give the command again"
+        )
 
 
 def can_read(file: Path) -> bool:
@@ -250,6 +269,8 @@ def _build_in(folder: Path) -> str | None:
     path = folder / about.FILE
     try:
         return json.loads(patiently(path, lambda: path.read_text(encoding="utf-8"))).get("build")
+    except UnreachableError:
+        raise
     except (OSError, ValueError, AttributeError):
         return None
 

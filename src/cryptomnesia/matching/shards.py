@@ -4,9 +4,9 @@ A shard is three files: descriptors in half precision, which are read through me
 the pictures, and a JSON file with their paths. The JSON file is written last, so a shard counts as finished when it
 exists. Every reading of a picture is a row; the readings of one picture follow each other.
 
-The name of a shard is its number. What a cluster wrote has four numbers: that of the first shard of the build, a random
-one, so that a process which a stopped build has left behind writes no shard of the next build, that of the unit of
-work, and that of the shard in its unit.
+The name of a shard is its number. What a cluster wrote, and what lies in a store, has four numbers: that of the first
+shard of the build, a random one, so that no process of another build writes the same shard, that of the unit of work,
+and that of the shard in its unit.
 """
 
 import json
@@ -26,6 +26,7 @@ from torch import Tensor
 from cryptomnesia.errors import UnreachableError, UsageError
 from cryptomnesia.files import replacing, write_whole
 from cryptomnesia.places import local, read_text
+from cryptomnesia.places import names as files
 
 HELD = 2**27
 """Numbers that may be held in memory, half a gigabyte. An index with more is read again by every search."""
@@ -168,7 +169,7 @@ def spread(total: int, wanted: int) -> Tensor:
 
 def finished(folder: Path) -> Iterator[Path]:
     """Yield the JSON files of the finished shards, in their order."""
-    yield from sorted((path for path in folder.glob("*.json") if _NUMBERS.fullmatch(path.stem)), key=numbers)
+    yield from sorted((path for path in files(folder, ".json").values() if _NUMBERS.fullmatch(path.stem)), key=numbers)
 
 
 def numbers(names: Path) -> tuple[int, ...]:
