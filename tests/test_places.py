@@ -178,9 +178,17 @@ def test_of_two_machines_that_begin_runs_at_the_same_moment_one_is_refused(serve
     """Locks of a store are those of one machine, so another one is played by a thread without locks."""
     folder, other = place("s3://bucket/twice"), {"model": "tiny", "steps": 4}
     monkeypatch.setattr(storing, "locked", lambda *_, **__: nullcontext())
-    with ThreadPoolExecutor(2) as machines:
+    both_look = threading.Barrier(2)
+
+    def write(path, content):
+        # both have found the folder empty, and one writes when the other one has
+        time.sleep(0.5 * both_look.wait(60))
+        write_whole(path, content)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as machines:
+        patch.setattr(storing, "write_whole", write)
         runs = [machines.submit(Store.create, folder, about) for about in (ABOUT, other)]
-    errors = [run.exception() for run in runs]
+        errors = [run.exception() for run in runs]
     assert sorted(error is None for error in errors) == [False, True]
     assert any("holds another run: steps is" in str(error) for error in errors)
     # the same run is one run, whoever begins it
