@@ -145,7 +145,7 @@ class _Asking:
         """How well pictures are restored from noise, (B,) in nats; not finite where the model's output is not."""
         measure, setup = self.measure, self.measure.setup
         shown = np.stack([self._fitted(row.drawn(self.manifest.seed, self.manifest.size)) for row in rows])
-        clean = measure.encoded(torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255)
+        clean = measure.encoded(shown)
         captions = [row.caption for row in rows]
         inputs = measure.inputs(captions) if setup.family.conditional else measure.uncaptioned(len(rows))
         found = -self._log(measure.errors(clean, inputs))
