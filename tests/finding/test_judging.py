@@ -211,7 +211,7 @@ def look(controls, near):
     )
     own = torch.tensor(near).expand(1, 2, 1, 2)
     starts = [Start(0.5, 3.0, 2), Start(1.0, math.inf, 5)]
-    return Look({"near/0": own, "near/1": own}, {"near/0": others, "near/1": others}, starts)
+    return Look(*({f"near/own/{at}": values for at in (0, 1)} for values in (own, others)), starts)
 
 
 def judged(controls):

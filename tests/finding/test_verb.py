@@ -12,6 +12,7 @@ from PIL import Image
 from cryptomnesia import UsageError, find
 from cryptomnesia.finding import work
 from cryptomnesia.finding.answers import MEANINGS
+from cryptomnesia.finding.restoring import NOISY
 from cryptomnesia.testing.miniatures import stable_diffusion, unconditional
 from cryptomnesia.testing.miniatures.diffusion_transformers import pixart
 from family_cases import CASES, FLOWS, MORE
@@ -58,6 +59,15 @@ def test_what_the_model_holds_is_found_and_nothing_else(whole):
     ]
     assert held.restorations[0].copies == 1
     assert held.restorations[-1].copies == 0
+    # the other is held by the unconditional branch, and so comes back under any caption
+    for name in ("restorations_without", "restorations_other"):
+        assert [one.copies for one in getattr(captioned, name)] == [0] * 3
+        back = getattr(held, name)
+        assert [one.copies for one in back] == [1, 0, 0]
+        assert [one.ratio for one in back] == [one.ratio for one in held.restorations if one.ratio >= NOISY]
+        assert back[0].controls == 0
+    # the first answer, under its caption from pure noise three times, and from much noise once without and with another
+    assert held.evaluations == 24 + 43 + 2 * 21
     assert held.scale["none"] > captioned.scale["none"]
     assert captioned.scale["own"] > captioned.scale["none"]
     assert captioned.caption_gap > 5
@@ -186,8 +196,24 @@ def test_a_picture_without_a_caption_is_looked_for_without_one():
     assert "own" not in captionless.p_values
     assert "it has no caption, so it was looked for without one alone" in captionless.notes
     assert captionless.verdict != "reproducible"
+    assert not captionless.restorations
     assert math.isnan(captionless.caption_gap)
     assert held.verdict == "retained"
+
+
+def test_what_a_picture_without_a_caption_brings_back_is_kept(tmp_path):
+    found = search(tmp_path, images=LOOKED_FOR[1:2], captions=[""], thumbnails=True)
+    [held] = found.answers
+    assert not held.restorations
+    assert [one.copies for one in held.restorations_without] == [1, 0, 0]
+    assert {name: len(files) for name, files in found.thumbnails[0].items()} == {
+        "picture": 1,
+        "own": 5,
+        "none": 3,
+        "other": 3,
+    }
+    page = (tmp_path / f"picture-{held.sha256[:12]}.html").read_text(encoding="utf-8")
+    assert "It comes back without a caption, from noise up to σ/α = 2.5." in page
 
 
 def test_controls_without_captions_leave_only_what_needs_none():

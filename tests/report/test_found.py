@@ -15,6 +15,8 @@ from cryptomnesia.report.found import number, pages
 NAME = '<script>alert("a")</script>&.png'
 PNG = png(np.zeros((4, 4, 3), dtype=np.uint8))
 
+KEPT = {"picture": [PNG], "own": [PNG] * 2, "none": [PNG], "other": [PNG]}
+
 
 def answer(name=NAME, verdict="reproducible", digest="a", **more):
     given = {
@@ -30,6 +32,8 @@ def answer(name=NAME, verdict="reproducible", digest="a", **more):
         "mask": np.arange(4).reshape(2, 2) == 3,
         "curve": {"own": [0.1, 0.2, 0.9], "none": [0.5, 0.7, 1.1], "other": [0.5, 0.7, 1.0]},
         "restorations": [Restoration(2.5, 1, 1, 0.1, 0.2, 0.0), Restoration(math.inf, 3, 2, 0.2, 0.1, 0.05)],
+        "restorations_without": [Restoration(math.inf, 1, 1, 0.3, 0.1, 0.04)],
+        "restorations_other": [Restoration(math.inf, 1, 1, 0.3, 0.1, 0.06)],
         "scale": {"own": 1.0},
         "scale_p": {"own": 0.025},
         "notes": [f"a note about {name}"],
@@ -52,7 +56,7 @@ def found(*answers, **more):
     return Found(answers=answers, **given)
 
 
-@pytest.mark.parametrize("thumbnails", [{}, {0: [PNG] * 3}])
+@pytest.mark.parametrize("thumbnails", [{}, {0: KEPT}])
 def test_pages_ask_nobody_for_anything_and_names_are_text(thumbnails):
     made = pages(found(answer(), answer("b.png", "not evidenced", "b"), thumbnails=thumbnails))
     assert list(made) == ["index.html", "picture-aaaaaaaaaaaa.html", "picture-bbbbbbbbbbbb.html"]
@@ -74,7 +78,7 @@ def test_pages_ask_nobody_for_anything_and_names_are_text(thumbnails):
 
 
 def test_a_page_says_what_was_measured_and_no_caption():
-    made = pages(found(answer(), thumbnails={0: [PNG] * 3}))
+    made = pages(found(answer(), thumbnails={0: KEPT}))
     text = " ".join(Reader(made["picture-aaaaaaaaaaaa.html"]).text.split())
     for part in (
         "reproducible (p = 0.05 against 39 controls)",
@@ -82,18 +86,21 @@ def test_a_page_says_what_was_measured_and_no_caption():
         "A part of the picture stands out most: see the mask.",
         "noise 2.5: copy (1 of 1)distance 0.1, edges +0.20controls as near: 0%",
         "pure noise: copy (2 of 3)",
+        "without a caption pure noise: copy (1 of 1)",
+        "It also comes back without a caption, from pure noise. So the unconditional branch alone holds it.",
         "under its caption (p = 0.025)",
         "the mask: 25% of the picture",
     ):
         assert part in text
+    assert "comes back under the caption of another picture" not in text
     assert "a caption <" not in text
-    assert made["picture-aaaaaaaaaaaa.html"].count("<img") == 5
+    assert made["picture-aaaaaaaaaaaa.html"].count("<img") == 7
 
 
 def test_without_thumbnails_only_map_and_mask_are_pictures():
     page = pages(found(answer()))["picture-aaaaaaaaaaaa.html"]
     assert page.count("<img") == 2
-    assert page.count("not kept") == 2
+    assert page.count("not kept") == 4
     assert "--thumbnails" in page
 
 
@@ -106,7 +113,15 @@ def test_an_undecided_picture_has_a_page():
         "part": "whole",
         "caption_gap": math.nan,
     }
-    nothing |= {"caption_gap_p": math.nan, "restorations": (), "scale": {}, "map": np.zeros((1, 1)), "share": 0.0}
+    nothing |= {
+        "caption_gap_p": math.nan,
+        "restorations": (),
+        "restorations_without": (),
+        "scale": {},
+        "map": np.zeros((1, 1)),
+        "share": 0.0,
+    }
+    nothing |= {"restorations_without": (), "restorations_other": ()}
     nothing |= {"mask": np.zeros((1, 1), dtype=bool), "curve": {"none": [0.5, 0.5, 0.5]}}
     made = pages(found(answer(verdict="undecided", **nothing), controls=0, controls_curve={}))
     text = " ".join(Reader(made["picture-aaaaaaaaaaaa.html"]).text.split())

@@ -67,7 +67,9 @@ class Answer:
         map: how much better every place is restored than places as detailed, in nats, (h, w).
         mask: where that is more than at 95% of the controls' places, (h, w) bool.
         curve: condition → mean denoising error at every noise level.
-        restorations: from the least noise on; empty where the first answer was clear.
+        restorations: under its caption, from the least noise on; empty where the first answer was clear.
+        restorations_without: without a caption, from much noise on. They describe, and decide nothing.
+        restorations_other: likewise under the caption of another picture, which is one of the controls.
         scale: condition → log σ_c of arXiv:2609.39648, NaN where it was not measured.
         scale_p: condition → how often controls have as high a one.
         curvature: mean of the curvature difference at the noised picture (arXiv:2605.26756), NaN likewise.
@@ -92,6 +94,8 @@ class Answer:
     mask: np.ndarray = field(repr=False)
     curve: Mapping[str, Sequence[float]] = field(repr=False)
     restorations: Sequence[Restoration] = ()
+    restorations_without: Sequence[Restoration] = ()
+    restorations_other: Sequence[Restoration] = ()
     scale: Mapping[str, float] = field(default_factory=dict)
     scale_p: Mapping[str, float] = field(default_factory=dict)
     curvature: float = float("nan")
@@ -106,7 +110,9 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         """The answer as JSON values; the caption as its length alone, because it may be private, too."""
-        values = {**vars(self), "restorations": [asdict(one) for one in self.restorations], "highest": self.highest}
+        values = {**vars(self), "highest": self.highest}
+        for name in ("restorations", "restorations_without", "restorations_other"):
+            values[name] = [asdict(one) for one in values[name]]
         values |= {"map": np.round(self.map, 3).tolist(), "mask": self.mask.astype(int).tolist()}
         return plain({**values, "caption": len(self.caption)})
 
@@ -125,7 +131,8 @@ class Found:
             with this probability at most.
         rate: the largest p-value that is called retained: alpha, or less at a false-discovery rate.
         smallest: the smallest p-value that so many controls allow.
-        thumbnails: number of a picture → its restorations as PNG files, the picture itself first.
+        thumbnails: number of a picture → PNG files: `picture`, and under each of the conditions `own`, `none` and
+            `other` what came back, from the least noise on.
     """
 
     about: Mapping[str, Any]
@@ -136,7 +143,7 @@ class Found:
     alpha: float
     rate: float
     smallest: float
-    thumbnails: Mapping[int, Sequence[bytes]] = field(default_factory=dict, repr=False)
+    thumbnails: Mapping[int, Mapping[str, Sequence[bytes]]] = field(default_factory=dict, repr=False)
 
     @property
     def counts(self) -> dict[str, int]:

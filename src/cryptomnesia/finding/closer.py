@@ -5,8 +5,7 @@ a mask. A picture has one mask. A control has one beside every picture that is l
 what the control is compared with.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from cryptomnesia.detectors.critical_scale import CriticalScale
 from cryptomnesia.finding.judging import Judged
 from cryptomnesia.finding.measuring import Measure, levels_of
-from cryptomnesia.finding.restoring import SEEDS, Gallery, Likeness, Restoring
+from cryptomnesia.finding.restoring import Gallery, Likeness, Restoring, tries
 from cryptomnesia.images import pixels
 from cryptomnesia.localizers.base import Watched
 from cryptomnesia.localizers.baseline import Baseline
@@ -63,7 +62,7 @@ class Closer:
     def look(
         self,
         fitted: np.ndarray,
-        captions: Sequence[str],
+        captions: Mapping[str, Sequence[str]],
         likenesses: Sequence[Sequence[Likeness]],
         report: Report,
         *,
@@ -73,32 +72,36 @@ class Closer:
 
         Args:
             fitted: pictures at the size that the model makes, (B, H, W, 3) uint8.
-            captions: one per picture.
+            captions: condition → a caption per picture; the `own` ones, and with a model that reads captions also empty
+                ones as `none`, and those of an `other` picture, "" where there is none.
             likenesses: per picture, what is compared with it.
             report: called with the number of pictures that are done.
             keep: whether what comes back is kept.
         """
         tensors: dict[str, Tensor] = {}
         starts = self.restoring.starts
-        kept: list[np.ndarray] = []
-        for place, start in enumerate(starts):
-            near = []
-            for number in range(SEEDS if math.isinf(start.ratio) else 1):
-                made = self.restoring.restored(list(fitted), captions, start, number)
-                back = np.stack([pixels(one) for one in made])
-                gallery = Gallery.of(back)
-                singles = [gallery.rows([row]) for row in range(len(back))]
-                near.append(
-                    [[like.to(one)[0] for like in found] for one, found in zip(singles, likenesses, strict=True)]
-                )
-                if number == 0:
-                    kept.append(back)
-            # (B, masks, tries, 2)
-            tensors[f"near/{place}"] = torch.tensor(np.array(near, dtype=np.float32).transpose(1, 2, 0, 3).copy())
-            report(len(fitted) * (place + 1) / (len(starts) + 1))
+        for number, (condition, texts) in enumerate(captions.items()):
+            kept: list[np.ndarray] = []
+            missing = [condition == "other" and not text for text in texts]
+            for place, start in enumerate(starts):
+                near = []
+                for seed in range(tries(condition, start)):
+                    made = self.restoring.restored(list(fitted), texts, start, seed)
+                    back = np.stack([pixels(one) for one in made])
+                    near.append(_near(back, likenesses))
+                    if seed == 0:
+                        kept.append(back)
+                if near:
+                    # (B, masks, tries, 2)
+                    values = torch.from_numpy(np.stack(near, axis=2))
+                    values[missing] = torch.nan
+                    tensors[f"near/{condition}/{place}"] = values
+            if keep and not all(missing):
+                tensors[f"kept/{condition}"] = torch.from_numpy(np.stack(kept, axis=1))
+            report(len(fitted) * (number + 1) / (len(captions) + 1))
         if keep:
-            tensors["pictures"] = torch.from_numpy(np.stack([fitted, *kept], axis=1))
-        return tensors | self._scale_and_curvature(self.measure.encoded(fitted), captions)
+            tensors["kept/picture"] = torch.from_numpy(fitted[:, None])
+        return tensors | self._scale_and_curvature(self.measure.encoded(fitted), captions["own"])
 
     def _scale_and_curvature(self, clean: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
         """The critical scale with and without the caption, and the mean curvature difference, of pictures."""
@@ -135,3 +138,11 @@ class Closer:
         watched = Watched(run, denoiser, baseline)
         found = CurvatureDifference(step=0).map(watched).values
         return found.flatten(1).mean(dim=1).float().cpu()
+
+
+def _near(back: np.ndarray, likenesses: Sequence[Sequence[Likeness]]) -> np.ndarray:
+    """How near what came back, (B, H, W, 3) uint8, is to what it is compared with, (B, masks, 2) float32."""
+    gallery = Gallery.of(back)
+    singles = [gallery.rows([row]) for row in range(len(back))]
+    near = [[like.to(one)[0] for like in found] for one, found in zip(singles, likenesses, strict=True)]
+    return np.array(near, dtype=np.float32)

@@ -11,12 +11,9 @@ from torch import Tensor
 
 from cryptomnesia.finding.answers import Restoration
 from cryptomnesia.finding.judging import Judged, first_p_value, restored_scores
-from cryptomnesia.finding.restoring import HALF, SEEDS, Start
+from cryptomnesia.finding.restoring import HALF, NOISY, Start, tries
 from cryptomnesia.images import png
 from cryptomnesia.statistics import needed_null
-
-NOISY = 2.0
-"""σ/α from which a restoration counts: from less noise everything comes back."""
 
 
 @dataclass(frozen=True)
@@ -35,35 +32,42 @@ class Look:
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the network for the restorations of a picture."""
-        return sum(start.evaluations for start in self.starts[:-1]) + SEEDS * self.starts[-1].evaluations
+        """Evaluations of the network for the restorations of a picture, under all conditions."""
+        return sum(tries(name, start) * start.evaluations for name in self.conditions for start in self.starts)
 
-    def near(self, place: int, rows: Sequence[int] | np.ndarray, at: int) -> np.ndarray:
+    @property
+    def conditions(self) -> list[str]:
+        """The conditions under which pictures were restored."""
+        return list(dict.fromkeys(name.split("/")[1] for name in self.controls if name.startswith("near/")))
+
+    def near(self, place: int, rows: Sequence[int] | np.ndarray, condition: str, at: int) -> np.ndarray:
         """How near a picture and its controls come back from one noise level, (n, 2, seeds, 2).
 
         Args:
             place: number of the picture among those that were looked at.
             rows: numbers of the controls.
+            condition: under which they were restored.
             at: number of the level.
 
         Returns:
             As a whole and within the mask, for every seed: distance, and similarity of edges. Masks of controls are
-            those that they have beside this picture.
+            those that they have beside this picture. NaN where there was no caption.
         """
-        name = f"near/{at}"
+        name = f"near/{condition}/{at}"
         picture = self.pictures[name][place].numpy()[None]
         return np.concatenate([picture, self.controls[name].numpy()[np.asarray(rows)][:, [0, 1 + place]]])
 
     def restored(self, place: int, rows: Sequence[int] | np.ndarray) -> float:
-        """The p-value of how near a picture comes back from much noise."""
+        """The p-value of how near a picture comes back from much noise under its caption."""
         levels = [at for at, start in enumerate(self.starts) if start.ratio >= NOISY]
-        every = [self.near(place, rows, at) for at in levels]
+        every = [self.near(place, rows, "own", at) for at in levels]
         nearest = [np.stack([one[..., 0].min(axis=2), one[..., 1].max(axis=2)], axis=-1) for one in every]
         return first_p_value(restored_scores(np.stack(nearest, axis=1)))
 
-    def pngs(self, place: int) -> list[bytes]:
-        """The picture and what came back of it, as PNG files, if they were kept."""
-        return [png(picture) for picture in self.pictures["pictures"][place].numpy()]
+    def pngs(self, place: int) -> dict[str, list[bytes]]:
+        """`picture`, and condition → what came back, from the least noise on, as PNG files, if they were kept."""
+        kept = {name: values[place].numpy() for name, values in self.pictures.items() if name.startswith("kept/")}
+        return {name.removeprefix("kept/"): [png(picture) for picture in pictures] for name, pictures in kept.items()}
 
 
 @dataclass(frozen=True)
@@ -132,14 +136,24 @@ class Judgement:
 
     @cached_property
     def restorations(self) -> list[Restoration]:
-        """What comes back from every noise level, of the part that stands out most."""
+        """What comes back under the caption from every noise level, of the part that stands out most."""
+        return self.restored("own") if self.alike else []
+
+    def restored(self, condition: str) -> list[Restoration]:
+        """What comes back under a condition, [] where that was not measured."""
         look, place = self.look, self.place
-        if look is None or place is None or not self.alike:
+        if look is None or place is None or condition not in look.conditions:
             return []
         part = int(self.judged.part == "window")
         found = []
         for at, start in enumerate(look.starts):
-            near = look.near(place, self.judged.rows, at)[:, part]
+            if not tries(condition, start):
+                continue
+            near = look.near(place, self.judged.rows, condition, at)[:, part]
+            # a control may have no other caption
+            near = near[np.isfinite(near).all(axis=(1, 2)) | (np.arange(len(near)) == 0)]
+            if not np.isfinite(near[0]).all():
+                return []
             distances, similarities = near[..., 0], near[..., 1]
             copies = (distances[0] <= HALF) | (similarities[0] > 0)
             scores = restored_scores(

@@ -28,6 +28,9 @@ from cryptomnesia.tracing.generation import generate
 SEEDS = 3
 """Calls from pure noise under a picture's caption."""
 
+NOISY = 2.0
+"""σ/α from which a restoration counts: from less noise everything comes back."""
+
 STARTS = 4
 """Noise levels from which a picture is restored, besides pure noise."""
 
@@ -224,6 +227,16 @@ class Likeness:
 
     def _similarities(self, pictures: Gallery) -> np.ndarray:
         return correlation(pictures.edges, self.picture.edges[0], self._within)
+
+
+def tries(condition: str, start: Start) -> int:
+    """How often a picture is restored from a level under a condition: under its `own` caption, with `none`, or another.
+
+    From little noise everything comes back under any caption, so there only its own is tried.
+    """
+    if condition == "own":
+        return SEEDS if math.isinf(start.ratio) else 1
+    return int(start.ratio >= NOISY)
 
 
 def share_of(steps: int, every: int) -> float | None:

@@ -197,7 +197,9 @@ class Finding(InParts[Found]):
             likenesses = [closer.to_control(row) for row in rows]
         else:
             likenesses = [closer.to_picture(one, self._judged[row]) for one, row in zip(fitted, rows, strict=True)]
-        captions = [picture.caption for picture in pictures]
+        captions = {"own": [picture.caption for picture in pictures]}
+        if self._captioned:
+            captions |= {"none": [""] * len(rows), "other": [self._other(of_controls, row) for row in rows]}
         keep = self.thumbnails and not of_controls
         return closer.look(fitted, captions, likenesses, report, keep=keep)
 
@@ -336,6 +338,8 @@ class Finding(InParts[Found]):
             mask=judged.mask,
             curve=errors,
             restorations=judgement.restorations,
+            restorations_without=judgement.restored("none"),
+            restorations_other=judgement.restored("other"),
             notes=[*judged.notes, *judgement.notes, *picture.notes(*self._measure.size)],
             evaluations=evaluations + judgement.evaluations,
             **judgement.further,

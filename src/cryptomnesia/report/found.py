@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from cryptomnesia.report.drawing import Axes
 from cryptomnesia.report.pages import number, template
 
 if TYPE_CHECKING:
-    from cryptomnesia.finding.answers import Answer, Found
+    from cryptomnesia.finding.answers import Answer, Found, Restoration
 
 OVERVIEW = "index.html"
 
@@ -54,13 +54,43 @@ def pages(found: "Found") -> dict[str, str]:
             curve=Markup(curve(found, answer)),
             map=_uri(heat(answer.map)),
             mask=_uri(png(answer.mask.astype(np.uint8) * 255)),
-            strip=strip(answer, found.thumbnails.get(place)),
+            strips=strips(answer, found.thumbnails.get(place, {})),
+            swapped=swapped(answer, found.alpha),
         )
     return made
 
 
-def strip(answer: "Answer", thumbnails: Sequence[bytes] | None) -> list[dict[str, Any]]:
-    """What comes back from every noise level, with a picture if pictures were kept; the picture itself first."""
+def strips(answer: "Answer", thumbnails: Mapping[str, Sequence[bytes]]) -> dict[str, list[dict[str, Any]]]:
+    """Words for a condition → what comes back under it, the picture itself first if pictures were kept."""
+    every = {
+        "own": answer.restorations,
+        "none": answer.restorations_without,
+        "other": answer.restorations_other,
+    }
+    shown = {name: strip(restorations, thumbnails.get(name, ())) for name, restorations in every.items()}
+    found = {_CONDITIONS[name]: steps for name, steps in shown.items() if steps}
+    if found and thumbnails:
+        shown = {"title": "the picture", "picture": _uri(thumbnails["picture"][0]), "copies": None}
+        next(iter(found.values())).insert(0, shown)
+    return found
+
+
+def swapped(answer: "Answer", alpha: float) -> str:
+    """Whether the picture comes back without its caption, nearer than all but a share `alpha` of controls."""
+    also = "also " if answer.restorations else ""
+    found = {}
+    for name, restorations in (("none", answer.restorations_without), ("other", answer.restorations_other)):
+        back = [one.ratio for one in restorations if one.copies and one.controls <= alpha]
+        if back:
+            noise = "from pure noise" if math.isinf(max(back)) else f"from noise up to σ/α = {number(max(back), 2)}"
+            found[name] = f"It {also}comes back {_CONDITIONS[name]}, {noise}."
+    if "none" in found:
+        found["branch"] = "So the unconditional branch alone holds it."
+    return " ".join(found.values())
+
+
+def strip(restorations: Sequence["Restoration"], thumbnails: Sequence[bytes]) -> list[dict[str, Any]]:
+    """What comes back from every noise level, with a picture if pictures were kept."""
     steps = [
         {
             "title": "pure noise" if math.isinf(one.ratio) else f"noise {number(one.ratio, 2)}",
@@ -71,13 +101,12 @@ def strip(answer: "Answer", thumbnails: Sequence[bytes] | None) -> list[dict[str
             "controls": f"{one.controls:.0%}",
             "picture": None,
         }
-        for one in answer.restorations
+        for one in restorations
     ]
-    if not thumbnails:
-        return steps
-    for step, file in zip(steps, thumbnails[1:], strict=True):
-        step["picture"] = _uri(file)
-    return [{"title": "the picture", "picture": _uri(thumbnails[0]), "copies": None}, *steps]
+    if steps and thumbnails:
+        for step, file in zip(steps, thumbnails, strict=True):
+            step["picture"] = _uri(file)
+    return steps
 
 
 def curve(found: "Found", answer: "Answer") -> str:
