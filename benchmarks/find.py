@@ -13,7 +13,8 @@ Statistics were chosen on `scenes`; `drawings` took no part.
 `answers`: by kind and rung, how many pictures got which answer at a rate of `ALPHA`. `retained`: the share of pictures
 that are retained or reproducible, with its interval; of planted ones by kind and rung. `auc`: of every statistic, and
 of the largest one under the caption and without it (`score`), top-rung pictures against never-planted ones, by kind;
-those of the critical scale and the curvature against the controls, which alone have them. `controls`: the share of
+those of the critical scale, its gap (`scale gap/own`: under the caption minus without) and the curvature against the
+controls, which alone have them. `controls`: the share of
 never-planted pictures that are retained; `ordinary`: of ordinary ones, against the same controls, which are of another
 kind; `splits`: the share at a rate of `ALPHA` by the first answer alone, over `SPLITS` draws of the controls, with the
 least and the largest. `swap`: of top-rung pictures the share with p ≤ `ALPHA` under the caption of another picture and
@@ -24,6 +25,7 @@ the retained top-rung pictures, and the share of the rest of these pictures that
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -263,14 +265,19 @@ def aucs(top: Pairs, chance: Pairs, folder: Path) -> dict[str, dict[str, float]]
             found.setdefault(name, {})[kind] = auc(values(of_kind, name), values(chance, name))
     closer = stored(folder, "controls-closer")
     looked = [(case, answer) for case, answer in top if answer.restorations]
-    for name in ("scale/own", "scale/none", "curvature"):
-        others = closer[name].numpy()
+    without = closer["scale/none"]
+    further: dict[str, tuple[torch.Tensor, Callable[[Answer], float]]] = {
+        "scale/own": (closer["scale/own"], lambda answer: answer.scale["own"]),
+        "scale/none": (without, lambda answer: answer.scale["none"]),
+        "scale gap/own": (closer["scale/own"] - without, lambda answer: answer.scale_gap["own"]),
+        "scale gap/other": (without - closer["scale/other"], lambda answer: -answer.scale_gap["other"]),
+        "curvature": (closer["curvature/none"], lambda answer: answer.curvature["none"]),
+    }
+    for name, (others, value) in further.items():
         for kind in kinds:
-            pairs = [answer for case, answer in looked if case.kind == kind]
-            own = [answer.curvature if name == "curvature" else answer.scale[name[6:]] for answer in pairs]
-            known = np.array(own)[np.isfinite(own)]
-            if len(known):
-                found.setdefault(name, {})[kind] = auc(known, others[np.isfinite(others)])
+            own = [value(answer) for case, answer in looked if case.kind == kind]
+            if own:
+                found.setdefault(name, {})[kind] = auc(np.array(own), others.numpy())
     return found
 
 

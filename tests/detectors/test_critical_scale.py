@@ -50,3 +50,29 @@ def test_pure_noise_is_no_level_and_nan_stays_nan():
     found = scale(pictures, 1)
     assert found[0].isfinite()
     assert found[1].isnan()
+
+
+def local(pictures, which, levels=LEVELS):
+    inputs = {"which": torch.full((len(pictures),), which)}
+    return CriticalScale().local(pictures, levels, ORACLE, inputs, torch.float32)
+
+
+def test_places_of_a_known_picture_stay_as_long_as_it_does_and_others_nowhere():
+    last = LEVELS[-1]
+    assert local(HELD, 1).shape == (1, 4, 4)
+    torch.testing.assert_close(local(HELD, 1), torch.full((1, 4, 4), math.log(last.sigma / last.alpha)))
+    first, second = (math.log(level.sigma / level.alpha) for level in LEVELS[:2])
+    torch.testing.assert_close(local(HELD, 0), torch.full((1, 4, 4), 2 * first - second))
+
+
+def test_places_that_are_known_stay_where_others_of_the_picture_leave():
+    """Its left half is that of the only picture that is known."""
+    half = HELD.clone()
+    half[..., 2:] = MANY[:1, ..., 2:]
+    mixed = local(torch.cat([HELD, half, MANY[:1], HELD * torch.nan]), 1)
+    assert (mixed[1][:, :2] == mixed[0][:, :2]).all()
+    assert (mixed[1][:, 2:] < mixed[0][:, 2:]).all()
+    assert (mixed[2] < mixed[0]).all()
+    assert mixed[3].isnan().all()
+    # a picture has the same values alone
+    torch.testing.assert_close(local(half, 1)[0], mixed[1])

@@ -52,6 +52,17 @@ def test_p_values_of_pictures_that_are_like_their_controls_are_valid():
     assert 0.4 <= found.mean() <= 0.65
 
 
+def test_p_values_of_masks_are_valid():
+    rng = np.random.default_rng(14)
+    found = np.array([Judged.of(Compared(drawn(rng)), CONDITIONS, 0.05, range(19), []).part_p for _ in range(500)])
+    found = found[np.isfinite(found)]
+    assert len(found) > 400
+    for rate in (0.05, 0.1, 0.25, 0.5, 0.75):
+        share = (found <= rate + 1e-9).mean()
+        assert share <= rate + 4 * math.sqrt(rate * (1 - rate) / len(found)), rate
+    assert 0.4 <= found.mean() <= 0.65
+
+
 def test_the_order_of_the_controls_does_not_matter():
     rng = np.random.default_rng(1)
     measured = drawn(rng, count=40)
@@ -112,6 +123,7 @@ def test_the_mask_is_the_window_that_is_known():
     assert judged.mask[planted].all()
     assert judged.mask[~around].mean() < 2 * PIXEL_RATE
     assert judged.map[planted].min() > judged.map[~planted].mean()
+    assert judged.part_p == 1 / 40
     # every control has the mask of what it stands out by itself
     assert judged.masks[1:].mean() < 2 * PIXEL_RATE
     assert compared.masks("caption").mean() == pytest.approx(PIXEL_RATE, abs=0.001)

@@ -70,6 +70,14 @@ def test_what_the_model_holds_is_found_and_nothing_else(whole):
     assert held.evaluations == 24 + 43 + 2 * 21
     assert held.scale["none"] > captioned.scale["none"]
     assert captioned.scale["own"] > captioned.scale["none"]
+    assert captioned.scale_gap["own"] == captioned.scale["own"] - captioned.scale["none"]
+    assert captioned.scale_gap_p["own"] == captioned.scale_p["own"] == 0.1
+    # another caption says nothing to this model
+    assert held.scale_gap == {"own": 0, "other": 0}
+    assert captioned.scale_map.shape == captioned.map.shape
+    assert captioned.scale_map.min() > other.scale_map.mean()
+    assert captioned.scale_within_p == captioned.part_p == 0.1
+    assert set(captioned.curvature) == {"none"}
     assert captioned.caption_gap > 5
     assert captioned.curve["own"][0] < 1e-6 < captioned.curve["none"][0]
 
@@ -352,6 +360,10 @@ def test_what_the_base_model_knows_as_well_is_not_held_by_training():
         # the same error everywhere, so that every control is as unusual
         assert answer.p_values["base"] == 1
         assert answer.curve["base"] == answer.curve["own"]
+        if answer.curvature:
+            assert answer.curvature["base"] == pytest.approx(0, abs=1e-6)
+            assert answer.curvature["none"] > 0
+    assert any(answer.curvature for answer in found.answers)
 
 
 def test_several_processes_find_the_same(tmp_path):

@@ -25,6 +25,7 @@ def answer(name=NAME, verdict="reproducible", digest="a", **more):
         "statistics": {"own/whole": 2.0},
         "held_by": "caption",
         "part": "window",
+        "part_p": 0.025,
         "caption_gap": 1.5,
         "caption_gap_p": 0.025,
         "share": 0.25,
@@ -36,6 +37,11 @@ def answer(name=NAME, verdict="reproducible", digest="a", **more):
         "restorations_other": [Restoration(math.inf, 1, 1, 0.3, 0.1, 0.06)],
         "scale": {"own": 1.0},
         "scale_p": {"own": 0.025},
+        "scale_gap": {"own": 2.0},
+        "scale_gap_p": {"own": 0.075},
+        "scale_map": np.arange(4.0).reshape(2, 2),
+        "curvature": {"none": 3.0, "base": 4.0},
+        "curvature_p": {"none": 0.125, "base": 0.15},
         "notes": [f"a note about {name}"],
         **more,
     }
@@ -87,19 +93,22 @@ def test_a_page_says_what_was_measured_and_no_caption():
         "noise 2.5: copy (1 of 1)distance 0.1, edges +0.20controls as near: 0%",
         "pure noise: copy (2 of 3)",
         "without a caption pure noise: copy (1 of 1)",
+        "the same minus that without a caption, under its caption20.075",
+        "curvature difference to the unconditional branch (arXiv:2605.26756), mean30.125",
+        "curvature difference to the base model (arXiv:2605.26756), mean40.15",
         "It also comes back without a caption, from pure noise. So the unconditional branch alone holds it.",
         "under its caption (p = 0.025)",
-        "the mask: 25% of the picture",
+        "the mask: 25% of the picture; of a control it would hold 5% on average (p = 0.025 that",
     ):
         assert part in text
     assert "comes back under the caption of another picture" not in text
     assert "a caption <" not in text
-    assert made["picture-aaaaaaaaaaaa.html"].count("<img") == 7
+    assert made["picture-aaaaaaaaaaaa.html"].count("<img") == 8
 
 
 def test_without_thumbnails_only_map_and_mask_are_pictures():
     page = pages(found(answer()))["picture-aaaaaaaaaaaa.html"]
-    assert page.count("<img") == 2
+    assert page.count("<img") == 3
     assert page.count("not kept") == 4
     assert "--thumbnails" in page
 
@@ -121,7 +130,8 @@ def test_an_undecided_picture_has_a_page():
         "map": np.zeros((1, 1)),
         "share": 0.0,
     }
-    nothing |= {"restorations_without": (), "restorations_other": ()}
+    nothing |= {"restorations_other": (), "scale_gap": {}, "scale_map": np.full((1, 1), math.nan), "curvature": {}}
+    nothing |= {"part_p": math.nan}
     nothing |= {"mask": np.zeros((1, 1), dtype=bool), "curve": {"none": [0.5, 0.5, 0.5]}}
     made = pages(found(answer(verdict="undecided", **nothing), controls=0, controls_curve={}))
     text = " ".join(Reader(made["picture-aaaaaaaaaaaa.html"]).text.split())

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from cryptomnesia.detectors.measured import Measured
-from cryptomnesia.localizers.base import wide
+from cryptomnesia.localizers.base import over_channels, wide
 from cryptomnesia.pipelines.denoiser import Denoiser, norms
 from cryptomnesia.pipelines.inputs import Inputs, input_rows
 from cryptomnesia.pipelines.schedule import Level
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.tracing.trajectory import Place, Trajectory, evaluation
+
+LOCAL_RADIUS = 0.1
+"""r of the criterion for places: a place is retained more narrowly than a whole picture."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,39 @@ class CriticalScale(Measured):
                         low[row] = tried
                     else:
                         high[row] = tried - 1
-        scales = [math.log(level.sigma / level.alpha) for level in levels]
-        below = 2 * scales[0] - scales[1] if len(scales) > 1 else scales[0] - 1
+        scales, below = _scales(levels)
         found = torch.tensor([below if number == 0 else scales[number - 1] for number in low])
         return torch.where(picture.flatten(1).isfinite().all(dim=1).cpu(), found, torch.nan)
+
+    def local(
+        self, picture: Tensor, levels: Sequence[Level], denoiser: Denoiser, inputs: Inputs, dtype: torch.dtype
+    ) -> Tensor:
+        """Log σ_c at every place of any pictures, (B, h, w), where a place is retained or not by itself.
+
+        A place is retained at σ if ‖D_σ^k(x) − x‖ ≤ `LOCAL_RADIUS`·‖x‖ for k ≤ K, with norms over the channels there.
+        Levels are tried from the most noise on, until all places are retained. Arguments are those of `of`.
+        """
+        levels = [level for level in levels if level.alpha > 1e-3]
+        scales, below = _scales(levels)
+        size = LOCAL_RADIUS**2 * over_channels(picture**2, inputs)
+        found = torch.full_like(size, below)
+        left = torch.ones_like(size, dtype=torch.bool)
+        for level, scale in zip(levels[::-1], scales[::-1], strict=True):
+            kept = left.clone()
+            rows = kept.flatten(1).any(dim=1).nonzero().flatten()
+            x = picture[rows]
+            for _ in range(self.iterations):
+                if not len(rows):
+                    break
+                some = input_rows(inputs, rows.tolist())
+                x = wide(denoiser((level.alpha * x).to(dtype), level, some).x0)
+                kept[rows] &= over_channels((x - picture[rows]) ** 2, some) <= size[rows]
+                going = kept[rows].flatten(1).any(dim=1)
+                rows, x = rows[going], x[going]
+            found[kept] = scale
+            left &= ~kept
+        finite = picture.flatten(1).isfinite().all(dim=1)
+        return found.where(finite[:, None, None], torch.nan).cpu()
 
     def _retained(
         self, picture: Tensor, level: Level, denoiser: Denoiser, inputs: Inputs, dtype: torch.dtype
@@ -114,3 +146,9 @@ class CriticalScale(Measured):
             if not retained.any():
                 break
         return retained
+
+
+def _scales(levels: Sequence[Level]) -> tuple[list[float], float]:
+    """Log σ/α of every level, and the value of what is retained at none of them: one level below the least."""
+    scales = [math.log(level.sigma / level.alpha) for level in levels]
+    return scales, 2 * scales[0] - scales[1] if len(scales) > 1 else scales[0] - 1

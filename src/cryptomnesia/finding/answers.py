@@ -61,6 +61,8 @@ class Answer:
         held_by: `caption` if it is held under its caption, `model` if it is held without one, `training` if it is held
             beyond what the base model knows, or several of them; "" where it is not evidenced.
         part: `whole` or `window`: whether the whole picture stands out, or a part of it.
+        part_p: how often controls stand out as much within their own masks, by how far and at how many places together.
+            It describes the mask of a picture, and decides nothing.
         caption_gap: log error under another caption minus that under its own, in nats; high if the two belong together.
         caption_gap_p: how often controls have as high a gap.
         share: of the picture that the mask holds; on average 5% of a control.
@@ -70,10 +72,19 @@ class Answer:
         restorations: under its caption, from the least noise on; empty where the first answer was clear.
         restorations_without: without a caption, from much noise on. They describe, and decide nothing.
         restorations_other: likewise under the caption of another picture, which is one of the controls.
-        scale: condition → log σ_c of arXiv:2609.39648, NaN where it was not measured.
+        scale: condition → log σ_c of arXiv:2609.39648; empty where it was not measured, as all that follows.
         scale_p: condition → how often controls have as high a one.
-        curvature: mean of the curvature difference at the noised picture (arXiv:2605.26756), NaN likewise.
-        curvature_p: how often controls have as high a one.
+        scale_gap: `own` and `other` → log σ_c under that caption minus log σ_c without one. A low one under another
+            caption says that the unconditional branch alone holds the picture.
+        scale_gap_p: likewise → how often controls have as high a gap under their own captions, or as low a one under
+            others.
+        scale_map: log σ_c at every place under the caption, (h, w), searched from σ/α = 2 on; (1, 1) and NaN where it
+            was not measured.
+        scale_within: mean of that within the mask.
+        scale_within_p: how often controls have as high a one within their masks.
+        curvature: `none` and, with a base model, `base` → mean of the curvature difference at the noised picture, with
+            the unconditional branch or the base model as baseline (arXiv:2605.26756).
+        curvature_p: likewise → how often controls have as high a one.
         notes: what to know about the picture, in sentences.
         evaluations: of both branches of the network for errors and restorations of this picture alone.
     """
@@ -87,6 +98,7 @@ class Answer:
     statistics: Mapping[str, float]
     held_by: str
     part: str
+    part_p: float
     caption_gap: float
     caption_gap_p: float
     share: float
@@ -98,8 +110,13 @@ class Answer:
     restorations_other: Sequence[Restoration] = ()
     scale: Mapping[str, float] = field(default_factory=dict)
     scale_p: Mapping[str, float] = field(default_factory=dict)
-    curvature: float = float("nan")
-    curvature_p: float = float("nan")
+    scale_gap: Mapping[str, float] = field(default_factory=dict)
+    scale_gap_p: Mapping[str, float] = field(default_factory=dict)
+    scale_map: np.ndarray = field(default_factory=lambda: np.full((1, 1), np.nan), repr=False)
+    scale_within: float = float("nan")
+    scale_within_p: float = float("nan")
+    curvature: Mapping[str, float] = field(default_factory=dict)
+    curvature_p: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
     evaluations: float = 0.0
 
@@ -114,6 +131,7 @@ class Answer:
         for name in ("restorations", "restorations_without", "restorations_other"):
             values[name] = [asdict(one) for one in values[name]]
         values |= {"map": np.round(self.map, 3).tolist(), "mask": self.mask.astype(int).tolist()}
+        values["scale_map"] = np.round(self.scale_map, 3).tolist()
         return plain({**values, "caption": len(self.caption)})
 
 

@@ -7,7 +7,6 @@ what the control is compared with.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from cryptomnesia.detectors.critical_scale import CriticalScale
 from cryptomnesia.finding.judging import Judged
 from cryptomnesia.finding.measuring import Measure, levels_of
-from cryptomnesia.finding.restoring import Gallery, Likeness, Restoring, tries
+from cryptomnesia.finding.restoring import NOISY, Gallery, Likeness, Restoring, tries
 from cryptomnesia.images import pixels
 from cryptomnesia.localizers.base import Watched
 from cryptomnesia.localizers.baseline import Baseline
@@ -28,6 +27,12 @@ SCALE = CriticalScale()
 
 LEAST_SCALE = 0.02
 """σ/α of the lowest level among which the critical scale is searched."""
+
+LOCAL_LEVELS = 12
+"""Levels, from `NOISY` on, among which the critical scale of places is searched: as dense as 24 from `LEAST_SCALE` on.
+
+At less noise nearly all places of any picture are retained, which says nothing and costs most.
+"""
 
 
 @dataclass(frozen=True)
@@ -101,43 +106,46 @@ class Closer:
             report(len(fitted) * (number + 1) / (len(captions) + 1))
         if keep:
             tensors["kept/picture"] = torch.from_numpy(fitted[:, None])
-        return tensors | self._scale_and_curvature(self.measure.encoded(fitted), captions["own"])
+        clean = self.measure.encoded(fitted)
+        return {**tensors, **self._scales(clean, captions), **self._curvatures(clean, captions["own"])}
 
-    def _scale_and_curvature(self, clean: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
-        """The critical scale with and without the caption, and the mean curvature difference, of pictures."""
+    @torch.no_grad()
+    def _scales(self, clean: Tensor, captions: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+        """The critical scale of pictures under all conditions, and at every place under their captions."""
         measure, setup = self.measure, self.measure.setup
         denoiser = setup.family.denoiser()
-        none = measure.uncaptioned(len(clean))
-        conditions = {"none": none}
-        if setup.family.conditional:
-            conditions["own"] = measure.inputs(captions)
-        tensors = {}
-        levels = levels_of(setup, SCALE.levels, LEAST_SCALE)
-        with torch.no_grad():
-            for name, inputs in conditions.items():
-                found = SCALE.of(clean.float(), levels, denoiser, inputs, clean.dtype)
-                tensors[f"scale/{name}"] = found.float().cpu()
-            if "own" in conditions or setup.checkpoint is not None:
-                tensors["curvature"] = self._curvature(clean, conditions.get("own", none), none, captions)
-        return tensors
+        levels, local = levels_of(setup, SCALE.levels, LEAST_SCALE), levels_of(setup, LOCAL_LEVELS, NOISY)
+        conditions = {"none": measure.uncaptioned(len(clean))}
+        conditions |= {name: measure.inputs(captions[name]) for name in ("own", "other") if setup.family.conditional}
+        found = {
+            f"scale/{name}": SCALE.of(clean.float(), levels, denoiser, inputs, clean.dtype).float().cpu()
+            for name, inputs in conditions.items()
+        }
+        if "other" in conditions:
+            found["scale/other"][[not text for text in captions["other"]]] = torch.nan
+        own = conditions.get("own", conditions["none"])
+        return {**found, "scale map": SCALE.local(clean.float(), local, denoiser, own, clean.dtype).float()}
 
-    def _curvature(self, clean: Tensor, own: Any, none: Any, captions: Sequence[str]) -> Tensor:
-        """The mean curvature difference at pictures with the least noise, (B,)."""
+    @torch.no_grad()
+    def _curvatures(self, clean: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+        """The mean curvature difference at pictures with the least noise, by what it is compared with, (B,) each."""
         measure, setup = self.measure, self.measure.setup
         denoiser, level = setup.family.denoiser(), measure.levels[0]
-        noise = measure.noises(0, clean)[0]
-        x = (level.alpha * clean + level.sigma * noise).to(clean.dtype)
+        none = measure.uncaptioned(len(clean))
+        own = measure.inputs(captions) if setup.family.conditional else none
+        x = (level.alpha * clean + level.sigma * measure.noises(0, clean)[0]).to(clean.dtype)
         cond, uncond = denoiser(x, level, own), denoiser(x, level, none)
         step = Step(0, 1, level.t, cond, uncond, cond, x, own, none, {})
-        nothing = {"z": torch.zeros(len(clean), 1)}
-        run = Trajectory((level.t,), nothing, {0: step}, x, complete=True)
-        baseline = None
+        run = Trajectory((level.t,), {"z": torch.zeros(len(clean), 1)}, {0: step}, x, complete=True)
+        baselines: dict[str, Baseline | None] = {"none": None} if setup.family.conditional else {}
         if setup.checkpoint is not None:
             inputs = measure.inputs(captions, of=setup.checkpoint)
-            baseline = Baseline(measure.base_denoiser(), inputs).at(step)
-        watched = Watched(run, denoiser, baseline)
-        found = CurvatureDifference(step=0).map(watched).values
-        return found.flatten(1).mean(dim=1).float().cpu()
+            baselines["base"] = Baseline(measure.base_denoiser(), inputs).at(step)
+        maps = {
+            name: CurvatureDifference(step=0).map(Watched(run, denoiser, baseline)).values
+            for name, baseline in baselines.items()
+        }
+        return {f"curvature/{name}": values.flatten(1).mean(dim=1).float().cpu() for name, values in maps.items()}
 
 
 def _near(back: np.ndarray, likenesses: Sequence[Sequence[Likeness]]) -> np.ndarray:

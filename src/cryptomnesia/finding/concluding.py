@@ -182,24 +182,57 @@ class Judgement:
 
     @property
     def further(self) -> dict[str, Any]:
-        """The critical scale and the curvature, as `Answer` has them."""
+        """The critical scale and the curvature, as `Answer` has them, with how often controls have as high ones."""
         look, place = self.look, self.place
-        if look is None or place is None or not self.alike:
+        if look is None or place is None:
             return {}
-        names = [name for name in look.pictures if name.startswith("scale/") or name == "curvature"]
-        values = {name: look.pictures[name][place].item() for name in names}
-        p_values = {name: self._p(value, look.controls[name]) for name, value in values.items()}
-        found: dict[str, Any] = {"scale": {}, "scale_p": {}}
-        for name, value in values.items():
-            if name == "curvature":
-                found |= {"curvature": value, "curvature_p": p_values[name]}
-            else:
-                found["scale"][name.removeprefix("scale/")] = value
-                found["scale_p"][name.removeprefix("scale/")] = p_values[name]
+        captioned = {"own"} if self.alike else set()
+        scale = {name: self._values(f"scale/{name}") for name in ("none", "other", *captioned)}
+        scale = {name: values for name, values in scale.items() if np.isfinite(values[0])}
+        gap = {name: scale[name] - scale["none"] for name in scale if name != "none" and "none" in scale}
+        # what is unusual under another caption is a low scale
+        signed = {name: -values if name == "other" else values for name, values in gap.items()}
+        found: dict[str, Any] = {
+            "scale": _first(scale),
+            "scale_p": _p_values(scale),
+            "scale_gap": _first(gap),
+            "scale_gap_p": _p_values(signed),
+        }
+        if self.alike:
+            curvature = {name: self._values(f"curvature/{name}") for name in ("none", "base")}
+            curvature = {name: values for name, values in curvature.items() if np.isfinite(values[0])}
+            found |= {"curvature": _first(curvature), "curvature_p": _p_values(curvature)}
+            found |= self._scale_within()
         return found
 
-    def _p(self, value: float, controls: Tensor) -> float:
-        """The p-value of a value against those of the controls, NaN where it is not known."""
-        known = controls[np.asarray(self.judged.rows)].numpy()
-        known = known[np.isfinite(known)]
-        return math.nan if math.isnan(value) or not len(known) else first_p_value(np.append(value, known))
+    def _scale_within(self) -> dict[str, Any]:
+        """The critical scale of places, and its mean within the mask compared with that of controls within theirs."""
+        maps = self._values("scale map")
+        within = np.array(
+            [one[mask].mean() if mask.any() else -np.inf for one, mask in zip(maps, self.judged.masks, strict=True)]
+        )
+        if not np.isfinite(within[0]):
+            return {"scale_map": maps[0]}
+        return {"scale_map": maps[0], "scale_within": float(within[0]), "scale_within_p": _p_value(within)}
+
+    def _values(self, name: str) -> np.ndarray:
+        """What was measured of the picture and its controls, the picture first, (n, …); NaN where it was not."""
+        look, rows = self.look, np.asarray(self.judged.rows)
+        if look is None or self.place is None or name not in look.pictures or name not in look.controls:
+            return np.full(1 + len(rows), np.nan)
+        picture = look.pictures[name][self.place].numpy()[None]
+        return np.concatenate([picture, look.controls[name].numpy()[rows]]).astype(np.float64)
+
+
+def _first(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(one[0]) for name, one in values.items()}
+
+
+def _p_values(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: _p_value(one) for name, one in values.items()}
+
+
+def _p_value(values: np.ndarray) -> float:
+    """The p-value of the first of n values against those of the others that are known."""
+    known = values[~np.isnan(values)]
+    return first_p_value(known) if len(known) > 1 else math.nan

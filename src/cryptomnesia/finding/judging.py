@@ -14,6 +14,12 @@ The statistics are means of log errors over the noise levels: the error under th
 lowers it, which is zero where nothing is known of this picture in particular; and the error without a caption. With a
 base model it is also by how much the error is below the base model's. Each is taken of the whole picture and, but for
 the first, of the window in which it stands out most from windows as detailed. They were chosen on the ground `scenes`.
+
+A mask holds the places where the map of the statistic by which a picture stands out most lies above a threshold. It has
+a p-value of its own: by how much the map exceeds its median within the mask, summed up and compared with the same sum
+of every control within the control's mask. Maps, thresholds and masks come from the picture and its controls together,
+so that this p-value is valid as well. It holds for a picture that is asked about, not among those that have been found
+retained already.
 """
 
 import math
@@ -166,6 +172,16 @@ class Compared:
         maps = self.maps(name)
         return maps > np.quantile(maps, 1 - PIXEL_RATE)
 
+    def parts(self, name: str) -> np.ndarray:
+        """How much every picture stands out within its mask, (n,): by how much, and at how many places.
+
+        The unit is the distance of the third quartile of all places from their median, which a picture that is held
+        does not stretch.
+        """
+        maps = self.maps(name)
+        middle, high = np.quantile(maps, [0.5, 0.75])
+        return ((maps - middle) * self.masks(name)).mean(axis=(1, 2)) / max(high - middle, _LEAST)
+
     def _held(self, name: str, window: float | None) -> np.ndarray:
         """The statistic before it is freed of complexity: of whole pictures (n,), or around every place (n, h, w)."""
         if name == "caption":
@@ -196,6 +212,7 @@ class Judged:
         map: how much better every place is restored than places as detailed, by the statistic by which it stands out
             most, (h, w). The error under the caption has no map: what the caption adds is shown instead, or the error
             without it.
+        part_p: how often controls stand out as much within their masks.
         masks: where the picture, and every control, stands out, each by its own strongest statistic, (n, h, w) bool.
         gap: by how much the own caption lowers the log error compared with another one; NaN without captions.
         gap_p: how often controls have as high a gap.
@@ -209,6 +226,7 @@ class Judged:
     conditions: Sequence[str] = ()
     part: str = "whole"
     map: np.ndarray = field(default_factory=lambda: np.zeros((1, 1)), repr=False)
+    part_p: float = math.nan
     masks: np.ndarray = field(default_factory=lambda: np.zeros((1, 1, 1), dtype=bool), repr=False)
     gap: float = math.nan
     gap_p: float = math.nan
@@ -222,7 +240,8 @@ class Judged:
         """The first answer from a comparison at a rate, which need not be kept."""
         names = [name.split("/") for name in compared.strongest(conditions)]
         shown = [name if name != "own" else compared.shown_by(row) for row, (name, _) in enumerate(names)]
-        every = {name: compared.masks(name) for name in set(shown)}
+        masks = {name: compared.masks(name) for name in set(shown)}
+        parts = {name: compared.parts(name) for name in set(shown)}
         notes = list(notes)
         gap, gap_p = math.nan, math.nan
         if "own" in conditions and "other" in compared.measured.errors:
@@ -240,7 +259,8 @@ class Judged:
             conditions=conditions,
             part=names[0][1],
             map=compared.maps(shown[0])[0],
-            masks=np.stack([every[name][row] for row, name in enumerate(shown)]),
+            part_p=math.nan if compared.unlike else first_p_value([parts[name][row] for row, name in enumerate(shown)]),
+            masks=np.stack([masks[name][row] for row, name in enumerate(shown)]),
             gap=gap,
             gap_p=gap_p,
             rows=rows,
@@ -299,7 +319,7 @@ def restored_scores(near: np.ndarray) -> np.ndarray:
     return np.max([standardized(statistic) for statistic in statistics], axis=0)
 
 
-def first_p_value(scores: np.ndarray) -> float:
+def first_p_value(scores: np.ndarray | Sequence[float]) -> float:
     """The conformal p-value of the first of n scores against the others."""
     values = torch.from_numpy(np.asarray(scores, dtype=np.float64))
     return float(conformal_p_values(values[:1], values[1:])[0])

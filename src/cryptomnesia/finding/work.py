@@ -331,6 +331,7 @@ class Finding(InParts[Found]):
             statistics=judged.statistics,
             held_by=judged.held_by(rate / judgement.tests) if held else "",
             part=judged.part if held else "",
+            part_p=judged.part_p,
             caption_gap=judged.gap,
             caption_gap_p=judged.gap_p,
             share=float(judged.mask.mean()),

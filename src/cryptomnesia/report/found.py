@@ -53,6 +53,7 @@ def pages(found: "Found") -> dict[str, str]:
             held=" ".join(_HELD[name] for name in answer.held_by.split(", ") if name),
             curve=Markup(curve(found, answer)),
             map=_uri(heat(answer.map)),
+            scale_map=_uri(heat(answer.scale_map - answer.scale_map.min())) if answer.scale_map.size > 1 else "",
             mask=_uri(png(answer.mask.astype(np.uint8) * 255)),
             strips=strips(answer, found.thumbnails.get(place, {})),
             swapped=swapped(answer, found.alpha),
