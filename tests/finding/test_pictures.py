@@ -2,6 +2,9 @@
 
 import json
 import logging
+import pickle
+import tarfile
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -182,6 +185,35 @@ def test_the_identity_depends_on_picture_and_caption_and_shows_neither():
     assert one.identity != Picture("a", b"content", "a star").identity
     assert one.identity != Picture("a", b"contents", "a ring").identity
     assert one.digest not in one.identity
+
+
+def test_a_picture_in_a_file_is_read_when_it_is_needed_and_has_to_be_the_same(folder):
+    one, *_ = read_pictures(folder)
+    content = (folder / "a.png").read_bytes()
+    copy = pickle.loads(pickle.dumps(one))
+    assert len(pickle.dumps(one)) < 1_000
+    assert copy == one
+    assert copy.digest == sha256(content).hexdigest()
+    assert copy.content == one.carried().source == content
+    carried = one.carried()
+    (folder / "a.png").write_bytes((folder / "b.png").read_bytes())
+    with pytest.raises(UsageError, match=r"^a\.png has changed since the search began; put it back, and go on$"):
+        one.fitted(16, 16)
+    (folder / "a.png").unlink()
+    with pytest.raises(UsageError, match=r"^cannot read a\.png any more \(.*No such file.*\); put it back, and go on$"):
+        one.fitted(16, 16)
+    assert carried.fitted(16, 16).shape == (16, 16, 3)
+
+
+def test_a_picture_in_a_shard_is_read_from_there(folder, tmp_path_factory):
+    shard = tmp_path_factory.mktemp("shards") / "00.tar"
+    with tarfile.open(shard, "w") as tar:
+        tar.add(folder / "a.png", "a.png")
+        tar.add(folder / "a.txt", "a.txt")
+    [found] = read_pictures(shard)
+    assert not isinstance(found.source, bytes)
+    assert (found.name, found.caption) == ("00.tar/a.png", "a red ring")
+    np.testing.assert_array_equal(found.fitted(16, 16), np.asarray(picture(0)))
 
 
 def test_a_control_that_shows_one_of_the_pictures_is_left_out(caplog, tmp_path):

@@ -188,6 +188,7 @@ def test_numbers_that_are_not_known_are_null(whole):
     assert [one["caption"] for one in read["pictures"]] == [len(caption) for caption in CAPTIONS]
     assert read["pictures"][0]["restorations"][-1]["ratio"] == "pure noise"
     assert read["expected_by_chance"] == 0.6
+    assert text == json.dumps(whole[1].to_json(), indent=1) + "\n"
     assert set(read["meanings"]) == set(MEANINGS) - {"undecided"}
 
 

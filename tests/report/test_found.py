@@ -64,7 +64,7 @@ def found(*answers, **more):
 
 @pytest.mark.parametrize("thumbnails", [{}, {0: KEPT}])
 def test_pages_ask_nobody_for_anything_and_names_are_text(thumbnails):
-    made = pages(found(answer(), answer("b.png", "not evidenced", "b"), thumbnails=thumbnails))
+    made = dict(pages(found(answer(), answer("b.png", "not evidenced", "b"), thumbnails=thumbnails)))
     assert list(made) == ["index.html", "picture-aaaaaaaaaaaa.html", "picture-bbbbbbbbbbbb.html"]
     for text in made.values():
         read = Reader(text)
@@ -84,7 +84,7 @@ def test_pages_ask_nobody_for_anything_and_names_are_text(thumbnails):
 
 
 def test_a_page_says_what_was_measured_and_no_caption():
-    made = pages(found(answer(), thumbnails={0: KEPT}))
+    made = dict(pages(found(answer(), thumbnails={0: KEPT})))
     text = " ".join(Reader(made["picture-aaaaaaaaaaaa.html"]).text.split())
     for part in (
         "reproducible (p = 0.05 against 39 controls)",
@@ -107,7 +107,7 @@ def test_a_page_says_what_was_measured_and_no_caption():
 
 
 def test_without_thumbnails_only_map_and_mask_are_pictures():
-    page = pages(found(answer()))["picture-aaaaaaaaaaaa.html"]
+    page = dict(pages(found(answer())))["picture-aaaaaaaaaaaa.html"]
     assert page.count("<img") == 3
     assert page.count("not kept") == 4
     assert "--thumbnails" in page
@@ -133,7 +133,7 @@ def test_an_undecided_picture_has_a_page():
     nothing |= {"restorations_other": (), "scale_gap": {}, "scale_map": np.full((1, 1), math.nan), "curvature": {}}
     nothing |= {"part_p": math.nan}
     nothing |= {"mask": np.zeros((1, 1), dtype=bool), "curve": {"none": [0.5, 0.5, 0.5]}}
-    made = pages(found(answer(verdict="undecided", **nothing), controls=0, controls_curve={}))
+    made = dict(pages(found(answer(verdict="undecided", **nothing), controls=0, controls_curve={})))
     text = " ".join(Reader(made["picture-aaaaaaaaaaaa.html"]).text.split())
     assert "undecided. Nothing is said; a note says why." in text
     assert "the mask" not in text
@@ -141,7 +141,7 @@ def test_an_undecided_picture_has_a_page():
 
 
 def test_lines_and_bands_lie_within_the_drawing():
-    page = pages(found(answer()))["picture-aaaaaaaaaaaa.html"]
+    page = dict(pages(found(answer())))["picture-aaaaaaaaaaaa.html"]
     points = re.findall(r'points="([^"]+)"', page)
     # two bands and three lines
     assert len(points) == 5

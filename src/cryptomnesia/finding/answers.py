@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -178,6 +178,15 @@ class Found:
 
     def to_json(self) -> dict[str, Any]:
         """The answers as JSON values; of the pictures they hold maps and masks alone."""
+        return {**self._head(), "pictures": [answer.to_json() for answer in self.answers]}
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What the verdicts mean that there are."""
+        return {verdict: meaning for verdict, meaning in MEANINGS.items() if self.counts[verdict]}
+
+    def _head(self) -> dict[str, Any]:
+        """What is said of all pictures together, as JSON values."""
         return plain(
             {
                 "about": self.about,
@@ -187,21 +196,31 @@ class Found:
                 "controls": self.controls,
                 "expected_by_chance": self.alpha * len(self.answers),
                 "counts": self.counts,
-                "meanings": {verdict: meaning for verdict, meaning in MEANINGS.items() if self.counts[verdict]},
+                "meanings": self.meanings,
                 "ratios": self.ratios,
                 "controls_curve": self.controls_curve,
-                "pictures": [answer.to_json() for answer in self.answers],
             }
         )
 
     def save(self, folder: Path) -> None:
         """Write `found.json`, and an HTML page of every picture."""
-        from cryptomnesia.files import write_whole
+        from cryptomnesia.files import replacing, write_whole
         from cryptomnesia.report.found import pages
 
-        write_whole(folder / "found.json", json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
-        for name, text in pages(self).items():
+        with replacing(folder / "found.json") as unfinished, unfinished.open("w", encoding="utf-8") as file:
+            file.writelines(self._written())
+        for name, text in pages(self):
             write_whole(folder / name, text)
+
+    def _written(self) -> Iterator[str]:
+        """The answers as the text of a JSON file, one after the other, because maps of many take much memory."""
+        head = json.dumps({**self._head(), "pictures": []}, indent=1, allow_nan=False)
+        before, after = head.rsplit("]", 1)
+        yield before
+        for number, answer in enumerate(self.answers):
+            text = json.dumps(answer.to_json(), indent=1, allow_nan=False)
+            yield f"{',' if number else ''}\n" + "\n".join(f"  {line}" for line in text.split("\n"))
+        yield ("\n ]" if self.answers else "]") + after + "\n"
 
 
 def plain(value: Any) -> Any:

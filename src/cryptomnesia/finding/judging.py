@@ -258,7 +258,8 @@ class Judged:
             statistics={name: float(values[0]) for name, values in compared.statistics.items()},
             conditions=conditions,
             part=names[0][1],
-            map=compared.maps(shown[0])[0],
+            # a copy, because a view would hold the maps of all controls
+            map=compared.maps(shown[0])[0].astype(np.float32),
             part_p=math.nan if compared.unlike else first_p_value([parts[name][row] for row, name in enumerate(shown)]),
             masks=np.stack([masks[name][row] for row, name in enumerate(shown)]),
             gap=gap,

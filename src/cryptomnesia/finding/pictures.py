@@ -4,7 +4,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from cryptomnesia.decoding import opened, shown_as
 from cryptomnesia.errors import UsageError
 from cryptomnesia.images import png
-from cryptomnesia.matching.sources import NOT_PICTURES, FileSource, Item, unpacked
+from cryptomnesia.matching.sources import NOT_PICTURES, FileSource, Item, Span, unpacked
 from cryptomnesia.matching.sources import captions as beside
 
 logger = logging.getLogger("cryptomnesia")
@@ -29,20 +28,45 @@ CROPPED = 0.05
 class Picture:
     """A picture and its caption.
 
+    A picture in a file is read whenever it is needed, so that many pictures take little memory.
+
     Attributes:
         name: of the file, or its place among the pictures.
-        content: of the file.
+        source: the file, a part of a shard, or the bytes of a file.
         caption: "" if there is none.
+        digest: SHA-256 of the content, which is computed unless given.
     """
 
     name: str
-    content: bytes
+    source: bytes | Path | Span
     caption: str = ""
+    digest: str = ""
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the file."""
-        return sha256(self.content).hexdigest()
+    def __post_init__(self) -> None:
+        """Compute the digest."""
+        if not self.digest:
+            object.__setattr__(self, "digest", sha256(_read(self.source)).hexdigest())
+
+    @property
+    def content(self) -> bytes:
+        """The content of the file.
+
+        Raises:
+            UsageError: if it cannot be read any more, or has changed.
+        """
+        if isinstance(self.source, bytes):
+            return self.source
+        try:
+            content = _read(self.source)
+        except (OSError, EOFError) as error:
+            raise UsageError(f"cannot read {self.name} any more ({error}); put it back, and go on") from None
+        if sha256(content).hexdigest() != self.digest:
+            raise UsageError(f"{self.name} has changed since the search began; put it back, and go on")
+        return content
+
+    def carried(self) -> "Picture":
+        """The picture with its content, for machines that do not see the file."""
+        return replace(self, source=self.content)
 
     @property
     def identity(self) -> str:
@@ -153,14 +177,16 @@ def _of_path(path: Path) -> list[Picture]:
     return found
 
 
+def _read(source: bytes | Path | Span) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
+
+
 def _of_item(item: Item) -> tuple[Picture | None, str]:
     """The picture of an item, or why there is none."""
     content = item.content
     try:
         if isinstance(content, Image.Image):
             return Picture(item.name, png(shown_as(content).convert("RGB")), item.caption), ""
-        if not isinstance(content, bytes):
-            content = content.read_bytes()  # pyright: ignore[reportOptionalMemberAccess]
         picture = Picture(item.name, content, item.caption)
         picture.shown()
     except UnidentifiedImageError:

@@ -167,6 +167,11 @@ class Gallery:
             small = np.stack([np.asarray(image) for image in images])
         return cls(_tiles(small) / 255, edges(small))
 
+    @classmethod
+    def joined(cls, galleries: "Sequence[Gallery]") -> "Gallery":
+        """One gallery of the pictures of several."""
+        return cls(torch.cat([one.tiles for one in galleries]), torch.cat([one.edges for one in galleries]))
+
     def rows(self, rows: Sequence[int]) -> "Gallery":
         """The gallery of some of the pictures."""
         return Gallery(self.tiles[list(rows)], self.edges[list(rows)])

@@ -27,6 +27,9 @@ logger = logging.getLogger("cryptomnesia")
 SAME = 0.05
 """Root mean square difference, of values in [0, 1], up to which a control is a copy of a picture that is looked for."""
 
+PORTION = 256
+"""Pictures with which a control is compared at a time."""
+
 Captions = Sequence[str] | Mapping[str, str] | str | Path | None
 
 
@@ -89,6 +92,9 @@ def find(
     pictures = read_pictures(images, captions)
     others = [] if controls is None else read_pictures(controls, control_captions, what="controls")
     others = without_copies(others, pictures)
+    if engine != LOCAL:
+        # a machine of a cluster need not see the files
+        pictures, others = ([one.carried() for one in some] for some in (pictures, others))
     if not others:
         logger.warning("without controls nothing can be decided; give pictures like these that the model never saw")
     with TemporaryDirectory() as temporary:
@@ -164,7 +170,13 @@ def without_copies(controls: Sequence[Picture], pictures: Sequence[Picture]) -> 
     looked_for = np.stack([_small(picture) for picture in pictures])
     kept = []
     for control in controls:
-        near = np.sqrt(((looked_for - _small(control)) ** 2).mean(axis=(1, 2, 3)))
+        small = _small(control).astype(np.float32)
+        near = np.concatenate(
+            [
+                np.sqrt(((looked_for[first : first + PORTION] - small) ** 2).mean(axis=1)) / 255
+                for first in range(0, len(looked_for), PORTION)
+            ]
+        )
         if near.min() <= SAME:
             logger.warning(
                 "left out the control %s, which shows the picture %s", control.name, pictures[int(near.argmin())].name
@@ -175,4 +187,5 @@ def without_copies(controls: Sequence[Picture], pictures: Sequence[Picture]) -> 
 
 
 def _small(picture: Picture) -> np.ndarray:
-    return picture.fitted(SIDE, SIDE).astype(np.float32) / 255
+    """The picture at `SIDE` × `SIDE` pixels, flat, as eight bits, of which many fit into memory."""
+    return picture.fitted(SIDE, SIDE).ravel()

@@ -8,7 +8,7 @@ second p-value. With controls enough for half of the rate, the p-value of a pict
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -206,13 +206,12 @@ class Finding(InParts[Found]):
     @cached_property
     def _closely(self) -> Closer:
         close = [self._judged[row] for row in self._close]
-        return Closer(self._measure, self._restoring, Gallery.of(self._fitted(self.controls)), close)
+        # no more than some controls are held at the size that the model makes
+        firsts = range(0, len(self.controls), self.batch_size)
+        controls = [Gallery.of(self._fitted(self.controls[first : first + self.batch_size])) for first in firsts]
+        return Closer(self._measure, self._restoring, Gallery.joined(controls), close)
 
     # judging
-
-    @cached_property
-    def _first_tensors(self) -> dict[str, dict[str, Tensor]]:
-        return {name: self._read(self._stage(name)) for name in (CONTROLS, PICTURES)}
 
     def _read(self, stage: Stage) -> dict[str, Tensor]:
         """What was measured in all parts of a stage."""
@@ -222,19 +221,32 @@ class Finding(InParts[Found]):
     @cached_property
     def _judged(self) -> list[Judged]:
         """The first answer about every picture."""
-        controls, pictures = (self._first_tensors[name] for name in (CONTROLS, PICTURES))
-        return [self._judge(pictures, controls, row) for row in range(len(self.pictures))]
+        return [judged for judged, _ in self._answered]
 
-    def _judge(self, pictures: dict[str, Tensor], controls: dict[str, Tensor], row: int) -> Judged:
-        """The first answer about a picture."""
-        own = _measured({name: tensor[row : row + 1] for name, tensor in pictures.items()})
-        if not self.controls:
+    @cached_property
+    def _answered(self) -> list[tuple[Judged, dict[str, list[float]]]]:
+        """The first answer about every picture, and its curves; of errors no more than a part is held at a time."""
+        controls = self._read(self._stage(CONTROLS))
+        every = _measured(controls) if self.controls else None
+        stage, found = self._stage(PICTURES), []
+        for number, file in enumerate(stage.files):
+            tensors = load_checked(file, KIND, 1)[1]
+            for place, row in enumerate(stage.part(number)):
+                own = {name: tensor[place : place + 1] for name, tensor in tensors.items()}
+                judged = self._judge(_measured(own), every, row)
+                # masks of controls are needed for the closer look alone
+                close = judged.p_value <= CLOSE * self.alpha
+                found.append((judged if close else replace(judged, masks=judged.masks[:1].copy()), _curves(own)))
+        return found
+
+    def _judge(self, own: Measured, every: Measured | None, row: int) -> Judged:
+        """The first answer about a picture, from what was measured of it and of all controls."""
+        if every is None:
             return Judged(notes=["there are no controls"])
         if not np.isfinite(own.errors["none"]).all():
             return Judged(notes=["the model's output on it is not finite; check the weights and the dtype"])
         # without a caption, or controls with captions, only what needs none is compared
         conditions, notes = ["none"], []
-        every = _measured(controls)
         rows = _finite_rows(every, "none")
         if self._captioned and not self.pictures[row].caption:
             notes.append("it has no caption, so it was looked for without one alone")
@@ -281,10 +293,9 @@ class Finding(InParts[Found]):
         rate = self.alpha
         if self.fdr is not None:
             rate = discovery_rate([one.p_value for one in judgements], self.fdr, fpr=self.alpha)
-        first = self._first_tensors
         curves = {
             name.removeprefix("error/"): np.nanquantile(tensor.mean(dim=(2, 3)).numpy(), [0.05, 0.5, 0.95], axis=0).T
-            for name, tensor in first[CONTROLS].items()
+            for name, tensor in self._read(self._stage(CONTROLS)).items()
             if name.startswith("error/") and name != WITHOUT and not tensor.isnan().all()
         }
         found = Found(
@@ -307,12 +318,7 @@ class Finding(InParts[Found]):
 
     def _answer(self, row: int, judgement: Judgement, rate: float) -> Answer:
         """What is said of a picture at a rate."""
-        picture, judged = self.pictures[row], judgement.judged
-        errors = {
-            name.removeprefix("error/"): tensor[row].mean(dim=(1, 2)).tolist()
-            for name, tensor in self._first_tensors[PICTURES].items()
-            if name.startswith("error/") and name != WITHOUT and not tensor[row].isnan().any()
-        }
+        picture, judged, errors = self.pictures[row], judgement.judged, self._answered[row][1]
         # a call with both branches is one evaluation
         evaluations = len(self._measure.levels) * NOISES * len(errors) / (2 if self.setup.guided else 1)
         held = judgement.p_value <= rate
@@ -352,6 +358,15 @@ def _measured(tensors: dict[str, Tensor]) -> Measured:
     return Measured(
         {name: value.double().numpy() for name, value in errors.items()}, tensors["detail"].double().numpy()
     )
+
+
+def _curves(tensors: dict[str, Tensor]) -> dict[str, list[float]]:
+    """Condition → the mean denoising error of a picture at every level, of what is known."""
+    return {
+        name.removeprefix("error/"): tensor[0].mean(dim=(1, 2)).tolist()
+        for name, tensor in tensors.items()
+        if name.startswith("error/") and name != WITHOUT and not tensor.isnan().any()
+    }
 
 
 def _finite_rows(measured: Measured, condition: str) -> np.ndarray:

@@ -76,7 +76,7 @@ def print_found(found: "Found") -> None:
             "" if last is None else f"{last.copies} of {last.seeds}",
         )
     print_wide(table)
-    meanings = found.to_json()["meanings"]
+    meanings = found.meanings
     for verdict, meaning in meanings.items():
         print_wide(Text(f"{verdict}: {meaning}"))
     for answer in found.answers:

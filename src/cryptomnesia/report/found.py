@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,8 +31,8 @@ _HELD = {
 }
 
 
-def pages(found: "Found") -> dict[str, str]:
-    """Name of a file → its content: the overview, and the page of every picture."""
+def pages(found: "Found") -> Iterator[tuple[str, str]]:
+    """Yield names of files and their content: the overview, and the page of every picture."""
     from cryptomnesia.finding.answers import MEANINGS, page_names
 
     shared = {
@@ -43,9 +43,9 @@ def pages(found: "Found") -> dict[str, str]:
     }
     page = template("found.html.j2", "page.css", "found.css")
     names = page_names(found.answers)
-    made = {OVERVIEW: page.render(**shared, answer=None, rows=list(zip(found.answers, names, strict=True)))}
+    yield OVERVIEW, page.render(**shared, answer=None, rows=list(zip(found.answers, names, strict=True)))
     for place, (answer, name) in enumerate(zip(found.answers, names, strict=True)):
-        made[name] = page.render(
+        text = page.render(
             **shared,
             answer=answer,
             rows=[],
@@ -58,7 +58,7 @@ def pages(found: "Found") -> dict[str, str]:
             strips=strips(answer, found.thumbnails.get(place, {})),
             swapped=swapped(answer, found.alpha),
         )
-    return made
+        yield name, text
 
 
 def strips(answer: "Answer", thumbnails: Mapping[str, Sequence[bytes]]) -> dict[str, list[dict[str, Any]]]:
