@@ -13,6 +13,7 @@ from cryptomnesia import UsageError, find
 from cryptomnesia.finding import work
 from cryptomnesia.finding.answers import MEANINGS
 from cryptomnesia.finding.restoring import NOISY
+from cryptomnesia.finding.verb import out_of_reach
 from cryptomnesia.testing.miniatures import stable_diffusion, unconditional
 from cryptomnesia.testing.miniatures.diffusion_transformers import pixart
 from family_cases import CASES, FLOWS, MORE
@@ -192,11 +193,34 @@ def test_numbers_that_are_not_known_are_null(whole):
     assert set(read["meanings"]) == set(MEANINGS) - {"undecided"}
 
 
-def test_several_answers_can_be_held_to_a_share_of_false_ones():
+def test_several_answers_can_be_held_to_a_share_of_false_ones(caplog):
     # the smallest p-value is 2/10, more than half of 20% may be false
     found = search(fdr=0.05)
     assert [answer.verdict for answer in found.answers] == ["not evidenced"] * 3
     assert [answer.p_value for answer in found.answers][:2] == [0.2, 0.2]
+    assert caplog.messages == [
+        "no picture can be called retained at a false-discovery rate of 0.05 with 9 controls; that takes 39 at least"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "controls", "fdr", "doubt"),
+    [
+        (1, 39, 0.05, ""),
+        (1_000, 39, 0.1, "only if 500 of the 1000 or more stand out; with 19999 one is enough"),
+        (1_000, 19_999, 0.1, ""),
+        (1_000, 19_998, 0.1, "only if 2 of the 1000 or more stand out; with 19999 one is enough"),
+        (
+            5,
+            38,
+            0.02,
+            "no picture can be called retained at a false-discovery rate of 0.02 with 38 controls; that takes 99",
+        ),
+    ],
+)
+def test_controls_too_few_for_a_share_of_false_ones_are_named(pictures, controls, fdr, doubt):
+    found = out_of_reach(pictures, controls, 0.05, fdr)
+    assert doubt in found if doubt else found == ""
 
 
 def test_a_picture_without_a_caption_is_looked_for_without_one():

@@ -1,6 +1,7 @@
 """The verb `find`: does a model hold given pictures?"""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from cryptomnesia.pipelines.origins.options import SETTINGS, parse_options
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.places import place
 from cryptomnesia.settings import FindSettings, MeasureCanariesSettings
+from cryptomnesia.statistics import needed_null
 
 logger = logging.getLogger("cryptomnesia")
 
@@ -97,6 +99,8 @@ def find(
         pictures, others = ([one.carried() for one in some] for some in (pictures, others))
     if not others:
         logger.warning("without controls nothing can be decided; give pictures like these that the model never saw")
+    elif given.fdr is not None and (doubt := out_of_reach(len(pictures), len(others), given.alpha, given.fdr)):
+        logger.warning("%s", doubt)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) if output is None else place(output)
         making = Making(given, call, pictures, others, folder)
@@ -184,6 +188,26 @@ def without_copies(controls: Sequence[Picture], pictures: Sequence[Picture]) -> 
         else:
             kept.append(control)
     return kept
+
+
+def out_of_reach(pictures: int, controls: int, alpha: float, fdr: float) -> str:
+    """What a false-discovery rate takes, in words, if a picture that stands out alone cannot reach it; else "".
+
+    With k of m pictures found the largest p-value may be `fdr`·k/m. There may be two p-values for each picture.
+    """
+    smallest = (2 if controls >= needed_null(alpha / 2) else 1) / (1 + controls)
+    least = math.ceil(smallest * pictures / fdr - 1e-9)
+    if least > pictures:
+        return (
+            f"no picture can be called retained at a false-discovery rate of {fdr:g} with {controls} controls; that "
+            f"takes {needed_null(fdr / 2)} at least"
+        )
+    if least > 1:
+        return (
+            f"with {controls} controls pictures are called retained at a false-discovery rate of {fdr:g} only if "
+            f"{least} of the {pictures} or more stand out; with {needed_null(fdr / (2 * pictures))} one is enough"
+        )
+    return ""
 
 
 def _small(picture: Picture) -> np.ndarray:
