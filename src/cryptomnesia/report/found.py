@@ -34,6 +34,7 @@ _HELD = {
 def pages(found: "Found") -> Iterator[tuple[str, str]]:
     """Yield names of files and their content: the overview, and the page of every picture."""
     from cryptomnesia.finding.answers import MEANINGS, page_names
+    from cryptomnesia.finding.wording import sentences
 
     shared = {
         "found": found,
@@ -56,6 +57,7 @@ def pages(found: "Found") -> Iterator[tuple[str, str]]:
             scale_map=_uri(heat(answer.scale_map - answer.scale_map.min())) if answer.scale_map.size > 1 else "",
             mask=_uri(png(answer.mask.astype(np.uint8) * 255)),
             strips=strips(answer, found.thumbnails.get(place, {})),
+            sentences=sentences(found, answer),
             swapped=swapped(answer, found.alpha),
         )
         yield name, text
