@@ -1720,6 +1720,8 @@ def find_statistics(results: Results) -> str:
         "caption gap": "error under another caption against that under its own",
         "scale/own": "critical scale under the caption (arXiv:2609.39648)",
         "scale/none": "critical scale without a caption",
+        "scale gap/own": "critical scale under the caption against that without one",
+        "scale gap/other": "critical scale without a caption against that under another one",
         "curvature": "curvature difference (arXiv:2605.26756), mean",
     }
     grounds = results("find", "grounds")
@@ -1730,6 +1732,8 @@ def find_statistics(results: Results) -> str:
         return number(found[kind]) if kind in found else ""
 
     rows = [[text, *(cell(name, ground, kind) for ground, kind in columns)] for name, text in words.items()]
+    # results that are older lack some
+    rows = [row for row in rows if any(row[1:])]
     return grid(["AUC", *(f"`{ground}`, {kind}" for ground, kind in columns)], rows)
 
 

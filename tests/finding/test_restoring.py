@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMPipeline, PNDMScheduler
 
 from cryptomnesia.finding.measuring import LEAST
-from cryptomnesia.finding.restoring import HALF, Gallery, Likeness, Restoring, share_of
+from cryptomnesia.finding.restoring import HALF, Gallery, Likeness, Restoring, Start, share_of, tries
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.testing.miniatures import (
     flux,
@@ -111,6 +111,19 @@ def test_a_solver_that_makes_a_step_twice_begins_where_it_says():
         seen, _ = evaluated(restoring.pipe, lambda start=start: restoring.restored(TWO, CAPTIONS, start))
         alpha, sigma = restoring.setup.family.schedule(seen[0])
         assert float(sigma / alpha) == pytest.approx(start.ratio, rel=1e-3)
+
+
+def test_what_is_tried_under_other_captions_is_much_noise_and_pure_noise():
+    starts = [
+        Start(0.1, 0.5, 1),
+        Start(0.3, 2.5, 3),
+        Start(0.8, 15.0, 8),
+        Start(0.9, 80.0, 9),
+        Start(1.0, math.inf, 10),
+    ]
+    assert [tries("own", start) for start in starts] == [1, 1, 1, 1, 3]
+    for condition in ("none", "other"):
+        assert [tries(condition, start) for start in starts] == [0, 1, 1, 0, 1]
 
 
 def test_a_share_is_exact_for_both_ways_of_rounding():

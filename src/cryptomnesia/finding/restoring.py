@@ -31,6 +31,9 @@ SEEDS = 3
 NOISY = 2.0
 """σ/α from which a restoration counts: from less noise everything comes back."""
 
+FAINT = 50.0
+"""σ/α from which next to nothing is left of the picture, so that what comes back is what comes back from pure noise."""
+
 STARTS = 4
 """Noise levels from which a picture is restored, besides pure noise."""
 
@@ -237,11 +240,12 @@ class Likeness:
 def tries(condition: str, start: Start) -> int:
     """How often a picture is restored from a level under a condition: under its `own` caption, with `none`, or another.
 
-    From little noise everything comes back under any caption, so there only its own is tried.
+    From little noise everything comes back under any caption, and from very much noise the same as from pure noise. So
+    there only its own caption is tried.
     """
-    if condition == "own":
-        return SEEDS if math.isinf(start.ratio) else 1
-    return int(start.ratio >= NOISY)
+    if math.isinf(start.ratio):
+        return SEEDS if condition == "own" else 1
+    return int(condition == "own" or NOISY <= start.ratio < FAINT)
 
 
 def share_of(steps: int, every: int) -> float | None:
