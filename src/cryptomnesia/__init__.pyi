@@ -24,11 +24,13 @@ from .errors import UsageError as UsageError
 from .finding.answers import Answer as Answer
 from .finding.answers import Found as Found
 from .finding.verb import find as find
+from .finetuning.callbacks import CopyingMeter as CopyingMeter
 from .finetuning.canaries.asking import measure_canaries as measure_canaries
 from .finetuning.canaries.planting import make_canaries as make_canaries
 from .finetuning.canaries.planting import remove_canaries as remove_canaries
 from .finetuning.canaries.result import DoseResponse as DoseResponse
 from .finetuning.course import Course as Course
+from .finetuning.trainers import CopyingCallback as CopyingCallback
 from .finetuning.verb import finetune as finetune
 from .guarding.guarded import Guard as Guard
 from .guarding.guarded import guard as guard
