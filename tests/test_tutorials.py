@@ -8,7 +8,7 @@ import sysconfig
 
 import pytest
 
-TUTORIALS = ("auditor", "pictures")
+TUTORIALS = ("auditor", "pictures", "small-sets", "training")
 
 
 def blocks(page, language="sh"):
@@ -87,3 +87,56 @@ def test_the_same_search_in_python_prints_what_the_page_says(looked_for):
     page, _, (*_, read) = looked_for
     assert read.returncode == 0, read.stderr
     assert read.stdout == blocks(page, "text")[1]
+
+
+@pytest.fixture(scope="module")
+def trained(request, tmp_path_factory):
+    """A function that runs the commands of a tutorial about training, in a folder that holds the examples."""
+
+    def follow(name):
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "examples").symlink_to(request.config.rootpath / "examples")
+        page = (request.config.rootpath / "docs" / "tutorials" / f"{name}.md").read_text(encoding="utf-8")
+        return page, folder, [run(block, folder) for block in blocks(page)]
+
+    return follow
+
+
+def lines_of_checkpoints(text):
+    """(name of the checkpoint, pictures that it copies) of every line of the first table."""
+    table = text.split("\u2514")[0]
+    return [(name, int(copied)) for name, copied in re.findall(r"│ ([\w -]+?) +│ +(\d+) of \d+ +│", table)]
+
+
+def check_course(page, printed, *, names):
+    """The page shows what was printed, but for figures that differ from one kind of processor to another."""
+    (shown,) = blocks(page, "text")
+    for text in (shown, printed):
+        copied = dict(lines_of_checkpoints(text))
+        assert list(copied)[1:] == names
+        # the last checkpoint copies more than the base is said to
+        assert copied[names[-1]] > next(iter(copied.values()))
+    start, found = (re.match(r"Copying starts at step [\d,]+", text) for text in (shown, printed))
+    assert start, shown
+    assert found, printed
+
+
+@pytest.mark.slow
+def test_the_tutorial_for_loras_says_which_checkpoint_to_keep(trained):
+    page, folder, (made, lora, scales) = trained("training")
+    assert made.returncode == 0, made.stderr
+    assert lora.returncode == 0, lora.stderr
+    assert scales.returncode == 1, scales.stderr
+    check_course(page, lora.stdout, names=[f"checkpoint-{step}" for step in (60, 120, 180, 240)])
+    assert "LoRA scale" in scales.stdout
+    assert (folder / "course" / "index.html").exists()
+
+
+@pytest.mark.slow
+def test_the_tutorial_for_small_sets_finds_copies_without_captions(trained):
+    page, folder, (made, models, found) = trained("small-sets")
+    assert made.returncode == 0, made.stderr
+    assert models.returncode == 0, models.stderr
+    assert found.returncode == 1, found.stderr
+    check_course(page, found.stdout, names=[f"step-{step}" for step in (400, 800, 1200, 1600)])
+    assert (folder / "course" / "index.html").exists()
