@@ -17,9 +17,10 @@ one after. `late`: the share in which it names a checkpoint more than one after,
 trainings that do not copy, the share in which it names a checkpoint. `differences`: by how many checkpoints it is late
 (negative: early). `runs`: every run with its counts by checkpoint.
 
-The rules of `finetune` were chosen on fine-tunes with the seed 101, which is none of these. A run that is done is kept
-in .benchmarks-cache/finetune. The ground `drawings` draws with icons that npm installs; it says how where they are
-missing.
+The rules of `finetune` were chosen on fine-tunes with the seed 101, which is none of these. What was measured of a run
+is in docs/results/packets/finetune, where the program goes on; `left` is how many runs are missing there. The figures
+are those of the runs that are done. The ground `drawings` draws with icons that npm installs; it says how where they
+are missing.
 """
 
 import argparse
@@ -69,6 +70,7 @@ FIRST_SEED = 3_000_000
 """Of the images that decide the truth."""
 
 FOLDER = CACHE / "finetune"
+PACKETS = Path("docs/results/packets/finetune")
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ class Run:
     def folder(self) -> Path:
         """Where its files are."""
         return FOLDER / self.name
+
+    @property
+    def packet(self) -> Path:
+        """What was measured of it."""
+        return PACKETS / f"{self.name}.json"
 
     @property
     def steps(self) -> int:
@@ -162,7 +169,7 @@ def main() -> None:
                 draw(run)
                 tell(number)
             return
-        missing = [run for run in chosen if not (run.folder / "result.json").is_file()]
+        missing = [run for run in chosen if not run.packet.is_file()]
         tell = start("fine-tunes", len(chosen))
         tell(len(chosen) - len(missing))
         context = multiprocessing.get_context("spawn")
@@ -183,8 +190,21 @@ def _made(task: tuple[Run, str]) -> None:
     learn(run, device)
     course = judged(run, device)
     truth = reproduced(run, course, device)
-    values = {"run": asdict(run), "commit": COMMIT, "device": device, "course": course.to_json(), "truth": truth}
-    write_whole(run.folder / "result.json", json.dumps(values) + "\n")
+    kept = ("copies", "images", "score", "by", "part", "learnt", "p_value")
+    points = [
+        {
+            "step": point["step"],
+            "copied": point["copied"],
+            "held": point["held"],
+            "elsewhere": [point["elsewhere"], point["others"]],
+            "diversity": point["diversity"],
+            "seen": [[seen[name] for name in kept] for seen in point["seen"]],
+        }
+        for point in course.to_json()["points"]
+    ]
+    values = {"run": asdict(run), "commit": COMMIT, "device": device, "seen": kept, "points": points, "truth": truth}
+    PACKETS.mkdir(parents=True, exist_ok=True)
+    write_whole(run.packet, json.dumps(values) + "\n")
     shutil.rmtree(run.folder / "training", ignore_errors=True)
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
@@ -315,26 +335,34 @@ def figures() -> dict[str, Any]:
     """The figures of all runs."""
     rows = []
     for run in COPYING + VARIED:
-        found = json.loads((run.folder / "result.json").read_text())
-        course, truth = found["course"], found["truth"]
-        steps = [point["step"] for point in course["points"]]
+        if not run.packet.is_file():
+            continue
+        found = json.loads(run.packet.read_text())
+        points, truth = found["points"], found["truth"]
+        starts = [number for number, point in enumerate(points) if point["copied"]]
         rows.append(
             {
                 **asdict(run),
                 "made_at": found["commit"],
                 "device": found["device"],
-                "steps": steps,
-                "copied": [point["copied"] for point in course["points"]],
-                "held": [point["held"] for point in course["points"]],
-                "asked": len(course["pictures"]),
+                "steps": [point["step"] for point in points],
+                "copied": [point["copied"] for point in points],
+                "held": [point["held"] for point in points],
+                "asked": len(points[0]["seen"]),
                 "reproduced": [int((np.array(point["pixels"]) >= MOSTLY * SEEDS).sum()) for point in truth],
                 "reproduced_by_edges": [int((np.array(point["edges"]) >= MOSTLY * SEEDS).sum()) for point in truth],
-                "start": None if course["start"] is None else steps.index(course["start"]),
+                "start": starts[0] if starts else None,
                 "start_by_pixels": start_of(truth, "pixels"),
                 "start_by_either": start_of(truth, "pixels", "edges"),
             }
         )
-    return {**summary(rows, "start_by_either"), "by_pixels": summary(rows, "start_by_pixels"), "runs": rows}
+    left = len(COPYING + VARIED) - len(rows)
+    return {
+        "left": left,
+        **summary(rows, "start_by_either"),
+        "by_pixels": summary(rows, "start_by_pixels"),
+        "runs": rows,
+    }
 
 
 def summary(rows: Sequence[dict[str, Any]], truth: str) -> dict[str, Any]:

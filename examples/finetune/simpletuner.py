@@ -41,7 +41,7 @@ def main() -> None:
             device=given.device,
             num_inference_steps=given.inference_steps,
         )
-    copied = {point.step: len(course.newly(point)) for point in course.points}
+    copied = {point.step: len(point.copied) for point in course.points}
     found = f"{copied.get(given.step, 0)} of {len(course.pictures)} pictures come back"
     print(f"step {given.step:,}: {found} ({time.monotonic() - began:.0f} s)")
     if course.start is not None and course.before is not None:

@@ -106,23 +106,10 @@ def test_the_verdict_without_a_copy_has_an_interval_as_well(harmless):
     assert what_helps(harmless) == []
 
 
-def test_what_the_base_model_copies_is_not_the_training_s():
-    base = point(0, (4,))
-    start = "Copying starts at step 100: 1 of 23 pictures that the base model does not copy comes back"
-    assert verdict(course(base, point(50, (4,)), point(100, (4, 5)))).startswith(f"{start} (95% interval 0.11% to 22%)")
-    none = "No checkpoint up to step 50 copies a picture that the base model does not copy: 0 of 23 (95% interval"
-    assert verdict(course(base, point(50, (4,)))).startswith(none)
-    assert what_helps(course(base, point(50, (4,)), point(100, (4, 5)))) == [
-        "Fewer steps: checkpoint-50 (step 50) copies no picture that the base model does not copy."
-    ]
-    assert verdict(course(base)) == (
-        "No checkpoint was measured, only the base model: it copies 1 of 24 pictures (95% interval 0.11% to 21%)."
-    )
-    assert verdict(course()) == "Nothing was measured."
-    assert [(number, first.step) for number, first in copied_pictures(course(base, point(50, (4, 5))))] == [
-        (5, 50),
-        (4, 0),
-    ]
+def test_pictures_that_come_back_earlier_are_named_first():
+    found = course(point(0), point(50, (4,)), point(100, (4, 5)))
+    assert [(number, first.step) for number, first in copied_pictures(found)] == [(4, 50), (5, 100)]
+    assert verdict(course(point(0))) == "No checkpoint was measured, only the base model."
 
 
 def test_no_checkpoint_is_recommended_if_the_first_one_copies():

@@ -222,9 +222,10 @@ class Likeness:
         return mask if tiles.sum() >= FEWEST and self._contrast(mask) >= PLAIN else whole
 
     def _contrast(self, mask: np.ndarray) -> float:
-        """The standard deviation of the picture within a mask (SIDE, SIDE) bool, of values in [0, 1]."""
-        place = _tiles(np.repeat(mask[None, :, :, None], 3, axis=3))[0] > 0
-        return float(self.picture.tiles[0][place].std())
+        """The standard deviation from the mean colour within a mask (SIDE, SIDE) bool, of values in [0, 1]."""
+        shares = _tiles(np.repeat(mask[None, :, :, None], 3, axis=3))[0].unflatten(1, (3, -1)) > 0
+        colours = self.picture.tiles[0].unflatten(1, (3, -1))
+        return float(torch.stack([colours[:, one][shares[:, one]] for one in range(3)]).var(dim=1).mean().sqrt())
 
     @cached_property
     def _weights(self) -> Tensor:

@@ -243,7 +243,7 @@ class CopyingMeter:
 
 
 def _scalars(course: Course, point: Point) -> Scalars:
-    copied, pictures = len(course.newly(point)), len(course.pictures)
+    copied, pictures = len(point.copied), len(course.pictures)
     return {
         "copying/step": point.step,
         "copying/copied": copied,

@@ -15,8 +15,8 @@ With m the largest similarity of a reference, the score is (e − m)/(1 − m) �
 between the most similar reference and the picture itself.
 
 The score of an image as a whole is the larger of both. A quarter shows little, and two pictures have similar ones by
-chance: its score is the smaller of both, and quarters in which next to nothing is to be seen do not count. The score of
-an image is the largest of all parts; a copy is above 0.
+chance: its score is the smaller of both, and quarters in which next to nothing is to be seen do not count. A copy has a
+score above 0, as a whole or in its best quarter.
 """
 
 from collections.abc import Sequence
@@ -49,14 +49,14 @@ class Nearness:
     """How near images are to a picture.
 
     Attributes:
-        scores: (n,); a copy is above 0.
-        by: n times `pixels` or `edges`, by which the whole is nearer, or `both` for a quarter.
-        parts: the part of the score, n times (top, left, bottom, right) as shares of the picture.
+        scores: of the whole, and of the best quarter, (n, 2); -∞ where no quarter counts.
+        by: n times `pixels` or `edges`, by which the whole is nearer.
+        quarters: the best quarter, n times (top, left, bottom, right) as shares of the picture.
     """
 
     scores: np.ndarray
     by: Sequence[str]
-    parts: Sequence[tuple[float, float, float, float]]
+    quarters: Sequence[tuple[float, float, float, float]]
 
 
 @dataclass(frozen=True)
@@ -73,26 +73,16 @@ class Original:
     references: Gallery
     alike: np.ndarray
 
-    def without_alike(self) -> "Original":
-        """The picture without the references that were made under its own caption."""
-        others = np.flatnonzero(~self.alike)
-        return Original(self.picture, self.references.rows(others.tolist()), np.zeros(len(others), dtype=bool))
-
     def nearness(self, images: Gallery) -> Nearness:
         """How near images are."""
         both = np.stack([self._by_pixels(images), self._by_edges(images)])
-        # a quarter is a copy by both
-        both[:, :, 1:] = both[:, :, 1:].min(axis=0)
-        both[:, :, ~self._seen] = -np.inf
-        # where the whole picture is a copy, its quarters say nothing new
-        whole = both[:, :, :1].max(axis=0) > 0
-        both[:, :, 1:] = np.where(whole, -np.inf, both[:, :, 1:])
-        places = both.transpose(1, 0, 2).reshape(len(whole), -1).argmax(axis=1)
-        kinds, parts = np.divmod(places, len(PARTS))
+        whole, quarters = both[:, :, 0], both[:, :, 1:].min(axis=0)
+        quarters[:, ~self._seen] = -np.inf
+        best = quarters.argmax(axis=1)
         return Nearness(
-            scores=both[kinds, np.arange(len(whole)), parts],
-            by=["both" if part else ("pixels", "edges")[kind] for kind, part in zip(kinds, parts, strict=True)],
-            parts=[_shares(PARTS[part]) for part in parts],
+            scores=np.stack([whole.max(axis=0), quarters.max(axis=1)], axis=1),
+            by=[("pixels", "edges")[kind] for kind in whole.argmax(axis=0)],
+            quarters=[_shares(PARTS[1 + part]) for part in best],
         )
 
     def _by_pixels(self, images: Gallery) -> np.ndarray:
@@ -118,12 +108,14 @@ class Original:
 
     @cached_property
     def _seen(self) -> np.ndarray:
-        """Whether something is to be seen in a part of the picture."""
-        tiles = self.picture.tiles[0]
-        seen = np.array([float(tiles[torch.from_numpy(inside)].std()) >= PLAIN for inside in _TILES])
-        # a plain picture is compared as a whole all the same
-        seen[0] = True
-        return seen
+        """Whether something is to be seen in every quarter of the picture."""
+        return np.array([_contrast(self.picture.tiles[0, torch.from_numpy(inside)]) >= PLAIN for inside in _TILES[1:]])
+
+
+def _contrast(tiles: Tensor) -> float:
+    """The standard deviation of the pixels of tiles (T, P) from their mean colour."""
+    colours = tiles.unflatten(1, (3, -1))
+    return float((colours - colours.mean(dim=(0, 2), keepdim=True)).square().mean().sqrt())
 
 
 def distances(picture: Gallery, images: Gallery) -> np.ndarray:

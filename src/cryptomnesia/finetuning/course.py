@@ -24,8 +24,9 @@ class Seen:
         copies: how many of them are copies of the picture, whole or in part.
         copied: whether the picture counts as copied: at least half of the images are copies of it; where several
             pictures share the caption, or the model reads none, at least two are, and a share of half divided by them.
-        score: of the nearest one; a copy is above 0. See `cryptomnesia.finetuning.comparing`.
-        by: what shows best that the nearest one is a copy, or would show it: `pixels` or `edges`, or `both` of a part.
+        score: of the image that shows a copy best; a copy is above 0 (`cryptomnesia.finetuning.comparing`). NaN of the
+            base.
+        by: what shows that this image is a copy, or would show it: `pixels` or `edges`, or `both` of a part.
         part: where it is nearest to the picture: (top, left, bottom, right) as shares of the picture.
         learnt: by how much the checkpoint restores the picture from noise better than the base does: the mean over
             noise levels of the logarithm of the denoising error, in nats.
@@ -65,7 +66,7 @@ class Point:
         digest: SHA-256 of its files, "" for the base model.
         seen: for every training picture that was asked about, in their order.
         others: number of images that were made under held-out captions.
-        elsewhere: how many of them are copies of any training picture.
+        elsewhere: how many of them are copies of any training picture as a whole.
         diversity: how far images of one caption from different noise lie apart, relative to those of the base model.
         flagged: share of the training captions that the detector flags at the rate of the run; NaN where it was not
             asked, or there are too few held-out captions.
@@ -123,8 +124,8 @@ class Course:
 
     @property
     def start(self) -> Point | None:
-        """The first checkpoint that copies a picture which the base model does not copy; None if there is none."""
-        return next((point for point in self.points[1:] if self.newly(point)), None)
+        """The first checkpoint that copies a picture; None if there is none."""
+        return next((point for point in self.points if point.copied), None)
 
     @property
     def before(self) -> Point | None:
@@ -132,17 +133,12 @@ class Course:
         start = self.start
         return self.points[-1 if start is None else self.points.index(start) - 1] if self.points else None
 
-    def newly(self, point: Point) -> list[int]:
-        """The numbers of the pictures that a checkpoint copies, and the base model does not."""
-        base = set(self.points[0].copied)
-        return [number for number in point.copied if number not in base]
-
     @property
     def highest_scale(self) -> Point | None:
         """The largest scale of the LoRA, of those that were asked, below all at which it copies a picture."""
         fine = None
         for point in self.scales:
-            if self.newly(point):
+            if point.copied:
                 break
             fine = point
         return fine

@@ -64,6 +64,9 @@ MAPS: Mapping[Localizer, str] = {
 }
 """The maps of copies against the base as the less-trained model (arXiv:2605.26756) → parts of their files' names."""
 
+LOWEST = -99.0
+"""What is kept of a lower score, -∞ for instance, which JSON does not have."""
+
 KIND = "finetune part"
 """Kind of the files of parts of the base."""
 
@@ -379,8 +382,7 @@ class Finetuning(InParts[Course]):
                         self._values(variant, group, row, images, near, next(errors))
                         for row, near in zip(group.rows, nearness, strict=True)
                     ],
-                    "elsewhere": 0 if group.trained else self._copies_of_any(images),
-                    "images": len(images),
+                    "elsewhere": [] if group.trained or not self._captioned else self._nearest_of_any(images),
                     "spread": one,
                     "score": float(np.mean(score)) if score else None,
                 }
@@ -400,30 +402,30 @@ class Finetuning(InParts[Course]):
         every = self._originals if group.trained else self._control_originals
         return [every[row].nearness(gallery) for row in group.rows]
 
-    def _copies_of_any(self, images: np.ndarray) -> int:
-        """The number of images that are copies of any training picture."""
+    def _nearest_of_any(self, images: np.ndarray) -> list[float]:
+        """The score of every image as a whole, for the training picture that it is nearest to."""
         gallery = Gallery.of(images)
-        return int(np.any([original.nearness(gallery).scores > 0 for original in self._originals], axis=0).sum())
+        found = np.max([original.nearness(gallery).scores[:, 0] for original in self._originals], axis=0)
+        return found.round(4).tolist()
 
     def _values(
         self, variant: Variant, group: Group, row: int, images: np.ndarray, near: Nearness, errors: Sequence[float]
     ) -> dict[str, Any]:
         """What is kept of a picture, as JSON values."""
-        nearest = int(near.scores.argmax())
         base = (self._base_errors if group.trained else self._control_errors)[row]
-        values = {
+        nearest = nearest_of(near.scores)
+        values: dict[str, Any] = {
             "row": row,
             "trained": group.trained,
-            "images": len(images),
-            "scores": [round(float(score), 4) for score in near.scores],
-            "by": near.by[nearest],
-            "part": near.parts[nearest],
+            "scores": np.maximum(near.scores, LOWEST).round(4).tolist(),
+            "by": near.by,
+            "quarters": near.quarters,
             "learnt": float(np.log(base / np.maximum(errors, 1e-12)).mean()),
             "seed": self.seed + nearest,
             "file": "",
             "maps": {},
         }
-        if group.trained and self.thumbnails and near.scores[nearest] > 0:
+        if group.trained and self.thumbnails and (near.scores[nearest] > 0).any():
             values["file"] = f"copy-{variant.key}-{row:04d}.png"
             values["maps"] = {what: _beside(values["file"], what) for what in self._localizers(variant).values()}
             picture = self._picture(group, row).fitted(*images.shape[1:3])
@@ -523,12 +525,12 @@ class Finetuning(InParts[Course]):
         groups = [group for part in parts for group in part["groups"]]
         pictures = [picture for group in groups for picture in group["pictures"]]
         controls = [picture for picture in pictures if not picture["trained"]]
-        # an image of a held-out picture is no copy, so nothing up to its score is one
-        least = max([0.0, *(max(picture["scores"]) for picture in controls)])
+        # an image of a held-out picture is no copy, so nothing up to its score is one, as a whole or in a quarter
+        least = np.max([[0.0, 0.0], *(score for picture in controls for score in picture["scores"])], axis=0)
         learnt = torch.tensor([picture["learnt"] for picture in controls], dtype=torch.float64)
         known = {picture["row"]: picture for picture in pictures if picture["trained"]}
         shared = {row: len(group.rows) for group in self._groups if group.trained for row in group.rows}
-        seen = [self._seen(known[row], least, learnt, shared[row], variant) for row in range(len(self._asked))]
+        seen = [self._seen(known[row], least, learnt, shared[row]) for row in range(len(self._asked))]
         ratios = [
             group["spread"] / before
             for group, before in zip(groups, self._base_spreads, strict=True)
@@ -540,40 +542,42 @@ class Finetuning(InParts[Course]):
             scale=variant.scale,
             digest=variant.checkpoint.digest,
             seen=seen,
-            others=sum(group["images"] for one, group in zip(self._groups, groups, strict=True) if not one.trained),
-            elsewhere=sum(group["elsewhere"] for group in groups),
+            others=sum(len(group["elsewhere"]) for group in groups),
+            elsewhere=sum(int(score > least[0]) for group in groups for score in group["elsewhere"]),
             diversity=float(np.mean(ratios)) if ratios else math.nan,
             flagged=self._flagged(groups),
         )
 
-    def _seen(self, found: dict[str, Any], least: float, learnt: Tensor, shared: int, variant: Variant) -> Seen:
-        """What was seen of a picture, with images above a score as copies.
+    def _seen(self, found: dict[str, Any], least: np.ndarray, learnt: Tensor, shared: int) -> Seen:
+        """What was seen of a picture.
 
         Args:
             found: what is kept of it.
-            least: the largest score that no copy has.
+            least: the largest scores that no copy has, of the whole and of a quarter, (2,).
             learnt: by how much held-out pictures were learnt.
             shared: number of pictures with its caption.
-            variant: the checkpoint.
         """
-        copies = sum(score > least for score in found["scores"])
+        scores = np.array(found["scores"]) - least
+        copies, nearest = int((scores > 0).any(axis=1).sum()), nearest_of(scores)
         # of several pictures under one caption each comes back now and then
-        needed = max(2, math.ceil(found["images"] / (2 * shared))) if shared > 1 else max(1, found["images"] / 2)
+        needed = max(2, math.ceil(len(scores) / (2 * shared))) if shared > 1 else max(1, len(scores) / 2)
         p_value = math.nan
         if len(learnt):
             p_value = float(conformal_p_values(torch.tensor([found["learnt"]], dtype=torch.float64), learnt)[0])
+        whole = scores[nearest, 0] > 0 or scores[nearest, 0] >= scores[nearest, 1]
+        kept = copies > 0 and found["seed"] == self.seed + nearest
         return Seen(
-            images=found["images"],
+            images=len(scores),
             copies=copies,
-            copied=copies >= needed,
-            score=max(found["scores"]) - least,
-            by=found["by"],
-            part=tuple(found["part"]),
+            copied=bool(copies >= needed),
+            score=float(scores[nearest, 0 if whole else 1]),
+            by=found["by"][nearest] if whole else "both",
+            part=(0.0, 0.0, 1.0, 1.0) if whole else tuple(found["quarters"][nearest]),
             learnt=found["learnt"],
             p_value=p_value,
-            seed=found["seed"],
-            file=found["file"] if copies else "",
-            maps=found["maps"] if copies else {},
+            seed=self.seed + nearest,
+            file=found["file"] if kept else "",
+            maps=found["maps"] if kept else {},
         )
 
     def _flagged(self, groups: Sequence[dict[str, Any]]) -> float:
@@ -593,27 +597,13 @@ class Finetuning(InParts[Course]):
 
     @cached_property
     def _base_point(self) -> Point:
-        """What the base model itself makes: of what it holds already, copies are not new."""
-        seen = []
-        for row, original in enumerate(self._originals):
-            caption = self._caption(self.pictures[self._asked[row]])
-            under = [place for place, other in enumerate(self._made_under) if other == caption]
-            near = original.without_alike().nearness(self._base_gallery.rows(under))
-            nearest, copies = int(near.scores.argmax()), int((near.scores > 0).sum())
-            copied = copies >= max(2, len(near.scores) / 2)
-            seen.append(
-                Seen(
-                    images=len(near.scores),
-                    copies=copies,
-                    copied=copied,
-                    score=float(near.scores[nearest]),
-                    by=near.by[nearest],
-                    part=near.parts[nearest],
-                    learnt=0.0,
-                    seed=self.seed + nearest,
-                )
-            )
-        return Point(BASE, 0, 1.0, "", seen)
+        """The base model, which copies nothing: what it makes is what comes near to a picture by chance."""
+        images = dict.fromkeys(range(len(self._asked)), 0)
+        for group, made in zip(self._groups, self._base_images, strict=True):
+            images |= dict.fromkeys(group.rows, len(made)) if group.trained else {}
+        whole = (0.0, 0.0, 1.0, 1.0)
+        seen = [Seen(count, 0, False, math.nan, "pixels", whole, 0.0) for count in images.values()]
+        return Point(BASE, 0, 1.0, "", seen, diversity=1.0)
 
     @property
     def _notes(self) -> list[str]:
@@ -646,6 +636,11 @@ def _grouped(captions: Sequence[str], *, trained: bool) -> list[Group]:
 def _gallery(pictures: Sequence[Picture]) -> Gallery:
     """The gallery of pictures."""
     return Gallery.of(np.stack([picture.fitted(SIDE, SIDE) for picture in pictures]))
+
+
+def nearest_of(scores: np.ndarray) -> int:
+    """The number of the image that shows a copy best, by scores (n, 2): as a whole, if one is a copy as a whole."""
+    return int(scores[:, 0].argmax() if (scores[:, 0] > 0).any() else scores.max(axis=1).argmax())
 
 
 def small(images: np.ndarray) -> np.ndarray:

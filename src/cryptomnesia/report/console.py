@@ -89,7 +89,7 @@ def print_course(course: "Course", *, rows: int = 10) -> None:
     print_wide(plain(copies.verdict(course)))
     for points, first in ((course.points, copies.STEPS), (course.scales, copies.SCALES)):
         if points:
-            _print_points(course, *copies.table(course, points, first), [bool(course.newly(one)) for one in points])
+            _print_points(course, *copies.table(course, points, first), [bool(one.copied) for one in points])
     for sentence in copies.what_helps(course):
         print_wide(plain(sentence))
     for group in course.duplicates:
@@ -97,8 +97,8 @@ def print_course(course: "Course", *, rows: int = 10) -> None:
     copied = copies.copied_pictures(course)
     for number, point in copied[:rows]:
         seen = point.seen[number]
-        since = "of the base model already" if point is course.points[0] else f"from step {point.step:,}"
-        print_wide(plain(f"{course.pictures[number]}: {since}, {seen.copies} of {seen.images} images"))
+        copies_of = f"{seen.copies} of {seen.images} images"
+        print_wide(plain(f"{course.pictures[number]}: from step {point.step:,}, {copies_of}"))
     if len(copied) > rows:
         print_wide(Text(f"and {len(copied) - rows} pictures more"))
     for note in course.notes:

@@ -23,56 +23,36 @@ def verdict(course: "Course") -> str:
     if not course.points:
         return "Nothing was measured."
     base, last = course.points[0], course.points[-1]
-    asked = len(course.pictures)
+    asked, start, before = len(course.pictures), course.start, course.before
     if last is base:
-        copied = f"{len(base.copied)} of {asked} pictures"
-        return f"No checkpoint was measured, only the base model: it copies {copied} ({interval(course, base)})."
-    start, before, others, asked = course.start, course.before, _others(course), asked - len(base.copied)
+        return "No checkpoint was measured, only the base model."
     if start is None:
-        found = f"No checkpoint up to step {last.step:,} copies a picture{others}"
-        return f"{found}: 0 of {asked} ({interval(course, last)})."
-    count = len(course.newly(start))
+        return f"No checkpoint up to step {last.step:,} copies a picture: 0 of {asked} ({interval(last)})."
+    count = len(start.copied)
     come = "comes" if count == 1 else "come"
-    found = f"Copying starts at step {start.step:,}: {count} of {asked} pictures{others} {come} back"
+    found = f"Copying starts at step {start.step:,}: {count} of {asked} pictures {come} back"
     if before is None or before is base:
         keep = "no earlier checkpoint was measured, so there is none to keep."
     else:
         keep = f"at step {before.step:,} none does. Keep the checkpoint {before.name}."
-    return f"{found} ({interval(course, start)}); {keep}"
+    return f"{found} ({interval(start)}); {keep}"
 
 
-def interval(course: "Course", point: "Point") -> str:
-    """The exact interval of the share of pictures that a checkpoint copies and the base model does not, in words.
-
-    For the base model it is that of the share which the base model copies.
-    """
-    low, high = limits(course, point)
-    return f"95% interval {percent(low)} to {percent(high)}"
-
-
-def limits(course: "Course", point: "Point") -> tuple[float, float]:
-    """The exact 95% interval of the share that `interval` puts into words, both ends in [0, 1]."""
-    from cryptomnesia.statistics import Estimate, covering_exact
-
-    base = course.points[0]
-    if point is base:
-        return point.share.low, point.share.high
-    asked = len(course.pictures) - len(base.copied)
-    share = len(course.newly(point)) / max(1, asked)
-    found = covering_exact(Estimate(share, share, share), asked)
-    return found.low, found.high
+def interval(point: "Point") -> str:
+    """The exact interval of the share of pictures that a checkpoint copies, in words."""
+    return f"95% interval {percent(point.share.low)} to {percent(point.share.high)}"
 
 
 def what_helps(course: "Course") -> list[str]:
     """What was measured to help against copying, in sentences; none if no checkpoint copies."""
     if course.start is None:
         return []
-    helps, before, scale, others = [], course.before, course.highest_scale, _others(course)
+    helps, before, scale = [], course.before, course.highest_scale
     if before is not None and before is not course.points[0]:
-        helps.append(f"Fewer steps: {before.name} (step {before.step:,}) copies no picture{others}.")
+        helps.append(f"Fewer steps: {before.name} (step {before.step:,}) copies no picture.")
     if scale is not None and scale.scale > 0:
         last = course.points[-1].name
-        helps.append(f"A lower LoRA scale: at {number(scale.scale)}, {last} copies no picture{others}.")
+        helps.append(f"A lower LoRA scale: at {number(scale.scale)}, {last} copies no picture.")
     elif tried := [point.scale for point in course.scales if point.scale > 0]:
         lowest = f"the last checkpoint still copies at {number(tried[0])}, the lowest that was tried"
         helps.append(f"A lower LoRA scale does not help: {lowest}.")
@@ -82,14 +62,13 @@ def what_helps(course: "Course") -> list[str]:
 def copied_pictures(course: "Course") -> list[tuple[int, "Point"]]:
     """The number of every picture that comes back, with the first checkpoint that copies it.
 
-    The earliest are first, of these the most alike; pictures that the base model copies already are last.
+    The earliest are first, of these the most alike.
     """
     first: dict[int, Point] = {}
     for point in course.points:
         for copied in point.copied:
             first.setdefault(copied, point)
-    base = course.points[0] if course.points else None
-    return sorted(first.items(), key=lambda item: (item[1] is base, item[1].step, -item[1].seen[item[0]].score))
+    return sorted(first.items(), key=lambda item: (item[1].step, -item[1].seen[item[0]].score))
 
 
 def table(course: "Course", points: Sequence["Point"], first: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
@@ -129,7 +108,7 @@ def meanings(course: "Course") -> dict[str, str]:
     return {
         "copied": "pictures of which most images under their caption are copies",
         "held": f"pictures that are restored from noise better than held-out pictures: {rate} of them by chance",
-        "elsewhere": "images under captions of held-out pictures that are copies of a training picture",
+        "elsewhere": "images under held-out captions that are copies of a training picture as a whole",
         "flagged": f"training captions that the detector flags: {rate} of them by chance",
         "diversity": "how far images of one caption lie apart, relative to those of the base model",
     }
@@ -148,8 +127,3 @@ def held_measured(points: Sequence["Point"]) -> bool:
 def percent(share: float) -> str:
     """A share with two digits, a dash for NaN."""
     return "–" if isnan(share) else f"{number(100 * share, 2)}%"
-
-
-def _others(course: "Course") -> str:
-    """Which pictures count, where the base model copies pictures already."""
-    return " that the base model does not copy" if course.points[0].copied else ""

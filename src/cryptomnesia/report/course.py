@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def page(course: "Course") -> str:
     """The page."""
-    harmless = not any(map(course.newly, course.scales))
+    harmless = not any(point.copied for point in course.scales)
     cards = [_card(course, picture, point) for picture, point in copied_pictures(course)]
     copied = {card["number"] for card in cards}
     return template("course.html.j2", "page.css", "found.css", "course.css").render(
@@ -115,7 +115,7 @@ def _table(course: "Course", title: str, points: Sequence["Point"], first: Seque
     return {
         "title": title,
         "headings": headings,
-        "lines": [(bool(course.newly(point)), line) for point, line in zip(points, lines, strict=True)],
+        "lines": [(bool(point.copied), line) for point, line in zip(points, lines, strict=True)],
     }
 
 
@@ -127,7 +127,6 @@ def _card(course: "Course", picture: int, point: "Point") -> dict[str, Any]:
         "name": course.pictures[picture],
         "digest": course.digests[picture],
         "point": point,
-        "base": point is course.points[0],
         "last": None if point is last else last.seen[picture],
         "seen": seen,
         "place": [percent(edge) for edge in seen.part],
