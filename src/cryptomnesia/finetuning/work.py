@@ -562,7 +562,7 @@ class Finetuning(InParts[Course]):
         # of several pictures under one caption each comes back now and then
         needed = max(2, math.ceil(len(scores) / (2 * shared))) if shared > 1 else max(1, len(scores) / 2)
         p_value = math.nan
-        if len(learnt):
+        if len(learnt) >= needed_null(self.alpha):
             p_value = float(conformal_p_values(torch.tensor([found["learnt"]], dtype=torch.float64), learnt)[0])
         whole = scores[nearest, 0] > 0 or scores[nearest, 0] >= scores[nearest, 1]
         kept = copies > 0 and found["seed"] == self.seed + nearest
@@ -613,6 +613,11 @@ class Finetuning(InParts[Course]):
             notes.append(f"{uncaptioned} training pictures have no caption and were not asked about")
         if len(self._asked) < len(self.pictures) - uncaptioned:
             notes.append(f"{len(self._asked)} of {len(self.pictures)} training pictures were asked about")
+        if 0 < len(self._controls) < needed_null(self.alpha):
+            notes.append(
+                f"{len(self._controls)} held-out pictures are too few to say which pictures are held at a rate of "
+                f"{self.alpha:g}; give at least {needed_null(self.alpha)}"
+            )
         if not self._controls:
             notes.append(
                 "without held-out pictures it is not known how near images come to pictures that were not trained on"
