@@ -82,7 +82,7 @@ def test_settings_of_a_stored_run_are_read_back_and_go_to_other_processes():
         ({"steps": 0}, "", {}, "^got steps = 0, expected to be greater than or equal to 1; give another value$"),
         ({"guidance": float("nan")}, "", {}, "^got guidance = nan, expected to be a finite number; give another"),
         ({"fpr": 1.5}, "", {}, "^got fpr = 1.5, expected to be less than 1; give another value$"),
-        ({"stepz": 3}, "", {}, r"^got the unknown setting stepz \(did you mean steps\?\); known are model, steps, "),
+        ({"stepz": 3}, "", {}, r"^got the unknown setting stepz \(did you mean steps\?\); known are steps, guidance, "),
         ({}, "steps = 0", {}, "^got steps = 0 from .*audit.toml, expected .* or equal to 1; change it there$"),
         ({}, 'fail_on = "never"', {}, "^got fail_on = 'never' from .*'suspected', 'corroborated' or 'confirmed'; "),
         (
@@ -91,7 +91,7 @@ def test_settings_of_a_stored_run_are_read_back_and_go_to_other_processes():
             {},
             r"audit.toml has the unknown key abc, stepz \(did you mean steps\?\); known are ",
         ),
-        ({}, "[audit]\nsteps = 3", {}, "audit.toml has the unknown key audit; known are model, steps, "),
+        ({}, "[audit]\nsteps = 3", {}, "audit.toml has the unknown key audit; known are steps, guidance, "),
         ({}, "rate = 0.01", {}, "audit.toml has the unknown key rate.*; known are .* fpr, "),
         ({}, "steps = [", {}, "^cannot read the settings .*audit.toml .*; give a TOML file$"),
         (
