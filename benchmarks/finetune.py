@@ -327,8 +327,13 @@ def reproduced(run: Run, course: Course, device: str) -> list[dict[str, Any]]:
 
 def start_of(truth: Sequence[dict[str, Any]], *criteria: str) -> int | None:
     """The number of the first point at which a picture is reproduced that the base does not reproduce."""
-    shown = [np.max([point[name] for name in criteria], axis=0) >= MOSTLY * SEEDS for point in truth]
+    shown = reproduced_in(truth, *criteria)
     return next((number for number, one in enumerate(shown) if (one & ~shown[0]).any()), None)
+
+
+def reproduced_in(truth: Sequence[dict[str, Any]], *criteria: str) -> list[np.ndarray]:
+    """For every point whether each picture is reproduced, (pictures,) bool."""
+    return [np.max([point[name] for name in criteria], axis=0) >= MOSTLY * SEEDS for point in truth]
 
 
 def figures() -> dict[str, Any]:
@@ -349,8 +354,8 @@ def figures() -> dict[str, Any]:
                 "copied": [point["copied"] for point in points],
                 "held": [point["held"] for point in points],
                 "asked": len(points[0]["seen"]),
-                "reproduced": [int((np.array(point["pixels"]) >= MOSTLY * SEEDS).sum()) for point in truth],
-                "reproduced_by_edges": [int((np.array(point["edges"]) >= MOSTLY * SEEDS).sum()) for point in truth],
+                "reproduced": [int(shown.sum()) for shown in reproduced_in(truth, "pixels")],
+                "reproduced_by_either": [int(shown.sum()) for shown in reproduced_in(truth, "pixels", "edges")],
                 "start": starts[0] if starts else None,
                 "start_by_pixels": start_of(truth, "pixels"),
                 "start_by_either": start_of(truth, "pixels", "edges"),

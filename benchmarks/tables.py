@@ -1671,6 +1671,40 @@ def matching_match(results: Results) -> str:
     return grid(["match of one picture", "seconds", "seconds, matched before"], rows)
 
 
+# Trainings (finetune.json)
+
+
+@table("finetune.agreement")
+def finetune_agreement(results: Results) -> str:
+    """How often `finetune` names the checkpoint from which on a training copies."""
+    found = results("finetune")
+    total = found["copying"] + found["clean"] + found["left"]
+    rows = []
+    for words, figures in (("pixels or edges", found), ("pixels alone", found["by_pixels"])):
+        shares = [
+            interval(figures[name]) if figures[name]["value"] is not None else "–"
+            for name in ("agreement", "late", "early", "false_alarm")
+        ]
+        rows.append([words, str(figures["copying"]), *shares[:3], str(figures["clean"]), shares[3]])
+    headings = ["trainings that copy", "within one checkpoint", "more than one after", "more than one before"]
+    clean = ["trainings that do not", "false alarms"]
+    done = f"{total - found['left']} of {total} trainings are done."
+    return f"{done}\n\n{grid(['copies by', *headings, *clean], rows)}"
+
+
+@table("finetune.runs")
+def finetune_runs(results: Results) -> str:
+    """Every training with the number of pictures that are copied, by checkpoint."""
+    rows = []
+    for run in results("finetune", "runs"):
+        way = "in full" if run["rank"] is None else f"LoRA, rank {run['rank']}"
+        counts = [" ".join(map(str, run[name][1:])) for name in ("copied", "reproduced_by_either", "reproduced")]
+        shown = f"{run['pictures']:,} × {run['exposures']}"
+        rows.append([f"`{run['ground']}`", way, shown, f"{run['share']:g}", str(run["steps"][-1]), *counts])
+    heads = ["`finetune`: copied", "reproduced, by either", "reproduced, by pixels"]
+    return grid(["base", "training", "pictures × exposures", "rate", "steps", *heads], rows)
+
+
 # Given pictures (find.json)
 
 

@@ -60,6 +60,17 @@ def test_pictures_that_are_there_twice_are_named_and_asked_about_once(finetune, 
     assert "0 of 3" in out
 
 
+def test_one_caption_for_all_pictures(finetune, folder):
+    for file in (folder / "mine").glob("*.txt"):
+        file.unlink()
+    code, out, err = finetune("--caption", "a photo of a sks star")
+    assert (code, err) == (0, "")
+    assert "0 of 3" in out
+    code, _, err = finetune("--caption", "a star", "--captions", "captions.csv")
+    assert code == 2
+    assert "got --caption and --captions" in err
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

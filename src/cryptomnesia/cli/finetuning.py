@@ -8,6 +8,7 @@ import typer
 
 from cryptomnesia.cli.common import AsJson, Engine, app, check_folder
 from cryptomnesia.cli.options import path_or_url, settings_flags
+from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_course, progress_bar
 from cryptomnesia.settings import FinetuneSettings
 
@@ -48,14 +49,16 @@ def finetune(
     from cryptomnesia.finetuning import verb
 
     check_folder(output)
-    values = settings.model_dump(exclude={"checkpoints", "base", "data", "captions", "held_out", "other_captions"})
-    values.pop("held_out_captions")
+    if settings.caption is not None and settings.captions is not None:
+        raise UsageError("got --caption and --captions; give one caption for all pictures, or a file with one for each")
+    given = {"checkpoints", "base", "data", "captions", "caption", "held_out", "held_out_captions", "other_captions"}
+    values = settings.model_dump(exclude=given)
     with progress_bar() as report:
         course = verb.finetune(
             str(settings.checkpoints),
             settings.base,
             settings.data,
-            settings.captions,
+            settings.captions or settings.caption,
             held_out=settings.held_out or None,
             held_out_captions=settings.held_out_captions,
             other_captions=settings.other_captions or (),

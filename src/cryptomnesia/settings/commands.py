@@ -483,6 +483,8 @@ class FinetuneSettings(RunSettings):
     """The pictures of the training: folders, tar shards or tables, with their captions beside them."""
     captions: LocalPath | None = None
     """File with the captions of the pictures: .csv, .jsonl or .parquet with the columns file_name and text."""
+    caption: str | None = None
+    """One caption for all pictures, as DreamBooth has it."""
     held_out: Paths = Field(default_factory=list)
     """Pictures like those of the training, with captions likewise, that the training does not see. Then it is known how
     near images come to pictures by chance, and what the training has learnt beyond them."""
