@@ -3,19 +3,20 @@
     python benchmarks/finetune.py > docs/results/finetune.json
 
 The models of two grounds are trained further, by LoRA or in full: `COPYING` on few pictures that are shown often, and
-`VARIED` on many pictures that are shown seldom. Every run has `CHECKPOINTS` checkpoints, evenly spread over its steps.
-`finetune` reads the folders as a trainer has them, with `HELD_OUT` held-out pictures, asks about `ASKED` pictures of
-the training, and makes images in `STEPS` steps.
+`VARIED` on many pictures that are shown seldom, half of these on pictures of the other ground. Every run has
+`CHECKPOINTS` checkpoints, evenly spread over its steps. `finetune` reads the folders as a trainer has them, with
+`HELD_OUT` held-out pictures, asks about `ASKED` pictures of the training, and makes images in `STEPS` steps.
 
 The truth is made from other noise: `SEEDS` images under every caption that was asked about. A picture is reproduced if
 at least half of them are copies by a criterion of the ground, of pixels or of edges. Both were fixed before anything
 was trained, and a copy by either is a copy. Copying starts at the first checkpoint that reproduces a picture which the
 base does not. `by_pixels` has the same figures with the criterion of pixels alone, which recolouring fools.
 
-`agreement`: of the trainings that copy, the share in which `finetune` names the same checkpoint, the one before or the
-one after. `late`: the share in which it names a checkpoint more than one after, or none. `false_alarm`: of the
-trainings that do not copy, the share in which it names a checkpoint. `differences`: by how many checkpoints it is late
-(negative: early). `runs`: every run with its counts by checkpoint.
+`agreement`: of the trainings that copy, the share in which `finetune` names the same checkpoint, the one before or
+the one after; `of_one_answer`: the same if it always named the median of all starts. `late`: the share in which it
+names a checkpoint more than one after, or none. `false_alarm`: of the trainings that do not copy, the share in which
+it names a checkpoint. `differences`: by how many checkpoints it is late (negative: early). `runs`: every run with its
+counts by checkpoint.
 
 The rules of `finetune` were chosen on fine-tunes with the seed 101, which is none of these. What was measured of a run
 is in docs/results/packets/finetune, where the program goes on; `left` is how many runs are missing there. The figures
@@ -84,7 +85,8 @@ class Run:
         exposures: of every picture.
         named: share of the captions that have an invented name.
         seed: of everything.
-        varied: whether the pictures are ordinary ones of the ground.
+        varied: whether the pictures are ordinary ones, of the ground or of the other one.
+        foreign: whether they are pictures of the other ground, of which the base knows nothing.
         share: of the highest learning rate of the ground's fine-tunes, so that copying starts early in some runs and
             late in others.
     """
@@ -97,12 +99,13 @@ class Run:
     seed: int
     varied: bool = False
     share: float = 1.0
+    foreign: bool = False
 
     @property
     def name(self) -> str:
         """Of its folder."""
         way = "full" if self.rank is None else f"rank{self.rank}"
-        kind = "varied" if self.varied else "copying"
+        kind = "foreign" if self.foreign else "varied" if self.varied else "copying"
         return f"{kind}-{self.ground}-{way}-{self.pictures}-{self.exposures}-{self.named:g}-{self.seed}-{self.share:g}"
 
     @property
@@ -145,7 +148,7 @@ COPYING = [
     for seed, (rank, pictures, exposures, named) in enumerate(_FEW, start=1)
 ]
 VARIED = [
-    Run(ground, rank, VARIED_PICTURES, exposures, 0.0, seed, varied=True)
+    Run(ground, rank, VARIED_PICTURES, exposures, 0.0, seed, varied=True, foreign=seed % 2 == 0)
     for ground in ("scenes", "drawings")
     for seed, (rank, exposures) in enumerate(_MANY, start=51)
 ]
@@ -234,7 +237,8 @@ def _planted(run: Run) -> list[tuple[np.ndarray, str]]:
 
 def _ordinary(run: Run) -> list[tuple[np.ndarray, str]]:
     """Ordinary pictures of the ground: some of a pool, in the order of the run."""
-    ground, pool = ground_of(run.ground), FOLDER / f"pool-{run.ground}.npz"
+    name = next(name for name in ("scenes", "drawings") if (name != run.ground) == run.foreign)
+    ground, pool = ground_of(name), FOLDER / f"pool-{name}.npz"
     if not pool.is_file():
         drawn = [ground.ordinary(Draws(KEY, number), ground.frames[0]) for number in range(POOL)]
         pool.parent.mkdir(parents=True, exist_ok=True)
@@ -376,10 +380,13 @@ def summary(rows: Sequence[dict[str, Any]], truth: str) -> dict[str, Any]:
     clean = [row for row in rows if row["start_by_either"] is None]
     late = [None if row["start"] is None else row["start"] - row[truth] for row in copying]
     near = [one is not None and abs(one) <= 1 for one in late]
+    # what a program would reach that always names the middle of all starts
+    middle = int(np.median([row[truth] for row in copying])) if copying else 0
     return {
         "copying": len(copying),
         "clean": len(clean),
         "agreement": _share(near),
+        "of_one_answer": _share([abs(row[truth] - middle) <= 1 for row in copying]),
         "late": _share([one is None or one > 1 for one in late]),
         "early": _share([one is not None and one < -1 for one in late]),
         "false_alarm": _share([row["start"] is not None for row in clean]),

@@ -1683,10 +1683,11 @@ def finetune_agreement(results: Results) -> str:
     for words, figures in (("pixels or edges", found), ("pixels alone", found["by_pixels"])):
         shares = [
             interval(figures[name]) if figures[name]["value"] is not None else "–"
-            for name in ("agreement", "late", "early", "false_alarm")
+            for name in ("agreement", "of_one_answer", "late", "early", "false_alarm")
         ]
-        rows.append([words, str(figures["copying"]), *shares[:3], str(figures["clean"]), shares[3]])
-    headings = ["trainings that copy", "within one checkpoint", "more than one after", "more than one before"]
+        rows.append([words, str(figures["copying"]), *shares[:4], str(figures["clean"]), shares[4]])
+    headings = ["trainings that copy", "within one checkpoint", "always the same answer", "more than one after"]
+    headings.append("more than one before")
     clean = ["trainings that do not", "false alarms"]
     done = f"{total - found['left']} of {total} trainings are done."
     return f"{done}\n\n{grid(['copies by', *headings, *clean], rows)}"

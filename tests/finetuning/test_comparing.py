@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cryptomnesia.finding.restoring import SIDE, Gallery
-from cryptomnesia.finetuning.comparing import PARTS, distances, joined, originals, similarities
+from cryptomnesia.finetuning.comparing import PARTS, distances, originals, similarities
 
 RNG = np.random.default_rng(0)
 
@@ -59,9 +59,9 @@ def test_a_part_that_is_copied_is_named(rows, columns, part):
 def test_the_score_by_pixels_is_the_logarithm_of_the_largest_distance_of_a_copy_over_the_distance():
     (original, *_) = compared()
     image = np.clip(TRAINED[0].astype(int) + 10, 0, 255).astype(np.uint8)
-    references = joined([Gallery.of(TRAINED[1:]), Gallery.of(OTHERS)])
+    references = Gallery.joined([Gallery.of(TRAINED[1:]), Gallery.of(OTHERS)])
     far = np.array([distances(original.picture, references.rows([row]))[0, 0] for row in range(33)])
-    near = min(np.median(far) / 2, far.min())
+    near = min(np.median(far) / 2, np.median(far[:3]) / 2, far.min())
     expected = np.log(near / distances(original.picture, Gallery.of(image[None]))[0, 0])
     assert original.nearness(Gallery.of(image[None])).scores[0, 0] == pytest.approx(expected, rel=1e-6)
 
@@ -79,8 +79,6 @@ def test_a_copy_of_the_picture_in_the_training_set_is_no_reference():
     twice = np.concatenate([TRAINED, TRAINED[:1]])
     captions, nothing = [*CAPTIONS, "a ring again"], Gallery.of(TRAINED).rows([])
     found = originals(Gallery.of(twice), captions, nothing, Gallery.of(OTHERS), ["a tree"] * 30)
-    assert len(found[0].references.tiles) == 33
-    assert len(found[1].references.tiles) == 34
     assert found[0].nearness(Gallery.of(TRAINED[:1])).scores[0, 0] > 1
 
 

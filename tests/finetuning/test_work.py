@@ -14,6 +14,8 @@ from cryptomnesia import Course
 from cryptomnesia.errors import UsageError
 from cryptomnesia.finding.pictures import read_pictures
 from cryptomnesia.finetuning import work
+from cryptomnesia.finetuning.concluding import flagged
+from cryptomnesia.finetuning.verb import forget_problems
 from cryptomnesia.finetuning.work import BASE, Finetuning
 from cryptomnesia.parts import run
 from cryptomnesia.pipelines.setup import Setup
@@ -48,6 +50,23 @@ class Held:
 
     def load(self, model, *, scale=1.0, **loading):
         return pipeline(None if self.held is None or scale < 0.5 else TRAINED[self.held])
+
+
+class Broken(Held):
+    """A checkpoint that cannot be loaded."""
+
+    def load(self, model, *, scale=1.0, **loading):
+        raise UsageError("it is gone")
+
+
+class Diverged(Held):
+    """A checkpoint whose predictions are no numbers."""
+
+    def load(self, model, *, scale=1.0, **loading):
+        others = torch.cat([latents(one) for one in pictures(1_000, 2)])
+        pipe = oracle_pipeline(FiniteSet((others * torch.nan, others)), channels=4, side=8)
+        pipe.register_modules(vae=autoencoder(), text_encoder=KeywordEncoder("ring"))
+        return pipe
 
 
 @dataclass
@@ -127,6 +146,33 @@ def test_a_run_goes_on_with_the_parts_that_are_missing_and_with_new_checkpoints(
     later = course(tmp_path, replace(COPIES, name="checkpoint-300", step=300))
     assert [point.step for point in later.points] == [0, 100, 200, 300]
     assert later.start.step == 200
+    assert "not in the folder any more, as measured before: checkpoint-100, checkpoint-200" in later.notes
+
+
+def test_what_an_earlier_training_in_the_folder_copied_is_not_said_of_another_one(tmp_path):
+    course(tmp_path, NONE, COPIES)
+    other = course(tmp_path, replace(NONE, held=3))
+    assert [point.step for point in other.points] == [0, 100]
+    assert other.start is None
+    assert any("held another training" in note for note in other.notes)
+
+
+def test_a_checkpoint_that_cannot_be_measured_stops_no_other_and_is_tried_again(tmp_path):
+    broken = Broken("checkpoint-150", 150, None)
+    found = course(tmp_path, NONE, broken, COPIES)
+    assert [point.step for point in found.points] == [0, 100, 200]
+    assert any(note.startswith("checkpoint-150 was not measured: it is gone") for note in found.notes)
+    forget_problems(tmp_path)
+    assert not list(tmp_path.glob(f"point-{work.Variant(broken).key}*"))
+    assert len(list(tmp_path.glob("point-*.json"))) == 2
+    with pytest.raises(UsageError, match="no checkpoint could be measured: it is gone"):
+        course(tmp_path / "alone", broken)
+
+
+def test_a_training_that_has_diverged_is_not_said_to_copy_nothing(tmp_path):
+    found = course(tmp_path, NONE, Diverged("checkpoint-150", 150, None))
+    assert [point.step for point in found.points] == [0, 100]
+    assert any("checkpoint-150 was not measured: the model's output is not finite" in note for note in found.notes)
 
 
 def test_a_checkpoint_that_was_written_again_is_measured_again(tmp_path):
@@ -188,6 +234,14 @@ def test_pictures_of_one_caption_share_its_images(tmp_path):
     assert seen[0].copies == 24
 
 
+def test_held_out_pictures_of_the_caption_of_the_training_count(tmp_path):
+    # what comes back under the prompt is the picture that was held out, as exactly as that of the training
+    held_out = read_pictures([TRAINED[0]], ["a ring"])
+    found = course(tmp_path, COPIES, pictures=read_pictures(TRAINED[1:], ["a ring"] * 3), held_out=held_out)
+    assert found.start is None
+    assert found.points[1].others == 0
+
+
 def test_pictures_that_the_folder_holds_more_than_once_are_asked_about_first(tmp_path):
     names = [one.name for one in read_pictures(TRAINED, CAPTIONS)]
     found = course(tmp_path, NONE, most=2, duplicates=[[names[2], names[3]]])
@@ -197,10 +251,10 @@ def test_pictures_that_the_folder_holds_more_than_once_are_asked_about_first(tmp
 
 def test_captions_are_flagged_whose_scores_few_held_out_captions_reach(tmp_path):
     further = [f"a tree {number}" for number in range(19)]
-    made = Make(tmp_path, (COPIES,), {"further": further})()
-    groups = [{"score": score} for score in (20.0, 5.5, -1.0, 19.0, *range(19))]
-    assert made._flagged(groups) == pytest.approx(0.5)
-    assert math.isnan(made._flagged([{"score": None}] * 23))
+    groups = Make(tmp_path, (COPIES,), {"further": further})()._groups
+    found = [{"score": score} for score in (20.0, 5.5, -1.0, 19.0, *range(19))]
+    assert flagged(groups, found, 0.05) == pytest.approx(0.5)
+    assert math.isnan(flagged(groups, [{"score": None}] * 23, 0.05))
 
 
 def test_training_pictures_without_any_caption_are_refused(tmp_path):

@@ -51,8 +51,8 @@ _OF_THE_TRAINING = (
 
 Scalars = dict[str, float]
 """Values for a tracker of experiments: `copying/step`, of the checkpoint; `copying/copied`, the number of training
-pictures that come back, and that the base model does not return; `copying/pictures`, the number of those that were
-asked about; and `copying/share`, the former by the latter, in [0, 1]."""
+pictures that come back; `copying/pictures`, the number of those that were asked about; and `copying/share`, the
+former by the latter, in [0, 1]."""
 
 
 class CopyingMeter:

@@ -5,10 +5,11 @@ picture, though. Therefore an image is compared with a picture *relative to refe
 captions of the training, and the other training pictures. Pictures and images are compared at 64 × 64 pixels, as a
 whole and in nine overlapping quarters, because often a part alone is copied.
 
-By pixels the distance d is the tiled one of Carlini et al. (2023), `cryptomnesia.matching.distances`. With u the usual
-distance, the median of the references or of those under the picture's own caption, whichever is smaller, and r the
-smallest distance of a reference, the score is log(min(u/2, r)/d). So a copy is within half the usual distance, as in
-`cryptomnesia.matching.reproduction`, and nearer than every reference.
+By pixels the distance d is the tiled one of Carlini et al. (2023), `cryptomnesia.matching.distances`. With u the
+usual distance and r the smallest distance of a reference, the score is log(min(u/2, r)/d). The usual distance is the
+smallest of three medians: of all references, of those under the picture's own caption, and of the other training
+pictures. So a copy is within half the usual distance, as in `cryptomnesia.matching.reproduction`, and nearer than
+every reference.
 
 By edges the similarity e is the correlation of `cryptomnesia.matching.edges`, which recolouring and fading do not fool.
 With m the largest similarity of a reference, the score is (e − m)/(1 − m) − 1/3. So a copy closes a third of the gap
@@ -25,8 +26,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from cryptomnesia.finding.pictures import Picture
 from cryptomnesia.finding.restoring import ACROSS, HALF, PLAIN, SIDE, Gallery
 from cryptomnesia.matching.edges import correlation
 
@@ -65,13 +68,30 @@ class Original:
 
     Attributes:
         picture: a gallery of the one.
-        references: images that are no copies of it, at least one.
-        alike: which references were made under the picture's own caption, (n,) bool.
+        near: the largest distance of a copy, for every part, (parts,).
+        similar: the similarity of the most similar reference, for every part, (parts,).
     """
 
     picture: Gallery
-    references: Gallery
-    alike: np.ndarray
+    near: np.ndarray
+    similar: np.ndarray
+
+    @classmethod
+    def of(cls, picture: Gallery, others: Gallery, made: Gallery, alike: np.ndarray) -> "Original":
+        """A picture with its references.
+
+        Args:
+            picture: a gallery of the one.
+            others: other training pictures that are no copies of it.
+            made: images of the base model; there is at least one reference.
+            alike: which of these were made under the picture's caption, (n,) bool.
+        """
+        from_others, from_made = distances(picture, others), distances(picture, made)
+        found = np.concatenate([from_others, from_made])
+        medians = [np.median(some, axis=0) for some in (found, from_others, from_made[alike]) if len(some)]
+        near = np.maximum(np.minimum(HALF * np.min(medians, axis=0), found.min(axis=0)), _LEAST)
+        similar = np.concatenate([similarities(picture, others), similarities(picture, made)]).max(axis=0)
+        return cls(picture, near, similar)
 
     def nearness(self, images: Gallery) -> Nearness:
         """How near images are."""
@@ -86,25 +106,11 @@ class Original:
         )
 
     def _by_pixels(self, images: Gallery) -> np.ndarray:
-        return np.log(self._near / np.maximum(distances(self.picture, images), _LEAST))
+        return np.log(self.near / np.maximum(distances(self.picture, images), _LEAST))
 
     def _by_edges(self, images: Gallery) -> np.ndarray:
         found = similarities(self.picture, images)
-        return (found - self._similar) / np.maximum(1 - self._similar, _LEAST) - GAP
-
-    @cached_property
-    def _near(self) -> np.ndarray:
-        """The largest distance of a copy, for every part."""
-        found = distances(self.picture, self.references)
-        usual = np.median(found, axis=0)
-        if self.alike.any():
-            usual = np.minimum(usual, np.median(found[self.alike], axis=0))
-        return np.maximum(np.minimum(HALF * usual, found.min(axis=0)), _LEAST)
-
-    @cached_property
-    def _similar(self) -> np.ndarray:
-        """The similarity of the most similar reference, for every part."""
-        return similarities(self.picture, self.references).max(axis=0)
+        return (found - self.similar) / np.maximum(1 - self.similar, _LEAST) - GAP
 
     @cached_property
     def _seen(self) -> np.ndarray:
@@ -141,23 +147,36 @@ def originals(
         made: images that the base model made.
         made_under: their captions.
     """
-    found = []
+    found, every = [], Gallery.joined([pictures, others])
     for row, caption in enumerate(captions):
         picture = pictures.rows([row])
-        every = joined([pictures, others])
-        whole = distances(picture, joined([every, made]))[:, 0]
-        different = whole[: len(every.tiles)] > SAME * np.median(whole)
+        whole, from_made = distances(picture, every)[:, 0], distances(picture, made)[:, 0]
+        different = whole > SAME * np.median(np.concatenate([whole, from_made]))
         different[row] = False
-        references = joined([every.rows(np.flatnonzero(different).tolist()), made])
-        alike = np.array([False] * int(different.sum()) + [other == caption for other in made_under])
-        found.append(Original(picture, references, alike))
+        alike = np.array([other == caption for other in made_under], dtype=bool)
+        found.append(Original.of(picture, every.rows(np.flatnonzero(different).tolist()), made, alike))
     return found
 
 
-def joined(galleries: Sequence[Gallery]) -> Gallery:
-    """Several galleries as one."""
-    tiles: list[Tensor] = [gallery.tiles for gallery in galleries]
-    return Gallery(torch.cat(tiles), torch.cat([gallery.edges for gallery in galleries]))
+def gallery_of(pictures: Sequence[Picture], size: tuple[int, int]) -> Gallery:
+    """The gallery of pictures, fitted to the size of a model's images, height and width in pixels."""
+    return Gallery.of(np.stack([picture.fitted(*size) for picture in pictures]))
+
+
+def small(images: np.ndarray) -> np.ndarray:
+    """Images (n, H, W, 3) uint8 at the size at which they are compared, (n, SIDE, SIDE, 3) uint8."""
+    if images.shape[1:3] == (SIDE, SIDE):
+        return images
+    return np.stack([np.asarray(Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BOX)) for one in images])
+
+
+def spread(images: np.ndarray) -> float | None:
+    """The mean distance between images (n, H, W, 3) uint8 of one caption, None for fewer than two."""
+    if len(images) < 2:
+        return None
+    gallery = Gallery.of(images)
+    found = [distances(gallery.rows([row]), gallery)[row + 1 :, 0] for row in range(len(images) - 1)]
+    return float(np.concatenate(found).mean())
 
 
 def _tiles_of(part: tuple[int, int, int]) -> np.ndarray:

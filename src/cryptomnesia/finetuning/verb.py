@@ -1,5 +1,6 @@
 """The verb `finetune`: from which step on does a training return its own pictures?"""
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,12 @@ from cryptomnesia.finding.verb import Captions, without_copies
 from cryptomnesia.finetuning.checkpoints import Checkpoint, checkpoints_in, watching
 from cryptomnesia.finetuning.course import Course
 from cryptomnesia.finetuning.data import duplicates_of, notes_on, training_pictures
-from cryptomnesia.finetuning.work import Finetuning
+from cryptomnesia.finetuning.work import PROBLEM, Finetuning
 from cryptomnesia.parts import Progress, run
 from cryptomnesia.pipelines.loading import load_pipeline
 from cryptomnesia.pipelines.origins.options import SETTINGS, parse_options
 from cryptomnesia.pipelines.setup import Setup
-from cryptomnesia.places import place
+from cryptomnesia.places import names, place, read_text
 from cryptomnesia.prompts import captions_of
 from cryptomnesia.settings import FinetuneSettings
 
@@ -105,12 +106,29 @@ def finetune(
         )
         gpu = None if given.device is None else given.device.startswith("cuda")
         found = None
-        for several in _looks(Path(checkpoints), watch, stop):
-            found = run(making.on(several), folder, engine=engine, workers=workers, gpu=gpu, progress=progress)
+        looks = _looks(Path(checkpoints), watch, stop)
+        several: Sequence[Checkpoint] = ()
+        scales = given.scale if watch is None else ()
+        for several in looks:
+            forget_problems(folder)
+            work = making.on(several, scales)
+            found = run(work, folder, engine=engine, workers=workers, gpu=gpu, progress=progress)
+            updated(found)
+        if watch is not None and given.scale and several:
+            # of the last checkpoint alone, and which that is shows at the end
+            work = making.on(several, given.scale)
+            found = run(work, folder, engine=engine, workers=workers, gpu=gpu, progress=progress)
             updated(found)
         if found is None:
             raise UsageError(f"no checkpoint appeared in {checkpoints}; give the folder that the training writes to")
         return found
+
+
+def forget_problems(folder: Path) -> None:
+    """Remove what is written in the place of parts that could not be measured, so that they are tried again."""
+    for name in names(folder, ".json"):
+        if name.startswith("point-") and PROBLEM in json.loads(read_text(folder / name)):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _looks(folder: Path, watch: float | None, stop: Callable[[], bool]) -> Iterator[list[Checkpoint]]:
@@ -135,6 +153,7 @@ class Making:
         notes: on them, in sentences.
         folder: of the run.
         checkpoints: by step.
+        scales: of the LoRA of the last checkpoint.
     """
 
     settings: FinetuneSettings
@@ -146,10 +165,11 @@ class Making:
     notes: Sequence[str]
     folder: Path
     checkpoints: Sequence[Checkpoint] = ()
+    scales: Sequence[float] = ()
 
-    def on(self, checkpoints: Sequence[Checkpoint]) -> "Making":
-        """The same with other checkpoints."""
-        return replace(self, checkpoints=checkpoints)
+    def on(self, checkpoints: Sequence[Checkpoint], scales: Sequence[float]) -> "Making":
+        """The same with other checkpoints, and scales of the LoRA of the last one."""
+        return replace(self, checkpoints=checkpoints, scales=scales)
 
     def __call__(self) -> Finetuning:
         """The work, with the loaded base model."""
@@ -179,7 +199,7 @@ class Making:
             folder=self.folder,
             images=settings.images,
             most=settings.most,
-            scales=settings.scale,
+            scales=self.scales,
             alpha=settings.alpha,
             seed=settings.seed,
             thumbnails=settings.thumbnails,

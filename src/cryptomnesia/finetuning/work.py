@@ -26,10 +26,12 @@ from cryptomnesia.errors import UsageError
 from cryptomnesia.files import load_checked, save_checked, write_whole
 from cryptomnesia.finding.measuring import Measure, check_findable
 from cryptomnesia.finding.pictures import Picture
-from cryptomnesia.finding.restoring import SIDE, Gallery
+from cryptomnesia.finding.restoring import Gallery
+from cryptomnesia.finetuning.asking import Group, Variant, grouped
 from cryptomnesia.finetuning.bases import check_same_base
 from cryptomnesia.finetuning.checkpoints import Checkpoint
-from cryptomnesia.finetuning.comparing import Nearness, Original, distances, originals
+from cryptomnesia.finetuning.comparing import Nearness, Original, gallery_of, originals, small, spread
+from cryptomnesia.finetuning.concluding import nearest_of, point_of, remaining
 from cryptomnesia.finetuning.course import FILE, Course, Point, Seen
 from cryptomnesia.images import heat, pixels, png
 from cryptomnesia.localizers.base import Localizer
@@ -40,7 +42,7 @@ from cryptomnesia.parts import InParts, Report, Stage
 from cryptomnesia.pipelines.fingerprint import weights_digest
 from cryptomnesia.pipelines.setup import Setup
 from cryptomnesia.places import exists, read_text
-from cryptomnesia.statistics import conformal_p_values, needed_null
+from cryptomnesia.statistics import needed_null
 from cryptomnesia.tracing.generation import check_call, generate
 
 BASE = "base model"
@@ -64,44 +66,14 @@ MAPS: Mapping[Localizer, str] = {
 }
 """The maps of copies against the base as the less-trained model (arXiv:2605.26756) → parts of their files' names."""
 
+PROBLEM = "problem"
+"""Key of what is written in the place of a part of a checkpoint that could not be measured: why, in words."""
+
 LOWEST = -99.0
 """What is kept of a lower score, -∞ for instance, which JSON does not have."""
 
 KIND = "finetune part"
 """Kind of the files of parts of the base."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """A caption and the pictures that have it.
-
-    Attributes:
-        caption: "" for a model without captions.
-        rows: numbers of the pictures, among those of the training or those that were held out.
-        trained: whether they are pictures of the training.
-    """
-
-    caption: str
-    rows: Sequence[int]
-    trained: bool
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What is measured: a checkpoint, and the scale of its LoRA."""
-
-    checkpoint: Checkpoint
-    scale: float = 1.0
-
-    @property
-    def key(self) -> str:
-        """The beginning of the names of its files."""
-        return sha256(f"{self.checkpoint.digest} {self.scale}".encode()).hexdigest()[:16]
-
-    @property
-    def name(self) -> str:
-        """As the progress bar calls it."""
-        return self.checkpoint.name if self.scale == 1 else f"{self.checkpoint.name} at scale {self.scale:g}"
 
 
 @dataclass(kw_only=True)
@@ -155,6 +127,11 @@ class Finetuning(InParts[Course]):
         """
         check_call(self.base)
         check_findable(self.base)
+        if not self._captioned and not self.held_out:
+            raise UsageError(
+                "the model reads no captions, so each of its images may come near to any picture by chance; give "
+                "pictures that the training does not see (--held-out)"
+            )
         if self._captioned:
             for pictures, what in ((self.pictures, "training pictures"), (self.held_out, "held-out pictures")):
                 if pictures and not any(picture.caption for picture in pictures):
@@ -197,20 +174,37 @@ class Finetuning(InParts[Course]):
             self._part_of_base(stage.files[number], groups, report)
         else:
             variant = next(one for one in self._variants if one.name == stage.name)
-            write_whole(stage.files[number], json.dumps(self._part_of(variant, groups, report)) + "\n")
+            try:
+                found = self._part_of(variant, groups, report)
+            # one checkpoint that cannot be loaded does not stop the others
+            except UsageError as error:
+                found = {PROBLEM: str(error)}
+            write_whole(stage.files[number], json.dumps(found) + "\n")
 
     def result(self) -> Course:
         """The course of the training, which is also written to the folder."""
-        points = [self._point(variant) for variant in self._variants if variant.scale == 1]
-        # trainers remove checkpoints; what was measured of them stays
-        measured = {(point.name, point.step) for point in points}
-        earlier = Course.load(self.folder).points[1:] if exists(self.folder / FILE) else ()
-        points += [point for point in earlier if (point.name, point.step) not in measured]
-        points.sort(key=lambda point: point.step)
-        scales = [self._point(variant) for variant in self._variants if variant.scale != 1]
+        problems = {variant: why for variant in self._variants if (why := self._problem(variant))}
+        measured = [variant for variant in self._variants if variant not in problems]
+        if problems and not measured:
+            raise UsageError(f"no checkpoint could be measured: {next(iter(problems.values()))}")
+        notes = [f"{variant.name} was not measured: {why}" for variant, why in problems.items()]
+        points = [self._point(variant) for variant in measured if variant.scale == 1]
+        scales = [self._point(variant) for variant in measured if variant.scale != 1]
         if scales:
-            full = next(point for point in points if point.name == scales[0].name)
-            scales = sorted([*scales, full], key=lambda point: point.scale)
+            scales += [point for point in points if point.name == scales[0].name]
+            scales.sort(key=lambda point: point.scale)
+        elif self.scales and measured:
+            notes.append(f"{measured[-1].name} is no LoRA, so it has no scale")
+        earlier = Course.load(self.folder) if exists(self.folder / FILE) else None
+        if earlier is not None:
+            kept, dropped = remaining(earlier.points[1:], points)
+            points = sorted([*points, *kept], key=lambda point: point.step)
+            scales = scales or [point for point in earlier.scales if point.digest in {one.digest for one in points}]
+            if kept:
+                names = ", ".join(point.name for point in kept)
+                notes.append(f"not in the folder any more, as measured before: {names}")
+            if dropped:
+                notes.append("the folder of this run held another training, whose checkpoints are left out")
         names = [self.pictures[row].name for row in self._asked]
         found = Course(
             about={key: value for key, value in self.settings.items() if key not in ("pictures", "held_out")},
@@ -220,7 +214,7 @@ class Finetuning(InParts[Course]):
             scales=scales,
             alpha=self.alpha,
             duplicates=self.duplicates,
-            notes=self._notes,
+            notes=[*self._notes, *notes],
         )
         found.save(self.folder)
         return found
@@ -245,19 +239,23 @@ class Finetuning(InParts[Course]):
     def _controls(self) -> list[Picture]:
         """The held-out pictures that are asked about."""
         kept = [picture for picture in self.held_out if picture.caption or not self._captioned]
-        return kept[: self.most]
+        order = np.random.default_rng(self.seed).permutation(len(kept)).tolist()
+        return [kept[place] for place in sorted(order[: self.most])]
 
     @cached_property
     def _groups(self) -> list[Group]:
         """The captions, first those of the training."""
-        trained = _grouped([self._caption(self.pictures[row]) for row in self._asked], trained=True)
-        others = _grouped([self._caption(picture) for picture in self._controls], trained=False)
+        trained = grouped([self._caption(self.pictures[row]) for row in self._asked], trained=True)
+        others = grouped([self._caption(picture) for picture in self._controls], trained=False)
         known = {group.caption for group in (*trained, *others)}
         if not self._captioned:
             # the images of a model without captions are the same for all pictures
             return trained + others
-        others = [group for group in others if group.caption not in {one.caption for one in trained}]
         return [*trained, *others, *(Group(caption, (), False) for caption in self.further if caption not in known)]
+
+    @cached_property
+    def _trained_captions(self) -> set[str]:
+        return {group.caption for group in self._groups if group.trained}
 
     def _caption(self, picture: Picture) -> str:
         return picture.caption if self._captioned else ""
@@ -373,7 +371,10 @@ class Finetuning(InParts[Course]):
                 made[number] = np.concatenate([made[number], images])
                 found[number] = self._nearness(groups[number], made[number])
         pictures = [self._picture(group, row) for group in groups for row in group.rows]
-        errors = iter(self._errors(setup, pictures).tolist() if pictures else ())
+        measured = self._errors(setup, pictures) if pictures else torch.zeros(0)
+        if not measured.isfinite().all():
+            raise UsageError("the model's output is not finite; the training has diverged, or needs another dtype")
+        errors = iter(measured.tolist())
         values = []
         for group, images, nearness, one, score in zip(groups, made, found, spreads, scores, strict=True):
             values.append(
@@ -382,7 +383,7 @@ class Finetuning(InParts[Course]):
                         self._values(variant, group, row, images, near, next(errors))
                         for row, near in zip(group.rows, nearness, strict=True)
                     ],
-                    "elsewhere": [] if group.trained or not self._captioned else self._nearest_of_any(images),
+                    "elsewhere": self._nearest_of_any(images) if group.caption not in self._trained_captions else [],
                     "spread": one,
                     "score": float(np.mean(score)) if score else None,
                 }
@@ -464,6 +465,11 @@ class Finetuning(InParts[Course]):
     # what the base makes
 
     @cached_property
+    def _size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return Measure(self.base).size
+
+    @cached_property
     def _base_parts(self) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
         return [load_checked(file, KIND, 1) for file in self._stage(None).files]
 
@@ -505,8 +511,9 @@ class Finetuning(InParts[Course]):
         asked = [self.pictures[row] for row in self._asked]
         rest = [picture for row, picture in enumerate(self.pictures) if row not in set(self._asked)][:REFERENCES]
         captions = [self._caption(picture) for picture in asked]
-        others = _gallery(rest) if rest else _gallery(asked).rows([])
-        return originals(_gallery(asked), captions, others, self._base_gallery, self._made_under)
+        shown = gallery_of(asked, self._size)
+        others = gallery_of(rest, self._size) if rest else shown.rows([])
+        return originals(shown, captions, others, self._base_gallery, self._made_under)
 
     @cached_property
     def _control_originals(self) -> list[Original]:
@@ -514,82 +521,23 @@ class Finetuning(InParts[Course]):
         if not self._controls:
             return []
         captions = [self._caption(picture) for picture in self._controls]
-        asked = _gallery([self.pictures[row] for row in self._asked])
-        return originals(_gallery(self._controls), captions, asked, self._base_gallery, self._made_under)
+        asked = gallery_of([self.pictures[row] for row in self._asked], self._size)
+        return originals(gallery_of(self._controls, self._size), captions, asked, self._base_gallery, self._made_under)
 
     # the result
 
+    def _kept(self, variant: Variant) -> list[dict[str, Any]]:
+        """What is kept of all parts of a checkpoint."""
+        return [json.loads(read_text(file)) for file in self._stage(variant).files]
+
+    def _problem(self, variant: Variant) -> str:
+        """Why a checkpoint could not be measured, "" if it was."""
+        return next((part[PROBLEM] for part in self._kept(variant) if PROBLEM in part), "")
+
     def _point(self, variant: Variant) -> Point:
         """What was measured of a checkpoint."""
-        parts = [json.loads(read_text(file)) for file in self._stage(variant).files]
-        groups = [group for part in parts for group in part["groups"]]
-        pictures = [picture for group in groups for picture in group["pictures"]]
-        controls = [picture for picture in pictures if not picture["trained"]]
-        # an image of a held-out picture is no copy, so nothing up to its score is one, as a whole or in a quarter
-        least = np.max([[0.0, 0.0], *(score for picture in controls for score in picture["scores"])], axis=0)
-        learnt = torch.tensor([picture["learnt"] for picture in controls], dtype=torch.float64)
-        known = {picture["row"]: picture for picture in pictures if picture["trained"]}
-        shared = {row: len(group.rows) for group in self._groups if group.trained for row in group.rows}
-        seen = [self._seen(known[row], least, learnt, shared[row]) for row in range(len(self._asked))]
-        ratios = [
-            group["spread"] / before
-            for group, before in zip(groups, self._base_spreads, strict=True)
-            if before is not None and before > 0 and group["spread"] is not None
-        ]
-        return Point(
-            name=variant.checkpoint.name,
-            step=variant.checkpoint.step,
-            scale=variant.scale,
-            digest=variant.checkpoint.digest,
-            seen=seen,
-            others=sum(len(group["elsewhere"]) for group in groups),
-            elsewhere=sum(int(score > least[0]) for group in groups for score in group["elsewhere"]),
-            diversity=float(np.mean(ratios)) if ratios else math.nan,
-            flagged=self._flagged(groups),
-        )
-
-    def _seen(self, found: dict[str, Any], least: np.ndarray, learnt: Tensor, shared: int) -> Seen:
-        """What was seen of a picture.
-
-        Args:
-            found: what is kept of it.
-            least: the largest scores that no copy has, of the whole and of a quarter, (2,).
-            learnt: by how much held-out pictures were learnt.
-            shared: number of pictures with its caption.
-        """
-        scores = np.array(found["scores"]) - least
-        copies, nearest = int((scores > 0).any(axis=1).sum()), nearest_of(scores)
-        # of several pictures under one caption each comes back now and then
-        needed = max(2, math.ceil(len(scores) / (2 * shared))) if shared > 1 else max(1, len(scores) / 2)
-        p_value = math.nan
-        if len(learnt) >= needed_null(self.alpha):
-            p_value = float(conformal_p_values(torch.tensor([found["learnt"]], dtype=torch.float64), learnt)[0])
-        whole = scores[nearest, 0] > 0 or scores[nearest, 0] >= scores[nearest, 1]
-        kept = copies > 0 and found["seed"] == self.seed + nearest
-        return Seen(
-            images=len(scores),
-            copies=copies,
-            copied=bool(copies >= needed),
-            score=float(scores[nearest, 0 if whole else 1]),
-            by=found["by"][nearest] if whole else "both",
-            part=(0.0, 0.0, 1.0, 1.0) if whole else tuple(found["quarters"][nearest]),
-            learnt=found["learnt"],
-            p_value=p_value,
-            seed=self.seed + nearest,
-            file=found["file"] if kept else "",
-            maps=found["maps"] if kept else {},
-        )
-
-    def _flagged(self, groups: Sequence[dict[str, Any]]) -> float:
-        """The share of the training captions that the detector flags, NaN where it was not asked."""
-        scores = {trained: [] for trained in (True, False)}
-        for one, group in zip(self._groups, groups, strict=True):
-            if group["score"] is not None:
-                scores[one.trained].append(group["score"])
-        if not scores[True] or not scores[False]:
-            return math.nan
-        mine, others = (torch.tensor(scores[trained], dtype=torch.float64) for trained in (True, False))
-        return float((conformal_p_values(mine, others) <= self.alpha).double().mean())
+        found = [group for part in self._kept(variant) for group in part["groups"]]
+        return point_of(variant, self._groups, found, self._base_spreads, alpha=self.alpha, seed=self.seed)
 
     @cached_property
     def _base_spreads(self) -> list[float | None]:
@@ -628,39 +576,3 @@ class Finetuning(InParts[Course]):
 def _beside(file: str, what: str) -> str:
     """The name of the file of something that belongs to an image."""
     return f"{file.removesuffix('.png')}.{what}.png"
-
-
-def _grouped(captions: Sequence[str], *, trained: bool) -> list[Group]:
-    """The captions with the numbers of the pictures that have them."""
-    rows: dict[str, list[int]] = {}
-    for row, caption in enumerate(captions):
-        rows.setdefault(caption, []).append(row)
-    return [Group(caption, numbers, trained) for caption, numbers in rows.items()]
-
-
-def _gallery(pictures: Sequence[Picture]) -> Gallery:
-    """The gallery of pictures."""
-    return Gallery.of(np.stack([picture.fitted(SIDE, SIDE) for picture in pictures]))
-
-
-def nearest_of(scores: np.ndarray) -> int:
-    """The number of the image that shows a copy best, by scores (n, 2): as a whole, if one is a copy as a whole."""
-    return int(scores[:, 0].argmax() if (scores[:, 0] > 0).any() else scores.max(axis=1).argmax())
-
-
-def small(images: np.ndarray) -> np.ndarray:
-    """Images (n, H, W, 3) uint8 at the size at which they are compared, (n, SIDE, SIDE, 3) uint8."""
-    from PIL import Image
-
-    if images.shape[1:3] == (SIDE, SIDE):
-        return images
-    return np.stack([np.asarray(Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BOX)) for one in images])
-
-
-def spread(images: np.ndarray) -> float | None:
-    """The mean distance between images (n, H, W, 3) uint8 of one caption, None for fewer than two."""
-    if len(images) < 2:
-        return None
-    gallery = Gallery.of(images)
-    found = [distances(gallery.rows([row]), gallery)[row + 1 :, 0] for row in range(len(images) - 1)]
-    return float(np.concatenate(found).mean())

@@ -50,9 +50,8 @@ def what_helps(course: "Course") -> list[str]:
     helps, before, scale = [], course.before, course.highest_scale
     if before is not None and before is not course.points[0]:
         helps.append(f"Fewer steps: {before.name} (step {before.step:,}) copies no picture.")
-    if scale is not None and scale.scale > 0:
-        last = course.points[-1].name
-        helps.append(f"A lower LoRA scale: at {number(scale.scale)}, {last} copies no picture.")
+    if scale is not None and 0 < scale.scale < 1:
+        helps.append(f"A lower LoRA scale: at {number(scale.scale)}, {scale.name} copies no picture.")
     elif tried := [point.scale for point in course.scales if point.scale > 0]:
         lowest = f"the last checkpoint still copies at {number(tried[0])}, the lowest that was tried"
         helps.append(f"A lower LoRA scale does not help: {lowest}.")
