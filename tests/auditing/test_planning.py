@@ -170,7 +170,7 @@ def test_names_that_neither_an_audit_nor_the_pipeline_knows_are_refused_with_bot
     assert message.startswith(
         "got the unknown setting guidance_rescal (did you mean guidance_rescale?), true_cfg_scale"
     )
-    assert "known are the settings model, steps, " in message
+    assert "known are the settings steps, guidance, " in message
     assert "arguments of a StableDiffusionPipeline's call clip_skip, " in message
     assert refused(steps=4, num_inference_steps=4).startswith("got both steps and num_inference_steps, which are the")
     assert "which the library gives for every image" in refused(output_type="np")

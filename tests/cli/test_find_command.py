@@ -71,7 +71,7 @@ def test_without_controls_the_exit_code_is_3(find):
 
 def answer(verdict):
     empty = np.zeros((2, 2))
-    return Answer("a.png", "0" * 64, "", verdict, 0.5, {}, {}, "", "whole", 0.0, 1.0, 0.0, empty, empty > 0, {})
+    return Answer("a.png", "0" * 64, "", verdict, 0.5, {}, {}, "", "whole", 1.0, 0.0, 1.0, 0.0, empty, empty > 0, {})
 
 
 @pytest.mark.parametrize(
@@ -137,12 +137,13 @@ def test_pictures_are_shown_only_if_that_is_asked_for(find, folder, monkeypatch)
     find("-o", "with", "--thumbnails")
     for name in (path.name for path in (folder / "without").glob("picture-*.html")):
         without, shown = ((folder / one / name).read_text(encoding="utf-8") for one in ("without", "with"))
-        assert without.count("<img") == 2
+        # the map, the mask and the map of the critical scale
+        assert without.count("<img") == 3
         assert "not kept" in without
         assert "Pictures are kept with <code>--thumbnails</code> only" in without
         # the picture itself, and what comes back of it
-        assert shown.count("<img") == 2 + shown.count("<figure") - 2
-        assert shown.count("<img") >= 4
+        assert shown.count("<img") == shown.count("<figure")
+        assert shown.count("<img") >= 5
         assert "not kept" not in shown
 
 

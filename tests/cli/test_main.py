@@ -10,7 +10,7 @@ import pytest
 
 from cryptomnesia import __version__, cli
 
-VERBS = ["detect", "localize", "guard", "audit", "calibrate", "match", "find"]
+VERBS = ["detect", "localize", "guard", "audit", "calibrate", "match", "find", "finetune"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["detect", "--help"], ["guard", "--help"]])
@@ -45,7 +45,17 @@ def test_the_help_lists_the_verbs_first(cryptomnesia):
         return [line.split()[0] for line in lines]
 
     assert names(first) == VERBS
-    assert names(others) == ["compare", "demo", "methods", "report", "rescore", "bench", "index", "proving-ground"]
+    assert names(others) == [
+        "compare",
+        "demo",
+        "methods",
+        "report",
+        "rescore",
+        "bench",
+        "canaries",
+        "index",
+        "proving-ground",
+    ]
 
 
 def test_every_command_says_what_it_does_in_a_sentence(cryptomnesia):

@@ -26,7 +26,7 @@ def seen(copied):
     return {"images": 2, "copies": 2 * copied, "copied": copied, "score": 0.5, "by": "pixels", "part": [0, 0, 1, 1],
             "learnt": 0.1, "p_value": None}
 points = [{"name": f"checkpoint-{step}", "step": step, "scale": 1, "digest": "", "diversity": None, "flagged": None,
-           "seen": [seen(True), seen(step >= copying)]} for step in (0, *steps)]
+           "seen": [seen(False), seen(step >= copying)]} for step in (0, *steps)]
 output.mkdir(exist_ok=True)
 with (output / "runs.jsonl").open("a") as file:
     print(json.dumps([steps, os.nice(0), os.environ.get("RANK")]), file=file)
@@ -35,7 +35,7 @@ found = {"about": {}, "pictures": ["a", "b"], "sha256": ["", ""], "alpha": 0.05,
 (output / "finetune.json").write_text(json.dumps(found))
 sys.exit(steps[-1] >= copying)
 """
-"""Stands for `finetune`: of two pictures the base returns the first one, and checkpoints from a step on both."""
+"""Stands for `finetune`: checkpoints return the second of two pictures from a step on."""
 
 EMPTY = """
 import sys
@@ -110,7 +110,12 @@ def test_the_process_finds_what_this_process_finds(trained):
     here.saved(12)
     assert torch.equal(torch.rand(2), expected)
     assert here.finish() is here.course
-    assert here.course.to_json() == found.to_json()
+    # with another number of threads the last digits are others
+    for one, other in zip(here.course.points, found.points, strict=True):
+        assert (one.name, one.step, one.digest, one.copied) == (other.name, other.step, other.digest, other.copied)
+        for mine, its in zip(one.seen, other.seen, strict=True):
+            assert (mine.images, mine.seed) == (its.images, its.seed)
+            assert mine.learnt == pytest.approx(its.learnt, abs=1e-4)
 
 
 def test_every_setting_is_a_flag_of_the_command(trained, cryptomnesia):
@@ -159,7 +164,7 @@ def test_what_is_saved_during_a_measurement_is_measured_after_it(trained, monkey
     assert not standing.copying
 
 
-def test_what_the_base_returns_is_not_counted(trained, caplog):
+def test_a_start_and_every_checkpoint_are_told_once(trained, caplog):
     logged = []
     standing = meter(Standing, trained, log=lambda values, step: logged.append((step, values)))
     for step in (200, 300):
