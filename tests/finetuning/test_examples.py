@@ -129,6 +129,9 @@ def test_a_model_without_text_is_trained_further(training):
     ran([*command, "--output", "first", "--steps", 1, "--size", 16], training)
     ran([*command, "--output", "mine", "--steps", 4, "--every", 2, "--base", "first/final"], training)
     assert [(one.step, one.kind) for one in checkpoints_in(training / "mine")] == [(2, "pipeline"), (4, "pipeline")]
+    (training / "never-shown").mkdir()
+    noise = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(training / "never-shown" / "0.png")
     command = [sys.executable, "-m", "cryptomnesia", "finetune", "mine", "--base", "first/final"]
-    ran([*command, "--data", "pictures", "--steps", 2, "-o", "course"], training)
+    ran([*command, "--data", "pictures", "--held-out", "never-shown", "--steps", 2, "-o", "course"], training)
     assert steps_of(training / "course") == [0, 2, 4]
