@@ -34,6 +34,15 @@ Engine = Annotated[
     ),
 ]
 
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes that share the work: 1 on this machine, and on Ray one for every GPU, or every core without "
+        "GPUs, unless given.",
+    ),
+]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cryptomnesia.cli.common import AsJson, Engine, app, check_folder
+from cryptomnesia.cli.common import AsJson, Engine, Workers, app, check_folder
 from cryptomnesia.cli.options import path_or_url, settings_flags
 from cryptomnesia.report.console import print_found, progress_bar
 from cryptomnesia.settings import FindSettings
@@ -26,14 +26,7 @@ def find(
             "picture. If it holds a stopped search, that one goes on.",
         ),
     ] = Path("found"),
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Processes that share the work: 1 on this machine, and on Ray one for every GPU, or every core "
-            "without GPUs, unless given.",
-        ),
-    ] = None,
+    workers: Workers = None,
     engine: Engine = "local",
     as_json: AsJson = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cryptomnesia.cli.common import AsJson, Engine, app, check_folder
+from cryptomnesia.cli.common import AsJson, Engine, Workers, app, check_folder
 from cryptomnesia.cli.options import path_or_url, settings_flags
 from cryptomnesia.errors import UsageError
 from cryptomnesia.report.console import print_course, progress_bar
@@ -31,14 +31,7 @@ def finetune(
         bool, typer.Option(help="Follow a training that is still running: measure every checkpoint as it is written.")
     ] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the folder with --watch.")] = 30.0,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Processes that share the work: 1 on this machine, and on Ray one for every GPU, or every core "
-            "without GPUs, unless given.",
-        ),
-    ] = None,
+    workers: Workers = None,
     engine: Engine = "local",
     as_json: AsJson = False,
 ) -> None:

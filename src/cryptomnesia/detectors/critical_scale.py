@@ -124,9 +124,9 @@ class CriticalScale(Measured):
             for _ in range(self.iterations):
                 if not len(rows):
                     break
-                some = input_rows(inputs, rows.tolist())
-                x = wide(denoiser((level.alpha * x).to(dtype), level, some).x0)
-                kept[rows] &= over_channels((x - picture[rows]) ** 2, some) <= size[rows]
+                conditioning = input_rows(inputs, rows.tolist())
+                x = wide(denoiser((level.alpha * x).to(dtype), level, conditioning).x0)
+                kept[rows] &= over_channels((x - picture[rows]) ** 2, conditioning) <= size[rows]
                 going = kept[rows].flatten(1).any(dim=1)
                 rows, x = rows[going], x[going]
             found[kept] = scale

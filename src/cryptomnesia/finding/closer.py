@@ -123,8 +123,8 @@ class Closer:
         }
         if "other" in conditions:
             found["scale/other"][[not text for text in captions["other"]]] = torch.nan
-        own = conditions.get("own", conditions["none"])
-        return {**found, "scale map": SCALE.local(clean.float(), local, denoiser, own, clean.dtype).float()}
+        captioned = conditions.get("own", conditions["none"])
+        return {**found, "scale map": SCALE.local(clean.float(), local, denoiser, captioned, clean.dtype).float()}
 
     @torch.no_grad()
     def _curvatures(self, clean: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:

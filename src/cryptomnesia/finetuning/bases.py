@@ -75,17 +75,17 @@ def likeness(weights: dict[str, Tensor], others: dict[str, Tensor]) -> float:
 def warn_of_another_base(file: Path, pipe: Any) -> None:
     """Warn of a LoRA that says that it was trained on another kind of model than this one."""
     try:
-        said = header_of(file).metadata.get("ss_base_model_version", "")
+        version = header_of(file).metadata.get("ss_base_model_version", "")
     except UnfinishedError:
         return
-    expected = next((kind for start, kind in _ARCHITECTURES.items() if said.startswith(start)), None)
+    expected = next((kind for start, kind in _ARCHITECTURES.items() if version.startswith(start)), None)
     if expected is None:
         return
     kind = type(pipe).__name__
     stem = max((name for name in _ARCHITECTURES.values() if kind.startswith(name)), key=len, default=kind)
-    velocity = said.startswith("sd_v") and said.endswith("_v")
+    velocity = version.startswith("sd_v") and version.endswith("_v")
     if stem != expected or (velocity and family_of(pipe).kind == "epsilon"):
-        logger.warning("%s says that it was trained on %s, and the base is a %s", file.name, said, kind)
+        logger.warning("%s says that it was trained on %s, and the base is a %s", file.name, version, kind)
 
 
 def _weights(pipe: Any) -> dict[str, Tensor]:

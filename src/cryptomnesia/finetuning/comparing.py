@@ -88,7 +88,7 @@ class Original:
         """
         from_others, from_made = distances(picture, others), distances(picture, made)
         found = np.concatenate([from_others, from_made])
-        medians = [np.median(some, axis=0) for some in (found, from_others, from_made[alike]) if len(some)]
+        medians = [np.median(rows, axis=0) for rows in (found, from_others, from_made[alike]) if len(rows)]
         near = np.maximum(np.minimum(HALF * np.min(medians, axis=0), found.min(axis=0)), _LEAST)
         similar = np.concatenate([similarities(picture, others), similarities(picture, made)]).max(axis=0)
         return cls(picture, near, similar)

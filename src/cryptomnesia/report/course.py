@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def page(course: "Course") -> str:
-    """The page."""
+    """The page of a course as one HTML document, which shows files beside it."""
     harmless = not any(point.copied for point in course.scales)
     cards = [_card(course, picture, point) for picture, point in copied_pictures(course)]
     copied = {card["number"] for card in cards}

@@ -90,5 +90,7 @@ def round_values(low: float, high: float, most: int = 6) -> list[float]:
     raw = max(high - low, 1e-9) / (most - 1)
     power = 10 ** math.floor(math.log10(raw))
     # a little slack: 0.2 · 5 is not below 1 for a computer
-    apart = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
-    return [place * apart for place in range(math.ceil(low / apart - 1e-9), math.floor(high / apart + 1e-9) + 1)]
+    distance = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    return [
+        place * distance for place in range(math.ceil(low / distance - 1e-9), math.floor(high / distance + 1e-9) + 1)
+    ]

@@ -90,7 +90,7 @@ def measure_canaries(
         raise NotFiniteError("the model's output on pictures is not finite; check the weights and the dtype")
     lost = int((~np.isfinite(scores)).sum() + len(null) - len(finite))
     scores[~np.isfinite(scores)] = np.nan
-    each = exposed([one.caption for one in canaries], [one.repetitions for one in canaries], scores, finite)
+    exposures = exposed([one.caption for one in canaries], [one.repetitions for one in canaries], scores, finite)
     measured = DoseResponse(
         about={
             "model": given.model or type(setup.pipe).__name__,
@@ -102,7 +102,7 @@ def measure_canaries(
             "share": manifest.share,
             "versions": {name: version(name) for name in ("cryptomnesia", "torch", "diffusers", "transformers")},
         },
-        doses=doses(each, scores, finite, given.alpha),
+        doses=doses(exposures, scores, finite, given.alpha),
         reserve=len(finite),
         alpha=given.alpha,
         notes=[f"left out {lost} pictures on which the model's output is not finite"] if lost else [],

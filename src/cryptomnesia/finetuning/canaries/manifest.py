@@ -92,7 +92,7 @@ class Manifest:
         return (file for canary in self.canaries for file in canary.files)
 
     def never_added(self) -> list[Canary]:
-        """The reserve."""
+        """Pictures like the canaries that no training was given, in their order; they are drawn anew from the seed."""
         return [Canary(one, 0, drawing.caption(self.seed, "reserve", one)) for one in range(self.reserve)]
 
     def write(self, folder: Path, state: State) -> "Manifest":
